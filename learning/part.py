@@ -1,0 +1,58 @@
+"""Which piece of the model a device holds, trains and is sent: pure data, in the names of the full model.
+
+The five methods are settings of one part: EcoFed and split learning hold the first blocks (``blocks``), with a frozen
+trunk (``trained``) that the device already has (``cached``); REFT narrows them (``width``, ``index_map``); ProFL trains
+one block behind a frozen prefix (``trained``) with proxies in place of what follows (``auxiliaries``, ``head``).
+"""
+
+import hashlib
+
+import msgspec
+
+from .structure import ModelSpec, TensorSpec
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """One device's piece of the model.
+
+    ``blocks``: held, in model order. ``trained``: the subset that is trained; the rest is frozen and is not averaged.
+    ``cached``: (block, content hash) pairs the device is known to hold; they are not sent, and the device checks the hash.
+    ``width`` and ``index_map``: fraction of channels, and hash of the map that says which; 1 and "" mean all.
+    ``head``: name of an auxiliary head in place of the model's own; "" means the model's own. ``auxiliaries``: proxies and
+    heads trained along with the part, by their names in the server's ``auxiliaries`` section.
+    """
+
+    blocks: tuple[str, ...]
+    trained: tuple[str, ...]
+    cached: tuple[tuple[str, str], ...] = ()
+    width: float = 1.0
+    index_map: str = ""
+    head: str = ""
+    auxiliaries: tuple[str, ...] = ()
+
+    @property
+    def sent(self) -> tuple[str, ...]:
+        """Blocks whose tensors travel down: those held and not cached."""
+        cached = {name for name, _ in self.cached}
+        return tuple(name for name in self.blocks if name not in cached)
+
+    @property
+    def key(self) -> str:
+        """Hash of all fields: two parts with one key are the same piece."""
+        return hashlib.blake2b(msgspec.msgpack.encode(self), digest_size=8).hexdigest()
+
+
+def whole(spec: ModelSpec) -> Part:
+    """The identity part: every block held, trained and sent."""
+    return Part(blocks=spec.block_names, trained=spec.block_names)
+
+
+def down_tensors(spec: ModelSpec, part: Part) -> tuple[TensorSpec, ...]:
+    """Tensors that travel to the device, in model order. Counters never travel."""
+    return tuple(t for t in spec.tensors_of(part.sent) if t.role != "counter")
+
+
+def up_tensors(spec: ModelSpec, part: Part, *, statistics: bool) -> tuple[TensorSpec, ...]:
+    """Tensors that come back: those the part trains, with the running statistics when ``statistics``."""
+    unwanted = {"counter"} if statistics else {"counter", "statistic"}
+    return tuple(t for t in spec.tensors_of(part.trained) if t.role not in unwanted)

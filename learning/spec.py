@@ -1,0 +1,68 @@
+"""How a device trains, as plain data: what a plan carries and what a user writes under ``training:``. No torch here."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+CountOrZero = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A named thing with keyword arguments: a built-in name, or the user's own as ``module:function``."""
+
+    name: str
+    kwargs: dict[str, Any] = {}
+
+
+class Optimiser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The device's optimiser. ``proximal`` is FedProx's mu (Li et al., MLSys 2020, arXiv 1812.06127, eq. 2).
+
+    ``clip_norm`` bounds the global gradient norm. State starts empty at every plan: devices have no memory.
+    """
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: NonNegative = 0.05
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegative = 0.0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    epsilon: Positive = 1e-8
+    clip_norm: Positive | None = None
+    proximal: NonNegative = 0.0
+
+
+class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One device's local training: loss, optimiser, amount and precision.
+
+    ``epochs`` passes over the local data, or exactly ``steps`` optimiser steps when given. ``accumulation`` splits each
+    batch into that many micro-batches, to bound memory. ``precision`` "bf16" is autocast; weights stay float32.
+    """
+
+    loss: Call = Call("cross_entropy")
+    optimiser: Optimiser = Optimiser()
+    epochs: CountOrZero = 1
+    steps: Count | None = None
+    batch_size: Count = 32
+    accumulation: Count = 1
+    precision: Literal["float32", "bf16"] = "float32"
+    channels_last: bool = False
+    checkpointing: bool = False
+
+
+class PartCost(msgspec.Struct, frozen=True, kw_only=True):
+    """What a part costs: the numbers that estimates, the virtual clock and policies work with.
+
+    FLOPs are per sample and count a multiply-accumulate as two. ``boundary_items`` is the number of elements per sample
+    that leave the part's last block; ``peak_memory_bytes`` is predicted for one batch size and one optimiser, and covers
+    weights, gradients, optimiser state, activations and temporaries.
+    """
+
+    parameters: int
+    forward_flops: int
+    training_flops: int
+    boundary_items: int
+    peak_memory_bytes: int

@@ -1,0 +1,34 @@
+"""What a policy answers: plans for some devices, who was left out and why, tasks for the server, and when to close."""
+
+from typing import Any
+
+import msgspec
+
+from .plan import Plan
+
+
+class ServerTask(msgspec.Struct, frozen=True, kw_only=True):
+    """Work for the server itself: replay a buffer, distil, advance a stage. The runtime refuses a name it does not know."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to one view.
+
+    ``plans``: one for each chosen device. ``left_out``: (device, reason) of those that a policy ruled out. ``close_at``:
+    folded updates at which the version closes (None: when no plan of it is outstanding). ``close_after_s``: deadline in
+    seconds after the version opened. The first policy of a chain gets the empty decision.
+    """
+
+    plans: tuple[Plan, ...] = ()
+    left_out: tuple[tuple[int, str], ...] = ()
+    tasks: tuple[ServerTask, ...] = ()
+    close_at: int | None = None
+    close_after_s: float | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is asked for."""
+        return not self.plans and not self.tasks

@@ -1,0 +1,113 @@
+"""The Plan: all that one device is asked to do, once. Frozen, complete in itself, and printed as one line.
+
+Policies make plans from ``view.new_plan(device)`` and change them with ``plan.with_(reason, field=value)``. Every field
+exists for one of the five methods; a setting that this version of the trainer cannot carry out yet is refused before
+dispatch (``actors.support``), never ignored.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from ..comms.codecs import CodecSpec
+from ..learning.part import Part
+from ..learning.spec import Count, Fraction, NonNegative, Training
+
+
+class Split(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the network is cut between device and host (split learning; EcoFed, arXiv 2304.05495).
+
+    ``cut``: last block on the device. ``mode``: gradients come back, a local loss, or a frozen trunk. ``window``: activation
+    packets in flight. ``view``: id of a buffered view to replay in place of a device leg.
+    """
+
+    cut: str
+    host: int = 0
+    mode: Literal["splitfed", "local_loss", "ecofed"] = "splitfed"
+    head: Literal["slots", "shared"] = "slots"
+    window: Count = 1
+    view: str | None = None
+
+
+class Sparsity(msgspec.Struct, frozen=True, kw_only=True):
+    """How sparsely it trains (ZeroFL, arXiv 2208.02507): fraction of weights and of activations left out of the compute."""
+
+    weights: Fraction = 0.0
+    activations: Fraction = 0.0
+    refresh_steps: Count = 1
+
+
+class Objective(msgspec.Struct, frozen=True, kw_only=True):
+    """What the device is asked for: train on the loss, imitate one block (ProFL), or only evaluate its local test share.
+
+    ``imitate``: name of the block that the part's auxiliaries learn to stand in for. ``distil``: weight of the distillation
+    term (0: none) at ``temperature``.
+    """
+
+    kind: Literal["train", "imitate", "evaluate"] = "train"
+    imitate: str = ""
+    distil: NonNegative = 0.0
+    temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+
+
+class Upload(msgspec.Struct, frozen=True, kw_only=True):
+    """What the device sends up: differences to the version it was sent or weights, all of them or a selection.
+
+    ``select``: "all", the largest weights, or the largest differences (ZeroFL's three rules), of which ``density`` is kept.
+    ``statistics``: whether running statistics travel.
+    """
+
+    payload: Literal["difference", "weights"] = "difference"
+    select: Literal["all", "top_weights", "top_difference"] = "all"
+    density: Fraction = 1.0
+    statistics: bool = True
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """One device's task for one version of the model.
+
+    ``id`` is unique in a run; ``attempt`` counts placements of the same plan after a worker died. ``version``: the model
+    that it starts from. ``codec_down``, ``codec_up``: chains, applied left to right. ``seed``: source of every random
+    number the device draws. ``deadline_s``: virtual seconds after which the server no longer waits. ``reasons``: one short
+    reason from each policy that touched it.
+    """
+
+    id: int
+    device: int
+    version: int
+    part: Part
+    training: Training
+    seed: int
+    attempt: int = 0
+    split: Split | None = None
+    sparsity: Sparsity | None = None
+    objective: Objective = Objective()
+    upload: Upload = Upload()
+    codec_down: tuple[CodecSpec, ...] = ()
+    codec_up: tuple[CodecSpec, ...] = ()
+    deadline_s: float | None = None
+    reasons: tuple[str, ...] = ()
+
+    def with_(self, reason: str, /, **changes: Any) -> "Plan":
+        """A copy with ``changes``, and ``reason`` noted."""
+        return msgspec.structs.replace(self, reasons=(*self.reasons, reason), **changes)
+
+    def __str__(self) -> str:
+        """One line: what an operator wants to see."""
+        size = f"{len(self.part.blocks)} blocks"
+        if self.part.trained != self.part.blocks:
+            size += f", {len(self.part.trained)} trained"
+        amount = f"{self.training.steps} steps" if self.training.steps else f"{self.training.epochs} epochs"
+        extras = [f"width {self.part.width:g}"] if self.part.width != 1 else []
+        if self.split:
+            extras.append(f"cut {self.split.cut}")
+        if self.sparsity:
+            extras.append(f"sparsity {self.sparsity.weights:g}")
+        codecs = "+".join(c.name for c in self.codec_down) or "identity", "+".join(c.name for c in self.codec_up) or "identity"
+        return (
+            f"plan {self.id}.{self.attempt} device {self.device} v{self.version}: {', '.join([size, *extras])}, "
+            f"{amount} of batch {self.training.batch_size}, down {codecs[0]}, up {codecs[1]}"
+            + (f" ({'; '.join(self.reasons)})" if self.reasons else "")
+        )
+
+

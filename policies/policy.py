@@ -1,0 +1,81 @@
+"""The policy contract.
+
+A policy looks at a view and answers with a decision; the runtime acts. The loop that it lives in::
+
+    state = policy.init()
+    while not stopped:
+        view = ...                                    # numbers only, frozen
+        decision, state = policy.decide(view, state, Decision())
+        for plan in decision.plans: dispatch(plan)    # the runtime's business
+        wait for outcomes, fold them, close the version when decision says
+
+``decide`` runs at the start, after every version, and after each outcome that frees a slot.
+
+A policy is a frozen dataclass: its fields are its configuration, so it prints, compares and can be written to the run
+folder. It keeps nothing to itself: what it must remember is the state, plain data (numbers, strings, lists, dicts) that
+goes in and comes out, so that a run can be saved, replayed and resumed. Random numbers come from ``view.seed``.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from .decision import Decision
+from .view import View
+
+State = Any  # plain data: None, bool, int, float, str, and lists and dicts (string keys) of these
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Decides, each time it is asked, which devices do what.
+
+    ``init`` gives the state before the first decision. ``decide`` receives the decision of the policies before it in the
+    chain and returns its own version of it, and the new state; it changes neither argument.
+    """
+
+    def init(self) -> State:
+        """The state before the first decision."""
+        ...
+
+    def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
+        """One decision; see the module's docstring for when it is asked for."""
+        ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Changes nothing: the smallest policy, and the empty chain."""
+
+    def init(self) -> State:
+        """No state."""
+        return None
+
+    def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
+        """Pass the decision on."""
+        return decision, state
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Policies one after another, each refining the decision of those before it. Its state is the list of theirs."""
+
+    links: tuple[Policy, ...]
+
+    def init(self) -> State:
+        """The links' states, in order."""
+        return [link.init() for link in self.links]
+
+    def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
+        """Ask each link in turn."""
+        after = []
+        for link, before in zip(self.links, state, strict=True):
+            decision, new = link.decide(view, before, decision)
+            after.append(new)
+        return decision, after
+
+
+def chain(*links: Policy) -> Policy:
+    """Policies one after another: itself a policy. ``chain()`` is the identity, ``chain(p)`` is ``p``."""
+    if not links:
+        return Identity()
+    return links[0] if len(links) == 1 else Chain(links)

@@ -1,0 +1,76 @@
+"""What a policy sees: a frozen snapshot of the run. Numbers only: no tensors, no handles, no simulator internals.
+
+Profiles are what the fleet *declares*, reports what was *measured or charged* so far; the draw that the simulator makes
+for the coming round (jitter, dropouts) is never in here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from ..clusters.profile import DeviceProfile
+from .plan import Plan
+from .report import Estimate, Report
+
+EMPTY: Mapping[int, Report] = MappingProxyType({})
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One look at the run.
+
+    time_s          virtual seconds since the start (wall seconds under the wall clock)
+    version         of the model; equals the number of closed rounds
+    seed            for this decision: a policy's only source of randomness
+    profiles        [device] declared profile; devices are numbered from 0
+    samples         [device] number of local training samples
+    in_flight       plans dispatched and not yet ended, by device
+    dispatched      plans dispatched on the current version so far (0 means: the round has not begun)
+    last_reports    newest report of each device that has taken part
+    participation   number of plans that each device has ended, for those that have taken part
+    evaluation      newest evaluation of the global model: "accuracy", "loss", ... ; empty before the first
+    movement        effective movement per block (ProFL), where tracked
+    replay          inventory of the replay buffer (EcoFed): (trunk, cut, device, view, age in versions, bytes)
+    links           acknowledged downlink version per device (ResFed), where links have memory
+    memory_budgets  learned memory budget in bytes, for devices that ran out of memory below their declared one
+    remaining_s, remaining_bytes   what is left of the run's budgets; None without one
+    """
+
+    time_s: float
+    version: int
+    seed: int
+    profiles: Sequence[DeviceProfile]
+    samples: Sequence[int]
+    in_flight: Mapping[int, Plan] = field(default_factory=lambda: MappingProxyType({}))
+    dispatched: int = 0
+    last_reports: Mapping[int, Report] = field(default_factory=lambda: EMPTY)
+    participation: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    evaluation: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    movement: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    replay: Sequence[tuple[str, str, int, str, int, int]] = ()
+    links: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    memory_budgets: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    remaining_s: float | None = None
+    remaining_bytes: int | None = None
+    plan_maker: Callable[[int], Plan] = field(repr=False)
+    estimator: Callable[[int, Plan], Estimate] = field(repr=False)
+
+    @property
+    def devices(self) -> range:
+        """All device numbers."""
+        return range(len(self.profiles))
+
+    def new_plan(self, device: int) -> Plan:
+        """The experiment's own plan for a device: whole model, configured training and codecs, fresh id and seed.
+
+        The id is assigned at dispatch (0 until then); the seed depends on the run's seed, the device and the version alone.
+        """
+        return self.plan_maker(device)
+
+    def estimate(self, device: int, plan: Plan) -> Estimate:
+        """Seconds, bytes, FLOPs and peak memory of a plan on a device, by its declared profile and alone on its links.
+
+        The virtual clock charges by the same code, so the estimate is exact for codecs of fixed size (else bytes up are
+        an upper bound) when no shared link is contended.
+        """
+        return self.estimator(device, plan)
