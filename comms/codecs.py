@@ -1,0 +1,155 @@
+"""Codecs: named arrays in, named arrays out, so that they chain.
+
+    sender      arrays, reconstruction = codec.encode(tensors, context=...)     then packet.seal(arrays)
+    receiver    packet.open(...), then tensors = codec.decode(arrays, expected=..., context=...)
+
+What a receiver must know about shapes, types and counts comes from its own ``expected``, never from the message: a
+hostile packet cannot make it allocate more than ``layout(expected)`` allows. Codecs are stateless frozen dataclasses; what
+must be remembered between messages belongs to the endpoint of a link. A codec's parameters (scales, levels) are arrays
+like any other: there is no second channel.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+
+
+class CodecSpec(msgspec.Struct, frozen=True):
+    """A codec by name (built-in, entry point, or ``module:Class``) with its options."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class ArraySpec(msgspec.Struct, frozen=True):
+    """Name, shape and numpy type of one array. Where ``exact`` is false the array is flat, and ``shape`` its upper bound."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    exact: bool = True
+
+    @property
+    def items(self) -> int:
+        """Number of elements, or its upper bound."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes, or their upper bound."""
+        return self.items * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What both ends know without sending it.
+
+    ``seed``: for stochastic rounding and the like. ``base``: the tensors that residuals are taken against. ``reference``:
+    current weights, where a selection goes by weight magnitude. ``roles``: weight, vector or statistic, by tensor name.
+    """
+
+    seed: int = 0
+    base: Arrays = field(default_factory=dict)
+    reference: Arrays = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+
+NO_CONTEXT = Context()
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """Turns named arrays into named arrays and back.
+
+    ``layout`` says what ``encode`` yields for arrays of the ``expected`` specifications: exactly, or, where the amount
+    depends on the data, as flat arrays with an upper bound. ``encode`` returns its arrays in the order of the layout, and
+    the reconstruction that the receiver will hold (the input itself when nothing is lost). ``decode`` restores the
+    ``expected`` arrays, bit-identical to the reconstruction, or raises a ``PacketError``.
+    """
+
+    def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
+        """Specifications of the encoded arrays."""
+        ...
+
+    def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
+        """Encoded arrays, and what the receiver will reconstruct."""
+        ...
+
+    def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
+        """The expected arrays again."""
+        ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Sends arrays as they are: the smallest codec, and the empty chain."""
+
+    def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
+        """The same arrays."""
+        return expected
+
+    def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
+        """The same arrays."""
+        return tensors, tensors
+
+    def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
+        """The same arrays."""
+        return arrays
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Codecs one after another, left to right when encoding."""
+
+    links: tuple[Codec, ...]
+
+    def _layouts(self, expected: tuple[ArraySpec, ...]) -> list[tuple[ArraySpec, ...]]:
+        """What goes into each link, and what comes out of the last."""
+        layouts = [expected]
+        for link in self.links:
+            layouts.append(link.layout(layouts[-1]))
+        return layouts
+
+    def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
+        """The last link's layout."""
+        return self._layouts(expected)[-1]
+
+    def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
+        """Apply each link in turn; what is lost in a later link is carried back through the earlier ones."""
+        inputs, kept = [tensors], []
+        for link in self.links:
+            arrays, reconstruction = link.encode(inputs[-1], context=context)
+            inputs.append(arrays)
+            kept.append(reconstruction)
+        held = kept[-1]
+        for index in range(len(self.links) - 2, -1, -1):
+            if held is inputs[index + 1]:  # the links behind lost nothing
+                held = kept[index]
+            else:
+                expected = tuple(ArraySpec(n, a.shape, a.dtype.str) for n, a in inputs[index].items())
+                held = self.links[index].decode(held, expected=expected, context=context)
+        return inputs[-1], held
+
+    def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
+        """Undo each link, last first."""
+        layouts = self._layouts(expected)
+        for link, before in zip(reversed(self.links), reversed(layouts[:-1]), strict=True):
+            arrays = link.decode(arrays, expected=before, context=context)
+        return arrays
+
+
+def chain(*links: Codec) -> Codec:
+    """Codecs one after another: itself a codec. ``chain()`` is the identity, ``chain(c)`` is ``c``."""
+    if not links:
+        return Identity()
+    return links[0] if len(links) == 1 else Chain(links)

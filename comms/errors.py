@@ -1,0 +1,33 @@
+"""What can be wrong with a packet. The runtime counts such an update as rejected, and the round goes on.
+
+PacketError
+├── TruncatedPacket     shorter than it says, or than it must be
+├── CorruptPacket       checksum or structure is wrong
+├── UnsupportedPacket   another format version, kind or codec
+├── MismatchedPacket    sizes, plan or version are not the ones expected
+└── UnfitPacket         well-formed, but holds NaN or infinity
+"""
+
+
+class PacketError(Exception):
+    """Any fault of a received packet."""
+
+
+class TruncatedPacket(PacketError):
+    """Shorter than it says, or than it must be."""
+
+
+class CorruptPacket(PacketError):
+    """The checksum or the structure is wrong."""
+
+
+class UnsupportedPacket(PacketError):
+    """Another format version, kind or codec than this receiver can read."""
+
+
+class MismatchedPacket(PacketError):
+    """Well-formed, but not what was expected: sizes, plan or version differ."""
+
+
+class UnfitPacket(PacketError):
+    """Well-formed and expected, but its values are not finite."""

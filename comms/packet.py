@@ -1,0 +1,174 @@
+"""The packet: what really travels. Magic, version, typed header, payload, checksum; never pickle.
+
+Layout, little-endian::
+
+    48 bytes   magic "FBZ1", format, kind, attempt, header length, sequence, version, state hash, plan, payload length
+    header     msgpack: byte lengths of the arrays whose size depends on the data; padded to 8
+    payload    the arrays in the order of the codec's layout, each aligned to its item size
+    8 bytes    xxh3-64 of everything before
+
+Sizes and types of the arrays come from the receiver's own layout. A packet is one flat uint8 array: Ray hands such an
+array to a reader without a copy, where it copies ``bytes``.
+"""
+
+import struct
+from enum import IntEnum
+
+import msgspec
+import numpy as np
+import xxhash
+
+from .codecs import Array, Arrays, ArraySpec, Codec, Context
+from .errors import CorruptPacket, MismatchedPacket, TruncatedPacket, UnfitPacket, UnsupportedPacket
+
+MAGIC = b"FBZ1"
+FORMAT = 1
+_FIXED = struct.Struct("<4sBBHIIQQQQ")
+_CHECKSUM_BYTES = 8
+_MAX_LENGTH_ITEM_BYTES = 9  # a 64-bit integer in msgpack
+
+
+class PacketKind(IntEnum):
+    """What a packet holds; the ledger splits bytes by it."""
+
+    WEIGHTS = 1
+    UPDATE = 2
+    ACTIVATIONS = 3
+    GRADIENTS = 4
+    LOGITS = 5
+    LABELS = 6
+
+
+class Stamp(msgspec.Struct, frozen=True, kw_only=True):
+    """The fixed part of a packet: what it is, and what it builds on.
+
+    ``version`` and ``state_hash``: of the state that the payload refers to. ``plan`` and ``attempt``: 0 for a broadcast.
+    ``sequence``: number within a stream.
+    """
+
+    kind: PacketKind
+    version: int = 0
+    state_hash: int = 0
+    plan: int = 0
+    attempt: int = 0
+    sequence: int = 0
+
+
+def seal(tensors: Arrays, *, codec: Codec, context: Context, stamp: Stamp) -> tuple[Array, Arrays]:
+    """Encode and frame: the packet (uint8, flat) and the reconstruction that its receiver will hold."""
+    expected = tuple(ArraySpec(name, array.shape, array.dtype.str) for name, array in tensors.items())
+    layout = codec.layout(expected)
+    arrays, reconstruction = codec.encode(tensors, context=context)
+    header = msgspec.msgpack.encode([arrays[spec.name].nbytes for spec in layout if not spec.exact])
+    offsets, end = _place([(spec.dtype, arrays[spec.name].nbytes) for spec in layout], _FIXED.size + _pad(len(header)))
+    packet = np.empty(end + _CHECKSUM_BYTES, np.uint8)
+    payload_bytes = end - _FIXED.size - _pad(len(header))
+    packet[: _FIXED.size] = np.frombuffer(
+        _FIXED.pack(MAGIC, FORMAT, stamp.kind, stamp.attempt, len(header), stamp.sequence, stamp.version,
+                    stamp.state_hash, stamp.plan, payload_bytes), np.uint8)  # fmt: skip
+    start = _FIXED.size
+    packet[start : start + _pad(len(header))] = 0
+    packet[start : start + len(header)] = np.frombuffer(header, np.uint8)
+    position = start + _pad(len(header))
+    for spec, offset in zip(layout, offsets, strict=True):
+        array = arrays[spec.name]
+        packet[position:offset] = 0  # alignment gap
+        position = offset + array.nbytes
+        np.copyto(packet[offset:position].view(array.dtype).reshape(array.shape), array)
+    packet[position:end] = 0
+    packet[end:] = np.frombuffer(xxhash.xxh3_64_digest(packet[:end]), np.uint8)
+    return packet, reconstruction
+
+
+def read_stamp(packet: Array) -> Stamp:
+    """The stamp of a packet whose frame and checksum are sound; raises a ``PacketError`` otherwise."""
+    return _frame(packet)[0]
+
+
+def unseal(packet: Array, *, codec: Codec, expected: tuple[ArraySpec, ...], context: Context,
+           stamp: Stamp | None = None, finite: bool = False) -> Arrays:  # fmt: skip
+    """Check and decode: the ``expected`` arrays, views into the packet where the codec allows.
+
+    ``stamp``: what the packet must say of itself. ``finite``: refuse NaN and infinity. Raises a ``PacketError``.
+    """
+    found, header, position = _frame(packet)
+    if stamp is not None and found != stamp:
+        fields = [f for f in Stamp.__struct_fields__ if getattr(found, f) != getattr(stamp, f)]
+        wrong = ", ".join(f"{f} is {getattr(found, f)}, expected {getattr(stamp, f)}" for f in fields)
+        raise MismatchedPacket(f"a packet's {wrong}")
+    layout = codec.layout(expected)
+    lengths = iter(_lengths(header, sum(not spec.exact for spec in layout)))
+    sizes = [spec.num_bytes if spec.exact else next(lengths) for spec in layout]
+    for spec, size in zip(layout, sizes, strict=True):
+        if not 0 <= size <= spec.num_bytes or size % np.dtype(spec.dtype).itemsize:
+            raise MismatchedPacket(f"{spec.name!r} claims {size} bytes; at most {spec.num_bytes} are expected")
+    offsets, end = _place([(spec.dtype, size) for spec, size in zip(layout, sizes, strict=True)], position)
+    if end + _CHECKSUM_BYTES != packet.nbytes:
+        raise MismatchedPacket(f"a packet of {packet.nbytes} bytes, where {end + _CHECKSUM_BYTES} are expected")
+    arrays = {}
+    for spec, offset, size in zip(layout, offsets, sizes, strict=True):
+        flat = packet[offset : offset + size].view(spec.dtype)
+        arrays[spec.name] = flat.reshape(spec.shape) if spec.exact else flat
+    tensors = codec.decode(arrays, expected=expected, context=context)
+    if finite:
+        for name, array in tensors.items():
+            # A sum is finite unless an element is not (or it overflows): one pass without a mask, then be exact.
+            if array.dtype.kind == "f" and not np.isfinite(array.sum()) and not np.isfinite(array).all():
+                raise UnfitPacket(f"{name!r} holds NaN or infinity")
+    return tensors
+
+
+def sealed_bytes(codec: Codec, expected: tuple[ArraySpec, ...]) -> tuple[int, bool]:
+    """Size of a packet of the ``expected`` arrays, and whether it is exact (else an upper bound)."""
+    layout = codec.layout(expected)
+    varying = sum(not spec.exact for spec in layout)
+    header = len(msgspec.msgpack.encode([])) if not varying else 5 + varying * _MAX_LENGTH_ITEM_BYTES
+    _, end = _place([(spec.dtype, spec.num_bytes) for spec in layout], _FIXED.size + _pad(header))
+    return end + _CHECKSUM_BYTES, not varying
+
+
+def _frame(packet: Array) -> tuple[Stamp, bytes, int]:
+    """Check the frame and the checksum: the stamp, the header, and where the payload starts."""
+    if packet.nbytes < _FIXED.size + _CHECKSUM_BYTES:
+        raise TruncatedPacket(f"a packet of {packet.nbytes} bytes is shorter than its fixed part")
+    magic, version, kind, attempt, header_bytes, sequence, model, state, plan, payload = _FIXED.unpack_from(packet)
+    if magic != MAGIC:
+        raise CorruptPacket("not a packet: the first four bytes are wrong")
+    if version != FORMAT:
+        raise UnsupportedPacket(f"packet format {version}; this receiver reads format {FORMAT}")
+    start = _FIXED.size + _pad(header_bytes)
+    if start + payload + _CHECKSUM_BYTES != packet.nbytes:
+        raise TruncatedPacket(f"a packet says {start + payload + _CHECKSUM_BYTES} bytes and has {packet.nbytes}")
+    if xxhash.xxh3_64_digest(packet[:-_CHECKSUM_BYTES]) != packet[-_CHECKSUM_BYTES:].tobytes():
+        raise CorruptPacket("the checksum does not match")
+    if kind not in PacketKind._value2member_map_:
+        raise UnsupportedPacket(f"unknown kind of packet {kind}")
+    stamp = Stamp(kind=PacketKind(kind), version=model, state_hash=state, plan=plan, attempt=attempt, sequence=sequence)
+    return stamp, packet[_FIXED.size : _FIXED.size + header_bytes].tobytes(), start
+
+
+def _lengths(header: bytes, count: int) -> list[int]:
+    """The byte lengths in a header."""
+    try:
+        lengths = msgspec.msgpack.decode(header, type=list[int])
+    except msgspec.MsgspecError as error:
+        raise CorruptPacket(f"the header cannot be read: {error}") from error
+    if len(lengths) != count:
+        raise MismatchedPacket(f"the header gives {len(lengths)} lengths, where {count} are expected")
+    return lengths
+
+
+def _place(arrays: list[tuple[str, int]], position: int) -> tuple[list[int], int]:
+    """Offsets of arrays of (type, bytes) from ``position`` on, each aligned to its item size, and where they end."""
+    offsets = []
+    for dtype, size in arrays:
+        width = np.dtype(dtype).itemsize
+        position = -(-position // width) * width
+        offsets.append(position)
+        position += size
+    return offsets, position
+
+
+def _pad(size: int) -> int:
+    """The next multiple of 8."""
+    return -(-size // 8) * 8

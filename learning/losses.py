@@ -1,0 +1,89 @@
+"""Losses and metrics by name, or the user's own as ``module:function``.
+
+A loss is called ``loss(output, target, **kwargs)`` and returns the mean over the batch as a scalar. A metric is called the
+same way and returns one number per sample (a vector), so that means over batches of different size, over devices and over
+a whole test set agree.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .resolve import resolve
+from .spec import Call
+
+Loss = Callable[..., Tensor]
+Metric = Callable[..., Tensor]
+
+
+def accuracy(output: Tensor, target: Tensor) -> Tensor:
+    """Whether the class with the largest score is the target, per sample (targets of any further shape are averaged)."""
+    hit = (output.argmax(dim=1) == target).float()
+    return hit.reshape(hit.shape[0], -1).mean(dim=1)
+
+
+def squared_error(output: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error per sample."""
+    return (output - target.reshape(output.shape)).square().reshape(output.shape[0], -1).mean(dim=1)
+
+
+def absolute_error(output: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute error per sample."""
+    return (output - target.reshape(output.shape)).abs().reshape(output.shape[0], -1).mean(dim=1)
+
+
+def mse(output: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error; targets take the shape of the output."""
+    return F.mse_loss(output, target.reshape(output.shape))
+
+
+def smooth_l1(output: Tensor, target: Tensor, *, beta: float = 1.0) -> Tensor:
+    """Huber-like loss; targets take the shape of the output."""
+    return F.smooth_l1_loss(output, target.reshape(output.shape), beta=beta)
+
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": F.cross_entropy,
+    "nll": F.nll_loss,
+    "mse": mse,
+    "smooth_l1": smooth_l1,
+    "bce_with_logits": F.binary_cross_entropy_with_logits,
+}
+METRICS: dict[str, Metric] = {
+    "accuracy": accuracy,
+    "squared_error": squared_error,
+    "absolute_error": absolute_error,
+}
+
+
+def make_loss(call: Call) -> Loss:
+    """The loss that a name or ``module:function`` stands for, its keyword arguments bound."""
+    return _make(call, LOSSES, what="training.loss")
+
+
+def make_metric(call: Call) -> Metric:
+    """The metric that a name or ``module:function`` stands for, its keyword arguments bound."""
+    return _make(call, METRICS, what="evaluation.metrics")
+
+
+def _make(call: Call, known: dict[str, Callable[..., Tensor]], *, what: str) -> Callable[..., Tensor]:
+    """Look a name up, or import it."""
+    if call.name in known:
+        function = known[call.name]
+    elif ":" in call.name:
+        function = resolve(call.name, what=what)
+        if not callable(function):
+            raise ValueError(f"{what}: {call.name!r} is not a function")
+    else:
+        raise ValueError(f"{what} is {call.name!r}; it must be one of {', '.join(known)}, or module:function")
+    return partial(function, **call.kwargs) if call.kwargs else function
+
+
+def mean_metric(values: Tensor, *, samples: int, name: str) -> float:
+    """Sum of a metric's values over one batch, checked to be one per sample."""
+    if values.shape != torch.Size([samples]):
+        raise ValueError(f"metric {name!r} returned shape {tuple(values.shape)}; it must return one number per sample, ({samples},)")
+    return float(values.double().sum())
