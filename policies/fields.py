@@ -1,0 +1,47 @@
+"""Checks of a policy's own fields: the same sentence from YAML, from ``--set`` and from Python.
+
+A policy declares what a field may be by its annotation alone (``Annotated[float, msgspec.Meta(gt=0)]``) and calls
+``check_fields(self)`` in ``__post_init__``. ``Cohort`` is the one type that an annotation cannot express.
+"""
+
+from typing import Any, get_type_hints
+
+import msgspec
+
+Cohort = int | float  # devices (int, at least 1), or a share of all devices (float in (0, 1]; 1.0 is everyone)
+
+
+def convert_field(name: str, value: Any, hint: Any) -> Any:
+    """``value`` as its annotation ``hint`` wants it: a list becomes a tuple, a mapping a struct.
+
+    Raises ``ValueError`` naming the field, the value and what was expected.
+    """
+    try:
+        return msgspec.convert(value, hint)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{name} is {value!r}: {str(error)[0].lower()}{str(error)[1:]}") from error
+
+
+def check_fields(policy: Any) -> None:
+    """Raise ``ValueError`` for the first field of a dataclass whose value does not suit its annotation."""
+    for name, hint in get_type_hints(type(policy), include_extras=True).items():
+        convert_field(name, getattr(policy, name), hint)
+
+
+def check_cohort(name: str, value: Cohort) -> None:
+    """Raise ``ValueError`` unless ``value`` is a number of devices or a share of them."""
+    fits = value >= 1 if isinstance(value, int) else 0 < value <= 1
+    if not fits or isinstance(value, bool):
+        raise ValueError(
+            f"{name} is {value!r}; allowed: a whole number of devices, at least 1, "
+            "or a share of all devices above 0 and up to 1.0"
+        )
+
+
+def cohort_size(cohort: Cohort, num_devices: int) -> int:
+    """Number of devices that ``cohort`` means in a fleet of ``num_devices``: never more than there are.
+
+    A share is rounded to the nearest whole device (halves up), and is at least one.
+    """
+    wanted = cohort if isinstance(cohort, int) else max(1, int(cohort * num_devices + 0.5))
+    return min(wanted, num_devices)
