@@ -1,0 +1,35 @@
+"""A policy of your own: prefer devices that have taken part least, and of those the faster ones.
+
+Save it as my_policy.py where you start the run, and name it in the experiment's YAML:
+
+    policy: [{name: "my_policy:LeastSeen", cohort: 4}]
+
+or hand it over from Python: ``fedbonsai.run(config, policy=LeastSeen(cohort=4))``.
+"""
+
+from dataclasses import dataclass
+
+from fedbonsai.policies.candidates import Candidates
+from fedbonsai.policies.decision import Decision
+from fedbonsai.policies.policy import State
+from fedbonsai.policies.view import View
+
+
+@dataclass(frozen=True)  # the fields are the configuration: they are checked, printed and saved with the run
+class LeastSeen:
+    """The ``cohort`` devices with the fewest plans behind them; ties go to the faster."""
+
+    cohort: int
+
+    def init(self) -> State:
+        """Nothing to remember: the view counts who has taken part. A state would be plain numbers, lists and dicts."""
+        return None
+
+    def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
+        """Called often; a synchronous policy acts only at the start of a round."""
+        if view.dispatched:
+            return decision, state
+        pool = Candidates(view, decision)  # idle devices; those that lack the memory are skipped when picking
+        order = sorted(pool.devices, key=lambda d: (view.participation.get(d, 0), pool.estimate(d).seconds))
+        picked = pool.pick(order, self.cohort)
+        return pool.decision(picked, lambda d: f"least seen: {view.participation.get(d, 0)} plans so far"), state

@@ -1,0 +1,70 @@
+"""Presets: a method by name, as the part of the configuration that it sets.
+
+A preset is data, not code: the runtime merges its ``overrides`` under what the user wrote, so a user's YAML and
+``--set`` win over it. A new method is a row of ``PRESETS``.
+"""
+
+import copy
+import difflib
+from typing import Any
+
+import msgspec
+
+
+class Preset(msgspec.Struct, frozen=True, kw_only=True):
+    """``description``: one line for the list of presets. ``source``: where the method is from, "" when it has none.
+
+    ``overrides``: nested dictionaries in the shape of the configuration.
+    """
+
+    description: str
+    source: str = ""
+    overrides: dict[str, Any]
+
+
+PRESETS: dict[str, Preset] = {
+    "fedavg": Preset(
+        description="every device trains the whole model; a policy.0.cohort below 1.0 draws that share at random",
+        source="McMahan et al. 2017, arXiv 1602.05629",
+        overrides={"policy": [{"name": "random", "cohort": 1.0}]},
+    ),
+    "fedprox": Preset(
+        description="FedAvg with a proximal term that keeps local models near the global one",
+        source="Li et al. 2020, arXiv 1812.06127",
+        overrides={
+            "policy": [{"name": "random", "cohort": 1.0}],
+            "training": {"optimiser": {"proximal": 0.01}},
+        },
+    ),
+    "fastest": Preset(
+        description="the half of the devices that are estimated to finish first: a bound on speed, not on accuracy",
+        overrides={"policy": [{"name": "fastest", "cohort": 0.5}]},
+    ),
+    "deadline": Preset(
+        description="only devices that are estimated to finish within 180 s, and rounds that close then (FedCS)",
+        source="Nishio and Yonetani 2019, arXiv 1804.08333",
+        overrides={"policy": [{"name": "deadline", "deadline_s": 180.0, "close_after_s": 180.0}]},
+    ),
+    "power_of_choice": Preset(
+        description="of 60 % drawn by data size, the 30 % of all devices that the model served worst when last asked",
+        source="Cho et al. 2020, arXiv 2010.01243",
+        overrides={"policy": [{"name": "power_of_choice", "cohort": 0.3, "candidates": 0.6}]},
+    ),
+    "oort": Preset(
+        description="the 30 % whose data teach most for the time they take, with exploration and a pacer",
+        source="Lai et al. 2021, arXiv 2010.06081",
+        overrides={"policy": [{"name": "oort", "cohort": 0.3}]},
+    ),
+}
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of that name; a copy, so that the caller may merge into its overrides.
+
+    Raises ``ValueError`` listing all names for one that does not exist.
+    """
+    if name not in PRESETS:
+        close = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"preset is {name!r}{hint}; allowed: {', '.join(PRESETS)}")
+    return copy.deepcopy(PRESETS[name])

@@ -1,0 +1,122 @@
+"""From the ``policy:`` list of a configuration to a policy.
+
+Each entry is a mapping: ``name``, and the fields of the policy beside it::
+
+    policy:
+      - {name: deadline, deadline_s: 60}          # built in
+      - {name: their_policy, cohort: 10}          # an installed package's entry point, group "fedbonsai.policies"
+      - {name: "my_module:MyPolicy", cohort: 4}   # a class that can be imported
+
+Several entries are a chain, in this order. Nothing is registered: names are looked up when asked for, so a package that
+is broken harms only those who name it.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Any, get_type_hints
+
+from ..learning.resolve import resolve
+from .deadline import ByDeadline
+from .fields import convert_field
+from .oort import Oort
+from .policy import Policy, chain
+from .power_of_choice import PowerOfChoice
+from .select import All, Fastest, RandomCohort
+
+PolicySpec = Mapping[str, Any]
+
+GROUP = "fedbonsai.policies"
+
+BUILT_IN: Mapping[str, type[Policy]] = {
+    "all": All,
+    "random": RandomCohort,
+    "fastest": Fastest,
+    "deadline": ByDeadline,
+    "power_of_choice": PowerOfChoice,
+    "oort": Oort,
+}
+
+
+def make_policy(specs: Sequence[PolicySpec]) -> Policy:
+    """The chain of the policies that ``specs`` names.
+
+    Raises ``ValueError`` with one sentence for a name that is not known, a field that the policy does not have or that
+    is missing, a value of the wrong type or range, and a class that is not a policy.
+    """
+    return chain(*(_make_one(f"policy[{position}]", spec) for position, spec in enumerate(specs)))
+
+
+def _make_one(where: str, spec: PolicySpec) -> Policy:
+    if not isinstance(spec, Mapping):
+        raise ValueError(f"{where} is {spec!r}; allowed: a mapping, as in {{name: random, cohort: 10}}")
+    name = spec.get("name")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{where}.name is {name!r}; allowed: {_known()}")
+    kind = _find_class(where, name)
+    _check_class(where, name, kind)
+    values = _convert_fields(where, name, kind, {field: value for field, value in spec.items() if field != "name"})
+    try:
+        policy: Policy = kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{where} ({name}): {error}") from error
+    return policy
+
+
+def _convert_fields(where: str, name: str, kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+    if unknown := next((field for field in given if field not in fields), None):
+        allowed = f"allowed: {', '.join(fields)}" if fields else "it has no fields"
+        raise ValueError(f"{where}.{unknown} is not a field of {name!r}; {allowed}")
+    for field in fields.values():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.name not in given:
+            raise ValueError(f"{where}.{field.name} is missing; {name!r} cannot do without it")
+    hints = get_type_hints(kind, include_extras=True)
+    return {key: convert_field(f"{where}.{key}", value, hints[key]) for key, value in given.items()}
+
+
+def _find_class(where: str, name: str) -> Any:
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    if ":" in name:
+        return resolve(name, what=f"{where}.name")
+    offers = entry_points(group=GROUP, name=name)
+    packages = sorted({offer.dist.name if offer.dist else "an unnamed package" for offer in offers})
+    if not offers:
+        close = difflib.get_close_matches(name, [*BUILT_IN, *_entry_point_names()], n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"{where}.name is {name!r}{hint}; allowed: {_known()}")
+    if len(packages) > 1:
+        raise ValueError(
+            f"{where}.name is {name!r}, which {' and '.join(packages)} both offer; name it as 'module:Class'"
+        )
+    try:
+        return next(iter(offers)).load()
+    except Exception as error:  # whatever a stranger's module raises while it is imported
+        raise ValueError(
+            f"{where}.name is {name!r}, which {packages[0]} offers but which cannot be imported: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _check_class(where: str, name: str, kind: Any) -> None:
+    # typeshed does not know of __dataclass_params__, the only place where "frozen" can be read
+    frozen = isinstance(kind, type) and getattr(getattr(kind, "__dataclass_params__", None), "frozen", False)
+    missing = [method for method in ("init", "decide") if not callable(getattr(kind, method, None))]
+    if not frozen or missing:
+        found = "it is not a frozen dataclass" if not frozen else f"it has no {' and no '.join(missing)}"
+        raise ValueError(
+            f"{where}.name is {name!r}, which is not a policy: {found}; allowed: a frozen dataclass with "
+            "init(self) and decide(self, view, state, decision)"
+        )
+
+
+def _entry_point_names() -> list[str]:
+    return sorted({offer.name for offer in entry_points(group=GROUP)} - set(BUILT_IN))
+
+
+def _known() -> str:
+    names = ", ".join([*BUILT_IN, *_entry_point_names()])
+    return f"{names}, or a class of your own as 'module:Class'"

@@ -1,0 +1,157 @@
+"""What every policy must do, whatever its rule. A new policy is a row."""
+
+import copy
+import pickle
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from fedbonsai.policies.deadline import ByDeadline
+from fedbonsai.policies.decision import Decision, ServerTask
+from fedbonsai.policies.oort import Oort
+from fedbonsai.policies.policy import Identity, Policy, chain
+from fedbonsai.policies.power_of_choice import PowerOfChoice
+from fedbonsai.policies.resolve_policy import BUILT_IN, make_policy
+from fedbonsai.policies.select import All, Fastest, RandomCohort
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+SELECTIONS = [
+    All(),
+    RandomCohort(cohort=2),
+    RandomCohort(cohort=0.5),
+    Fastest(cohort=2),
+    ByDeadline(deadline_s=3.0),
+    ByDeadline(deadline_s=3.0, cohort=2, close_after_s=4.0),
+    PowerOfChoice(cohort=2, candidates=3),
+    Oort(cohort=2),
+    Oort(cohort=2, exploration=0.0, pacer_step_s=1.0, pacer_window=1),
+    chain(ByDeadline(deadline_s=3.0), RandomCohort(cohort=2)),
+]
+POLICIES = [Identity(), *SELECTIONS]
+
+every_policy = pytest.mark.parametrize("policy", POLICIES, ids=repr)
+every_selection = pytest.mark.parametrize("policy", SELECTIONS, ids=repr)
+
+
+@pytest.fixture
+def view(make_view, make_plan, make_report):
+    """Six devices in round 4: two seen, one lost, one busy, one without the memory, one never seen."""
+    return make_view(
+        seconds=(1, 2, 3, 1, 2, 3),
+        samples=(10, 10, 10, 20, 10, 10),
+        memory_mb={4: 100},
+        version=3,
+        in_flight={0: make_plan(0)},
+        reports=[make_report(0, loss=1.0), make_report(1, loss=2.0, version=2), make_report(2, version=1)],
+        participation={0: 1, 1: 2, 2: 1},
+    )
+
+
+def test_every_built_in_policy_is_a_row():
+    assert set(BUILT_IN.values()) <= {type(policy) for policy in POLICIES}
+
+
+@every_policy
+def test_is_a_policy_that_prints_compares_and_pickles(policy):
+    assert isinstance(policy, Policy)
+    assert type(policy).__name__ in repr(policy)
+    again = pickle.loads(pickle.dumps(policy))
+    assert again == policy
+    assert hash(again) == hash(policy)
+
+
+@every_policy
+def test_state_is_plain_data_before_and_after(policy, view):
+    before = policy.init()
+    _, after = policy.decide(view, before, Decision())
+    for state in (before, after):
+        assert msgspec.json.decode(msgspec.json.encode(state)) == state
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(state)) == state
+
+
+@every_policy
+def test_a_restored_state_decides_alike(policy, view):
+    _, state = policy.decide(view, policy.init(), Decision())
+    restored = msgspec.json.decode(msgspec.json.encode(state))
+    assert policy.decide(view, restored, Decision()) == policy.decide(view, state, Decision())
+
+
+@every_policy
+def test_equal_inputs_give_equal_decisions_and_no_argument_changes(policy, view):
+    state, decision = policy.init(), Decision(tasks=(ServerTask(name="distil"),))
+    state_before, decision_before = copy.deepcopy(state), copy.deepcopy(decision)
+    first = policy.decide(view, state, decision)
+    assert policy.decide(view, state, decision) == first
+    assert (state, decision) == (state_before, decision_before)
+
+
+@every_selection
+def test_chooses_idle_devices_that_fit_once_each_with_a_reason(policy, view):
+    decision, _ = policy.decide(view, policy.init(), Decision())
+    devices = [plan.device for plan in decision.plans]
+    assert devices
+    assert len(set(devices)) == len(devices)
+    assert set(devices) <= {1, 2, 3, 5}  # 0 is busy, 4 lacks the memory
+    assert all(isinstance(device, int) and plan.reasons for device, plan in zip(devices, decision.plans, strict=True))
+    assert not set(devices) & {device for device, _ in decision.left_out}
+    assert msgspec.json.decode(msgspec.json.encode(decision), type=Decision) == decision
+
+
+@every_policy
+def test_passes_on_once_the_round_has_begun(policy, view):
+    begun = msgspec.structs.replace(Decision(), close_at=2)
+    later = copy.copy(view)
+    object.__setattr__(later, "dispatched", 1)
+    state = policy.init()
+    assert policy.decide(later, state, begun) == (begun, state)
+
+
+@every_selection
+def test_a_selection_after_a_selection_narrows_it_and_keeps_its_plans(policy, view, make_plan):
+    chosen = tuple(make_plan(device, deadline_s=9.0, reasons=("mine",)) for device in (0, 1, 2, 4))
+    before = Decision(plans=chosen, left_out=((5, "battery"),), tasks=(ServerTask(name="distil"),), close_at=3)
+    after, _ = policy.decide(view, policy.init(), before)
+    assert {plan.device for plan in after.plans} <= {1, 2}
+    assert all(plan.deadline_s == 9.0 and plan.reasons[0] == "mine" for plan in after.plans)
+    assert len(after.plans) == 2
+    assert after.left_out[0] == (5, "battery")
+    assert (after.tasks, after.close_at) == (before.tasks, 3)
+
+
+@every_selection
+def test_does_not_choose_whom_an_earlier_policy_left_out(policy, view):
+    decision, _ = policy.decide(view, policy.init(), Decision(left_out=((1, "battery"), (3, "battery"))))
+    assert {plan.device for plan in decision.plans} <= {2, 5}
+    assert decision.plans
+
+
+@every_selection
+def test_nobody_idle_is_an_empty_decision(policy, make_view, make_plan):
+    view = make_view(seconds=(1, 2), in_flight={0: make_plan(0), 1: make_plan(1)})
+    decision, _ = policy.decide(view, policy.init(), Decision())
+    assert decision.plans == ()
+
+
+@every_selection
+def test_nobody_fitting_is_an_empty_decision_with_reasons_and_stays_empty_in_a_chain(policy, make_view):
+    view = make_view(seconds=(1, 2), memory_mb={0: 100, 1: 100})
+    decision, _ = chain(policy, All()).decide(view, chain(policy, All()).init(), Decision())
+    assert decision.plans == ()
+    assert decision.left_out == ((0, "memory: needs 512 MB, has 100 MB"), (1, "memory: needs 512 MB, has 100 MB"))
+
+
+def test_the_documented_example_keeps_the_contract(view, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    policy = make_policy([{"name": "my_policy:LeastSeen", "cohort": 2}])
+    decision, state = policy.decide(view, policy.init(), Decision())
+    assert [(plan.device, plan.reasons) for plan in decision.plans] == [
+        (3, ("least seen: 0 plans so far",)),  # never seen, 2 s
+        (5, ("least seen: 0 plans so far",)),  # never seen, 3 s
+    ]
+    assert decision.left_out == ((4, "memory: needs 512 MB, has 100 MB"),)
+    test_passes_on_once_the_round_has_begun(policy, view)
+    test_is_a_policy_that_prints_compares_and_pickles(policy)
+    assert state is None
+    del sys.modules["my_policy"]

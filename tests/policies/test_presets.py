@@ -1,0 +1,44 @@
+"""Presets: each row is a valid piece of configuration, and decides."""
+
+import msgspec
+import pytest
+from fedbonsai.learning.spec import Training
+from fedbonsai.policies.decision import Decision
+from fedbonsai.policies.presets import PRESETS, find_preset
+from fedbonsai.policies.resolve_policy import make_policy
+
+SECTIONS = {"policy", "training"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_valid_configuration_and_chooses_someone(name, make_view):
+    preset = find_preset(name)
+    assert preset.description
+    assert "\n" not in preset.description
+    assert set(preset.overrides) <= SECTIONS
+    msgspec.convert(preset.overrides.get("training", {}), Training)
+    policy = make_policy(preset.overrides["policy"])
+    decision, _ = policy.decide(make_view(seconds=range(1, 9)), policy.init(), Decision())
+    assert decision.plans
+
+
+def test_fedavg_takes_everyone_until_told_otherwise(make_view):
+    overrides = find_preset("fedavg").overrides
+    view = make_view(seconds=range(1, 9))
+    policy = make_policy(overrides["policy"])
+    assert len(policy.decide(view, policy.init(), Decision())[0].plans) == 8
+    overrides["policy"][0]["cohort"] = 3
+    policy = make_policy(overrides["policy"])
+    assert len(policy.decide(view, policy.init(), Decision())[0].plans) == 3
+    assert find_preset("fedavg").overrides["policy"][0]["cohort"] == 1.0  # the table itself was not changed
+
+
+def test_fedprox_is_fedavg_with_a_proximal_term():
+    overrides = find_preset("fedprox").overrides
+    assert msgspec.convert(overrides["training"], Training).optimiser.proximal > 0
+    assert overrides["policy"] == find_preset("fedavg").overrides["policy"]
+
+
+def test_an_unknown_preset_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"^preset is 'fedavgg' \(did you mean 'fedavg'\?\); allowed: fedavg, fedprox"):
+        find_preset("fedavgg")
