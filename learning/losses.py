@@ -2,7 +2,7 @@
 
 A loss is called ``loss(output, target, **kwargs)`` and returns the mean over the batch as a scalar. A metric is called the
 same way and returns one number per sample (a vector), so that means over batches of different size, over devices and over
-a whole test set agree.
+a whole test set agree. A metric of which less is better says so by an attribute ``lower_is_better = True``.
 """
 
 from collections.abc import Callable
@@ -33,6 +33,15 @@ def squared_error(output: Tensor, target: Tensor) -> Tensor:
 def absolute_error(output: Tensor, target: Tensor) -> Tensor:
     """Mean absolute error per sample."""
     return (output - target.reshape(output.shape)).abs().reshape(output.shape[0], -1).mean(dim=1)
+
+
+squared_error.lower_is_better = absolute_error.lower_is_better = True  # type: ignore[attr-defined]
+
+
+def lower_is_better(metric: Metric) -> bool:
+    """Whether less of a metric is better, by its own word."""
+    function = metric.func if isinstance(metric, partial) else metric
+    return bool(getattr(function, "lower_is_better", False))
 
 
 def mse(output: Tensor, target: Tensor) -> Tensor:
@@ -85,5 +94,7 @@ def _make(call: Call, known: dict[str, Callable[..., Tensor]], *, what: str) -> 
 def mean_metric(values: Tensor, *, samples: int, name: str) -> float:
     """Sum of a metric's values over one batch, checked to be one per sample."""
     if values.shape != torch.Size([samples]):
-        raise ValueError(f"metric {name!r} returned shape {tuple(values.shape)}; it must return one number per sample, ({samples},)")
+        raise ValueError(
+            f"metric {name!r} returned shape {tuple(values.shape)}; it must return one number per sample, ({samples},)"
+        )
     return float(values.double().sum())

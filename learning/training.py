@@ -96,20 +96,11 @@ def train(
     )
 
 
-def processed_samples(num_samples: int, training: Training) -> int:
-    """How many samples ``train`` will process, repeats counted: what FLOPs are charged for."""
-    if training.steps is None:
-        return num_samples * training.epochs
-    return sum(len(batch) for batch in _order(num_samples, training=training, seed=0))
-
-
 def _order(num_samples: int, *, training: Training, seed: int) -> Iterator[np.ndarray]:
     """Indices of each batch."""
     if num_samples == 0:
         return iter(())
-    return batches(
-        num_samples, batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=seed
-    )
+    return batches(num_samples, batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=seed)
 
 
 def _micro_batches(indices: np.ndarray, count: int) -> Iterator[tuple[np.ndarray, float]]:

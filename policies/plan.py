@@ -103,11 +103,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             extras.append(f"cut {self.split.cut}")
         if self.sparsity:
             extras.append(f"sparsity {self.sparsity.weights:g}")
-        codecs = "+".join(c.name for c in self.codec_down) or "identity", "+".join(c.name for c in self.codec_up) or "identity"
+        codecs = (
+            "+".join(c.name for c in self.codec_down) or "identity",
+            "+".join(c.name for c in self.codec_up) or "identity",
+        )
         return (
             f"plan {self.id}.{self.attempt} device {self.device} v{self.version}: {', '.join([size, *extras])}, "
             f"{amount} of batch {self.training.batch_size}, down {codecs[0]}, up {codecs[1]}"
             + (f" ({'; '.join(self.reasons)})" if self.reasons else "")
         )
-
-

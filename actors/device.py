@@ -1,0 +1,196 @@
+"""The Device: one plan in, one report out; packet bytes to packet bytes. A plain class, the same in process and on Ray.
+
+A device worker has no memory of its own: what a simulated device must remember (link histories, error feedback) travels
+as ``state`` with the plan and comes back with the report. What is kept between plans (the model's module, the data) is a
+cache: any worker runs any device and gets the same bits.
+"""
+
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from ..comms.codecs import Array, ArraySpec, Context
+from ..comms.make_codec import make_codec
+from ..comms.packet import PacketKind, Stamp, seal, unseal
+from ..learning.evaluation import evaluate
+from ..learning.losses import make_loss
+from ..learning.part import down_tensors, up_tensors
+from ..learning.structure import TensorSpec
+from ..learning.tensors import as_arrays, as_tensors
+from ..learning.training import train
+from ..learning.workload import Workload, WorkloadSettings
+from ..policies.plan import Plan
+from ..policies.report import Measured, Outcome, Report
+from .meter import Meter
+
+_ALLOCATOR_WORDS = ("DefaultCPUAllocator", "can't allocate memory", "out of memory")
+
+
+class Device:
+    """Runs plans for any device of an experiment.
+
+    ``run`` never raises for what goes wrong with one plan: the report says the outcome, the stage (open, train, evaluate,
+    seal) and the error.
+    """
+
+    def __init__(self, settings: WorkloadSettings) -> None:
+        """Prepare for the workload; data and model are loaded at the first plan."""
+        self.workload = Workload(settings)
+        self._models: dict[bool, nn.Module] = {}
+
+    def run(
+        self, plan_bytes: bytes, packet: Array, state: bytes | None = None
+    ) -> tuple[bytes, Array | None, bytes | None]:
+        """Carry out one plan: (report, update packet or None, new device state), ready to be sent."""
+        plan = msgspec.msgpack.decode(plan_bytes, type=Plan)
+        report, update = Report(plan=plan, outcome=Outcome.FAILED, stage="open"), None
+        with Meter() as meter:
+            try:
+                report, update = self._carry_out(plan, packet)
+            except Exception as error:  # whatever user code raises: it becomes this plan's outcome, and is reported
+                report = _failure(report, getattr(error, "_fedbonsai_stage", "open"), error)
+        measured = msgspec.structs.replace(
+            report.measured, wall_s=meter.wall_s, peak_memory_bytes=meter.peak_memory_bytes
+        )
+        return msgspec.msgpack.encode(msgspec.structs.replace(report, measured=measured)), update, state
+
+    def warm_up(self) -> None:
+        """Load data and model now, so that the first plan is not charged for it."""
+        self._model(channels_last=False)
+
+    def _carry_out(self, plan: Plan, packet: Array) -> tuple[Report, Array | None]:
+        """The stages of a plan, each named in what it raises."""
+        with _stage("open"):
+            model = self._model(channels_last=plan.training.channels_last)
+            base = self._load(model, plan, packet)
+        if plan.objective.kind == "evaluate":
+            with _stage("evaluate"):
+                return self._evaluate(model, plan), None
+        with _stage("train"), Meter() as meter:
+            samples = self.workload.data.train(plan.device)
+            result = train(
+                model,
+                samples,
+                training=plan.training,
+                loss=make_loss(plan.training.loss),
+                transform=self.workload.data.train_transform,
+                seed=plan.seed,
+                trainable=self._trainable(plan),
+            )
+        with _stage("seal"):
+            update = self._seal(model, base, plan)
+        report = Report(
+            plan=plan,
+            samples=len(samples),
+            steps=result.steps,
+            loss=result.loss,
+            loss_square=result.loss_square,
+            measured=Measured(train_s=meter.wall_s),
+        )
+        return report, update
+
+    def _model(self, *, channels_last: bool) -> nn.Module:
+        """This worker's module; every tensor of it is overwritten by the packet of each plan."""
+        if channels_last not in self._models:
+            model = self.workload.new_model()
+            self._models[channels_last] = model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
+        return self._models[channels_last]
+
+    def _load(self, model: nn.Module, plan: Plan, packet: Array) -> dict[str, Tensor]:
+        """Open the downlink packet into ``model``; the tensors that it held, which the update is taken against."""
+        specs = down_tensors(self.workload.spec, plan.part)
+        arrays = unseal(
+            packet,
+            codec=make_codec(plan.codec_down),
+            expected=array_specs(specs),
+            context=context_of(specs, seed=plan.version),
+            stamp=weights_stamp(plan.version),
+        )
+        base = as_tensors(arrays)
+        held = model.state_dict()
+        with torch.no_grad():
+            for spec in specs:
+                held[spec.name].copy_(base[spec.name])
+            for name, tensor in held.items():
+                if name not in base:
+                    tensor.zero_()  # counters do not travel; they start anew at every plan
+        return base
+
+    def _trainable(self, plan: Plan) -> list[str] | None:
+        """Names of the parameters to train; None for all."""
+        if plan.part.trained == self.workload.spec.block_names:
+            return None
+        return [t.name for t in self.workload.spec.tensors_of(plan.part.trained) if t.role in ("weight", "vector")]
+
+    def _seal(self, model: nn.Module, base: dict[str, Tensor], plan: Plan) -> Array:
+        """The update packet: differences to what came down, or the weights themselves."""
+        specs = up_tensors(self.workload.spec, plan.part, statistics=plan.upload.statistics)
+        held = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        if plan.upload.payload == "difference":
+            values = {spec.name: held[spec.name] - base[spec.name] for spec in specs}
+        else:
+            values = {spec.name: held[spec.name] for spec in specs}
+        context = context_of(specs, seed=plan.seed)
+        packet, _ = seal(as_arrays(values), codec=make_codec(plan.codec_up), context=context, stamp=update_stamp(plan))
+        return packet
+
+    def _evaluate(self, model: nn.Module, plan: Plan) -> Report:
+        """The model that came down, on this device's own test share."""
+        samples = self.workload.data.test(plan.device)
+        if samples is None or not len(samples):
+            return Report(plan=plan)
+        metrics = evaluate(
+            model,
+            samples,
+            loss=make_loss(plan.training.loss),
+            metrics=self.workload.metrics,
+            transform=self.workload.data.test_transform,
+            channels_last=plan.training.channels_last,
+        )
+        return Report(plan=plan, samples=len(samples), metrics=metrics)
+
+
+def array_specs(tensors: tuple[TensorSpec, ...]) -> tuple[ArraySpec, ...]:
+    """What a packet of these tensors holds before its codec."""
+    return tuple(ArraySpec(t.name, t.shape, t.dtype) for t in tensors)
+
+
+def context_of(tensors: tuple[TensorSpec, ...], *, seed: int) -> Context:
+    """The codec context that both ends derive for these tensors."""
+    return Context(seed=seed, roles={t.name: t.role for t in tensors})
+
+
+def weights_stamp(version: int) -> Stamp:
+    """What a downlink packet says of itself: the same for every device, so that it is sealed once."""
+    return Stamp(kind=PacketKind.WEIGHTS, version=version)
+
+
+def update_stamp(plan: Plan) -> Stamp:
+    """What an update says of itself: which attempt of which plan it answers."""
+    return Stamp(kind=PacketKind.UPDATE, version=plan.version, plan=plan.id, attempt=plan.attempt)
+
+
+class _stage:
+    """Names the stage in an exception that passes through; the innermost name stays."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None and not hasattr(error, "_fedbonsai_stage"):
+            error._fedbonsai_stage = self.name  # type: ignore[attr-defined]
+
+
+def _failure(report: Report, stage: str, error: Exception) -> Report:
+    """The report of a plan that did not end well."""
+    text = f"{type(error).__name__}: {error}"
+    memory = isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATOR_WORDS)
+    )
+    outcome = Outcome.OUT_OF_MEMORY if memory else Outcome.FAILED
+    return msgspec.structs.replace(report, outcome=outcome, stage=stage, error=text[:2000])

@@ -1,0 +1,31 @@
+"""Hosts any object in an actor of its own: a plain class becomes an actor by being made there."""
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+
+class Host:
+    """The actor: makes its object in its own process, and passes calls on."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        """``make`` is called here."""
+        import torch
+
+        torch.set_num_threads(1)
+        self._object = make()
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the hosted object."""
+        return getattr(self._object, method)(*arguments)
+
+
+def start_host(make: Callable[[], Any], *, placement: Any, bundle: int, cpus: float) -> Any:
+    """A host actor in a bundle of a placement group; its handle. Ray neither restarts it nor repeats a call."""
+    strategy = PlacementGroupSchedulingStrategy(
+        placement, placement_group_bundle_index=bundle, placement_group_capture_child_tasks=False
+    )
+    options = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": strategy}
+    return ray.remote(Host).options(**options).remote(make)

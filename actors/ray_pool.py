@@ -1,0 +1,268 @@
+"""The pool on Ray: one worker actor per placement-group bundle.
+
+Ray restarts and retries nothing here (``max_restarts=0``, ``max_task_retries=0``): the runtime does, under an attempt
+number, so that an update is never folded twice. A worker's report, update and device state are separate returns owned by
+this process, since what a worker puts into the store by itself dies with it. Each worker has one plan running and one
+waiting, so that it is never idle between two.
+"""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import ray
+from ray.exceptions import (
+    GetTimeoutError,
+    ObjectLostError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from ..comms.codecs import Array
+from ..learning.workload import WorkloadSettings
+from ..policies.report import Outcome, Report
+from .device import Device
+from .pool import Finished, Task, finished
+
+_WORKER_DIED = (RayActorError, WorkerCrashedError, ObjectLostError)
+_QUEUE_PER_WORKER = 2
+
+
+class WorkerFailure(Exception):
+    """No worker could be started, or none is left. One sentence says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """One worker's place: its bundle in the group, the fleet class it is reserved for ("" = any), and its resources."""
+
+    index: int
+    group: str = ""
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory_bytes: int | None = None
+
+
+class Worker:
+    """The actor: a ``Device`` in a process of its own, with one torch thread."""
+
+    def __init__(self, settings: WorkloadSettings) -> None:
+        """Set threads before anything is computed."""
+        import torch
+
+        torch.set_num_threads(1)
+        self._device = Device(settings)
+
+    def warm_up(self) -> None:
+        """Load data and model."""
+        self._device.warm_up()
+
+    def run(self, plan: bytes, packet: Array, state: bytes | None) -> tuple[bytes, Array | None, bytes | None]:
+        """One plan; the packet arrives as a view of the object store."""
+        return self._device.run(plan, packet, state)
+
+
+@dataclass
+class _Seat:
+    """A bundle with the actor that sits in it, and the plans given to it."""
+
+    bundle: Bundle
+    actor: Any
+    running: dict[int, list[Any]] = field(default_factory=dict)  # plan id -> its three references
+
+
+class RayPool:
+    """Runs tasks on worker actors, replaces those that die, and places their work again."""
+
+    def __init__(
+        self,
+        settings: WorkloadSettings,
+        *,
+        placement: Any,
+        bundles: list[Bundle],
+        timeout_s: float,
+        max_attempts: int = 3,
+    ) -> None:
+        """Start a worker in every bundle and load its data; raises ``ValueError`` for what a worker cannot load."""
+        self._settings, self._placement = settings, placement
+        self._timeout_s, self._max_attempts = timeout_s, max_attempts
+        self._notices: list[str] = []
+        self._queue: deque[Task] = deque()
+        self._tasks: dict[int, Task] = {}
+        self._done: dict[int, list[Any] | Finished] = {}
+        self._seats = [_Seat(bundle, self._start(bundle)) for bundle in bundles]
+        self._await_warm([seat.actor for seat in self._seats])
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that sit in a bundle now."""
+        return len(self._seats)
+
+    def submit(self, task: Task) -> int:
+        """Queue a task and hand it to a worker with a free place."""
+        if not any(seat.bundle.group == task.group for seat in self._seats):
+            raise WorkerFailure(f"no worker is left for {_group_name(task.group)}")
+        self._tasks[task.plan.id] = task
+        self._queue.append(task)
+        self._hand_out()
+        return len(msgspec.msgpack.encode(task.plan))
+
+    def result(self, plan_id: int) -> Finished:
+        """Wait for this plan's end."""
+        while plan_id not in self._done:
+            self._wait(None)
+        return self._collect(plan_id)
+
+    def next(self, timeout_s: float | None) -> Finished | None:
+        """Wait for any plan's end."""
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._done:
+            left = None if until is None else max(0.0, until - time.monotonic())
+            if not self._tasks or not self._wait(left):
+                return None
+        return self._collect(next(iter(self._done)))
+
+    def cancel(self, plan_id: int) -> None:
+        """Forget a task: what is queued is dropped, what runs may finish and is not looked at."""
+        self._queue = deque(task for task in self._queue if task.plan.id != plan_id)
+        self._tasks.pop(plan_id, None)
+        self._done.pop(plan_id, None)
+
+    def notices(self) -> list[str]:
+        """What happened to workers since the last call."""
+        found, self._notices = self._notices, []
+        return found
+
+    def close(self) -> None:
+        """End the workers."""
+        for seat in self._seats:
+            ray.kill(seat.actor, no_restart=True)
+        self._seats = []
+
+    def _start(self, bundle: Bundle) -> Any:
+        """A worker actor in its bundle."""
+        options: dict[str, Any] = {
+            "num_cpus": bundle.cpus,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                self._placement, placement_group_bundle_index=bundle.index
+            ),
+        }
+        if bundle.gpus:
+            options["num_gpus"] = bundle.gpus
+        if bundle.memory_bytes:
+            options["memory"] = bundle.memory_bytes
+        return ray.remote(Worker).options(**options).remote(self._settings)
+
+    def _await_warm(self, actors: list[Any]) -> None:
+        """Wait until workers have loaded their data."""
+        try:
+            ray.get([actor.warm_up.remote() for actor in actors], timeout=self._timeout_s + 120)
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, ValueError) else error from None
+        except GetTimeoutError as error:
+            raise WorkerFailure(f"a worker was not ready within {self._timeout_s + 120:g} s") from error
+        except _WORKER_DIED as error:
+            raise WorkerFailure(f"a worker died while it started: {_first_line(error)}") from error
+
+    def _hand_out(self) -> None:
+        """Give queued tasks to workers of their group, the least loaded first."""
+        waiting: deque[Task] = deque()
+        while self._queue:
+            task = self._queue.popleft()
+            free = [s for s in self._seats if s.bundle.group == task.group and len(s.running) < _QUEUE_PER_WORKER]
+            if not free:
+                waiting.append(task)
+                if all(len(s.running) >= _QUEUE_PER_WORKER for s in self._seats):
+                    break
+                continue
+            seat = min(free, key=lambda s: len(s.running))
+            message = msgspec.msgpack.encode(task.plan)
+            seat.running[task.plan.id] = seat.actor.run.options(num_returns=3).remote(message, task.packet, task.state)
+        self._queue.extendleft(reversed(waiting))
+
+    def _wait(self, timeout_s: float | None) -> bool:
+        """Wait until at least one running plan has ended, well or not; False when ``timeout_s`` passes first."""
+        owners = {refs[0]: (seat, plan_id) for seat in self._seats for plan_id, refs in seat.running.items()}
+        if not owners:
+            raise WorkerFailure("plans are waiting, but no worker is left to run them")
+        ready, _ = ray.wait(list(owners), num_returns=1, timeout=timeout_s)
+        for reference in ready:
+            seat, plan_id = owners[reference]
+            if seat in self._seats and plan_id in seat.running:
+                self._ended(seat, plan_id)
+        self._hand_out()
+        return bool(ready)
+
+    def _ended(self, seat: _Seat, plan_id: int) -> None:
+        """A call to a worker is over."""
+        references = seat.running[plan_id]
+        try:
+            ray.get(references[0])
+        except _WORKER_DIED as error:
+            self._replace(seat, _first_line(error))
+            return
+        del seat.running[plan_id]
+        if plan_id in self._tasks:
+            self._done[plan_id] = references
+
+    def _collect(self, plan_id: int) -> Finished:
+        """Bring a result to this process; run the plan again when it was lost on the way."""
+        result = self._done.pop(plan_id)
+        if isinstance(result, Finished):
+            self._tasks.pop(plan_id)
+            return result
+        try:
+            report, update, state = ray.get(result)
+        except _WORKER_DIED as error:
+            self._again(self._tasks[plan_id], _first_line(error))
+            self._hand_out()
+            return self.result(plan_id)
+        return finished(self._tasks.pop(plan_id).plan, report, update, state)
+
+    def _replace(self, seat: _Seat, why: str) -> None:
+        """A worker has died: put another into its bundle, and place its plans again."""
+        self._seats.remove(seat)
+        lost = [self._tasks[plan_id] for plan_id in seat.running if plan_id in self._tasks]
+        try:
+            actor = self._start(seat.bundle)
+            self._await_warm([actor])
+        except (WorkerFailure, RayTaskError) as error:
+            self._notices.append(
+                f"worker of bundle {seat.bundle.index} died ({why}) and could not be replaced ({error}); "
+                f"{len(self._seats)} workers are left"
+            )
+        else:
+            self._seats.append(_Seat(seat.bundle, actor))
+            self._notices.append(f"worker of bundle {seat.bundle.index} died ({why}) and was replaced")
+        for task in lost:
+            self._again(task, why)
+
+    def _again(self, task: Task, why: str) -> None:
+        """Place a task again under the next attempt number; after the last attempt its outcome is ``lost``."""
+        if task.plan.attempt + 1 >= self._max_attempts:
+            report = Report(plan=task.plan, outcome=Outcome.LOST, stage="run", error=f"worker died: {why}")
+            self._done[task.plan.id] = Finished(
+                plan=task.plan, report=report, update=None, state=task.state, control_bytes=0
+            )
+            return
+        plan = msgspec.structs.replace(task.plan, attempt=task.plan.attempt + 1)
+        again = Task(plan=plan, packet=task.packet, state=task.state, group=task.group)
+        self._tasks[plan.id] = again
+        self._queue.appendleft(again)
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of an error, without Ray's advice."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
+def _group_name(group: str) -> str:
+    """A group as a person would say it."""
+    return f"fleet class {group!r}" if group else "the simulated devices"

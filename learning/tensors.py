@@ -1,0 +1,28 @@
+"""Between arrays of packets and torch tensors, without copies."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+def as_tensors(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
+    """Tensors that share memory with ``arrays``; those of a packet are read-only, and must only be read."""
+    with warnings.catch_warnings():
+        # torch has no read-only tensors and warns at each; nobody writes to these.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
+    """Arrays that share memory with CPU ``tensors``."""
+    return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+
+
+def numpy_name(dtype: torch.dtype) -> str:
+    """numpy's name of a torch type, e.g. ``<f4``."""
+    return np.dtype(torch.empty(0, dtype=dtype).numpy().dtype).str

@@ -1,0 +1,78 @@
+"""What is learned from what: the model, its blocks, the data and the losses, built from plain settings.
+
+Server and devices each build their own from the same settings and seed; nothing but packets passes between them.
+"""
+
+from functools import cached_property
+
+import msgspec
+import numpy as np
+import torch
+from torch import nn
+
+from .blocks import Blocks, cut
+from .data.load import load
+from .data.config import DataConfig
+from .data.types import FederatedData
+from .losses import Metric, make_metric
+from .models import build, use_batch_statistics
+from .seeds import derive
+from .spec import Call
+from .structure import ModelSpec
+
+
+class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings that server and devices share. ``batch_statistics``: normalise by the batch at hand, always."""
+
+    model: Call
+    data: DataConfig
+    metrics: tuple[Call, ...]
+    num_devices: int
+    seed: int
+    batch_statistics: bool = False
+
+
+class Workload:
+    """Builds each thing when it is first asked for, and keeps it."""
+
+    def __init__(self, settings: WorkloadSettings) -> None:
+        """Nothing is built yet."""
+        self.settings = settings
+
+    @cached_property
+    def data(self) -> FederatedData:
+        """The devices' data."""
+        settings = self.settings
+        return load(settings.data, num_devices=settings.num_devices, seed=derive(settings.seed, "data"))
+
+    def new_model(self) -> nn.Module:
+        """The whole model with its initial weights: the same bits at every call."""
+        settings = self.settings
+        model = build(settings.model, seed=derive(settings.seed, "model"), outputs=self.data.num_classes)
+        if settings.batch_statistics:
+            use_batch_statistics(model)
+        return model
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """The model, cut into blocks."""
+        return cut(self.new_model())
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Names, shapes and roles of the model's tensors, by block."""
+        return self.blocks.spec
+
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        """Metrics by name."""
+        return {call.name.rpartition(":")[2]: make_metric(call) for call in self.settings.metrics}
+
+    def example(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """One transformed sample and its target, without batch dimension: their shapes and types are what matters."""
+        for device in range(self.settings.num_devices):
+            if self.data.num_samples(device):
+                one = self.data.train(device).take(np.array([0]))
+                inputs = self.data.train_transform(one.x, torch.Generator().manual_seed(0))
+                return inputs[0], one.y[0]
+        raise ValueError("data: no device has a single sample")

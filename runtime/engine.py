@@ -1,0 +1,150 @@
+"""The engine: everything that one run is made of, put together from its configuration. Lives where the server lives.
+
+In process the caller iterates it; on Ray it lives in the server's actor, and the driver asks it for events.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+
+import msgspec
+import torch
+
+from ..actors.device import Device
+from ..actors.pool import InlinePool, Pool
+from ..actors.server import Server
+from ..comms.channel import Channel, LocalChannel
+from ..comms.ledger import Ledger
+from ..comms.make_codec import make_codec
+from ..learning.losses import make_loss
+from ..learning.part import Part, whole
+from ..learning.seeds import derive
+from ..learning.workload import Workload, WorkloadSettings
+from ..policies.plan import Plan, Upload
+from ..policies.policy import Policy
+from .clock import Clock, VirtualClock, WallClock
+from .config import Config
+from .costs import Costs
+from .evaluator import Evaluator
+from .events import AnyEvent, Notice, RunStarted
+from .loop import Loop
+
+PoolMaker = Callable[[WorkloadSettings], Pool]
+
+
+def workload_settings(config: Config, *, num_devices: int) -> WorkloadSettings:
+    """What server and devices build their workload from."""
+    return WorkloadSettings(
+        model=config.model,
+        data=config.data,
+        metrics=config.evaluation.metrics,
+        num_devices=num_devices,
+        seed=config.seed,
+        batch_statistics=config.server.statistics == "batch",
+    )
+
+
+class Engine:
+    """One run. ``events`` may be taken once."""
+
+    def __init__(
+        self, config: Config, policy: Policy, *, make_pool: PoolMaker | None = None, channel: Channel | None = None
+    ) -> None:
+        """Build data, model, server, pool and clock; a user's mistake raises ``ValueError``.
+
+        ``make_pool`` None runs the devices in this process.
+        """
+        self.config = config
+        self._channel = channel or LocalChannel()
+        fleet = config.load_fleet()
+        make_codec(config.codecs.down), make_codec(config.codecs.up), make_loss(config.training.loss)
+        settings = workload_settings(config, num_devices=fleet.num_devices)
+        self.workload = Workload(settings)
+        self.server = Server(self.workload, channel=self._channel, optimiser=config.server.optimiser)
+        self._pool = make_pool(settings) if make_pool else InlinePool(Device(settings), self._channel)
+        costs = Costs(self.workload, fleet)
+        started = time.perf_counter()
+        clock: Clock
+        if config.clock == "virtual":
+            clock = VirtualClock(fleet, self._pool)
+        else:
+            clock = WallClock(self._pool, now=lambda: time.perf_counter() - started, estimate=costs.estimate)
+        self._fleet = fleet
+        ledger = Ledger()
+        self._loop = Loop(
+            config,
+            fleet=fleet,
+            policy=policy,
+            server=self.server,
+            pool=self._pool,
+            clock=clock,
+            costs=costs,
+            evaluator=Evaluator(config, fleet=fleet, server=self.server, pool=self._pool, ledger=ledger),
+            ledger=ledger,
+            new_plan=_PlanMaker(config, whole(self.workload.spec)),
+        )
+
+    def events(self) -> Iterator[AnyEvent]:
+        """Every event of the run."""
+        yield self._started()
+        yield from (Notice(text=text) for text in self._pool.notices())
+        yield from self._loop.events()
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The current model's tensors."""
+        return self.server.weights()
+
+    def close(self) -> None:
+        """End the pool's workers."""
+        self._pool.close()
+
+    def _started(self) -> RunStarted:
+        """What was built."""
+        data, spec = self.workload.data, self.workload.spec
+        classes: dict[str, int] = {}
+        for profile in self._fleet.profiles():
+            classes[profile.name] = classes.get(profile.name, 0) + 1
+        return RunStarted(
+            name=self.config.name,
+            preset=self.config.preset,
+            seed=self.config.seed,
+            devices=self._fleet.num_devices,
+            classes=classes,
+            parameters=spec.parameters,
+            blocks=spec.block_names,
+            samples=sum(data.num_samples(device) for device in range(self._fleet.num_devices)),
+            workers=self._pool.num_workers,
+            data=data.digest(),
+            skipped_files=data.skipped,
+            block_reason=self.workload.blocks.reason,
+        )
+
+
+class _PlanMaker:
+    """The experiment's own plan for a device: whole model, configured codecs, training at the round's learning rate."""
+
+    def __init__(self, config: Config, part: Part) -> None:
+        self._config = config
+        self._part = part
+        self._version = -1
+        self._training = config.training
+        self._upload = Upload(statistics=config.server.statistics == "average")
+
+    def __call__(self, device: int, version: int) -> Plan:
+        config = self._config
+        if version != self._version:
+            factor = config.schedule.factor(version, rounds=config.stop.rounds)
+            rate = config.training.optimiser.learning_rate * factor
+            optimiser = msgspec.structs.replace(config.training.optimiser, learning_rate=rate)
+            self._training = msgspec.structs.replace(config.training, optimiser=optimiser)
+            self._version = version
+        return Plan(
+            id=0,
+            device=device,
+            version=version,
+            part=self._part,
+            training=self._training,
+            seed=derive(config.seed, "plan", device, version),
+            upload=self._upload,
+            codec_down=config.codecs.down,
+            codec_up=config.codecs.up,
+        )

@@ -1,0 +1,37 @@
+"""What a run raises.
+
+FedbonsaiError
+├── ConfigError      a user's mistake: one sentence with field, value and what is allowed (exit code 2)
+├── ClusterError     the cluster cannot be reached, or lacks what the run needs (exit code 2)
+└── RunError         the run cannot go on: carries device, round and stage where they are known (exit code 1)
+"""
+
+
+class FedbonsaiError(Exception):
+    """Anything that ends a run."""
+
+    exit_code = 1
+
+
+class ConfigError(FedbonsaiError):
+    """A user's mistake in the configuration or on the command line."""
+
+    exit_code = 2
+
+
+class ClusterError(FedbonsaiError):
+    """The cluster cannot be reached, or lacks what the run needs."""
+
+    exit_code = 2
+
+
+class RunError(FedbonsaiError):
+    """The run cannot go on."""
+
+    def __init__(self, message: str, *, device: int | None = None, round_: int | None = None, stage: str = "") -> None:
+        """``message`` alone is printed; where it happened is put before it."""
+        where = [f"device {device}"] if device is not None else []
+        where += [f"round {round_}"] if round_ is not None else []
+        where += [f"stage {stage}"] if stage else []
+        super().__init__(f"{', '.join(where)}: {message}" if where else message)
+        self.device, self.round, self.stage = device, round_, stage

@@ -1,0 +1,108 @@
+"""Evaluates the global model on the server's test set, on the devices' own test shares, or both.
+
+Evaluation is an instrument, not part of the method under test: it takes no simulated time, and its bytes are counted
+under a kind of their own.
+"""
+
+import math
+
+import numpy as np
+
+from ..actors.pool import Pool, Task
+from ..actors.server import Server
+from ..clusters.fleet import Fleet
+from ..comms.ledger import Ledger
+from ..learning.losses import lower_is_better
+from ..learning.part import whole
+from ..learning.seeds import derive
+from ..policies.plan import Objective, Plan
+from ..policies.report import Outcome
+from .config import Config
+from .errors import RunError
+from .events import Evaluated
+
+_FIRST_ID = 1 << 48  # far above the ids of training plans
+
+
+class Evaluator:
+    """Runs evaluations; which devices take part is drawn once from the seed."""
+
+    def __init__(self, config: Config, *, fleet: Fleet, server: Server, pool: Pool, ledger: Ledger) -> None:
+        """Choose the devices."""
+        self._config, self._fleet = config, fleet
+        self._server, self._pool, self._ledger = server, pool, ledger
+        self._next_id = _FIRST_ID
+        count = config.evaluation.devices
+        self._devices = list(range(fleet.num_devices))
+        if count is not None and count < len(self._devices):
+            generator = np.random.default_rng(derive(config.seed, "evaluation"))
+            self._devices = sorted(generator.choice(fleet.num_devices, count, replace=False).tolist())
+
+    def evaluate(self, version: int, *, time_s: float) -> Evaluated | None:
+        """The figures of this version; None when nothing can be evaluated."""
+        where = self._config.evaluation.where
+        server: dict[str, float] = {}
+        devices: dict[str, dict[str, float]] = {}
+        answers: list[dict[str, float]] = []
+        if where in ("server", "both"):
+            server = self._server.evaluate(self._config.training, batch_size=self._config.evaluation.batch_size)
+        if where in ("devices", "both"):
+            answers = self._ask_devices(version)
+            for name in answers[0] if answers else ():
+                devices[name] = spread(
+                    [answer[name] for answer in answers], worst_is_low=not self._less_is_better(name)
+                )
+        if not server and not devices:
+            return None
+        return Evaluated(time_s=time_s, version=version, server=server, devices=devices, num_devices=len(answers))
+
+    def _ask_devices(self, version: int) -> list[dict[str, float]]:
+        """Each device's metrics on its own test share; devices without one are left out."""
+        plans = []
+        for device in self._devices:
+            plan = self._plan(device, version)
+            packet, num_bytes = self._server.seal(plan)
+            control = self._pool.submit(Task(plan=plan, packet=packet, group=self._fleet.group_of(device)))
+            self._ledger.record("down", kind="evaluation", device=device, num_bytes=num_bytes + control)
+            plans.append(plan)
+        answers = []
+        for plan in plans:
+            finished = self._pool.result(plan.id)
+            self._ledger.record("up", kind="evaluation", device=plan.device, num_bytes=finished.control_bytes)
+            report = finished.report
+            if report.outcome != Outcome.DONE:
+                raise RunError(report.error, device=plan.device, round_=version, stage=report.stage or "evaluate")
+            if report.metrics:
+                answers.append(report.metrics)
+        return answers
+
+    def _less_is_better(self, name: str) -> bool:
+        """Whether less of a figure is better."""
+        return name == "loss" or lower_is_better(self._server.workload.metrics[name])
+
+    def _plan(self, device: int, version: int) -> Plan:
+        """An evaluation plan: the whole model down, metrics up."""
+        self._next_id += 1
+        return Plan(
+            id=self._next_id,
+            device=device,
+            version=version,
+            part=whole(self._server.workload.spec),
+            training=self._config.training,
+            seed=derive(self._config.seed, "evaluation", device, version),
+            objective=Objective(kind="evaluate"),
+            codec_down=self._config.codecs.down,
+        )
+
+
+def spread(values: list[float], *, worst_is_low: bool) -> dict[str, float]:
+    """Mean, standard deviation, worst value, and mean of the worst tenth (at least one) of the devices' figures."""
+    ordered = sorted(values, reverse=not worst_is_low)
+    mean = math.fsum(values) / len(values)
+    tenth = ordered[: max(1, len(values) // 10)]
+    return {
+        "mean": mean,
+        "spread": math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values)),
+        "worst": ordered[0],
+        "worst_10": math.fsum(tenth) / len(tenth),
+    }

@@ -1,0 +1,110 @@
+"""Events: frozen facts, yielded by the loop in order and written as JSON lines. Nobody calls back into the loop.
+
+Progress bars, summaries, reports and trackers are consumers of this stream; users add their own by iterating a run.
+"""
+
+import msgspec
+
+from ..policies.report import Report
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=True):
+    """A fact, with virtual seconds since the start (wall seconds under the wall clock)."""
+
+    time_s: float = 0.0
+
+
+class RunStarted(Event):
+    """The run begins: what was built from the configuration."""
+
+    name: str
+    preset: str
+    seed: int
+    devices: int
+    classes: dict[str, int]
+    parameters: int
+    blocks: tuple[str, ...]
+    samples: int
+    workers: int
+    data: dict[str, str] = {}
+    skipped_files: int = 0
+    block_reason: str = ""
+
+
+class RoundStarted(Event):
+    """Plans were dispatched on a version: how many, and the devices left out with the reasons."""
+
+    version: int
+    plans: int
+    left_out: dict[str, int] = {}
+
+
+class PlanEnded(Event):
+    """A plan came to its one end; ``fleet_class`` is the class of its device."""
+
+    report: Report
+    fleet_class: str
+
+
+class VersionClosed(Event):
+    """A round is over: updates folded, mean training loss, bytes so far and the wall seconds of this round."""
+
+    version: int
+    folded: int
+    loss: float | None
+    up_bytes: int
+    down_bytes: int
+    wall_s: float
+
+
+class Evaluated(Event):
+    """The global model was evaluated.
+
+    ``server``: metrics on the server's test set. ``devices``: for each metric mean, spread (standard deviation), worst
+    and worst_10 (mean over the worst tenth) over the devices' own test shares. ``accuracy`` and ``loss``: the server's,
+    or the devices' mean where the server has no data.
+    """
+
+    version: int
+    server: dict[str, float] = {}
+    devices: dict[str, dict[str, float]] = {}
+    num_devices: int = 0
+    best: bool = False
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """One number per metric: the server's, or else the mean over devices."""
+        return self.server or {name: figures["mean"] for name, figures in self.devices.items()}
+
+
+class Notice(Event):
+    """Something an operator should know: a worker died and was replaced, the pool shrank."""
+
+    text: str
+
+
+class RunEnded(Event):
+    """The run is over: why, and the hash of the final model."""
+
+    reason: str
+    version: int
+    model_hash: str
+    up_bytes: int
+    down_bytes: int
+    up_by_kind: dict[str, int] = {}
+    down_by_kind: dict[str, int] = {}
+
+
+AnyEvent = RunStarted | RoundStarted | PlanEnded | VersionClosed | Evaluated | Notice | RunEnded
+
+__all__ = [
+    "AnyEvent",
+    "Evaluated",
+    "Event",
+    "Notice",
+    "PlanEnded",
+    "RoundStarted",
+    "RunEnded",
+    "RunStarted",
+    "VersionClosed",
+]

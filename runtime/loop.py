@@ -1,0 +1,302 @@
+"""The loop: one for synchronous, buffered and asynchronous rounds. It acts; policies decide; consumers watch the events.
+
+    while not stopped:
+        view -> policy -> decision -> dispatch each plan
+        wait for the clock's next arrival, or the deadline
+        fold the update, or count what became of it
+        close the version at K folded updates, when no plan of it is outstanding, or at the deadline
+
+``decide`` runs at the start, after every version, and after each outcome that frees a slot. A round is one version. A plan
+that arrives after its version closed is ``late``: it is counted, and not folded.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import msgspec
+import numpy as np
+
+from ..actors.pool import Pool, Task
+from ..actors.server import Server
+from ..actors.support import PlanRefused, check_plan
+from ..clusters.fleet import Fleet
+from ..comms.errors import PacketError
+from ..comms.ledger import Ledger
+from ..learning.seeds import derive
+from ..policies.decision import Decision
+from ..policies.plan import Plan
+from ..policies.policy import Policy
+from ..policies.report import Outcome, Report
+from ..policies.view import View
+from .clock import Arrival, Clock
+from .config import Config
+from .costs import Costs
+from .errors import RunError
+from .evaluator import Evaluator
+from .events import AnyEvent, Evaluated, Notice, PlanEnded, RoundStarted, RunEnded, VersionClosed
+from .stopping import Stopping
+
+
+@dataclass
+class _Round:
+    """The version that is open."""
+
+    opened_s: float
+    opened_wall: float
+    dispatched: int = 0
+    close_at: int | None = None
+    deadline_s: float | None = None
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    losses: list[tuple[float, int]] = field(default_factory=list)
+    first_fault: Report | None = None
+
+
+class Loop:
+    """One run's control: which plans are out, what they cost, what came of them."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        fleet: Fleet,
+        policy: Policy,
+        server: Server,
+        pool: Pool,
+        clock: Clock,
+        costs: Costs,
+        evaluator: Evaluator,
+        ledger: Ledger,
+        new_plan: Callable[[int, int], Plan],
+    ) -> None:
+        """``new_plan``: the experiment's own plan for (device, version)."""
+        self._config, self._fleet, self._policy = config, fleet, policy
+        self._server, self._pool, self._clock, self._costs = server, pool, clock, costs
+        self._evaluator, self._ledger, self._new_plan = evaluator, ledger, new_plan
+        self._profiles = fleet.profiles()
+        self._samples = [server.workload.data.num_samples(device) for device in range(fleet.num_devices)]
+        self._policy_state = policy.init()
+        self._in_flight: dict[int, Plan] = {}  # by plan id
+        self._busy: dict[int, Plan] = {}  # by device
+        self._last_reports: dict[int, Report] = {}
+        self._participation: dict[int, int] = {}
+        self._evaluation: dict[str, float] = {}
+        self._next_id = 1
+        self._decisions = 0
+        self._round = self._open_round()
+
+    def events(self) -> Iterator[AnyEvent]:
+        """Run until a stop rule holds; every event of the run but its start."""
+        stopping = Stopping(self._config.stop)
+        reason = stopping.reason(version=0, time_s=self._clock.time_s, num_bytes=0, evaluation=None)
+        while reason is None:
+            yield from self._decide()
+            if not self._in_flight:
+                raise RunError(
+                    "the policy chose no device while none is in flight, so the run cannot go on", round_=self._version
+                )
+            arrival = self._clock.next(self._round.deadline_s)
+            yield from (Notice(time_s=self._clock.time_s, text=text) for text in self._pool.notices())
+            if arrival is not None:
+                yield self._receive(arrival)
+            if self._closing(arrival):
+                yield self._close()
+                evaluated = None
+                if self._server.version % self._config.evaluation.every == 0:
+                    evaluated = self._evaluate(stopping)
+                    if evaluated is not None:
+                        yield evaluated
+                reason = stopping.reason(
+                    version=self._version,
+                    time_s=self._clock.time_s,
+                    num_bytes=self._travelled("up") + self._travelled("down"),
+                    evaluation=evaluated.figures if evaluated else None,
+                )
+        yield from self._abandon()
+        yield RunEnded(
+            time_s=self._clock.time_s,
+            reason=reason,
+            version=self._version,
+            model_hash=self._server.model_hash(),
+            up_bytes=self._travelled("up"),
+            down_bytes=self._travelled("down"),
+            up_by_kind=self._ledger.by_kind("up"),
+            down_by_kind=self._ledger.by_kind("down"),
+        )
+
+    @property
+    def _version(self) -> int:
+        return self._server.version
+
+    def _travelled(self, direction: str) -> int:
+        """Bytes of training in a direction; evaluation is an instrument, counted apart."""
+        assert direction in ("up", "down")
+        return self._ledger.total(direction) - self._ledger.total(direction, kind="evaluation")  # type: ignore[arg-type]
+
+    def _open_round(self) -> _Round:
+        return _Round(opened_s=self._clock.time_s, opened_wall=time.perf_counter())
+
+    def _view(self) -> View:
+        """What the policies see now."""
+        stop = self._config.stop
+        remaining = None if stop.virtual_s is None else max(0.0, stop.virtual_s - self._clock.time_s)
+        budget = None if stop.bytes is None else max(0, stop.bytes - self._travelled("up") - self._travelled("down"))
+        version = self._version
+        return View(
+            time_s=self._clock.time_s,
+            version=version,
+            seed=derive(self._config.seed, "policy", self._decisions),
+            profiles=self._profiles,
+            samples=self._samples,
+            in_flight=MappingProxyType(self._busy),
+            dispatched=self._round.dispatched,
+            last_reports=MappingProxyType(self._last_reports),
+            participation=MappingProxyType(self._participation),
+            evaluation=MappingProxyType(self._evaluation),
+            remaining_s=remaining,
+            remaining_bytes=budget,
+            plan_maker=lambda device: self._new_plan(device, version),
+            estimator=self._costs.estimate,
+        )
+
+    def _decide(self) -> Iterator[AnyEvent]:
+        """Ask the policies, and dispatch what they decide."""
+        decision, self._policy_state = self._policy.decide(self._view(), self._policy_state, Decision())
+        self._decisions += 1
+        if decision.tasks:
+            raise RunError(f"the policy asks for the server task {decision.tasks[0].name!r}, which is not known")
+        if decision.close_at is not None:
+            self._round.close_at = decision.close_at
+        if decision.close_after_s is not None:
+            self._round.deadline_s = self._round.opened_s + decision.close_after_s
+        for plan in decision.plans:
+            self._dispatch(plan)
+        if decision.plans:
+            reasons = Counter(reason.partition(":")[0] for _, reason in decision.left_out)
+            yield RoundStarted(
+                time_s=self._clock.time_s, version=self._version, plans=len(decision.plans), left_out=dict(reasons)
+            )
+
+    def _dispatch(self, wish: Plan) -> None:
+        """Send one plan out."""
+        plan = msgspec.structs.replace(wish, id=self._next_id)
+        try:
+            if plan.device not in range(len(self._profiles)):
+                raise PlanRefused(f"the policy chose device {plan.device}; devices are 0 to {len(self._profiles) - 1}")
+            if plan.device in self._busy:
+                raise PlanRefused(f"the policy chose device {plan.device}, which still has a plan in flight")
+            if plan.version != self._version:
+                raise PlanRefused(
+                    f"a plan for device {plan.device} starts at version {plan.version}; the current one is {self._version}"
+                )
+            check_plan(plan, spec=self._server.workload.spec, profile=self._profiles[plan.device])
+        except PlanRefused as error:
+            raise RunError(str(error), device=plan.device, round_=self._version, stage="dispatch") from error
+        self._next_id += 1
+        packet, down_bytes = self._server.seal(plan)
+        cost = self._costs.row(plan.part, plan.training)
+        group = self._fleet.group_of(plan.device)
+        control = self._pool.submit(Task(plan=plan, packet=packet, group=group))
+        self._ledger.record("down", kind="weights", device=plan.device, num_bytes=down_bytes)
+        self._ledger.record("down", kind="control", device=plan.device, num_bytes=control)
+        self._clock.dispatch(
+            plan, down_bytes=down_bytes, flops=self._costs.flops(plan), peak_memory_bytes=cost.peak_memory_bytes
+        )
+        self._in_flight[plan.id] = plan
+        self._busy[plan.device] = plan
+        self._round.dispatched += 1
+
+    def _receive(self, arrival: Arrival) -> PlanEnded:
+        """A plan has come to its end: fold its update, or count what became of it."""
+        finished = arrival.finished
+        plan, report = finished.plan, msgspec.structs.replace(finished.report, virtual=arrival.virtual)
+        self._in_flight.pop(plan.id)
+        self._busy.pop(plan.device)
+        self._ledger.record("up", kind="control", device=plan.device, num_bytes=finished.control_bytes)
+        if finished.update is not None:
+            self._ledger.record("up", kind="weights", device=plan.device, num_bytes=finished.update.nbytes)
+        if report.outcome == Outcome.DONE and plan.version != self._version:
+            report = msgspec.structs.replace(report, outcome=Outcome.LATE, error="its version had closed")
+        if report.outcome == Outcome.DONE:
+            report = self._fold(report, finished.update)
+        if plan.version == self._version:
+            self._round.outcomes[report.outcome] += 1
+            if report.outcome in (Outcome.FAILED, Outcome.REJECTED) and self._round.first_fault is None:
+                self._round.first_fault = report
+        return self._ended(report)
+
+    def _fold(self, report: Report, update: object) -> Report:
+        """Fold a sound update; a packet that is not sound makes the outcome ``rejected``."""
+        plan = report.plan
+        if not isinstance(update, np.ndarray) or report.samples < 1:
+            return msgspec.structs.replace(
+                report, outcome=Outcome.REJECTED, stage="fold", error="it came without an update or without samples"
+            )
+        try:
+            self._server.fold(plan, update, weight=float(report.samples))
+        except PacketError as error:
+            text = f"{type(error).__name__}: {error}"
+            return msgspec.structs.replace(report, outcome=Outcome.REJECTED, stage="fold", error=text)
+        if report.loss is not None:
+            self._round.losses.append((report.loss, report.samples))
+        return report
+
+    def _ended(self, report: Report) -> PlanEnded:
+        """Note a plan's end."""
+        device = report.plan.device
+        self._last_reports[device] = report
+        self._participation[device] = self._participation.get(device, 0) + 1
+        return PlanEnded(time_s=self._clock.time_s, report=report, fleet_class=self._profiles[device].name)
+
+    def _closing(self, arrival: Arrival | None) -> bool:
+        """Whether the version closes now."""
+        if arrival is None:
+            return True
+        if self._round.close_at is not None and self._server.folded >= self._round.close_at:
+            return True
+        return not any(plan.version == self._version for plan in self._in_flight.values())
+
+    def _close(self) -> VersionClosed:
+        """The version goes up by one."""
+        round_ = self._round
+        folded = self._server.folded
+        if not folded and round_.first_fault is not None:
+            fault = round_.first_fault
+            raise RunError(
+                f"no device of this round delivered; the first fault: {fault.error}",
+                device=fault.plan.device,
+                round_=self._version,
+                stage=fault.stage,
+            )
+        total = sum(samples for _, samples in round_.losses)
+        loss = sum(loss * samples for loss, samples in round_.losses) / total if total else None
+        self._server.close_version(in_flight={plan.version for plan in self._in_flight.values()})
+        self._round = self._open_round()
+        return VersionClosed(
+            time_s=self._clock.time_s,
+            version=self._version,
+            folded=folded,
+            loss=loss,
+            up_bytes=self._travelled("up"),
+            down_bytes=self._travelled("down"),
+            wall_s=self._round.opened_wall - round_.opened_wall,
+        )
+
+    def _evaluate(self, stopping: Stopping) -> Evaluated | None:
+        """Evaluate the current version where the configuration says."""
+        evaluated = self._evaluator.evaluate(self._version, time_s=self._clock.time_s)
+        if evaluated is None:
+            return None
+        self._evaluation = evaluated.figures
+        return msgspec.structs.replace(evaluated, best=stopping.note(evaluated.figures))
+
+    def _abandon(self) -> Iterator[AnyEvent]:
+        """The run is over: plans still in flight end as late."""
+        for plan in list(self._in_flight.values()):
+            self._pool.cancel(plan.id)
+            self._clock.cancel(plan.id)
+            yield self._ended(Report(plan=plan, outcome=Outcome.LATE, error="the run ended"))
+        self._in_flight.clear()
+        self._busy.clear()
