@@ -1,0 +1,176 @@
+"""Image folders: ``<root>/<device>/<class>/*.png``, or one pool ``<root>/<class>/*.png`` that is then partitioned.
+
+The experiment fixes the class list (``data.classes``) and labels go by name, so a device that lacks the first class still
+uses the same label ids. ``<root>/test/<class>/`` holds the server's test images, if there are any. Images that cannot be
+decoded are skipped and counted.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..spec import Count
+from .cache import Arrays, ArraySamples, cached
+from .config import DataConfig
+from .types import Pool
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"}
+UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what Pillow's readers raise
+
+
+class FolderOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The keywords of ``folder``.
+
+    Images are scaled to ``image_size`` pixels a side, in colour (3 ``channels``) or grey (1). ``devices``: the folder of
+    each device, in order; None means all folders but ``test``, in natural order (2 before 10).
+    """
+
+    image_size: Count = 32
+    channels: Literal[1, 3] = 3
+    devices: tuple[str, ...] | None = None
+
+
+Entry = tuple[Path, int, int]  # file, label, device (-1: of the pool)
+
+
+def load_folder(config: DataConfig, options: FolderOptions, *, num_devices: int) -> Pool:
+    """Decode all images once, as bytes ``[sample, channel, row, column]``.
+
+    Raises ``ValueError`` for a missing root, class list or device folder, a folder that is no class, or no images.
+    """
+    root, classes = config.folder, config.classes
+    if not classes or len(set(classes)) != len(classes):
+        raise ValueError(f"data.classes is {list(classes or [])}; 'folder' needs the list of class folders, each once")
+    if not root.is_dir():
+        raise ValueError(f"data.root: {root} is no folder; 'folder' needs <root>/<device>/<class>/ or <root>/<class>/")
+    train = _train_entries(root, classes, options, num_devices)
+    test = _class_entries(root / "test", classes, -1) if (root / "test").is_dir() else []
+    if not train:
+        raise ValueError(f"data.root: {root} holds no images ({', '.join(sorted(SUFFIXES))}) in its class folders")
+    arrays = cached(
+        root, f"folder-{_listing(train + test, root, options)}", lambda: _decode(train, test, root, options)
+    )
+    owners = arrays["owners"].astype(np.intp) if train[0][2] >= 0 else None
+    if owners is not None:
+        _check_owners(owners, sorted({path.parents[1] for path, _, _ in train}), num_devices)
+    colour = options.channels == 3
+    return Pool(
+        train=ArraySamples(arrays["train_x"], arrays["train_y"]),
+        test=ArraySamples(arrays["test_x"], arrays["test_y"]) if len(arrays["test_y"]) else None,
+        owners=owners,
+        num_classes=len(classes),
+        mean=(0.485, 0.456, 0.406) if colour else (0.5,),  # ImageNet's, as torchvision's pretrained models expect
+        std=(0.229, 0.224, 0.225) if colour else (0.5,),
+        skipped=int(arrays["skipped"]),
+        digest=arrays["digest"].tobytes().hex(),
+    )
+
+
+def _train_entries(root: Path, classes: Sequence[str], options: FolderOptions, num_devices: int) -> list[Entry]:
+    """All training images, by device where each has its folder."""
+    folders = [path for path in _folders(root) if path.name != "test"]
+    if options.devices is None and any(path.name in classes for path in folders):
+        return _class_entries(root, classes, -1, ignored="test")
+    names = options.devices or tuple(path.name for path in sorted(folders, key=_natural))
+    if len(names) != num_devices:
+        raise ValueError(
+            f"data.root: {root} has folders for {len(names)} devices, and the fleet has {num_devices}; "
+            "name the folders to use, one for each device, in data.kwargs.devices"
+        )
+    entries = []
+    for device, name in enumerate(names):
+        if not (root / name).is_dir():
+            raise ValueError(f"data.kwargs.devices names {name!r}, but {root / name} is no folder")
+        mine = _class_entries(root / name, classes, device)
+        if not mine:
+            raise ValueError(f"data.root: {root / name} holds no images for device {device}")
+        entries += mine
+    return entries
+
+
+def _class_entries(folder: Path, classes: Sequence[str], device: int, *, ignored: str = "") -> list[Entry]:
+    """The images of one folder of class folders, in the order of the class list, then by name."""
+    present = {path.name: path for path in _folders(folder) if path.name != ignored}
+    if unknown := sorted(present.keys() - set(classes)):
+        raise ValueError(
+            f"data.classes does not name {unknown[0]!r}, a folder in {folder}; it names: {', '.join(classes)}"
+        )
+    return [
+        (path, label, device)
+        for label, name in enumerate(classes)
+        if name in present
+        for path in sorted(present[name].iterdir())
+        if path.suffix.lower() in SUFFIXES
+    ]
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Its visible folders."""
+    return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sort key: digits as numbers."""
+    return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in re.split(r"(\d+)", path.name)]
+
+
+def _listing(entries: list[Entry], root: Path, options: FolderOptions) -> str:
+    """Hash of names, labels, sizes and times: cheap, and enough to know whether the cached arrays still hold."""
+    state = xxhash.xxh3_128(msgspec.json.encode(options))
+    for path, label, device in entries:
+        stat = path.stat()
+        state.update(f"{path.relative_to(root)}\0{label}\0{device}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return state.hexdigest()
+
+
+def _decode(train: list[Entry], test: list[Entry], root: Path, options: FolderOptions) -> Arrays:
+    """Read every file once: its bytes go into the digest, its pixels into the arrays."""
+    state = xxhash.xxh3_128(msgspec.json.encode(options))
+    arrays: Arrays = {}
+    skipped = 0
+    for part, entries in (("train", train), ("test", test)):
+        x = np.empty((len(entries), options.channels, options.image_size, options.image_size), dtype=np.uint8)
+        kept: list[Entry] = []
+        for path, label, device in entries:
+            content = path.read_bytes()
+            state.update(f"{path.relative_to(root)}\0{label}\0{device}\0{len(content)}\0".encode() + content)
+            try:
+                x[len(kept)] = _pixels(content, options)
+            except UNDECODABLE:
+                skipped += 1
+            else:
+                kept.append((path, label, device))
+        arrays[f"{part}_x"] = x[: len(kept)]
+        arrays[f"{part}_y"] = np.array([label for _, label, _ in kept], dtype=np.int64)
+        if part == "train":
+            arrays["owners"] = np.array([device for _, _, device in kept], dtype=np.int64)
+    arrays["skipped"] = np.array(skipped)
+    arrays["digest"] = np.frombuffer(state.digest(), dtype=np.uint8)
+    return arrays
+
+
+def _pixels(content: bytes, options: FolderOptions) -> NDArray[np.uint8]:
+    """``[channel, row, column]`` of one encoded image."""
+    with Image.open(io.BytesIO(content)) as image:
+        converted = image.convert("RGB" if options.channels == 3 else "L")
+    side = (options.image_size, options.image_size)
+    if converted.size != side:
+        converted = converted.resize(side, Image.Resampling.BILINEAR)
+    pixels = np.asarray(converted, dtype=np.uint8)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _check_owners(owners: NDArray[np.intp], folders: list[Path], num_devices: int) -> None:
+    """A device all of whose images are corrupt cannot take part."""
+    counts = np.bincount(owners, minlength=num_devices)
+    if (counts == 0).any():
+        device = int(counts.argmin())
+        raise ValueError(f"data.root: device {device} has no image that can be read ({folders[device]})")

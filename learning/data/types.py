@@ -1,0 +1,139 @@
+"""What training data looks like to the rest: samples, who owns them, and what a user's own loader may return.
+
+Nothing here assumes images or classes: ``x`` may be ``(N, T, F)`` floats and ``y`` floats. The first dimension is always
+the sample. Data is kept as compact as it came (images as bytes); a transform turns each batch into what the model eats.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Indices = NDArray[np.intp]
+
+# (batch of x, generator) -> batch of x. Random transforms draw from the generator alone.
+Transform = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Source(Protocol):
+    """Samples that can be taken by position: a ``Samples`` in memory, or arrays mapped from a file."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        ...
+
+    def take(self, indices: Indices) -> "Samples":
+        """A copy of the samples at these positions, in this order."""
+        ...
+
+    def targets(self) -> NDArray[Any]:
+        """All targets, ``[sample, ...]``."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Inputs ``x[sample, ...]`` and targets ``y[sample, ...]``. Raises ``ValueError`` when their lengths differ."""
+
+    x: Tensor
+    y: Tensor
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be paired."""
+        if self.x.dim() == 0 or self.y.dim() == 0 or len(self.x) != len(self.y):
+            raise ValueError(
+                f"data: x has shape {tuple(self.x.shape)} and y {tuple(self.y.shape)}; "
+                "the first dimension of both must be the number of samples"
+            )
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.x)
+
+    def take(self, indices: Indices) -> "Samples":
+        """A copy of the samples at these positions, in this order."""
+        positions = torch.as_tensor(indices, dtype=torch.int64)
+        return Samples(self.x[positions], self.y[positions])
+
+    def targets(self) -> NDArray[Any]:
+        """All targets."""
+        return self.y.numpy()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pool:
+    """Samples that are not yet dealt to devices: what a loader returns.
+
+    ``groups``: natural group of each training sample (its writer, its user), for ``partition: {name: groups}``.
+    ``owners``: device number of each training sample, where the data say so themselves; no partition is made then.
+    ``num_classes``: None means one more than the largest label, or no classes where targets are not one integer each.
+    ``mean``, ``std``: one for each channel on the scale 0..1; the normalisation used when the experiment lists no
+    transform. ``skipped``: files that could not be read. ``digest``: hash of the content, if known already.
+    """
+
+    train: Source
+    test: Source | None = None
+    groups: Tensor | None = None
+    owners: Indices | None = None
+    num_classes: int | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    skipped: int = 0
+    digest: str = ""
+
+
+@runtime_checkable
+class FederatedData(Protocol):
+    """Everybody's data, device by device. ``train``, ``test`` and ``server_test`` copy: keep what you use twice.
+
+    ``num_classes``: None where the task is not classification. ``skipped``: corrupt files left out.
+    """
+
+    @property
+    def num_devices(self) -> int:
+        """Number of devices."""
+        ...
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, if there are any."""
+        ...
+
+    @property
+    def train_transform(self) -> Transform:
+        """Applied to each batch before training."""
+        ...
+
+    @property
+    def test_transform(self) -> Transform:
+        """Applied to each batch before evaluation."""
+        ...
+
+    @property
+    def skipped(self) -> int:
+        """Corrupt files that were left out."""
+        ...
+
+    def num_samples(self, device: int) -> int:
+        """Number of training samples of a device, without loading them."""
+        ...
+
+    def train(self, device: int) -> Samples:
+        """A device's training samples."""
+        ...
+
+    def test(self, device: int) -> Samples | None:
+        """A device's own held-out samples, if it has any."""
+        ...
+
+    def server_test(self) -> Samples | None:
+        """The server's test samples, if it has any."""
+        ...
+
+    def digest(self) -> dict[str, str]:
+        """Hashes of the data's content (``data``) and of who owns what (``split``)."""
+        ...
