@@ -60,7 +60,7 @@ def load_folder(config: DataConfig, options: FolderOptions, *, num_devices: int)
     )
     owners = arrays["owners"].astype(np.intp) if train[0][2] >= 0 else None
     if owners is not None:
-        _check_owners(owners, sorted({path.parents[1] for path, _, _ in train}), num_devices)
+        _check_owners(owners, {device: path.parents[1] for path, _, device in train})
     colour = options.channels == 3
     return Pool(
         train=ArraySamples(arrays["train_x"], arrays["train_y"]),
@@ -168,9 +168,7 @@ def _pixels(content: bytes, options: FolderOptions) -> NDArray[np.uint8]:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _check_owners(owners: NDArray[np.intp], folders: list[Path], num_devices: int) -> None:
+def _check_owners(owners: NDArray[np.intp], folders: dict[int, Path]) -> None:
     """A device all of whose images are corrupt cannot take part."""
-    counts = np.bincount(owners, minlength=num_devices)
-    if (counts == 0).any():
-        device = int(counts.argmin())
-        raise ValueError(f"data.root: device {device} has no image that can be read ({folders[device]})")
+    if bare := sorted(folders.keys() - set(owners.tolist())):
+        raise ValueError(f"data.root: device {bare[0]} has no image that can be read ({folders[bare[0]]})")

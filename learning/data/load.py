@@ -83,6 +83,11 @@ def _dealt(pool: Pool, config: DataConfig, *, num_devices: int, seed: int) -> Fe
     labels = _labels(pool.train)
     if pool.owners is not None:
         refuse_partition(config)
+        if set(np.unique(pool.owners).tolist()) != set(range(num_devices)):
+            raise ValueError(
+                f"data.name: in {config.name!r} samples belong to {len(np.unique(pool.owners))} devices, and the fleet has "
+                f"{num_devices}; owners must be 0 to {num_devices - 1}, each of at least one sample"
+            )
         owned = [np.flatnonzero(pool.owners == device) for device in range(num_devices)]
     else:
         owned = split(

@@ -72,7 +72,8 @@ class Pool:
     ``owners``: device number of each training sample, where the data say so themselves; no partition is made then.
     ``num_classes``: None means one more than the largest label, or no classes where targets are not one integer each.
     ``mean``, ``std``: one for each channel on the scale 0..1; the normalisation used when the experiment lists no
-    transform. ``skipped``: files that could not be read. ``digest``: hash of the content, if known already.
+    transform. ``skipped``: files that could not be read. ``digest``: hash of the content, if known already. Raises
+    ``ValueError`` when ``groups`` or ``owners`` do not fit the training samples.
     """
 
     train: Source
@@ -84,6 +85,15 @@ class Pool:
     std: tuple[float, ...] = ()
     skipped: int = 0
     digest: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse groups or owners of other samples than these."""
+        for name, values in (("groups", self.groups), ("owners", self.owners)):
+            if values is not None and values.shape != (len(self.train),):
+                raise ValueError(
+                    f"data: {name} has shape {tuple(values.shape)} for {len(self.train)} training samples; "
+                    "it needs one number for each"
+                )
 
 
 @runtime_checkable

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+from fedbonsai.learning.data.batches import batches, num_batches
+
+
+def lengths(num_samples: int, **kwargs: int) -> list[int]:
+    return [len(batch) for batch in batches(num_samples, seed=0, **kwargs)]
+
+
+def test_each_epoch_is_a_fresh_permutation() -> None:
+    first, second = (
+        np.concatenate(epoch) for epoch in np.array_split(list(batches(6, batch_size=3, epochs=2, seed=5)), 2)
+    )
+    assert sorted(first) == sorted(second) == [0, 1, 2, 3, 4, 5]
+    assert list(first) != list(second)
+
+
+def test_same_seed_same_order_and_another_seed_another() -> None:
+    def order(seed: int) -> list[int]:
+        return list(np.concatenate(list(batches(20, batch_size=7, seed=seed))))
+
+    assert order(1) == order(1) != order(2)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "batch_size", "expected"),
+    [
+        (6, 3, [3, 3]),
+        (8, 3, [3, 3, 2]),
+        (7, 3, [3, 4]),  # the last one would be alone
+        (4, 3, [4]),
+        (3, 2, [3]),
+        (2, 3, [2]),
+        (1, 3, [1]),  # nothing to join
+        (3, 1, [1, 1, 1]),  # asked for
+        (0, 3, []),
+    ],
+)
+def test_a_last_batch_of_one_joins_the_one_before(num_samples: int, batch_size: int, expected: list[int]) -> None:
+    assert lengths(num_samples, batch_size=batch_size) == expected
+    assert num_batches(num_samples, batch_size=batch_size) == len(expected)
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(0, []), (1, [3]), (2, [3, 4]), (3, [3, 4, 3]), (5, [3, 4, 3, 4, 3])])
+def test_steps_count_batches_across_epochs(steps: int, expected: list[int]) -> None:
+    assert lengths(7, batch_size=3, steps=steps, epochs=9) == expected
+
+
+def test_no_epochs_no_batches() -> None:
+    assert lengths(7, batch_size=3, epochs=0) == []
+
+
+def test_steps_without_samples_would_never_end() -> None:
+    with pytest.raises(ValueError, match=r"training\.steps is 2"):
+        lengths(0, batch_size=3, steps=2)
+
+
+def test_numpys_global_state_is_left_alone() -> None:
+    before = np.random.get_state()[1].copy()
+    list(batches(20, batch_size=7, seed=3))
+    assert (np.random.get_state()[1] == before).all()

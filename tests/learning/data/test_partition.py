@@ -1,0 +1,210 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from fedbonsai.learning.data.config import CyclicClasses, Dirichlet, Groups, Iid, Partition, Shards
+from fedbonsai.learning.data.partition import (
+    by_group,
+    cyclic_classes,
+    dirichlet_equal,
+    dirichlet_free,
+    iid,
+    shards,
+    split,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+Owned = list[np.ndarray]
+Deal = Callable[[np.ndarray, int, int], Owned]
+
+# A new partitioner is a row: labels (or groups), number of devices, seed -> owned.
+COMPLETE: dict[str, Deal] = {
+    "iid": lambda labels, devices, seed: iid(len(labels), num_devices=devices, seed=seed),
+    "dirichlet_free": lambda labels, devices, seed: dirichlet_free(
+        labels, num_devices=devices, alpha=0.1, min_samples=1, seed=seed
+    ),
+    "dirichlet_equal": lambda labels, devices, seed: dirichlet_equal(
+        labels, num_devices=devices, alpha=0.1, min_samples=1, seed=seed
+    ),
+    "shards": lambda labels, devices, seed: shards(labels, num_devices=devices, shards_per_device=1, seed=seed),
+}
+
+cases = st.tuples(
+    st.lists(st.integers(0, 4), min_size=1, max_size=60).map(np.array), st.integers(1, 60), st.integers(0, 2**40)
+).filter(lambda case: case[1] <= len(case[0]))
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+@given(case=cases)
+@settings(max_examples=60, deadline=None)
+def test_every_sample_has_one_owner_and_every_device_a_sample(name: str, case: tuple[np.ndarray, int, int]) -> None:
+    labels, devices, seed = case
+    owned = COMPLETE[name](labels, devices, seed)
+    assert len(owned) == devices
+    assert all(len(mine) >= 1 for mine in owned)
+    assert all((np.diff(mine) > 0).all() for mine in owned)
+    assert sorted(np.concatenate(owned)) == list(range(len(labels)))
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_the_seed_decides(name: str) -> None:
+    labels = np.arange(200) % 5
+
+    def dealt(seed: int) -> list[list[int]]:
+        return [list(mine) for mine in COMPLETE[name](labels, 7, seed)]
+
+    assert dealt(1) == dealt(1) != dealt(2)
+
+
+@pytest.mark.parametrize("name", ["iid", "dirichlet_equal"])
+def test_equal_sizes_give_the_remainder_to_the_first_devices(name: str) -> None:
+    assert [len(mine) for mine in COMPLETE[name](np.arange(11) % 2, 4, 3)] == [3, 3, 3, 2]
+
+
+def test_the_smaller_alpha_the_fewer_classes_a_device_has() -> None:
+    labels = np.arange(2000) % 10
+
+    def mean_classes(alpha: float, deal: Callable[..., Owned]) -> float:
+        owned = deal(labels, num_devices=10, alpha=alpha, min_samples=1, seed=0)
+        return float(np.mean([len(np.unique(labels[mine])) for mine in owned]))
+
+    for deal in (dirichlet_free, dirichlet_equal):
+        assert mean_classes(0.01, deal) < 5 < 9 < mean_classes(100, deal)
+
+
+def test_free_sizes_with_a_huge_alpha_are_even_shares_of_every_class() -> None:
+    labels = np.array([0] * 12 + [1] * 8)
+    owned = dirichlet_free(labels, num_devices=4, alpha=1e9, min_samples=1, seed=0)
+    assert [np.bincount(labels[mine]).tolist() for mine in owned] == [[3, 2]] * 4
+
+
+def test_free_sizes_respect_the_minimum() -> None:
+    owned = dirichlet_free(np.zeros(40, dtype=int), num_devices=8, alpha=0.01, min_samples=4, seed=0)
+    assert min(len(mine) for mine in owned) >= 4
+
+
+@pytest.mark.parametrize("alpha", [1e-300, 1e300])
+def test_extreme_alphas_stay_numbers(alpha: float) -> None:
+    for deal in (dirichlet_free, dirichlet_equal):
+        owned = deal(np.arange(30) % 3, num_devices=5, alpha=alpha, min_samples=1, seed=0)
+        assert sum(len(mine) for mine in owned) == 30
+
+
+def test_shards_hold_neighbouring_labels() -> None:
+    labels = np.array([1, 0, 1, 0, 2, 2, 3, 3])
+    owned = shards(labels, num_devices=2, shards_per_device=2, seed=4)
+    assert [len(mine) for mine in owned] == [4, 4]
+    assert all(len(np.unique(labels[mine])) == 2 for mine in owned)  # two shards of two, each of one label
+
+
+def test_too_few_samples_for_the_shards_names_both_numbers() -> None:
+    with pytest.raises(ValueError, match=r"6 shards for 3 devices.*only 5 samples"):
+        shards(np.zeros(5, dtype=int), num_devices=3, shards_per_device=2, seed=0)
+
+
+def test_cyclic_classes_by_hand() -> None:
+    labels = np.repeat([0, 1, 2], [5, 4, 3])
+    owned = cyclic_classes(labels, num_devices=3, classes_per_device=2, seed=0)
+    # Device 0 owns classes 0 and 1, device 1 owns 1 and 2, device 2 owns 2 and 0; of 5 and 3 the last owner takes more.
+    assert [np.bincount(labels[mine], minlength=3).tolist() for mine in owned] == [[2, 2, 0], [0, 2, 1], [3, 0, 2]]
+    assert sorted(np.concatenate(owned)) == list(range(12))
+
+
+def test_cyclic_with_all_classes_is_an_even_share_of_each() -> None:
+    labels = np.arange(40) % 4
+    owned = cyclic_classes(labels, num_devices=5, classes_per_device=4, seed=1)
+    assert [np.bincount(labels[mine]).tolist() for mine in owned] == [[2, 2, 2, 2]] * 5
+
+
+def test_a_class_without_owner_is_not_used() -> None:
+    labels = np.arange(20) % 5
+    owned = cyclic_classes(labels, num_devices=2, classes_per_device=2, seed=1)
+    assert np.unique(labels[np.concatenate(owned)]).tolist() == [0, 1, 2]
+
+
+@given(case=cases, wanted=st.integers(1, 5))
+@settings(max_examples=60, deadline=None)
+def test_cyclic_shares_are_disjoint(case: tuple[np.ndarray, int, int], wanted: int) -> None:
+    labels, devices, seed = case
+    classes, counts = np.unique(labels, return_counts=True)
+    if wanted > len(classes) or counts.min() < devices:
+        labels = np.tile(np.arange(wanted), devices)  # a case that can be dealt, in place of an error
+    owned = cyclic_classes(labels, num_devices=devices, classes_per_device=wanted, seed=seed)
+    together = np.concatenate(owned)
+    assert len(np.unique(together)) == len(together)
+    assert all(1 <= len(np.unique(labels[mine])) <= wanted for mine in owned)
+
+
+def test_cyclic_errors_name_the_numbers() -> None:
+    with pytest.raises(ValueError, match=r"classes_per_device is 4, but the data have only 3 classes"):
+        cyclic_classes(np.arange(9) % 3, num_devices=2, classes_per_device=4, seed=0)
+    with pytest.raises(ValueError, match=r"class 0 has 2 samples for 3 devices"):
+        cyclic_classes(np.arange(4) % 2, num_devices=3, classes_per_device=2, seed=0)
+
+
+def test_groups_stay_whole() -> None:
+    groups = np.array([7, 7, 3, 9, 3, 9, 5])
+    owned = by_group(groups, num_devices=2, seed=0)
+    holders = [{int(g) for g in groups[mine]} for mine in owned]
+    assert holders[0] | holders[1] == {3, 5, 7, 9}
+    assert not holders[0] & holders[1]
+    assert [len(mine) for mine in holders] == [2, 2]
+    assert sum(len(mine) for mine in owned) == 7
+
+
+def test_one_group_each_when_there_are_as_many_devices() -> None:
+    owned = by_group(np.array([4, 4, 2]), num_devices=2, seed=0)
+    assert sorted(mine.tolist() for mine in owned) == [[0, 1], [2]]
+
+
+def test_fewer_groups_than_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"3 devices cannot share 2 groups"):
+        by_group(np.array([0, 1, 1]), num_devices=3, seed=0)
+
+
+def dealt(partition: Partition, **changes: object) -> Owned:
+    labels = np.arange(24) % 4
+    settings = {"num_samples": 24, "num_devices": 4, "seed": 0, "labels": labels, "groups": np.arange(24) % 8}
+    return split(partition, **{**settings, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "partition",
+    [
+        Iid(),
+        Dirichlet(alpha=1),
+        Dirichlet(alpha=1, sizes="equal"),
+        Shards(),
+        CyclicClasses(classes_per_device=2),
+        Groups(),
+    ],
+    ids=repr,
+)
+def test_split_carries_out_every_configuration(partition: Partition) -> None:
+    owned = dealt(partition)
+    assert sorted(np.concatenate(owned)) == list(range(24))
+
+
+def test_equal_sizes_reach_the_partitioner() -> None:
+    assert {len(mine) for mine in dealt(Dirichlet(alpha=0.1, sizes="equal"))} == {6}
+    assert {len(mine) for mine in dealt(Dirichlet(alpha=0.1, sizes="free"))} != {6}
+
+
+def test_more_devices_than_samples_names_both_numbers() -> None:
+    for partition in (Iid(), Dirichlet(alpha=1), Shards(), Groups()):
+        with pytest.raises(ValueError, match=r"30 devices and the data 24 training samples"):
+            dealt(partition, num_devices=30)
+
+
+def test_a_minimum_that_cannot_be_met_is_refused() -> None:
+    for sizes in ("free", "equal"):
+        with pytest.raises(ValueError, match=r"min_samples = 7 samples"):
+            dealt(Dirichlet(alpha=1, min_samples=7, sizes=sizes))
+
+
+def test_what_the_data_do_not_offer_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'shards', which needs one class label"):
+        dealt(Shards(), labels=None)
+    with pytest.raises(ValueError, match=r"'groups', but these data have no natural groups"):
+        dealt(Groups(), groups=None)
