@@ -10,11 +10,15 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 class Host:
     """The actor: makes its object in its own process, and passes calls on."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
-        """``make`` is called here."""
+    def __init__(self) -> None:
+        """One torch thread, as everywhere; nothing is hosted yet."""
         import torch
 
         torch.set_num_threads(1)
+        self._object: Any = None
+
+    def make(self, make: Callable[[], Any]) -> None:
+        """Make the object here. (Not in ``__init__``: what a call raises reaches the caller as it was raised.)"""
         self._object = make()
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -22,10 +26,10 @@ class Host:
         return getattr(self._object, method)(*arguments)
 
 
-def start_host(make: Callable[[], Any], *, placement: Any, bundle: int, cpus: float) -> Any:
+def start_host(*, placement: Any, bundle: int, cpus: float) -> Any:
     """A host actor in a bundle of a placement group; its handle. Ray neither restarts it nor repeats a call."""
     strategy = PlacementGroupSchedulingStrategy(
         placement, placement_group_bundle_index=bundle, placement_group_capture_child_tasks=False
     )
     options = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": strategy}
-    return ray.remote(Host).options(**options).remote(make)
+    return ray.remote(Host).options(**options).remote()

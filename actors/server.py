@@ -5,6 +5,7 @@ arrives and ``close_version`` when the round ends.
 """
 
 from collections.abc import Collection
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..comms.errors import MismatchedPacket
 from ..comms.make_codec import make_codec
 from ..comms.packet import seal, unseal
 from ..learning.aggregation import Fold
+from ..learning.data.types import Samples
 from ..learning.evaluation import evaluate
 from ..learning.losses import make_loss
 from ..learning.optimisers import ServerOptimiser, server_step
@@ -98,8 +100,7 @@ class Server:
 
     def evaluate(self, training: Training, *, batch_size: int) -> dict[str, float]:
         """The current model on the server's test set; empty when the server has none."""
-        data = self.workload.data
-        samples = data.server_test()
+        samples = self._test
         if samples is None:
             return {}
         return evaluate(
@@ -107,9 +108,14 @@ class Server:
             samples,
             loss=make_loss(training.loss),
             metrics=self.workload.metrics,
-            transform=data.test_transform,
+            transform=self.workload.data.test_transform,
             batch_size=batch_size,
         )
+
+    @cached_property
+    def _test(self) -> Samples | None:
+        """The server's test set, read once."""
+        return self.workload.data.server_test()
 
     def weights(self) -> dict[str, torch.Tensor]:
         """A copy of the current model, counters included."""

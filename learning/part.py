@@ -12,7 +12,7 @@ import msgspec
 from .structure import ModelSpec, TensorSpec
 
 
-class Part(msgspec.Struct, frozen=True, kw_only=True):
+class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One device's piece of the model.
 
     ``blocks``: held, in model order. ``trained``: the subset that is trained; the rest is frozen and is not averaged.

@@ -14,7 +14,7 @@ from ..learning.part import Part
 from ..learning.spec import Count, Fraction, NonNegative, Training
 
 
-class Split(msgspec.Struct, frozen=True, kw_only=True):
+class Split(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where the network is cut between device and host (split learning; EcoFed, arXiv 2304.05495).
 
     ``cut``: last block on the device. ``mode``: gradients come back, a local loss, or a frozen trunk. ``window``: activation
@@ -29,7 +29,7 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
     view: str | None = None
 
 
-class Sparsity(msgspec.Struct, frozen=True, kw_only=True):
+class Sparsity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How sparsely it trains (ZeroFL, arXiv 2208.02507): fraction of weights and of activations left out of the compute."""
 
     weights: Fraction = 0.0
@@ -37,7 +37,7 @@ class Sparsity(msgspec.Struct, frozen=True, kw_only=True):
     refresh_steps: Count = 1
 
 
-class Objective(msgspec.Struct, frozen=True, kw_only=True):
+class Objective(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the device is asked for: train on the loss, imitate one block (ProFL), or only evaluate its local test share.
 
     ``imitate``: name of the block that the part's auxiliaries learn to stand in for. ``distil``: weight of the distillation
@@ -50,7 +50,7 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True):
     temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
 
 
-class Upload(msgspec.Struct, frozen=True, kw_only=True):
+class Upload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the device sends up: differences to the version it was sent or weights, all of them or a selection.
 
     ``select``: "all", the largest weights, or the largest differences (ZeroFL's three rules), of which ``density`` is kept.
@@ -63,7 +63,7 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
     statistics: bool = True
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One device's task for one version of the model.
 
     ``id`` is unique in a run; ``attempt`` counts placements of the same plan after a worker died. ``version``: the model

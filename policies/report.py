@@ -48,7 +48,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     peak_memory_bytes: int = 0
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """All that comes back for one plan.
 
     ``samples``: distinct local samples used (the weight of the update); ``steps``: optimiser steps. ``loss``: mean

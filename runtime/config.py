@@ -81,7 +81,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """One run. ``policy``: the chain, each entry a mapping with ``name`` and the policy's own fields."""
 
     name: str = "run"
-    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**62)] = 0
     preset: str = "fedavg"
     model: Call = Call("digits_cnn")
     data: DataConfig = DataConfig()
@@ -97,7 +97,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     backend: Literal["ray", "inline"] = "ray"
     workers: Count | None = None
     ray: RayOptions = RayOptions()
-    out: str = "runs"
+    out: str | None = None
 
     def load_fleet(self) -> Fleet:
         """The fleet that ``fleet`` names or describes."""

@@ -41,7 +41,7 @@ class Costs:
                optimiser.name, optimiser.momentum > 0, optimiser.proximal > 0, repr(training.loss))  # fmt: skip
         if key not in self._rows:
             self._rows[key] = part_cost(
-                self._workload.new_model(),
+                self._workload.blocks.model,
                 self._workload.blocks,
                 part,
                 example=self._workload.example(),

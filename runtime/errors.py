@@ -35,3 +35,4 @@ class RunError(FedbonsaiError):
         where += [f"stage {stage}"] if stage else []
         super().__init__(f"{', '.join(where)}: {message}" if where else message)
         self.device, self.round, self.stage = device, round_, stage
+        self.trace = ""  # of an error that nobody expected, in whichever process it was raised

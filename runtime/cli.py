@@ -1,0 +1,145 @@
+"""The command line: a thin caller of ``runtime.api``. Exit codes: 0 done, 1 the run failed, 2 a user's mistake, 130 interrupted."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import ConfigError, FedbonsaiError
+
+app = typer.Typer(
+    name="fedbonsai",
+    help="Federated learning that fits each device, every round.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+# Typer brings a click of its own from 0.26 on, or uses the installed one: take the class from what it exports.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML file of the experiment", show_default=False)],
+    preset: Annotated[str | None, typer.Option(help="method by name; see `fedbonsai presets`")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="one setting; repeatable")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of everything random")] = None,
+    rounds: Annotated[int | None, typer.Option(help="rounds at most")] = None,
+    out: Annotated[Path | None, typer.Option(help="run folder; default runs/NAME-TIME")] = None,
+    backend: Annotated[str | None, typer.Option(help="ray or inline")] = None,
+    workers: Annotated[int | None, typer.Option(help="device workers; default one a core")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="print summary.json as the last line")] = False,
+) -> None:
+    """Train as CONFIG says."""
+    from .api import Run
+    from .config import load_config
+    from .progress import Progress
+    from .run_folder import default_path
+
+    overrides: dict[str, Any] = {"seed": seed, "backend": backend, "workers": workers}
+    settings = [*(set_ or []), *([f"stop.rounds={rounds}"] if rounds is not None else [])]
+    given = {name: value for name, value in overrides.items() if value is not None}
+    loaded = load_config(config, preset=preset, settings=settings, overrides=given)
+    target = out or (Path(loaded.out) if loaded.out else default_path(loaded))
+    with Progress(loaded, quiet=json_) as progress, Run(loaded, out=target) as running:
+        for event in running:
+            progress.note(event)
+    progress.finish(running.summary, running.reports, folder=target)
+    if json_:
+        print(json.dumps(running.summary))
+
+
+@app.command()
+def presets() -> None:
+    """List the methods that `--preset` knows."""
+    from ..policies.presets import PRESETS
+
+    _table(("preset", "what it does", "source"), [(name, p.description, p.source) for name, p in PRESETS.items()])
+
+
+@app.command()
+def fleets() -> None:
+    """List the built-in fleets."""
+    from ..clusters import fleet
+
+    rows = []
+    for name in fleet.names():
+        found = fleet.load_fleet(name)
+        classes = ", ".join(f"{c.count} {c.name}" for c in found.classes)
+        rows.append((name, found.description, classes))
+    _table(("fleet", "what it is", "classes"), rows)
+
+
+@app.command()
+def models() -> None:
+    """List the models that `model:` knows."""
+    from ..learning.models import names
+
+    _table(("model", "what it is"), list(names().items()))
+
+
+@app.command()
+def probe(
+    seconds: Annotated[float, typer.Option(help="how long to measure")] = 3.0,
+    threads: Annotated[int, typer.Option(help="torch threads")] = 1,
+) -> None:
+    """Measure this machine and print a fleet class for it."""
+    from .probe import probe as measure
+    from .probe import render_yaml
+
+    if seconds <= 0:
+        raise ConfigError(f"--seconds is {seconds:g}; it must be above 0")
+    if threads < 1:
+        raise ConfigError(f"--threads is {threads}; it must be 1 or more")
+    print(render_yaml(measure(seconds=seconds, threads=threads)), end="")
+
+
+def main() -> None:
+    """Run the command line; every error becomes one sentence and an exit code."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a user's own modules in the current folder
+    sys.exit(guarded(lambda: app(standalone_mode=False)))
+
+
+def guarded(call: Callable[[], Any]) -> int:
+    """Call, and turn what it raises into a sentence on standard error and an exit code."""
+    try:
+        result = call()
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except _UsageError as error:
+        error.show()  # type: ignore[attr-defined]
+        return 2
+    except FedbonsaiError as error:
+        if os.environ.get("FEDBONSAI_TRACEBACK"):
+            traceback.print_exc()
+        elif trace := getattr(error, "trace", ""):
+            print(trace, file=sys.stderr, end="")
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return result if isinstance(result, int) else 0
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print a table; plain and tab-separated where nobody looks."""
+    if not sys.stdout.isatty():
+        for row in [columns, *rows]:
+            print("\t".join(row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

@@ -1,0 +1,120 @@
+"""The run folder: everything that is needed to understand, check and repeat a run, readable at any moment of it.
+
+    config.yaml        resolved configuration: loads again to the same run
+    environment.json   versions, commit, platform
+    events.jsonl       every event, one per line, flushed as it happens
+    summary.json       what it came to; rewritten at the end, also of an interrupted run
+    best.safetensors, final.safetensors
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TextIO
+
+import msgspec
+import yaml
+
+from .config import Config
+from .errors import ConfigError
+from .events import AnyEvent
+
+PACKAGES = ("fedbonsai", "torch", "torchvision", "ray", "numpy", "msgspec", "lz4", "xxhash", "safetensors")
+
+
+class RunFolder:
+    """Writes the folder of one run."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        """Create the folder; raises ``ConfigError`` when it cannot be written or holds something already."""
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise ConfigError(f"out is {str(path)!r}, which is not empty; name a new folder")
+            (path / "config.yaml").write_text(yaml.safe_dump(resolved(config), sort_keys=False))
+            (path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+            self._events: TextIO = (path / "events.jsonl").open("w")
+        except OSError as error:
+            raise ConfigError(f"out is {str(path)!r}, which cannot be written: {error.strerror}") from error
+
+    def note(self, event: AnyEvent) -> None:
+        """Append an event."""
+        self._events.write(msgspec.json.encode(event).decode() + "\n")
+        self._events.flush()
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json, in one step."""
+        partial = self.path / "summary.json.partial"
+        partial.write_text(json.dumps(summary, indent=2) + "\n")
+        partial.replace(self.path / "summary.json")
+
+    def write_weights(self, name: str, tensors: dict[str, Any], *, metadata: dict[str, str]) -> None:
+        """Write ``name``.safetensors."""
+        from safetensors.torch import save_file
+
+        save_file(tensors, self.path / f"{name}.safetensors", metadata=metadata)
+
+    def close(self) -> None:
+        """No more events."""
+        self._events.close()
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """The configuration with its fleet written out, so that it does not depend on a file elsewhere."""
+    return config.to_dict() | {"fleet": config.load_fleet().to_dict()}
+
+
+def default_path(config: Config) -> Path:
+    """A new folder under ``runs/``, named after the run and the time."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    base = Path("runs") / f"{config.name}-{stamp}"
+    path, number = base, 1
+    while path.exists():
+        number += 1
+        path = Path(f"{base}-{number}")
+    return path
+
+
+def environment() -> dict[str, Any]:
+    """Versions of what the run depends on, the commit where there is one, and the platform."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that the package runs from; None for an installed wheel."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):  # no git here: the commit is then not known
+        return None
+    return result.stdout.strip()

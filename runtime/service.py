@@ -1,0 +1,84 @@
+"""The engine as the driver sees it: asked for events in small batches, in process or in the server's actor.
+
+    driver                         service
+    step()            ->           run until something worth telling has happened
+                      <-           events (msgpack), whether it is over, the error that ended it
+    weights("best")   ->  <-       tensors
+
+Errors cross as (kind, sentence, trace): an exception of the user's code may not be importable on the driver's side.
+"""
+
+import time
+import traceback
+from collections.abc import Iterator
+
+import msgspec
+import torch
+
+from .engine import Engine
+from .errors import ConfigError, FedbonsaiError
+from .events import AnyEvent, Evaluated
+
+_BATCH_S = 0.25
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """What ended a run: "config" (a user's mistake), "run" (expected), or "bug"; the sentence, and the trace."""
+
+    kind: str
+    text: str
+    trace: str
+
+
+class Step(msgspec.Struct, frozen=True):
+    """Events since the last step, in order; whether the run is over; what ended it, if it did not end well."""
+
+    events: list[AnyEvent]
+    over: bool
+    fault: Fault | None = None
+
+
+class Service:
+    """Drives an engine. The best weights so far are kept, so that the driver may fetch them at the end."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Nothing has happened yet."""
+        self._engine = engine
+        self._events: Iterator[AnyEvent] = engine.events()
+        self._best: dict[str, torch.Tensor] | None = None
+
+    def step(self) -> bytes:
+        """Advance for about a quarter of a second, or to the end; a ``Step`` in msgpack."""
+        events: list[AnyEvent] = []
+        until = time.monotonic() + _BATCH_S
+        over, fault = False, None
+        try:
+            while time.monotonic() < until:
+                event = next(self._events, None)
+                if event is None:
+                    over = True
+                    break
+                events.append(event)
+                if isinstance(event, Evaluated) and event.best:
+                    self._best = self._engine.weights()
+        except Exception as error:  # whatever ended the run travels to the driver, which raises it there
+            over, fault = True, describe(error)
+        return msgspec.msgpack.encode(Step(events=events, over=over, fault=fault))
+
+    def weights(self, which: str) -> dict[str, torch.Tensor]:
+        """The "final" (current) weights, or the "best" by evaluation (the current ones before the first)."""
+        return self._best if which == "best" and self._best is not None else self._engine.weights()
+
+    def close(self) -> None:
+        """End the workers."""
+        self._engine.close()
+
+
+def describe(error: Exception) -> Fault:
+    """An exception, ready to cross to another process."""
+    trace = "".join(traceback.format_exception(error))
+    if isinstance(error, ConfigError):
+        return Fault("config", str(error), trace)
+    if isinstance(error, FedbonsaiError):
+        return Fault("run", str(error), trace)
+    return Fault("bug", f"{type(error).__name__}: {error}", trace)
