@@ -1,0 +1,90 @@
+"""Models by name: our own, any torchvision classifier, or the user's ``module:function``."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+from ..resolve import resolve
+from ..spec import Call
+from .cnn import digits_cnn, resfed_cnn, small
+from .from_torchvision import describe, torchvision_model, torchvision_names
+from .vgg import vgg11_bn, vgg16_bn
+
+PREFIX = "torchvision/"
+Builder = Callable[..., object]
+
+
+def resnet18(num_classes: int = 10, *, stem: str = "cifar") -> nn.Module:
+    """ResNet-18 with a 3x3 stem and no max-pooling, for 32x32 images; 11,173,962 parameters."""
+    return torchvision_model("resnet18", {"stem": stem}, outputs=num_classes)
+
+
+OWN: dict[str, Builder] = {
+    "digits_cnn": digits_cnn,
+    "resfed_cnn": resfed_cnn,
+    "resnet18": resnet18,
+    "small": small,
+    "vgg11_bn": vgg11_bn,
+    "vgg16_bn": vgg16_bn,
+}
+
+
+def names() -> dict[str, str]:
+    """Every model that can be named, with one line about it: ours first, then torchvision's."""
+    own = {name: (inspect.getdoc(builder) or "").partition("\n")[0] for name, builder in OWN.items()}
+    return own | {PREFIX + name: describe(name) for name in torchvision_names()}
+
+
+def build(call: Call, *, seed: int, outputs: int | None) -> nn.Module:
+    """The model that ``call`` names, with weights drawn from ``seed`` alone: equal seeds give equal bits.
+
+    ``outputs``: number of classes in the data, or None; it becomes ``num_classes`` when the builder has that parameter and
+    the user gave no value. A name is one of ``names()``; a bare name that is not ours is torchvision's. Raises
+    ``ValueError`` for an unknown name and for arguments that the builder does not take.
+    """
+    make = _find(call, outputs=outputs)
+    # The global generator is restored afterwards; only the CPU's is seeded, for models start on the CPU.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = make()
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise ValueError(f"model.name is {call.name!r}, which returned a {kind}; it must return an nn.Module")
+    return model
+
+
+def _find(call: Call, *, outputs: int | None) -> Callable[[], object]:
+    """The builder with its arguments."""
+    if ":" in call.name:
+        builder = resolve(call.name, what="model.name")
+        if not callable(builder):
+            kind = type(builder).__name__
+            raise ValueError(f"model.name is {call.name!r}, which is a {kind}; it must be a function or a class")
+    elif call.name in OWN:
+        builder = OWN[call.name]
+    else:
+        return partial(torchvision_model, _torchvision_name(call.name), call.kwargs, outputs=outputs)
+    signature = inspect.signature(builder)
+    kwargs = dict(call.kwargs)
+    if outputs is not None and "num_classes" in signature.parameters:
+        kwargs.setdefault("num_classes", outputs)
+    try:
+        signature.bind(**kwargs)
+    except TypeError as error:
+        allowed = ", ".join(signature.parameters) or "none"
+        raise ValueError(f"model.kwargs of {call.name!r}: {error}; its parameters are: {allowed}") from error
+    return partial(builder, **kwargs)
+
+
+def _torchvision_name(name: str) -> str:
+    bare = name.removeprefix(PREFIX)
+    if bare in torchvision_names():
+        return bare
+    known = {*OWN, *torchvision_names(), *(PREFIX + known for known in torchvision_names())}
+    close = difflib.get_close_matches(name, sorted(known), n=3)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    raise ValueError(f"model.name is {name!r}, which is unknown; {hint}`fedbonsai models` lists all names")

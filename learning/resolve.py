@@ -1,0 +1,39 @@
+"""A user's own model, loss, metric, data set, transform or policy, named in a configuration as ``module:function``."""
+
+import importlib
+import importlib.util
+from typing import Any
+
+
+def resolve(path: str, *, what: str) -> Any:
+    """The object that ``path`` names: ``package.module:attribute``, where the attribute may be dotted too.
+
+    ``what``: the configuration's field, for the error (``model.name``). Raises ``ValueError`` in one sentence when the path
+    is malformed, when there is no such module on the import path, or no such attribute in it. An error *inside* the user's
+    module is not turned into one: its traceback is what the user needs.
+    """
+    module_name, colon, attribute = path.partition(":")
+    if not colon or not all(part.isidentifier() for part in [*module_name.split("."), *attribute.split(".")]):
+        raise ValueError(f"{what} is {path!r}; to name something of your own write module:function, as in my_code:make")
+    from .compat import declare_missing_operators  # here, for this file must be readable without torch
+
+    declare_missing_operators()
+    found = _import(module_name, path=path, what=what)
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            raise ValueError(f"{what} is {path!r}, but {module_name!r} has no {attribute!r}")
+        found = getattr(found, name)
+    return found
+
+
+def _import(module_name: str, *, path: str, what: str) -> Any:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # Only the named module itself, or a package on the way to it, is a wrong name; else the user's import is at fault.
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(
+            f"{what} is {path!r}, but there is no module {error.name!r} on the import path "
+            f"(the current folder and PYTHONPATH are searched)"
+        ) from error
