@@ -1,6 +1,6 @@
 """Hosts any object in an actor of its own: a plain class becomes an actor by being made there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -26,10 +26,12 @@ class Host:
         return getattr(self._object, method)(*arguments)
 
 
-def start_host(*, placement: Any, bundle: int, cpus: float) -> Any:
+def start_host(*, placement: Any, bundle: int, cpus: float, runtime_env: Mapping[str, Any]) -> Any:
     """A host actor in a bundle of a placement group; its handle. Ray neither restarts it nor repeats a call."""
     strategy = PlacementGroupSchedulingStrategy(
         placement, placement_group_bundle_index=bundle, placement_group_capture_child_tasks=False
     )
-    options = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": strategy}
+    options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": strategy}
+    if runtime_env:
+        options["runtime_env"] = dict(runtime_env)
     return ray.remote(Host).options(**options).remote()

@@ -18,16 +18,17 @@ import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from ..actors.ray_host import start_host
-from ..actors.ray_pool import Bundle, RayPool, WorkerFailure
-from ..clusters import ray_cluster
+from ..actors.ray_pool import Bundle, WorkerFailure
+from ..clusters.checks import check_nodes, versions_here
 from ..clusters.fleet import Fleet
-from ..comms.ray_channel import RayChannel
-from ..learning.workload import WorkloadSettings
+from ..clusters.placement import make_placement_group
+from ..clusters.ray_cluster import Cluster, join, start_local
+from ..clusters.user_modules import runtime_env_for
 from ..policies.policy import Policy
 from .config import Config
-from .engine import Engine
 from .errors import ClusterError, FedbonsaiError, RunError
-from .service import Service, Step
+from .ray_server import make_service
+from .service import Step
 
 _FETCH_TIMEOUT_S = 120.0
 
@@ -37,7 +38,7 @@ class RaySession:
 
     def __init__(self, config: Config, policy: Policy) -> None:
         """Start or join, place, and build the engine in its actor."""
-        self._cluster: Any = None
+        self._cluster: Cluster | None = None
         self._placement: Any = None
         self._host: Any = None
         try:
@@ -79,27 +80,31 @@ class RaySession:
         options, fleet = config.ray, config.load_fleet()
         workers = config.workers or _cores()
         modules = _user_modules(config, policy)
+        joined = options.address is not None
+        runtime_env = runtime_env_for(modules, joined=joined)
         if options.address is None:
-            self._cluster = ray_cluster.start_local(
+            self._cluster = start_local(
                 num_cpus=max(float(_cores()), workers * (options.cpus or 0) + options.server_cpus),
+                num_gpus=None if options.gpus else 0,
                 object_store_bytes=options.object_store_bytes,
+                preallocate=options.preallocate,
                 dashboard=options.dashboard,
-                runtime_env=ray_cluster.runtime_env_for(modules, local=True),
+                env_vars=runtime_env.get("env_vars"),
             )
         else:
-            self._cluster = ray_cluster.join(
-                options.address, runtime_env=ray_cluster.runtime_env_for(modules, local=False)
-            )
-            ray_cluster.check_nodes(data_root=config.data.root)
+            self._cluster = join(options.address, runtime_env=runtime_env)
+        if not self._cluster.started:
+            check_nodes(data_root=None if config.data.download else config.data.root, versions=versions_here())
         cpus = options.cpus or (max(float(_cores()), 1.0) - options.server_cpus) / workers
-        bundles, specs, selectors = _bundles(config, fleet, workers=workers, cpus=cpus)
-        self._placement = ray_cluster.make_placement_group(
-            specs, timeout_s=options.placement_timeout_s, label_selectors=selectors
+        bundles, specs, selectors, names = _bundles(config, fleet, workers=workers, cpus=cpus)
+        self._placement = make_placement_group(
+            specs, strategy="PACK", timeout_s=options.placement_timeout_s, label_selectors=selectors, names=names
         )
-        make_pool = partial(_make_pool, placement=self._placement, bundles=bundles, timeout_s=options.placement_timeout_s)
-        self._host = start_host(placement=self._placement, bundle=0, cpus=options.server_cpus)
+        make = partial(make_service, config, policy, placement=self._placement, bundles=bundles)
+        own_env = runtime_env if not self._cluster.started and not joined else self._cluster.runtime_env
+        self._host = start_host(placement=self._placement, bundle=0, cpus=options.server_cpus, runtime_env=own_env)
         try:
-            ray.get(self._host.make.remote(partial(_make_service, config, policy, make_pool)))
+            ray.get(self._host.make.remote(make))
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, ValueError | FedbonsaiError):
@@ -111,20 +116,13 @@ class RaySession:
             raise RunError(f"the server actor died while it started: {str(error).splitlines()[0]}") from error
 
 
-def _make_pool(settings: WorkloadSettings, *, placement: Any, bundles: list[Bundle], timeout_s: float) -> RayPool:
-    """The pool, in the server's process."""
-    return RayPool(settings, placement=placement, bundles=bundles, timeout_s=timeout_s)
-
-
-def _make_service(config: Config, policy: Policy, make_pool: Any) -> Service:
-    """The engine and its service, in the server's process."""
-    return Service(Engine(config, policy, make_pool=make_pool, channel=RayChannel()))
-
-
 def _bundles(
     config: Config, fleet: Fleet, *, workers: int, cpus: float
-) -> tuple[list[Bundle], list[dict[str, float]], list[dict[str, str]]]:
-    """Bundle 0 is the server's; then the shared pool; then, for each class that names nodes of its own, one a device."""
+) -> tuple[list[Bundle], list[dict[str, float]], list[dict[str, str]], list[str]]:
+    """Bundle 0 is the server's; then the shared pool; then, for each class that is placed, one for each device.
+
+    The workers' bundles, and for all bundles their resources, node labels and names.
+    """
     options = config.ray
     resources = {"CPU": cpus}
     if options.gpus:
@@ -133,19 +131,20 @@ def _bundles(
         resources["memory"] = float(options.memory_bytes)
     specs: list[dict[str, float]] = [{"CPU": options.server_cpus}]
     selectors: list[dict[str, str]] = [{}]
-    bundles = []
-    own = [device_class for device_class in fleet.classes if device_class.placed]
-    shared = workers if len(own) < len(fleet.classes) else 0
-    for _ in range(shared):
+    names, bundles = ["server"], []
+    placed = [kind for kind in fleet.classes if kind.placed]
+    for _ in range(workers if len(placed) < len(fleet.classes) else 0):
         bundles.append(Bundle(index=len(specs), cpus=cpus, gpus=options.gpus, memory_bytes=options.memory_bytes))
         specs.append(dict(resources))
         selectors.append({})
-    for device_class in own:
-        for _ in range(device_class.count):
-            bundles.append(Bundle(index=len(specs), group=device_class.name, cpus=cpus))
-            specs.append({"CPU": cpus} | ({device_class.resource: 1.0} if device_class.resource else {}))
-            selectors.append(device_class.label_selector or {})
-    return bundles, specs, selectors
+        names.append("worker")
+    for kind in placed:
+        for _ in range(kind.count):
+            bundles.append(Bundle(index=len(specs), group=kind.name, cpus=cpus))
+            specs.append({"CPU": cpus} | ({kind.resource: 1.0} if kind.resource else {}))
+            selectors.append(kind.label_selector or {})
+            names.append(f"device of class {kind.name}")
+    return bundles, specs, selectors, names
 
 
 def _cores() -> int:
