@@ -6,6 +6,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from .allocator import keep_freed_memory
+
 
 class Host:
     """The actor: makes its object in its own process, and passes calls on."""
@@ -15,6 +17,7 @@ class Host:
         import torch
 
         torch.set_num_threads(1)
+        keep_freed_memory()
         self._object: Any = None
 
     def make(self, make: Callable[[], Any]) -> None:

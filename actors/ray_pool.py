@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ..comms.codecs import Array
 from ..learning.workload import WorkloadSettings
 from ..policies.report import Outcome, Report
+from .allocator import keep_freed_memory
 from .device import Device
 from .pool import Finished, Task, finished
 
@@ -55,6 +56,7 @@ class Worker:
         import torch
 
         torch.set_num_threads(1)
+        keep_freed_memory()
         self._device = Device(settings)
 
     def warm_up(self) -> None:

@@ -7,21 +7,19 @@
 Nothing is kept between calls: optimiser state, batch order and dropout all start from the plan's settings and seed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .data.batches import batches
-from .data.types import Samples
+from .data.types import Samples, Transform
 from .losses import Loss
 from .optimisers import make_optimiser
+from .randomness import seeded
 from .spec import Training
-
-Transform = Callable[[Tensor, torch.Generator], Tensor]
-
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -59,41 +57,67 @@ def train(
         return TrainingResult(steps=0, processed=0, loss=None, loss_square=None)
     optimiser = make_optimiser(training.optimiser, parameters)
     mu, clip = training.optimiser.proximal, training.optimiser.clip_norm
-    base = [p.detach().clone() for p in parameters] if mu else []
-    steps = processed = 0
-    total = total_square = 0.0
-    layout = torch.channels_last if training.channels_last else torch.preserve_format
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # dropout has no generator argument
-        generator = torch.Generator().manual_seed(seed)
-        for chosen_indices in _order(len(samples), training=training, seed=seed):
+    base = [p.detach().clone() for p in parameters] if mu else []  # FedProx pulls towards these
+    seen = _Seen()
+    generator = torch.Generator().manual_seed(seed)
+    with seeded(seed):  # dropout
+        for indices in _order(len(samples), training=training, seed=seed):
             optimiser.zero_grad(set_to_none=True)
-            batch_loss = 0.0
-            for part, share in _micro_batches(chosen_indices, training.accumulation):
-                batch = samples.take(part)
-                inputs = transform(batch.x, generator)
-                if training.channels_last and inputs.dim() == 4:
-                    inputs = inputs.contiguous(memory_format=layout)
-                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=training.precision == "bf16"):
-                    value = loss(model(inputs), batch.y)
-                (value * share if share != 1 else value).backward()  # type: ignore[no-untyped-call]
-                batch_loss += float(value.detach()) * share
-            if mu:
-                for parameter, start in zip(parameters, base, strict=True):
-                    if parameter.grad is not None:
-                        parameter.grad.add_(parameter.detach() - start, alpha=mu)
+            value = 0.0
+            for part, share in _micro_batches(indices, training.accumulation):
+                value += _backward(model, samples.take(part), training, loss, transform, generator, share=share)
+            for parameter, start in zip(parameters, base, strict=False):
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter.detach() - start, alpha=mu)
             if clip is not None:
                 nn.utils.clip_grad_norm_(parameters, clip)
             optimiser.step()
-            steps += 1
-            processed += len(chosen_indices)
-            total += batch_loss * len(chosen_indices)
-            total_square += batch_loss**2 * len(chosen_indices)
-    if not processed:
-        return TrainingResult(steps=0, processed=0, loss=None, loss_square=None)
-    return TrainingResult(
-        steps=steps, processed=processed, loss=total / processed, loss_square=total_square / processed
-    )
+            seen.note(value, samples=len(indices))
+    return seen.result()
+
+
+def _backward(
+    model: nn.Module,
+    batch: Samples,
+    training: Training,
+    loss: Loss,
+    transform: Transform,
+    generator: torch.Generator,
+    *,
+    share: float,
+) -> float:
+    """Add the gradients of one micro-batch, which is ``share`` of its batch; its loss, times its share."""
+    inputs = transform(batch.x, generator)
+    if training.channels_last and inputs.dim() == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=training.precision == "bf16"):
+        value = loss(model(inputs), batch.y)
+    (value * share if share != 1 else value).backward()  # type: ignore[no-untyped-call]
+    return float(value.detach()) * share
+
+
+class _Seen:
+    """Running totals of one training."""
+
+    def __init__(self) -> None:
+        self.steps = self.processed = 0
+        self.total = self.total_square = 0.0
+
+    def note(self, loss: float, *, samples: int) -> None:
+        self.steps += 1
+        self.processed += samples
+        self.total += loss * samples
+        self.total_square += loss**2 * samples
+
+    def result(self) -> TrainingResult:
+        if not self.processed:
+            return TrainingResult(steps=0, processed=0, loss=None, loss_square=None)
+        return TrainingResult(
+            steps=self.steps,
+            processed=self.processed,
+            loss=self.total / self.processed,
+            loss_square=self.total_square / self.processed,
+        )
 
 
 def _order(num_samples: int, *, training: Training, seed: int) -> Iterator[np.ndarray]:

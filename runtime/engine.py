@@ -61,7 +61,9 @@ class Engine:
         self.workload = Workload(settings)
         self.server = Server(self.workload, channel=self._channel, optimiser=config.server.optimiser)
         self._pool = make_pool(settings) if make_pool else InlinePool(Device(settings), self._channel)
+        part = whole(self.workload.spec)
         costs = Costs(self.workload, fleet)
+        costs.row(part, config.training)  # before round 0: a dry run takes longer than a decision should
         started = time.perf_counter()
         clock: Clock
         if config.clock == "virtual":
@@ -80,7 +82,7 @@ class Engine:
             costs=costs,
             evaluator=Evaluator(config, fleet=fleet, server=self.server, pool=self._pool, ledger=ledger),
             ledger=ledger,
-            new_plan=_PlanMaker(config, whole(self.workload.spec)),
+            new_plan=_PlanMaker(config, part),
         )
 
     def events(self) -> Iterator[AnyEvent]:
