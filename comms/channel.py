@@ -1,4 +1,7 @@
-"""The channel hands a sealed packet to whoever holds its reference: within a process here, between processes in ``ray_channel``."""
+"""The channel hands a sealed packet to whoever holds its reference: within a process here.
+
+Between processes it is ``ray_channel``.
+"""
 
 from typing import Any, Protocol
 

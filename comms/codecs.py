@@ -50,6 +50,11 @@ class ArraySpec(msgspec.Struct, frozen=True):
         return self.items * np.dtype(self.dtype).itemsize
 
 
+def specs_of(arrays: Arrays) -> tuple[ArraySpec, ...]:
+    """What these arrays are, in their order."""
+    return tuple(ArraySpec(name, array.shape, array.dtype.str) for name, array in arrays.items())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What both ends know without sending it.
@@ -72,9 +77,10 @@ class Codec(Protocol):
     """Turns named arrays into named arrays and back.
 
     ``layout`` says what ``encode`` yields for arrays of the ``expected`` specifications: exactly, or, where the amount
-    depends on the data, as flat arrays with an upper bound. ``encode`` returns its arrays in the order of the layout, and
-    the reconstruction that the receiver will hold (the input itself when nothing is lost). ``decode`` restores the
-    ``expected`` arrays, bit-identical to the reconstruction, or raises a ``PacketError``.
+    depends on the data, as flat arrays with an upper bound. ``encode`` returns the arrays that the layout names, and the
+    reconstruction that the receiver will hold: the input itself (the same object) when nothing is lost. It leaves its
+    input as it is. ``decode`` restores the ``expected`` arrays, bit-identical to the reconstruction, or raises a
+    ``PacketError``; they may be views of what it was given, and are only read.
     """
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
@@ -126,18 +132,21 @@ class Chain:
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
         """Apply each link in turn; what is lost in a later link is carried back through the earlier ones."""
-        inputs, kept = [tensors], []
+        inputs: list[Arrays] = [tensors]
+        kept: list[Arrays] = []
         for link in self.links:
             arrays, reconstruction = link.encode(inputs[-1], context=context)
             inputs.append(arrays)
             kept.append(reconstruction)
-        held = kept[-1]
-        for index in range(len(self.links) - 2, -1, -1):
+        held = inputs[-1]
+        layouts: list[tuple[ArraySpec, ...]] = []
+        for index in reversed(range(len(self.links))):
             if held is inputs[index + 1]:  # the links behind lost nothing
                 held = kept[index]
             else:
-                expected = tuple(ArraySpec(n, a.shape, a.dtype.str) for n, a in inputs[index].items())
-                held = self.links[index].decode(held, expected=expected, context=context)
+                # Decoded with the layouts that the receiver derives, so that both get the same bits.
+                layouts = layouts or self._layouts(specs_of(tensors))
+                held = self.links[index].decode(held, expected=layouts[index], context=context)
         return inputs[-1], held
 
     def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:

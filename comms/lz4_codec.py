@@ -23,7 +23,7 @@ class Lz4:
     def __post_init__(self) -> None:
         """Check the level."""
         if not 0 <= self.level <= 12:
-            raise ValueError(f"lz4 level is {self.level}; it must be between 0 and 12")
+            raise ValueError(f"level is {self.level}; it must be between 0 and 12")
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
         """One flat byte array for each array, at most lz4's worst case."""

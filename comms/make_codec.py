@@ -15,9 +15,9 @@ GROUP = "fedbonsai.codecs"
 
 
 def make_codec(specs: tuple[CodecSpec, ...]) -> Codec:
-    """The chain that the specifications name.
+    """The chain that the specifications name; the identity for none.
 
-    Raises ``ValueError`` for an unknown name, an unknown option or a wrong type of one.
+    Raises ``ValueError`` for an unknown name, an unknown option or a wrong value of one, and for a class that is no codec.
     """
     return chain(*(_make(spec) for spec in specs))
 
@@ -25,19 +25,22 @@ def make_codec(specs: tuple[CodecSpec, ...]) -> Codec:
 def _make(spec: CodecSpec) -> Codec:
     """One link, its options checked against the fields of its class."""
     kind = _class_of(spec.name)
-    fields = getattr(kind, "__dataclass_fields__", {})
+    fields = getattr(kind, "__dataclass_fields__", None)
+    missing = [method for method in ("layout", "encode", "decode") if not callable(getattr(kind, method, None))]
+    if fields is None or missing:
+        found = f"has no {' and no '.join(missing)}" if missing else "is no dataclass"
+        raise ValueError(
+            f"codec {spec.name!r}: {kind.__name__} {found}; it must be a frozen dataclass with the methods "
+            "layout, encode and decode"
+        )
     for option in spec.options:
         if option not in fields:
             allowed = ", ".join(fields) or "none"
             raise ValueError(f"codec {spec.name!r} has no option {option!r}; its options are: {allowed}")
     try:
-        codec = msgspec.convert(spec.options, kind)
+        codec: Codec = msgspec.convert(spec.options, kind)
     except msgspec.ValidationError as error:
-        raise ValueError(f"codec {spec.name!r}: {error}") from error
-    if not isinstance(codec, Codec):
-        raise ValueError(
-            f"codec {spec.name!r} must have the methods layout, encode and decode; {kind.__name__} has not"
-        )
+        raise ValueError(f"codec {spec.name!r} with options {spec.options}: {error}") from error
     return codec
 
 
@@ -62,5 +65,5 @@ def _class_of(name: str) -> type[Any]:
         except Exception as error:  # a plug-in's own import may raise anything; it becomes the user's sentence
             raise ValueError(f"codec {name!r} cannot be loaded from {plugins[name].value}: {error}") from error
     if not isinstance(found, type):
-        raise ValueError(f"codec {name!r} must name a class, not {type(found).__name__}")
+        raise ValueError(f"codec {name!r} names a {type(found).__name__}; it must name a class")
     return found

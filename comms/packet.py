@@ -18,14 +18,14 @@ import msgspec
 import numpy as np
 import xxhash
 
-from .codecs import Array, Arrays, ArraySpec, Codec, Context
+from .codecs import Array, Arrays, ArraySpec, Codec, Context, specs_of
 from .errors import CorruptPacket, MismatchedPacket, TruncatedPacket, UnfitPacket, UnsupportedPacket
 
 MAGIC = b"FBZ1"
 FORMAT = 1
 _FIXED = struct.Struct("<4sBBHIIQQQQ")
 _CHECKSUM_BYTES = 8
-_MAX_LENGTH_ITEM_BYTES = 9  # a 64-bit integer in msgpack
+_LIST_BYTES, _LENGTH_BYTES = 5, 9  # the most that msgpack needs for a list's head and for a 64-bit integer
 
 
 class PacketKind(IntEnum):
@@ -55,10 +55,13 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def seal(tensors: Arrays, *, codec: Codec, context: Context, stamp: Stamp) -> tuple[Array, Arrays]:
-    """Encode and frame: the packet (uint8, flat) and the reconstruction that its receiver will hold."""
-    expected = tuple(ArraySpec(name, array.shape, array.dtype.str) for name, array in tensors.items())
-    layout = codec.layout(expected)
+    """Encode and frame: the packet (uint8, flat) and the reconstruction that its receiver will hold.
+
+    Raises ``ValueError`` when the codec yields other arrays than its layout says, which no receiver could read.
+    """
+    layout = codec.layout(specs_of(tensors))
     arrays, reconstruction = codec.encode(tensors, context=context)
+    _check_layout(codec, layout, arrays)
     header = msgspec.msgpack.encode([arrays[spec.name].nbytes for spec in layout if not spec.exact])
     offsets, end = _place([(spec.dtype, arrays[spec.name].nbytes) for spec in layout], _FIXED.size + _pad(len(header)))
     packet = np.empty(end + _CHECKSUM_BYTES, np.uint8)
@@ -76,7 +79,7 @@ def seal(tensors: Arrays, *, codec: Codec, context: Context, stamp: Stamp) -> tu
         position = offset + array.nbytes
         np.copyto(packet[offset:position].view(array.dtype).reshape(array.shape), array)
     packet[position:end] = 0
-    packet[end:] = np.frombuffer(xxhash.xxh3_64_digest(packet[:end]), np.uint8)
+    packet[end:] = np.frombuffer(xxhash.xxh3_64_digest(packet[:end].data), np.uint8)
     return packet, reconstruction
 
 
@@ -112,8 +115,7 @@ def unseal(packet: Array, *, codec: Codec, expected: tuple[ArraySpec, ...], cont
     tensors = codec.decode(arrays, expected=expected, context=context)
     if finite:
         for name, array in tensors.items():
-            # A sum is finite unless an element is not (or it overflows): one pass without a mask, then be exact.
-            if array.dtype.kind == "f" and not np.isfinite(array.sum()) and not np.isfinite(array).all():
+            if array.dtype.kind in "fc" and not _is_finite(array):
                 raise UnfitPacket(f"{name!r} holds NaN or infinity")
     return tensors
 
@@ -122,16 +124,18 @@ def sealed_bytes(codec: Codec, expected: tuple[ArraySpec, ...]) -> tuple[int, bo
     """Size of a packet of the ``expected`` arrays, and whether it is exact (else an upper bound)."""
     layout = codec.layout(expected)
     varying = sum(not spec.exact for spec in layout)
-    header = len(msgspec.msgpack.encode([])) if not varying else 5 + varying * _MAX_LENGTH_ITEM_BYTES
+    header = len(msgspec.msgpack.encode([])) if not varying else _LIST_BYTES + varying * _LENGTH_BYTES
     _, end = _place([(spec.dtype, spec.num_bytes) for spec in layout], _FIXED.size + _pad(header))
     return end + _CHECKSUM_BYTES, not varying
 
 
 def _frame(packet: Array) -> tuple[Stamp, bytes, int]:
     """Check the frame and the checksum: the stamp, the header, and where the payload starts."""
+    if packet.dtype != np.uint8 or packet.ndim != 1 or not packet.flags.c_contiguous:
+        raise CorruptPacket(f"a packet is one flat array of bytes, not {packet.dtype} of shape {packet.shape}")
     if packet.nbytes < _FIXED.size + _CHECKSUM_BYTES:
         raise TruncatedPacket(f"a packet of {packet.nbytes} bytes is shorter than its fixed part")
-    magic, version, kind, attempt, header_bytes, sequence, model, state, plan, payload = _FIXED.unpack_from(packet)
+    magic, version, kind, attempt, header_bytes, sequence, model, state, plan, payload = _FIXED.unpack_from(packet.data)
     if magic != MAGIC:
         raise CorruptPacket("not a packet: the first four bytes are wrong")
     if version != FORMAT:
@@ -139,7 +143,7 @@ def _frame(packet: Array) -> tuple[Stamp, bytes, int]:
     start = _FIXED.size + _pad(header_bytes)
     if start + payload + _CHECKSUM_BYTES != packet.nbytes:
         raise TruncatedPacket(f"a packet says {start + payload + _CHECKSUM_BYTES} bytes and has {packet.nbytes}")
-    if xxhash.xxh3_64_digest(packet[:-_CHECKSUM_BYTES]) != packet[-_CHECKSUM_BYTES:].tobytes():
+    if xxhash.xxh3_64_digest(packet[:-_CHECKSUM_BYTES].data) != packet[-_CHECKSUM_BYTES:].tobytes():
         raise CorruptPacket("the checksum does not match")
     if kind not in PacketKind._value2member_map_:
         raise UnsupportedPacket(f"unknown kind of packet {kind}")
@@ -149,6 +153,9 @@ def _frame(packet: Array) -> tuple[Stamp, bytes, int]:
 
 def _lengths(header: bytes, count: int) -> list[int]:
     """The byte lengths in a header."""
+    # Before it is decoded: a list takes more memory than its bytes.
+    if len(header) > _LIST_BYTES + count * _LENGTH_BYTES:
+        raise MismatchedPacket(f"a header of {len(header)} bytes, which is too long for {count} lengths")
     try:
         lengths = msgspec.msgpack.decode(header, type=list[int])
     except msgspec.MsgspecError as error:
@@ -169,6 +176,26 @@ def _place(arrays: list[tuple[str, int]], position: int) -> tuple[list[int], int
     return offsets, position
 
 
+def _check_layout(codec: Codec, layout: tuple[ArraySpec, ...], arrays: Arrays) -> None:
+    """Hold a codec to its own layout, here where its author can still see it."""
+    names = [spec.name for spec in layout]
+    if sorted(names) != sorted(arrays):
+        raise ValueError(f"codec {codec!r} yields arrays {sorted(arrays)}; its layout says {sorted(names)}")
+    for spec in layout:
+        array = arrays[spec.name]
+        fits = array.shape == spec.shape if spec.exact else array.ndim == 1 and array.size <= spec.items
+        if array.dtype != np.dtype(spec.dtype) or not fits:
+            found = f"{array.dtype.str} of shape {array.shape}"
+            raise ValueError(f"codec {codec!r} yields {spec.name!r} as {found}; its layout says {spec}")
+
+
+def _is_finite(array: Array) -> bool:
+    """Whether no element is NaN or infinite."""
+    # A sum is finite unless an element is not, or it overflows: one pass without a mask, then be exact.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
+
+
 def _pad(size: int) -> int:
-    """The next multiple of 8."""
+    """``size``, rounded up to a multiple of 8."""
     return -(-size // 8) * 8

@@ -1,38 +1,45 @@
 """The fold: each update enters a running weighted sum when it arrives, so that no client's model is kept.
 
 The operand is always the float32 difference to the version that the plan was cut from. An element counts for a plan when
-its part trains it (``counts``); elements that nobody trained keep their value. With every part whole this is FedAvg
-(McMahan et al., AISTATS 2017, arXiv 1602.05629, Algorithm 1):
+its part trains it; elements that nobody trained keep their value. With every part whole this is FedAvg (McMahan et al.,
+AISTATS 2017, arXiv 1602.05629, Algorithm 1):
 
     mean = sum_k w_k (x_k - x) / sum_k w_k
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+# The one number that changes no bit of what it is added to: 0.0 would turn a -0.0 of the model into 0.0.
+_NOTHING = -0.0
+
 
 class Fold:
     """A running weighted mean of named differences; parts of different tensors and indices may be mixed.
 
-    Sums are float32, in the order of arrival: under the virtual clock that order is the same on every machine.
+    Sums have the type of the differences, in the order of arrival: under the virtual clock that order is the same on
+    every machine. Weights are summed in float64, so that ``add`` and a ``scatter`` of all elements give the same bits.
     """
 
     def __init__(self) -> None:
         """Nothing folded."""
         self.updates = 0
         self._sums: dict[str, Tensor] = {}
-        self._weights: dict[str, float | Tensor] = {}
+        self._weights: dict[str, float | Tensor] = {}  # a tensor where elements have had different holders
 
     def add(self, differences: Mapping[str, Tensor], *, weight: float) -> None:
-        """Fold one update with ``weight`` (samples, times what staleness leaves of it; > 0)."""
-        if weight <= 0:
-            raise ValueError(f"the weight of an update is {weight}; it must be above 0")
+        """Fold one update of whole tensors with ``weight`` (samples, times what staleness leaves of it).
+
+        Raises ``ValueError`` when the weight is not above 0, and finite.
+        """
+        _check_weight(weight)
         for name, difference in differences.items():
             held = self._sums.get(name)
             if held is None:
-                self._sums[name] = difference * weight
+                self._sums[name] = (difference * weight).contiguous()
                 self._weights[name] = weight
             else:
                 held.add_(difference, alpha=weight)
@@ -40,31 +47,48 @@ class Fold:
         self.updates += 1
 
     def scatter(
-        self, differences: Mapping[str, Tensor], *, weight: float, indices: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
+        self,
+        differences: Mapping[str, Tensor],
+        *,
+        weight: float,
+        indices: Mapping[str, Tensor],
+        shapes: Mapping[str, torch.Size],
     ) -> None:
         """Fold an update of sub-tensors: ``indices[name]`` are flat positions in the full tensor of ``shapes[name]``.
 
-        A position must occur once at most. Elements outside count nothing.
+        A position must occur once at most. Elements outside count nothing. Raises ``ValueError`` as ``add`` does.
         """
-        if weight <= 0:
-            raise ValueError(f"the weight of an update is {weight}; it must be above 0")
+        _check_weight(weight)
         for name, difference in differences.items():
-            total = self._sums.setdefault(name, torch.zeros(shapes[name])).view(-1)
+            shape, places = shapes[name], indices[name].reshape(-1)
+            if name not in self._sums:
+                self._sums[name] = torch.full(shape, _NOTHING, dtype=difference.dtype)
             known = self._weights.get(name, 0.0)
-            count = known if isinstance(known, Tensor) else torch.full(shapes[name], known)
-            total.index_add_(0, indices[name], difference.reshape(-1), alpha=weight)
-            count.view(-1).index_add_(0, indices[name], torch.full((difference.numel(),), weight))
+            count = known if isinstance(known, Tensor) else torch.full(shape, known, dtype=torch.float64)
+            # Not index_add_, which rounds products before it adds them, where add_ with alpha does not.
+            total = self._sums[name].view(-1)
+            total[places] = total[places].add_(difference.reshape(-1), alpha=weight)
+            count.view(-1)[places] += weight
             self._weights[name] = count
         self.updates += 1
 
     def close(self) -> dict[str, Tensor]:
-        """The mean difference per tensor that took part; the fold is empty afterwards."""
+        """The mean difference per tensor that took part; the fold is empty afterwards.
+
+        Elements that nobody trained have -0.0: a difference that changes no bit.
+        """
         means = {}
         for name, total in self._sums.items():
             weight = self._weights[name]
             if isinstance(weight, Tensor):
-                means[name] = torch.where(weight > 0, total / weight.clamp_min(torch.finfo(weight.dtype).tiny), 0.0)
+                mean = total / weight.to(total.dtype)
+                means[name] = torch.where(weight > 0, mean, _NOTHING)
             else:
                 means[name] = total.div_(weight)
-        self.__init__()  # type: ignore[misc]
+        self.updates, self._sums, self._weights = 0, {}, {}
         return means
+
+
+def _check_weight(weight: float) -> None:
+    if not (weight > 0 and math.isfinite(weight)):
+        raise ValueError(f"the weight of an update is {weight}; it must be a finite number above 0")

@@ -1,6 +1,6 @@
 """How much a training setting processes: arithmetic for estimates, without torch."""
 
-from .data.batches import batches
+from .data.batches import num_batches
 from .spec import Training
 
 
@@ -10,5 +10,5 @@ def processed_samples(num_samples: int, training: Training) -> int:
         return 0
     if training.steps is None:
         return num_samples * training.epochs
-    order = batches(num_samples, batch_size=training.batch_size, steps=training.steps, seed=0)
-    return sum(len(batch) for batch in order)
+    passes, rest = divmod(training.steps, num_batches(num_samples, batch_size=training.batch_size))
+    return passes * num_samples + rest * training.batch_size  # only the last batch of a pass has another size

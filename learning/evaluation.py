@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .data.types import Samples
-from .losses import Loss, Metric, mean_metric
-from .training import Transform
+from .data.types import Samples, Transform
+from .losses import Loss, Metric, scalar_loss, summed_metric
 
 
 def evaluate(
@@ -21,22 +20,28 @@ def evaluate(
     batch_size: int = 256,
     channels_last: bool = False,
 ) -> dict[str, float]:
-    """``{"loss": ..., metric: ...}``, each a mean over all samples. Raises ``ValueError`` when there are none."""
+    """``{"loss": ..., metric: ...}``, each a mean over all samples; the model is left in evaluation mode.
+
+    Batches are as equal as can be, of ``batch_size`` at most: a last batch of one sample has no statistics, for models that
+    normalise by the batch at hand. Random transforms see the same generator each time. Raises ``ValueError`` when there are
+    no samples, and for a loss or a metric of the wrong shape.
+    """
     count = len(samples)
     if count == 0:
         raise ValueError("evaluation needs at least one sample")
     model.eval()
     totals = dict.fromkeys(["loss", *metrics], 0.0)
+    assert len(totals) == 1 + len(metrics), "a metric may not be called loss"
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
-        for start in range(0, count, batch_size):
-            batch = samples.take(np.arange(start, min(start + batch_size, count)))
+        for indices in np.array_split(np.arange(count), -(-count // batch_size)):
+            batch = samples.take(indices)
             inputs = transform(batch.x, generator)
             if channels_last and inputs.dim() == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             output = model(inputs)
             size = len(batch)
-            totals["loss"] += float(loss(output, batch.y)) * size
+            totals["loss"] += float(scalar_loss(loss(output, batch.y))) * size
             for name, metric in metrics.items():
-                totals[name] += mean_metric(metric(output, batch.y), samples=size, name=name)
+                totals[name] += summed_metric(metric(output, batch.y), samples=size, name=name)
     return {name: total / count for name, total in totals.items()}

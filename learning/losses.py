@@ -5,8 +5,10 @@ same way and returns one number per sample (a vector), so that means over batche
 a whole test set agree. A metric of which less is better says so by an attribute ``lower_is_better = True``.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,13 +90,39 @@ def _make(call: Call, known: dict[str, Callable[..., Tensor]], *, what: str) -> 
             raise ValueError(f"{what}: {call.name!r} is not a function")
     else:
         raise ValueError(f"{what} is {call.name!r}; it must be one of {', '.join(known)}, or module:function")
+    _check_keywords(function, call, what=what)
     return partial(function, **call.kwargs) if call.kwargs else function
 
 
-def mean_metric(values: Tensor, *, samples: int, name: str) -> float:
-    """Sum of a metric's values over one batch, checked to be one per sample."""
-    if values.shape != torch.Size([samples]):
+def _check_keywords(function: Callable[..., Tensor], call: Call, *, what: str) -> None:
+    """Refuse keyword arguments now that would fail on every device later."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions written in C do not tell their parameters
+        return
+    try:
+        signature.bind(None, None, **call.kwargs)
+    except TypeError as error:
         raise ValueError(
-            f"metric {name!r} returned shape {tuple(values.shape)}; it must return one number per sample, ({samples},)"
+            f"{what}: {call.name!r} is called as fn(output, target, **kwargs) with kwargs {call.kwargs}, but: {error}"
+        ) from error
+
+
+def scalar_loss(value: Any) -> Tensor:
+    """``value``, checked to be one number, the mean over the batch. Raises ``ValueError`` for anything else."""
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise ValueError(f"training.loss returned {_describe(value)}; it must return one number, the mean of the batch")
+    return value
+
+
+def summed_metric(values: Any, *, samples: int, name: str) -> float:
+    """Sum of a metric's values over one batch, checked to be one per sample. Raises ``ValueError`` for other shapes."""
+    if not isinstance(values, Tensor) or values.shape != torch.Size([samples]):
+        raise ValueError(
+            f"metric {name!r} returned {_describe(values)}; it must return one number per sample, shape ({samples},)"
         )
     return float(values.double().sum())
+
+
+def _describe(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -1,17 +1,22 @@
-"""Optimisers: the device's local one, and the server's step on the mean update (Reddi et al., ICLR 2021, arXiv 2003.00295).
+"""Optimisers: the device's local one, and the server's step on the mean update d.
 
-The server step follows the paper's Algorithm 2 with bias correction left out, as there: m = b1 m + (1 - b1) d; Adam's
-v = b2 v + (1 - b2) d^2; Yogi's v = v - (1 - b2) d^2 sign(v - d^2); x = x + lr m / (sqrt(v) + tau). Here v starts at tau^2,
-the paper's choice. Running statistics take the plain mean: they are measurements, not parameters.
+    mean       x = x + lr d                                                    FedAvg with lr 1
+    momentum   m = b1 m + d;                x = x + lr m                       Hsu et al., arXiv 1909.06335 (FedAvgM)
+    adam       m = b1 m + (1 - b1) d;       v = b2 v + (1 - b2) d^2;           Reddi et al., ICLR 2021, arXiv 2003.00295,
+               x = x + lr m / (sqrt(v) + tau)                                  Algorithm 2
+    yogi       as adam, but                 v = v - (1 - b2) d^2 sign(v - d^2)
+
+Without bias correction, and with v starting at tau^2, as in that paper. Running statistics take the plain mean, whatever
+the optimiser: they are measurements, not parameters. (The caller sees to that.)
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 import torch
 from torch import Tensor, nn
 
-from .spec import Fraction, NonNegative, Optimiser, Positive
+from .spec import Fraction, Optimiser, Positive
 
 
 def make_optimiser(settings: Optimiser, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -29,13 +34,13 @@ def make_optimiser(settings: Optimiser, parameters: list[nn.Parameter]) -> torch
 
 
 class ServerOptimiser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the mean update enters the model: ``mean`` with learning rate 1 and no momentum is FedAvg."""
+    """How the mean update enters the model: ``mean`` with learning rate 1 is FedAvg. ``momentum`` is b1, ``beta2`` b2."""
 
     name: Literal["mean", "momentum", "adam", "yogi"] = "mean"
     learning_rate: Positive = 1.0
     momentum: Fraction = 0.9
     beta2: Fraction = 0.99
-    tau: Annotated[float, msgspec.Meta(gt=0)] = 1e-3
+    tau: Positive = 1e-3
 
     def __post_init__(self) -> None:
         """Refuse a momentum of 1, which would never move."""
@@ -48,9 +53,7 @@ class ServerOptimiser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         return {"mean": 0, "momentum": 1, "adam": 2, "yogi": 2}[self.name]
 
 
-def server_step(
-    settings: ServerOptimiser, *, name: str, value: Tensor, mean: Tensor, state: dict[str, Tensor]
-) -> None:
+def server_step(settings: ServerOptimiser, *, name: str, value: Tensor, mean: Tensor, state: dict[str, Tensor]) -> None:
     """Move ``value`` by the mean update, in place; ``state`` holds this optimiser's slots as ``m/name`` and ``v/name``.
 
     ``mean``: mean difference of the folded updates, same shape as ``value``; it may be overwritten.
@@ -59,13 +62,17 @@ def server_step(
         value.add_(mean, alpha=settings.learning_rate)
         return
     beta1 = settings.momentum
-    m = state.setdefault(f"m/{name}", torch.zeros_like(value))
+    if f"m/{name}" not in state:
+        state[f"m/{name}"] = torch.zeros_like(value)
+    m = state[f"m/{name}"]
     if settings.name == "momentum":
         m.mul_(beta1).add_(mean)
         value.add_(m, alpha=settings.learning_rate)
         return
     m.mul_(beta1).add_(mean, alpha=1 - beta1)
-    v = state.setdefault(f"v/{name}", torch.full_like(value, settings.tau**2))
+    if f"v/{name}" not in state:
+        state[f"v/{name}"] = torch.full_like(value, settings.tau**2)
+    v = state[f"v/{name}"]
     square = mean.square_()
     if settings.name == "adam":
         v.mul_(settings.beta2).add_(square, alpha=1 - settings.beta2)

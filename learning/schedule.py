@@ -1,11 +1,14 @@
 """The learning rate over rounds. A plan carries its round's rate, so that it is complete in itself.
 
-With t = version / (rounds - 1):
+With t = min(1, version / (rounds - 1)):
 
     constant      1
     exponential   final ** t                           (ZeroFL's schedule, arXiv 2208.02507 sec. 6: 0.1 -> 0.01 is final 0.1)
     cosine        final + (1 - final) (1 + cos(pi t)) / 2
-    step          gamma ** (milestones passed)
+    step          gamma ** (milestones at or before the version)
+
+In the first ``warmup_rounds`` a straight line stands in place of the schedule: warmup_from + (1 - warmup_from) s with
+s = (version + 1) / (warmup_rounds + 1). The schedule goes on as if there had been none.
 """
 
 import math

@@ -34,6 +34,13 @@ class Optimiser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     clip_norm: Positive | None = None
     proximal: NonNegative = 0.0
 
+    def __post_init__(self) -> None:
+        """Refuse here what every device would fail on."""
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ValueError("training.optimiser.nesterov is true; it needs the name sgd and a momentum above 0")
+        if max(self.betas) >= 1:
+            raise ValueError(f"training.optimiser.betas is {list(self.betas)}; both must be below 1")
+
 
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One device's local training: loss, optimiser, amount and precision.

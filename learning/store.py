@@ -5,7 +5,7 @@ Sections: ``model`` (the global model, full names), ``auxiliaries`` (proxies, au
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -20,9 +20,14 @@ class Store:
     """Sections of named tensors. ``store["model"]`` is a plain dict; tensors in it are contiguous and owned here."""
 
     def __init__(self, model: Mapping[str, Tensor]) -> None:
-        """A store whose model section is a copy of ``model`` (a state dict)."""
+        """A store whose model section is a copy of ``model`` (a state dict). Tied tensors stay tied in the copy."""
         self._sections: dict[Section, dict[str, Tensor]] = {section: {} for section in SECTIONS}
-        self["model"].update({name: tensor.detach().clone().contiguous() for name, tensor in model.items()})
+        copies: dict[tuple[object, ...], Tensor] = {}
+        for name, tensor in model.items():
+            place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            if place not in copies:
+                copies[place] = tensor.detach().clone(memory_format=torch.contiguous_format)
+            self["model"][name] = copies[place]
 
     def __getitem__(self, section: Section) -> dict[str, Tensor]:
         """The tensors of one section."""
@@ -30,24 +35,30 @@ class Store:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all tensors held."""
-        return sum(t.nbytes for tensors in self._sections.values() for t in tensors.values())
+        """Bytes of all tensors held, tied ones once."""
+        held = {id(t): t for tensors in self._sections.values() for t in tensors.values()}
+        return sum(tensor.nbytes for tensor in held.values())
 
 
 def model_hash(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes, in order of name: two models with one hash are the same bits."""
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    for piece in _pieces(tensors):
+        digest.update(piece)
     return digest.hexdigest()
 
 
 def state_hash(tensors: Mapping[str, Tensor]) -> int:
     """A fast 64-bit hash of the same, for the stamp of a packet: which state it builds on."""
     digest = xxhash.xxh3_64()
-    for name in sorted(tensors):
-        digest.update(name)
-        digest.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for piece in _pieces(tensors):
+        digest.update(piece)
     return digest.intdigest()
+
+
+def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """What is hashed, in order of name: where each tensor's bytes end follows from its type and shape."""
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        yield f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode()
+        yield tensor.reshape(-1).view(torch.uint8).numpy().data

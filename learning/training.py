@@ -1,8 +1,10 @@
 """Local training: what one device does with its part and its samples.
 
     for every batch of the plan's order:
-        loss = loss(part(x), y) [+ mu/2 ||w - w_base||^2]      FedProx
-        gradients [clipped], one optimiser step
+        gradient of loss(part(x), y) [+ mu/2 ||w - w_base||^2], [clipped]; one optimiser step
+
+The bracketed term is FedProx's (Li et al., MLSys 2020, arXiv 1812.06127, eq. 2). Its gradient mu (w - w_base) is added by
+hand, which spares autograd a copy of the model; the losses that are reported leave it out, to compare with other methods.
 
 Nothing is kept between calls: optimiser state, batch order and dropout all start from the plan's settings and seed.
 """
@@ -12,23 +14,29 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from .data.batches import batches
 from .data.types import Samples, Transform
-from .losses import Loss
+from .losses import Loss, scalar_loss
 from .optimisers import make_optimiser
 from .randomness import seeded
-from .spec import Training
+from .spec import Optimiser, Training
+
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What training saw: optimiser steps, samples processed (repeats counted), mean loss per sample, mean squared loss."""
+    """What training saw; both losses are None when it made no step.
 
-    steps: int
-    processed: int
-    loss: float | None
-    loss_square: float | None
+    ``steps``: optimiser steps. ``processed``: samples, repeats counted. ``loss``: mean per sample. ``loss_square``: mean over
+    the samples of their batch's squared loss.
+    """
+
+    steps: int = 0
+    processed: int = 0
+    loss: float | None = None
+    loss_square: float | None = None
 
 
 def train(
@@ -41,102 +49,85 @@ def train(
     seed: int,
     trainable: Sequence[str] | None = None,
 ) -> TrainingResult:
-    """Train ``model`` in place on ``samples``.
+    """Train ``model`` in place on ``samples``; without samples, or without anything to train, it is left as it is.
 
-    ``trainable``: names of the parameters to train (None: all); the others keep ``requires_grad`` off, and modules that
-    hold none of the trained ones stay in evaluation mode, so that frozen normalisation does not drift. The process's
-    random state is left as it was found.
+    ``trainable``: names of the parameters and buffers that are trained (None: all). The other parameters get
+    ``requires_grad`` off, and modules that hold tensors, but none of those named, stay in evaluation mode, so that frozen
+    normalisation does not drift; a module without tensors (dropout) goes with the module that contains it. The process's
+    random state is left as it was found, and no gradient is kept. Raises ``ValueError`` for a loss that is no scalar.
     """
-    named = dict(model.named_parameters())
-    chosen = list(named) if trainable is None else [name for name in named if name in set(trainable)]
-    for name, parameter in named.items():
-        parameter.requires_grad_(name in chosen)
-    parameters = [named[name] for name in chosen]
-    _set_modes(model)
-    if not parameters:
-        return TrainingResult(steps=0, processed=0, loss=None, loss_square=None)
+    parameters = _choose(model, trainable)
+    if not parameters or not len(samples):
+        return TrainingResult()
     optimiser = make_optimiser(training.optimiser, parameters)
-    mu, clip = training.optimiser.proximal, training.optimiser.clip_norm
-    base = [p.detach().clone() for p in parameters] if mu else []  # FedProx pulls towards these
-    seen = _Seen()
+    base = [p.detach().clone() for p in parameters] if training.optimiser.proximal else []
+    steps = processed = 0
+    total = total_square = 0.0
+    order = batches(
+        len(samples), batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=seed
+    )
     generator = torch.Generator().manual_seed(seed)
-    with seeded(seed):  # dropout
-        for indices in _order(len(samples), training=training, seed=seed):
+    with seeded(seed):  # for dropout, which takes no generator
+        try:
+            for indices in order:
+                optimiser.zero_grad(set_to_none=True)
+                value = 0.0
+                for part, share in _micro_batches(indices, training.accumulation):
+                    batch = samples.take(part)
+                    value += share * _backward(
+                        model, transform(batch.x, generator), batch.y, training=training, loss=loss, share=share
+                    )
+                _adjust_gradients(parameters, base, settings=training.optimiser)
+                optimiser.step()
+                steps += 1
+                processed += len(indices)
+                total += value * len(indices)
+                total_square += value**2 * len(indices)
+        finally:  # also when the loss raises or memory runs out: who trains next may train other parameters
             optimiser.zero_grad(set_to_none=True)
-            value = 0.0
-            for part, share in _micro_batches(indices, training.accumulation):
-                value += _backward(model, samples.take(part), training, loss, transform, generator, share=share)
-            for parameter, start in zip(parameters, base, strict=False):
-                if parameter.grad is not None:
-                    parameter.grad.add_(parameter.detach() - start, alpha=mu)
-            if clip is not None:
-                nn.utils.clip_grad_norm_(parameters, clip)
-            optimiser.step()
-            seen.note(value, samples=len(indices))
-    return seen.result()
+    if not steps:
+        return TrainingResult()
+    return TrainingResult(steps, processed, total / processed, total_square / processed)
 
 
 def _backward(
-    model: nn.Module,
-    batch: Samples,
-    training: Training,
-    loss: Loss,
-    transform: Transform,
-    generator: torch.Generator,
-    *,
-    share: float,
+    model: nn.Module, inputs: Tensor, targets: Tensor, *, training: Training, loss: Loss, share: float
 ) -> float:
-    """Add the gradients of one micro-batch, which is ``share`` of its batch; its loss, times its share."""
-    inputs = transform(batch.x, generator)
+    """Add ``share`` of a micro-batch's gradient to what has accumulated; its loss."""
     if training.channels_last and inputs.dim() == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=training.precision == "bf16"):
-        value = loss(model(inputs), batch.y)
+        value = scalar_loss(loss(model(inputs), targets))
     (value * share if share != 1 else value).backward()  # type: ignore[no-untyped-call]
-    return float(value.detach()) * share
+    return float(value.detach())
 
 
-class _Seen:
-    """Running totals of one training."""
-
-    def __init__(self) -> None:
-        self.steps = self.processed = 0
-        self.total = self.total_square = 0.0
-
-    def note(self, loss: float, *, samples: int) -> None:
-        self.steps += 1
-        self.processed += samples
-        self.total += loss * samples
-        self.total_square += loss**2 * samples
-
-    def result(self) -> TrainingResult:
-        if not self.processed:
-            return TrainingResult(steps=0, processed=0, loss=None, loss_square=None)
-        return TrainingResult(
-            steps=self.steps,
-            processed=self.processed,
-            loss=self.total / self.processed,
-            loss_square=self.total_square / self.processed,
-        )
+def _adjust_gradients(parameters: list[nn.Parameter], base: list[Tensor], *, settings: Optimiser) -> None:
+    """FedProx's term, where ``base`` is given; then clipping of the whole."""
+    for parameter, start in zip(parameters, base, strict=bool(base)):
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach() - start, alpha=settings.proximal)
+    if settings.clip_norm is not None:
+        nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
 
 
-def _order(num_samples: int, *, training: Training, seed: int) -> Iterator[np.ndarray]:
-    """Indices of each batch."""
-    if num_samples == 0:
-        return iter(())
-    return batches(num_samples, batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=seed)
+def _choose(model: nn.Module, trainable: Sequence[str] | None) -> list[nn.Parameter]:
+    """Switch gradients and modes as ``trainable`` says; the parameters to train."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    wanted = tensors.keys() if trainable is None else set(trainable)
+    assert wanted <= tensors.keys(), f"not in the model: {sorted(wanted - tensors.keys())}"
+    chosen = {id(tensor) for name, tensor in tensors.items() if name in wanted}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in chosen)
+    model.train()
+    for module in model.modules():  # containers first, so that what is inside decides for itself
+        own = [*module.parameters(), *module.buffers()]
+        if own and not any(id(tensor) in chosen for tensor in own):
+            module.eval()
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _micro_batches(indices: np.ndarray, count: int) -> Iterator[tuple[np.ndarray, float]]:
+def _micro_batches(indices: NDArray[np.intp], count: int) -> Iterator[tuple[NDArray[np.intp], float]]:
     """Split a batch into at most ``count`` parts of about equal size, each with its share of the batch."""
     for part in np.array_split(indices, min(count, len(indices))):
         yield part, len(part) / len(indices)
-
-
-def _set_modes(model: nn.Module) -> None:
-    """Training mode where something is trained, evaluation mode where all is frozen."""
-    model.train()
-    for module in model.modules():
-        own = list(module.parameters())
-        if own and not any(p.requires_grad for p in own):
-            module.eval()

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from .blocks import Blocks, cut
-from .data.load import load
 from .data.config import DataConfig
+from .data.load import load
 from .data.types import FederatedData
 from .losses import Metric, make_metric
 from .models import build, use_batch_statistics
@@ -65,8 +65,17 @@ class Workload:
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
-        """Metrics by name."""
-        return {call.name.rpartition(":")[2]: make_metric(call) for call in self.settings.metrics}
+        """Metrics by name; the user's own by the name of the function.
+
+        Raises ``ValueError`` for an unknown one, and for two of one name: reports could not tell them apart.
+        """
+        found: dict[str, Metric] = {}
+        for call in self.settings.metrics:
+            name = call.name.rpartition(":")[2]
+            if name in found or name == "loss":
+                raise ValueError(f"evaluation.metrics names {name!r}, which is taken; each metric needs its own name")
+            found[name] = make_metric(call)
+        return found
 
     def example(self) -> tuple[torch.Tensor, torch.Tensor]:
         """One transformed sample and its target, without batch dimension: their shapes and types are what matters."""
