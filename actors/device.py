@@ -130,11 +130,11 @@ class Device:
     def _seal(self, model: nn.Module, base: dict[str, Tensor], plan: Plan) -> Array:
         """The update packet: differences to what came down, or the weights themselves."""
         specs = up_tensors(self.workload.spec, plan.part, statistics=plan.upload.statistics)
-        held = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        held = model.state_dict()
+        values = {spec.name: held[spec.name] for spec in specs}
         if plan.upload.payload == "difference":
-            values = {spec.name: held[spec.name] - base[spec.name] for spec in specs}
-        else:
-            values = {spec.name: held[spec.name] for spec in specs}
+            for name, tensor in values.items():
+                tensor.sub_(base[name])  # in place: the next plan overwrites the module anyway
         context = context_of(specs, seed=plan.seed)
         packet, _ = seal(as_arrays(values), codec=make_codec(plan.codec_up), context=context, stamp=update_stamp(plan))
         return packet

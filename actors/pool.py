@@ -16,6 +16,10 @@ from ..policies.report import Report
 from .device import Device
 
 
+class WorkerFailure(Exception):
+    """No worker could be started, or none is left. One sentence says why."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One plan with the reference of its packet, the device's state, and the group of workers that may run it."""

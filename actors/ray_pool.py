@@ -27,14 +27,10 @@ from ..learning.workload import WorkloadSettings
 from ..policies.report import Outcome, Report
 from .allocator import keep_freed_memory
 from .device import Device
-from .pool import Finished, Task, finished
+from .pool import Finished, Task, WorkerFailure, finished
 
 _WORKER_DIED = (RayActorError, WorkerCrashedError, ObjectLostError)
 _QUEUE_PER_WORKER = 2
-
-
-class WorkerFailure(Exception):
-    """No worker could be started, or none is left. One sentence says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +91,7 @@ class RayPool:
         self._notices: list[str] = []
         self._queue: deque[Task] = deque()
         self._tasks: dict[int, Task] = {}
-        self._done: dict[int, list[Any] | Finished] = {}
+        self._done: dict[int, Finished] = {}
         self._seats = [_Seat(bundle, self._start(bundle)) for bundle in bundles]
         self._await_warm([seat.actor for seat in self._seats])
 
@@ -117,7 +113,7 @@ class RayPool:
         """Wait for this plan's end."""
         while plan_id not in self._done:
             self._wait(None)
-        return self._collect(plan_id)
+        return self._done.pop(plan_id)
 
     def next(self, timeout_s: float | None) -> Finished | None:
         """Wait for any plan's end."""
@@ -126,7 +122,7 @@ class RayPool:
             left = None if until is None else max(0.0, until - time.monotonic())
             if not self._tasks or not self._wait(left):
                 return None
-        return self._collect(next(iter(self._done)))
+        return self._done.pop(next(iter(self._done)))
 
     def cancel(self, plan_id: int) -> None:
         """Forget a task: what is queued is dropped, what runs may finish and is not looked at."""
@@ -202,30 +198,15 @@ class RayPool:
         return bool(ready)
 
     def _ended(self, seat: _Seat, plan_id: int) -> None:
-        """A call to a worker is over."""
-        references = seat.running[plan_id]
+        """A call to a worker is over: bring its result to this process, as views of the object store."""
         try:
-            ray.get(references[0])
+            report, update, state = ray.get(seat.running[plan_id])
         except _WORKER_DIED as error:
             self._replace(seat, _first_line(error))
             return
         del seat.running[plan_id]
         if plan_id in self._tasks:
-            self._done[plan_id] = references
-
-    def _collect(self, plan_id: int) -> Finished:
-        """Bring a result to this process; run the plan again when it was lost on the way."""
-        result = self._done.pop(plan_id)
-        if isinstance(result, Finished):
-            self._tasks.pop(plan_id)
-            return result
-        try:
-            report, update, state = ray.get(result)
-        except _WORKER_DIED as error:
-            self._again(self._tasks[plan_id], _first_line(error))
-            self._hand_out()
-            return self.result(plan_id)
-        return finished(self._tasks.pop(plan_id).plan, report, update, state)
+            self._done[plan_id] = finished(self._tasks.pop(plan_id).plan, report, update, state)
 
     def _replace(self, seat: _Seat, why: str) -> None:
         """A worker has died: put another into its bundle, and place its plans again."""
@@ -249,6 +230,7 @@ class RayPool:
         """Place a task again under the next attempt number; after the last attempt its outcome is ``lost``."""
         if task.plan.attempt + 1 >= self._max_attempts:
             report = Report(plan=task.plan, outcome=Outcome.LOST, stage="run", error=f"worker died: {why}")
+            del self._tasks[task.plan.id]
             self._done[task.plan.id] = Finished(
                 plan=task.plan, report=report, update=None, state=task.state, control_bytes=0
             )

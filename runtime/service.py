@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import msgspec
 import torch
 
+from ..actors.pool import WorkerFailure
 from .engine import Engine
 from .errors import ConfigError, FedbonsaiError
 from .events import AnyEvent, Evaluated
@@ -79,6 +80,6 @@ def describe(error: Exception) -> Fault:
     trace = "".join(traceback.format_exception(error))
     if isinstance(error, ConfigError):
         return Fault("config", str(error), trace)
-    if isinstance(error, FedbonsaiError):
+    if isinstance(error, FedbonsaiError | WorkerFailure):
         return Fault("run", str(error), trace)
     return Fault("bug", f"{type(error).__name__}: {error}", trace)
