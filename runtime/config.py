@@ -1,6 +1,7 @@
 """The configuration: every setting of a run, typed, with its default. YAML in, one frozen value out.
 
-Layers, later ones win: defaults, the preset named in the YAML, the YAML, the preset named on the command line, ``--set``.
+Layers, later ones win: defaults, the preset that the YAML names, the YAML, the preset named on the command line, ``--set``,
+what a caller sets in Python or by a flag of its own (``runtime.layers`` merges them).
 """
 
 import sys
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-import yaml
 
 from ..clusters.fleet import Fleet, load_fleet
 from ..comms.codecs import CodecSpec
@@ -20,6 +20,8 @@ from ..learning.spec import Call, Count, CountOrZero, Positive, Training
 from ..policies.presets import find_preset
 from .convert import convert
 from .errors import ConfigError
+from .layers import merge, setting, spell_out
+from .yaml_text import parse_yaml
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,7 +42,10 @@ class Codecs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where, how often and by what the global model is evaluated. ``devices``: how many of them at most (None: all)."""
+    """Where, how often and by what the global model is evaluated; the last version of a run always is.
+
+    ``devices``: how many of them at most (None: all), drawn once from the seed.
+    """
 
     where: Literal["server", "devices", "both", "none"] = "server"
     every: Count = 1
@@ -50,7 +55,11 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Stop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When the run ends: whichever comes first. ``patience``: evaluations without a better one."""
+    """When the run ends: whichever comes first, looked at whenever a version closes.
+
+    ``patience``: evaluations in a row without a better one. ``virtual_s``: real seconds under the wall clock. ``bytes``:
+    up and down together, without those of evaluation.
+    """
 
     rounds: CountOrZero = 20
     accuracy: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
@@ -80,7 +89,10 @@ class RayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One run. ``policy``: the chain, each entry a mapping with ``name`` and the policy's own fields."""
+    """One run. ``policy``: the chain, each entry a mapping with ``name`` and the policy's own fields.
+
+    Raises ``ValueError`` for a target of ``stop`` that no evaluation could ever reach.
+    """
 
     name: str = "run"
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**62)] = 0
@@ -100,6 +112,19 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     workers: Count | None = None
     ray: RayOptions = RayOptions()
     out: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check what no single field can tell."""
+        for name in ("accuracy", "loss", "patience"):
+            value = getattr(self.stop, name)
+            if value is not None and self.evaluation.where == "none":
+                raise ValueError(f"stop.{name} is {value!r}, which needs an evaluation; evaluation.where is 'none'")
+        metrics = [call.name.rpartition(":")[2] for call in self.evaluation.metrics]
+        if self.stop.accuracy is not None and "accuracy" not in metrics:
+            listed = ", ".join(metrics) or "nothing"
+            raise ValueError(
+                f"stop.accuracy is {self.stop.accuracy!r}, but evaluation.metrics holds {listed}, not accuracy"
+            )
 
     def load_fleet(self) -> Fleet:
         """The fleet that ``fleet`` names or describes."""
@@ -125,13 +150,18 @@ def load_config(
 
     ``overrides`` win over everything: what a caller sets in Python or by a flag of its own. Raises ``ConfigError``.
     """
-    raw = _read(source)
-    name = preset or raw.get("preset") or Config.__struct_defaults__[Config.__struct_fields__.index("preset")]
+    raw = spell_out(_read(source))
+    given = [spell_out(setting(text)) for text in settings]
+    preset = preset or next((layer["preset"] for layer in reversed(given) if "preset" in layer), None)
+    name = preset or raw.get("preset") or _DEFAULT_PRESET
     layers = [_preset(name), raw] if preset is None else [raw, _preset(preset)]
-    merged: dict[str, Any] = {}
-    for layer in [*layers, *map(_setting, settings), dict(overrides or {}), {"preset": name}]:
-        merged = _merge(merged, layer)
-    return convert(_spell_out(merged), Config)
+    merged = Config().to_dict()
+    for layer in [*layers, *given, spell_out(dict(overrides or {})), {"preset": name}]:
+        merged = merge(merged, layer)
+    return convert(merged, Config)
+
+
+_DEFAULT_PRESET: str = Config().preset
 
 
 def _read(source: str | Path | Mapping[str, Any] | Config | None) -> dict[str, Any]:
@@ -144,11 +174,13 @@ def _read(source: str | Path | Mapping[str, Any] | Config | None) -> dict[str, A
         return dict(source)
     path = Path(source)
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"configuration {str(path)!r} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"configuration {str(path)!r} is not text in UTF-8: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"configuration {str(path)!r} is not YAML: {error}") from error
     if raw is None:
         raw = {}
     if not isinstance(raw, dict):
@@ -165,84 +197,6 @@ def _read(source: str | Path | Mapping[str, Any] | Config | None) -> dict[str, A
 def _preset(name: Any) -> dict[str, Any]:
     """The layer of a preset."""
     try:
-        return find_preset(str(name)).overrides
+        return spell_out(find_preset(str(name)).overrides)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def _setting(text: str) -> dict[str, Any]:
-    """``a.b=value`` as a layer; the value is read as YAML."""
-    path, sign, value = text.partition("=")
-    if not sign or not path:
-        raise ConfigError(f"--set {text!r} must have the form section.field=value")
-    try:
-        layer: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text!r}: the value is not YAML: {' '.join(str(error).split())}") from error
-    for key in reversed(path.split(".")):
-        layer = {key: layer}
-    assert isinstance(layer, dict)
-    return layer
-
-
-def _merge(below: Any, above: Any, path: str = "") -> Any:
-    """Mappings are merged key by key; a list entry is set by its number (``policy.0.cohort``); anything else is replaced.
-
-    Another model or partition replaces the old one whole: its keyword arguments are not the old one's.
-    """
-    if isinstance(below, dict) and isinstance(above, dict):
-        if path in ("model", "data.partition", "fleet") and above.get("name", below.get("name")) != below.get("name"):
-            return above
-        inner = {
-            k: _merge(below[k], v, f"{path}.{k}" if path else str(k)) if k in below else v for k, v in above.items()
-        }
-        return below | inner
-    if (
-        isinstance(below, list | tuple)
-        and isinstance(above, dict)
-        and above
-        and all(str(key).isdigit() for key in above)
-    ):
-        merged = list(below)
-        for key, value in above.items():
-            if int(key) >= len(merged):
-                raise ConfigError(f"--set names entry {key} of a list of {len(merged)}; the first is 0")
-            merged[int(key)] = _merge(merged[int(key)], value, f"{path}.{key}")
-        return merged
-    return above
-
-
-def _spell_out(raw: dict[str, Any]) -> dict[str, Any]:
-    """Shorthands: a bare name where a name with keyword arguments is meant; codecs with their options beside the name."""
-    raw = dict(raw)
-    if isinstance(raw.get("model"), str):
-        raw["model"] = {"name": raw["model"]}
-    if isinstance(raw.get("policy"), dict | str):
-        raw["policy"] = [raw["policy"]]
-    if isinstance(raw.get("policy"), list | tuple):
-        raw["policy"] = [{"name": link} if isinstance(link, str) else link for link in raw["policy"]]
-    for section, field in (("training", "loss"), ("data", "partition")):
-        if isinstance(raw.get(section), dict) and isinstance(raw[section].get(field), str):
-            raw[section] = raw[section] | {field: {"name": raw[section][field]}}
-    for section, fields in (("evaluation", ("metrics",)), ("data", ("train_transforms", "test_transforms"))):
-        for field in fields:
-            if isinstance(raw.get(section), dict) and isinstance(raw[section].get(field), list | tuple):
-                calls = [{"name": c} if isinstance(c, str) else c for c in raw[section][field]]
-                raw[section] = raw[section] | {field: calls}
-    if isinstance(raw.get("codecs"), dict):
-        raw["codecs"] = {k: _codecs(v) if isinstance(v, list | tuple) else v for k, v in raw["codecs"].items()}
-    return raw
-
-
-def _codecs(entries: Sequence[Any]) -> list[Any]:
-    """``lz4`` or ``{name: lz4, level: 3}`` as a name with options."""
-    spelled: list[Any] = []
-    for entry in entries:
-        if isinstance(entry, str):
-            spelled.append({"name": entry})
-        elif isinstance(entry, dict) and "options" not in entry:
-            options = {key: value for key, value in entry.items() if key != "name"}
-            spelled.append({"name": entry.get("name"), "options": options})
-        else:
-            spelled.append(entry)
-    return spelled
