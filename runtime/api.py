@@ -1,4 +1,4 @@
-"""The Python API: ``for event in fedbonsai.run(config): ...``, then ``.summary`` and ``.model()``. The command line is a caller.
+"""The Python API: ``for event in fedbonsai.run(config): ...``, then ``.summary`` and ``.model()``.
 
     run(config)  ->  Run: an iterator of events
                      inline: the engine in this process

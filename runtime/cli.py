@@ -1,4 +1,7 @@
-"""The command line: a thin caller of ``runtime.api``. Exit codes: 0 done, 1 the run failed, 2 a user's mistake, 130 interrupted."""
+"""The command line: a thin caller of ``runtime.api``.
+
+Exit codes: 0 done, 1 the run failed, 2 a user's mistake, 130 interrupted.
+"""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The clocks. The virtual clock says when things would happen on the devices themselves; the wall clock takes them as they come.
+"""The clocks. The virtual one says when things would happen on the devices themselves; the wall clock takes them as they come.
 
 Under the virtual clock each plan in flight goes through three stages: its packet travels down, the device computes, its
 update travels up. The size of the update is known only when the work has really been done, so the clock stops at the
