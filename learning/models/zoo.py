@@ -54,6 +54,8 @@ def build(call: Call, *, seed: int, outputs: int | None) -> nn.Module:
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise ValueError(f"model.name is {call.name!r}, which returned a {kind}; it must return an nn.Module")
+    if any(isinstance(parameter, nn.UninitializedParameter) for parameter in model.parameters()):
+        raise ValueError(f"model.name is {call.name!r}, which has lazy layers; give them their sizes")
     return model
 
 

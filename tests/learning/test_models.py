@@ -22,6 +22,10 @@ def of_user(num_classes: int, width: int = 3) -> nn.Module:
     return nn.Linear(width, num_classes)
 
 
+def lazy() -> nn.Module:
+    return nn.LazyLinear(3)
+
+
 def not_a_model() -> int:
     return 3
 
@@ -100,7 +104,7 @@ def test_digits_cnn_learns_digits():
 @pytest.mark.parametrize(
     "name",
     [
-        *("resnet50", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"),
+        *("torchvision/resnet18", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"),
         *("shufflenet_v2_x0_5", "regnet_y_400mf", "mnasnet0_5"),
     ],
 )
@@ -166,6 +170,8 @@ def test_errors_of_naming():
         make(f"{__name__}:of_user")
     with pytest.raises(ValueError, match=r"returned a int; it must return an nn\.Module"):
         make(f"{__name__}:not_a_model")
+    with pytest.raises(ValueError, match="which has lazy layers; give them their sizes"):
+        make(f"{__name__}:lazy")
     with pytest.raises(ValueError, match="which is a module; it must be a function or a class"):
         make(f"{__name__}:np")
 
