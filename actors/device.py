@@ -2,11 +2,10 @@
 
 A device worker has no memory of its own: what a simulated device must remember (link histories, error feedback) travels
 as ``state`` with the plan and comes back with the report. What is kept between plans (the model's module, the data) is a
-cache: any worker runs any device and gets the same bits.
+cache: any worker runs any device and gets the same bits. Only what a user's model hides outside its tensors could tell.
 """
 
 import time
-from typing import Any
 
 import msgspec
 import torch
@@ -39,7 +38,8 @@ class Device:
     def __init__(self, settings: WorkloadSettings) -> None:
         """Prepare for the workload; data and model are loaded at the first plan."""
         self.workload = Workload(settings)
-        self._models: dict[bool, nn.Module] = {}
+        self._models: dict[bool, tuple[nn.Module, dict[str, Tensor]]] = {}
+        self._stage = "open"  # of the plan that is being carried out
 
     def run(
         self, plan_bytes: bytes, packet: Array, state: bytes | None = None
@@ -51,7 +51,7 @@ class Device:
             try:
                 report, update = self._carry_out(plan, packet)
             except Exception as error:  # whatever user code raises: it becomes this plan's outcome, and is reported
-                report = _failure(report, getattr(error, "_fedbonsai_stage", "open"), error)
+                report = _failure(report, self._stage, error)
         measured = msgspec.structs.replace(
             report.measured, wall_s=meter.wall_s, peak_memory_bytes=meter.peak_memory_bytes
         )
@@ -62,28 +62,27 @@ class Device:
         self._model(channels_last=False)
 
     def _carry_out(self, plan: Plan, packet: Array) -> tuple[Report, Array | None]:
-        """The stages of a plan, each named in what it raises."""
-        with _stage("open"):
-            model = self._model(channels_last=plan.training.channels_last)
-            base = self._load(model, plan, packet)
+        """The stages of a plan."""
+        self._stage = "open"
+        model, base = self._open(plan, packet)
         if plan.objective.kind == "evaluate":
-            with _stage("evaluate"):
-                return self._evaluate(model, plan), None
+            self._stage = "evaluate"
+            return self._evaluate(model, plan), None
+        self._stage = "train"
         started = time.perf_counter()
-        with _stage("train"):
-            samples = self.workload.data.train(plan.device)
-            result = train(
-                model,
-                samples,
-                training=plan.training,
-                loss=make_loss(plan.training.loss),
-                transform=self.workload.data.train_transform,
-                seed=plan.seed,
-                trainable=self._trainable(plan),
-            )
+        samples = self.workload.data.train(plan.device)
+        result = train(
+            model,
+            samples,
+            training=plan.training,
+            loss=make_loss(plan.training.loss),
+            transform=self.workload.data.train_transform,
+            seed=plan.seed,
+            trainable=self._trainable(plan),
+        )
         train_s = time.perf_counter() - started
-        with _stage("seal"):
-            update = self._seal(model, base, plan)
+        self._stage = "seal"
+        update = self._seal(model, base, plan)
         report = Report(
             plan=plan,
             samples=len(samples),
@@ -94,15 +93,18 @@ class Device:
         )
         return report, update
 
-    def _model(self, *, channels_last: bool) -> nn.Module:
-        """This worker's module; every tensor of it is overwritten by the packet of each plan."""
+    def _model(self, *, channels_last: bool) -> tuple[nn.Module, dict[str, Tensor]]:
+        """This worker's module, and what its buffers held when it was new."""
         if channels_last not in self._models:
             model = self.workload.new_model()
-            self._models[channels_last] = model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
+            if channels_last:
+                model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._models[channels_last] = model, {name: buffer.clone() for name, buffer in model.named_buffers()}
         return self._models[channels_last]
 
-    def _load(self, model: nn.Module, plan: Plan, packet: Array) -> dict[str, Tensor]:
-        """Open the downlink packet into ``model``; the tensors that it held, which the update is taken against."""
+    def _open(self, plan: Plan, packet: Array) -> tuple[nn.Module, dict[str, Tensor]]:
+        """The model that the packet brought, and the tensors in the packet, which the update is taken against."""
+        model, fresh = self._model(channels_last=plan.training.channels_last)
         specs = down_tensors(self.workload.spec, plan.part)
         arrays = unseal(
             packet,
@@ -114,18 +116,18 @@ class Device:
         base = as_tensors(arrays)
         held = model.state_dict()
         with torch.no_grad():
-            for spec in specs:
-                held[spec.name].copy_(base[spec.name])
-            for name, tensor in held.items():
+            for name, start in fresh.items():  # counters and buffers outside the state do not travel: they start anew
                 if name not in base:
-                    tensor.zero_()  # counters do not travel; they start anew at every plan
-        return base
+                    model.get_buffer(name).copy_(start)
+            for name, tensor in base.items():
+                held[name].copy_(tensor)
+        return model, base
 
     def _trainable(self, plan: Plan) -> list[str] | None:
-        """Names of the parameters to train; None for all."""
+        """Names of the tensors to train; None for all."""
         if plan.part.trained == self.workload.spec.block_names:
             return None
-        return [t.name for t in self.workload.spec.tensors_of(plan.part.trained) if t.role in ("weight", "vector")]
+        return [tensor.name for tensor in self.workload.spec.tensors_of(plan.part.trained)]
 
     def _seal(self, model: nn.Module, base: dict[str, Tensor], plan: Plan) -> Array:
         """The update packet: differences to what came down, or the weights themselves."""
@@ -173,20 +175,6 @@ def weights_stamp(version: int) -> Stamp:
 def update_stamp(plan: Plan) -> Stamp:
     """What an update says of itself: which attempt of which plan it answers."""
     return Stamp(kind=PacketKind.UPDATE, version=plan.version, plan=plan.id, attempt=plan.attempt)
-
-
-class _stage:
-    """Names the stage in an exception that passes through; the innermost name stays."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is not None and not hasattr(error, "_fedbonsai_stage"):
-            error._fedbonsai_stage = self.name  # type: ignore[attr-defined]
 
 
 def _failure(report: Report, stage: str, error: Exception) -> Report:

@@ -4,6 +4,7 @@ Linux keeps a high-water mark of resident memory that a process may reset (``/pr
 since the process began stands in, and where there is none the figure is 0.
 """
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -13,19 +14,18 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 class Meter:
-    """``with Meter() as meter: ...`` then ``meter.wall_s`` and ``meter.peak_memory_bytes``."""
+    """``with Meter() as meter: ...`` then ``meter.wall_s`` and ``meter.peak_memory_bytes``.
+
+    Not to be nested, nor used from several threads: a process has one mark.
+    """
 
     wall_s = 0.0
     peak_memory_bytes = 0
 
     def __enter__(self) -> "Meter":
         """Start; reset the high-water mark where that is possible."""
-        try:
+        with contextlib.suppress(OSError):  # not Linux, or not permitted: the mark then covers the process's whole life
             _CLEAR.write_text("5")
-        except OSError:  # not Linux, or not permitted: the mark then covers the process's whole life
-            self._reset = False
-        else:
-            self._reset = True
         self._start = time.perf_counter()
         return self
 
@@ -37,12 +37,10 @@ class Meter:
 
 def peak_resident_bytes() -> int:
     """High-water mark of this process's resident memory; 0 where the system does not tell."""
-    try:
+    with contextlib.suppress(OSError):  # no /proc: ask the C library below
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # no /proc: ask the C library below
     try:
         import resource
     except ImportError:  # Windows

@@ -87,6 +87,7 @@ class InlinePool:
 
     def submit(self, task: Task) -> int:
         """Queue a task."""
+        assert task.plan.id not in self._queue, f"plan {task.plan.id} is queued already"
         message = msgspec.msgpack.encode(task.plan)
         self._queue[task.plan.id] = task, message
         return len(message)

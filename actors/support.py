@@ -1,6 +1,10 @@
 """Which plans this version can carry out. A plan that asks for more is refused before dispatch, never half obeyed."""
 
+from collections.abc import Iterator
+
 from ..clusters.profile import DeviceProfile
+from ..comms.make_codec import make_codec
+from ..learning.part import Part
 from ..learning.structure import ModelSpec
 from ..policies.plan import Objective, Plan
 
@@ -11,46 +15,65 @@ class PlanRefused(ValueError):
 
 def check_plan(plan: Plan, *, spec: ModelSpec, profile: DeviceProfile) -> None:
     """Raise ``PlanRefused`` when the trainer, the model or the device cannot do what ``plan`` says."""
-    for problem in _problems(plan, spec, profile):
-        raise PlanRefused(f"plan for device {plan.device} in round {plan.version}: {problem}")
+    for checks in (_part(plan.part, spec), _work(plan), _codecs(plan, profile), _privacy(plan, spec, profile)):
+        for problem in checks:
+            raise PlanRefused(f"plan for device {plan.device} in round {plan.version}: {problem}")
 
 
-def _problems(plan: Plan, spec: ModelSpec, profile: DeviceProfile) -> list[str]:
-    """What stands against the plan, first things first."""
-    part, found = plan.part, []
+def _part(part: Part, spec: ModelSpec) -> Iterator[str]:
+    """What stands against the piece of the model."""
     names = spec.block_names
     if unknown := [name for name in (*part.blocks, *part.trained) if name not in names]:
-        found.append(f"part names block {unknown[0]!r}; the model's blocks are: {', '.join(names)}")
+        yield f"part names block {unknown[0]!r}; the model's blocks are: {', '.join(names)}"
     if extra := [name for name in part.trained if name not in part.blocks]:
-        found.append(f"part.trained names {extra[0]!r}, which is not among part.blocks")
+        yield f"part.trained names {extra[0]!r}, which is not among part.blocks"
     if part.blocks != names:
-        found.append(
-            f"part.blocks holds {len(part.blocks)} of {len(names)} blocks; only whole models can be trained yet"
-        )
+        yield f"part.blocks is {', '.join(part.blocks) or 'empty'}; only all {len(names)} blocks in order can be held yet"
     if part.width != 1 or part.index_map:
-        found.append(f"part.width is {part.width:g}; only width 1 can be trained yet")
+        yield f"part.width is {part.width:g} and part.index_map {part.index_map!r}; only width 1 can be trained yet"
     if part.head or part.auxiliaries or part.cached:
-        found.append("part.head, part.auxiliaries and part.cached must be empty; they cannot be carried out yet")
+        yield "part.head, part.auxiliaries and part.cached must be empty; they cannot be carried out yet"
+
+
+def _work(plan: Plan) -> Iterator[str]:
+    """What stands against the way of working."""
     if plan.split is not None:
-        found.append("split is set; split training cannot be carried out yet")
+        yield "split is set; split training cannot be carried out yet"
     if plan.sparsity is not None:
-        found.append("sparsity is set; sparse training cannot be carried out yet")
+        yield "sparsity is set; sparse training cannot be carried out yet"
     if plan.objective not in (Objective(), Objective(kind="evaluate")):
-        found.append(
-            "objective must be plain training or evaluation; imitation and distillation cannot be carried out yet"
-        )
+        yield "objective must be plain training or evaluation; imitation and distillation cannot be carried out yet"
     if plan.upload.select != "all" or plan.upload.density != 1:
-        found.append(f"upload.select is {plan.upload.select!r}; only 'all' can be sent yet")
+        found = f"upload.select is {plan.upload.select!r} and upload.density {plan.upload.density:g}"
+        yield f"{found}; only 'all' with density 1 can be sent yet"
     if plan.training.checkpointing:
-        found.append("training.checkpointing is true; activation checkpointing cannot be carried out yet")
-    if plan.objective.kind == "train" and "weights" not in profile.may_send:
-        found.append(
-            f"it sends weights, and fleet class {profile.name!r} may send only: {', '.join(sorted(profile.may_send)) or 'nothing'}"
-        )
-    if profile.codecs is not None:
-        for codec in (*plan.codec_down, *plan.codec_up):
-            if codec.name not in profile.codecs:
-                found.append(
-                    f"codec {codec.name!r} does not run on fleet class {profile.name!r}; it runs: {', '.join(sorted(profile.codecs))}"
-                )
-    return found
+        yield "training.checkpointing is true; activation checkpointing cannot be carried out yet"
+    if plan.deadline_s is not None:
+        yield f"deadline_s is {plan.deadline_s:g}; only rounds can have a deadline yet (close_after_s)"
+
+
+def _codecs(plan: Plan, profile: DeviceProfile) -> Iterator[str]:
+    """What stands against the codecs."""
+    for field, codecs in (("codec_down", plan.codec_down), ("codec_up", plan.codec_up)):
+        for codec in codecs:
+            if profile.codecs is not None and codec.name not in profile.codecs:
+                runs = ", ".join(sorted(profile.codecs)) or "none"
+                yield f"{field} names {codec.name!r}, which does not run on fleet class {profile.name!r}; it runs: {runs}"
+        try:
+            make_codec(codecs)
+        except ValueError as error:
+            yield f"{field}: {error}"
+
+
+def _privacy(plan: Plan, spec: ModelSpec, profile: DeviceProfile) -> Iterator[str]:
+    """What may not leave the device."""
+    if plan.objective.kind != "train":
+        return
+    allowed = f"fleet class {profile.name!r} may send only: {', '.join(sorted(profile.may_send)) or 'nothing'}"
+    if "weights" not in profile.may_send:
+        yield f"it sends weights, and {allowed}"
+    sends_statistics = plan.upload.statistics and any(
+        tensor.role == "statistic" for tensor in spec.tensors_of(plan.part.trained)
+    )
+    if sends_statistics and "statistics" not in profile.may_send:
+        yield f"it sends running statistics (upload.statistics is true), and {allowed}"
