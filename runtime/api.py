@@ -1,12 +1,12 @@
 """The Python API: ``for event in fedbonsai.run(config): ...``, then ``.summary`` and ``.model()``.
 
-    run(config)  ->  Run: an iterator of events
-                     inline: the engine in this process
-                     ray:    a placement group, the engine in the server's actor, workers in the other bundles
+run(config)  ->  Run: an iterator of events
+                 inline: the engine in this process
+                 ray:    a placement group, the engine in the server's actor, workers in the other bundles
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from ..learning.workload import Workload
 from ..policies.policy import Policy
 from ..policies.resolve_policy import make_policy
 from .config import Config, load_config
+from .describe_policy import describe_policy
 from .engine import Engine, workload_settings
 from .errors import ConfigError, FedbonsaiError, RunError
 from .events import AnyEvent, PlanEnded
@@ -43,16 +44,18 @@ class Session(Protocol):
 
 
 class Run:
-    """One run: iterate it for its events, once. Closing it (or leaving the loop) releases what it made.
+    """One run: iterate it for its events, once. Its end, ``close`` and the end of a ``with`` block release what it made.
 
-    ``summary``: what it came to so far. ``folder``: its run folder, if it writes one. ``reports``: the last report of each
-    device that took part.
+    ``config``: as it was given, with the policy that really acts. ``summary``: what it came to so far. ``folder``: its run
+    folder, if it writes one. ``reports``: the last report of each device that took part.
     """
 
     def __init__(self, config: Config, *, policy: Policy | None = None, out: str | Path | None = None) -> None:
         """Nothing is built until the first event is asked for, but the policy and the folder are checked now."""
-        self.config = config
         self._policy = policy if policy is not None else _policy(config)
+        if policy is not None:
+            config = msgspec.structs.replace(config, policy=describe_policy(policy))
+        self.config = config
         config.load_fleet()
         target = out if out is not None else config.out
         self.folder = RunFolder(Path(target), config) if target is not None else None
@@ -83,8 +86,11 @@ class Run:
         return self._summary.to_dict()
 
     def close(self) -> None:
-        """End the run here, and release what it made."""
+        """End the run here, and release what it made; harmless when it is over."""
         self._events.close()
+        if self._summary.status == "running":  # it never began
+            self._summary.status = "interrupted"
+        self._close_folder()
 
     def weights(self, which: str = "final") -> dict[str, torch.Tensor]:
         """Tensors of the "final" or the "best" model of a run that is over."""
@@ -100,7 +106,7 @@ class Run:
         model.load_state_dict(weights)
         return model.eval()
 
-    def _run(self) -> Iterator[AnyEvent]:
+    def _run(self) -> Generator[AnyEvent, None, None]:
         """Open a session, pass its events on, and leave a readable folder whatever happens."""
         started = time.perf_counter()
         session: Session | None = None
@@ -116,7 +122,9 @@ class Run:
                     raise _exception(step.fault)
                 over = step.over
         except BaseException as error:
-            self._summary.status = "interrupted" if isinstance(error, KeyboardInterrupt | GeneratorExit) else "failed"
+            interrupted = isinstance(error, KeyboardInterrupt | GeneratorExit)
+            self._summary.status = "interrupted" if interrupted else "failed"
+            self._summary.reason = "interrupted" if interrupted else str(error)
             raise
         finally:
             self._summary.wall_s = time.perf_counter() - started
@@ -124,11 +132,15 @@ class Run:
                 if session is not None and self._summary.status != "failed":
                     self._fetch(session)
             finally:
-                if self.folder is not None:
-                    self.folder.write_summary(self.summary)
-                    self.folder.close()
+                self._close_folder()
                 if session is not None:
                     session.close()
+
+    def _close_folder(self) -> None:
+        """Write the summary, the last thing in a run folder."""
+        if self.folder is not None and not self.folder.closed:
+            self.folder.write_summary(self.summary)
+            self.folder.close()
 
     def _note(self, event: AnyEvent, started: float) -> None:
         """Consumers of every run: summary, folder, last reports."""
@@ -145,7 +157,8 @@ class Run:
         for which in ("final", "best"):
             self._weights[which] = session.weights(which)
             if self.folder is not None:
-                rounds = summary["rounds"] if which == "final" else summary["best_round"]
+                best = summary["best_round"] if which == "best" else None
+                rounds = summary["rounds"] if best is None else best
                 metadata = {"rounds": str(rounds), "model": self.config.model.name, "name": self.config.name}
                 self.folder.write_weights(which, self._weights[which], metadata=metadata)
 
@@ -220,10 +233,9 @@ def _policy(config: Config) -> Policy:
 
 
 def _exception(fault: Fault) -> Exception:
-    """A fault as an exception of this process; a bug carries its original trace."""
+    """A fault as an exception of this process, with its original trace."""
     if fault.kind == "config":
         return ConfigError(fault.text)
-    error = RunError(fault.text)
-    if fault.kind == "bug":
-        error.trace = fault.trace
+    error = RunError(fault.text, device=fault.device, round_=fault.round, stage=fault.stage)
+    error.trace = fault.trace
     return error

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +32,9 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 def run(
     config: Annotated[Path, typer.Argument(help="YAML file of the experiment", show_default=False)],
     preset: Annotated[str | None, typer.Option(help="method by name; see `fedbonsai presets`")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="one setting; repeatable")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="one setting; repeatable")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="seed of everything random")] = None,
     rounds: Annotated[int | None, typer.Option(help="rounds at most")] = None,
     out: Annotated[Path | None, typer.Option(help="run folder; default runs/NAME-TIME")] = None,
@@ -131,7 +133,7 @@ def guarded(call: Callable[[], Any]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Print a table; plain and tab-separated where nobody looks."""
     if not sys.stdout.isatty():
         for row in [columns, *rows]:

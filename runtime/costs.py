@@ -38,7 +38,8 @@ class Costs:
         """Cost of a part under a training setting, per sample and at its peak."""
         optimiser = training.optimiser
         key = (part.key, training.batch_size, training.accumulation, training.precision, training.channels_last,
-               optimiser.name, optimiser.momentum > 0, optimiser.proximal > 0, repr(training.loss))  # fmt: skip
+               training.checkpointing, optimiser.name, optimiser.momentum > 0, optimiser.proximal > 0,
+               repr(training.loss))  # fmt: skip
         if key not in self._rows:
             self._rows[key] = part_cost(
                 self._workload.blocks.model,
@@ -50,13 +51,12 @@ class Costs:
             )
         return self._rows[key]
 
-    def flops(self, plan: Plan) -> int:
-        """FLOPs that the device spends on a plan."""
+    def flops(self, plan: Plan, *, device: int | None = None) -> int:
+        """FLOPs that a plan takes on its device, or on another one. Evaluation is an instrument: it takes none."""
         if plan.objective.kind == "evaluate":
             return 0
-        return self.row(plan.part, plan.training).training_flops * processed_samples(
-            self._samples[plan.device], plan.training
-        )
+        samples = self._samples[plan.device if device is None else device]
+        return self.row(plan.part, plan.training).training_flops * processed_samples(samples, plan.training)
 
     def packet_bytes(self, plan: Plan) -> tuple[int, int]:
         """Bytes of the packets down and up: exact for codecs of fixed size, an upper bound for others."""
@@ -72,9 +72,10 @@ class Costs:
         return self._sizes[key]
 
     def estimate(self, device: int, plan: Plan) -> Estimate:
-        """What the plan costs on a device that is alone on its links."""
+        """What the plan costs on a device that is alone on its links. A plan that only evaluates sends no packet up."""
         profile = self._profiles[device]
         down_bytes, up_bytes = self.packet_bytes(plan)
+        sends = plan.objective.kind != "evaluate"
         shared = self._fleet.shared_links.get(profile.shared_link) if profile.shared_link else None
         server = self._fleet.server
 
@@ -84,14 +85,12 @@ class Costs:
             rate = own_rate(getattr(profile, name), link, getattr(server, name))
             return transfer_s(size, bytes_per_s=rate, latency_s=profile.latency_s)
 
-        cost = self.row(plan.part, plan.training)
-        flops = cost.training_flops * processed_samples(self._samples[device], plan.training)
         return charge(
             profile,
             down_bytes=down_bytes,
-            flops=flops,
-            up_bytes=up_bytes,
-            peak_memory_bytes=cost.peak_memory_bytes,
+            flops=self.flops(plan, device=device),
+            up_bytes=up_bytes if sends else 0,
+            peak_memory_bytes=self.row(plan.part, plan.training).peak_memory_bytes,
             down_s=seconds(down_bytes, "down"),
-            up_s=seconds(up_bytes, "up"),
+            up_s=seconds(up_bytes, "up") if sends else 0.0,
         )

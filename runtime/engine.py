@@ -24,7 +24,7 @@ from ..policies.policy import Policy
 from .clock import Clock, VirtualClock, WallClock
 from .config import Config
 from .costs import Costs
-from .evaluator import Evaluator
+from .evaluator import Evaluator, check_evaluation
 from .events import AnyEvent, Notice, RunStarted
 from .loop import Loop
 
@@ -56,14 +56,16 @@ class Engine:
         self.config = config
         self._channel = channel or LocalChannel()
         fleet = config.load_fleet()
-        make_codec(config.codecs.down), make_codec(config.codecs.up), make_loss(config.training.loss)
+        _check_names(config)
         settings = workload_settings(config, num_devices=fleet.num_devices)
         self.workload = Workload(settings)
+        check_evaluation(config.evaluation, self.workload)
         self.server = Server(self.workload, channel=self._channel, optimiser=config.server.optimiser)
-        self._pool = make_pool(settings) if make_pool else InlinePool(Device(settings), self._channel)
         part = whole(self.workload.spec)
         costs = Costs(self.workload, fleet)
-        costs.row(part, config.training)  # before round 0: a dry run takes longer than a decision should
+        # Before the workers start: it refuses a model that does not fit the data, and takes longer than a decision should.
+        costs.row(part, config.training)
+        self._pool = make_pool(settings) if make_pool else InlinePool(Device(settings), self._channel)
         started = time.perf_counter()
         clock: Clock
         if config.clock == "virtual":
@@ -119,6 +121,16 @@ class Engine:
             skipped_files=data.skipped,
             block_reason=self.workload.blocks.reason,
         )
+
+
+def _check_names(config: Config) -> None:
+    """Refuse codecs and a loss that are not known, before any data are loaded."""
+    for direction in ("down", "up"):
+        try:
+            make_codec(getattr(config.codecs, direction))
+        except ValueError as error:
+            raise ValueError(f"codecs.{direction}: {error}") from error
+    make_loss(config.training.loss)
 
 
 class _PlanMaker:

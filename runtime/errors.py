@@ -29,10 +29,10 @@ class RunError(FedbonsaiError):
     """The run cannot go on."""
 
     def __init__(self, message: str, *, device: int | None = None, round_: int | None = None, stage: str = "") -> None:
-        """``message`` alone is printed; where it happened is put before it."""
+        """``message`` is printed after where it happened: device, round and stage, as far as they are known."""
         where = [f"device {device}"] if device is not None else []
         where += [f"round {round_}"] if round_ is not None else []
         where += [f"stage {stage}"] if stage else []
         super().__init__(f"{', '.join(where)}: {message}" if where else message)
-        self.device, self.round, self.stage = device, round_, stage
-        self.trace = ""  # of an error that nobody expected, in whichever process it was raised
+        self.message, self.device, self.round, self.stage = message, device, round_, stage
+        self.trace = ""  # of a user's code or of a bug, in whichever process it was raised

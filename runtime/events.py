@@ -3,6 +3,9 @@
 Progress bars, summaries, reports and trackers are consumers of this stream; users add their own by iterating a run.
 """
 
+import math
+from collections.abc import Mapping
+
 import msgspec
 
 from ..policies.report import Report
@@ -14,7 +17,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=Tru
     time_s: float = 0.0
 
 
-class RunStarted(Event):
+class RunStarted(Event, frozen=True, kw_only=True):
     """The run begins: what was built from the configuration."""
 
     name: str
@@ -31,7 +34,7 @@ class RunStarted(Event):
     block_reason: str = ""
 
 
-class RoundStarted(Event):
+class RoundStarted(Event, frozen=True, kw_only=True):
     """Plans were dispatched on a version: how many, and the devices left out with the reasons."""
 
     version: int
@@ -39,14 +42,14 @@ class RoundStarted(Event):
     left_out: dict[str, int] = {}
 
 
-class PlanEnded(Event):
+class PlanEnded(Event, frozen=True, kw_only=True):
     """A plan came to its one end; ``fleet_class`` is the class of its device."""
 
     report: Report
     fleet_class: str
 
 
-class VersionClosed(Event):
+class VersionClosed(Event, frozen=True, kw_only=True):
     """A round is over: updates folded, mean training loss, bytes so far and the wall seconds of this round."""
 
     version: int
@@ -57,33 +60,34 @@ class VersionClosed(Event):
     wall_s: float
 
 
-class Evaluated(Event):
+class Evaluated(Event, frozen=True, kw_only=True):
     """The global model was evaluated.
 
     ``server``: metrics on the server's test set. ``devices``: for each metric mean, spread (standard deviation), worst
-    and worst_10 (mean over the worst tenth) over the devices' own test shares. ``accuracy`` and ``loss``: the server's,
-    or the devices' mean where the server has no data.
+    and worst_10 (mean over the worst tenth) over the devices' own test shares, ``num_devices`` of them. ``best``: no
+    earlier evaluation of the run was as good. A figure that is not finite is None in events.jsonl: JSON has no such number.
     """
 
     version: int
-    server: dict[str, float] = {}
-    devices: dict[str, dict[str, float]] = {}
+    server: Mapping[str, float | None] = {}
+    devices: Mapping[str, Mapping[str, float | None]] = {}
     num_devices: int = 0
     best: bool = False
 
     @property
     def figures(self) -> dict[str, float]:
         """One number per metric: the server's, or else the mean over devices."""
-        return self.server or {name: figures["mean"] for name, figures in self.devices.items()}
+        found = self.server or {name: figures["mean"] for name, figures in self.devices.items()}
+        return {name: math.nan if value is None else value for name, value in found.items()}
 
 
-class Notice(Event):
+class Notice(Event, frozen=True, kw_only=True):
     """Something an operator should know: a worker died and was replaced, the pool shrank."""
 
     text: str
 
 
-class RunEnded(Event):
+class RunEnded(Event, frozen=True, kw_only=True):
     """The run is over: why, and the hash of the final model."""
 
     reason: str

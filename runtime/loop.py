@@ -7,13 +7,13 @@
         close the version at K folded updates, when no plan of it is outstanding, or at the deadline
 
 ``decide`` runs at the start, after every version, and after each outcome that frees a slot. A round is one version. A plan
-that arrives after its version closed is ``late``: it is counted, and not folded.
+that arrives after its version closed is ``late``: it is counted, and not folded. A version in which nothing was dispatched
+yet stays open while plans of earlier ones are out: they free devices for it.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
 from types import MappingProxyType
 
 import msgspec
@@ -26,32 +26,19 @@ from ..clusters.fleet import Fleet
 from ..comms.errors import PacketError
 from ..comms.ledger import Ledger
 from ..learning.seeds import derive
-from ..policies.decision import Decision
 from ..policies.plan import Plan
 from ..policies.policy import Policy
 from ..policies.report import Outcome, Report
 from ..policies.view import View
+from .ask import ask
 from .clock import Arrival, Clock
 from .config import Config
 from .costs import Costs
 from .errors import RunError
 from .evaluator import Evaluator
 from .events import AnyEvent, Evaluated, Notice, PlanEnded, RoundStarted, RunEnded, VersionClosed
+from .round import Round
 from .stopping import Stopping
-
-
-@dataclass
-class _Round:
-    """The version that is open."""
-
-    opened_s: float
-    opened_wall: float
-    dispatched: int = 0
-    close_at: int | None = None
-    deadline_s: float | None = None
-    outcomes: Counter[Outcome] = field(default_factory=Counter)
-    losses: list[tuple[float, int]] = field(default_factory=list)
-    first_fault: Report | None = None
 
 
 class Loop:
@@ -88,33 +75,16 @@ class Loop:
         self._round = self._open_round()
 
     def events(self) -> Iterator[AnyEvent]:
-        """Run until a stop rule holds; every event of the run but its start."""
-        stopping = Stopping(self._config.stop)
-        reason = stopping.reason(version=0, time_s=self._clock.time_s, num_bytes=0, evaluation=None)
-        while reason is None:
-            yield from self._decide()
-            if not self._in_flight:
-                raise RunError(
-                    "the policy chose no device while none is in flight, so the run cannot go on", round_=self._version
-                )
-            arrival = self._clock.next(self._round.deadline_s)
-            yield from (Notice(time_s=self._clock.time_s, text=text) for text in self._pool.notices())
-            if arrival is not None:
-                yield self._receive(arrival)
-            if self._closing(arrival):
-                yield self._close()
-                evaluated = None
-                if self._server.version % self._config.evaluation.every == 0:
-                    evaluated = self._evaluate(stopping)
-                    if evaluated is not None:
-                        yield evaluated
-                reason = stopping.reason(
-                    version=self._version,
-                    time_s=self._clock.time_s,
-                    num_bytes=self._travelled("up") + self._travelled("down"),
-                    evaluation=evaluated.figures if evaluated else None,
-                )
-        yield from self._abandon()
+        """Run until a stop rule holds; every event of the run but its start.
+
+        Raises ``RunError`` when the run cannot go on. Every plan that was dispatched has come to its one end by then too.
+        """
+        try:
+            reason = yield from self._rounds()
+        except Exception:
+            yield from self._abandon("the run failed")
+            raise
+        yield from self._abandon("the run ended")
         yield RunEnded(
             time_s=self._clock.time_s,
             reason=reason,
@@ -126,6 +96,43 @@ class Loop:
             down_by_kind=self._ledger.by_kind("down"),
         )
 
+    def _rounds(self) -> Generator[AnyEvent, None, str]:
+        """Round after round; why the run ends."""
+        stopping = Stopping(self._config.stop)
+        evaluated: Evaluated | None = None
+        while (reason := self._reason(stopping, evaluated)) is None:
+            version = self._version
+            while self._version == version:
+                yield from self._step()
+            if self._version % self._config.evaluation.every == 0:
+                evaluated = yield from self._evaluate(stopping)
+        if evaluated is None or evaluated.version != self._version:  # so that the summary speaks of the final model
+            yield from self._evaluate(stopping)
+        return reason
+
+    def _reason(self, stopping: Stopping, evaluated: Evaluated | None) -> str | None:
+        """Why the run ends with the version that has just closed, or None."""
+        return stopping.reason(
+            version=self._version,
+            time_s=self._clock.time_s,
+            num_bytes=self._travelled("up") + self._travelled("down"),
+            evaluation=evaluated.figures if evaluated and evaluated.version == self._version else None,
+        )
+
+    def _step(self) -> Iterator[AnyEvent]:
+        """One decision, one arrival, and the version's end if that was it."""
+        yield from self._decide()
+        if not self._in_flight:
+            why = self._round.why_nobody()
+            text = f"the policy chose no device while none is in flight, so the run cannot go on{why}"
+            raise RunError(text, round_=self._version, stage="decide")
+        arrival = self._clock.next(self._round.deadline_s)
+        yield from (Notice(time_s=self._clock.time_s, text=text) for text in self._pool.notices())
+        if arrival is not None:
+            yield self._receive(arrival)
+        if self._closing(arrival):
+            yield self._close()
+
     @property
     def _version(self) -> int:
         return self._server.version
@@ -135,8 +142,8 @@ class Loop:
         assert direction in ("up", "down")
         return self._ledger.total(direction) - self._ledger.total(direction, kind="evaluation")  # type: ignore[arg-type]
 
-    def _open_round(self) -> _Round:
-        return _Round(opened_s=self._clock.time_s, opened_wall=time.perf_counter())
+    def _open_round(self) -> Round:
+        return Round(opened_s=self._clock.time_s, opened_wall=time.perf_counter())
 
     def _view(self) -> View:
         """What the policies see now."""
@@ -163,14 +170,9 @@ class Loop:
 
     def _decide(self) -> Iterator[AnyEvent]:
         """Ask the policies, and dispatch what they decide."""
-        decision, self._policy_state = self._policy.decide(self._view(), self._policy_state, Decision())
+        decision, self._policy_state = ask(self._policy, self._view(), self._policy_state)
         self._decisions += 1
-        if decision.tasks:
-            raise RunError(f"the policy asks for the server task {decision.tasks[0].name!r}, which is not known")
-        if decision.close_at is not None:
-            self._round.close_at = decision.close_at
-        if decision.close_after_s is not None:
-            self._round.deadline_s = self._round.opened_s + decision.close_after_s
+        self._round.decided(decision)
         for plan in decision.plans:
             self._dispatch(plan)
         if decision.plans:
@@ -192,18 +194,16 @@ class Loop:
                     f"a plan for device {plan.device} starts at version {plan.version}; the current one is {self._version}"
                 )
             check_plan(plan, spec=self._server.workload.spec, profile=self._profiles[plan.device])
-        except PlanRefused as error:
+            flops, memory = self._costs.flops(plan), self._costs.row(plan.part, plan.training).peak_memory_bytes
+        except ValueError as error:
             raise RunError(str(error), device=plan.device, round_=self._version, stage="dispatch") from error
         self._next_id += 1
         packet, down_bytes = self._server.seal(plan)
-        cost = self._costs.row(plan.part, plan.training)
         group = self._fleet.group_of(plan.device)
         control = self._pool.submit(Task(plan=plan, packet=packet, group=group))
         self._ledger.record("down", kind="weights", device=plan.device, num_bytes=down_bytes)
         self._ledger.record("down", kind="control", device=plan.device, num_bytes=control)
-        self._clock.dispatch(
-            plan, down_bytes=down_bytes, flops=self._costs.flops(plan), peak_memory_bytes=cost.peak_memory_bytes
-        )
+        self._clock.dispatch(plan, down_bytes=down_bytes, flops=flops, peak_memory_bytes=memory)
         self._in_flight[plan.id] = plan
         self._busy[plan.device] = plan
         self._round.dispatched += 1
@@ -222,14 +222,14 @@ class Loop:
         if report.outcome == Outcome.DONE:
             report = self._fold(report, finished.update)
         if plan.version == self._version:
-            self._round.outcomes[report.outcome] += 1
-            if report.outcome in (Outcome.FAILED, Outcome.REJECTED) and self._round.first_fault is None:
-                self._round.first_fault = report
+            self._round.ended(report)
         return self._ended(report)
 
     def _fold(self, report: Report, update: object) -> Report:
         """Fold a sound update; a packet that is not sound makes the outcome ``rejected``."""
         plan = report.plan
+        if plan.objective.kind == "evaluate":  # its metrics are in the report; there is nothing to fold
+            return report
         if not isinstance(update, np.ndarray) or report.samples < 1:
             return msgspec.structs.replace(
                 report, outcome=Outcome.REJECTED, stage="fold", error="it came without an update or without samples"
@@ -239,8 +239,6 @@ class Loop:
         except PacketError as error:
             text = f"{type(error).__name__}: {error}"
             return msgspec.structs.replace(report, outcome=Outcome.REJECTED, stage="fold", error=text)
-        if report.loss is not None:
-            self._round.losses.append((report.loss, report.samples))
         return report
 
     def _ended(self, report: Report) -> PlanEnded:
@@ -252,51 +250,52 @@ class Loop:
 
     def _closing(self, arrival: Arrival | None) -> bool:
         """Whether the version closes now."""
+        round_ = self._round
         if arrival is None:
             return True
-        if self._round.close_at is not None and self._server.folded >= self._round.close_at:
+        if round_.close_at is not None and self._server.folded >= round_.close_at:
             return True
-        return not any(plan.version == self._version for plan in self._in_flight.values())
+        return round_.dispatched > 0 and not round_.outstanding
 
     def _close(self) -> VersionClosed:
         """The version goes up by one."""
         round_ = self._round
         folded = self._server.folded
-        if not folded and round_.first_fault is not None:
-            fault = round_.first_fault
+        fault = round_.first_fault
+        if not folded and fault is not None and not round_.outstanding:
             raise RunError(
                 f"no device of this round delivered; the first fault: {fault.error}",
                 device=fault.plan.device,
                 round_=self._version,
                 stage=fault.stage,
             )
-        total = sum(samples for _, samples in round_.losses)
-        loss = sum(loss * samples for loss, samples in round_.losses) / total if total else None
         self._server.close_version(in_flight={plan.version for plan in self._in_flight.values()})
         self._round = self._open_round()
         return VersionClosed(
             time_s=self._clock.time_s,
             version=self._version,
             folded=folded,
-            loss=loss,
+            loss=round_.loss,
             up_bytes=self._travelled("up"),
             down_bytes=self._travelled("down"),
             wall_s=self._round.opened_wall - round_.opened_wall,
         )
 
-    def _evaluate(self, stopping: Stopping) -> Evaluated | None:
+    def _evaluate(self, stopping: Stopping) -> Generator[AnyEvent, None, Evaluated | None]:
         """Evaluate the current version where the configuration says."""
         evaluated = self._evaluator.evaluate(self._version, time_s=self._clock.time_s)
         if evaluated is None:
             return None
         self._evaluation = evaluated.figures
-        return msgspec.structs.replace(evaluated, best=stopping.note(evaluated.figures))
+        evaluated = msgspec.structs.replace(evaluated, best=stopping.note(evaluated.figures))
+        yield evaluated
+        return evaluated
 
-    def _abandon(self) -> Iterator[AnyEvent]:
+    def _abandon(self, why: str) -> Iterator[AnyEvent]:
         """The run is over: plans still in flight end as late."""
         for plan in list(self._in_flight.values()):
             self._pool.cancel(plan.id)
             self._clock.cancel(plan.id)
-            yield self._ended(Report(plan=plan, outcome=Outcome.LATE, error="the run ended"))
+            yield self._ended(Report(plan=plan, outcome=Outcome.LATE, error=why))
         self._in_flight.clear()
         self._busy.clear()

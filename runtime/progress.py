@@ -11,7 +11,10 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from .config import Config
-from .events import AnyEvent, Evaluated, Notice, PlanEnded, RunStarted, VersionClosed
+from .events import AnyEvent, Evaluated, Notice, PlanEnded, RunEnded, RunStarted, VersionClosed
+
+_LINE_EVERY_S = 0.5  # of a log
+_COLUMNS = ("device", "class", "outcome", "samples", "loss", "down s", "compute s", "up s", "total s", "up", "memory")
 
 
 class Progress:
@@ -28,6 +31,7 @@ class Progress:
         self._figures = self._text = ""
         self._closed: VersionClosed | None = None
         self._last_line = 0.0
+        self._untold = ""  # the newest line that was not printed
 
     def __enter__(self) -> "Progress":
         """Show the bar, where there is a terminal."""
@@ -70,14 +74,19 @@ class Progress:
             where += f", stage {report.stage}" if report.stage else ""
             self._console.print(f"{where}: {report.outcome.value}: {report.error}")
         if isinstance(event, VersionClosed):
+            if self._closed is not None:
+                self._round(self._closed)
             self._closed = event
+            self._figures = ""
             self._text = f"{size(event.up_bytes)} up, {size(event.down_bytes)} down, {event.time_s:.1f} s simulated"
             if event.loss is not None:
                 self._text = f"train loss {event.loss:.4f}, {self._text}"
         # A round is told once: with its evaluation, or, without one, when the next thing happens.
-        if self._closed is not None and not (isinstance(event, VersionClosed)):
+        elif self._closed is not None:
             self._round(self._closed)
             self._closed = None
+        if isinstance(event, RunEnded) and self._untold:
+            self._console.print(self._untold)
 
     def finish(self, summary: Mapping[str, Any], reports: Mapping[int, PlanEnded], *, folder: Path) -> None:
         """Print what each device did, and what the run came to."""
@@ -97,16 +106,18 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=closed.version, text=text)
             return
-        now = time.monotonic()
-        if now - self._last_line >= 0.5 or closed.version in (1, self._rounds):
+        line, now = f"round {closed.version}/{self._rounds}: {text}", time.monotonic()
+        due = now - self._last_line >= _LINE_EVERY_S or closed.version == 1
+        self._untold = "" if due else line
+        if due:
             self._last_line = now
-            self._console.print(f"round {closed.version}/{self._rounds}: {text}")
+            self._console.print(line)
 
 
 def device_table(reports: Mapping[int, PlanEnded], *, most: int = 20) -> Table:
     """What each device did in its last plan: simulated seconds, bytes and memory; at most ``most`` devices, slowest first."""
     table = Table(title="last plan of each device", title_justify="left", box=None, pad_edge=False)
-    for column in ("device", "class", "outcome", "samples", "loss", "down s", "compute s", "up s", "total s", "up", "memory"):
+    for column in _COLUMNS:
         table.add_column(column, no_wrap=True, justify="left" if column in ("class", "outcome") else "right")
     ordered = sorted(reports.values(), key=lambda e: -e.report.virtual.seconds)
     for event in ordered[:most]:

@@ -1,10 +1,10 @@
 """The run folder: everything that is needed to understand, check and repeat a run, readable at any moment of it.
 
-    config.yaml        resolved configuration: loads again to the same run
-    environment.json   versions, commit, platform
-    events.jsonl       every event, one per line, flushed as it happens
-    summary.json       what it came to; rewritten at the end, also of an interrupted run
-    best.safetensors, final.safetensors
+config.yaml        resolved configuration: loads again to the same run
+environment.json   versions, commit, platform
+events.jsonl       every event, one per line, flushed as it happens
+summary.json       what it came to; rewritten at the end, also of an interrupted run
+best.safetensors, final.safetensors
 """
 
 import json
@@ -51,7 +51,7 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, in one step."""
         partial = self.path / "summary.json.partial"
-        partial.write_text(json.dumps(summary, indent=2) + "\n")
+        partial.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
         partial.replace(self.path / "summary.json")
 
     def write_weights(self, name: str, tensors: dict[str, Any], *, metadata: dict[str, str]) -> None:
@@ -59,6 +59,11 @@ class RunFolder:
         from safetensors.torch import save_file
 
         save_file(tensors, self.path / f"{name}.safetensors", metadata=metadata)
+
+    @property
+    def closed(self) -> bool:
+        """Whether all has been written."""
+        return self._events.closed
 
     def close(self) -> None:
         """No more events."""

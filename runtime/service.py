@@ -17,18 +17,24 @@ import torch
 
 from ..actors.pool import WorkerFailure
 from .engine import Engine
-from .errors import ConfigError, FedbonsaiError
+from .errors import ConfigError, FedbonsaiError, RunError
 from .events import AnyEvent, Evaluated
 
 _BATCH_S = 0.25
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """What ended a run: "config" (a user's mistake), "run" (expected), or "bug"; the sentence, and the trace."""
+    """What ended a run: "config" (a user's mistake), "run" (expected), or "bug"; the sentence, and where it happened.
+
+    ``trace``: of a bug, or of a user's code; "" where the sentence says all.
+    """
 
     kind: str
     text: str
-    trace: str
+    trace: str = ""
+    device: int | None = None
+    round: int | None = None
+    stage: str = ""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -77,9 +83,10 @@ class Service:
 
 def describe(error: Exception) -> Fault:
     """An exception, ready to cross to another process."""
-    trace = "".join(traceback.format_exception(error))
     if isinstance(error, ConfigError):
-        return Fault("config", str(error), trace)
+        return Fault("config", str(error))
+    if isinstance(error, RunError):
+        return Fault("run", error.message, error.trace, error.device, error.round, error.stage)
     if isinstance(error, FedbonsaiError | WorkerFailure):
-        return Fault("run", str(error), trace)
-    return Fault("bug", f"{type(error).__name__}: {error}", trace)
+        return Fault("run", str(error))
+    return Fault("bug", f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))

@@ -1,5 +1,6 @@
 """When to stop, and which evaluation is the best so far."""
 
+import math
 from collections.abc import Mapping
 
 from .config import Stop
@@ -15,8 +16,9 @@ class Stopping:
         self._since_best = 0
 
     def note(self, figures: Mapping[str, float]) -> bool:
-        """Note an evaluation; whether it is the best so far."""
+        """Note an evaluation; whether it is the best so far. A figure that is not a number is worse than any other."""
         score = figures["accuracy"] if "accuracy" in figures else -figures["loss"]
+        score = -math.inf if math.isnan(score) else score
         better = self._best is None or score > self._best
         self._best = score if better else self._best
         self._since_best = 0 if better else self._since_best + 1

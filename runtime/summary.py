@@ -1,5 +1,9 @@
-"""The summary: what a run came to, computed from its events alone, so that events.jsonl is enough to make it again."""
+"""The summary: what a run came to, computed from its events, so that events.jsonl is enough to make it again.
 
+Only three figures are the caller's: ``wall_s``, and ``status`` and ``reason`` of a run that did not end by itself.
+"""
+
+import math
 from collections import Counter
 from typing import Any
 
@@ -15,6 +19,7 @@ class Summary:
     def __init__(self) -> None:
         """Nothing has happened yet."""
         self.status = "running"
+        self.reason = ""
         self.wall_s = 0.0
         self._started: RunStarted | None = None
         self._ended: RunEnded | None = None
@@ -51,20 +56,20 @@ class Summary:
             self._notices.append(event.text)
         elif isinstance(event, RunEnded):
             self._ended = event
-            self.status = "finished"
+            self.status, self.reason = "finished", event.reason
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: the keys that every run has, then the details."""
+        """Plain data: the keys that every run has, then the details. A figure that is not finite is None."""
         started, ended, closed = self._started, self._ended, self._closed
         last, best = self._evaluated, self._best
         figures = last.figures if last else {}
         latest = ended or closed
-        return {
+        summary = {
             "name": started.name if started else "",
             "preset": started.preset if started else "",
             "seed": started.seed if started else None,
             "status": self.status,
-            "reason": ended.reason if ended else "",
+            "reason": self.reason,
             "rounds": closed.version if closed else 0,
             "accuracy": figures.get("accuracy"),
             "loss": figures.get("loss"),
@@ -92,6 +97,8 @@ class Summary:
             "notices": self._notices,
             "model_hash": ended.model_hash if ended else None,
         }
+        finite: dict[str, Any] = _finite(summary)
+        return finite
 
     def _participation(self) -> dict[str, dict[str, Any]]:
         """By fleet class: devices, how many of them delivered at least once, plans and their outcomes."""
@@ -106,3 +113,10 @@ class Summary:
             }
             for name, count in self._started.classes.items()
         }
+
+
+def _finite(value: Any) -> Any:
+    """``value`` without NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,60 @@
+"""The round that is open: what was dispatched in it, what came of that, and when it may close."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from ..policies.decision import Decision
+from ..policies.report import Outcome, Report
+
+
+@dataclass
+class Round:
+    """One version's book-keeping. ``opened_s`` is in the clock's seconds, ``opened_wall`` in those of this machine.
+
+    ``close_at``: folded updates that close it. ``deadline_s``: the clock's second at which it closes, whoever is missing.
+    """
+
+    opened_s: float
+    opened_wall: float
+    dispatched: int = 0
+    close_at: int | None = None
+    deadline_s: float | None = None
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    left_out: dict[int, str] = field(default_factory=dict)
+    losses: list[tuple[float, int]] = field(default_factory=list)
+    first_fault: Report | None = None
+
+    def decided(self, decision: Decision) -> None:
+        """Note when a decision wants it closed, and whom it left out."""
+        if decision.close_at is not None:
+            self.close_at = decision.close_at
+        if decision.close_after_s is not None:
+            self.deadline_s = self.opened_s + decision.close_after_s
+        self.left_out.update(decision.left_out)
+
+    def ended(self, report: Report) -> None:
+        """Note the end of one of its plans."""
+        self.outcomes[report.outcome] += 1
+        if report.outcome in (Outcome.FAILED, Outcome.REJECTED) and self.first_fault is None:
+            self.first_fault = report
+        if report.outcome == Outcome.DONE and report.loss is not None:
+            self.losses.append((report.loss, report.samples))
+
+    @property
+    def outstanding(self) -> int:
+        """Its plans that have not ended."""
+        return self.dispatched - sum(self.outcomes.values())
+
+    @property
+    def loss(self) -> float | None:
+        """Mean training loss over the samples of the folded updates."""
+        total = sum(samples for _, samples in self.losses)
+        return sum(loss * samples for loss, samples in self.losses) / total if total else None
+
+    def why_nobody(self) -> str:
+        """Why devices were left out, the most frequent reason first; "" when no reason was given."""
+        counts = Counter(reason.partition(":")[0] for reason in self.left_out.values())
+        examples = {reason.partition(":")[0]: (device, reason) for device, reason in reversed(self.left_out.items())}
+        told = [f"{count} for {kind} (device {examples[kind][0]}: {examples[kind][1].partition(':')[2].strip()})"
+                for kind, count in counts.most_common(3)]  # fmt: skip
+        return f"; it left out {', '.join(told)}" if told else ""
