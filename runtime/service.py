@@ -1,7 +1,7 @@
 """The engine as the driver sees it: asked for events in small batches, in process or in the server's actor.
 
     driver                         service
-    step()            ->           run until something worth telling has happened
+    step()            ->           run for a quarter of a second, and never past the end of a round
                       <-           events (msgpack), whether it is over, the error that ended it
     weights("best")   ->  <-       tensors
 
@@ -18,7 +18,7 @@ import torch
 from ..actors.pool import WorkerFailure
 from .engine import Engine
 from .errors import ConfigError, FedbonsaiError, RunError
-from .events import AnyEvent, Evaluated
+from .events import AnyEvent, Evaluated, VersionClosed
 
 _BATCH_S = 0.25
 
@@ -55,7 +55,10 @@ class Service:
         self._best: dict[str, torch.Tensor] | None = None
 
     def step(self) -> bytes:
-        """Advance for about a quarter of a second, or to the end; a ``Step`` in msgpack."""
+        """Advance for about a quarter of a second, or to the end of the round; a ``Step`` in msgpack.
+
+        Nothing is in flight between synchronous rounds, so a driver that pauses there pauses the run.
+        """
         events: list[AnyEvent] = []
         until = time.monotonic() + _BATCH_S
         over, fault = False, None
@@ -68,6 +71,8 @@ class Service:
                 events.append(event)
                 if isinstance(event, Evaluated) and event.best:
                     self._best = self._engine.weights()
+                if isinstance(event, VersionClosed):
+                    break
         except Exception as error:  # whatever ended the run travels to the driver, which raises it there
             over, fault = True, describe(error)
         return msgspec.msgpack.encode(Step(events=events, over=over, fault=fault))

@@ -1,0 +1,120 @@
+"""Ten thousand simulated devices on one machine: memory, and seconds a round against a fleet of a hundred.
+
+Each device's 32 samples are drawn from its own seed when it is chosen; 100 devices train in a round, on ``small`` (2.2
+million parameters). ``peak_memory_bytes`` is the largest sum of proportional set sizes over the run's whole process tree
+(driver, server, workers, Ray's own processes), sampled four times a second. Resident pages of the object store are part of
+it: they are shared memory, mapped by these processes.
+
+    python benchmarks/scale.py [--quick] [--save]
+"""
+
+import argparse
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from common import finish, median
+
+import fedbonsai
+from fedbonsai.runtime.events import VersionClosed
+
+
+class PeakMemory(threading.Thread):
+    """Samples the proportional set size of this process and all below it."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak_bytes = 0
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        """Sample until stopped."""
+        while not self._over.wait(0.25):
+            self.peak_bytes = max(self.peak_bytes, sum(proportional_bytes(pid) for pid in tree(os.getpid())))
+
+    def stop(self) -> int:
+        """Stop; the peak."""
+        self._over.set()
+        self.join()
+        return self.peak_bytes
+
+
+def tree(root: int) -> list[int]:
+    """A process and all its descendants."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+            except OSError:  # it ended meanwhile
+                continue
+            children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
+    found = [root]
+    for pid in found:
+        found += children.get(pid, [])
+    return found
+
+
+def proportional_bytes(pid: int) -> int:
+    """A process's share of the memory that it maps; 0 once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def measure(num_devices: int, *, cohort: int, rounds: int) -> dict[str, float]:
+    """One run: seconds a round (the first left out), peak memory, seconds to the first round's end."""
+    fleet_class = {"name": "device", "count": num_devices, "flop_per_s": 1e10, "memory_bytes": 10**9}
+    fleet_class |= {"up_bytes_per_s": 1e7, "down_bytes_per_s": 1e7}
+    memory = PeakMemory()
+    memory.start()
+    start = time.perf_counter()
+    run = fedbonsai.run(
+        {
+            "name": f"scale-{num_devices}",
+            "model": "small",
+            "data": {"name": "synthetic", "kwargs": {"shape": [3, 32, 32], "classes": 10, "samples_per_device": 32}},
+            "fleet": {"classes": [fleet_class]},
+            "policy": [{"name": "random", "cohort": cohort}],
+            "training": {"batch_size": 32},
+            "evaluation": {"where": "none"},
+            "stop": {"rounds": rounds},
+        },
+        backend="ray",
+    )
+    walls, first = [], 0.0
+    for event in run:
+        if isinstance(event, VersionClosed):
+            first = first or time.perf_counter() - start
+            walls.append(event.wall_s)
+    done = run.summary["outcomes"]["done"]
+    assert done == cohort * rounds, run.summary["outcomes"]
+    return {"round_s": median(walls[1:]), "peak_memory_bytes": memory.stop(), "first_round_s": round(first, 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="10,000 simulated devices on one machine")
+    parser.add_argument("--quick", action="store_true", help="4 rounds of 25")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/scale.json")
+    arguments = parser.parse_args()
+    cohort, rounds = (25, 4) if arguments.quick else (100, 20)
+    few = measure(100, cohort=cohort, rounds=rounds)
+    many = measure(10_000, cohort=cohort, rounds=rounds)
+    result: dict[str, Any] = {
+        "devices": 10_000,
+        "cohort": cohort,
+        "rounds": rounds,
+        **many,
+        "round_s_100_devices": few["round_s"],
+        "round_ratio": round(many["round_s"] / few["round_s"], 3),
+        "peak_memory_bytes_100_devices": few["peak_memory_bytes"],
+    }
+    finish(result, name="scale", save=arguments.save)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""How much of the machine reaches the training: fedbonsai on Ray against bare PyTorch, side by side in one run.
+
+    bare, 1 thread     one process, one torch thread, the ten devices one after another
+    bare, all cores    the same with a torch thread a core
+    bare, processes    as many processes as cores, one thread each, five devices each (two cores)
+    fedbonsai          a local Ray, one worker a core, whole rounds: decide, send, train, return, fold
+
+Every contender trains the same batches of the same ten devices with the same optimiser, precision and memory format: ten of
+100 devices, 100 samples each, batch 32, on ``small`` and on ``resfed_cnn``. Contenders take turns within each repetition, so
+that a slow minute of the machine meets all of them. ``efficiency`` = bare processes / round; ``overhead_ms`` is the median
+round of devices that train nothing but receive, load, seal and return the whole model, and are folded.
+
+    python benchmarks/throughput.py [--quick] [--save] [--variants]
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import finish, median
+from torch import Tensor
+
+import fedbonsai
+from fedbonsai.learning.data.batches import batches
+from fedbonsai.learning.data.types import Pool, Samples
+from fedbonsai.learning.losses import make_loss
+from fedbonsai.learning.models import build
+from fedbonsai.learning.optimisers import make_optimiser
+from fedbonsai.learning.spec import Call, Optimiser
+from fedbonsai.runtime.events import VersionClosed
+
+DEVICES, COHORT, SAMPLES, BATCH = 100, 10, 100, 32
+OPTIMISER = Optimiser(learning_rate=0.01, momentum=0.9)
+CORES = len(os.sched_getaffinity(0))
+
+
+def dataset(num_devices: int, seed: int, root: str | None) -> Pool:
+    """Images of CIFAR's shape, in memory: what is timed is training, not loading."""
+    generator = torch.Generator().manual_seed(0)
+    count = num_devices * SAMPLES
+    x = torch.randn((count, 3, 32, 32), generator=generator)
+    y = torch.randint(0, 10, (count,), generator=generator)
+    return Pool(train=Samples(x, y), num_classes=10)
+
+
+class Bare:
+    """A plain PyTorch loop over devices: no framework, no transport, no aggregation."""
+
+    def __init__(self, model: str, *, channels_last: bool, bf16: bool) -> None:
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.bf16 = bf16
+        self.model = build(Call(model), seed=0, outputs=10).to(memory_format=self.layout)
+        self.start = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.loss = make_loss(Call("cross_entropy"))
+        pool = dataset(COHORT, 0, None)
+        self.x, self.y = pool.train.x, pool.train.y
+
+    def device(self, number: int) -> None:
+        """One device's epoch."""
+        self.model.load_state_dict(self.start)
+        self.model.train()
+        optimiser = make_optimiser(OPTIMISER, list(self.model.parameters()))
+        offset = number * SAMPLES
+        for indices in batches(SAMPLES, batch_size=BATCH, seed=number):
+            chosen = torch.from_numpy(indices) + offset
+            x: Tensor = self.x[chosen].contiguous(memory_format=self.layout)
+            optimiser.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
+                value = self.loss(self.model(x), self.y[chosen])
+            value.backward()
+            optimiser.step()
+            float(value.detach())
+
+    def timed(self, devices: list[int], *, threads: int) -> float:
+        """Seconds for these devices."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        start = time.perf_counter()
+        for number in devices:
+            self.device(number)
+        seconds = time.perf_counter() - start
+        torch.set_num_threads(before)
+        return seconds
+
+
+def bare_worker(pipe: Any, model: str, channels_last: bool, bf16: bool) -> None:
+    """A bare process: trains the devices that it is told, says when it is done."""
+    torch.set_num_threads(1)
+    bare = Bare(model, channels_last=channels_last, bf16=bf16)
+    bare.device(0)
+    pipe.send("ready")
+    while (devices := pipe.recv()) is not None:
+        for number in devices:
+            bare.device(number)
+        pipe.send("done")
+
+
+class BareProcesses:
+    """One bare process a core; the devices are dealt out evenly."""
+
+    def __init__(self, model: str, *, channels_last: bool, bf16: bool) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipes, self.processes = [], []
+        for _ in range(CORES):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=bare_worker, args=(theirs, model, channels_last, bf16), daemon=True)
+            process.start()
+            self.pipes.append(ours)
+            self.processes.append(process)
+        for pipe in self.pipes:
+            pipe.recv()
+
+    def timed(self) -> float:
+        """Seconds until all are done."""
+        start = time.perf_counter()
+        for number, pipe in enumerate(self.pipes):
+            pipe.send(list(range(number, COHORT, CORES)))
+        for pipe in self.pipes:
+            pipe.recv()
+        return time.perf_counter() - start
+
+    def close(self) -> None:
+        """End the processes."""
+        for pipe in self.pipes:
+            pipe.send(None)
+        for process in self.processes:
+            process.join()
+
+
+class Rounds:
+    """Rounds of a fedbonsai run on a local Ray, one at a time."""
+
+    def __init__(self, model: str, *, epochs: int, channels_last: bool, bf16: bool) -> None:
+        start = time.perf_counter()
+        fleet_class = {"name": "device", "count": DEVICES, "flop_per_s": 1e10, "memory_bytes": 10**10}
+        fleet_class |= {"up_bytes_per_s": 1e7, "down_bytes_per_s": 1e7}
+        self.run = fedbonsai.run(
+            {
+                "name": "throughput",
+                "model": model,
+                "data": {"name": "throughput:dataset"},
+                "fleet": {"classes": [fleet_class]},
+                "policy": [{"name": "random", "cohort": COHORT}],
+                "training": {
+                    "epochs": epochs,
+                    "batch_size": BATCH,
+                    "optimiser": {"learning_rate": 0.01, "momentum": 0.9},
+                    "channels_last": channels_last,
+                    "precision": "bf16" if bf16 else "float32",
+                },
+                "evaluation": {"where": "none"},
+                "stop": {"rounds": 1_000_000},
+                "ray": {"preallocate": True},
+            },
+            backend="ray",
+            workers=CORES,
+        )
+        self.seconds = self._rounds()
+        next(self.seconds)
+        self.cold_start_s = time.perf_counter() - start
+
+    def _rounds(self) -> Iterator[float]:
+        for event in self.run:
+            if isinstance(event, VersionClosed):
+                yield event.wall_s
+
+    def timed(self) -> float:
+        """Wall seconds of the next round, by the server's clock."""
+        return next(self.seconds)
+
+    def close(self) -> None:
+        """End the run."""
+        self.run.close()
+
+
+def compare(model: str, *, repetitions: int, empty_rounds: int, channels_last: bool, bf16: bool) -> dict[str, float]:
+    """All contenders on one model; each is idle while another is timed."""
+    bare = Bare(model, channels_last=channels_last, bf16=bf16)
+    processes = BareProcesses(model, channels_last=channels_last, bf16=bf16)
+    rounds = Rounds(model, epochs=1, channels_last=channels_last, bf16=bf16)
+    seconds: dict[str, list[float]] = {name: [] for name in ("bare_1thread_s", "bare_all_s", "bare_procs_s", "round_s")}
+    bare.timed([0], threads=1)
+    try:
+        for _ in range(repetitions):
+            seconds["bare_1thread_s"].append(bare.timed(list(range(COHORT)), threads=1))
+            seconds["bare_all_s"].append(bare.timed(list(range(COHORT)), threads=CORES))
+            seconds["bare_procs_s"].append(processes.timed())
+            seconds["round_s"].append(rounds.timed())
+    finally:
+        rounds.close()
+        processes.close()
+    result = {name: median(values) for name, values in seconds.items()}
+    ratios = [bare / ours for bare, ours in zip(seconds["bare_procs_s"], seconds["round_s"], strict=True)]
+    result["efficiency"] = median(ratios)
+    result["speedup_over_bare_all"] = round(result["bare_all_s"] / result["round_s"], 3)
+    result["cold_start_s"] = round(rounds.cold_start_s, 2)
+    if empty_rounds:
+        empty = Rounds(model, epochs=0, channels_last=channels_last, bf16=bf16)
+        try:
+            walls = [empty.timed() for _ in range(empty_rounds)][empty_rounds // 4 :]
+        finally:
+            empty.close()
+        result["overhead_ms"] = round(median(walls) * 1000, 1)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="fedbonsai on Ray against bare PyTorch")
+    parser.add_argument("--quick", action="store_true", help="under a minute on two cores")
+    parser.add_argument("--variants", action="store_true", help="also channels_last and bf16, as rows of their own")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/throughput.json")
+    arguments = parser.parse_args()
+    repetitions, empty_rounds = (2, 24) if arguments.quick else (9, 120)
+    sys.path.insert(0, str(Path(__file__).parent))
+    result: dict[str, Any] = compare(
+        "resfed_cnn", repetitions=repetitions, empty_rounds=empty_rounds, channels_last=False, bf16=False
+    )
+    result["small"] = compare("small", repetitions=2 * repetitions, empty_rounds=empty_rounds, channels_last=False, bf16=False)
+    if arguments.variants:
+        result["rows"] = [
+            {"model": model, "channels_last": True, "precision": "bf16" if bf16 else "float32"}
+            | compare(model, repetitions=repetitions, empty_rounds=0, channels_last=True, bf16=bf16)
+            for model in ("resfed_cnn", "small")
+            for bf16 in (False, True)
+        ]
+    finish(result, name="throughput", save=arguments.save)
+
+
+if __name__ == "__main__":
+    main()
