@@ -1,0 +1,121 @@
+import pytest
+import torch
+from fedbonsai.learning.aggregation import Fold
+from torch import Tensor
+
+SHAPES = {"w": torch.Size([2, 3])}
+
+
+def some(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a.view(torch.int32), b.view(torch.int32))
+
+
+def test_weighted_mean_by_hand() -> None:
+    fold = Fold()
+    fold.add({"w": torch.tensor([1.0, 2.0]), "b": torch.tensor(3.0)}, weight=1)
+    fold.add({"w": torch.tensor([5.0, -2.0]), "b": torch.tensor(-1.0)}, weight=3)
+    assert fold.updates == 2
+    means = fold.close()
+    assert means["w"].tolist() == [(1 + 15) / 4, (2 - 6) / 4]
+    assert means["b"].item() == 0.0
+
+
+def test_a_tensor_counts_for_those_who_trained_it() -> None:
+    fold = Fold()
+    fold.add({"front": torch.tensor([2.0]), "back": torch.tensor([4.0])}, weight=1)
+    fold.add({"front": torch.tensor([6.0])}, weight=1)
+    means = fold.close()
+    assert (means["front"].item(), means["back"].item()) == (4.0, 4.0)
+
+
+def test_overlapping_parts_by_hand() -> None:
+    fold = Fold()
+    fold.scatter({"w": torch.tensor([1.0, 2.0])}, weight=1, indices={"w": torch.tensor([0, 1])}, shapes=SHAPES)
+    fold.scatter({"w": torch.tensor([8.0, 4.0])}, weight=3, indices={"w": torch.tensor([4, 1])}, shapes=SHAPES)
+    # holders: position 0 by the first, 1 by both, 4 by the second, the rest by nobody
+    assert fold.updates == 2
+    assert fold.close()["w"].tolist() == [[1.0, (2 + 12) / 4, 0.0], [0.0, 8.0, 0.0]]
+
+
+def test_what_nobody_trained_keeps_every_bit() -> None:
+    fold = Fold()
+    fold.scatter({"w": torch.tensor([1.0])}, weight=2, indices={"w": torch.tensor([5])}, shapes=SHAPES)
+    model = torch.tensor([[0.0, -0.0, 1.5], [-2.0, 1e-45, 3.0]])
+    before = model.clone()
+    model.add_(fold.close()["w"], alpha=0.3)
+    assert same_bits(model.reshape(-1)[:5], before.reshape(-1)[:5])
+    assert model[1, 2].item() == pytest.approx(3.3)
+
+
+@pytest.mark.parametrize("whole_first", [True, False])
+def test_whole_and_part_together(whole_first: bool) -> None:
+    fold = Fold()
+
+    def whole() -> None:
+        fold.add({"w": torch.full((2, 3), 2.0)}, weight=1)
+
+    def part() -> None:
+        fold.scatter({"w": torch.tensor([[10.0]])}, weight=3, indices={"w": torch.tensor([[3]])}, shapes=SHAPES)
+
+    for step in (whole, part) if whole_first else (part, whole):
+        step()
+    assert fold.close()["w"].tolist() == [[2.0, 2.0, 2.0], [8.0, 2.0, 2.0]]
+
+
+def test_a_scatter_of_all_elements_gives_the_bits_of_add() -> None:
+    added, scattered = Fold(), Fold()
+    everywhere = {"w": torch.arange(1001)}
+    for seed, weight in enumerate([0.1, 17.0, 0.7, 333.3]):
+        differences = {"w": some(seed, 1001)}
+        differences["w"][:3] = torch.tensor([-0.0, 0.0, 1e-45])
+        added.add(differences, weight=weight)
+        scattered.scatter(differences, weight=weight, indices=everywhere, shapes={"w": torch.Size([1001])})
+    assert same_bits(added.close()["w"], scattered.close()["w"])
+
+
+def test_the_order_of_arrival_fixes_the_bits() -> None:
+    updates = [({"w": some(seed, 500)}, weight) for seed, weight in enumerate([3.0, 0.3, 41.0])]
+
+    def folded() -> Tensor:
+        fold = Fold()
+        for differences, weight in updates:
+            fold.add(differences, weight=weight)
+        return fold.close()["w"]
+
+    first = folded()
+    assert same_bits(first, folded())
+    updates.reverse()
+    torch.testing.assert_close(first, folded())
+
+
+def test_updates_are_only_read() -> None:
+    fold, update = Fold(), {"w": torch.tensor([1.0, 2.0])}
+    fold.add(update, weight=2)
+    fold.add(update, weight=2)
+    fold.close()
+    assert update["w"].tolist() == [1.0, 2.0]
+
+
+def test_closing_empties_the_fold() -> None:
+    fold = Fold()
+    assert fold.close() == {}
+    fold.add({"w": torch.tensor([8.0])}, weight=100)
+    fold.close()
+    assert fold.updates == 0
+    fold.add({"w": torch.tensor([1.0])}, weight=1)
+    assert fold.close()["w"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_weight_must_be_above_zero_and_finite(weight: float) -> None:
+    fold = Fold()
+    with pytest.raises(ValueError, match=f"weight of an update is {weight}; it must be a finite number above 0"):
+        fold.add({"w": torch.ones(1)}, weight=weight)
+    with pytest.raises(ValueError, match="finite number above 0"):
+        fold.scatter({"w": torch.ones(1)}, weight=weight, indices={"w": torch.tensor([0])}, shapes=SHAPES)
+    assert fold.updates == 0
+    assert fold.close() == {}
