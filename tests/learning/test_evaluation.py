@@ -1,0 +1,74 @@
+import copy
+from typing import Any
+
+import pytest
+import torch
+from fedbonsai.learning.data.types import Samples
+from fedbonsai.learning.evaluation import evaluate
+from fedbonsai.learning.losses import METRICS
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LINE = Samples(torch.tensor([[1.0], [2.0], [-1.0], [3.0]]), torch.tensor([[2.0], [1.0], [0.0], [-1.0]]))
+
+
+def as_it_is(x: Tensor, generator: torch.Generator) -> Tensor:
+    return x
+
+
+def line(slope: float) -> nn.Linear:
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(slope)
+    return model
+
+
+def figures(model: nn.Module, samples: Samples, **changes: Any) -> dict[str, float]:
+    options: dict[str, Any] = {"loss": F.mse_loss, "metrics": {}, "transform": as_it_is, **changes}
+    return evaluate(model, samples, **options)
+
+
+def test_evaluation_by_hand() -> None:
+    found = figures(line(1.0), LINE, metrics={"error": METRICS["absolute_error"]}, batch_size=3)
+    assert found == {"loss": (1 + 1 + 1 + 16) / 4, "error": (1 + 1 + 1 + 4) / 4}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 100])
+def test_evaluation_does_not_depend_on_batches(batch_size: int) -> None:
+    assert figures(line(0.25), LINE, batch_size=batch_size) == pytest.approx(figures(line(0.25), LINE))
+
+
+def test_evaluation_leaves_no_batch_of_one_behind() -> None:
+    # batch normalisation that keeps no statistics cannot work on one sample
+    model = nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2, track_running_stats=False), nn.Linear(2, 1))
+    assert figures(model, Samples(torch.arange(9.0)[:, None], torch.ones(9, 1)), batch_size=4)["loss"] > 0
+
+
+def test_evaluation_changes_no_tensor_and_draws_no_random_number() -> None:
+    layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(16, 3)
+    model, samples = nn.Sequential(*layers), Samples(torch.arange(192.0).sin().view(12, 1, 4, 4), torch.arange(12) % 3)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    options = {"loss": F.cross_entropy, "metrics": {"accuracy": METRICS["accuracy"]}}
+    first = figures(model.train(), samples, **options)
+    assert figures(model, samples, **options) == first
+    assert figures(model, samples, channels_last=True, **options) == pytest.approx(first, rel=1e-5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_evaluation_needs_samples() -> None:
+    with pytest.raises(ValueError, match="evaluation needs at least one sample"):
+        figures(line(1.0), LINE.take([]))
+
+
+def test_random_transforms_see_the_same_generator_each_time() -> None:
+    def noisy(x: Tensor, generator: torch.Generator) -> Tensor:
+        return x + torch.randn(x.shape, generator=generator)
+
+    assert figures(line(1.0), LINE, transform=noisy) == figures(line(1.0), LINE, transform=noisy)
+    assert figures(line(1.0), LINE, transform=noisy) != figures(line(1.0), LINE)
+
+
+def test_a_metric_of_the_wrong_shape_is_named() -> None:
+    with pytest.raises(ValueError, match=r"metric 'total' returned shape \(\)"):
+        figures(line(1.0), LINE, metrics={"total": lambda output, target: (output - target).sum()})
