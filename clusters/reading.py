@@ -1,0 +1,100 @@
+"""From a mapping as people write it to a struct: units become numbers, a mistake becomes one sentence that names the field."""
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from .units import UNITS, Kind, parse_quantity
+
+T = TypeVar("T", bound=msgspec.Struct)
+_WORDS = {
+    "float": "a number",
+    "int": "a whole number",
+    "str": "text",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "nothing",
+}
+
+
+def read_struct(raw: Mapping[str, Any], kind: type[T], path: str) -> T:
+    """``raw`` as ``kind``; a field's unit is told by the end of its name (``memory_bytes``, ``latency_s``).
+
+    ``path``: what the mapping is called, for errors (``fleet``). Raises ``ValueError`` in one sentence.
+    """
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    for key in raw:
+        if key not in fields:
+            close = difflib.get_close_matches(str(key), fields, 1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(f"{path}.{key} is not a field{hint}; allowed here: {', '.join(fields)}")
+    if missing := [name for name, field in fields.items() if field.required and name not in raw]:
+        raise ValueError(f"{path}.{missing[0]} is missing; it has no default")
+    values = {}
+    for name, value in raw.items():
+        expected, here, unit = fields[name].type, f"{path}.{name}", _unit(name)
+        plain = (
+            parse_quantity(value, kind=unit, field=here)
+            if unit and value is not None
+            else _inner(value, expected, here)
+        )
+        try:
+            values[name] = msgspec.convert(plain, expected)
+        except msgspec.ValidationError as error:
+            raise ValueError(_sentence(str(error), value, expected, here)) from error
+    return kind(**values)
+
+
+def _unit(field: str) -> Kind | None:
+    """The kind of quantity that a field of this name holds, by the longest ending that is one."""
+    endings = [kind for kind in UNITS if field == kind or field.endswith(f"_{kind}")]
+    return max(endings, key=len, default=None)
+
+
+def _inner(value: Any, kind: Any, path: str) -> Any:
+    """``value`` with the structs inside it read; what is not of the right shape is left for msgspec to refuse."""
+    kind = _bare(kind)
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and isinstance(value, Mapping):
+        return read_struct(value, kind, path)
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return [_inner(item, typing.get_args(kind)[0], f"{path}[{position}]") for position, item in enumerate(value)]
+    if typing.get_origin(kind) is dict and isinstance(value, Mapping):
+        return {key: _inner(item, typing.get_args(kind)[1], f"{path}.{key}") for key, item in value.items()}
+    return value
+
+
+def _bare(kind: Any) -> Any:
+    """The type without ``| None`` and annotations."""
+    if typing.get_origin(kind) is typing.Annotated:
+        return _bare(typing.get_args(kind)[0])
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        rest = [choice for choice in typing.get_args(kind) if choice is not type(None)]
+        return _bare(rest[0]) if len(rest) == 1 else kind
+    return kind
+
+
+def _choices(kind: Any) -> list[str]:
+    """The values that a ``Literal`` anywhere in the type allows."""
+    if typing.get_origin(kind) is typing.Literal:
+        return [str(choice) for choice in typing.get_args(kind)]
+    return [choice for inner in typing.get_args(kind) for choice in _choices(inner)]
+
+
+def _sentence(message: str, value: Any, kind: Any, path: str) -> str:
+    """msgspec's message as ours: the field, the value as it was written, what is allowed."""
+    match = re.fullmatch(r"(?P<what>.*?)(?: - at `\$(?P<inside>[^`]*)`)?", message, re.DOTALL)
+    assert match is not None
+    inside = re.fullmatch(r"\[(\d+)\]", match["inside"] or "")
+    if inside and isinstance(value, list | tuple):
+        path, value = f"{path}{inside[0]}", value[int(inside[1])]
+    if _choices(kind):
+        return f"{path} is {value!r}; it must be one of {', '.join(_choices(kind))}"
+    what = re.sub(
+        r"[a-z]+", lambda word: _WORDS.get(word[0], word[0]), match["what"].removeprefix("Expected ").split(", got")[0]
+    )
+    return f"{path} is {value!r}; it must be {what.replace('`', '').replace(' | ', ' or ').replace('.0', '')}"
