@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 
 # Typer brings a click of its own from 0.26 on, or uses the installed one: take the class from what it exports.
+INTERRUPTED = 130
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
@@ -119,7 +120,7 @@ def guarded(call: Callable[[], Any]) -> int:
         result = call()
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except _UsageError as error:
         error.show()  # type: ignore[attr-defined]
         return 2
@@ -130,6 +131,8 @@ def guarded(call: Callable[[], Any]) -> int:
             print(trace, file=sys.stderr, end="")
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    if result == INTERRUPTED:  # Typer's own reading of Ctrl-C, from 0.20 on
+        print("interrupted", file=sys.stderr)
     return result if isinstance(result, int) else 0
 
 

@@ -62,6 +62,8 @@ class RaySession:
 
     def close(self) -> None:
         """Release what the run made, in the reverse order."""
+        if not ray.is_initialized():  # somebody else has ended this Ray already
+            self._host = self._placement = None
         if self._host is not None:
             try:
                 ray.get(self._host.call.remote("close"), timeout=5)

@@ -1,0 +1,248 @@
+"""Whole runs on a real local Ray: the same bits as in process, real kills, the user's own code, placement."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import fedbonsai
+import pytest
+from fedbonsai.clusters.ray_cluster import start_local
+from fedbonsai.runtime.errors import ConfigError, RunError
+from fedbonsai.runtime.events import Notice, PlanEnded, RunStarted, VersionClosed
+
+BASE = {
+    "name": "on-ray",
+    "seed": 3,
+    "model": "digits_cnn",
+    "data": {"name": "digits", "partition": {"name": "dirichlet", "alpha": 1.0}, "test_share": 0.2},
+    "fleet": "laptop",
+    "training": {"batch_size": 16},
+    "evaluation": {"where": "both", "every": 2},
+    "stop": {"rounds": 2},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    """One Ray for the module, as a user's notebook would have; runs use it and leave it."""
+    with start_local(num_cpus=2, resources={"board": 1}) as running:
+        yield running
+
+
+def outcome(**changes):
+    """Summary of a run of ``BASE`` with changes."""
+    run = fedbonsai.run(BASE | changes)
+    for _ in run:
+        pass
+    return run.summary
+
+
+def test_same_bits_in_process_and_with_one_or_two_workers():
+    inline = outcome(backend="inline")
+    one, two = outcome(backend="ray", workers=1), outcome(backend="ray", workers=2)
+    assert (one["workers"], two["workers"]) == (1, 2)
+    for summary in (one, two):
+        assert summary["model_hash"] == inline["model_hash"]
+        same = ("accuracy", "loss", "virtual_s", "up_bytes", "down_bytes", "outcomes", "evaluation", "participation")
+        assert {k: summary[k] for k in same} == {k: inline[k] for k in same}
+
+
+def actor_pids(kind):
+    """Processes of our Ray's actors of a class."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if line.startswith(f"ray::{kind}".encode()) and descends(int(entry.name), os.getpid()):
+                found.append(int(entry.name))
+    return found
+
+
+def descends(pid, root):
+    """Whether a process is ours or below us: other Rays on the machine are left alone."""
+    while pid > 1 and pid != root:
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+    return pid == root
+
+
+def test_a_killed_worker_is_replaced_and_its_plans_are_placed_again():
+    changes = {"training": {"batch_size": 8, "epochs": 3}, "stop": {"rounds": 3}}
+    inline = outcome(backend="inline", **changes)
+    run = fedbonsai.run(BASE | changes, backend="ray", workers=2)
+    notices, ended, killed = [], [], False
+    for event in run:
+        if isinstance(event, VersionClosed) and not killed:
+            os.kill(actor_pids("Worker")[0], signal.SIGKILL)
+            killed = True
+        notices += [event.text] if isinstance(event, Notice) else []
+        ended += [event.report] if isinstance(event, PlanEnded) else []
+    assert any("died" in text and "was replaced" in text for text in notices), notices
+    assert run.summary["outcomes"]["done"] == len(ended) == 24
+    assert len({report.plan.id for report in ended}) == 24  # no plan ended twice
+    assert run.summary["model_hash"] == inline["model_hash"]
+
+
+def test_a_killed_server_ends_the_run_in_one_sentence(tmp_path):
+    import ray
+
+    run = fedbonsai.run(BASE | {"stop": {"rounds": 50}}, backend="ray", workers=1, out=tmp_path / "run")
+    with pytest.raises(RunError, match="stage server: the server actor died"):
+        for event in run:
+            if isinstance(event, RunStarted):
+                (host,) = actor_pids("Host")
+                os.kill(host, signal.SIGKILL)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+    assert ray.is_initialized()  # the user's own Ray is left running
+
+
+def test_the_users_own_policy_and_model_reach_the_workers(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        textwrap.dedent(
+            """
+            from dataclasses import dataclass
+            from torch import nn
+
+            @dataclass(frozen=True)
+            class OnlyEven:
+                def init(self):
+                    return 0
+                def decide(self, view, state, decision):
+                    if view.dispatched:
+                        return decision, state
+                    plans = [view.new_plan(d).with_("even") for d in view.devices if d % 2 == 0]
+                    from msgspec.structs import replace
+                    return replace(decision, plans=tuple(plans)), state + 1
+
+            def net(width, num_classes=10):
+                return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, num_classes))
+            """
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    changes = {"model": {"name": "mine:net", "kwargs": {"width": 8}}, "policy": [{"name": "mine:OnlyEven"}]}
+    run = fedbonsai.run(BASE | changes, backend="ray", workers=1)
+    chosen = {event.report.plan.device for event in run if isinstance(event, PlanEnded)}
+    assert chosen == {0, 2, 4, 6}
+    assert run.summary["parameters"] == 64 * 8 + 8 + 8 * 10 + 10
+    assert run.summary["model_hash"] == outcome(backend="inline", **changes)["model_hash"]
+
+
+def test_a_policy_object_from_python_acts_on_ray():
+    from fedbonsai.policies.select import RandomCohort
+
+    run = fedbonsai.run(BASE, policy=RandomCohort(cohort=3), backend="ray", workers=1)
+    assert sum(isinstance(event, PlanEnded) for event in run) == 6
+
+
+def small_fleet(**placement):
+    device = {"flop_per_s": 1e9, "memory_bytes": 10**9, "up_bytes_per_s": 1e6, "down_bytes_per_s": 1e6}
+    return {"classes": [device | {"name": "sim", "count": 2}, device | {"name": "real", "count": 1} | placement]}
+
+
+def test_a_placed_class_runs_on_its_own_bundle():
+    changes = {"fleet": small_fleet(resource="board"), "ray": {"cpus": 0.5}}
+    run = fedbonsai.run(BASE | changes, backend="ray", workers=1)
+    events = list(run)
+    assert next(e.workers for e in events if isinstance(e, RunStarted)) == 2
+    assert run.summary["participation"]["real"]["delivered"] == 1
+    assert run.summary["model_hash"] == outcome(backend="inline", fleet=small_fleet())["model_hash"]
+
+
+def test_a_bundle_that_cannot_be_placed_is_named():
+    changes = {"fleet": small_fleet(resource="no_such"), "ray": {"cpus": 0.5, "placement_timeout_s": 0}}
+    with pytest.raises(ConfigError, match=r"bundle 3 of 3 \(device of class real: .*no_such\) cannot be placed"):
+        list(fedbonsai.run(BASE | changes, backend="ray", workers=1))
+
+
+def command(folder, *arguments):
+    """The command line, in a process of its own."""
+    config = folder / "config.yaml"
+    config.write_text(json.dumps(BASE))
+    return [sys.executable, "-m", "fedbonsai", "run", str(config), *arguments]
+
+
+def alone():
+    """An environment without this module's Ray."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
+def test_the_command_line_on_a_ray_of_its_own_is_quiet(tmp_path):
+    done = subprocess.run(
+        command(tmp_path, "--json", "--out", str(tmp_path / "run"), "--workers", "1"),
+        capture_output=True, text=True, env=alone(), timeout=120, check=True,
+    )  # fmt: skip
+    assert len(done.stdout.strip().splitlines()) == 1
+    summary = json.loads(done.stdout)
+    assert summary["model_hash"] == outcome(backend="inline")["model_hash"]
+    told = done.stderr.splitlines()  # nothing but our own lines: head, rounds, table of eight devices, result, folder
+    assert told[0].startswith("on-ray: fedavg on 8 devices")
+    assert all(line.startswith("round ") for line in told[1:-12])
+    assert told[-1] == f"run folder: {tmp_path / 'run'}"
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {
+        "config.yaml",
+        "environment.json",
+        "events.jsonl",
+        "summary.json",
+        "best.safetensors",
+        "final.safetensors",
+    } == names
+
+
+def test_ctrl_c_ends_what_the_run_started(tmp_path):
+    process = subprocess.Popen(
+        command(tmp_path, "--out", str(tmp_path / "run"), "--workers", "1", "--rounds", "100000"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=alone(), start_new_session=True,
+    )  # fmt: skip
+    events = tmp_path / "run" / "events.jsonl"
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not (events.exists() and "VersionClosed" in events.read_text()):
+        time.sleep(0.2)
+    children = [pid for pid in all_pids() if pid != process.pid and descends(pid, process.pid)]
+    assert len(children) >= 4
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.strip().splitlines()[-1] == "interrupted"
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert summary["rounds"] >= 1
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and any(alive(pid) for pid in children):
+        time.sleep(0.2)
+    assert not [pid for pid in children if alive(pid)]
+
+
+def all_pids():
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def alive(pid):
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])
+def test_an_unreachable_address_is_one_sentence(tmp_path, address):
+    done = subprocess.run(
+        command(tmp_path, "--out", str(tmp_path / "run"), "--set", f"ray.address={address}"),
+        capture_output=True, text=True, env=alone(), timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ray.address is ")
+    assert len(done.stderr.strip().splitlines()) == 1
