@@ -1,0 +1,214 @@
+"""Starting a local Ray, or joining one that runs; and leaving it as it was found.
+
+A Ray that is started here is for one run alone: it listens on the loopback interface, asks for a token made for it, keeps
+quiet on the terminal, and ends with ``close``. Two of them at once share nothing. A Ray that is joined, or that the caller had
+already initialised, is only left: what the run made there (actors, placement groups) goes with the run's job or is released by
+the run; names are kept apart by a namespace of the run's own.
+
+Ray offers no argument for some of this, so two of its internals are touched, each with its reason beside it (tried on 2.60).
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray._common.utils import get_system_memory
+from ray._private import ray_constants, worker
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # the stub lists a part of the module
+from ray._raylet import Config as RaySettings  # type: ignore[attr-defined]
+
+from .reach import bound_to_loopback, check_reachable, check_token, muted_stderr, parse_address, resolve_auto
+from .units import format_quantity
+
+DEFAULT_STORE_BYTES = 10**9  # a smaller store is recycled sooner, which is what makes writing to it fast
+STORE_DIRECTORY = "/dev/shm"
+
+
+@dataclass
+class Cluster:
+    """A Ray that this process is connected to. A context manager: leaving it closes it.
+
+    ``started``: by us, so that ``close`` ends it. ``namespace``: for the names of this run's actors; pass it to ``.options``.
+    ``token``: what another process would need to join one that we started ("" else). ``runtime_env``: for the options of
+    tasks and actors, where it could not be given at connection ({} else).
+    """
+
+    address: str
+    namespace: str
+    started: bool
+    token: str = field(default="", repr=False)
+    runtime_env: dict[str, Any] = field(default_factory=dict)
+    _release: Callable[[], None] | None = field(default=None, repr=False)
+
+    def close(self) -> None:
+        """End the Ray that we started, or leave the one that we joined. Doing it twice does no harm."""
+        release, self._release = self._release, None
+        if release is not None:
+            release()
+
+    def __enter__(self) -> "Cluster":
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+
+def start_local(
+    *,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+    object_store_bytes: int | None = None,
+    preallocate: bool = False,
+    dashboard: bool = False,
+    env_vars: Mapping[str, str] | None = None,
+    resources: Mapping[str, float] | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Cluster:
+    """Start a Ray of one node on this machine. If this process is connected to one already, that one is used and left running.
+
+    ``num_cpus``, ``num_gpus``: None takes what there is. ``object_store_bytes``: None takes a quarter of the memory, 1 GB at
+    most. ``preallocate`` touches all of the store at the start, which takes that memory for good and costs start-up time (1 s
+    for 512 MB, 4 s for 2 GB on two cores) for faster writes until it would have been filled once. ``env_vars`` reach every
+    worker. Raises ``ValueError`` for a store that does not fit, ``RuntimeError`` when Ray does not come up.
+    """
+    if ray.is_initialized():
+        return _attached({})
+    store = store_bytes(object_store_bytes)
+    token, namespace = secrets.token_hex(32), f"fedbonsai-{uuid.uuid4().hex}"
+    environment = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_preallocate_plasma_memory": "1" if preallocate else "0",
+        **(env_vars or {}),
+    }
+    with _environment(environment), _loopback_only():
+        _reread_settings()
+        try:
+            context = ray.init(
+                address="local",  # without it, RAY_ADDRESS or the mark of another Ray would make this a join
+                namespace=namespace,
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                object_store_memory=store,
+                resources=dict(resources or {}),
+                labels=dict(labels or {}),
+                include_dashboard=dashboard,
+                **_QUIET,
+            )
+        except (RuntimeError, OSError, TimeoutError) as error:
+            raise RuntimeError(f"a local Ray could not be started: {_first_line(error)}") from error
+    worker._worker_logs_enabled = (
+        False  # the raylet's notes on dead workers are printed in spite of log_to_driver=False
+    )
+    return Cluster(context.address_info["address"], namespace, started=True, token=token, _release=_disconnect)
+
+
+def join(address: str, *, runtime_env: Mapping[str, Any] | None = None) -> Cluster:
+    """Connect to a Ray that runs: ``auto``, ``host:port`` of its head, or ``ray://host:port`` of its client server.
+
+    A token is taken from where Ray takes it: ``RAY_AUTH_MODE=token`` and ``RAY_AUTH_TOKEN`` or ``RAY_AUTH_TOKEN_PATH``.
+    ``runtime_env``: for the whole job. If this process is connected already, that Ray is used, and ``Cluster.runtime_env`` is
+    for the options of each actor. Raises ``ValueError`` in one sentence, within seconds, for an address that is malformed,
+    cannot be reached or is no Ray's, for a token that is refused, and for a Ray or Python of another version.
+    """
+    if ray.is_initialized():
+        return _attached(dict(runtime_env or {}))
+    target = resolve_auto() if address == "auto" else address
+    host, port, client = parse_address(target)
+    shown = repr(address) if address == target else f"{address!r} ({target})"
+    check_reachable(shown, host, port)
+    _reread_settings()
+    namespace = f"fedbonsai-{uuid.uuid4().hex}"
+    if not client:
+        check_token(shown, f"{host}:{port}")
+    try:
+        with muted_stderr(), _loopback_only() if bound_to_loopback(host, port) else contextlib.nullcontext():
+            ray.init(address=target, namespace=namespace, runtime_env=dict(runtime_env or {}) or None, **_QUIET)
+    except (RuntimeError, OSError, ImportError, ValueError) as error:  # ConnectionError is an OSError
+        ray.shutdown()
+        raise ValueError(f"ray.address is {shown}, which cannot be joined: {_first_line(error)}") from error
+    worker._worker_logs_enabled = False
+    return Cluster(target, namespace, started=False, _release=_disconnect)
+
+
+_QUIET = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+
+
+def _attached(runtime_env: dict[str, Any]) -> Cluster:
+    """The Ray that the caller had initialised: nothing of it is ours to release or to silence."""
+    address = ray.get_runtime_context().gcs_address
+    return Cluster(address, f"fedbonsai-{uuid.uuid4().hex}", started=False, runtime_env=runtime_env)
+
+
+def _disconnect() -> None:
+    """End what ``ray.init`` began: the whole cluster if it started one, else this process's connection."""
+    ray.shutdown()
+    worker._worker_logs_enabled = True
+    _reread_settings()
+
+
+def store_bytes(wanted: int | None) -> int:
+    """Size of the object store; None chooses one that fits. Raises ``ValueError`` for one that does not."""
+    free = shutil.disk_usage(STORE_DIRECTORY).free if os.path.isdir(STORE_DIRECTORY) else None
+    least: int = ray_constants.OBJECT_STORE_MINIMUM_MEMORY_BYTES
+    if wanted is None:
+        chosen = min(DEFAULT_STORE_BYTES, int(get_system_memory()) // 4)
+        # Where shared memory is tiny (a container's 64 MB), Ray puts the store on disk, and the size is ours to choose again.
+        return max(least, min(chosen, int(0.8 * free)) if free is not None and 0.8 * free >= least else chosen)
+    if wanted < least or (free is not None and wanted > free):
+        most = (
+            f" and at most the {format_quantity(free, kind='bytes')} free in {STORE_DIRECTORY}"
+            if free is not None
+            else ""
+        )
+        raise ValueError(f"ray.object_store_bytes is {wanted}; it must be at least {least}{most}")
+    return wanted
+
+
+def _reread_settings() -> None:
+    """Make Ray look at the environment again: it reads mode and token once a process, and keeps those of the last cluster."""
+    RaySettings.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextlib.contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """The process's environment with ``changes``, for what is started meanwhile; then as it was, Ray's own additions undone."""
+    before = dict(os.environ)
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _loopback_only() -> Iterator[None]:
+    """RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 for this process, where Ray is imported already: the node's address is 127.0.0.1."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _first_line(error: BaseException) -> str:
+    """What an exception says, in one line without its traceback; the innermost cause knows best."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,82 @@
+"""How a user's own code (``module:function`` in a configuration) reaches the workers.
+
+A local worker can read the same files, so it only needs to know where: PYTHONPATH. A node of a joined cluster needs the files:
+Ray ships packages and single files named in its runtime environment, and the modules of the same folder that these import.
+What is installed (site-packages, the standard library, fedbonsai itself) is expected on every node and never shipped.
+"""
+
+import ast
+import importlib.util
+import os
+import sysconfig
+from collections.abc import Iterable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+
+def runtime_env_for(modules: Iterable[str], *, joined: bool) -> dict[str, Any]:
+    """Ray's runtime environment for the user's ``module`` or ``module:function`` references; {} when there is nothing to do.
+
+    ``joined``: whether the cluster may have nodes without our files. Raises ``ValueError`` for a module that is not found.
+    """
+    sources = user_sources(modules)
+    if not sources:
+        return {}
+    if joined:
+        return {"py_modules": [str(path) for path in sources]}
+    return {"env_vars": {"PYTHONPATH": python_path(sources)}}
+
+
+def python_path(sources: Iterable[Path]) -> str:
+    """PYTHONPATH with the folders of ``sources`` first, for local workers."""
+    folders = dict.fromkeys(str(path.parent) for path in sources)
+    return os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def user_sources(modules: Iterable[str]) -> list[Path]:
+    """Files and package folders of the user's own top-level modules, with what these import from beside them; sorted."""
+    found: dict[Path, None] = {}
+    pending = []
+    for reference in modules:
+        name = reference.partition(":")[0].partition(".")[0]
+        path = _source(importlib.util.find_spec(name) if name else None, name, reference)
+        pending += [path] if path is not None else []
+    while pending:
+        path = pending.pop()
+        if path not in found:
+            found[path] = None
+            pending += _neighbours(path)
+    return sorted(found)
+
+
+def _source(spec: ModuleSpec | None, name: str, reference: str) -> Path | None:
+    """Where a top-level module lies; None where it is installed."""
+    if spec is None:
+        raise ValueError(
+            f"{reference!r} names a module that is not on the import path; its folder must be in PYTHONPATH"
+        )
+    if name == "fedbonsai" or spec.origin in ("built-in", "frozen"):
+        return None
+    locations = list(spec.submodule_search_locations or [])
+    path = Path(locations[0] if locations else str(spec.origin)).resolve()
+    installed = [Path(sysconfig.get_paths()[kind]).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return None if any(path.is_relative_to(folder) for folder in installed) else path
+
+
+def _neighbours(path: Path) -> list[Path]:
+    """Modules beside ``path`` that its files import."""
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    names: set[str] = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), filename=str(file))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                names.add(node.module.partition(".")[0])
+    beside = [(path.parent / f"{name}.py", path.parent / name) for name in sorted(names)]
+    return [
+        folder if (folder / "__init__.py").is_file() else file
+        for file, folder in beside
+        if file.is_file() or (folder / "__init__.py").is_file()
+    ]
