@@ -1,0 +1,103 @@
+"""A user's module on the import path: small models whose tensors are of every role, losses that fail, and data by hand."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+MODULE = """
+import torch
+from torch import nn
+from fedbonsai.learning.data.types import Pool, Samples
+
+class Remembering(nn.Module):
+    '''A constant index, and a memory outside the state: it must not outlive the plan.'''
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("order", torch.arange(63, -1, -1))
+        self.register_buffer("calls", torch.ones(()), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.calls += 1
+        return x[:, self.order] / self.calls
+
+class Everything(nn.Module):
+    '''Two blocks with weights, vectors, statistics, counters, buffers of all kinds, and dropout.'''
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.3)
+        self.out = nn.Linear(64, num_classes)
+        self.memory = Remembering()
+
+    def forward(self, x):
+        x = self.drop(self.norm(self.conv(x)).relu()).flatten(1)
+        return self.out(self.memory(x))
+
+class Tied(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(self.first(x.flatten(1)[:, :4]).tanh())
+
+class Line(nn.Module):
+    '''One weight: y = w x.'''
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(1, 1))
+
+    def forward(self, x):
+        return x @ self.w
+
+def points(*, num_devices, seed, root):
+    '''Device 0 has one sample, y = 2 x at x = 1; device 1 has three, y = -1 x at x = 1; two test samples, y = 0.'''
+    ys = torch.tensor([[2.0], [-1.0], [-1.0], [-1.0]])
+    train = Samples(torch.ones(4, 1), ys)
+    import numpy as np
+    return Pool(train=train, test=Samples(torch.ones(2, 1), torch.zeros(2, 1)), owners=np.array([0, 1, 1, 1]))
+
+def half_square(output, target):
+    return (output - target).square().mean() / 2
+
+def failing(output, target):
+    raise ValueError("this loss has no value")
+
+def hungry(output, target):
+    raise MemoryError("no more")
+
+def enormous(output, target):
+    return (torch.empty(1 << 50) * output.sum()).sum()
+
+def rigid(output, target):
+    raise Rigid("cannot be written on")
+
+class Rigid(Exception):
+    def __setattr__(self, name, value):
+        if not name.startswith("__"):
+            raise AttributeError(name)
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in workers. (Threads that compete with other processes for a core spin, and make small models ten times slower.)"""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def my_module(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder: Path = tmp_path_factory.mktemp("mine")
+    (folder / "my_models.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(folder)

@@ -1,0 +1,70 @@
+"""One plan's way, step by step, on small workloads."""
+
+from typing import Any
+
+import msgspec
+from fedbonsai.actors.device import Device, update_stamp, weights_stamp
+from fedbonsai.actors.server import Server
+from fedbonsai.comms.channel import LocalChannel
+from fedbonsai.comms.codecs import NO_CONTEXT, Array, Arrays, Identity
+from fedbonsai.comms.packet import seal
+from fedbonsai.learning.data.config import DataConfig
+from fedbonsai.learning.optimisers import ServerOptimiser
+from fedbonsai.learning.part import whole
+from fedbonsai.learning.spec import Call, Optimiser, Training
+from fedbonsai.learning.workload import Workload, WorkloadSettings
+from fedbonsai.policies.plan import Plan
+from fedbonsai.policies.report import Report
+
+IMAGES = WorkloadSettings(
+    model=Call("my_models:Everything"),
+    data=DataConfig(
+        name="synthetic",
+        kwargs={"shape": (1, 4, 4), "classes": 3, "samples_per_device": 15, "test_samples": 20},
+        test_share=0.2,
+    ),
+    metrics=(Call("accuracy"),),
+    num_devices=3,
+    seed=1,
+)
+LINE = WorkloadSettings(
+    model=Call("my_models:Line"), data=DataConfig(name="my_models:points"), metrics=(), num_devices=2, seed=1
+)
+# One step of rate 1 on (w x - y)^2 / 2 at x = 1 takes w to y: device 0 sends 2, device 1 sends -1.
+ONE_STEP = Training(
+    loss=Call("my_models:half_square"), optimiser=Optimiser(learning_rate=1.0, momentum=0.0), batch_size=4
+)
+TRAINING = Training(optimiser=Optimiser(learning_rate=0.1), epochs=2, batch_size=5)
+
+
+def make_plan(workload: Workload, device: int = 0, *, training: Training = TRAINING, **changes: Any) -> Plan:
+    fields = {"id": 10 + device, "version": 0, "part": whole(workload.spec), "seed": 100 + device} | changes
+    return Plan(device=device, training=training, **fields)
+
+
+def make_server(settings: WorkloadSettings, **optimiser: Any) -> Server:
+    return Server(Workload(settings), channel=LocalChannel(), optimiser=ServerOptimiser(**optimiser))
+
+
+def run(device: Device, plan: Plan, packet: Array) -> tuple[Report, Array | None]:
+    """What the device answers, as whoever gets the bytes reads it."""
+    report, update, state = device.run(msgspec.msgpack.encode(plan), packet)
+    assert state is None
+    return msgspec.msgpack.decode(report, type=Report), update
+
+
+def one_round(server: Server, device: Device, plans: list[Plan]) -> None:
+    for plan in plans:
+        report, update = run(device, plan, server.seal(plan)[0])
+        assert update is not None, report.error
+        server.fold(plan, update, weight=report.samples)
+    server.close_version(in_flight=())
+
+
+def pack(plan: Plan, tensors: Arrays) -> Array:
+    """An update that no device made."""
+    return seal(tensors, codec=Identity(), context=NO_CONTEXT, stamp=update_stamp(plan))[0]
+
+
+def weights_packet(version: int, tensors: Arrays) -> Array:
+    return seal(tensors, codec=Identity(), context=NO_CONTEXT, stamp=weights_stamp(version))[0]

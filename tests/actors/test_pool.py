@@ -1,0 +1,82 @@
+import msgspec
+import numpy as np
+import pytest
+from fedbonsai.actors.device import Device
+from fedbonsai.actors.pool import InlinePool, Task, finished
+from fedbonsai.actors.server import Server
+from fedbonsai.comms.channel import LocalChannel
+from fedbonsai.policies.report import Outcome, Report
+
+from .steps import LINE, ONE_STEP, make_plan, make_server, run
+
+
+@pytest.fixture
+def server() -> Server:
+    return make_server(LINE)
+
+
+@pytest.fixture
+def pool() -> InlinePool:
+    return InlinePool(Device(LINE), LocalChannel())
+
+
+def task(server: Server, device: int, **changes: object) -> Task:
+    plan = make_plan(server.workload, device, training=ONE_STEP, **changes)
+    return Task(plan=plan, packet=server.seal(plan)[0])
+
+
+def test_results_come_by_plan_in_any_order(server: Server, pool: InlinePool) -> None:
+    tasks = [task(server, 0), task(server, 1)]
+    sizes = [pool.submit(one) for one in tasks]
+    assert sizes == [len(msgspec.msgpack.encode(one.plan)) for one in tasks]
+    for one in reversed(tasks):
+        found = pool.result(one.plan.id)
+        report, update = run(Device(LINE), one.plan, one.packet)
+        assert (found.plan, found.state) == (one.plan, None)
+        assert (found.report.outcome, found.report.loss) == (Outcome.DONE, report.loss)
+        assert np.array_equal(found.update, update)
+        assert found.control_bytes > 0
+    assert pool.next(None) is None
+
+
+def test_next_is_the_oldest(server: Server, pool: InlinePool) -> None:
+    for device in (1, 0):
+        pool.submit(task(server, device))
+    assert [pool.next(0.0).plan.device, pool.next(None).plan.device] == [1, 0]
+    assert pool.next(None) is None
+
+
+def test_what_is_cancelled_does_not_run(server: Server, pool: InlinePool) -> None:
+    first, second = task(server, 0), task(server, 1)
+    for one in (first, second):
+        pool.submit(one)
+    pool.cancel(first.plan.id)
+    pool.cancel(999)
+    assert pool.next(None).plan == second.plan
+    pool.submit(first)
+    pool.close()
+    assert pool.next(None) is None
+
+
+def test_a_failure_is_a_result(server: Server, pool: InlinePool) -> None:
+    one = task(server, 0)
+    pool.submit(Task(plan=one.plan, packet=one.packet[:-1]))
+    found = pool.result(one.plan.id)
+    assert (found.report.outcome, found.report.stage, found.update) == (Outcome.FAILED, "open", None)
+
+
+def test_a_plan_is_queued_once(server: Server, pool: InlinePool) -> None:
+    pool.submit(task(server, 0))
+    with pytest.raises(AssertionError, match="plan 10 is queued already"):
+        pool.submit(task(server, 0))
+
+
+def test_workers_in_process(pool: InlinePool) -> None:
+    assert (pool.num_workers, pool.notices()) == (1, [])
+
+
+def test_the_plan_that_a_device_echoes_is_not_trusted(server: Server) -> None:
+    ours = make_plan(server.workload)
+    theirs = msgspec.structs.replace(ours, id=666, device=1)
+    found = finished(ours, msgspec.msgpack.encode(Report(plan=theirs, samples=3)), None, b"state")
+    assert (found.plan, found.report.plan, found.report.samples, found.state) == (ours, ours, 3, b"state")

@@ -1,0 +1,109 @@
+from typing import Any
+
+import msgspec
+import pytest
+from fedbonsai.actors.support import PlanRefused, check_plan
+from fedbonsai.clusters.profile import DeviceProfile
+from fedbonsai.comms.codecs import CodecSpec
+from fedbonsai.learning.part import whole
+from fedbonsai.learning.spec import Training
+from fedbonsai.learning.structure import BlockSpec, ModelSpec, TensorSpec
+from fedbonsai.policies.plan import Objective, Plan, Sparsity, Split, Upload
+
+SPEC = ModelSpec(
+    (
+        BlockSpec("conv", (TensorSpec("w", (2, 2), "<f4", "weight"), TensorSpec("mean", (2,), "<f4", "statistic"))),
+        BlockSpec("fc", (TensorSpec("v", (2, 2), "<f4", "weight"),)),
+    )
+)
+WHOLE = whole(SPEC)
+PLAN = Plan(id=1, device=4, version=7, part=WHOLE, training=Training(), seed=0)
+PHONE = DeviceProfile(name="phone", flop_per_s=1e9, memory_bytes=1, up_bytes_per_s=1, down_bytes_per_s=1)
+LZ4 = (CodecSpec("lz4"),)
+
+
+def check(plan: dict[str, Any], profile: dict[str, Any] | None = None) -> None:
+    check_plan(
+        msgspec.structs.replace(PLAN, **plan), spec=SPEC, profile=msgspec.structs.replace(PHONE, **(profile or {}))
+    )
+
+
+# what the plan and the profile have, and words of the sentence
+Row = tuple[dict[str, Any], dict[str, Any], str]
+
+
+def part(**changes: Any) -> dict[str, Any]:
+    return {"part": msgspec.structs.replace(WHOLE, **changes)}
+
+
+def may_send(*kinds: str) -> dict[str, Any]:
+    return {"may_send": frozenset(kinds)}
+
+
+REFUSED: dict[str, Row] = {
+    "unknown block": (part(blocks=("conv", "head")), {}, "part names block 'head'; the model's blocks are: conv, fc"),
+    "trained, not held": (part(blocks=("conv",)), {}, "part.trained names 'fc', which is not among part.blocks"),
+    "half the model": (part(blocks=("conv",), trained=()), {}, "part.blocks is conv; only all 2 blocks in order"),
+    "no model": (part(blocks=(), trained=()), {}, "part.blocks is empty"),
+    "another order": (part(blocks=("fc", "conv")), {}, "part.blocks is fc, conv"),
+    "width": (part(width=0.5), {}, "part.width is 0.5"),
+    "index map": (part(index_map="ab"), {}, "part.index_map 'ab'"),
+    "head": (part(head="small"), {}, "part.head, part.auxiliaries and part.cached must be empty"),
+    "auxiliaries": (part(auxiliaries=("proxy",)), {}, "part.head, part.auxiliaries and part.cached"),
+    "cached": (part(cached=(("conv", "00"),)), {}, "part.head, part.auxiliaries and part.cached"),
+    "split": ({"split": Split(cut="conv")}, {}, "split is set"),
+    "sparsity": ({"sparsity": Sparsity(weights=0.9)}, {}, "sparsity is set"),
+    "imitation": ({"objective": Objective(kind="imitate", imitate="conv")}, {}, "objective must be plain training"),
+    "distillation": ({"objective": Objective(distil=0.5)}, {}, "objective must be plain training or evaluation"),
+    "selection": ({"upload": Upload(select="top_weights")}, {}, "upload.select is 'top_weights'"),
+    "density": ({"upload": Upload(density=0.1)}, {}, "upload.density 0.1; only 'all' with density 1"),
+    "checkpointing": ({"training": Training(checkpointing=True)}, {}, "training.checkpointing is true"),
+    "deadline": ({"deadline_s": 2.5}, {}, "deadline_s is 2.5"),
+    "codec down": (
+        {"codec_down": LZ4},
+        {"codecs": frozenset({"identity", "quantise"})},
+        "codec_down names 'lz4', which does not run on fleet class 'phone'; it runs: identity, quantise",
+    ),
+    "codec up": ({"codec_up": LZ4}, {"codecs": frozenset()}, "codec_up names 'lz4', which does not run on"),
+    "unknown codec": ({"codec_down": (CodecSpec("zstd"),)}, {}, "codec_down: unknown codec 'zstd'"),
+    "codec option": ({"codec_up": (CodecSpec("lz4", {"level": 99}),)}, {}, "codec_up: codec 'lz4' with options"),
+    "weights are private": (
+        {},
+        may_send("logits", "labels"),
+        "it sends weights, and fleet class 'phone' may send only: labels, logits",
+    ),
+    "all is private": ({}, may_send(), "may send only: nothing"),
+    "statistics are private": ({}, may_send("weights"), "it sends running statistics (upload.statistics is true), and"),
+}
+
+ALLOWED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "the whole model": ({}, {}),
+    "a frozen front": (part(trained=("fc",)), {}),
+    "evaluation": ({"objective": Objective(kind="evaluate")}, may_send()),
+    "codecs": ({"codec_down": LZ4, "codec_up": LZ4}, {}),
+    "codecs that it runs": ({"codec_down": LZ4, "codec_up": LZ4}, {"codecs": frozenset({"lz4"})}),
+    "weights alone": ({"upload": Upload(statistics=False)}, may_send("weights")),
+    "no statistics in what is trained": (
+        part(trained=("fc",)),
+        may_send("weights"),
+    ),
+    "weights up": ({"upload": Upload(payload="weights")}, {}),
+    "bf16": ({"training": Training(precision="bf16", accumulation=4, channels_last=True, steps=3)}, {}),
+}
+
+
+@pytest.mark.parametrize(("plan", "profile", "words"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_plan_that_cannot_be_carried_out_is_refused(
+    plan: dict[str, Any], profile: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(PlanRefused) as caught:
+        check(plan, profile)
+    sentence = str(caught.value)
+    assert sentence.startswith("plan for device 4 in round 7: ")
+    assert words in sentence
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(("plan", "profile"), ALLOWED.values(), ids=ALLOWED.keys())
+def test_a_plan_that_can_be_carried_out_is_not(plan: dict[str, Any], profile: dict[str, Any]) -> None:
+    check(plan, profile)
