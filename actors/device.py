@@ -134,11 +134,13 @@ class Device:
         specs = up_tensors(self.workload.spec, plan.part, statistics=plan.upload.statistics)
         held = model.state_dict()
         values = {spec.name: held[spec.name] for spec in specs}
-        if plan.upload.payload == "difference":
-            for name, tensor in values.items():
-                tensor.sub_(base[name])  # in place: the next plan overwrites the module anyway
-        context = context_of(specs, seed=plan.seed)
-        packet, _ = seal(as_arrays(values), codec=make_codec(plan.codec_up), context=context, stamp=update_stamp(plan))
+        packet, _ = seal(
+            as_arrays(values),
+            codec=make_codec(plan.codec_up),
+            context=context_of(specs, seed=plan.seed),
+            stamp=update_stamp(plan),
+            minus=as_arrays({name: base[name] for name in values}) if plan.upload.payload == "difference" else None,
+        )
         return packet
 
     def _evaluate(self, model: nn.Module, plan: Plan) -> Report:

@@ -13,18 +13,20 @@ array to a reader without a copy, where it copies ``bytes``.
 
 import struct
 from enum import IntEnum
+from typing import Any
 
 import msgspec
 import numpy as np
 import xxhash
 
-from .codecs import Array, Arrays, ArraySpec, Codec, Context, specs_of
+from .codecs import Array, Arrays, ArraySpec, Codec, Context, Identity, specs_of
 from .errors import CorruptPacket, MismatchedPacket, TruncatedPacket, UnfitPacket, UnsupportedPacket
 
 MAGIC = b"FBZ1"
 FORMAT = 1
 _FIXED = struct.Struct("<4sBBHIIQQQQ")
 _CHECKSUM_BYTES = 8
+_PIECE_ITEMS = 1 << 16
 _LIST_BYTES, _LENGTH_BYTES = 5, 9  # the most that msgpack needs for a list's head and for a 64-bit integer
 
 
@@ -54,11 +56,17 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int = 0
 
 
-def seal(tensors: Arrays, *, codec: Codec, context: Context, stamp: Stamp) -> tuple[Array, Arrays]:
+def seal(
+    tensors: Arrays, *, codec: Codec, context: Context, stamp: Stamp, minus: Arrays | None = None
+) -> tuple[Array, Arrays]:
     """Encode and frame: the packet (uint8, flat) and the reconstruction that its receiver will hold.
 
-    Raises ``ValueError`` when the codec yields other arrays than its layout says, which no receiver could read.
+    ``minus``: send the differences ``tensors - minus``; where the codec sends arrays as they are, they are formed while the
+    packet is written. (The reconstruction is then the packet's content, as views.) Raises ``ValueError`` when the codec
+    yields other arrays than its layout says, which no receiver could read.
     """
+    if minus is not None and not isinstance(codec, Identity):
+        tensors, minus = {name: array - minus[name] for name, array in tensors.items()}, None
     layout = codec.layout(specs_of(tensors))
     arrays, reconstruction = codec.encode(tensors, context=context)
     _check_layout(codec, layout, arrays)
@@ -70,17 +78,39 @@ def seal(tensors: Arrays, *, codec: Codec, context: Context, stamp: Stamp) -> tu
         _FIXED.pack(MAGIC, FORMAT, stamp.kind, stamp.attempt, len(header), stamp.sequence, stamp.version,
                     stamp.state_hash, stamp.plan, payload_bytes), np.uint8)  # fmt: skip
     start = _FIXED.size
-    packet[start : start + _pad(len(header))] = 0
-    packet[start : start + len(header)] = np.frombuffer(header, np.uint8)
     position = start + _pad(len(header))
+    packet[start:position] = 0
+    packet[start : start + len(header)] = np.frombuffer(header, np.uint8)
+    digest = xxhash.xxh3_64(packet[:position].data)
+    written = {}
     for spec, offset in zip(layout, offsets, strict=True):
         array = arrays[spec.name]
         packet[position:offset] = 0  # alignment gap
+        digest.update(packet[position:offset].data)
         position = offset + array.nbytes
-        np.copyto(packet[offset:position].view(array.dtype).reshape(array.shape), array)
+        written[spec.name] = packet[offset:position].view(array.dtype).reshape(array.shape)
+        _write(written[spec.name], array, None if minus is None else minus[spec.name], digest)
     packet[position:end] = 0
-    packet[end:] = np.frombuffer(xxhash.xxh3_64_digest(packet[:end].data), np.uint8)
-    return packet, reconstruction
+    digest.update(packet[position:end].data)
+    packet[end:] = np.frombuffer(digest.digest(), np.uint8)
+    return packet, written if minus is not None else reconstruction
+
+
+def _write(target: Array, array: Array, minus: Array | None, digest: Any) -> None:
+    """Write ``array`` (less ``minus``) to ``target`` and digest it, in pieces that stay in the cache between the two."""
+    if not array.flags.c_contiguous:  # pieces of it would not be contiguous in memory
+        pieces = [(target, array, minus)]
+    else:
+        flat, source = target.reshape(-1), array.reshape(-1)
+        less = None if minus is None else minus.reshape(-1)
+        cuts = [slice(at, at + _PIECE_ITEMS) for at in range(0, flat.size, _PIECE_ITEMS)]
+        pieces = [(flat[cut], source[cut], None if less is None else less[cut]) for cut in cuts]
+    for to, what, base in pieces:
+        if base is None:
+            np.copyto(to, what)
+        else:
+            np.subtract(what, base, out=to)
+        digest.update(to.reshape(-1).view(np.uint8).data)
 
 
 def read_stamp(packet: Array) -> Stamp:
@@ -191,9 +221,10 @@ def _check_layout(codec: Codec, layout: tuple[ArraySpec, ...], arrays: Arrays) -
 
 def _is_finite(array: Array) -> bool:
     """Whether no element is NaN or infinite."""
-    # A sum is finite unless an element is not, or it overflows: one pass without a mask, then be exact.
+    # A sum of squares is finite unless an element is not, or it overflows: one fast pass without a mask, then be exact.
+    flat = array.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
+        return bool(np.isfinite(np.dot(flat, flat))) or bool(np.isfinite(flat).all())
 
 
 def _pad(size: int) -> int:
