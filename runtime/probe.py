@@ -63,10 +63,10 @@ def probe(*, seconds: float = 3.0, threads: int = 1, batch_size: int = 32) -> Me
 
 def render_yaml(found: Measurement) -> str:
     """A fleet of one device, which ``load_fleet`` reads; what was not measured says so."""
-    memory, source = (
-        (found.memory_bytes, "free now") if found.memory_bytes else (10**9, "ASSUMPTION: this system does not say")
-    )
-    speed = format_quantity(found.flop_per_s, kind="flop_per_s")
+    memory, source = found.memory_bytes, "free now"
+    if memory is None:
+        memory, source = 10**9, "ASSUMPTION: this system does not say"
+    speed, batch = format_quantity(found.flop_per_s, kind="flop_per_s"), found.batch_size
     return f"""\
 # Measured by `fedbonsai probe`: {platform.machine()}, torch {torch.__version__}, threads {found.threads}, batch {batch}.
 description: This machine, measured
@@ -75,7 +75,7 @@ classes:
   - name: this-machine
     count: 1
     flop_per_s: {speed}  # sustained by training in float32; in bf16 {found.bf16_gain:.2f} times as much
-    memory_bytes: {format_quantity(memory, kind="bytes")}  # {source}
+    memory_bytes: {format_quantity(max(memory, 1), kind="bytes")}  # {source}
     up_bytes_per_s: 20 Mbit/s  # NOT MEASURED: put in this device's link
     down_bytes_per_s: 50 Mbit/s  # NOT MEASURED
     latency_s: 10 ms  # NOT MEASURED
