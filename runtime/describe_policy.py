@@ -1,4 +1,4 @@
-"""From a policy object to the ``policy:`` list that names it, as ``resolve_policy`` reads it: so a run folder tells the whole run.
+"""From a policy object to the ``policy:`` list that names it, as ``resolve_policy`` reads it: a run folder tells the whole run.
 
 A policy is a frozen dataclass and its fields are its configuration, so nothing else is needed. One that was defined where
 it cannot be imported again (a notebook, inside a function) is named all the same.
