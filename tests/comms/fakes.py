@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from fedbonsai.comms.codecs import Arrays, ArraySpec, Context
+from fedbonsai.comms.codecs import Arrays, ArraySpec, Context, Identity
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,17 @@ class Drop:
             flat[arrays[f"{spec.name}/at"]] = arrays[f"{spec.name}/values"]
             tensors[spec.name] = flat.reshape(spec.shape)
         return tensors
+
+
+@dataclass(frozen=True)
+class Double(Identity):
+    """Sends twice the values: an identity by descent only."""
+
+    def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
+        return {name: 2 * array for name, array in tensors.items()}, tensors
+
+    def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
+        return {name: array / 2 for name, array in arrays.items()}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from fedbonsai.comms.packet import PacketKind, Stamp, read_stamp, seal, sealed_b
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .fakes import Drop, Halve, Liar
+from .fakes import Double, Drop, Halve, Liar
 
 STAMP = Stamp(kind=PacketKind.UPDATE, version=3, state_hash=2**63 + 5, plan=17, attempt=2, sequence=9)
 EXACT: tuple[Codec, ...] = (Identity(), Halve())
@@ -288,6 +288,30 @@ def test_opposite_infinities_do_not_cancel() -> None:
 def test_large_but_finite_values_pass_though_their_sum_overflows() -> None:
     large = {"w": np.full(1000, 3e38, "<f4"), "i": np.full(3, 2**31 - 1, "<i4"), "empty": np.zeros(0, "<f4")}
     assert_same_bits(opened(sealed(large), large, finite=True), large)
+
+
+@pytest.mark.parametrize("codec", [Identity(), Lz4(), chain(Halve(), Lz4()), Double()], ids=str)
+def test_differences_formed_while_sealing_are_those_formed_before(codec: Codec) -> None:
+    generator = np.random.default_rng(1)
+    large = generator.standard_normal((300, 500)).astype("<f4")  # more than is written in one piece
+    tensors = {
+        "large": large,
+        "strided": large[::2, ::3],
+        "number": np.array(1.5, "<f4"),
+        "none": np.zeros((0, 3), "<f4"),
+    }
+    minus = {name: generator.standard_normal(array.shape).astype("<f4") for name, array in tensors.items()}
+    before = {name: array.tobytes() for name, array in tensors.items()}
+    wanted, held = seal(
+        {name: np.asarray(array - minus[name]) for name, array in tensors.items()},
+        codec=codec,
+        context=NO_CONTEXT,
+        stamp=STAMP,
+    )
+    packet, reconstruction = seal(tensors, codec=codec, context=NO_CONTEXT, stamp=STAMP, minus=minus)
+    assert packet.tobytes() == wanted.tobytes()
+    assert_same_bits(reconstruction, held)
+    assert {name: array.tobytes() for name, array in tensors.items()} == before
 
 
 @pytest.mark.parametrize(
