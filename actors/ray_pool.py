@@ -40,7 +40,6 @@ class Bundle:
     index: int
     group: str = ""
     cpus: float = 1.0
-    gpus: float = 0.0
     memory_bytes: int | None = None
 
 
@@ -151,8 +150,6 @@ class RayPool:
                 self._placement, placement_group_bundle_index=bundle.index
             ),
         }
-        if bundle.gpus:
-            options["num_gpus"] = bundle.gpus
         if bundle.memory_bytes:
             options["memory"] = bundle.memory_bytes
         return ray.remote(Worker).options(**options).remote(self._settings)

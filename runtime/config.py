@@ -72,14 +72,13 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class RayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the actors run. ``address``: a cluster to join; None starts a local Ray that is stopped afterwards.
 
-    ``cpus``, ``gpus``, ``memory_bytes``: of each worker's bundle (cpus None: the local cores divided among the workers).
+    ``cpus``, ``memory_bytes``: of each worker's bundle (cpus None: the local cores divided among the workers).
     ``placement_timeout_s``: how long an autoscaler may take to make room. ``object_store_bytes``: None chooses;
     ``preallocate`` touches all of it at the start, for faster first rounds.
     """
 
     address: str | None = None
     cpus: Positive | None = None
-    gpus: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     memory_bytes: Count | None = None
     server_cpus: Positive = 0.1
     placement_timeout_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0

@@ -87,8 +87,8 @@ class RaySession:
         runtime_env = runtime_env_for(modules, joined=joined)
         if options.address is None:
             self._cluster = start_local(
-                num_cpus=max(float(_cores()), workers * (options.cpus or 0) + options.server_cpus),
-                num_gpus=None if options.gpus else 0,
+                num_cpus=_cores(),
+                num_gpus=0,
                 object_store_bytes=options.object_store_bytes,
                 preallocate=options.preallocate,
                 dashboard=options.dashboard,
@@ -128,8 +128,6 @@ def _bundles(
     """
     options = config.ray
     resources = {"CPU": cpus}
-    if options.gpus:
-        resources["GPU"] = options.gpus
     if options.memory_bytes:
         resources["memory"] = float(options.memory_bytes)
     specs: list[dict[str, float]] = [{"CPU": options.server_cpus}]
@@ -137,7 +135,7 @@ def _bundles(
     names, bundles = ["server"], []
     placed = [kind for kind in fleet.classes if kind.placed]
     for _ in range(workers if len(placed) < len(fleet.classes) else 0):
-        bundles.append(Bundle(index=len(specs), cpus=cpus, gpus=options.gpus, memory_bytes=options.memory_bytes))
+        bundles.append(Bundle(index=len(specs), cpus=cpus, memory_bytes=options.memory_bytes))
         specs.append(dict(resources))
         selectors.append({})
         names.append("worker")
