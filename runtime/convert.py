@@ -108,10 +108,9 @@ def _sentence(message: str, raw: Any, kind: Any) -> str:
     for name, position in re.findall(r"([^.\[\]]+)|\[(\d+|\.\.\.)\]", f"{path}"):
         step = name or (int(position) if position.isdigit() else position)
         kind = _inside(kind, step)
-        try:
-            value = value[step]
-        except (KeyError, IndexError, TypeError):  # an entry of a mapping, which msgspec does not name
-            return f"{path}: {_allowed(what)}"
+        if step == "...":  # an entry of a mapping, which msgspec does not name
+            return f"{path.partition('[...]')[0]} is {_short(value)}; each of its values must be {_allowed(what)}"
+        value = value[step]
     if match["key"]:
         return f"{path} is {_short(value)}; its keys must be {_allowed(what)}"
     literals = [typing.get_args(c) for c in _choices(kind) if typing.get_origin(c) is typing.Literal]

@@ -72,6 +72,12 @@ def _built_in(config: DataConfig, *, num_devices: int) -> Pool:
 
 def _options(config: DataConfig, kind: type[Options]) -> Options:
     """The data set's keywords, checked."""
+    known = getattr(kind, "__struct_fields__", ())
+    if unknown := [key for key in config.kwargs if key not in known]:
+        allowed = ", ".join(known) or "none"
+        raise ValueError(
+            f"data.kwargs: the keywords of {config.name!r} do not fit: `{unknown[0]}` is unknown; allowed: {allowed}"
+        )
     try:
         return msgspec.convert(config.kwargs, kind)
     except msgspec.ValidationError as error:
