@@ -34,7 +34,12 @@ def start_host(*, placement: Any, bundle: int, cpus: float, runtime_env: Mapping
     strategy = PlacementGroupSchedulingStrategy(
         placement, placement_group_bundle_index=bundle, placement_group_capture_child_tasks=False
     )
-    options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": strategy}
+    options: dict[str, Any] = {
+        "num_cpus": cpus,
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        "scheduling_strategy": strategy,
+    }
     if runtime_env:
         options["runtime_env"] = dict(runtime_env)
     return ray.remote(Host).options(**options).remote()

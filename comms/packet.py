@@ -13,7 +13,6 @@ array to a reader without a copy, where it copies ``bytes``.
 
 import struct
 from enum import IntEnum
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -26,7 +25,6 @@ MAGIC = b"FBZ1"
 FORMAT = 1
 _FIXED = struct.Struct("<4sBBHIIQQQQ")
 _CHECKSUM_BYTES = 8
-_PIECE_ITEMS = 1 << 16
 _LIST_BYTES, _LENGTH_BYTES = 5, 9  # the most that msgpack needs for a list's head and for a 64-bit integer
 
 
@@ -81,36 +79,19 @@ def seal(
     position = start + _pad(len(header))
     packet[start:position] = 0
     packet[start : start + len(header)] = np.frombuffer(header, np.uint8)
-    digest = xxhash.xxh3_64(packet[:position].data)
     written = {}
     for spec, offset in zip(layout, offsets, strict=True):
         array = arrays[spec.name]
         packet[position:offset] = 0  # alignment gap
-        digest.update(packet[position:offset].data)
         position = offset + array.nbytes
         written[spec.name] = packet[offset:position].view(array.dtype).reshape(array.shape)
-        _write(written[spec.name], array, None if minus is None else minus[spec.name], digest)
-    packet[position:end] = 0
-    digest.update(packet[position:end].data)
-    packet[end:] = np.frombuffer(digest.digest(), np.uint8)
-    return packet, written if minus is not None else reconstruction
-
-
-def _write(target: Array, array: Array, minus: Array | None, digest: Any) -> None:
-    """Write ``array`` (less ``minus``) to ``target`` and digest it, in pieces that stay in the cache between the two."""
-    if not array.flags.c_contiguous:  # pieces of it would not be contiguous in memory
-        pieces = [(target, array, minus)]
-    else:
-        flat, source = target.reshape(-1), array.reshape(-1)
-        less = None if minus is None else minus.reshape(-1)
-        cuts = [slice(at, at + _PIECE_ITEMS) for at in range(0, flat.size, _PIECE_ITEMS)]
-        pieces = [(flat[cut], source[cut], None if less is None else less[cut]) for cut in cuts]
-    for to, what, base in pieces:
-        if base is None:
-            np.copyto(to, what)
+        if minus is None:
+            np.copyto(written[spec.name], array)
         else:
-            np.subtract(what, base, out=to)
-        digest.update(to.reshape(-1).view(np.uint8).data)
+            np.subtract(array, minus[spec.name], out=written[spec.name])
+    packet[position:end] = 0
+    packet[end:] = np.frombuffer(xxhash.xxh3_64_digest(packet[:end].data), np.uint8)
+    return packet, written if minus is not None else reconstruction
 
 
 def read_stamp(packet: Array) -> Stamp:

@@ -48,7 +48,7 @@ def part_cost(
     run = DryRun(blocks, part, example, training, loss)
     with _modes(blocks, part), torch.random.fork_rng(devices=[]):
         try:
-            with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+            with _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
                 figures = _figures(replace(run, convert=fake.from_tensor))
         except Exception:  # fake tensors have no values to decide by; a genuine error comes again on real ones
             figures = _figures_for_real(run)
@@ -68,6 +68,17 @@ def _check(blocks: Blocks, part: Part) -> None:
             f"part has width {part.width:g}, head {part.head!r} and {len(part.auxiliaries)} auxiliaries; "
             f"costs are known for width 1 with the model's own head only"
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's log of an operation that failed on fake tensors: what matters of it is raised again on real ones."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 @contextmanager

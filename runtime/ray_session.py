@@ -17,8 +17,8 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from ..actors.ray_host import start_host
 from ..actors.pool import WorkerFailure
+from ..actors.ray_host import start_host
 from ..actors.ray_pool import Bundle
 from ..clusters.checks import check_nodes, versions_here
 from ..clusters.fleet import Fleet

@@ -74,6 +74,6 @@ def test_report_round_trip(full_plan, codec):
 
 def test_a_plan_from_outside_is_checked(make_plan):
     wire = msgspec.to_builtins(make_plan(3))
-    wire["upload"]["density"] = 2.0
+    wire["upload"] = {"density": 2.0}
     with pytest.raises(msgspec.ValidationError, match=r"<= 1.0 - at `\$.upload.density`"):
         msgspec.convert(wire, Plan)
