@@ -154,6 +154,7 @@ class Device:
             loss=make_loss(plan.training.loss),
             metrics=self.workload.metrics,
             transform=self.workload.data.test_transform,
+            batch_size=plan.training.batch_size,
             channels_last=plan.training.channels_last,
         )
         return Report(plan=plan, samples=len(samples), metrics=metrics)

@@ -6,6 +6,7 @@ under a kind of their own.
 
 import math
 
+import msgspec
 import numpy as np
 
 from ..actors.pool import Pool, Task
@@ -33,6 +34,7 @@ class Evaluator:
         self._config, self._fleet = config, fleet
         self._server, self._pool, self._ledger = server, pool, ledger
         self._next_id = _FIRST_ID
+        self._training = msgspec.structs.replace(config.training, batch_size=config.evaluation.batch_size)
         count = config.evaluation.devices
         self._devices = list(range(fleet.num_devices))
         if count is not None and count < len(self._devices):
@@ -82,14 +84,14 @@ class Evaluator:
         return name == "loss" or lower_is_better(self._server.workload.metrics[name])
 
     def _plan(self, device: int, version: int) -> Plan:
-        """An evaluation plan: the whole model down, metrics up."""
+        """An evaluation plan: the whole model down, metrics up; in batches of evaluation's size, on which batch statistics depend."""
         self._next_id += 1
         return Plan(
             id=self._next_id,
             device=device,
             version=version,
             part=whole(self._server.workload.spec),
-            training=self._config.training,
+            training=self._training,
             seed=derive(self._config.seed, "evaluation", device, version),
             objective=Objective(kind="evaluate"),
             codec_down=self._config.codecs.down,
