@@ -5,6 +5,7 @@ products, attention and recurrent layers. Element-wise work is left out. A multi
 means, and what it leaves out, is told in ``learning.memory``.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
