@@ -84,7 +84,7 @@ class Evaluator:
         return name == "loss" or lower_is_better(self._server.workload.metrics[name])
 
     def _plan(self, device: int, version: int) -> Plan:
-        """An evaluation plan: the whole model down, metrics up; in batches of evaluation's size, on which batch statistics depend."""
+        """The whole model down, metrics up; in batches of evaluation's size (batch statistics differ by it)."""
         self._next_id += 1
         return Plan(
             id=self._next_id,

@@ -70,6 +70,8 @@ class Loop:
         self._last_reports: dict[int, Report] = {}
         self._participation: dict[int, int] = {}
         self._evaluation: dict[str, float] = {}
+        self._delivered = False
+        self._first_fault: Report | None = None
         self._next_id = 1
         self._decisions = 0
         self._round = self._open_round()
@@ -81,6 +83,7 @@ class Loop:
         """
         try:
             reason = yield from self._rounds()
+            self._check_delivered()
         except Exception:
             yield from self._abandon("the run failed")
             raise
@@ -208,6 +211,15 @@ class Loop:
         self._busy[plan.device] = plan
         self._round.dispatched += 1
 
+    def _check_delivered(self) -> None:
+        """A run in which every device only ever failed did not end well, whatever rule ended it."""
+        fault = self._first_fault
+        if fault is not None and not self._delivered:
+            text = (
+                f"no device delivered an update in the whole run; the first fault: {fault.outcome.value}: {fault.error}"
+            )
+            raise RunError(text, device=fault.plan.device, round_=fault.plan.version, stage=fault.stage)
+
     def _receive(self, arrival: Arrival) -> PlanEnded:
         """A plan has come to its end: fold its update, or count what became of it."""
         finished = arrival.finished
@@ -221,6 +233,10 @@ class Loop:
             report = msgspec.structs.replace(report, outcome=Outcome.LATE, error="its version had closed")
         if report.outcome == Outcome.DONE:
             report = self._fold(report, finished.update)
+        if report.outcome in (Outcome.DONE, Outcome.LATE):
+            self._delivered = True
+        else:
+            self._first_fault = self._first_fault or report
         if plan.version == self._version:
             self._round.ended(report)
         return self._ended(report)

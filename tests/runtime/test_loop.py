@@ -1,0 +1,538 @@
+"""The loop, with small real policies: what is dispatched, what becomes of it, when versions close and runs end."""
+
+# ruff: noqa: E501  (tables of sentences: one row a line)
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import fedbonsai
+import msgspec
+import pytest
+from fedbonsai.actors.device import Device
+from fedbonsai.actors.pool import InlinePool
+from fedbonsai.comms.channel import LocalChannel
+from fedbonsai.policies.decision import Decision, ServerTask
+from fedbonsai.policies.plan import Objective, Split
+from fedbonsai.policies.report import Outcome
+from fedbonsai.runtime.config import load_config
+from fedbonsai.runtime.engine import Engine
+from fedbonsai.runtime.errors import ConfigError, RunError
+from fedbonsai.runtime.events import Evaluated, PlanEnded, RoundStarted, RunEnded, VersionClosed
+
+USER = '''
+import torch
+from fedbonsai.learning.data.types import Pool, Samples
+
+def five_each(*, num_devices, seed, root, bad=()):
+    """Five samples on each device; those of bad devices are NaN."""
+    generator = torch.Generator().manual_seed(seed % 1000)
+    x = torch.randn(5 * num_devices, 4, generator=generator)
+    for device in bad:
+        x[5 * device : 5 * device + 5] = float("nan")
+    y = torch.arange(5 * num_devices) % 3
+    owners = torch.arange(5 * num_devices).numpy() // 5
+    test = Samples(torch.randn(30, 4, generator=generator), torch.arange(30) % 3)
+    return Pool(train=Samples(x, y), test=test, owners=owners, num_classes=3)
+
+def fails_on_five(output, target):
+    """Sound in the dry run, which takes other batches; wrong in training."""
+    if len(output) == 5 and torch.is_grad_enabled():
+        raise ArithmeticError("boom")
+    return torch.nn.functional.cross_entropy(output, target)
+
+def exhausts_on_five(output, target):
+    if len(output) == 5 and torch.is_grad_enabled():
+        raise MemoryError("no room")
+    return torch.nn.functional.cross_entropy(output, target)
+'''
+
+
+@pytest.fixture(scope="module", autouse=True)
+def user_module(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "users_parts.py").write_text(USER)
+    sys.path.append(str(folder))
+    yield
+    sys.path.remove(str(folder))
+    sys.modules.pop("users_parts", None)
+
+
+@dataclass(frozen=True)
+class Do:
+    """A policy that is a function of the view."""
+
+    function: Callable[[Any], Decision]
+
+    def init(self):
+        return None
+
+    def decide(self, view, state, decision):
+        return self.function(view), state
+
+
+def config_of(*, devices=3, bad=(), **changes):
+    """Devices 0, 1, 2 ... of which each is half as fast as the one before; a linear model, five samples each."""
+    link = {"memory_bytes": 10**9, "up_bytes_per_s": 1e9, "down_bytes_per_s": 1e9}
+    base = {
+        "backend": "inline",
+        "model": {"name": "torch.nn:Linear", "kwargs": {"in_features": 4, "out_features": 3}},
+        "data": {"name": "users_parts:five_each", "kwargs": {"bad": list(bad)}},
+        "fleet": {"classes": [{"name": f"c{i}", "flop_per_s": 1000 / 2**i} | link for i in range(devices)]},
+        "evaluation": {"where": "none"},
+        "stop": {"rounds": 2},
+    }
+    for section, value in changes.items():
+        merged = isinstance(base.get(section), dict) and isinstance(value, dict)
+        base[section] = base[section] | value if merged else value
+    return base
+
+
+def run(function, **changes):
+    """The events of a run under a policy that is this function, and its summary."""
+    running = fedbonsai.run(config_of(**changes), policy=Do(function))
+    events = list(running)
+    return events, running.summary
+
+
+def failing(function, **changes):
+    """The events of a run that fails, and its error."""
+    running = fedbonsai.run(config_of(**changes), policy=Do(function))
+    events = []
+    with pytest.raises(RunError) as caught:
+        events.extend(running)  # keeps those that came before the error
+    return events, caught.value
+
+
+def start_of_round(decide):
+    """Ask only when nothing of the version has been dispatched yet."""
+    return lambda view: Decision() if view.dispatched else decide(view)
+
+
+def idle(view):
+    return [device for device in view.devices if device not in view.in_flight]
+
+
+@start_of_round
+def everyone(view):
+    return Decision(plans=tuple(view.new_plan(device) for device in idle(view)))
+
+
+def ends(events):
+    return [
+        (e.report.plan.device, e.report.plan.version, e.report.outcome.value)
+        for e in events
+        if isinstance(e, PlanEnded)
+    ]
+
+
+def closed(events):
+    return [(e.version, e.folded) for e in events if isinstance(e, VersionClosed)]
+
+
+def test_a_synchronous_round_waits_for_all():
+    events, summary = run(everyone)
+    assert ends(events) == [(device, version, "done") for version in (0, 1) for device in (0, 1, 2)]
+    assert closed(events) == [(1, 3), (2, 3)]
+    assert summary["outcomes"]["done"] == 6
+
+
+def test_when_policies_are_asked_and_what_they_see():
+    asked = []
+
+    def decide(view):
+        asked.append((view.version, view.dispatched, sorted(view.in_flight), sorted(view.participation)))
+        return everyone(view)
+
+    run(decide, stop={"rounds": 2})
+    assert asked == [
+        (0, 0, [], []),
+        (0, 3, [1, 2], [0]),
+        (0, 3, [2], [0, 1]),
+        (1, 0, [], [0, 1, 2]),
+        (1, 3, [1, 2], [0, 1, 2]),
+        (1, 3, [2], [0, 1, 2]),
+    ]
+
+
+def test_seeds_differ_by_decision_and_are_the_same_again():
+    def seeds():
+        found = []
+
+        def decide(view):
+            found.append(view.seed)
+            return everyone(view)
+
+        run(decide)
+        return found
+
+    assert len(set(seeds())) == 6
+    assert seeds() == seeds()
+
+
+def test_the_view_tells_what_is_left_of_the_budgets():
+    left = []
+
+    def decide(view):
+        left.append((view.remaining_s, view.remaining_bytes))
+        return everyone(view)
+
+    run(decide, stop={"rounds": 1, "virtual_s": 1000, "bytes": 10**6})
+    assert left[0] == (1000.0, 10**6)
+    assert all(later < 1000 and size < 10**6 for later, size in left[1:])
+
+
+def test_a_version_closes_at_k_updates_and_the_rest_is_late():
+    @start_of_round
+    def decide(view):
+        return Decision(plans=tuple(view.new_plan(device) for device in idle(view)), close_at=2)
+
+    events, summary = run(decide, stop={"rounds": 2})
+    # Device 2 is as slow as four rounds of device 0: it is late when it arrives, in the second round.
+    assert closed(events) == [(1, 2), (2, 2)]
+    assert (2, 0, "late") in ends(events)
+    assert summary["outcomes"] == {"done": 4, "late": 1, "lost": 0, "out_of_memory": 0, "rejected": 0, "failed": 0}
+    late = next(e.report for e in events if isinstance(e, PlanEnded) and e.report.outcome == Outcome.LATE)
+    assert late.error in ("its version had closed", "the run ended")
+
+
+def test_asynchronous_rounds_close_at_every_update():
+    """K = 1 and every idle device at once: FedAsync's shape."""
+
+    def decide(view):
+        return Decision(plans=tuple(view.new_plan(device) for device in idle(view)), close_at=1)
+
+    events, _ = run(decide, stop={"rounds": 4})
+    assert [folded for _, folded in closed(events)] == [1, 1, 1, 1]
+    versions = [plan[:2] for plan in ends(events) if plan[2] == "done"]
+    assert all(version == number for number, (_, version) in enumerate(versions))
+
+
+def test_a_deadline_closes_with_what_is_there():
+    seconds = {}
+
+    @start_of_round
+    def decide(view):
+        plans = tuple(view.new_plan(device) for device in idle(view))
+        for plan in plans:
+            seconds[plan.device] = view.estimate(plan.device, plan).seconds
+        return Decision(plans=plans, close_after_s=1.5 * seconds[1])  # device 2 needs twice as long as device 1
+
+    events, _ = run(decide, stop={"rounds": 1})
+    assert closed(events) == [(1, 2)]
+    assert next(e.time_s for e in events if isinstance(e, VersionClosed)) == 1.5 * seconds[1]
+    assert ends(events)[-1] == (2, 0, "late")
+
+
+def test_a_deadline_before_anyone_is_there_closes_an_unchanged_version():
+    @start_of_round
+    def decide(view):
+        plans = tuple(view.new_plan(device) for device in idle(view))
+        return Decision(plans=plans, close_after_s=1e-9 if view.version == 0 else None)
+
+    events, _ = run(decide, stop={"rounds": 1})
+    assert closed(events) == [(1, 0)]
+
+
+def test_a_round_in_which_nothing_was_dispatched_stays_open():
+    """Round 1 wants device 2, which is busy with round 0: its late arrival frees it, and does not close an empty round."""
+
+    @start_of_round
+    def decide(view):
+        wanted = [0, 1, 2] if view.version == 0 else [2]
+        plans = tuple(view.new_plan(device) for device in wanted if device not in view.in_flight)
+        return Decision(plans=plans, close_at=1)
+
+    events, _ = run(decide, stop={"rounds": 2})
+    assert closed(events) == [(1, 1), (2, 1)]
+    assert ends(events) == [(0, 0, "done"), (1, 0, "late"), (2, 0, "late"), (2, 1, "done")]
+
+
+@pytest.mark.parametrize("close_at", [None, 1, 2])
+def test_every_dispatched_plan_comes_to_exactly_one_end(close_at):
+    @start_of_round
+    def decide(view):
+        return Decision(plans=tuple(view.new_plan(device) for device in idle(view)), close_at=close_at)
+
+    events, summary = run(decide, devices=4, stop={"rounds": 3})
+    dispatched = sum(event.plans for event in events if isinstance(event, RoundStarted))
+    ids = [event.report.plan.id for event in events if isinstance(event, PlanEnded)]
+    assert sorted(ids) == list(range(1, dispatched + 1))
+    assert sum(summary["outcomes"].values()) == dispatched
+    assert isinstance(events[-1], RunEnded)
+
+
+def test_a_run_that_fails_ends_its_plans_too():
+    def decide(view):
+        if view.version == 0:
+            return everyone(view)
+        raise KeyError("what")
+
+    @start_of_round
+    def close_early(view):
+        return Decision(plans=tuple(view.new_plan(device) for device in idle(view)), close_at=1)
+
+    events, error = failing(lambda view: close_early(view) if view.version == 0 else decide(view))
+    assert str(error) == "round 1, stage decide: the policy raised KeyError: 'what'"
+    assert (error.round, error.stage, error.device) == (1, "decide", None)
+    assert "in decide\n    raise KeyError" in error.trace
+    assert ends(events) == [(0, 0, "done"), (1, 0, "late"), (2, 0, "late")]
+    assert events[-1].report.error == "the run failed"
+
+
+def test_a_policy_that_chooses_nobody_ends_the_run():
+    _, error = failing(lambda view: Decision())
+    assert str(error) == (
+        "round 0, stage decide: the policy chose no device while none is in flight, so the run cannot go on"
+    )
+
+
+def test_a_policy_that_chooses_nobody_for_a_reason_says_it():
+    link = {"up_bytes_per_s": 1e9, "down_bytes_per_s": 1e9}
+    fleet = {"classes": [{"name": "tiny", "count": 2, "flop_per_s": 1000, "memory_bytes": 10} | link]}
+    with pytest.raises(RunError) as caught:
+        list(fedbonsai.run(config_of() | {"fleet": fleet}))
+    assert str(caught.value).startswith(
+        "round 0, stage decide: the policy chose no device while none is in flight, so the run cannot go on; "
+        "it left out 2 for memory (device 0: needs "
+    )
+    assert "\n" not in str(caught.value)
+
+
+def bad_plan(change, **decision):
+    return start_of_round(lambda view: Decision(plans=(change(view),), **decision))
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        (bad_plan(lambda view: msgspec.structs.replace(view.new_plan(0), device=9)), "the policy chose device 9; devices are 0 to 2"),
+        (bad_plan(lambda view: msgspec.structs.replace(view.new_plan(0), device=-1)), "the policy chose device -1; devices are 0 to 2"),
+        (bad_plan(lambda view: msgspec.structs.replace(view.new_plan(0), version=1)),
+         "a plan for device 0 starts at version 1; the current one is 0"),
+        (lambda view: Decision(plans=(view.new_plan(2),)) if view.dispatched else everyone(view), "the policy chose device 2, which still has a plan in flight"),
+        (start_of_round(lambda view: Decision(plans=(view.new_plan(0), view.new_plan(0)))), "which still has a plan in flight"),
+        (bad_plan(lambda view: view.new_plan(0).with_("", split=Split(cut="all"))), "split is set"),
+        (bad_plan(lambda view: view.new_plan(0).with_("", objective=Objective(kind="imitate"))), "objective must be"),
+    ],
+)  # fmt: skip
+def test_a_plan_that_cannot_be_carried_out_is_refused_before_dispatch(function, sentence):
+    events, error = failing(function)
+    assert sentence in str(error)
+    assert "\n" not in str(error)
+    assert (error.round, error.stage) == (0, "dispatch")
+    assert closed(events) == []
+
+
+def test_a_device_sends_no_more_than_it_may():
+    link = {"flop_per_s": 1, "memory_bytes": 10**9, "up_bytes_per_s": 1e9, "down_bytes_per_s": 1e9}
+    fleet = {"classes": [{"name": "shy", "may_send": ["logits"]} | link]}
+    with pytest.raises(RunError) as caught:
+        list(fedbonsai.run(config_of() | {"fleet": fleet}))
+    assert "it sends weights, and fleet class 'shy' may send only: logits" in str(caught.value)
+    assert (caught.value.device, caught.value.round, caught.value.stage) == (0, 0, "dispatch")
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (lambda view: (Decision(tasks=(ServerTask(name="distil"),)), None), "the policy asks for the server task 'distil'; no task can be carried out yet"),
+        (lambda view: (Decision(close_at=0), None), "the policy set close_at to 0; it must be 1 or more"),
+        (lambda view: (Decision(close_after_s=-1.0), None), "the policy set close_after_s to -1; it must be above 0"),
+        (lambda view: Decision(), "the policy returned Decision; it must return a pair, a Decision and its new state"),
+        (lambda view: None, "the policy returned NoneType; it must return a pair, a Decision and its new state"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_none_is_refused(answer, sentence):
+    @dataclass(frozen=True)
+    class Answers:
+        def init(self):
+            return None
+
+        def decide(self, view, state, decision):
+            return answer(view)
+
+    with pytest.raises(RunError) as caught:
+        list(fedbonsai.run(config_of(), policy=Answers()))
+    assert str(caught.value) == f"round 0, stage decide: {sentence}"
+
+
+def test_the_state_goes_in_as_it_came_out():
+    seen = []
+
+    @dataclass(frozen=True)
+    class Counting:
+        def init(self):
+            return {"asked": 0}
+
+        def decide(self, view, state, decision):
+            seen.append(state)
+            return everyone(view), {"asked": state["asked"] + 1}
+
+    list(fedbonsai.run(config_of(stop={"rounds": 1}), policy=Counting()))
+    assert seen == [{"asked": 0}, {"asked": 1}, {"asked": 2}]
+
+
+def test_an_update_that_is_not_finite_is_rejected_and_the_round_goes_on():
+    events, summary = run(everyone, bad=[1])
+    rejected = [e.report for e in events if isinstance(e, PlanEnded) and e.report.outcome == Outcome.REJECTED]
+    assert [(r.plan.device, r.plan.version, r.stage) for r in rejected] == [(1, 0, "fold"), (1, 1, "fold")]
+    assert all("NaN or infinity" in r.error for r in rejected)
+    assert closed(events) == [(1, 2), (2, 2)]
+    assert summary["outcomes"]["rejected"] == 2
+    assert summary["model_hash"] != run(everyone)[1]["model_hash"]
+
+
+def test_when_every_device_fails_the_run_ends_with_the_first_cause():
+    events, error = failing(everyone, training={"loss": "users_parts:fails_on_five"})
+    assert str(error) == (
+        "device 0, round 0, stage train: no device of this round delivered; the first fault: ArithmeticError: boom"
+    )
+    assert (error.device, error.round, error.stage) == (0, 0, "train")
+    assert [end[2] for end in ends(events)] == ["failed"] * 3
+
+
+def test_when_every_update_is_rejected_the_run_ends_too():
+    _, error = failing(everyone, bad=[0, 1, 2])
+    assert str(error).startswith(
+        "device 0, round 0, stage fold: no device of this round delivered; the first fault: Unfit"
+    )
+
+
+def test_a_run_in_which_nobody_ever_had_the_memory_does_not_end_well():
+    events, error = failing(everyone, training={"loss": "users_parts:exhausts_on_five"})
+    assert str(error) == (
+        "device 0, round 0, stage train: no device delivered an update in the whole run; "
+        "the first fault: out_of_memory: MemoryError: no room"
+    )
+    assert Counter(end[2] for end in ends(events)) == {"out_of_memory": 6}
+
+
+def test_one_failing_device_leaves_the_others_at_work():
+    """Only device 0 has data of five samples in one batch: the others train in batches of 2."""
+
+    @start_of_round
+    def decide(view):
+        plans = [view.new_plan(device) for device in idle(view)]
+        small = msgspec.structs.replace(plans[1].training, batch_size=2)
+        return Decision(plans=(plans[0], *(plan.with_("small", training=small) for plan in plans[1:])))
+
+    events, _ = run(decide, training={"loss": "users_parts:fails_on_five"})
+    assert ends(events)[0] == (0, 0, "failed")
+    assert closed(events) == [(1, 2), (2, 2)]
+
+
+def test_a_plan_that_only_evaluates_is_done_without_an_update():
+    @start_of_round
+    def decide(view):
+        plans = [view.new_plan(device) for device in idle(view)]
+        return Decision(plans=(plans[0].with_("ask", objective=Objective(kind="evaluate")), *plans[1:]))
+
+    events, summary = run(decide, stop={"rounds": 1})
+    assert ends(events)[0] == (0, 0, "done")
+    assert closed(events) == [(1, 2)]
+    assert summary["outcomes"]["done"] == 3
+
+
+@dataclass
+class CountingPool:
+    """The in-process pool, with scales at its door."""
+
+    inner: InlinePool
+    bytes: Counter = field(default_factory=Counter)
+    num_workers = 1
+
+    def submit(self, task):
+        control = self.inner.submit(task)
+        self.bytes["down"] += task.packet.nbytes + control
+        assert control == len(msgspec.msgpack.encode(task.plan))
+        return control
+
+    def result(self, plan_id):
+        finished = self.inner.result(plan_id)
+        self.bytes["up"] += finished.control_bytes + (0 if finished.update is None else finished.update.nbytes)
+        return finished
+
+    def next(self, timeout_s):
+        raise AssertionError("the virtual clock asks for results by plan")
+
+    def cancel(self, plan_id):
+        self.inner.cancel(plan_id)
+
+    def notices(self):
+        return []
+
+    def close(self):
+        self.inner.close()
+
+
+@pytest.mark.parametrize("codecs", [{}, {"up": "lz4", "down": "lz4"}])
+def test_the_ledger_is_the_sum_of_the_packets_and_the_control_messages(codecs):
+    pools = []
+
+    def make_pool(settings):
+        pools.append(CountingPool(InlinePool(Device(settings), LocalChannel())))
+        return pools[0]
+
+    config = load_config(config_of(codecs=codecs, stop={"rounds": 2}, bad=[1]))
+    events = list(Engine(config, Do(everyone), make_pool=make_pool).events())
+    ended = events[-1]
+    assert ended.up_bytes == pools[0].bytes["up"] == sum(ended.up_by_kind.values())
+    assert ended.down_bytes == pools[0].bytes["down"] == sum(ended.down_by_kind.values())
+    charged = [event.report.virtual for event in events if isinstance(event, PlanEnded)]
+    assert ended.up_by_kind["weights"] == sum(cost.up_bytes for cost in charged)
+    assert ended.down_by_kind["weights"] == sum(cost.down_bytes for cost in charged)
+
+
+@pytest.mark.parametrize(
+    ("stop", "rounds", "reason"),
+    [
+        ({"rounds": 0}, 0, "0 rounds"),
+        ({"rounds": 3}, 3, "3 rounds"),
+        ({"virtual_s": 1e-9}, 1, "1e-09 virtual seconds"),
+        ({"bytes": 1}, 1, "1 bytes"),
+        ({"loss": 1e6}, 1, "reached the target 1e+06"),
+        ({"accuracy": 1e-9}, 1, "reached the target 1e-09"),
+        ({"patience": 1, "rounds": 40}, None, "no better evaluation in 1"),
+    ],
+)
+def test_a_run_ends_by_its_rules(stop, rounds, reason):
+    changes = {"evaluation": {"where": "server"}, "stop": {"rounds": 9} | stop}
+    if "patience" in stop:  # a model that does not move never gets better
+        changes["training"] = {"optimiser": {"learning_rate": 0.0}}
+        rounds = 2
+    events, summary = run(everyone, **changes)
+    assert summary["rounds"] == rounds
+    assert reason in summary["reason"]
+    assert [e.version for e in events if isinstance(e, Evaluated)] == (
+        [0] if rounds == 0 else list(range(1, rounds + 1))
+    )
+
+
+def test_the_wall_clock_runs_the_same_loop():
+    events, summary = run(everyone, clock="wall")
+    assert closed(events) == [(1, 3), (2, 3)]
+    times = [event.time_s for event in events]
+    assert times == sorted(times)
+    assert summary["model_hash"]
+
+
+def test_the_order_of_arrival_does_not_depend_on_the_machine():
+    first, second = run(everyone), run(everyone)
+    facts = [
+        (event.report.plan, event.report.virtual, event.time_s) for event in first[0] if isinstance(event, PlanEnded)
+    ]
+    again = [
+        (event.report.plan, event.report.virtual, event.time_s) for event in second[0] if isinstance(event, PlanEnded)
+    ]
+    assert facts == again
+    assert first[1]["model_hash"] == second[1]["model_hash"]
+
+
+def test_a_model_that_does_not_fit_the_data_is_refused_before_the_first_round():
+    with pytest.raises(ConfigError, match=r"^the model and its loss fail on a sample of shape \(4,\)"):
+        next(
+            fedbonsai.run(config_of(model={"name": "torch.nn:Linear", "kwargs": {"in_features": 3, "out_features": 3}}))
+        )
