@@ -1,12 +1,16 @@
-"""Keeps freed memory in the process, where the C library is glibc.
+"""Memory settings of worker processes, where the C library is glibc: keep freed memory, and use huge pages.
 
 By default glibc gives large freed blocks back to the system and takes them again at the next batch; each time every page of
-them faults anew. A training step and a packet of some megabytes allocate and free the same sizes over and over: keeping
-them saves a fifth to a half of the time of small models (benchmarks/throughput.py). What is kept is at most what was once in use.
+them faults anew. A training step and a packet of some megabytes allocate and free the same sizes over and over, so workers
+keep them: what is kept is at most what was once in use. And on 2 MB pages the processor looks up 512 times fewer addresses.
+Together they take 10-15 % off a training step of ``small`` and ``resfed_cnn`` (benchmarks/throughput.py).
 """
 
 import ctypes
 import sys
+
+# Read by glibc (2.35 or newer) when a process starts, so it must be in the environment before; others ignore it.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEEP_BYTES = 1 << 30

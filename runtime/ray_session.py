@@ -17,6 +17,7 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from ..actors.allocator import HUGE_PAGES
 from ..actors.pool import WorkerFailure
 from ..actors.ray_host import start_host
 from ..actors.ray_pool import Bundle
@@ -92,7 +93,7 @@ class RaySession:
                 object_store_bytes=options.object_store_bytes,
                 preallocate=options.preallocate,
                 dashboard=options.dashboard,
-                env_vars=runtime_env.get("env_vars"),
+                env_vars=({} if "GLIBC_TUNABLES" in os.environ else HUGE_PAGES) | runtime_env.get("env_vars", {}),
             )
         else:
             self._cluster = join(options.address, runtime_env=runtime_env)
