@@ -5,6 +5,7 @@ run(config)  ->  Run: an iterator of events
                  ray:    a placement group, the engine in the server's actor, workers in the other bundles
 """
 
+import copy
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,7 +45,9 @@ class Session(Protocol):
 
 
 class Run:
-    """One run: iterate it for its events, once. Its end, ``close`` and the end of a ``with`` block release what it made.
+    """One run: iterate it for its events, once.
+
+    Its end, ``close``, the end of a ``with`` block and dropping it release what it made.
 
     ``config``: as it was given, with the policy that really acts. ``summary``: what it came to so far. ``folder``: its run
     folder, if it writes one. ``reports``: the last report of each device that took part.
@@ -62,7 +65,8 @@ class Run:
         self.reports: dict[int, PlanEnded] = {}
         self._summary = Summary()
         self._weights: dict[str, dict[str, torch.Tensor]] = {}
-        self._events = self._run()
+        # The generator holds a copy, which shares all that is in here: without a cycle, a run that is dropped ends at once.
+        self._events = copy.copy(self)._run()
 
     def __iter__(self) -> Iterator[AnyEvent]:
         """The events, from where they are."""

@@ -1,0 +1,194 @@
+"""The Python API: iterate a run, then ask it."""
+
+import json
+
+import fedbonsai
+import numpy as np
+import pytest
+import torch
+from fedbonsai.learning.data.digits import load_digits
+from fedbonsai.learning.store import model_hash
+from fedbonsai.policies.select import Fastest
+from fedbonsai.runtime.errors import ConfigError, RunError
+from fedbonsai.runtime.events import PlanEnded, RunEnded, RunStarted, VersionClosed
+from fedbonsai.runtime.run_folder import RunFolder
+
+
+def accuracy_of(model):
+    """Accuracy on the bundled digits' test images, without our own evaluation."""
+    test = load_digits().test
+    samples = test.take(np.arange(len(test)))
+    with torch.no_grad():
+        return float((model(samples.x - 0).argmax(1) == samples.y).float().mean())
+
+
+def test_a_run_is_iterated_for_its_events(digits):
+    run = fedbonsai.run(digits())
+    events = list(run)
+    assert isinstance(events[0], RunStarted)
+    assert isinstance(events[-1], RunEnded)
+    assert run.summary["status"] == "finished"
+    assert sorted(run.reports) == [0, 1, 2]
+    assert all(isinstance(event, PlanEnded) for event in run.reports.values())
+    assert list(run) == []
+
+
+def test_the_summary_can_be_watched(digits):
+    run = fedbonsai.run(digits())
+    rounds = [run.summary["rounds"] for event in run if isinstance(event, VersionClosed)]
+    assert rounds == [1, 2]
+
+
+def test_the_model_predicts_as_well_as_the_summary_says(digits):
+    run = fedbonsai.run(digits(stop={"rounds": 3}))
+    for _ in run:
+        pass
+    model = run.model()
+    assert not model.training
+    assert model_hash(model.state_dict()) == run.summary["model_hash"]
+    # digits are normalised before they go in; evaluation's transform is the data's
+    from fedbonsai.learning.workload import Workload
+    from fedbonsai.runtime.engine import workload_settings
+
+    data = Workload(workload_settings(run.config, num_devices=3)).data
+    samples = data.server_test()
+    with torch.no_grad():
+        output = model(data.test_transform(samples.x, torch.Generator()))
+    assert float((output.argmax(1) == samples.y).float().mean()) == pytest.approx(run.summary["accuracy"])
+
+
+def test_the_best_is_not_always_the_last(digits):
+    # Round 2 has a learning rate that throws the model off.
+    config = digits(schedule={"name": "step", "gamma": 1.0, "milestones": []}, stop={"rounds": 3})
+    config["training"] = {"batch_size": 64, "optimiser": {"learning_rate": 3.0, "momentum": 0.0, "clip_norm": 1.0}}
+    run = fedbonsai.run(config)
+    for _ in run:
+        pass
+    summary = run.summary
+    best, final = run.weights("best"), run.weights("final")
+    assert model_hash(final) == summary["model_hash"]
+    assert (model_hash(best) == model_hash(final)) == (summary["best_round"] == summary["rounds"])
+    assert summary["best_accuracy"] >= summary["accuracy"]
+    assert isinstance(run.model("best"), torch.nn.Module)
+
+
+def test_a_model_is_there_only_at_the_end(digits):
+    run = fedbonsai.run(digits())
+    with pytest.raises(RuntimeError, match=r"^the run has no 'final' weights yet; iterate it to its end first$"):
+        run.model()
+    run.close()
+
+
+def test_a_policy_object_acts_in_place_of_the_configured_chain(digits):
+    run = fedbonsai.run(digits(policy=[{"name": "all"}]), policy=Fastest(cohort=1))
+    devices = [event.report.plan.device for event in run if isinstance(event, PlanEnded)]
+    assert devices == [0, 0]
+    assert run.config.policy == ({"name": "fastest", "cohort": 1},)
+
+
+def test_settings_and_overrides(digits):
+    run = fedbonsai.run(digits(), settings=["stop.rounds=1", "seed=8"], seed=9, workers=None)
+    assert (run.config.stop.rounds, run.config.seed, run.config.workers) == (1, 9, None)
+    with pytest.raises(ConfigError, match=r"^sead is not a setting \(did you mean 'seed'\?\)"):
+        fedbonsai.run(digits(), sead=1)
+
+
+def test_without_a_folder_nothing_is_written(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in fedbonsai.run(digits(stop={"rounds": 1})):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("leave", ["close", "with"])
+def test_leaving_early_leaves_a_readable_folder(digits, tmp_path, leave):
+    run = fedbonsai.run(digits(stop={"rounds": 50}), out=tmp_path / "run")
+    if leave == "close":
+        for event in run:
+            if isinstance(event, VersionClosed):
+                break
+        run.close()
+    else:
+        with run:
+            next(event for event in run if isinstance(event, VersionClosed))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["reason"], summary["rounds"]) == ("interrupted", "interrupted", 1)
+    assert summary == run.summary
+    lines = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["type"] == "VersionClosed"
+    assert (tmp_path / "run" / "final.safetensors").exists()
+    assert isinstance(run.model(), torch.nn.Module)
+    run.close()  # harmless
+
+
+def test_a_run_that_never_began_leaves_a_readable_folder(digits, tmp_path):
+    with fedbonsai.run(digits(), out=tmp_path / "run") as run:
+        pass
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
+    assert run.summary["rounds"] == 0
+
+
+def test_a_run_that_fails_leaves_a_readable_folder_with_the_reason(digits, tmp_path):
+    run = fedbonsai.run(digits(policy=[{"name": "deadline", "deadline_s": 1e-9}]), out=tmp_path / "run")
+    with pytest.raises(RunError) as caught:
+        list(run)
+    assert (caught.value.round, caught.value.stage) == (0, "decide")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["reason"]) == ("failed", str(caught.value))
+    assert "deadline" in summary["reason"]
+
+
+def test_a_mistake_found_while_building_is_a_configuration_error(digits, tmp_path):
+    run = fedbonsai.run(digits(model="nonsense"), out=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"^model.name is 'nonsense'"):
+        next(run)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize("end", ["finished", "closed", "failed"])
+def test_torchs_threads_are_given_back(digits, end):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        run = fedbonsai.run(digits(model="nonsense") if end == "failed" else digits())
+        if end == "failed":
+            with pytest.raises(ConfigError):
+                next(run)
+        else:
+            next(run)
+            assert torch.get_num_threads() == 1
+            _ = run.close() if end == "closed" else list(run)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_torchs_global_generator_is_not_touched(digits):
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
+    np_before = np.random.get_state()[1].copy()
+    list(fedbonsai.run(digits()))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert (np.random.get_state()[1] == np_before).all()
+
+
+def test_a_loop_that_is_left_ends_the_run_at_once(digits, tmp_path):
+    threads = torch.get_num_threads()
+    for _ in fedbonsai.run(digits(), out=tmp_path / "run"):
+        break
+    assert torch.get_num_threads() == threads
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
+
+
+def test_folders_are_checked_at_once(digits, tmp_path):
+    RunFolder(tmp_path / "run", fedbonsai.load_config(digits())).close()
+    with pytest.raises(ConfigError, match="which is not empty"):
+        fedbonsai.run(digits(), out=tmp_path / "run")
+
+
+def test_the_defaults_of_the_package_are_enough(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = fedbonsai.run(backend="inline", settings=["stop.rounds=1"])
+    list(run)
+    assert run.summary["name"] == "run"
+    assert 0 < run.summary["accuracy"] <= 1
