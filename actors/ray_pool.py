@@ -58,6 +58,7 @@ class Worker:
         """Load data and model."""
         self._device.warm_up()
 
+    @ray.method(num_returns=3)  # type: ignore[untyped-decorator, unused-ignore]
     def run(self, plan: bytes, packet: Array, state: bytes | None) -> tuple[bytes, Array | None, bytes | None]:
         """One plan; the packet arrives as a view of the object store."""
         return self._device.run(plan, packet, state)
@@ -178,7 +179,7 @@ class RayPool:
                 continue
             seat = min(free, key=lambda s: len(s.running))
             message = msgspec.msgpack.encode(task.plan)
-            seat.running[task.plan.id] = seat.actor.run.options(num_returns=3).remote(message, task.packet, task.state)
+            seat.running[task.plan.id] = seat.actor.run.remote(message, task.packet, task.state)
         self._queue.extendleft(reversed(waiting))
 
     def _wait(self, timeout_s: float | None) -> bool:
