@@ -15,9 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import finish, median
-
 import fedbonsai
+from common import finish, median
 from fedbonsai.runtime.events import VersionClosed
 
 

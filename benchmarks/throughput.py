@@ -22,11 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fedbonsai
 import torch
 from common import finish, median
-from torch import Tensor
-
-import fedbonsai
 from fedbonsai.learning.data.batches import batches
 from fedbonsai.learning.data.types import Pool, Samples
 from fedbonsai.learning.losses import make_loss
@@ -34,6 +32,7 @@ from fedbonsai.learning.models import build
 from fedbonsai.learning.optimisers import make_optimiser
 from fedbonsai.learning.spec import Call, Optimiser
 from fedbonsai.runtime.events import VersionClosed
+from torch import Tensor
 
 DEVICES, COHORT, SAMPLES, BATCH = 100, 10, 100, 32
 OPTIMISER = Optimiser(learning_rate=0.01, momentum=0.9)
@@ -221,7 +220,9 @@ def main() -> None:
     result: dict[str, Any] = compare(
         "resfed_cnn", repetitions=repetitions, empty_rounds=empty_rounds, channels_last=False, bf16=False
     )
-    result["small"] = compare("small", repetitions=2 * repetitions, empty_rounds=empty_rounds, channels_last=False, bf16=False)
+    result["small"] = compare(
+        "small", repetitions=2 * repetitions, empty_rounds=empty_rounds, channels_last=False, bf16=False
+    )
     if arguments.variants:
         result["rows"] = [
             {"model": model, "channels_last": True, "precision": "bf16" if bf16 else "float32"}

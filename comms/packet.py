@@ -169,19 +169,17 @@ def _frame(packet: Array, *, sum_squares: bool = False) -> _Frame:
     if start + payload + _CHECKSUM_BYTES != packet.nbytes:
         raise TruncatedPacket(f"a packet says {start + payload + _CHECKSUM_BYTES} bytes and has {packet.nbytes}")
     digest = xxhash.xxh3_64(packet[:start].data)
-    payload_bytes = packet[start:-_CHECKSUM_BYTES]
-    squares = _digest(payload_bytes, digest) if sum_squares else digest.update(payload_bytes.data)
+    squares = np.float32(np.inf)
+    if sum_squares:
+        squares = _digest(packet[start:-_CHECKSUM_BYTES], digest)
+    else:
+        digest.update(packet[start:-_CHECKSUM_BYTES].data)
     if digest.digest() != packet[-_CHECKSUM_BYTES:].tobytes():
         raise CorruptPacket("the checksum does not match")
     if kind not in PacketKind._value2member_map_:
         raise UnsupportedPacket(f"unknown kind of packet {kind}")
     stamp = Stamp(kind=PacketKind(kind), version=model, state_hash=state, plan=plan, attempt=attempt, sequence=sequence)
-    return _Frame(
-        stamp,
-        packet[_FIXED.size : _FIXED.size + header_bytes].tobytes(),
-        start,
-        squares is not None and bool(np.isfinite(squares)),
-    )
+    return _Frame(stamp, packet[_FIXED.size : _FIXED.size + header_bytes].tobytes(), start, bool(np.isfinite(squares)))
 
 
 def _digest(payload: Array, digest: xxhash.xxh3_64) -> np.float32:

@@ -50,10 +50,14 @@ class PlanEnded(Event, frozen=True, kw_only=True):
 
 
 class VersionClosed(Event, frozen=True, kw_only=True):
-    """A round is over: updates folded, mean training loss, bytes so far and the wall seconds of this round."""
+    """A round is over: updates folded, mean training loss, bytes so far and the wall seconds of this round.
+
+    ``participation``: updates folded by fleet class.
+    """
 
     version: int
     folded: int
+    participation: dict[str, int] = {}
     loss: float | None
     up_bytes: int
     down_bytes: int

@@ -238,7 +238,7 @@ class Loop:
         else:
             self._first_fault = self._first_fault or report
         if plan.version == self._version:
-            self._round.ended(report)
+            self._round.ended(report, fleet_class=self._profiles[plan.device].name)
         return self._ended(report)
 
     def _fold(self, report: Report, update: object) -> Report:
@@ -291,6 +291,7 @@ class Loop:
             time_s=self._clock.time_s,
             version=self._version,
             folded=folded,
+            participation=dict(round_.delivered),
             loss=round_.loss,
             up_bytes=self._travelled("up"),
             down_bytes=self._travelled("down"),

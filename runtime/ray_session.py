@@ -9,6 +9,7 @@ A placement group dies with the process that made it, so the driver makes it; al
 """
 
 import os
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -66,10 +67,9 @@ class RaySession:
         if not ray.is_initialized():  # somebody else has ended this Ray already
             self._host = self._placement = None
         if self._host is not None:
-            try:
+            # Gone or busy: its workers go with the placement group below.
+            with suppress(RayActorError, RayTaskError, GetTimeoutError):
                 ray.get(self._host.call.remote("close"), timeout=5)
-            except (RayActorError, RayTaskError, GetTimeoutError):
-                pass  # it is gone or busy: its workers go with the placement group below
             ray.kill(self._host, no_restart=True)
             self._host = None
         if self._placement is not None:

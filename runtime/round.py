@@ -11,7 +11,8 @@ from ..policies.report import Outcome, Report
 class Round:
     """One version's book-keeping. ``opened_s`` is in the clock's seconds, ``opened_wall`` in those of this machine.
 
-    ``close_at``: folded updates that close it. ``deadline_s``: the clock's second at which it closes, whoever is missing.
+    ``delivered``: folded updates by fleet class. ``close_at``: folded updates that close it. ``deadline_s``: the clock's
+    second at which it closes, whoever is missing.
     """
 
     opened_s: float
@@ -21,6 +22,7 @@ class Round:
     deadline_s: float | None = None
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     left_out: dict[int, str] = field(default_factory=dict)
+    delivered: Counter[str] = field(default_factory=Counter)
     losses: list[tuple[float, int]] = field(default_factory=list)
     first_fault: Report | None = None
 
@@ -32,9 +34,11 @@ class Round:
             self.deadline_s = self.opened_s + decision.close_after_s
         self.left_out.update(decision.left_out)
 
-    def ended(self, report: Report) -> None:
-        """Note the end of one of its plans."""
+    def ended(self, report: Report, *, fleet_class: str) -> None:
+        """Note the end of one of its plans, on a device of ``fleet_class``."""
         self.outcomes[report.outcome] += 1
+        if report.outcome == Outcome.DONE:
+            self.delivered[fleet_class] += 1
         if report.outcome in (Outcome.FAILED, Outcome.REJECTED) and self.first_fault is None:
             self.first_fault = report
         if report.outcome == Outcome.DONE and report.loss is not None:

@@ -97,11 +97,11 @@ def test_a_killed_server_ends_the_run_in_one_sentence(tmp_path):
     import ray
 
     run = fedbonsai.run(BASE | {"stop": {"rounds": 50}}, backend="ray", workers=1, out=tmp_path / "run")
+    assert any(isinstance(event, RunStarted) for event in run)  # iterated this far, and no further
+    (host,) = actor_pids("Host")
+    os.kill(host, signal.SIGKILL)
     with pytest.raises(RunError, match="stage server: the server actor died"):
-        for event in run:
-            if isinstance(event, RunStarted):
-                (host,) = actor_pids("Host")
-                os.kill(host, signal.SIGKILL)
+        list(run)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
     assert ray.is_initialized()  # the user's own Ray is left running
 

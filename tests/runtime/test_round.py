@@ -11,10 +11,11 @@ def ended(make_plan, outcome, *, loss=None, samples=1, error=""):
 
 def test_the_loss_is_the_mean_over_samples_of_what_was_folded(make_plan):
     round_ = Round(0.0, 0.0, dispatched=4)
-    round_.ended(ended(make_plan, Outcome.DONE, loss=1.0, samples=30))
-    round_.ended(ended(make_plan, Outcome.DONE, loss=2.0, samples=10))
-    round_.ended(ended(make_plan, Outcome.REJECTED, loss=100.0, samples=10))
+    round_.ended(ended(make_plan, Outcome.DONE, loss=1.0, samples=30), fleet_class="board")
+    round_.ended(ended(make_plan, Outcome.DONE, loss=2.0, samples=10), fleet_class="board")
+    round_.ended(ended(make_plan, Outcome.REJECTED, loss=100.0, samples=10), fleet_class="board")
     assert round_.loss == 1.25
+    assert round_.delivered == {"board": 2}
     assert round_.outstanding == 1
 
 
@@ -25,7 +26,7 @@ def test_nothing_folded_has_no_loss():
 def test_the_first_fault_is_kept_and_lateness_is_none(make_plan):
     round_ = Round(0.0, 0.0, dispatched=3)
     for outcome, error in ((Outcome.LATE, "a"), (Outcome.FAILED, "b"), (Outcome.REJECTED, "c")):
-        round_.ended(ended(make_plan, outcome, error=error))
+        round_.ended(ended(make_plan, outcome, error=error), fleet_class="board")
     assert round_.first_fault.error == "b"
 
 
