@@ -3,6 +3,8 @@
     down_s    = latency + bytes down / rate        rate = the device's own, or the shared link's where that is less
     compute_s = training FLOPs per sample x samples processed / sustained FLOP/s
     up_s      = latency + bytes up / rate
+
+The server's own link counts as shared, where it is limited.
 """
 
 from ..clusters.profile import DeviceProfile
