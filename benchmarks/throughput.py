@@ -8,7 +8,8 @@
 Every contender trains the same batches of the same ten devices with the same optimiser, precision and memory format: ten of
 100 devices, 100 samples each, batch 32, on ``small`` and on ``resfed_cnn``. Contenders take turns within each repetition, so
 that a slow minute of the machine meets all of them. ``efficiency`` = bare processes / round; ``overhead_ms`` is the median
-round of devices that train nothing but receive, load, seal and return the whole model, and are folded.
+round of devices that train nothing but receive, load, seal and return the whole model, and are folded. Beside it stands
+``object_store_ms``: ten plain Ray calls that return an array of the model's size to one caller, and do nothing else.
 
     python benchmarks/throughput.py [--quick] [--save] [--variants]
 """
@@ -18,13 +19,15 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fedbonsai
+import numpy as np
+import ray
 import torch
 from common import finish, median
+from fedbonsai.clusters.ray_cluster import start_local
 from fedbonsai.learning.data.batches import batches
 from fedbonsai.learning.data.types import Pool, Samples
 from fedbonsai.learning.losses import make_loss
@@ -160,22 +163,62 @@ class Rounds:
             backend="ray",
             workers=CORES,
         )
-        self.seconds = self._rounds()
-        next(self.seconds)
+        self.timed()
         self.cold_start_s = time.perf_counter() - start
 
-    def _rounds(self) -> Iterator[float]:
+    def timed(self) -> float:
+        """Wall seconds of the next round, from asking for it until its last event is here."""
+        start = time.perf_counter()
         for event in self.run:
             if isinstance(event, VersionClosed):
-                yield event.wall_s
-
-    def timed(self) -> float:
-        """Wall seconds of the next round, by the server's clock."""
-        return next(self.seconds)
+                return time.perf_counter() - start
+        raise RuntimeError("the run ended")
 
     def close(self) -> None:
         """End the run."""
         self.run.close()
+
+
+class Returner:
+    """A plain Ray actor: returns an array, and does nothing else."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self.array = np.ones(num_bytes, np.uint8)
+
+    def call(self, array: Any) -> Any:
+        """The array."""
+        return self.array
+
+
+class Caller:
+    """A plain Ray actor that calls one returner a core, as the server calls its workers."""
+
+    def __init__(self, num_bytes: int) -> None:
+        share = 0.8 / CORES
+        self.array = np.ones(num_bytes, np.uint8)
+        self.returners = [ray.remote(Returner).options(num_cpus=share).remote(num_bytes) for _ in range(CORES)]
+
+    def rounds(self, count: int) -> list[float]:
+        """Seconds of each round: one put, ten calls, ten returns."""
+        walls = []
+        for _ in range(count):
+            start = time.perf_counter()
+            reference = ray.put(self.array)
+            calls = [self.returners[i % CORES].call.remote(reference) for i in range(COHORT)]
+            for call in calls:
+                ray.get(call)
+            del reference, calls
+            walls.append(time.perf_counter() - start)
+        return walls
+
+
+def object_store_ms(model: str, *, rounds: int) -> float:
+    """What Ray's object store takes to move the bytes of a round, by itself."""
+    num_bytes = 4 * sum(p.numel() for p in build(Call(model), seed=0, outputs=10).parameters())
+    with start_local(num_cpus=CORES, preallocate=True, env_vars={"PYTHONPATH": str(Path(__file__).parent)}):
+        caller = ray.remote(Caller).options(num_cpus=0.1).remote(num_bytes)
+        walls = ray.get(caller.rounds.remote(rounds))
+    return round(median(walls[rounds // 4 :]) * 1000, 1)
 
 
 def compare(model: str, *, repetitions: int, empty_rounds: int, channels_last: bool, bf16: bool) -> dict[str, float]:
@@ -206,6 +249,7 @@ def compare(model: str, *, repetitions: int, empty_rounds: int, channels_last: b
         finally:
             empty.close()
         result["overhead_ms"] = round(median(walls) * 1000, 1)
+        result["object_store_ms"] = object_store_ms(model, rounds=empty_rounds)
     return result
 
 
@@ -215,10 +259,14 @@ def main() -> None:
     parser.add_argument("--variants", action="store_true", help="also channels_last and bf16, as rows of their own")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/throughput.json")
     arguments = parser.parse_args()
-    repetitions, empty_rounds = (2, 24) if arguments.quick else (9, 120)
+    repetitions, empty_rounds = (1, 16) if arguments.quick else (5, 80)
     sys.path.insert(0, str(Path(__file__).parent))
     result: dict[str, Any] = compare(
-        "resfed_cnn", repetitions=repetitions, empty_rounds=empty_rounds, channels_last=False, bf16=False
+        "resfed_cnn",
+        repetitions=repetitions,
+        empty_rounds=0 if arguments.quick else empty_rounds,
+        channels_last=False,
+        bf16=False,
     )
     result["small"] = compare(
         "small", repetitions=2 * repetitions, empty_rounds=empty_rounds, channels_last=False, bf16=False
