@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 LIBRARY := actors clusters comms learning policies runtime
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check lint types format soak clean
+.PHONY: help install run test check lint types format clean
 
 help: ## print this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'

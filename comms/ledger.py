@@ -12,29 +12,29 @@ class Ledger:
     def __init__(self) -> None:
         """An empty ledger."""
         self._bytes: dict[tuple[Direction, str, int], int] = defaultdict(int)
-        self._messages: dict[tuple[Direction, str, int], int] = defaultdict(int)
+        self._by_kind: dict[tuple[Direction, str], int] = defaultdict(int)  # asked for every round: not summed anew
+        self._messages: dict[Direction, int] = defaultdict(int)
 
     def record(self, direction: Direction, *, kind: str, device: int, num_bytes: int) -> None:
         """One message of ``num_bytes`` to or from ``device``."""
         self._bytes[direction, kind, device] += num_bytes
-        self._messages[direction, kind, device] += 1
+        self._by_kind[direction, kind] += num_bytes
+        self._messages[direction] += 1
 
     def total(self, direction: Direction | None = None, *, kind: str | None = None, device: int | None = None) -> int:
         """Bytes of all messages that match."""
+        if device is None:
+            return sum(n for (d, k), n in self._by_kind.items() if direction in (None, d) and kind in (None, k))
         return sum(
-            count
-            for (d, k, n), count in self._bytes.items()
-            if direction in (None, d) and kind in (None, k) and device in (None, n)
+            num_bytes
+            for (d, k, n), num_bytes in self._bytes.items()
+            if n == device and direction in (None, d) and kind in (None, k)
         )
 
     def messages(self, direction: Direction | None = None) -> int:
         """Number of messages in a direction, or in both."""
-        return sum(count for (d, _, _), count in self._messages.items() if direction in (None, d))
+        return sum(count for d, count in self._messages.items() if direction in (None, d))
 
     def by_kind(self, direction: Direction) -> dict[str, int]:
-        """Bytes of a direction by kind."""
-        totals: dict[str, int] = defaultdict(int)
-        for (d, kind, _), count in self._bytes.items():
-            if d == direction:
-                totals[kind] += count
-        return dict(sorted(totals.items()))
+        """Bytes of a direction by kind, in order of name."""
+        return {kind: num_bytes for (d, kind), num_bytes in sorted(self._by_kind.items()) if d == direction}
