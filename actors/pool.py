@@ -99,8 +99,10 @@ class InlinePool:
         return finished(task.plan, report, update, state)
 
     def next(self, timeout_s: float | None) -> Finished | None:
-        """Run the oldest task."""
-        return self.result(next(iter(self._queue))) if self._queue else None
+        """Run the oldest task, unless the time is up already; one that has begun is not broken off."""
+        if not self._queue or (timeout_s is not None and timeout_s <= 0):
+            return None
+        return self.result(next(iter(self._queue)))
 
     def cancel(self, plan_id: int) -> None:
         """Forget a task."""

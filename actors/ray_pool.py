@@ -13,13 +13,8 @@ from typing import Any
 
 import msgspec
 import ray
-from ray.exceptions import (
-    GetTimeoutError,
-    ObjectLostError,
-    RayActorError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray import exceptions as faults
+from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..comms.codecs import Array
@@ -29,7 +24,8 @@ from .allocator import keep_freed_memory
 from .device import Device
 from .pool import Finished, Task, WorkerFailure, finished
 
-_WORKER_DIED = (RayActorError, WorkerCrashedError, ObjectLostError)
+# The last: Ray's memory monitor killed it, because the node (not one plan) was short of memory.
+_WORKER_DIED = (faults.RayActorError, faults.WorkerCrashedError, faults.ObjectLostError, faults.OutOfMemoryError)
 _QUEUE_PER_WORKER = 2
 
 

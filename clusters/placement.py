@@ -11,6 +11,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from .units import format_quantity
 
+SLACK = 1e-4  # Ray counts in ten-thousandths, rounded down: 12 bundles of 11.9 / 12 and one of 0.1 are 12, whatever floats say
 GRACE_S = 5.0  # even a bundle that fits takes a moment to be placed
 Bundle = Mapping[str, float]
 Selector = Mapping[str, str]
@@ -65,7 +66,7 @@ def _never(bundles: Sequence[Bundle], selectors: Sequence[Selector], labelled: l
         return problem
     nodes = _nodes(free=False)
     for name in {name for bundle in bundles for name in bundle}:
-        if sum(bundle.get(name, 0) for bundle in bundles) > sum(node.left.get(name, 0) for node in nodes):
+        if sum(bundle.get(name, 0) for bundle in bundles) > sum(node.left.get(name, 0) for node in nodes) + SLACK:
             return _misfit(bundles, selectors, nodes, labelled, each_alone=False)
     return None
 
@@ -105,7 +106,9 @@ def _misfit(
             node for node in nodes if all(_matches(node.labels, key, wanted) for key, wanted in selector.items())
         ]
         fitting = [
-            node for node in eligible if all(node.left.get(name, 0) >= amount for name, amount in bundle.items())
+            node
+            for node in eligible
+            if all(node.left.get(name, 0) + SLACK >= amount for name, amount in bundle.items())
         ]
         if not fitting:
             head = f"bundle {index + 1} of {len(bundles)} ({labelled[index]}) cannot be placed: "

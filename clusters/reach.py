@@ -25,7 +25,7 @@ def parse_address(address: str) -> tuple[str, int, bool]:
     """Host, port, and whether it is a client server's. Raises ``ValueError`` for what is not an address."""
     client = address.startswith("ray://")
     host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not colon or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or not colon or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ValueError(f"ray.address is {address!r}; it must be auto, host:port or ray://host:port")
     return host.strip("[]"), int(port), client
 

@@ -8,6 +8,7 @@ run(config)  ->  Run: an iterator of events
 import copy
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from ..policies.resolve_policy import make_policy
 from .config import Config, load_config
 from .describe_policy import describe_policy
 from .engine import Engine, workload_settings
-from .errors import ConfigError, FedbonsaiError, RunError
+from .errors import ConfigError, RunError
 from .events import AnyEvent, PlanEnded
 from .run_folder import RunFolder
 from .service import Fault, Service, Step
@@ -35,8 +36,8 @@ class Session(Protocol):
         """The next batch of events."""
         ...
 
-    def weights(self, which: str) -> dict[str, torch.Tensor]:
-        """Weights by name: "best" or "final"."""
+    def weights(self, which: str, *, timeout_s: float) -> dict[str, torch.Tensor]:
+        """Weights by name: "best" or "final". Raises ``RunError`` when they are not there within ``timeout_s``."""
         ...
 
     def close(self) -> None:
@@ -136,15 +137,14 @@ class Run:
                 if session is not None and self._summary.status != "failed":
                     self._fetch(session)
             finally:
-                self._close_folder()
-                if session is not None:
-                    session.close()
+                with closing(session) if session is not None else nullcontext():
+                    self._close_folder()
 
     def _close_folder(self) -> None:
         """Write the summary, the last thing in a run folder."""
         if self.folder is not None and not self.folder.closed:
-            self.folder.write_summary(self.summary)
-            self.folder.close()
+            with closing(self.folder):
+                self.folder.write_summary(self.summary)
 
     def _note(self, event: AnyEvent, started: float) -> None:
         """Consumers of every run: summary, folder, last reports."""
@@ -157,14 +157,19 @@ class Run:
 
     def _fetch(self, session: Session) -> None:
         """Bring the weights home."""
-        summary = self._summary.to_dict()
-        for which in ("final", "best"):
-            self._weights[which] = session.weights(which)
-            if self.folder is not None:
-                best = summary["best_round"] if which == "best" else None
-                rounds = summary["rounds"] if best is None else best
-                metadata = {"rounds": str(rounds), "model": self.config.model.name, "name": self.config.name}
-                self.folder.write_weights(which, self._weights[which], metadata=metadata)
+        summary, interrupted = self._summary.to_dict(), self._summary.status == "interrupted"
+        try:
+            for which in ("final", "best"):
+                # Whoever presses Ctrl-C wants to leave, even if the server is in the middle of a long plan.
+                self._weights[which] = session.weights(which, timeout_s=10.0 if interrupted else 120.0)
+                if self.folder is not None:
+                    rounds = (summary["best_round"] if which == "best" else None) or summary["rounds"]
+                    metadata = {"rounds": str(rounds), "model": self.config.model.name, "name": self.config.name}
+                    self.folder.write_weights(which, self._weights[which], metadata=metadata)
+        except RunError as error:
+            if not interrupted:  # else it ends without weights: the server is busy for long, or gone
+                self._summary.status, self._summary.reason = "failed", str(error)
+                raise
 
 
 def run(
@@ -204,8 +209,8 @@ class InlineSession:
         """The next batch of events."""
         return msgspec.msgpack.decode(self._service.step(), type=Step)
 
-    def weights(self, which: str) -> dict[str, torch.Tensor]:
-        """Weights by name."""
+    def weights(self, which: str, *, timeout_s: float) -> dict[str, torch.Tensor]:
+        """Weights by name, at once."""
         return self._service.weights(which)
 
     def close(self) -> None:
@@ -222,8 +227,6 @@ def _open(config: Config, policy: Policy) -> Session:
         from .ray_session import RaySession
 
         return RaySession(config, policy)
-    except FedbonsaiError:
-        raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -106,4 +106,4 @@ def _listed(value: Any) -> bool:
 
 def _numbered(value: Any) -> bool:
     """Whether a mapping names entries of a list."""
-    return isinstance(value, Mapping) and bool(value) and all(str(key).isdigit() for key in value)
+    return isinstance(value, Mapping) and bool(value) and all(str(key).isdecimal() for key in value)

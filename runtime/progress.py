@@ -22,7 +22,8 @@ class Progress:
 
     def __init__(self, config: Config, *, quiet: bool) -> None:
         """Choose bar or lines."""
-        self._console = Console(stderr=quiet, highlight=False)
+        # Names and errors are printed as they are: brackets in them are no markup, and ":1:" is no emoji.
+        self._console = Console(stderr=quiet, highlight=False, markup=False, emoji=False)
         if not self._console.is_terminal:
             self._console.width = 140  # a log has no window: do not fold tables
         self._rounds = config.stop.rounds

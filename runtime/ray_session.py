@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 
 from ..actors.allocator import HUGE_PAGES
 from ..actors.pool import WorkerFailure
@@ -33,7 +33,7 @@ from .errors import ClusterError, FedbonsaiError, RunError
 from .ray_server import make_service
 from .service import Step
 
-_FETCH_TIMEOUT_S = 120.0
+_SERVER_DIED = (RayActorError, OutOfMemoryError)  # the second: killed by Ray's memory monitor
 
 
 class RaySession:
@@ -54,12 +54,18 @@ class RaySession:
         """The next batch of events."""
         try:
             return msgspec.msgpack.decode(ray.get(self._host.call.remote("step")), type=Step)
-        except RayActorError as error:
+        except _SERVER_DIED as error:
             raise RunError(f"the server actor died: {str(error).splitlines()[0]}", stage="server") from error
 
-    def weights(self, which: str) -> dict[str, torch.Tensor]:
+    def weights(self, which: str, *, timeout_s: float) -> dict[str, torch.Tensor]:
         """Weights by name, copied out of the object store."""
-        tensors: dict[str, torch.Tensor] = ray.get(self._host.call.remote("weights", which), timeout=_FETCH_TIMEOUT_S)
+        tensors: dict[str, torch.Tensor]
+        try:
+            tensors = ray.get(self._host.call.remote("weights", which), timeout=timeout_s)
+        except GetTimeoutError as error:
+            raise RunError(f"the server did not hand out the weights within {timeout_s:g} s", stage="server") from error
+        except _SERVER_DIED as error:
+            raise RunError(f"the server actor died: {str(error).splitlines()[0]}", stage="server") from error
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
     def close(self) -> None:
@@ -68,7 +74,7 @@ class RaySession:
             self._host = self._placement = None
         if self._host is not None:
             # Gone or busy: its workers go with the placement group below.
-            with suppress(RayActorError, RayTaskError, GetTimeoutError):
+            with suppress(*_SERVER_DIED, RayTaskError, GetTimeoutError):
                 ray.get(self._host.call.remote("close"), timeout=5)
             ray.kill(self._host, no_restart=True)
             self._host = None
@@ -116,7 +122,7 @@ class RaySession:
             if isinstance(cause, WorkerFailure):
                 raise ClusterError(str(cause)) from None
             raise
-        except RayActorError as error:
+        except _SERVER_DIED as error:
             raise RunError(f"the server actor died while it started: {str(error).splitlines()[0]}") from error
 
 
@@ -156,7 +162,8 @@ def _cores() -> int:
 
 def _user_modules(config: Config, policy: Policy) -> list[str]:
     """Modules of the user's own that the configuration or the policy names; workers must be able to import them."""
-    named = {text.partition(":")[0] for text in _strings(config.to_dict()) if _is_path(text)}
+    sections = {key: value for key, value in config.to_dict().items() if key not in ("name", "fleet")}  # free names
+    named = {text.partition(":")[0] for text in _strings(sections) if _is_path(text)}
     named.add(type(policy).__module__)
     return sorted(name for name in named if name.partition(".")[0] not in ("fedbonsai", "__main__"))
 

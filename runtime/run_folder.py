@@ -10,9 +10,12 @@ best.safetensors, final.safetensors
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,7 +24,7 @@ import msgspec
 import yaml
 
 from .config import Config
-from .errors import ConfigError
+from .errors import ConfigError, RunError
 from .events import AnyEvent
 
 PACKAGES = ("fedbonsai", "torch", "torchvision", "ray", "numpy", "msgspec", "lz4", "xxhash", "safetensors")
@@ -37,28 +40,35 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
                 raise ConfigError(f"out is {str(path)!r}, which is not empty; name a new folder")
+            # First, and only if it is not there: of two runs that found the folder empty, one gets it.
+            self._events: TextIO = (path / "events.jsonl").open("x", encoding="utf-8")
             (path / "config.yaml").write_text(yaml.safe_dump(resolved(config), sort_keys=False))
             (path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
-            self._events: TextIO = (path / "events.jsonl").open("w")
         except OSError as error:
             raise ConfigError(f"out is {str(path)!r}, which cannot be written: {error.strerror}") from error
 
     def note(self, event: AnyEvent) -> None:
         """Append an event."""
-        self._events.write(msgspec.json.encode(event).decode() + "\n")
-        self._events.flush()
+        with self._told():
+            self._events.write(msgspec.json.encode(event).decode() + "\n")
+            self._events.flush()
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, in one step."""
         partial = self.path / "summary.json.partial"
-        partial.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-        partial.replace(self.path / "summary.json")
+        with self._told():
+            partial.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+            partial.replace(self.path / "summary.json")
 
     def write_weights(self, name: str, tensors: dict[str, Any], *, metadata: dict[str, str]) -> None:
-        """Write ``name``.safetensors."""
+        """Write ``name``.safetensors, in one step."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        save_file(tensors, self.path / f"{name}.safetensors", metadata=metadata)
+        partial = self.path / f"{name}.safetensors.partial"
+        with self._told(SafetensorError):
+            save_file(tensors, partial, metadata=metadata)
+            partial.replace(self.path / f"{name}.safetensors")
 
     @property
     def closed(self) -> bool:
@@ -67,7 +77,23 @@ class RunFolder:
 
     def close(self) -> None:
         """No more events."""
-        self._events.close()
+        with self._told():
+            self._events.close()
+
+    @contextmanager
+    def _told(self, *others: type[Exception]) -> Iterator[None]:
+        """A write that fails (a full disk, a folder that is gone) ends the run in one sentence.
+
+        ``others``: what a library raises in place of an ``OSError``.
+        """
+        kinds: tuple[type[Exception], ...] = (OSError, *others)
+        try:
+            yield
+        except kinds as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RunError(
+                f"out is {str(self.path)!r}, which can no longer be written: {reason}", stage="write"
+            ) from error
 
 
 def resolved(config: Config) -> dict[str, Any]:
@@ -78,7 +104,8 @@ def resolved(config: Config) -> dict[str, Any]:
 def default_path(config: Config) -> Path:
     """A new folder under ``runs/``, named after the run and the time."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    base = Path("runs") / f"{config.name}-{stamp}"
+    name = re.sub(r"[^\w.-]+", "-", config.name)[:50]  # a name may hold anything, a file name may not
+    base = Path("runs") / f"{name}-{stamp}"
     path, number = base, 1
     while path.exists():
         number += 1

@@ -18,7 +18,7 @@ import torch
 from ..actors.pool import WorkerFailure
 from .engine import Engine
 from .errors import ConfigError, FedbonsaiError, RunError
-from .events import AnyEvent, Evaluated, VersionClosed
+from .events import AnyEvent, Evaluated, RunStarted, VersionClosed
 
 _BATCH_S = 0.25
 
@@ -55,7 +55,7 @@ class Service:
         self._best: dict[str, torch.Tensor] | None = None
 
     def step(self) -> bytes:
-        """Advance for about a quarter of a second, or to the end of the round; a ``Step`` in msgpack.
+        """Advance for about a quarter of a second, or to the end of the round or of the start; a ``Step`` in msgpack.
 
         Nothing is in flight between synchronous rounds, so a driver that pauses there pauses the run.
         """
@@ -71,7 +71,9 @@ class Service:
                 events.append(event)
                 if isinstance(event, Evaluated) and event.best:
                     self._best = self._engine.weights()
-                if isinstance(event, VersionClosed):
+                if isinstance(
+                    event, RunStarted | VersionClosed
+                ):  # the head is told before the first round, however long
                     break
         except Exception as error:  # whatever ended the run travels to the driver, which raises it there
             over, fault = True, describe(error)

@@ -42,7 +42,8 @@ def test_results_come_by_plan_in_any_order(server: Server, pool: InlinePool) -> 
 def test_next_is_the_oldest(server: Server, pool: InlinePool) -> None:
     for device in (1, 0):
         pool.submit(task(server, device))
-    assert [pool.next(0.0).plan.device, pool.next(None).plan.device] == [1, 0]
+    assert pool.next(0.0) is None  # the time is up: nothing more begins
+    assert [pool.next(1e-9).plan.device, pool.next(None).plan.device] == [1, 0]
     assert pool.next(None) is None
 
 

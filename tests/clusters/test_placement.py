@@ -23,10 +23,11 @@ def cluster() -> Iterator[None]:
         ([{"CPU": 1.0}, {"CPU": 1.0}], [{}, {"board": "rpi4"}]),
         ([{"CPU": 1.0}], [{"board": "in(nano,rpi4)"}]),
         ([{"CPU": 1.0}], [{"board": "!nano"}]),
+        ([{"CPU": 0.1}] + [{"CPU": 1.9 / 19}] * 19, None),  # 2 CPU, but for the rounding of floats
     ],
 )
 def test_what_fits_is_reserved(bundles: list[dict[str, float]], selectors: list[dict[str, str]] | None) -> None:
-    group = make_placement_group(bundles, strategy="PACK", timeout_s=30, label_selectors=selectors)
+    group = make_placement_group(bundles, strategy="PACK", timeout_s=0, label_selectors=selectors)
     assert group.bundle_count == len(bundles)
     remove_placement_group(group)
 

@@ -43,3 +43,11 @@ def test_kinds_in_order_of_name(ledger: Ledger) -> None:
 def test_messages_are_counted_whatever_their_size(ledger: Ledger) -> None:
     ledger.record("up", kind="control", device=2, num_bytes=0)
     assert (ledger.messages(), ledger.messages("down"), ledger.messages("up")) == (6, 3, 3)
+
+
+def test_totals_are_the_sum_over_devices(ledger: Ledger) -> None:
+    for direction in ("up", "down", None):
+        for kind in ("weights", "control", None):
+            assert ledger.total(direction, kind=kind) == sum(
+                ledger.total(direction, kind=kind, device=device) for device in (0, 1)
+            )

@@ -26,6 +26,14 @@ def lazy() -> nn.Module:
     return nn.LazyLinear(3)
 
 
+class Remembering(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 1}
+
+
 def not_a_model() -> int:
     return 3
 
@@ -172,6 +180,8 @@ def test_errors_of_naming():
         make(f"{__name__}:not_a_model")
     with pytest.raises(ValueError, match="which has lazy layers; give them their sizes"):
         make(f"{__name__}:lazy")
+    with pytest.raises(ValueError, match="whose state holds '_extra_state'; it must hold nothing but tensors"):
+        make(f"{__name__}:Remembering")
     with pytest.raises(ValueError, match="which is a module; it must be a function or a class"):
         make(f"{__name__}:np")
 

@@ -9,6 +9,7 @@ import torch
 from fedbonsai.learning.data.digits import load_digits
 from fedbonsai.learning.store import model_hash
 from fedbonsai.policies.select import Fastest
+from fedbonsai.runtime.api import InlineSession
 from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import PlanEnded, RunEnded, RunStarted, VersionClosed
 from fedbonsai.runtime.run_folder import RunFolder
@@ -192,3 +193,21 @@ def test_the_defaults_of_the_package_are_enough(tmp_path, monkeypatch):
     list(run)
     assert run.summary["name"] == "run"
     assert 0 < run.summary["accuracy"] <= 1
+
+
+def test_whoever_interrupts_does_not_wait_for_weights_that_do_not_come(digits, tmp_path, monkeypatch):
+    waited = []
+
+    def busy(session, which, *, timeout_s):
+        waited.append(timeout_s)
+        raise RunError("the server did not hand out the weights")
+
+    monkeypatch.setattr(InlineSession, "weights", busy)
+    run = fedbonsai.run(digits(), out=tmp_path / "run")
+    next(run)
+    run.close()
+    assert waited == [10.0]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
+    with pytest.raises(RunError, match="did not hand out"):
+        list(fedbonsai.run(digits()))
+    assert waited == [10.0, 120.0]

@@ -152,3 +152,13 @@ def test_a_table_of_many_devices_shows_the_slowest(make_plan):
 )  # fmt: skip
 def test_sizes(num_bytes, text):
     assert size(num_bytes) == text
+
+
+@pytest.mark.parametrize("text", ["no [/such] tag", "shape [batch] of [red]", "stage :1: of :smile:"])
+def test_what_looks_like_markup_is_printed_as_it_is(capsys, make_plan, text):
+    report = Report(plan=make_plan(1), outcome=Outcome.FAILED, error=text)
+    shown = show(Notice(text=text), PlanEnded(report=report, fleet_class="[/b]"))
+    shown._console.print(device_table({0: PlanEnded(report=report, fleet_class="[/b]")}))
+    told = capsys.readouterr().out
+    assert told.count(text) == 2
+    assert "[/b]" in told

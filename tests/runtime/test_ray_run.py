@@ -246,3 +246,12 @@ def test_an_unreachable_address_is_one_sentence(tmp_path, address):
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("error: ray.address is ")
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_only_what_is_code_is_looked_for_as_a_module():
+    from fedbonsai.policies.select import RandomCohort
+    from fedbonsai.runtime.ray_session import _user_modules
+
+    fleet = {"classes": [small_fleet()["classes"][0] | {"name": "board:second"}]}
+    config = fedbonsai.load_config({"name": "digits:second", "fleet": fleet, "model": "mine:net"})
+    assert _user_modules(config, RandomCohort(cohort=1)) == ["mine"]

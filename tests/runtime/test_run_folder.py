@@ -1,12 +1,14 @@
 """The run folder: complete, readable, and enough to run the same again."""
 
 import json
+from pathlib import Path
 
 import fedbonsai
 import pytest
+import torch
 import yaml
 from fedbonsai.runtime.config import load_config
-from fedbonsai.runtime.errors import ConfigError
+from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import Notice
 from fedbonsai.runtime.run_folder import PACKAGES, RunFolder, default_path, environment
 from safetensors.torch import load_file, safe_open
@@ -128,3 +130,45 @@ def test_default_folders_do_not_collide(tmp_path, monkeypatch):
         path.mkdir(parents=True)
         found.add(path)
     assert len(found) == 3
+
+
+def test_of_two_runs_that_find_it_empty_one_gets_it(tmp_path, monkeypatch):
+    RunFolder(tmp_path, load_config({"seed": 1})).close()
+    monkeypatch.setattr("pathlib.Path.iterdir", lambda path: iter(()))
+    with pytest.raises(ConfigError, match=r"which cannot be written: File exists$"):
+        RunFolder(tmp_path, load_config({"seed": 2}))
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["seed"] == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_disk_that_fills_up_ends_the_run_in_one_sentence(tmp_path, digits):
+    threads = torch.get_num_threads()
+    run = fedbonsai.run(digits(), out=tmp_path / "run")
+    next(run)
+    run.folder._events.close()
+    run.folder._events = Path("/dev/full").open("w")  # noqa: SIM115
+    with pytest.raises(RunError, match=r"^stage write: out is '.*run', which can no longer be written: No space left"):
+        list(run)
+    assert run.folder.closed
+    assert torch.get_num_threads() == threads  # what the run made is released all the same
+    assert run.summary["status"] == "failed"
+    run.close()  # harmless
+
+
+def test_weights_that_cannot_be_written_fail_the_run(tmp_path, digits):
+    run = fedbonsai.run(digits(), out=tmp_path / "run")
+    next(run)
+    (tmp_path / "run" / "final.safetensors.partial").mkdir()
+    with pytest.raises(RunError, match=r"^stage write: out is '.*run', which can no longer be written"):
+        list(run)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "can no longer be written" in summary["reason"]
+
+
+@pytest.mark.parametrize("name", ["a/../../b", "nul\0", "x" * 5000, "ü" * 300, "two words"])
+def test_whatever_the_name_the_default_folder_is_one_in_runs(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    path = default_path(load_config({"name": name}))
+    path.mkdir(parents=True)
+    assert [found.name for found in (tmp_path / "runs").iterdir()] == [path.name]

@@ -31,6 +31,18 @@ def test_anchors_still_merge():
     assert parse_yaml("a: &x {p: 1}\nb: {<<: *x, q: 2}")["b"] == {"p": 1, "q": 2}
 
 
+def test_what_is_merged_may_be_overridden():
+    text = "a: &x {p: 1, q: 1}\nb: &y {<<: *x, q: 2}\nc: {<<: *y, q: 3}\nd: {<<: [*x, *y]}\n"
+    assert parse_yaml(text) == {
+        "a": {"p": 1, "q": 1},
+        "b": {"p": 1, "q": 2},
+        "c": {"p": 1, "q": 3},
+        "d": {"p": 1, "q": 1},
+    }
+    with pytest.raises(ValueError, match=r"^key 'q' occurs twice \(line 2, column 19\)$"):
+        parse_yaml("a: &x {p: 1}\nb: {<<: *x, q: 2, q: 3}")
+
+
 @pytest.mark.parametrize("text", ["a: [1", "a: b: c", "\t- x", "!!python/object:os.system x"])
 def test_what_is_not_safe_yaml_is_refused_in_one_line(text):
     with pytest.raises(ValueError, match="line 1") as caught:
