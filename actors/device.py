@@ -156,13 +156,14 @@ class Device:
             transform=self.workload.data.test_transform,
             batch_size=plan.training.batch_size,
             channels_last=plan.training.channels_last,
+            precision=plan.training.precision,
         )
         return Report(plan=plan, samples=len(samples), metrics=metrics)
 
 
 def array_specs(tensors: tuple[TensorSpec, ...]) -> tuple[ArraySpec, ...]:
     """What a packet of these tensors holds before its codec."""
-    return tuple(ArraySpec(t.name, t.shape, t.dtype) for t in tensors)
+    return tuple(ArraySpec(t.name, t.shape, t.dtype, role=t.role) for t in tensors)
 
 
 def context_of(tensors: tuple[TensorSpec, ...], *, seed: int) -> Context:

@@ -110,6 +110,8 @@ class Server:
             metrics=self.workload.metrics,
             transform=self.workload.data.test_transform,
             batch_size=batch_size,
+            channels_last=training.channels_last,
+            precision=training.precision,
         )
 
     @cached_property

@@ -11,11 +11,14 @@ like any other: there is no second channel.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+
+_NO_ROLES: Mapping[str, str] = MappingProxyType({})
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -29,12 +32,18 @@ class CodecSpec(msgspec.Struct, frozen=True):
 
 
 class ArraySpec(msgspec.Struct, frozen=True):
-    """Name, shape and numpy type of one array. Where ``exact`` is false the array is flat, and ``shape`` its upper bound."""
+    """Name, shape and numpy type of one array. Where ``exact`` is false the array is flat, and ``shape`` its upper bound.
+
+    ``role``: weight, vector or statistic for a tensor of the model; "" for what a codec made (scales, streams).
+    ``nonzeros``: upper bound on the entries that are not zero, where a sparsifier knows one.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     exact: bool = True
+    role: str = ""
+    nonzeros: int | None = None
 
     @property
     def items(self) -> int:
@@ -50,9 +59,11 @@ class ArraySpec(msgspec.Struct, frozen=True):
         return self.items * np.dtype(self.dtype).itemsize
 
 
-def specs_of(arrays: Arrays) -> tuple[ArraySpec, ...]:
-    """What these arrays are, in their order."""
-    return tuple(ArraySpec(name, array.shape, array.dtype.str) for name, array in arrays.items())
+def specs_of(arrays: Arrays, roles: Mapping[str, str] = _NO_ROLES) -> tuple[ArraySpec, ...]:
+    """What these arrays are, in their order; ``roles`` by name, "" for what is not in it."""
+    return tuple(
+        ArraySpec(name, array.shape, array.dtype.str, role=roles.get(name, "")) for name, array in arrays.items()
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +156,7 @@ class Chain:
                 held = kept[index]
             else:
                 # Decoded with the layouts that the receiver derives, so that both get the same bits.
-                layouts = layouts or self._layouts(specs_of(tensors))
+                layouts = layouts or self._layouts(specs_of(tensors, context.roles))
                 held = self.links[index].decode(held, expected=layouts[index], context=context)
         return inputs[-1], held
 

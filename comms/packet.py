@@ -67,7 +67,7 @@ def seal(
     """
     if minus is not None and type(codec) is not Identity:  # a subclass may encode otherwise
         tensors, minus = {name: array - minus[name] for name, array in tensors.items()}, None
-    layout = codec.layout(specs_of(tensors))
+    layout = codec.layout(specs_of(tensors, context.roles))
     arrays, reconstruction = codec.encode(tensors, context=context)
     _check_layout(codec, layout, arrays)
     header = msgspec.msgpack.encode([arrays[spec.name].nbytes for spec in layout if not spec.exact])

@@ -8,6 +8,7 @@ from torch import nn
 
 from .data.types import Samples, Transform
 from .losses import Loss, Metric, scalar_loss, summed_metric
+from .spec import Precision
 
 
 def evaluate(
@@ -19,12 +20,14 @@ def evaluate(
     transform: Transform,
     batch_size: int = 256,
     channels_last: bool = False,
+    precision: Precision = "float32",
 ) -> dict[str, float]:
     """``{"loss": ..., metric: ...}``, each a mean over all samples; the model is left in evaluation mode.
 
     Batches are as equal as can be, of ``batch_size`` at most: a last batch of one sample has no statistics, for models that
-    normalise by the batch at hand. Random transforms see the same generator each time. Raises ``ValueError`` when there are
-    no samples, and for a loss or a metric of the wrong shape.
+    normalise by the batch at hand. ``precision``: of the forward pass; losses and metrics are float32. Random transforms see
+    the same generator each time. Raises ``ValueError`` when there are no samples, and for a loss or a metric of the wrong
+    shape.
     """
     count = len(samples)
     if count == 0:
@@ -39,7 +42,9 @@ def evaluate(
             inputs = transform(batch.x, generator)
             if channels_last and inputs.dim() == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
-            output = model(inputs)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+                output = model(inputs)
+            output = output.float() if precision == "bf16" else output
             size = len(batch)
             totals["loss"] += float(scalar_loss(loss(output, batch.y))) * size
             for name, metric in metrics.items():

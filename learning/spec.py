@@ -9,6 +9,7 @@ NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 CountOrZero = Annotated[int, msgspec.Meta(ge=0)]
+Precision = Literal["float32", "bf16"]
 
 
 class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,7 +56,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     steps: Count | None = None
     batch_size: Count = 32
     accumulation: Count = 1
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Precision = "float32"
     channels_last: bool = False
     checkpointing: bool = False
 

@@ -72,3 +72,25 @@ def test_random_transforms_see_the_same_generator_each_time() -> None:
 def test_a_metric_of_the_wrong_shape_is_named() -> None:
     with pytest.raises(ValueError, match=r"metric 'total' returned shape \(\)"):
         figures(line(1.0), LINE, metrics={"total": lambda output, target: (output - target).sum()})
+
+
+def test_bf16_runs_the_forward_pass_in_it_and_gives_float32_to_loss_and_metrics():
+    seen = []
+
+    class Spy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+
+        def forward(self, x):
+            output = self.linear(x)
+            seen.append(output.dtype)
+            return output
+
+    def loss(output, target):
+        seen.append(output.dtype)
+        return nn.functional.cross_entropy(output, target)
+
+    samples = Samples(torch.ones(3, 2), torch.zeros(3, dtype=torch.int64))
+    evaluate(Spy(), samples, loss=loss, metrics={}, transform=as_it_is, precision="bf16")
+    assert seen == [torch.bfloat16, torch.float32]
