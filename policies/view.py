@@ -63,7 +63,8 @@ class View:
     def new_plan(self, device: int) -> Plan:
         """The experiment's own plan for a device: whole model, configured training and codecs, fresh id and seed.
 
-        The id is assigned at dispatch (0 until then); the seed depends on the run's seed, the device and the version alone.
+        The id is assigned at dispatch (0 until then). The seed depends on the run's seed, the device, the version, and how many
+        plans of this version the device was sent before: a second one is no repetition of the first.
         """
         return self.plan_maker(device)
 

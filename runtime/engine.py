@@ -143,7 +143,8 @@ class _PlanMaker:
         self._training = config.training
         self._upload = Upload(statistics=config.server.statistics == "average")
 
-    def __call__(self, device: int, version: int) -> Plan:
+    def __call__(self, device: int, version: int, earlier: int) -> Plan:
+        """``earlier``: plans of this version that the device was sent before; equal seeds would make equal updates."""
         config = self._config
         if version != self._version:
             factor = config.schedule.factor(version, rounds=config.stop.rounds)
@@ -157,7 +158,7 @@ class _PlanMaker:
             version=version,
             part=self._part,
             training=self._training,
-            seed=derive(config.seed, "plan", device, version),
+            seed=derive(config.seed, "plan", device, version, *([earlier] if earlier else [])),
             upload=self._upload,
             codec_down=config.codecs.down,
             codec_up=config.codecs.up,

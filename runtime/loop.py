@@ -56,9 +56,9 @@ class Loop:
         costs: Costs,
         evaluator: Evaluator,
         ledger: Ledger,
-        new_plan: Callable[[int, int], Plan],
+        new_plan: Callable[[int, int, int], Plan],
     ) -> None:
-        """``new_plan``: the experiment's own plan for (device, version)."""
+        """``new_plan``: the experiment's own plan for (device, version, plans of that version it was sent before)."""
         self._config, self._fleet, self._policy = config, fleet, policy
         self._server, self._pool, self._clock, self._costs = server, pool, clock, costs
         self._evaluator, self._ledger, self._new_plan = evaluator, ledger, new_plan
@@ -153,7 +153,7 @@ class Loop:
         stop = self._config.stop
         remaining = None if stop.virtual_s is None else max(0.0, stop.virtual_s - self._clock.time_s)
         budget = None if stop.bytes is None else max(0, stop.bytes - self._travelled("up") - self._travelled("down"))
-        version = self._version
+        version, plans_of = self._version, self._round.plans_of
         return View(
             time_s=self._clock.time_s,
             version=version,
@@ -167,7 +167,7 @@ class Loop:
             evaluation=MappingProxyType(self._evaluation),
             remaining_s=remaining,
             remaining_bytes=budget,
-            plan_maker=lambda device: self._new_plan(device, version),
+            plan_maker=lambda device: self._new_plan(device, version, plans_of[device]),
             estimator=self._costs.estimate,
         )
 
@@ -209,7 +209,7 @@ class Loop:
         self._clock.dispatch(plan, down_bytes=down_bytes, flops=flops, peak_memory_bytes=memory)
         self._in_flight[plan.id] = plan
         self._busy[plan.device] = plan
-        self._round.dispatched += 1
+        self._round.sent(plan.device)
 
     def _check_delivered(self) -> None:
         """A run in which every device only ever failed did not end well, whatever rule ended it."""

@@ -11,8 +11,8 @@ from ..policies.report import Outcome, Report
 class Round:
     """One version's book-keeping. ``opened_s`` is in the clock's seconds, ``opened_wall`` in those of this machine.
 
-    ``delivered``: folded updates by fleet class. ``close_at``: folded updates that close it. ``deadline_s``: the clock's
-    second at which it closes, whoever is missing.
+    ``dispatched``: its plans so far, and ``plans_of`` the same by device. ``delivered``: folded updates by fleet class.
+    ``close_at``: folded updates that close it. ``deadline_s``: the clock's second at which it closes, whoever is missing.
     """
 
     opened_s: float
@@ -22,6 +22,7 @@ class Round:
     deadline_s: float | None = None
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     left_out: dict[int, str] = field(default_factory=dict)
+    plans_of: Counter[int] = field(default_factory=Counter)
     delivered: Counter[str] = field(default_factory=Counter)
     losses: list[tuple[float, int]] = field(default_factory=list)
     first_fault: Report | None = None
@@ -43,6 +44,11 @@ class Round:
             self.first_fault = report
         if report.outcome == Outcome.DONE and report.loss is not None:
             self.losses.append((report.loss, report.samples))
+
+    def sent(self, device: int) -> None:
+        """Note that one of its plans was dispatched to ``device``."""
+        self.dispatched += 1
+        self.plans_of[device] += 1
 
     @property
     def outstanding(self) -> int:

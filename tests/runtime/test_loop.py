@@ -14,6 +14,7 @@ import pytest
 from fedbonsai.actors.device import Device
 from fedbonsai.actors.pool import InlinePool
 from fedbonsai.comms.channel import LocalChannel
+from fedbonsai.learning.seeds import derive
 from fedbonsai.policies.decision import Decision, ServerTask
 from fedbonsai.policies.plan import Objective, Split
 from fedbonsai.policies.report import Outcome
@@ -170,6 +171,19 @@ def test_seeds_differ_by_decision_and_are_the_same_again():
 
     assert len(set(seeds())) == 6
     assert seeds() == seeds()
+
+
+def test_a_device_that_is_sent_two_plans_of_one_version_gets_two_seeds():
+    """Device 0 comes back twice while the version, which waits for four updates, is open."""
+
+    def decide(view):
+        return Decision(plans=tuple(view.new_plan(device) for device in idle(view)), close_at=4)
+
+    events, _ = run(decide, devices=4, stop={"rounds": 1})
+    plans = [e.report.plan for e in events if isinstance(e, PlanEnded) and e.report.plan.device == 0]
+    assert [plan.version for plan in plans] == [0, 0, 0]
+    path = (0, "plan", 0, 0)  # run seed, purpose, device, version
+    assert [plan.seed for plan in plans] == [derive(*path), derive(*path, 1), derive(*path, 2)]
 
 
 def test_the_view_tells_what_is_left_of_the_budgets():
