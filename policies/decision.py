@@ -19,7 +19,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
     ``plans``: one for each chosen device. ``left_out``: (device, reason) of those that a policy ruled out. ``close_at``:
     folded updates at which the version closes (None: when no plan of it is outstanding). ``close_after_s``: deadline in
-    seconds after the version opened. The first policy of a chain gets the empty decision.
+    seconds after the version's first plan was dispatched. The first policy of a chain gets the empty decision.
     """
 
     plans: tuple[Plan, ...] = ()

@@ -8,7 +8,7 @@
 
 ``decide`` runs at the start, after every version, and after each outcome that frees a slot. A round is one version. A plan
 that arrives after its version closed is ``late``: it is counted, and not folded. A version in which nothing was dispatched
-yet stays open while plans of earlier ones are out: they free devices for it.
+yet stays open while plans of earlier ones are out: they free devices for it, and its deadline has not begun to count.
 """
 
 import time
@@ -23,7 +23,6 @@ from ..actors.pool import Pool, Task
 from ..actors.server import Server
 from ..actors.support import PlanRefused, check_plan
 from ..clusters.fleet import Fleet
-from ..comms.errors import PacketError
 from ..comms.ledger import Ledger
 from ..learning.seeds import derive
 from ..policies.plan import Plan
@@ -70,7 +69,9 @@ class Loop:
         self._last_reports: dict[int, Report] = {}
         self._participation: dict[int, int] = {}
         self._evaluation: dict[str, float] = {}
-        self._delivered = False
+        self._trainings = self._folds = self._answers = (
+            0  # training plans sent, updates folded, evaluations that came back
+        )
         self._first_fault: Report | None = None
         self._next_id = 1
         self._decisions = 0
@@ -134,7 +135,7 @@ class Loop:
         if arrival is not None:
             yield self._receive(arrival)
         if self._closing(arrival):
-            yield self._close()
+            yield from self._close()
 
     @property
     def _version(self) -> int:
@@ -146,7 +147,7 @@ class Loop:
         return self._ledger.total(direction) - self._ledger.total(direction, kind="evaluation")  # type: ignore[arg-type]
 
     def _open_round(self) -> Round:
-        return Round(opened_s=self._clock.time_s, opened_wall=time.perf_counter())
+        return Round(opened_wall=time.perf_counter())
 
     def _view(self) -> View:
         """What the policies see now."""
@@ -201,24 +202,40 @@ class Loop:
         except ValueError as error:
             raise RunError(str(error), device=plan.device, round_=self._version, stage="dispatch") from error
         self._next_id += 1
-        packet, down_bytes = self._server.seal(plan)
-        group = self._fleet.group_of(plan.device)
-        control = self._pool.submit(Task(plan=plan, packet=packet, group=group))
-        self._ledger.record("down", kind="weights", device=plan.device, num_bytes=down_bytes)
+        sent = self._server.send(plan)
+        plan, group = sent.plan, self._fleet.group_of(plan.device)
+        control = self._pool.submit(Task(plan=plan, packets=sent.packets, state=sent.state, group=group))
+        for message in sent.messages:
+            self._ledger.record("down", kind=message.kind, device=plan.device, num_bytes=message.num_bytes)
         self._ledger.record("down", kind="control", device=plan.device, num_bytes=control)
-        self._clock.dispatch(plan, down_bytes=down_bytes, flops=flops, peak_memory_bytes=memory)
+        self._clock.dispatch(plan, down_bytes=sent.num_bytes, flops=flops, peak_memory_bytes=memory)
         self._in_flight[plan.id] = plan
         self._busy[plan.device] = plan
-        self._round.sent(plan.device)
+        self._trainings += plan.objective.kind != "evaluate"
+        self._round.sent(plan, time_s=self._clock.time_s)
+
+    @property
+    def _delivered(self) -> bool:
+        """Whether an update was ever folded; of a run that only evaluates, whether an answer ever came."""
+        return self._folds > 0 or (not self._trainings and self._answers > 0)
 
     def _check_delivered(self) -> None:
-        """A run in which every device only ever failed did not end well, whatever rule ended it."""
+        """A run in which every device only ever failed or came late did not end well, whatever rule ended it."""
+        if self._next_id == 1 or self._delivered:  # nothing was ever sent, or something came back
+            return
         fault = self._first_fault
-        if fault is not None and not self._delivered:
-            text = (
-                f"no device delivered an update in the whole run; the first fault: {fault.outcome.value}: {fault.error}"
+        if fault is None:  # only a deadline closes a version with nothing folded and nothing gone wrong
+            why = "none came before its version's deadline: close_after_s is too short"
+            raise RunError(
+                f"no device delivered an update in the whole run; {why}", round_=self._version, stage="close"
             )
-            raise RunError(text, device=fault.plan.device, round_=fault.plan.version, stage=fault.stage)
+        why = f"the first fault: {fault.outcome.value}: {fault.error}"
+        raise RunError(
+            f"no device delivered an update in the whole run; {why}",
+            device=fault.plan.device,
+            round_=fault.plan.version,
+            stage=fault.stage,
+        )
 
     def _receive(self, arrival: Arrival) -> PlanEnded:
         """A plan has come to its end: fold its update, or count what became of it."""
@@ -233,29 +250,35 @@ class Loop:
             report = msgspec.structs.replace(report, outcome=Outcome.LATE, error="its version had closed")
         if report.outcome == Outcome.DONE:
             report = self._fold(report, finished.update)
-        if report.outcome in (Outcome.DONE, Outcome.LATE):
-            self._delivered = True
-        else:
+        self._server.ended(plan, report, finished.state)
+        if report.outcome == Outcome.DONE:
+            self._folds += plan.objective.kind != "evaluate"
+            self._answers += plan.objective.kind == "evaluate"
+        elif report.outcome != Outcome.LATE:
             self._first_fault = self._first_fault or report
         if plan.version == self._version:
             self._round.ended(report, fleet_class=self._profiles[plan.device].name)
         return self._ended(report)
 
     def _fold(self, report: Report, update: object) -> Report:
-        """Fold a sound update; a packet that is not sound makes the outcome ``rejected``."""
+        """Fold a sound update; one that is not sound makes the outcome ``rejected``."""
         plan = report.plan
         if plan.objective.kind == "evaluate":  # its metrics are in the report; there is nothing to fold
             return report
-        if not isinstance(update, np.ndarray) or report.samples < 1:
-            return msgspec.structs.replace(
-                report, outcome=Outcome.REJECTED, stage="fold", error="it came without an update or without samples"
-            )
-        try:
-            self._server.fold(plan, update, weight=float(report.samples))
-        except PacketError as error:
-            text = f"{type(error).__name__}: {error}"
-            return msgspec.structs.replace(report, outcome=Outcome.REJECTED, stage="fold", error=text)
-        return report
+        known = self._samples[plan.device]
+        problem = ""
+        if not isinstance(update, np.ndarray):
+            problem = "it came without an update"
+        elif not 1 <= report.samples <= known:  # they are its weight
+            problem = f"it reports {report.samples} samples; the device has {known}, and at least 1 must be used"
+        else:
+            try:
+                self._server.fold(plan, update, weight=float(report.samples))
+            except Exception as error:  # PacketError, or whatever a codec of the user's raises
+                problem = f"{type(error).__name__}: {error}"
+        if not problem:
+            return report
+        return msgspec.structs.replace(report, outcome=Outcome.REJECTED, stage="fold", error=problem)
 
     def _ended(self, report: Report) -> PlanEnded:
         """Note a plan's end."""
@@ -267,27 +290,31 @@ class Loop:
     def _closing(self, arrival: Arrival | None) -> bool:
         """Whether the version closes now."""
         round_ = self._round
-        if arrival is None:
+        if arrival is None:  # the deadline; it counts from the first plan
+            assert round_.dispatched
             return True
         if round_.close_at is not None and self._server.folded >= round_.close_at:
             return True
         return round_.dispatched > 0 and not round_.outstanding
 
-    def _close(self) -> VersionClosed:
-        """The version goes up by one."""
-        round_ = self._round
+    def _close(self) -> Iterator[AnyEvent]:
+        """The version goes up by one, even with nothing folded; but not while no update was ever folded and all have failed."""
+        round_, version = self._round, self._version
         folded = self._server.folded
         fault = round_.first_fault
-        if not folded and fault is not None and not round_.outstanding:
+        if fault is not None and not round_.outstanding and not self._delivered:
             raise RunError(
                 f"no device of this round delivered; the first fault: {fault.error}",
                 device=fault.plan.device,
-                round_=self._version,
+                round_=version,
                 stage=fault.stage,
             )
+        if round_.trainings and not folded:
+            text = f"round {version} closed with nothing folded: {round_.why_nothing()}"
+            yield Notice(time_s=self._clock.time_s, text=text)
         self._server.close_version(in_flight={plan.version for plan in self._in_flight.values()})
         self._round = self._open_round()
-        return VersionClosed(
+        yield VersionClosed(
             time_s=self._clock.time_s,
             version=self._version,
             folded=folded,
@@ -313,6 +340,7 @@ class Loop:
         for plan in list(self._in_flight.values()):
             self._pool.cancel(plan.id)
             self._clock.cancel(plan.id)
+            self._server.abandon(plan)
             yield self._ended(Report(plan=plan, outcome=Outcome.LATE, error=why))
         self._in_flight.clear()
         self._busy.clear()

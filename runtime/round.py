@@ -4,22 +4,26 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from ..policies.decision import Decision
+from ..policies.plan import Plan
 from ..policies.report import Outcome, Report
 
 
 @dataclass
 class Round:
-    """One version's book-keeping. ``opened_s`` is in the clock's seconds, ``opened_wall`` in those of this machine.
+    """One version's book-keeping. ``began_s``: when its first plan was sent, in the clock's seconds; ``opened_wall``: when
+    it was opened, in those of this machine.
 
-    ``dispatched``: its plans so far, and ``plans_of`` the same by device. ``delivered``: folded updates by fleet class.
-    ``close_at``: folded updates that close it. ``deadline_s``: the clock's second at which it closes, whoever is missing.
+    ``dispatched``: its plans so far, ``plans_of`` the same by device, and ``trainings`` those whose updates are to be folded.
+    ``delivered``: folded updates by fleet class. ``close_at``: folded updates that close it. ``close_after_s``: see
+    ``deadline_s``.
     """
 
-    opened_s: float
     opened_wall: float
+    began_s: float | None = None
     dispatched: int = 0
+    trainings: int = 0
     close_at: int | None = None
-    deadline_s: float | None = None
+    close_after_s: float | None = None
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     left_out: dict[int, str] = field(default_factory=dict)
     plans_of: Counter[int] = field(default_factory=Counter)
@@ -32,7 +36,7 @@ class Round:
         if decision.close_at is not None:
             self.close_at = decision.close_at
         if decision.close_after_s is not None:
-            self.deadline_s = self.opened_s + decision.close_after_s
+            self.close_after_s = decision.close_after_s
         self.left_out.update(decision.left_out)
 
     def ended(self, report: Report, *, fleet_class: str) -> None:
@@ -45,10 +49,20 @@ class Round:
         if report.outcome == Outcome.DONE and report.loss is not None:
             self.losses.append((report.loss, report.samples))
 
-    def sent(self, device: int) -> None:
-        """Note that one of its plans was dispatched to ``device``."""
+    def sent(self, plan: Plan, *, time_s: float) -> None:
+        """Note that one of its plans was dispatched."""
+        if self.began_s is None:
+            self.began_s = time_s
         self.dispatched += 1
-        self.plans_of[device] += 1
+        self.trainings += plan.objective.kind != "evaluate"
+        self.plans_of[plan.device] += 1
+
+    @property
+    def deadline_s(self) -> float | None:
+        """The clock's second at which it closes, whoever is missing; None while nothing of it was sent: nobody is awaited."""
+        if self.began_s is None or self.close_after_s is None:
+            return None
+        return self.began_s + self.close_after_s
 
     @property
     def outstanding(self) -> int:
@@ -60,6 +74,11 @@ class Round:
         """Mean training loss over the samples of the folded updates."""
         total = sum(samples for _, samples in self.losses)
         return sum(loss * samples for loss, samples in self.losses) / total if total else None
+
+    def why_nothing(self) -> str:
+        """What became of its plans, for a version that closes with nothing folded."""
+        counts = [f"{count} {outcome.value}" for outcome, count in self.outcomes.items()]
+        return ", ".join([*counts, f"{self.outstanding} still out"] if self.outstanding else counts)
 
     def why_nobody(self) -> str:
         """Why devices were left out, the most frequent reason first; "" when no reason was given."""

@@ -5,7 +5,7 @@
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import fedbonsai
@@ -21,10 +21,12 @@ from fedbonsai.policies.report import Outcome
 from fedbonsai.runtime.config import load_config
 from fedbonsai.runtime.engine import Engine
 from fedbonsai.runtime.errors import ConfigError, RunError
-from fedbonsai.runtime.events import Evaluated, PlanEnded, RoundStarted, RunEnded, VersionClosed
+from fedbonsai.runtime.events import Evaluated, Notice, PlanEnded, RoundStarted, RunEnded, VersionClosed
 
 USER = '''
+from dataclasses import dataclass
 import torch
+from fedbonsai.comms.codecs import Identity
 from fedbonsai.learning.data.types import Pool, Samples
 
 def five_each(*, num_devices, seed, root, bad=()):
@@ -43,6 +45,17 @@ def fails_on_five(output, target):
     if len(output) == 5 and torch.is_grad_enabled():
         raise ArithmeticError("boom")
     return torch.nn.functional.cross_entropy(output, target)
+
+@dataclass(frozen=True)
+class Breaks(Identity):
+    """The identity, until it decodes the update of the plan with this seed."""
+
+    seed: int = 0
+
+    def decode(self, arrays, *, expected, context):
+        if context.seed == self.seed:
+            raise IndexError("no such thing")
+        return super().decode(arrays, expected=expected, context=context)
 
 def exhausts_on_five(output, target):
     if len(output) == 5 and torch.is_grad_enabled():
@@ -240,14 +253,72 @@ def test_a_deadline_closes_with_what_is_there():
     assert ends(events)[-1] == (2, 0, "late")
 
 
-def test_a_deadline_before_anyone_is_there_closes_an_unchanged_version():
+def test_a_deadline_before_anyone_is_there_closes_an_unchanged_version_and_says_so():
     @start_of_round
     def decide(view):
-        plans = tuple(view.new_plan(device) for device in idle(view))
+        plans = tuple(view.new_plan(device) for device in idle(view)[:1])
         return Decision(plans=plans, close_after_s=1e-9 if view.version == 0 else None)
 
-    events, _ = run(decide, stop={"rounds": 1})
-    assert closed(events) == [(1, 0)]
+    events, summary = run(decide, stop={"rounds": 2})
+    assert closed(events) == [(1, 0), (2, 1)]
+    assert summary["notices"] == ["round 0 closed with nothing folded: 1 still out"]
+    kinds = [type(event) for event in events]
+    assert kinds.index(Notice) + 1 == kinds.index(VersionClosed)
+
+
+@pytest.mark.parametrize("clock", ["virtual", "wall"])
+def test_a_deadline_does_not_close_a_version_in_which_nothing_was_dispatched(clock):
+    """Round 1 wants device 2 alone, which is out with round 0; its own deadline is longer than any plan."""
+
+    def decide(view):
+        if view.version == 0:
+            return Decision(plans=everyone(view).plans, close_after_s=1e-9)
+        plans = [view.new_plan(device) for device in idle(view) if device == 2 and not view.dispatched]
+        return Decision(plans=tuple(plans), close_after_s=1e6 if plans or view.dispatched else 1e-9)
+
+    events, _ = run(decide, clock=clock, stop={"rounds": 2})
+    assert closed(events) == [(1, 0), (2, 1)]
+    assert ends(events) == [(0, 0, "late"), (1, 0, "late"), (2, 0, "late"), (2, 1, "done")]
+
+
+@pytest.mark.parametrize("clock", ["virtual", "wall"])
+def test_a_run_in_which_every_update_was_late_does_not_end_well(clock):
+    def decide(view):
+        return Decision(plans=everyone(view).plans, close_after_s=1e-9)
+
+    events, error = failing(decide, clock=clock, stop={"rounds": 3})
+    assert error.message == (
+        "no device delivered an update in the whole run; none came before its version's deadline: close_after_s is too short"
+    )
+    assert closed(events) == [(1, 0), (2, 0), (3, 0)]
+    assert {end[2] for end in ends(events)} == {"late"}
+
+
+@pytest.mark.parametrize("clock", ["virtual", "wall"])
+def test_a_run_that_only_evaluates_ends_well(clock):
+    """Nothing is to be folded, so nothing is missed; some may come late."""
+
+    @start_of_round
+    def decide(view):
+        plans = tuple(plan.with_("ask", objective=Objective(kind="evaluate")) for plan in everyone(view).plans)
+        return Decision(plans=plans, close_after_s=1e6 if view.version == 0 else 1e-9)
+
+    events, summary = run(decide, clock=clock, stop={"rounds": 2})
+    assert closed(events) == [(1, 0), (2, 0)]
+    assert [end[2] for end in ends(events)] == ["done"] * 3 + ["late"] * 3
+    assert (summary["status"], summary["notices"]) == ("finished", [])
+
+
+def test_a_device_that_trains_is_missed_even_where_another_evaluates():
+    @start_of_round
+    def decide(view):
+        first, second, *_ = everyone(view).plans
+        return Decision(plans=(first.with_("ask", objective=Objective(kind="evaluate")), second))
+
+    _, error = failing(decide, bad=[1])
+    assert str(error).startswith(
+        "device 1, round 0, stage fold: no device of this round delivered; the first fault: Unfit"
+    )
 
 
 def test_a_round_in_which_nothing_was_dispatched_stays_open():
@@ -397,6 +468,57 @@ def test_an_update_that_is_not_finite_is_rejected_and_the_round_goes_on():
     assert closed(events) == [(1, 2), (2, 2)]
     assert summary["outcomes"]["rejected"] == 2
     assert summary["model_hash"] != run(everyone)[1]["model_hash"]
+
+
+def test_a_round_whose_only_update_is_rejected_is_survived_once_something_was_folded():
+    """One device a round: 0, 1 (whose data are NaN), 2."""
+
+    @start_of_round
+    def decide(view):
+        return Decision(plans=(view.new_plan(view.version),))
+
+    events, summary = run(decide, bad=[1], stop={"rounds": 3})
+    assert closed(events) == [(1, 1), (2, 0), (3, 1)]
+    assert summary["notices"] == ["round 1 closed with nothing folded: 1 rejected"]
+
+
+class AlteringPool(InlinePool):
+    """The in-process pool with device 1 at fault: ``alter`` changes its answers."""
+
+    def __init__(self, settings, alter):
+        super().__init__(Device(settings), LocalChannel())
+        self.alter = alter
+
+    def result(self, plan_id):
+        found = super().result(plan_id)
+        return self.alter(found) if found.plan.device == 1 else found
+
+
+def altered(alter, **changes):
+    """The end of device 1's plan in a run of one round, in which the others did well."""
+    config = load_config(config_of(stop={"rounds": 1}, **changes))
+    engine = Engine(config, Do(everyone), make_pool=lambda settings: AlteringPool(settings, alter))
+    events = list(engine.events())
+    assert closed(events) == [(1, 2)]
+    return next(e.report for e in events if isinstance(e, PlanEnded) and e.report.plan.device == 1)
+
+
+@pytest.mark.parametrize("samples", [-5, 0, 6, 2**63 - 1])
+def test_the_samples_that_a_device_reports_are_a_weight_only_if_it_can_have_them(samples):
+    report = altered(lambda found: replace(found, report=msgspec.structs.replace(found.report, samples=samples)))
+    assert (report.outcome, report.stage) == (Outcome.REJECTED, "fold")
+    assert report.error == f"it reports {samples} samples; the device has 5, and at least 1 must be used"
+
+
+def test_an_answer_without_an_update_is_rejected():
+    report = altered(lambda found: replace(found, update=None))
+    assert (report.outcome, report.stage, report.error) == (Outcome.REJECTED, "fold", "it came without an update")
+
+
+def test_whatever_a_users_codec_raises_at_the_server_is_that_plans_fault():
+    fault = {"name": "users_parts:Breaks", "options": {"seed": derive(0, "plan", 1, 0)}}
+    report = altered(lambda found: found, codecs={"up": [fault]})
+    assert (report.outcome, report.stage, report.error) == (Outcome.REJECTED, "fold", "IndexError: no such thing")
 
 
 def test_when_every_device_fails_the_run_ends_with_the_first_cause():

@@ -1,6 +1,7 @@
 """The book-keeping of one round."""
 
 from fedbonsai.policies.decision import Decision
+from fedbonsai.policies.plan import Objective
 from fedbonsai.policies.report import Outcome, Report
 from fedbonsai.runtime.round import Round
 
@@ -10,7 +11,7 @@ def ended(make_plan, outcome, *, loss=None, samples=1, error=""):
 
 
 def test_the_loss_is_the_mean_over_samples_of_what_was_folded(make_plan):
-    round_ = Round(0.0, 0.0, dispatched=4)
+    round_ = Round(0.0, dispatched=4)
     round_.ended(ended(make_plan, Outcome.DONE, loss=1.0, samples=30), fleet_class="board")
     round_.ended(ended(make_plan, Outcome.DONE, loss=2.0, samples=10), fleet_class="board")
     round_.ended(ended(make_plan, Outcome.REJECTED, loss=100.0, samples=10), fleet_class="board")
@@ -20,25 +21,49 @@ def test_the_loss_is_the_mean_over_samples_of_what_was_folded(make_plan):
 
 
 def test_nothing_folded_has_no_loss():
-    assert Round(0.0, 0.0).loss is None
+    assert Round(0.0).loss is None
 
 
 def test_the_first_fault_is_kept_and_lateness_is_none(make_plan):
-    round_ = Round(0.0, 0.0, dispatched=3)
+    round_ = Round(0.0, dispatched=3)
     for outcome, error in ((Outcome.LATE, "a"), (Outcome.FAILED, "b"), (Outcome.REJECTED, "c")):
         round_.ended(ended(make_plan, outcome, error=error), fleet_class="board")
     assert round_.first_fault.error == "b"
 
 
-def test_the_deadline_counts_from_the_opening():
-    round_ = Round(10.0, 0.0)
+def test_the_deadline_counts_from_the_first_plan(make_plan):
+    round_ = Round(0.0)
     round_.decided(Decision(close_at=3, close_after_s=5.0))
+    assert (round_.close_at, round_.deadline_s) == (3, None)
+    round_.sent(make_plan(1), time_s=10.0)
+    round_.sent(make_plan(2), time_s=12.0)
+    assert round_.deadline_s == 15.0
     round_.decided(Decision())
-    assert (round_.close_at, round_.deadline_s) == (3, 15.0)
+    assert round_.deadline_s == 15.0
+    round_.decided(Decision(close_after_s=7.0))
+    assert round_.deadline_s == 17.0
+
+
+def test_plans_are_counted_by_device_and_by_what_they_are_for(make_plan):
+    round_ = Round(0.0)
+    for number, device in enumerate((4, 4, 5)):
+        round_.sent(make_plan(number, device), time_s=0.0)
+    round_.sent(make_plan(3, 6, objective=Objective(kind="evaluate")), time_s=0.0)
+    assert (round_.dispatched, round_.trainings) == (4, 3)
+    assert round_.plans_of == {4: 2, 5: 1, 6: 1}
+
+
+def test_why_nothing_was_folded(make_plan):
+    round_ = Round(0.0, dispatched=3)
+    for outcome in (Outcome.REJECTED, Outcome.REJECTED):
+        round_.ended(ended(make_plan, outcome), fleet_class="board")
+    assert round_.why_nothing() == "2 rejected, 1 still out"
+    round_.ended(ended(make_plan, Outcome.LOST), fleet_class="board")
+    assert round_.why_nothing() == "2 rejected, 1 lost"
 
 
 def test_why_nobody_was_chosen():
-    round_ = Round(0.0, 0.0)
+    round_ = Round(0.0)
     assert round_.why_nobody() == ""
     round_.decided(Decision(left_out=((0, "memory: needs 2 MB"), (1, "data: no samples"), (2, "memory: needs 3 MB"))))
     round_.decided(Decision(left_out=((0, "memory: needs 2 MB"),)))
