@@ -12,7 +12,7 @@ import msgspec
 from ..comms.channel import Channel
 from ..comms.codecs import Array
 from ..policies.plan import Plan
-from ..policies.report import Report
+from ..policies.report import Outcome, Report
 from .device import Device
 
 
@@ -118,6 +118,13 @@ class InlinePool:
 
 
 def finished(plan: Plan, report: bytes, update: Array | None, state: bytes | None) -> Finished:
-    """Read a worker's answer. The plan in the report is replaced by our own: what a device echoes is not trusted."""
-    decoded = msgspec.structs.replace(msgspec.msgpack.decode(report, type=Report), plan=plan)
+    """Read a worker's answer. The plan in the report is replaced by our own: what a device echoes is not trusted.
+
+    A report that cannot be read is the failure of this plan, and of no other.
+    """
+    try:
+        decoded = msgspec.structs.replace(msgspec.msgpack.decode(report, type=Report), plan=plan)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        text = f"its report of {len(report)} bytes cannot be read: {error}"
+        decoded = Report(plan=plan, outcome=Outcome.FAILED, stage="report", error=text)
     return Finished(plan=plan, report=decoded, update=update, state=state, control_bytes=len(report))

@@ -81,3 +81,23 @@ def test_the_plan_that_a_device_echoes_is_not_trusted(server: Server) -> None:
     theirs = msgspec.structs.replace(ours, id=666, device=1)
     found = finished(ours, msgspec.msgpack.encode(Report(plan=theirs, samples=3)), None, b"state")
     assert (found.plan, found.report.plan, found.report.samples, found.state) == (ours, ours, 3, b"state")
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        (b"", "truncated"),
+        (b"\xc1", "malformed"),
+        (b"junk", "Expected `object`"),
+        (b"\x81\xa5error\xa1\xff", "invalid start byte"),
+        (b"\x81\xa1x" + b"\x91" * 100_000 + b"\x01", "recursion"),
+    ],
+)
+def test_a_report_that_cannot_be_read_is_the_failure_of_its_plan(server: Server, report: bytes, words: str) -> None:
+    """The last: an unknown field of lists in lists, a hundred thousand deep."""
+    plan = make_plan(server.workload)
+    found = finished(plan, report, None, None)
+    assert (found.report.plan, found.report.outcome, found.report.stage) == (plan, Outcome.FAILED, "report")
+    assert found.report.error.startswith(f"its report of {len(report)} bytes cannot be read: ")
+    assert words in found.report.error
+    assert found.control_bytes == len(report)
