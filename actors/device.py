@@ -6,23 +6,28 @@ cache: any worker runs any device and gets the same bits. Only what a user's mod
 """
 
 import time
+from collections.abc import Sequence
 
 import msgspec
 import torch
 from torch import Tensor, nn
 
-from ..comms.codecs import Array, ArraySpec, Context
+from ..comms.codecs import Array, Arrays, ArraySpec
+from ..comms.errors import MismatchedPacket, OutOfSync
+from ..comms.link import DeviceEnd, Pending, State, depths
 from ..comms.make_codec import make_codec
-from ..comms.packet import PacketKind, Stamp, seal, unseal
+from ..comms.packet import seal, unseal
+from ..comms.predict import carried, hash_arrays, restore
+from ..comms.receive import context_for, left_over, receive_models, sent_model, update_residual
 from ..learning.evaluation import evaluate
 from ..learning.losses import make_loss
 from ..learning.part import down_tensors, up_tensors
-from ..learning.structure import TensorSpec
 from ..learning.tensors import as_arrays, as_tensors
 from ..learning.training import train
 from ..learning.workload import Workload, WorkloadSettings
 from ..policies.plan import Plan
 from ..policies.report import Measured, Outcome, Report
+from .messages import array_specs, update_context, update_stamp, weights_stamp
 from .meter import Meter
 
 _ALLOCATOR_WORDS = ("DefaultCPUAllocator", "can't allocate memory", "out of memory")
@@ -39,32 +44,45 @@ class Device:
         """Prepare for the workload; data and model are loaded at the first plan."""
         self.workload = Workload(settings)
         self._models: dict[bool, tuple[nn.Module, dict[str, Tensor]]] = {}
-        self._stage = "open"  # of the plan that is being carried out
+        # Of the plan that is being carried out:
+        self._stage = "open"
+        self._held: int | None = None
+        self._end = DeviceEnd()
 
     def run(
-        self, plan_bytes: bytes, packet: Array, state: bytes | None = None
-    ) -> tuple[bytes, Array | None, bytes | None]:
-        """Carry out one plan: (report, update packet or None, new device state), ready to be sent."""
+        self, plan_bytes: bytes, packets: Sequence[Array], state: State | None = None
+    ) -> tuple[bytes, Array | None, State | None]:
+        """Carry out one plan: (report, update packet or None, the device's new state), ready to be sent.
+
+        ``packets``: what the device needs to reach the plan's version, oldest first. A new state of None: as it was.
+        """
         plan = msgspec.msgpack.decode(plan_bytes, type=Plan)
         report, update = Report(plan=plan, outcome=Outcome.FAILED, stage="open"), None
+        self._held, self._end = None, DeviceEnd.from_state(state)
         with Meter() as meter:
             try:
-                report, update = self._carry_out(plan, packet)
+                report, update = self._carry_out(plan, packets)
             except Exception as error:  # whatever user code raises: it becomes this plan's outcome, and is reported
                 report = _failure(report, self._stage, error)
-        measured = msgspec.structs.replace(
-            report.measured, wall_s=meter.wall_s, peak_memory_bytes=meter.peak_memory_bytes
+        report = msgspec.structs.replace(
+            report,
+            held=self._held,
+            measured=msgspec.structs.replace(
+                report.measured, wall_s=meter.wall_s, peak_memory_bytes=meter.peak_memory_bytes
+            ),
         )
-        return msgspec.msgpack.encode(msgspec.structs.replace(report, measured=measured)), update, state
+        # Acknowledged by the report, whatever became of the plan after it was opened.
+        remembers = self._stage != "open" and (plan.link_down is not None or plan.link_up is not None)
+        return msgspec.msgpack.encode(report), update, self._end.to_state() if remembers else None
 
     def warm_up(self) -> None:
         """Load data and model now, so that the first plan is not charged for it."""
         self._model(channels_last=False)
 
-    def _carry_out(self, plan: Plan, packet: Array) -> tuple[Report, Array | None]:
+    def _carry_out(self, plan: Plan, packets: Sequence[Array]) -> tuple[Report, Array | None]:
         """The stages of a plan."""
         self._stage = "open"
-        model, base = self._open(plan, packet)
+        model, base = self._open(plan, packets)
         if plan.objective.kind == "evaluate":
             self._stage = "evaluate"
             return self._evaluate(model, plan), None
@@ -102,18 +120,10 @@ class Device:
             self._models[channels_last] = model, {name: buffer.clone() for name, buffer in model.named_buffers()}
         return self._models[channels_last]
 
-    def _open(self, plan: Plan, packet: Array) -> tuple[nn.Module, dict[str, Tensor]]:
-        """The model that the packet brought, and the tensors in the packet, which the update is taken against."""
+    def _open(self, plan: Plan, packets: Sequence[Array]) -> tuple[nn.Module, dict[str, Tensor]]:
+        """The model that the packets brought, and its tensors, which the update is taken against."""
+        base = as_tensors(self._receive(plan, packets))
         model, fresh = self._model(channels_last=plan.training.channels_last)
-        specs = down_tensors(self.workload.spec, plan.part)
-        arrays = unseal(
-            packet,
-            codec=make_codec(plan.codec_down),
-            expected=array_specs(specs),
-            context=context_of(specs, seed=plan.version),
-            stamp=weights_stamp(plan.version),
-        )
-        base = as_tensors(arrays)
         held = model.state_dict()
         with torch.no_grad():
             for name, start in fresh.items():  # counters and buffers outside the state do not travel: they start anew
@@ -123,6 +133,34 @@ class Device:
                 held[name].copy_(tensor)
         return model, base
 
+    def _receive(self, plan: Plan, packets: Sequence[Array]) -> Arrays:
+        """The model that came down: by itself, or by what this device's end of the link remembers."""
+        expected = array_specs(down_tensors(self.workload.spec, plan.part))
+        codec, end = make_codec(plan.codec_down), self._end
+        end.acknowledge(plan.acknowledged)
+        end.memory.trim(plan.link_down, plan.link_up)
+        if plan.link_down is None:
+            if len(packets) != 1:
+                raise MismatchedPacket(f"{len(packets)} packets came, where one brings the model")
+            return unseal(
+                packets[0],
+                codec=codec,
+                expected=expected,
+                context=context_for(expected, seed=plan.version),
+                stamp=weights_stamp(plan.version),
+            )
+        model = receive_models(
+            end,
+            packets,
+            version=plan.version,
+            residual=plan.link_down,
+            codec=codec,
+            expected=expected,
+            agreed=lambda: as_arrays(self.workload.new_model().state_dict()),
+        )
+        self._held = model.version
+        return model.arrays
+
     def _trainable(self, plan: Plan) -> list[str] | None:
         """Names of the tensors to train; None for all."""
         if plan.part.trained == self.workload.spec.block_names:
@@ -130,16 +168,38 @@ class Device:
         return [tensor.name for tensor in self.workload.spec.tensors_of(plan.part.trained)]
 
     def _seal(self, model: nn.Module, base: dict[str, Tensor], plan: Plan) -> Array:
-        """The update packet: differences to what came down, or the weights themselves."""
-        specs = up_tensors(self.workload.spec, plan.part, statistics=plan.upload.statistics)
+        """The update packet: differences to what came down, residuals, or the weights themselves."""
+        specs = array_specs(up_tensors(self.workload.spec, plan.part, statistics=plan.upload.statistics))
         held = model.state_dict()
-        values = {spec.name: held[spec.name] for spec in specs}
+        values = as_arrays({spec.name: held[spec.name] for spec in specs})
+        if plan.link_up is not None:
+            return self._seal_residual(values, as_arrays(base), specs, plan)
         packet, _ = seal(
-            as_arrays(values),
+            values,
             codec=make_codec(plan.codec_up),
-            context=context_of(specs, seed=plan.seed),
+            context=update_context(specs, plan),
             stamp=update_stamp(plan),
             minus=as_arrays({name: base[name] for name in values}) if plan.upload.payload == "difference" else None,
+        )
+        return packet
+
+    def _seal_residual(self, values: Arrays, base: Arrays, specs: tuple[ArraySpec, ...], plan: Plan) -> Array:
+        """The update as residuals against what both ends predict; what the link must remember of it is pending."""
+        rule, end, names = plan.link_up, self._end, list(values)
+        assert rule is not None
+        prediction = end.memory.predict_up(rule, base, names)
+        residuals = update_residual(values, prediction, end.error, rule)
+        packet, sent = seal(
+            residuals,
+            codec=make_codec(plan.codec_up),
+            context=update_context(carried(specs, rule), plan),
+            stamp=update_stamp(plan, state_hash=hash_arrays(prediction)),
+        )
+        keeps = depths(plan.link_down, rule)[1] > 0
+        end.pending = Pending(
+            plan=plan.id,
+            sent=sent_model(base, restore(sent, prediction, rule), names) if keeps else None,
+            error=left_over(residuals, sent, rule),
         )
         return packet
 
@@ -161,26 +221,6 @@ class Device:
         return Report(plan=plan, samples=len(samples), metrics=metrics)
 
 
-def array_specs(tensors: tuple[TensorSpec, ...]) -> tuple[ArraySpec, ...]:
-    """What a packet of these tensors holds before its codec."""
-    return tuple(ArraySpec(t.name, t.shape, t.dtype, role=t.role) for t in tensors)
-
-
-def context_of(tensors: tuple[TensorSpec, ...], *, seed: int) -> Context:
-    """The codec context that both ends derive for these tensors."""
-    return Context(seed=seed, roles={t.name: t.role for t in tensors})
-
-
-def weights_stamp(version: int) -> Stamp:
-    """What a downlink packet says of itself: the same for every device, so that it is sealed once."""
-    return Stamp(kind=PacketKind.WEIGHTS, version=version)
-
-
-def update_stamp(plan: Plan) -> Stamp:
-    """What an update says of itself: which attempt of which plan it answers."""
-    return Stamp(kind=PacketKind.UPDATE, version=plan.version, plan=plan.id, attempt=plan.attempt)
-
-
 def _failure(report: Report, stage: str, error: Exception) -> Report:
     """The report of a plan that did not end well."""
     text = f"{type(error).__name__}: {error}"
@@ -188,4 +228,5 @@ def _failure(report: Report, stage: str, error: Exception) -> Report:
         isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATOR_WORDS)
     )
     outcome = Outcome.OUT_OF_MEMORY if memory else Outcome.FAILED
-    return msgspec.structs.replace(report, outcome=outcome, stage=stage, error=text[:2000])
+    out_of_sync = isinstance(error, OutOfSync)
+    return msgspec.structs.replace(report, outcome=outcome, stage=stage, error=text[:2000], out_of_sync=out_of_sync)

@@ -11,6 +11,7 @@ import msgspec
 
 from ..comms.channel import Channel
 from ..comms.codecs import Array
+from ..comms.link import State
 from ..policies.plan import Plan
 from ..policies.report import Outcome, Report
 from .device import Device
@@ -22,11 +23,11 @@ class WorkerFailure(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One plan with the reference of its packet, the device's state, and the group of workers that may run it."""
+    """One plan with the references of its packets, the device's state, and the group of workers that may run it."""
 
     plan: Plan
-    packet: Any
-    state: bytes | None = None
+    packets: tuple[Any, ...]
+    state: State | None = None
     group: str = ""
 
 
@@ -37,7 +38,7 @@ class Finished:
     plan: Plan
     report: Report
     update: Array | None
-    state: bytes | None
+    state: State | None
     control_bytes: int
 
 
@@ -95,7 +96,9 @@ class InlinePool:
     def result(self, plan_id: int) -> Finished:
         """Run this task now."""
         task, message = self._queue.pop(plan_id)
-        report, update, state = self._device.run(message, self._channel.get(task.packet), task.state)
+        report, update, state = self._device.run(
+            message, [self._channel.get(reference) for reference in task.packets], task.state
+        )
         return finished(task.plan, report, update, state)
 
     def next(self, timeout_s: float | None) -> Finished | None:
@@ -117,7 +120,7 @@ class InlinePool:
         self._queue.clear()
 
 
-def finished(plan: Plan, report: bytes, update: Array | None, state: bytes | None) -> Finished:
+def finished(plan: Plan, report: bytes, update: Array | None, state: State | None) -> Finished:
     """Read a worker's answer. The plan in the report is replaced by our own: what a device echoes is not trusted.
 
     A report that cannot be read is the failure of this plan, and of no other.

@@ -18,6 +18,7 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..comms.codecs import Array
+from ..comms.link import State
 from ..learning.workload import WorkloadSettings
 from ..policies.report import Outcome, Report
 from .allocator import keep_freed_memory
@@ -55,9 +56,9 @@ class Worker:
         self._device.warm_up()
 
     @ray.method(num_returns=3)  # type: ignore[untyped-decorator, unused-ignore]
-    def run(self, plan: bytes, packet: Array, state: bytes | None) -> tuple[bytes, Array | None, bytes | None]:
-        """One plan; the packet arrives as a view of the object store."""
-        return self._device.run(plan, packet, state)
+    def run(self, plan: bytes, state: State | None, *packets: Array) -> tuple[bytes, Array | None, State | None]:
+        """One plan; packets and state arrive as views of the object store."""
+        return self._device.run(plan, packets, state)
 
 
 @dataclass
@@ -175,7 +176,7 @@ class RayPool:
                 continue
             seat = min(free, key=lambda s: len(s.running))
             message = msgspec.msgpack.encode(task.plan)
-            seat.running[task.plan.id] = seat.actor.run.remote(message, task.packet, task.state)
+            seat.running[task.plan.id] = seat.actor.run.remote(message, task.state, *task.packets)
         self._queue.extendleft(reversed(waiting))
 
     def _wait(self, timeout_s: float | None) -> bool:
@@ -230,7 +231,7 @@ class RayPool:
             )
             return
         plan = msgspec.structs.replace(task.plan, attempt=task.plan.attempt + 1)
-        again = Task(plan=plan, packet=task.packet, state=task.state, group=task.group)
+        again = Task(plan=plan, packets=task.packets, state=task.state, group=task.group)
         self._tasks[plan.id] = again
         self._queue.appendleft(again)
 

@@ -1,20 +1,25 @@
 """The Server: the global model, what is cut from it for each plan, and the fold of what comes back. A plain class.
 
-It decides nothing and knows no clock: the runtime's loop calls ``seal`` when a plan is dispatched, ``fold`` when its update
-arrives and ``close_version`` when the round ends.
+It decides nothing and knows no clock: the runtime's loop calls ``send`` when a plan is dispatched, ``fold`` when its update
+arrives, ``ended`` when the plan has come to its end, and ``close_version`` when the round ends.
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import msgspec
 import torch
 
 from ..comms.channel import Channel
-from ..comms.codecs import Array, CodecSpec
+from ..comms.codecs import Array, Arrays, ArraySpec, CodecSpec
 from ..comms.errors import MismatchedPacket
+from ..comms.link import State
 from ..comms.make_codec import make_codec
 from ..comms.packet import seal, unseal
+from ..comms.predict import hash_arrays
+from ..comms.receive import context_for
 from ..learning.aggregation import Fold
 from ..learning.data.types import Samples
 from ..learning.evaluation import evaluate
@@ -26,16 +31,45 @@ from ..learning.store import Store, model_hash
 from ..learning.tensors import as_arrays, as_tensors
 from ..learning.workload import Workload
 from ..policies.plan import Plan
-from .device import array_specs, context_of, update_stamp, weights_stamp
+from ..policies.report import Report
+from .links import Message, ServerLinks
+from .messages import array_specs, update_context, update_stamp, weights_stamp
 
 _PLAIN = ServerOptimiser()
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """A plan ready to go: with what it acknowledges, its packets, and the state of its simulated device."""
+
+    plan: Plan
+    messages: tuple[Message, ...]
+    state: State | None
+
+    @property
+    def packets(self) -> tuple[Any, ...]:
+        """References of the packets, in the order in which they must be read."""
+        return tuple(message.reference for message in self.messages)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all packets."""
+        return sum(message.num_bytes for message in self.messages)
 
 
 class Server:
     """Holds the store; one version of the model at a time is current, older ones live in the packets still in flight."""
 
-    def __init__(self, workload: Workload, *, channel: Channel, optimiser: ServerOptimiser) -> None:
-        """Version 0 is the workload's initial model."""
+    def __init__(
+        self,
+        workload: Workload,
+        *,
+        channel: Channel,
+        optimiser: ServerOptimiser,
+        link_memory_bytes: int = 2 * 10**9,
+        link_disk_bytes: int = 20 * 10**9,
+    ) -> None:
+        """Version 0 is the workload's initial model. ``link_...``: budgets for what links remember, see ``peers``."""
         self.workload = workload
         self.version = 0
         self._channel = channel
@@ -46,41 +80,106 @@ class Server:
         self._model.load_state_dict(self.store["model"], assign=True)
         self._roles = {t.name: t.role for block in workload.spec.blocks for t in block.tensors}
         self._fold = Fold()
-        self._sealed: dict[tuple[int, str, str], tuple[Any, int]] = {}
+        self._sealed: dict[tuple[int, str, str], Message] = {}
+        self._starts: dict[int, tuple[int, Arrays]] = {}  # by version: the model as it was, and its hash
+        self.links = ServerLinks(
+            channel,
+            first={name: array.copy() for name, array in as_arrays(self.store["model"]).items()},
+            memory_bytes=link_memory_bytes,
+            disk_bytes=link_disk_bytes,
+        )
 
-    def seal(self, plan: Plan) -> tuple[Any, int]:
-        """A reference to the packet that ``plan`` starts from, and its bytes. Equal parts and codecs share one packet."""
-        key = self._key(plan)
-        if key not in self._sealed:
-            if plan.version != self.version:
-                raise AssertionError(f"a plan of version {plan.version} cannot start at version {self.version}")
-            specs = down_tensors(self.workload.spec, plan.part)
-            model = self.store["model"]
-            packet, _ = seal(
-                as_arrays({spec.name: model[spec.name] for spec in specs}),
-                codec=make_codec(plan.codec_down),
-                context=context_of(specs, seed=plan.version),
-                stamp=weights_stamp(plan.version),
-            )
-            self._sealed[key] = self._channel.put(packet), packet.nbytes
-        return self._sealed[key]
+    def send(self, plan: Plan) -> Dispatch:
+        """What brings the plan's device to the current version. Equal parts and codecs share one packet."""
+        if plan.version != self.version:
+            raise AssertionError(f"a plan of version {plan.version} cannot start at version {self.version}")
+        if plan.link_down is None and plan.link_up is None:
+            return Dispatch(plan, (self._plain(plan),), None)
+        plan = msgspec.structs.replace(plan, acknowledged=self.links.acknowledged(plan.device))
+        if plan.link_down is None:
+            messages = [self._plain(plan)]
+            self.links.track(plan, as_arrays(self._base(plan)))
+        else:
+            expected = self._down(plan)
+            model = as_arrays({spec.name: self.store["model"][spec.name] for spec in expected})
+            messages = self.links.send(plan, model, expected)
+            if not plan.link_down.feedback and plan.version not in self._starts:
+                self._starts[plan.version] = hash_arrays(model), {name: a.copy() for name, a in model.items()}
+        return Dispatch(plan, tuple(messages), self.links.state(plan.device))
 
     def fold(self, plan: Plan, packet: Array, *, weight: float) -> None:
         """Check an update and fold it; raises a ``PacketError`` and changes nothing when it is not sound."""
-        specs = up_tensors(self.workload.spec, plan.part, statistics=plan.upload.statistics)
-        arrays = unseal(
+        specs = array_specs(up_tensors(self.workload.spec, plan.part, statistics=plan.upload.statistics))
+        local: Arrays | None = None
+        if plan.link_up is not None:
+            residuals, local, whole = self.links.open_update(plan, packet, specs)
+            base = self.links.sent(plan).arrays
+            update = as_tensors(residuals if whole else {name: local[name] - base[name] for name in local})
+        else:
+            update = as_tensors(self._open(plan, packet, specs))
+            if plan.upload.payload == "weights":
+                start = self._base(plan)
+                update = {name: tensor - start[name] for name, tensor in update.items()}
+        self._fold.add(self._from_start(plan, update), weight=weight)
+        if local is not None:
+            self.links.folded(plan, local)
+
+    def ended(self, plan: Plan, report: Report, state: State | None) -> None:
+        """A plan has come to its end, well or not: settle what its link remembers."""
+        if plan.link_down is not None or plan.link_up is not None:
+            self.links.ended(plan, report, state)
+
+    def abandon(self, plan: Plan) -> None:
+        """Nobody waits for a plan any more."""
+        self.links.abandon(plan)
+
+    def close(self) -> None:
+        """Remove what the links' memory has on disk."""
+        self.links.peers.close()
+
+    def _open(self, plan: Plan, packet: Array, specs: tuple[ArraySpec, ...]) -> Arrays:
+        """An update of a memoryless uplink."""
+        return unseal(
             packet,
             codec=make_codec(plan.codec_up),
-            expected=array_specs(specs),
-            context=context_of(specs, seed=plan.seed),
+            expected=specs,
+            context=update_context(specs, plan),
             stamp=update_stamp(plan),
             finite=True,
         )
-        update = as_tensors(arrays)
-        if plan.upload.payload == "weights":
-            base = self._base(plan)
-            update = {name: tensor - base[name] for name, tensor in update.items()}
-        self._fold.add(update, weight=weight)
+
+    def _from_start(self, plan: Plan, update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """An update as the difference to the version that it started from.
+
+        What a downlink without feedback left out is forgotten, as in ResFed: the mean is then over the recovered models.
+        """
+        if plan.link_down is None or plan.link_down.feedback:
+            return update
+        held = self.links.sent(plan)
+        start_hash, start = self._starts[plan.version]
+        if held.hash == start_hash:
+            return update
+        offsets = as_tensors({name: held.arrays[name] - start[name] for name in update})
+        return {name: tensor + offsets[name] for name, tensor in update.items()}
+
+    def _down(self, plan: Plan) -> tuple[ArraySpec, ...]:
+        """What travels to the plan's device."""
+        return array_specs(down_tensors(self.workload.spec, plan.part))
+
+    def _plain(self, plan: Plan) -> Message:
+        """The packet of a memoryless downlink."""
+        key = self._key(plan)
+        if key not in self._sealed:
+            expected = self._down(plan)
+            model = self.store["model"]
+            packet, _ = seal(
+                as_arrays({spec.name: model[spec.name] for spec in expected}),
+                codec=make_codec(plan.codec_down),
+                context=context_for(expected, seed=plan.version),
+                stamp=weights_stamp(plan.version),
+            )
+            self._sealed[key] = Message(self._channel.put(packet), packet.nbytes, "weights")
+        return self._sealed[key]
 
     @property
     def folded(self) -> int:
@@ -97,6 +196,7 @@ class Server:
         self.version += 1
         keep = set(in_flight)
         self._sealed = {key: value for key, value in self._sealed.items() if key[0] in keep}
+        self._starts = {version: value for version, value in self._starts.items() if version in keep}
 
     def evaluate(self, training: Training, *, batch_size: int) -> dict[str, float]:
         """The current model on the server's test set; empty when the server has none."""
@@ -132,12 +232,12 @@ class Server:
         key = self._key(plan)
         if key not in self._sealed:
             raise MismatchedPacket(f"the packet of version {plan.version} that plan {plan.id} started from is gone")
-        specs = down_tensors(self.workload.spec, plan.part)
+        expected = self._down(plan)
         arrays = unseal(
-            self._channel.get(self._sealed[key][0]),
+            self._channel.get(self._sealed[key].reference),
             codec=make_codec(plan.codec_down),
-            expected=array_specs(specs),
-            context=context_of(specs, seed=plan.version),
+            expected=expected,
+            context=context_for(expected, seed=plan.version),
         )
         return as_tensors(arrays)
 

@@ -5,6 +5,7 @@ PacketError
 ├── CorruptPacket       checksum or structure is wrong
 ├── UnsupportedPacket   another format version, kind or codec
 ├── MismatchedPacket    sizes, plan or version are not the ones expected
+├── OutOfSync           builds on a state that the receiver does not hold: the link is resynchronised
 └── UnfitPacket         well-formed, but holds NaN or infinity
 """
 
@@ -31,3 +32,7 @@ class MismatchedPacket(PacketError):
 
 class UnfitPacket(PacketError):
     """Well-formed and expected, but its values are not finite."""
+
+
+class OutOfSync(PacketError):
+    """It builds on a state that the receiver does not hold."""

@@ -39,6 +39,8 @@ class PacketKind(IntEnum):
     GRADIENTS = 4
     LOGITS = 5
     LABELS = 6
+    RESIDUAL = 7  # of a model, against what the receiver's memory predicts
+    AGREED = 8  # no payload: the receiver makes the model from the seed, and checks its hash
 
 
 class Stamp(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from ..comms.codecs import CodecSpec
+from ..comms.predict import Residual
 from ..learning.part import Part
 from ..learning.spec import Count, Fraction, NonNegative, Training
 
@@ -67,9 +68,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One device's task for one version of the model.
 
     ``id`` is unique in a run; ``attempt`` counts placements of the same plan after a worker died. ``version``: the model
-    that it starts from. ``codec_down``, ``codec_up``: chains, applied left to right. ``seed``: source of every random
-    number the device draws. ``deadline_s``: virtual seconds after which the server no longer waits. ``reasons``: one short
-    reason from each policy that touched it.
+    that it starts from. ``codec_down``, ``codec_up``: chains, applied left to right, to models and updates, or to residuals
+    where ``link_down``, ``link_up`` say how that direction remembers (ResFed). ``acknowledged``: the newest plan of this
+    device whose update was folded; the runtime fills it in at dispatch. ``seed``: source of every random number the device
+    draws. ``deadline_s``: virtual seconds after which the server no longer waits. ``reasons``: one short reason from each
+    policy that touched it.
     """
 
     id: int
@@ -85,6 +88,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     upload: Upload = Upload()
     codec_down: tuple[CodecSpec, ...] = ()
     codec_up: tuple[CodecSpec, ...] = ()
+    link_down: Residual | None = None
+    link_up: Residual | None = None
+    acknowledged: int = 0
     deadline_s: float | None = None
     reasons: tuple[str, ...] = ()
 

@@ -54,7 +54,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``samples``: distinct local samples used (the weight of the update); ``steps``: optimiser steps. ``loss``: mean
     training loss per sample; ``loss_square``: mean of its square over the batches (Oort's statistical utility).
     ``metrics``: evaluation on the device's own test share, if it has one. ``error`` and ``stage`` say what went wrong
-    and where, when the outcome is not ``done``.
+    and where, when the outcome is not ``done``. ``held``: the version of the model that the device's end of its link holds
+    now (None: its links have no memory, or it could not open what came); ``out_of_sync``: what came builds on a state that
+    it does not hold.
     """
 
     plan: Plan
@@ -68,3 +70,5 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     measured: Measured = Measured()
     error: str = ""
     stage: str = ""
+    held: int | None = None
+    out_of_sync: bool = False

@@ -6,7 +6,7 @@ dry run that allocates nothing; an estimate itself is arithmetic.
 
 from typing import Any
 
-from ..actors.device import array_specs
+from ..actors.messages import array_specs
 from ..clusters.fleet import Fleet
 from ..comms.make_codec import make_codec
 from ..comms.packet import sealed_bytes

@@ -64,9 +64,10 @@ class Evaluator:
         plans = []
         for device in self._devices:
             plan = self._plan(device, version)
-            packet, num_bytes = self._server.seal(plan)
-            control = self._pool.submit(Task(plan=plan, packet=packet, group=self._fleet.group_of(device)))
-            self._ledger.record("down", kind="evaluation", device=device, num_bytes=num_bytes + control)
+            sent = self._server.send(plan)
+            group = self._fleet.group_of(device)
+            control = self._pool.submit(Task(plan=plan, packets=sent.packets, group=group))
+            self._ledger.record("down", kind="evaluation", device=device, num_bytes=sent.num_bytes + control)
             plans.append(plan)
         answers = []
         for plan in plans:

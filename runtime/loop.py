@@ -201,12 +201,13 @@ class Loop:
         except ValueError as error:
             raise RunError(str(error), device=plan.device, round_=self._version, stage="dispatch") from error
         self._next_id += 1
-        packet, down_bytes = self._server.seal(plan)
-        group = self._fleet.group_of(plan.device)
-        control = self._pool.submit(Task(plan=plan, packet=packet, group=group))
-        self._ledger.record("down", kind="weights", device=plan.device, num_bytes=down_bytes)
+        sent = self._server.send(plan)
+        plan, group = sent.plan, self._fleet.group_of(plan.device)
+        control = self._pool.submit(Task(plan=plan, packets=sent.packets, state=sent.state, group=group))
+        for message in sent.messages:
+            self._ledger.record("down", kind=message.kind, device=plan.device, num_bytes=message.num_bytes)
         self._ledger.record("down", kind="control", device=plan.device, num_bytes=control)
-        self._clock.dispatch(plan, down_bytes=down_bytes, flops=flops, peak_memory_bytes=memory)
+        self._clock.dispatch(plan, down_bytes=sent.num_bytes, flops=flops, peak_memory_bytes=memory)
         self._in_flight[plan.id] = plan
         self._busy[plan.device] = plan
         self._trainings += plan.objective.kind != "evaluate"
@@ -248,6 +249,7 @@ class Loop:
             report = msgspec.structs.replace(report, outcome=Outcome.LATE, error="its version had closed")
         if report.outcome == Outcome.DONE:
             report = self._fold(report, finished.update)
+        self._server.ended(plan, report, finished.state)
         if report.outcome == Outcome.DONE:
             self._folds += plan.objective.kind != "evaluate"
             self._answers += plan.objective.kind == "evaluate"
@@ -337,6 +339,7 @@ class Loop:
         for plan in list(self._in_flight.values()):
             self._pool.cancel(plan.id)
             self._clock.cancel(plan.id)
+            self._server.abandon(plan)
             yield self._ended(Report(plan=plan, outcome=Outcome.LATE, error=why))
         self._in_flight.clear()
         self._busy.clear()

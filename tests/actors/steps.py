@@ -3,7 +3,8 @@
 from typing import Any
 
 import msgspec
-from fedbonsai.actors.device import Device, update_stamp, weights_stamp
+from fedbonsai.actors.device import Device
+from fedbonsai.actors.messages import update_stamp, weights_stamp
 from fedbonsai.actors.server import Server
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.comms.codecs import NO_CONTEXT, Array, Arrays, Identity
@@ -48,14 +49,14 @@ def make_server(settings: WorkloadSettings, **optimiser: Any) -> Server:
 
 def run(device: Device, plan: Plan, packet: Array) -> tuple[Report, Array | None]:
     """What the device answers, as whoever gets the bytes reads it."""
-    report, update, state = device.run(msgspec.msgpack.encode(plan), packet)
+    report, update, state = device.run(msgspec.msgpack.encode(plan), [packet])
     assert state is None
     return msgspec.msgpack.decode(report, type=Report), update
 
 
 def one_round(server: Server, device: Device, plans: list[Plan]) -> None:
     for plan in plans:
-        report, update = run(device, plan, server.seal(plan)[0])
+        report, update = run(device, plan, server.send(plan).packets[0])
         assert update is not None, report.error
         server.fold(plan, update, weight=report.samples)
     server.close_version(in_flight=())

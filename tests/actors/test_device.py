@@ -60,7 +60,7 @@ def test_a_device_keeps_no_memory(server: Server, device: Device) -> None:
     frozen = make_plan(server.workload, 2, part=Part(blocks=names, trained=names[-1:]))
     failing = make_plan(server.workload, 1, training=msgspec.structs.replace(TRAINING, loss=Call("my_models:failing")))
     asked = make_plan(server.workload, 1, objective=Objective(kind="evaluate"))
-    packet = server.seal(first)[0]
+    packet = server.send(first).packets[0]
     _, wanted = run(device, first, packet)
     assert wanted is not None
     for between in (other, frozen, failing, asked):
@@ -73,7 +73,7 @@ def test_a_device_keeps_no_memory(server: Server, device: Device) -> None:
 def test_counters_and_constants_start_anew(server: Server, device: Device) -> None:
     plan = make_plan(server.workload)
     for _ in range(2):
-        run(device, plan, server.seal(plan)[0])
+        run(device, plan, server.send(plan).packets[0])
         (model, _), *_ = device._models.values()
         assert model.norm.num_batches_tracked.item() == 6  # 12 training samples, batches of 5, 5, 2; two passes
         assert model.memory.calls.item() == 7
@@ -84,7 +84,7 @@ def test_tied_weights_are_trained(device: Device) -> None:
     tied = msgspec.structs.replace(IMAGES, model=Call("my_models:Tied"))
     server, device = make_server(tied), Device(tied)
     plan = make_plan(server.workload)
-    report, update = run(device, plan, server.seal(plan)[0])
+    report, update = run(device, plan, server.send(plan).packets[0])
     before = server.weights()
     assert update is not None
     assert update.nbytes < 200  # one of the two, 64 bytes
@@ -98,7 +98,7 @@ def test_tied_weights_are_trained(device: Device) -> None:
 def test_frozen_blocks_stay_out_of_the_update(server: Server, device: Device) -> None:
     names = server.workload.spec.block_names
     plan = make_plan(server.workload, part=Part(blocks=names, trained=names[-1:]))
-    report, update = run(device, plan, server.seal(plan)[0])
+    report, update = run(device, plan, server.send(plan).packets[0])
     assert (report.outcome, len(names)) == (Outcome.DONE, 2)
     assert update is not None
     server.fold(plan, update, weight=1)
@@ -116,7 +116,7 @@ def test_lossless_codecs_change_no_bit_of_the_result(server: Server, device: Dev
     for options in ({}, codecs):
         server = make_server(IMAGES)
         plan = make_plan(server.workload, **options)
-        report, update = run(device, plan, server.seal(plan)[0])
+        report, update = run(device, plan, server.send(plan).packets[0])
         assert update is not None
         server.fold(plan, update, weight=report.samples)
         server.close_version(in_flight=())
@@ -127,7 +127,7 @@ def test_lossless_codecs_change_no_bit_of_the_result(server: Server, device: Dev
 @pytest.mark.parametrize("settings", [{"channels_last": True}, {"precision": "bf16"}, {"accumulation": 2}])
 def test_other_ways_to_train_end_well_and_repeat(server: Server, device: Device, settings: dict) -> None:
     plan = make_plan(server.workload, training=msgspec.structs.replace(TRAINING, **settings))
-    packet = server.seal(plan)[0]
+    packet = server.send(plan).packets[0]
     report, update = run(device, plan, packet)
     assert (report.outcome, report.steps) == (Outcome.DONE, 6)
     run(device, make_plan(server.workload), packet)
@@ -136,14 +136,14 @@ def test_other_ways_to_train_end_well_and_repeat(server: Server, device: Device,
 
 def test_evaluation_on_the_devices_own_share(server: Server, device: Device) -> None:
     plan = make_plan(server.workload, objective=Objective(kind="evaluate"))
-    report, update = run(device, plan, server.seal(plan)[0])
+    report, update = run(device, plan, server.send(plan).packets[0])
     assert update is None
     assert (report.outcome, report.samples, report.steps, report.loss) == (Outcome.DONE, 3, 0, None)
     assert report.metrics.keys() == {"loss", "accuracy"}
     assert report.metrics["accuracy"] in (0.0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1.0)
-    trained, _ = run(device, make_plan(server.workload), server.seal(plan)[0])
+    trained, _ = run(device, make_plan(server.workload), server.send(plan).packets[0])
     assert trained.metrics == {}
-    assert run(device, plan, server.seal(plan)[0])[0].metrics == report.metrics
+    assert run(device, plan, server.send(plan).packets[0])[0].metrics == report.metrics
 
 
 def test_a_device_without_a_test_share_has_nothing_to_say() -> None:
@@ -152,7 +152,7 @@ def test_a_device_without_a_test_share_has_nothing_to_say() -> None:
     )
     server = make_server(settings)
     plan = make_plan(server.workload, objective=Objective(kind="evaluate"))
-    report, update = run(Device(settings), plan, server.seal(plan)[0])
+    report, update = run(Device(settings), plan, server.send(plan).packets[0])
     assert (report.outcome, report.samples, report.metrics, update) == (Outcome.DONE, 0, {}, None)
 
 
@@ -168,7 +168,7 @@ def test_a_device_without_a_test_share_has_nothing_to_say() -> None:
 )
 def test_what_goes_wrong_in_training(server: Server, device: Device, loss: str, outcome: Outcome, error: str) -> None:
     plan = make_plan(server.workload, training=msgspec.structs.replace(TRAINING, loss=Call(loss)))
-    packet = server.seal(plan)[0]
+    packet = server.send(plan).packets[0]
     report, update = run(device, plan, packet)
     assert (report.plan, report.outcome, report.stage, update) == (plan, outcome, "train", None)
     assert error in report.error
@@ -179,12 +179,12 @@ def test_what_goes_wrong_in_training(server: Server, device: Device, loss: str, 
 def test_a_failing_loss_in_evaluation_names_its_stage(server: Server, device: Device) -> None:
     training = msgspec.structs.replace(TRAINING, loss=Call("my_models:failing"))
     plan = make_plan(server.workload, training=training, objective=Objective(kind="evaluate"))
-    assert run(device, plan, server.seal(plan)[0])[0].stage == "evaluate"
+    assert run(device, plan, server.send(plan).packets[0])[0].stage == "evaluate"
 
 
 def test_packets_that_cannot_be_opened(server: Server, device: Device) -> None:
     plan = make_plan(server.workload)
-    packet = server.seal(plan)[0]
+    packet = server.send(plan).packets[0]
     damaged = packet.copy()
     damaged[100] ^= 1
     later = msgspec.structs.replace(plan, version=1)
@@ -203,20 +203,20 @@ def test_packets_that_cannot_be_opened(server: Server, device: Device) -> None:
 
 def test_a_codec_that_is_not_known_fails_when_sealing(server: Server, device: Device) -> None:
     plan = make_plan(server.workload, codec_up=(CodecSpec("zstd"),))
-    report, update = run(device, plan, server.seal(plan)[0])
+    report, update = run(device, plan, server.send(plan).packets[0])
     assert (report.outcome, report.stage, update) == (Outcome.FAILED, "seal", None)
     assert "unknown codec 'zstd'" in report.error
 
 
 def test_a_long_error_is_cut(server: Server, device: Device) -> None:
     plan = make_plan(server.workload, codec_up=(CodecSpec("z" * 5000),))
-    report, _ = run(device, plan, server.seal(plan)[0])
+    report, _ = run(device, plan, server.send(plan).packets[0])
     assert len(report.error) == 2000
 
 
 def test_an_update_answers_one_attempt_of_one_plan(server: Server, device: Device) -> None:
     plan = make_plan(server.workload, attempt=2)
-    _, update = run(device, plan, server.seal(plan)[0])
+    _, update = run(device, plan, server.send(plan).packets[0])
     assert update is not None
     for field in ("id", "attempt"):
         with pytest.raises(PacketError, match="expected"):
@@ -228,5 +228,5 @@ def test_warming_up_changes_nothing(server: Server) -> None:
     cold, warm = Device(IMAGES), Device(IMAGES)
     warm.warm_up()
     plan = make_plan(server.workload)
-    updates = [run(device, plan, server.seal(plan)[0])[1] for device in (cold, warm)]
+    updates = [run(device, plan, server.send(plan).packets[0])[1] for device in (cold, warm)]
     assert np.array_equal(*updates)

@@ -22,7 +22,7 @@ def pool() -> InlinePool:
 
 def task(server: Server, device: int, **changes: object) -> Task:
     plan = make_plan(server.workload, device, training=ONE_STEP, **changes)
-    return Task(plan=plan, packet=server.seal(plan)[0])
+    return Task(plan=plan, packets=server.send(plan).packets)
 
 
 def test_results_come_by_plan_in_any_order(server: Server, pool: InlinePool) -> None:
@@ -31,7 +31,7 @@ def test_results_come_by_plan_in_any_order(server: Server, pool: InlinePool) -> 
     assert sizes == [len(msgspec.msgpack.encode(one.plan)) for one in tasks]
     for one in reversed(tasks):
         found = pool.result(one.plan.id)
-        report, update = run(Device(LINE), one.plan, one.packet)
+        report, update = run(Device(LINE), one.plan, one.packets[0])
         assert (found.plan, found.state) == (one.plan, None)
         assert (found.report.outcome, found.report.loss) == (Outcome.DONE, report.loss)
         assert np.array_equal(found.update, update)
@@ -61,7 +61,7 @@ def test_what_is_cancelled_does_not_run(server: Server, pool: InlinePool) -> Non
 
 def test_a_failure_is_a_result(server: Server, pool: InlinePool) -> None:
     one = task(server, 0)
-    pool.submit(Task(plan=one.plan, packet=one.packet[:-1]))
+    pool.submit(Task(plan=one.plan, packets=(one.packets[0][:-1],)))
     found = pool.result(one.plan.id)
     assert (found.report.outcome, found.report.stage, found.update) == (Outcome.FAILED, "open", None)
 

@@ -44,7 +44,7 @@ def test_fedavg_of_two_devices_by_hand() -> None:
 def test_evaluation_is_of_the_current_version() -> None:
     server = make_server(LINE)
     assert server.evaluate(ONE_STEP, batch_size=1) == {"loss": 0.0}
-    server.seal(make_plan(server.workload))
+    server.send(make_plan(server.workload))
     line_update(server, 0, 3.0)
     server.close_version(in_flight=())
     assert server.evaluate(ONE_STEP, batch_size=1) == {"loss": 4.5}
@@ -74,30 +74,32 @@ def test_evaluation_covers_tied_weights() -> None:
 def test_equal_parts_share_one_packet_and_others_do_not() -> None:
     server = make_server(IMAGES)
     plan, twin = make_plan(server.workload, 0), make_plan(server.workload, 1)
-    packet, num_bytes = server.seal(plan)
-    assert server.seal(twin)[0] is packet
+    sent = server.send(plan)
+    packet, num_bytes = sent.packets[0], sent.num_bytes
+    assert server.send(twin).packets[0] is packet
     assert packet.nbytes == num_bytes
     names = server.workload.spec.block_names
     other_codec = msgspec.structs.replace(plan, codec_down=(CodecSpec("lz4"),))
     frozen = msgspec.structs.replace(plan, part=Part(blocks=names, trained=names[-1:]))
-    assert server.seal(other_codec)[0] is not packet
-    assert server.seal(frozen)[0] is not packet
+    assert server.send(other_codec).packets[0] is not packet
+    assert server.send(frozen).packets[0] is not packet
 
 
 def test_packets_live_as_long_as_a_plan_needs_them() -> None:
     server = make_server(LINE)
     old = make_plan(server.workload)
-    packet, _ = server.seal(old)
+    packet = server.send(old).packets[0]
+    assert server.send(old).packets[0] is packet
     server.close_version(in_flight={0})
-    assert server.seal(old)[0] is packet
+    server.fold(old, pack(old, {"w": np.array([[2.0]], "<f4")}), weight=1)
     server.close_version(in_flight={1})
     with pytest.raises(AssertionError, match="a plan of version 0 cannot start at version 2"):
-        server.seal(old)
+        server.send(old)
 
 
 def test_a_sealed_packet_does_not_follow_the_model() -> None:
     server = make_server(LINE)
-    packet, _ = server.seal(make_plan(server.workload))
+    packet = server.send(make_plan(server.workload)).packets[0]
     before = packet.tobytes()
     line_update(server, 0, 3.0)
     server.close_version(in_flight={0})
@@ -121,7 +123,7 @@ def test_weights_that_come_up_equal_differences_bit_for_bit(codecs: tuple[CodecS
 def test_weights_are_taken_against_the_version_that_was_sent() -> None:
     server = make_server(LINE)
     plan = make_plan(server.workload, upload=Upload(payload="weights"))
-    server.seal(plan)
+    server.send(plan)
     line_update(server, 0, 8.0)
     server.close_version(in_flight={0})
     server.fold(plan, pack(plan, {"w": np.array([[1.0]], "<f4")}), weight=1)  # a difference of 1 to version 0
@@ -132,7 +134,7 @@ def test_weights_are_taken_against_the_version_that_was_sent() -> None:
 def test_weights_without_the_version_that_was_sent_are_refused() -> None:
     server = make_server(LINE)
     plan = make_plan(server.workload, upload=Upload(payload="weights"))
-    server.seal(plan)
+    server.send(plan)
     server.close_version(in_flight=())
     with pytest.raises(MismatchedPacket, match="the packet of version 0 that plan 10 started from is gone"):
         server.fold(plan, pack(plan, {"w": np.ones((1, 1), "<f4")}), weight=1)
@@ -143,8 +145,8 @@ def test_a_rejected_update_changes_nothing() -> None:
     server, clean = make_server(IMAGES), make_server(IMAGES)
     device = Device(IMAGES)
     plan, bad = make_plan(server.workload, 0), make_plan(server.workload, 1)
-    _, good = run(device, plan, server.seal(plan)[0])
-    _, update = run(device, bad, server.seal(bad)[0])
+    _, good = run(device, plan, server.send(plan).packets[0])
+    _, update = run(device, bad, server.send(bad).packets[0])
     assert good is not None
     assert update is not None
     flipped = update.copy()

@@ -28,7 +28,7 @@ def bench_fixture(make_plan, scripted_pool):
         def dispatch(self, plan_id, device=0, *, flops=0, up=0, down=0):
             plan = make_plan(plan_id, device)
             self.pool.sizes[plan_id] = up
-            self.pool.submit(Task(plan=plan, packet=None))
+            self.pool.submit(Task(plan=plan, packets=()))
             self.clock.dispatch(plan, down_bytes=down, flops=flops, peak_memory_bytes=5)
 
         def arrivals(self, deadline_s=None):
@@ -223,7 +223,7 @@ def test_with_a_codec_of_varying_size_the_estimated_bytes_are_an_upper_bound():
 def wall_fixture(scripted_pool, make_plan):
     pool = scripted_pool({1: 10, 2: 20})
     for plan_id in (1, 2):
-        pool.submit(Task(plan=make_plan(plan_id, plan_id), packet=None))
+        pool.submit(Task(plan=make_plan(plan_id, plan_id), packets=()))
     started = time.perf_counter()
     return pool, WallClock(
         pool, now=lambda: time.perf_counter() - started, estimate=lambda device, plan: Estimate(seconds=float(device))

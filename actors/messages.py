@@ -1,0 +1,29 @@
+"""What server and devices agree on about each message without sending it: contents, codec context and stamp."""
+
+from ..comms.codecs import ArraySpec, Context
+from ..comms.packet import PacketKind, Stamp
+from ..comms.receive import context_for
+from ..learning.structure import TensorSpec
+from ..policies.plan import Plan
+
+
+def array_specs(tensors: tuple[TensorSpec, ...]) -> tuple[ArraySpec, ...]:
+    """What a packet of these tensors holds before its codec."""
+    return tuple(ArraySpec(t.name, t.shape, t.dtype, role=t.role) for t in tensors)
+
+
+def weights_stamp(version: int) -> Stamp:
+    """What a memoryless downlink packet says of itself: the same for every device, so that it is sealed once."""
+    return Stamp(kind=PacketKind.WEIGHTS, version=version)
+
+
+def update_stamp(plan: Plan, *, state_hash: int = 0) -> Stamp:
+    """What an update says of itself: which attempt of which plan it answers, and what it builds on (0: no memory)."""
+    return Stamp(
+        kind=PacketKind.UPDATE, version=plan.version, state_hash=state_hash, plan=plan.id, attempt=plan.attempt
+    )
+
+
+def update_context(expected: tuple[ArraySpec, ...], plan: Plan) -> Context:
+    """The codec context of a plan's update."""
+    return context_for(expected, seed=plan.seed)

@@ -1,0 +1,153 @@
+"""What the server remembers of each device's link, under a budget: in memory, then on disk, then no more.
+
+Only devices that have taken part have an entry. When all entries together exceed ``memory_bytes``, those used longest ago
+are written to files; beyond ``disk_bytes`` the oldest are dropped, and their devices are resynchronised when they come
+again. A simulated device's own state is kept here too: it travels with its plan, and comes back with its report.
+"""
+
+import tempfile
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from ..comms.link import DeviceEnd, Memory, Model, State, state_bytes
+
+_MEMORY, _STATE = "memory:", "state:"
+
+
+@dataclass
+class Peer:
+    """The server's end of one device's link.
+
+    ``stream``: the downlink's settings; another stream's models are not its own. ``held``: version that the device has
+    acknowledged; None before its first report. ``folded``: its newest plan whose update was folded (0: none). ``on_its_way``:
+    the model that its plan in flight brings. ``lost``: it, or we, cannot say what it holds; ``restarting``: the plan that
+    brings it a dense model for that.
+    """
+
+    stream: str = ""
+    held: int | None = None
+    memory: Memory = field(default_factory=Memory)
+    folded: int = 0
+    state: State | None = None
+    on_its_way: Model | None = None
+    lost: bool = False
+    restarting: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all arrays; those that entries share count for each."""
+        models = sum(a.nbytes for model in self.memory.models for a in model.arrays.values())
+        sent = sum(a.nbytes for s in self.memory.sent for named in (s.base, s.local) for a in named.values())
+        return models + sent + (state_bytes(self.state) if self.state is not None else 0)
+
+
+class Peers:
+    """Entries by device, those used longest ago first."""
+
+    def __init__(self, *, memory_bytes: int, disk_bytes: int) -> None:
+        """No entry yet; the folder for files is made when it is first needed."""
+        self._memory_bytes, self._disk_bytes = memory_bytes, disk_bytes
+        self._entries: OrderedDict[int, Peer] = OrderedDict()
+        self._sizes: dict[int, int] = {}
+        self._total = 0  # of them
+        self._files: OrderedDict[int, int] = OrderedDict()  # bytes of each device's file
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self.dropped = 0
+        self.notices: list[str] = []
+
+    def __len__(self) -> int:
+        """Number of devices that have an entry."""
+        return len(self._entries)
+
+    def get(self, device: int) -> Peer | None:
+        """The entry of a device, as it was last put; None where there is none."""
+        peer = self._entries.get(device)
+        if peer is not None and device in self._files:
+            self._load(device, peer)
+        return peer
+
+    def put(self, device: int, peer: Peer) -> None:
+        """Keep an entry, as the newest."""
+        if device in self._files:
+            self._remove_file(device)
+        self._entries[device] = peer
+        self._entries.move_to_end(device)
+        self._set_size(device, peer.num_bytes)
+        self._keep_budget()
+
+    def held(self) -> dict[int, int]:
+        """Version that each device has acknowledged."""
+        return {device: peer.held for device, peer in self._entries.items() if peer.held is not None and not peer.lost}
+
+    def close(self) -> None:
+        """Remove the files."""
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _keep_budget(self) -> None:
+        """Write the oldest entries to files, and drop the oldest files."""
+        if self._total > self._memory_bytes:
+            for device, peer in list(self._entries.items()):
+                if self._total <= self._memory_bytes:
+                    break
+                if peer.on_its_way is None and self._sizes[device]:
+                    self._spill(device, peer)
+        while self._files and sum(self._files.values()) > self._disk_bytes:
+            device = next(iter(self._files))
+            self._remove_file(device)
+            self._drop(device)
+
+    def _spill(self, device: int, peer: Peer) -> None:
+        """Write an entry's arrays to a file; what is left of it takes no memory to speak of."""
+        arrays = {_MEMORY + name: array for name, array in DeviceEnd(memory=peer.memory).to_state().items()}
+        if peer.state is not None:
+            arrays |= {_STATE + name: array for name, array in peer.state.items()}
+        path = self._path(device)
+        try:
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+        except (OSError, SafetensorError) as error:
+            path.unlink(missing_ok=True)
+            self._drop(device)
+            self.notices.append(f"the memory of device {device}'s link could not be written to disk ({error}); dropped")
+            return
+        self._files[device] = path.stat().st_size
+        self._set_size(device, 0)
+        peer.memory, peer.state = Memory(), None
+
+    def _load(self, device: int, peer: Peer) -> None:
+        """Bring an entry's arrays back."""
+        arrays = load_file(self._path(device))
+        state = {name.removeprefix(_STATE): a for name, a in arrays.items() if name.startswith(_STATE)}
+        memory = {name.removeprefix(_MEMORY): a for name, a in arrays.items() if name.startswith(_MEMORY)}
+        peer.memory = DeviceEnd.from_state(memory).memory
+        peer.state = state or None
+        self._remove_file(device)
+        self._set_size(device, peer.num_bytes)
+
+    def _drop(self, device: int) -> None:
+        """Forget what an entry holds: its device will be resynchronised."""
+        self._entries[device] = Peer(folded=self._entries[device].folded, lost=True)
+        self._set_size(device, 0)
+        self.dropped += 1
+
+    def _set_size(self, device: int, num_bytes: int) -> None:
+        """Note how much memory an entry takes."""
+        self._total += num_bytes - self._sizes.get(device, 0)
+        self._sizes[device] = num_bytes
+
+    def _remove_file(self, device: int) -> None:
+        """Forget a device's file."""
+        self._path(device).unlink()
+        del self._files[device]
+
+    def _path(self, device: int) -> Path:
+        """The file of a device."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="fedbonsai-links-")
+        return Path(self._folder.name) / f"{device}.safetensors"
