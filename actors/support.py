@@ -15,7 +15,13 @@ class PlanRefused(ValueError):
 
 def check_plan(plan: Plan, *, spec: ModelSpec, profile: DeviceProfile) -> None:
     """Raise ``PlanRefused`` when the trainer, the model or the device cannot do what ``plan`` says."""
-    for checks in (_part(plan.part, spec), _work(plan), _codecs(plan, profile), _privacy(plan, spec, profile)):
+    for checks in (
+        _part(plan.part, spec),
+        _work(plan),
+        _codecs(plan, profile),
+        _links(plan),
+        _privacy(plan, spec, profile),
+    ):
         for problem in checks:
             raise PlanRefused(f"plan for device {plan.device} in round {plan.version}: {problem}")
 
@@ -63,6 +69,23 @@ def _codecs(plan: Plan, profile: DeviceProfile) -> Iterator[str]:
             make_codec(codecs)
         except ValueError as error:
             yield f"{field}: {error}"
+
+
+def _links(plan: Plan) -> Iterator[str]:
+    """What stands against the way in which the links remember."""
+    try:
+        if plan.link_down is not None:
+            plan.link_down.check_down()
+    except ValueError as error:
+        yield f"link_down: {error}"
+    if plan.link_up is None:
+        return
+    try:
+        plan.link_up.check_up()
+    except ValueError as error:
+        yield f"link_up: {error}"
+    if plan.upload.payload != "difference":
+        yield f"upload.payload is {plan.upload.payload!r}; an uplink with memory (link_up) sends residuals: 'difference'"
 
 
 def _privacy(plan: Plan, spec: ModelSpec, profile: DeviceProfile) -> Iterator[str]:

@@ -109,10 +109,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             extras.append(f"cut {self.split.cut}")
         if self.sparsity:
             extras.append(f"sparsity {self.sparsity.weights:g}")
-        codecs = (
-            "+".join(c.name for c in self.codec_down) or "identity",
-            "+".join(c.name for c in self.codec_up) or "identity",
-        )
+        codecs = []
+        for link, chain in ((self.link_down, self.codec_down), (self.link_up, self.codec_up)):
+            names = "+".join(codec.name for codec in chain) or "identity"
+            codecs.append(f"{link.rule} residual {names}" if link else names)
         return (
             f"plan {self.id}.{self.attempt} device {self.device} v{self.version}: {', '.join([size, *extras])}, "
             f"{amount} of batch {self.training.batch_size}, down {codecs[0]}, up {codecs[1]}"

@@ -55,6 +55,15 @@ PRESETS: dict[str, Preset] = {
         source="Lai et al. 2021, arXiv 2010.06081",
         overrides={"policy": [{"name": "oort", "cohort": 0.3}]},
     ),
+    "resfed": Preset(
+        description="both directions as residuals against shared predictions: 1 % of the entries, entropy coded",
+        source="Song et al. 2024, arXiv 2212.05602",
+        overrides={
+            "policy": [{"name": "random", "cohort": 1.0}, {"name": "residuals"}],
+            # Running statistics belong to a device's own weights: in a model rebuilt from 1 % of its update they are wrong.
+            "server": {"statistics": "batch"},
+        },
+    ),
 }
 
 

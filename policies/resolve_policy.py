@@ -23,6 +23,7 @@ from .fields import convert_field
 from .oort import Oort
 from .policy import Policy, chain
 from .power_of_choice import PowerOfChoice
+from .residuals import Residuals
 from .select import All, Fastest, RandomCohort
 
 PolicySpec = Mapping[str, Any]
@@ -36,6 +37,7 @@ BUILT_IN: Mapping[str, type[Policy]] = {
     "deadline": ByDeadline,
     "power_of_choice": PowerOfChoice,
     "oort": Oort,
+    "residuals": Residuals,
 }
 
 
