@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 
 from .codecs import Codec, CodecSpec, Identity, chain
+from .entropy.codec import Entropy
 from .lz4_codec import Lz4
 
-BUILT_IN: dict[str, type[Any]] = {"identity": Identity, "lz4": Lz4}
+BUILT_IN: dict[str, type[Any]] = {"entropy": Entropy, "identity": Identity, "lz4": Lz4}
 GROUP = "fedbonsai.codecs"
 
 

@@ -1,0 +1,114 @@
+"""A tensor's own alphabet: which values occur and how often, in a few bytes, and the values coded with it.
+
+A value is cut into a high part, which has a frequency of its own, and low bits, which are sent as they are: a smooth
+histogram of few values is not worth 255 frequencies. Frequencies are sent as levels (``tables.level_of``), each as the
+difference to the one before; the sender takes the number of low bits that costs least.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import CorruptPacket
+from .coders import Decoder, Encoder, Symbols
+from .tables import LEVELS, TOTAL, Integers, Table, count_of, fold, level_of, normalise, peaked, unfold, uniform
+
+SIZE = 256  # values are 0 to 255
+_MAX_LOW_BITS = 7
+_FIRST_BITS = 8
+
+
+class Alphabet(NamedTuple):
+    """Values ``first`` + [0, len(levels) << low_bits); what each high part's ``levels`` says of its frequency."""
+
+    first: int
+    low_bits: int
+    levels: Integers
+
+    @property
+    def table(self) -> Table:
+        """The frequencies of the high parts."""
+        return normalise(count_of(self.levels))
+
+
+def fit(histogram: Integers) -> tuple[Alphabet, float]:
+    """The alphabet that codes values of this histogram (length ``SIZE``) in the fewest bits, and these bits."""
+    present = np.flatnonzero(histogram)
+    first, last, total = int(present[0]), int(present[-1]), int(histogram.sum())
+    best: tuple[Alphabet, float] | None = None
+    for low_bits in range(_MAX_LOW_BITS + 1):
+        size = (last - first >> low_bits) + 1
+        counts = np.zeros(size << low_bits, np.int64)
+        counts[: last - first + 1] = histogram[first : last + 1]
+        counts = counts.reshape(size, -1).sum(1)
+        alphabet = Alphabet(first, low_bits, level_of(counts))
+        bits = _head_bits(alphabet) + table_bits(counts, alphabet.table) + total * low_bits
+        if best is None or bits < best[1]:
+            best = (alphabet, bits)
+        if size == 1:
+            break
+    assert best is not None
+    return best
+
+
+def table_bits(counts: Integers, table: Table) -> float:
+    """What symbols that occur so often cost under a table."""
+    used = counts > 0
+    return float(counts[used] @ np.log2(TOTAL / table[used]))
+
+
+def put_alphabets(encoder: Encoder, alphabets: list[Alphabet]) -> None:
+    """Send what the alphabets are."""
+    if not alphabets:
+        return
+    heads = np.array([(a.first, len(a.levels) - 1, a.low_bits) for a in alphabets], np.int64).T
+    encoder.put((heads[0], uniform(8)), (heads[1], uniform(8)), (heads[2], uniform(3)))
+    steps = [np.diff(a.levels, prepend=0) for a in alphabets]
+    encoder.put((fold(np.concatenate(steps)), peaked(2 * LEVELS)))
+
+
+def take_alphabets(decoder: Decoder, count: int) -> list[Alphabet]:
+    """Read what ``put_alphabets`` sent. Raises ``CorruptPacket`` for frequencies that no sender has."""
+    if not count:
+        return []
+    firsts, sizes, low_bits = decoder.take((count, uniform(8)), (count, uniform(8)), (count, uniform(3)))
+    (steps,) = decoder.take((int(sizes.sum()) + count, peaked(2 * LEVELS)))
+    alphabets, start = [], 0
+    for first, size, bits in zip(firsts.tolist(), sizes.tolist(), low_bits.tolist(), strict=True):
+        levels = np.cumsum(unfold(steps[start : start + size + 1]))
+        start += size + 1
+        if levels.min() < 0 or levels.max() >= LEVELS or not levels.any():
+            raise CorruptPacket("an entropy-coded stream has a table of impossible frequencies")
+        alphabets.append(Alphabet(first, bits, levels))
+    return alphabets
+
+
+def pieces_of(values: Symbols, alphabet: Alphabet) -> list[tuple[Symbols, Table]]:
+    """Values as pieces of a stage: high parts, then low bits where there are any."""
+    offsets = values - alphabet.first if alphabet.first else values
+    if not alphabet.low_bits:
+        return [(offsets, alphabet.table)]
+    low = offsets & ((1 << alphabet.low_bits) - 1)
+    return [(offsets >> alphabet.low_bits, alphabet.table), (low, uniform(alphabet.low_bits))]
+
+
+def wants_of(count: int, alphabet: Alphabet) -> list[tuple[int, Table]]:
+    """What to take for ``count`` values."""
+    high = (count, alphabet.table)
+    return [high, (count, uniform(alphabet.low_bits))] if alphabet.low_bits else [high]
+
+
+def values_of(parts: list[Symbols], alphabet: Alphabet) -> Symbols:
+    """Values again, from what was taken. Raises ``CorruptPacket`` for one above 255."""
+    values = parts[0] if not alphabet.low_bits else parts[0] << alphabet.low_bits | parts[1]
+    if alphabet.first:
+        values = values + alphabet.first
+    if alphabet.first + (len(alphabet.levels) << alphabet.low_bits) > SIZE and len(values) and values.max() >= SIZE:
+        raise CorruptPacket("an entropy-coded stream holds a value above 255")
+    return values
+
+
+def _head_bits(alphabet: Alphabet) -> float:
+    """What it costs to say what the alphabet is."""
+    steps = fold(np.diff(alphabet.levels, prepend=0))
+    return 19 + float(np.log2(TOTAL / peaked(2 * LEVELS)[steps]).sum())

@@ -1,0 +1,80 @@
+"""The fast coder: asymmetric numeral systems by the library constriction (Bamler, 2022, arXiv 2201.01741)."""
+
+import constriction
+import numpy as np
+
+from ..codecs import Array
+from ..errors import CorruptPacket
+from .coders import Symbols
+from .tables import TOTAL, Table
+
+_stack = constriction.stream.stack
+_model = constriction.stream.model
+_WORD_BYTES = 4
+
+
+class AnsEncoder:
+    """Collects stages for constriction's coder."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self._pieces: list[tuple[Symbols, Table]] = []
+
+    def put(self, *pieces: tuple[Symbols, Table]) -> None:
+        """One stage."""
+        self._pieces += pieces
+
+    def finish(self) -> Array:
+        """The coder's words, little-endian, without the zero bytes at their end."""
+        coder = _stack.AnsCoder()
+        for symbols, table in reversed(self._pieces):
+            present = np.flatnonzero(table)
+            if len(symbols) and len(present) > 1:
+                if len(present) < len(table):
+                    ranks = np.zeros(len(table), np.int64)
+                    ranks[present] = np.arange(len(present))
+                    symbols = ranks[symbols]
+                coder.encode_reverse(symbols.astype(np.int32), _model_of(table[present]))
+        words = coder.get_compressed().astype("<u4")
+        data: Array = words.view(np.uint8)
+        return data[: data.size - _trailing_zeros(data)]
+
+
+class AnsDecoder:
+    """Reads a stream of ``AnsEncoder``."""
+
+    def __init__(self, stream: Array) -> None:
+        """Raises ``CorruptPacket`` for what cannot be an encoder's words."""
+        if stream.size and not stream[-1]:
+            raise CorruptPacket("an entropy-coded stream ends in a zero byte")
+        words = np.zeros(-(-stream.size // _WORD_BYTES) * _WORD_BYTES, np.uint8)
+        words[: stream.size] = stream
+        self._coder = _stack.AnsCoder(words.view("<u4").astype(np.uint32))
+
+    def take(self, *pieces: tuple[int, Table]) -> list[Symbols]:
+        """One stage. (An empty coder yields symbols all the same; ``finish`` finds out.)"""
+        return [self._decode(count, table) for count, table in pieces]
+
+    def finish(self) -> None:
+        """Raises ``CorruptPacket`` unless the coder is as empty as the encoder's was."""
+        if not self._coder.is_empty():
+            raise CorruptPacket("an entropy-coded stream does not end where its symbols do")
+
+    def _decode(self, count: int, table: Table) -> Symbols:
+        present = np.flatnonzero(table)
+        if not count or len(present) == 1:
+            return np.full(count, present[0], np.int64)
+        symbols: Symbols = self._coder.decode(_model_of(table[present]), count)
+        return symbols if len(present) == len(table) else present[symbols]
+
+
+def _model_of(table: Table) -> object:
+    """constriction's model of the symbols that a table holds. (It would give a share to the others too.)"""
+    if table[0] * len(table) == TOTAL and (table == table[0]).all():
+        return _model.Uniform(len(table))
+    return _model.Categorical(table.astype(np.float64), perfect=False)
+
+
+def _trailing_zeros(data: Array) -> int:
+    """Zero bytes at the end (at most three: the coder's last word is not 0)."""
+    return next((n for n in range(data.size) if data[data.size - 1 - n]), data.size)

@@ -1,0 +1,114 @@
+"""The portable coder: interleaved range asymmetric numeral systems in numpy.
+
+Duda (2013, arXiv 1311.2540) gives the coder, Giesen (2014, arXiv 1402.3392) the interleaving: each lane is a coder of its
+own, symbol i belongs to lane i modulo their number, and all lanes take one step at once. A state is in [2^16, 2^32) between
+steps and is renormalised by 16 bits. A lane costs two bytes, so their number grows with that of the symbols.
+
+Bytes: number of lanes (2), states (4 each), 16-bit words in the order in which the decoder wants them; little-endian.
+"""
+
+import numpy as np
+
+from ..codecs import Array
+from ..errors import CorruptPacket, TruncatedPacket
+from .coders import Symbols
+from .tables import PRECISION_BITS, TOTAL, Table
+
+_LOW = 1 << 16
+_SYMBOLS_PER_LANE = 512
+_MAX_LANES = (1 << 16) - 1
+_STATE_BYTES = 4
+
+
+class RansEncoder:
+    """Collects stages."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self._stages: list[tuple[Array, Array]] = []
+
+    def put(self, *pieces: tuple[Symbols, Table]) -> None:
+        """One stage: frequency and cumulative frequency of each symbol."""
+        used = [(symbols, table) for symbols, table in pieces if len(symbols) and len(table) > 1]
+        if used:
+            frequencies = np.concatenate([table[symbols] for symbols, table in used])
+            starts = np.concatenate([(np.cumsum(table) - table)[symbols] for symbols, table in used])
+            self._stages.append((frequencies.astype(np.uint64), starts.astype(np.uint64)))
+
+    def finish(self) -> Array:
+        """Code from the back."""
+        symbols = sum(len(frequencies) for frequencies, _ in self._stages)
+        lanes = min(max(symbols // _SYMBOLS_PER_LANE, 1), _MAX_LANES)
+        states = np.full(lanes, _LOW, np.uint64)
+        words = []
+        for frequencies, starts in reversed(self._stages):
+            # A state at or above this would leave its range: its low half goes out first.
+            limits = frequencies << np.uint64(32 - PRECISION_BITS)
+            for at in reversed(range(0, len(frequencies), lanes)):
+                frequency = frequencies[at : at + lanes]
+                state = states[: len(frequency)]
+                full = state >= limits[at : at + lanes]
+                words.append(state[full].astype("<u2"))
+                state >>= full.astype(np.uint64) << np.uint64(4)
+                quotient = state // frequency
+                np.add(state, quotient * (np.uint64(TOTAL) - frequency) + starts[at : at + lanes], out=state)
+        head = np.array([lanes], "<u2").view(np.uint8)
+        return np.concatenate([head, states.astype("<u4").view(np.uint8), *(w.view(np.uint8) for w in reversed(words))])
+
+
+class RansDecoder:
+    """Reads a stream of ``RansEncoder``."""
+
+    def __init__(self, stream: Array) -> None:
+        """Raises a ``PacketError`` for a stream that is too short for its lanes."""
+        lanes = int(stream[0]) + 256 * int(stream[1]) if stream.size >= 2 else 0
+        end = 2 + lanes * _STATE_BYTES
+        if not lanes or stream.size < end:
+            raise TruncatedPacket(f"an entropy-coded stream of {stream.size} bytes is too short for {lanes} lanes")
+        if stream.size % 2:
+            raise CorruptPacket(f"an entropy-coded stream of {stream.size} bytes, an odd number")
+        self._states = np.frombuffer(stream[2:end].tobytes(), "<u4").astype(np.uint64)
+        self._words = np.frombuffer(stream[end:].tobytes(), "<u2").astype(np.uint64)
+        self._next = 0
+
+    def take(self, *pieces: tuple[int, Table]) -> list[Symbols]:
+        """One stage."""
+        counts = [count if len(table) > 1 else 0 for count, table in pieces]
+        tables = [table for (_, table), count in zip(pieces, counts, strict=True) if count]
+        decoded = self._decode([count for count in counts if count], tables) if tables else np.zeros(0, np.int64)
+        ends = np.cumsum(counts)
+        return [
+            decoded[end - count : end] if count else np.zeros(wanted, np.int64)
+            for (wanted, _), count, end in zip(pieces, counts, ends, strict=True)
+        ]
+
+    def finish(self) -> None:
+        """Raises ``CorruptPacket`` unless all words are read and all lanes are back at their beginning."""
+        if self._next != len(self._words) or (self._states != _LOW).any():
+            raise CorruptPacket("an entropy-coded stream does not end where its symbols do")
+
+    def _decode(self, counts: list[int], tables: list[Table]) -> Symbols:
+        """All pieces of a stage as one sequence, by lookup tables with an entry for each of the TOTAL slots."""
+        symbol_of = np.concatenate([np.repeat(np.arange(len(table)), table) for table in tables])
+        frequency_of = np.concatenate([np.repeat(table, table) for table in tables]).astype(np.uint64)
+        offset_of = np.concatenate([np.arange(TOTAL) - np.repeat(np.cumsum(t) - t, t) for t in tables]).astype(
+            np.uint64
+        )
+        bases = np.repeat(np.arange(len(tables), dtype=np.int64) * TOTAL, counts)
+        decoded = np.empty(len(bases), np.int64)
+        lanes = len(self._states)
+        for at in range(0, len(bases), lanes):
+            base = bases[at : at + lanes]
+            state = self._states[: len(base)]
+            slot = (state & np.uint64(TOTAL - 1)).astype(np.int64) + base
+            decoded[at : at + lanes] = symbol_of[slot]
+            state >>= np.uint64(PRECISION_BITS)
+            state *= frequency_of[slot]
+            state += offset_of[slot]
+            low = np.flatnonzero(state < _LOW)
+            words = self._words[self._next : self._next + len(low)]
+            if len(words) < len(low):
+                raise TruncatedPacket("an entropy-coded stream ends before its symbols do")
+            self._next += len(low)
+            state[low] = state[low] << np.uint64(16) | words
+        return decoded

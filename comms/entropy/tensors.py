@@ -1,0 +1,125 @@
+"""One tensor of symbols as its sender sees it: empty, sparse, or dense, whichever is cheapest for its data.
+
+Sparse: positions of what is there, signs, magnitudes. Dense: all symbols. Dense tensors too small for an alphabet of their
+own share one.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..codecs import Array
+from . import alphabets, density, signs
+from .alphabets import Alphabet
+from .coders import Symbols
+from .density import Classes
+from .signs import SignModel
+from .tables import Integers
+
+EMPTY, SPARSE, DENSE, SHARED = range(4)
+_SMALL_ITEMS = 4096  # dense tensors below may share an alphabet
+_COSTLY_ITEMS = 1 << 16  # beyond, a tensor that is more than a quarter there is dense
+_ZERO = 128  # in the histogram of a dense tensor of signed symbols
+
+
+class Sparse(NamedTuple):
+    """What is there (flat, sorted), and the models of it. ``view``: which of ``density.shapes_of``."""
+
+    view: int
+    flat: Integers
+    magnitudes: Symbols
+    negative: Symbols
+    classes: Classes
+    alphabet: Alphabet
+    signs: SignModel
+
+
+class Dense(NamedTuple):
+    """All symbols, shifted to 0..255; the alphabet is None where it is the shared one."""
+
+    values: Symbols
+    histogram: Integers
+    alphabet: Alphabet | None
+
+
+Tensor = Sparse | Dense | None  # None: empty
+
+
+def look(arrays: list[Array]) -> tuple[list[Tensor], Alphabet | None]:
+    """The cheapest description of each array (int8 or uint8), and the alphabet that some of them share, if any does."""
+    found = [_cheapest(array) for array in arrays]
+    small = {
+        i: tensor
+        for i, (tensor, _) in enumerate(found)
+        if isinstance(tensor, Dense) and len(tensor.values) < _SMALL_ITEMS
+    }
+    tensors = [tensor for tensor, _ in found]
+    if len(small) < 2:
+        return tensors, None
+    shared, bits = alphabets.fit(np.sum([tensor.histogram for tensor in small.values()], axis=0))
+    if bits >= sum(found[i][1] for i in small):
+        return tensors, None
+    return [small[i]._replace(alphabet=None) if i in small else tensor for i, tensor in enumerate(tensors)], shared
+
+
+def plainly(array: Array) -> Tensor:
+    """The description of which the size can be bounded for any data: no classes, raw magnitudes and symbols."""
+    flat = np.flatnonzero(array.reshape(-1))
+    if not len(flat):
+        return None
+    raw = Alphabet(0, 7, np.ones(2, np.int64))
+    if 4 * len(flat) > array.size:
+        values = _shifted(array)
+        return Dense(values, np.bincount(values, minlength=alphabets.SIZE), raw)
+    magnitudes, negative = _split(array, flat)
+    shape = density.shapes_of(array.shape)[0]
+    model = signs.SignModel(0, 31, 0, np.zeros(0, np.int64))
+    return Sparse(0, flat, magnitudes, negative, density.plain(len(flat), shape), raw, model)
+
+
+def _cheapest(array: Array) -> tuple[Tensor, float]:
+    """The description and about its bits."""
+    there = array.reshape(-1) != 0
+    count = int(np.count_nonzero(there))
+    if not count:
+        return None, 0.0
+    costly = 4 * count > array.size > _COSTLY_ITEMS
+    if costly:
+        return _dense(array)
+    flat = np.flatnonzero(there)
+    magnitudes, negative = _split(array, flat)
+    alphabet, bits = alphabets.fit(np.bincount(magnitudes, minlength=alphabets.SIZE))
+    candidates = [(*density.fit(flat, shape), view) for view, shape in enumerate(density.shapes_of(array.shape))]
+    classes, position_bits, view = min(candidates, key=lambda candidate: candidate[1])
+    sign_model, sign_bits = signs.fit(negative, flat, classes.shape)
+    sparse_bits = bits + position_bits + sign_bits + 24
+    if 16 * count > array.size:
+        dense, dense_bits = _dense(array)
+        if dense_bits < sparse_bits:
+            return dense, dense_bits
+    return Sparse(view, flat, magnitudes, negative, classes, alphabet, sign_model), sparse_bits
+
+
+def _dense(array: Array) -> tuple[Dense, float]:
+    """All symbols with an alphabet of their own."""
+    values = _shifted(array)
+    histogram = np.bincount(values, minlength=alphabets.SIZE)
+    alphabet, bits = alphabets.fit(histogram)
+    return Dense(values, histogram, alphabet), bits
+
+
+def _shifted(array: Array) -> Symbols:
+    """Symbols as 0..255, in order."""
+    flat = array.reshape(-1).astype(np.int64)
+    return flat + _ZERO if array.dtype.kind == "i" else flat
+
+
+def restored(values: Symbols, dtype: str) -> Array:
+    """The reverse of ``_shifted``."""
+    return (values - _ZERO if np.dtype(dtype).kind == "i" else values).astype(dtype)
+
+
+def _split(array: Array, flat: Integers) -> tuple[Symbols, Symbols]:
+    """Magnitudes (1..255) and signs (1: negative) of what is there."""
+    values = array.reshape(-1)[flat].astype(np.int64)
+    return np.abs(values), (values < 0).astype(np.int64)
