@@ -52,7 +52,7 @@ class Device:
     def run(
         self, plan_bytes: bytes, packets: Sequence[Array], state: State | None = None
     ) -> tuple[bytes, Array | None, State | None]:
-        """Carry out one plan: (report, update packet or None, the device's new state), ready to be sent.
+        """Carry out one plan: (answer, update packet or None, the device's new state), ready to be sent.
 
         ``packets``: what the device needs to reach the plan's version, oldest first. A new state of None: as it was.
         """
@@ -73,7 +73,7 @@ class Device:
         )
         # Acknowledged by the report, whatever became of the plan after it was opened.
         remembers = self._stage != "open" and (plan.link_down is not None or plan.link_up is not None)
-        return msgspec.msgpack.encode(report), update, self._end.to_state() if remembers else None
+        return msgspec.msgpack.encode(report.answer()), update, self._end.to_state() if remembers else None
 
     def warm_up(self) -> None:
         """Load data and model now, so that the first plan is not charged for it."""

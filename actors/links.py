@@ -7,7 +7,6 @@ more than the ring holds, gets a dense model, counted as a resynchronisation.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ..comms.broadcast import Broadcast, seal_agreed, seal_dense, seal_model
@@ -20,19 +19,10 @@ from ..comms.predict import HISTORY, hash_arrays
 from ..comms.receive import context_for, receive_update
 from ..policies.plan import Plan
 from ..policies.report import Report
-from .messages import update_context, update_stamp
+from .messages import Message, update_context, update_stamp
 from .peers import Peer, Peers
 
 _DENSE: Codec = Identity()
-
-
-@dataclass(frozen=True)
-class Message:
-    """One packet on its way down: its reference, its bytes, and what the ledger counts it as."""
-
-    reference: Any
-    num_bytes: int
-    kind: str
 
 
 class ServerLinks:

@@ -1,10 +1,63 @@
 """What server and devices agree on about each message without sending it: contents, codec context and stamp."""
 
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
 from ..comms.codecs import ArraySpec, Context
+from ..comms.link import State
 from ..comms.packet import PacketKind, Stamp
 from ..comms.receive import context_for
+from ..learning.spec import Training
 from ..learning.structure import TensorSpec
 from ..policies.plan import Plan
+
+_DEFAULT: dict[str, Any] = msgspec.to_builtins(Training())
+
+
+@dataclass(frozen=True)
+class Message:
+    """One packet on its way down: its reference, its bytes, and what the ledger counts it as."""
+
+    reference: Any
+    num_bytes: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """A plan ready to go: with what it acknowledges, its packets, and the state of its simulated device."""
+
+    plan: Plan
+    messages: tuple[Message, ...]
+    state: State | None
+
+    @property
+    def packets(self) -> tuple[Any, ...]:
+        """References of the packets, in the order in which they must be read."""
+        return tuple(message.reference for message in self.messages)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all packets."""
+        return sum(message.num_bytes for message in self.messages)
+
+
+def plan_message(plan: Plan) -> bytes:
+    """A plan as it travels: without the reasons, which are for people, and without settings that are the default."""
+    plain = msgspec.to_builtins(msgspec.structs.replace(plan, reasons=()))
+    plain["training"] = _changed(plain["training"], _DEFAULT)
+    return msgspec.msgpack.encode(plain)
+
+
+def _changed(plain: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    """What of ``plain`` is not as in ``default``, mapping by mapping."""
+    return {
+        key: _changed(value, default[key]) if isinstance(value, dict) and isinstance(default.get(key), dict) else value
+        for key, value in plain.items()
+        if value != default.get(key)
+    }
 
 
 def array_specs(tensors: tuple[TensorSpec, ...]) -> tuple[ArraySpec, ...]:

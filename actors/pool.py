@@ -13,8 +13,9 @@ from ..comms.channel import Channel
 from ..comms.codecs import Array
 from ..comms.link import State
 from ..policies.plan import Plan
-from ..policies.report import Outcome, Report
+from ..policies.report import Answer, Outcome, Report
 from .device import Device
+from .messages import plan_message
 
 
 class WorkerFailure(Exception):
@@ -89,7 +90,7 @@ class InlinePool:
     def submit(self, task: Task) -> int:
         """Queue a task."""
         assert task.plan.id not in self._queue, f"plan {task.plan.id} is queued already"
-        message = msgspec.msgpack.encode(task.plan)
+        message = plan_message(task.plan)
         self._queue[task.plan.id] = task, message
         return len(message)
 
@@ -121,12 +122,9 @@ class InlinePool:
 
 
 def finished(plan: Plan, report: bytes, update: Array | None, state: State | None) -> Finished:
-    """Read a worker's answer. The plan in the report is replaced by our own: what a device echoes is not trusted.
-
-    A report that cannot be read is the failure of this plan, and of no other.
-    """
+    """Read a worker's answer. One that cannot be read is the failure of this plan, and of no other."""
     try:
-        decoded = msgspec.structs.replace(msgspec.msgpack.decode(report, type=Report), plan=plan)
+        decoded = Report.of(plan, msgspec.msgpack.decode(report, type=Answer))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         text = f"its report of {len(report)} bytes cannot be read: {error}"
         decoded = Report(plan=plan, outcome=Outcome.FAILED, stage="report", error=text)

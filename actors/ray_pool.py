@@ -23,6 +23,7 @@ from ..learning.workload import WorkloadSettings
 from ..policies.report import Outcome, Report
 from .allocator import keep_freed_memory
 from .device import Device
+from .messages import plan_message
 from .pool import Finished, Task, WorkerFailure, finished
 
 # The last: Ray's memory monitor killed it, because the node (not one plan) was short of memory.
@@ -104,7 +105,7 @@ class RayPool:
         self._tasks[task.plan.id] = task
         self._queue.append(task)
         self._hand_out()
-        return len(msgspec.msgpack.encode(task.plan))
+        return len(plan_message(task.plan))
 
     def result(self, plan_id: int) -> Finished:
         """Wait for this plan's end."""
@@ -175,7 +176,7 @@ class RayPool:
                     break
                 continue
             seat = min(free, key=lambda s: len(s.running))
-            message = msgspec.msgpack.encode(task.plan)
+            message = plan_message(task.plan)
             seat.running[task.plan.id] = seat.actor.run.remote(message, task.state, *task.packets)
         self._queue.extendleft(reversed(waiting))
 

@@ -5,9 +5,7 @@ arrives, ``ended`` when the plan has come to its end, and ``close_version`` when
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import msgspec
 import torch
@@ -32,29 +30,10 @@ from ..learning.tensors import as_arrays, as_tensors
 from ..learning.workload import Workload
 from ..policies.plan import Plan
 from ..policies.report import Report
-from .links import Message, ServerLinks
-from .messages import array_specs, update_context, update_stamp, weights_stamp
+from .links import ServerLinks
+from .messages import Dispatch, Message, array_specs, update_context, update_stamp, weights_stamp
 
 _PLAIN = ServerOptimiser()
-
-
-@dataclass(frozen=True)
-class Dispatch:
-    """A plan ready to go: with what it acknowledges, its packets, and the state of its simulated device."""
-
-    plan: Plan
-    messages: tuple[Message, ...]
-    state: State | None
-
-    @property
-    def packets(self) -> tuple[Any, ...]:
-        """References of the packets, in the order in which they must be read."""
-        return tuple(message.reference for message in self.messages)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all packets."""
-        return sum(message.num_bytes for message in self.messages)
 
 
 class Server:

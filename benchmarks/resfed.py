@@ -36,7 +36,18 @@ CIFAR: dict[str, Any] = {
     },
 }
 CIFAR_DATA: dict[str, Any] = {"name": "cifar10", "partition": {"name": "classes", "classes_per_device": 5}}
-ROWS: dict[str, dict[str, Any]] = {"dense": {}}
+
+
+def residuals(**fields: Any) -> dict[str, Any]:
+    """A row of the policy of that name."""
+    return {"policy": [{"name": "random", "cohort": 1.0}, {"name": "residuals", **fields}]}
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "delta": residuals(up="delta"),
+    "half_step": residuals(up="half_step", down="half_step"),
+}
 
 
 def run(config: dict[str, Any], *, target: float) -> dict[str, Any]:

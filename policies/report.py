@@ -48,8 +48,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     peak_memory_bytes: int = 0
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """All that comes back for one plan.
+class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a device sends back for one plan, which it need not repeat.
 
     ``samples``: distinct local samples used (the weight of the update); ``steps``: optimiser steps. ``loss``: mean
     training loss per sample; ``loss_square``: mean of its square over the batches (Oort's statistical utility).
@@ -59,7 +59,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     it does not hold.
     """
 
-    plan: Plan
     outcome: Outcome = Outcome.DONE
     samples: int = 0
     steps: int = 0
@@ -72,3 +71,18 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stage: str = ""
     held: int | None = None
     out_of_sync: bool = False
+
+
+class Report(Answer, frozen=True, kw_only=True, omit_defaults=True):
+    """All that came back for one plan: the plan, the answer, and the virtual figures that the clock added."""
+
+    plan: Plan
+
+    def answer(self) -> Answer:
+        """Without the plan: what travels."""
+        return Answer(**{field: getattr(self, field) for field in Answer.__struct_fields__})
+
+    @classmethod
+    def of(cls, plan: Plan, answer: Answer) -> "Report":
+        """An answer to ``plan``."""
+        return cls(plan=plan, **{field: getattr(answer, field) for field in Answer.__struct_fields__})

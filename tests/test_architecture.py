@@ -169,15 +169,15 @@ from fedbonsai.learning.part import whole
 from fedbonsai.learning.spec import Call, Training
 from fedbonsai.learning.workload import Workload, WorkloadSettings
 from fedbonsai.policies.plan import Plan
-from fedbonsai.policies.report import Report
+from fedbonsai.policies.report import Answer
 
 settings = WorkloadSettings(model=Call("digits_cnn"), data=DataConfig(), metrics=(), num_devices=20, seed=1)
 server = Server(Workload(settings), channel=LocalChannel(), optimiser=ServerOptimiser())
 plan = Plan(id=1, device=3, version=0, part=whole(server.workload.spec), training=Training(), seed=2)
 before = server.model_hash()
-packet, _ = server.seal(plan)
-report, update, state = Device(settings).run(msgspec.msgpack.encode(plan), bytearray_of(packet))
-assert msgspec.msgpack.decode(report, type=Report).outcome.value == "done"
+packet = server.send(plan).packets[0]
+report, update, state = Device(settings).run(msgspec.msgpack.encode(plan), [bytearray_of(packet)])
+assert msgspec.msgpack.decode(report, type=Answer).outcome.value == "done"
 server.fold(plan, bytearray_of(update), weight=1.0)
 server.close_version(in_flight=())
 assert server.model_hash() != before

@@ -15,7 +15,7 @@ from fedbonsai.learning.part import whole
 from fedbonsai.learning.spec import Call, Optimiser, Training
 from fedbonsai.learning.workload import Workload, WorkloadSettings
 from fedbonsai.policies.plan import Plan
-from fedbonsai.policies.report import Report
+from fedbonsai.policies.report import Answer, Report
 
 IMAGES = WorkloadSettings(
     model=Call("my_models:Everything"),
@@ -51,7 +51,7 @@ def run(device: Device, plan: Plan, packet: Array) -> tuple[Report, Array | None
     """What the device answers, as whoever gets the bytes reads it."""
     report, update, state = device.run(msgspec.msgpack.encode(plan), [packet])
     assert state is None
-    return msgspec.msgpack.decode(report, type=Report), update
+    return Report.of(plan, msgspec.msgpack.decode(report, type=Answer)), update
 
 
 def one_round(server: Server, device: Device, plans: list[Plan]) -> None:

@@ -6,14 +6,15 @@ import msgspec
 import numpy as np
 import pytest
 from fedbonsai.actors.device import Device
-from fedbonsai.actors.server import Dispatch, Server
+from fedbonsai.actors.messages import Dispatch
+from fedbonsai.actors.server import Server
 from fedbonsai.comms.codecs import Array, CodecSpec
 from fedbonsai.comms.errors import OutOfSync
 from fedbonsai.comms.link import DeviceEnd, State, copy_state
 from fedbonsai.comms.packet import PacketKind, read_stamp
 from fedbonsai.comms.predict import Residual, hash_arrays
 from fedbonsai.policies.plan import Plan
-from fedbonsai.policies.report import Outcome, Report
+from fedbonsai.policies.report import Answer, Outcome, Report
 
 from .steps import IMAGES, make_plan, make_server
 
@@ -38,7 +39,7 @@ def linked(server: Server, device: int, number: int, **changes: Any) -> Plan:
 
 def carry_out(device: Device, sent: Dispatch) -> tuple[Report, Array | None, State | None]:
     report, update, state = device.run(msgspec.msgpack.encode(sent.plan), sent.packets, sent.state)
-    return msgspec.msgpack.decode(report, type=Report), update, state
+    return Report.of(sent.plan, msgspec.msgpack.decode(report, type=Answer)), update, state
 
 
 def kinds(sent: Dispatch) -> list[PacketKind]:

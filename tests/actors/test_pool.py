@@ -2,6 +2,7 @@ import msgspec
 import numpy as np
 import pytest
 from fedbonsai.actors.device import Device
+from fedbonsai.actors.messages import plan_message
 from fedbonsai.actors.pool import InlinePool, Task, finished
 from fedbonsai.actors.server import Server
 from fedbonsai.comms.channel import LocalChannel
@@ -28,7 +29,7 @@ def task(server: Server, device: int, **changes: object) -> Task:
 def test_results_come_by_plan_in_any_order(server: Server, pool: InlinePool) -> None:
     tasks = [task(server, 0), task(server, 1)]
     sizes = [pool.submit(one) for one in tasks]
-    assert sizes == [len(msgspec.msgpack.encode(one.plan)) for one in tasks]
+    assert sizes == [len(plan_message(one.plan)) for one in tasks]
     for one in reversed(tasks):
         found = pool.result(one.plan.id)
         report, update = run(Device(LINE), one.plan, one.packets[0])

@@ -12,6 +12,7 @@ from fedbonsai.policies.decision import Decision, ServerTask
 from fedbonsai.policies.oort import Oort
 from fedbonsai.policies.policy import Identity, Policy, chain
 from fedbonsai.policies.power_of_choice import PowerOfChoice
+from fedbonsai.policies.residuals import Residuals
 from fedbonsai.policies.resolve_policy import BUILT_IN, make_policy
 from fedbonsai.policies.select import All, Fastest, RandomCohort
 
@@ -29,7 +30,7 @@ SELECTIONS = [
     Oort(cohort=2, exploration=0.0, pacer_step_s=1.0, pacer_window=1),
     chain(ByDeadline(deadline_s=3.0), RandomCohort(cohort=2)),
 ]
-POLICIES = [Identity(), *SELECTIONS]
+POLICIES = [Identity(), Residuals(), chain(All(), Residuals(up="half_step", down="off")), *SELECTIONS]
 
 every_policy = pytest.mark.parametrize("policy", POLICIES, ids=repr)
 every_selection = pytest.mark.parametrize("policy", SELECTIONS, ids=repr)

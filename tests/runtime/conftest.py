@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
+from fedbonsai.actors.messages import plan_message
 from fedbonsai.actors.pool import Finished, Task
 from fedbonsai.clusters.fleet import Fleet, load_fleet
 from fedbonsai.learning.part import Part
@@ -44,7 +44,7 @@ class ScriptedPool:
 
     def submit(self, task: Task) -> int:
         self.queue.append(task.plan)
-        return len(msgspec.msgpack.encode(task.plan))
+        return len(plan_message(task.plan))
 
     def result(self, plan_id: int) -> Finished:
         assert plan_id not in self.asked, "a result is asked for once"

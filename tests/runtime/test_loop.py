@@ -12,6 +12,7 @@ import fedbonsai
 import msgspec
 import pytest
 from fedbonsai.actors.device import Device
+from fedbonsai.actors.messages import plan_message
 from fedbonsai.actors.pool import InlinePool
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.learning.seeds import derive
@@ -582,8 +583,8 @@ class CountingPool:
 
     def submit(self, task):
         control = self.inner.submit(task)
-        self.bytes["down"] += task.packet.nbytes + control
-        assert control == len(msgspec.msgpack.encode(task.plan))
+        self.bytes["down"] += sum(packet.nbytes for packet in task.packets) + control
+        assert control == len(plan_message(task.plan))
         return control
 
     def result(self, plan_id):
