@@ -126,9 +126,20 @@ class Identity:
 
 @dataclass(frozen=True)
 class Chain:
-    """Codecs one after another, left to right when encoding."""
+    """Codecs one after another, left to right when encoding. At most one of them is a sparsifier (``sparsifies`` is true)."""
 
     links: tuple[Codec, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse two sparsifiers."""
+        names = [type(link).__name__ for link in self.links if getattr(link, "sparsifies", False)]
+        if len(names) > 1:
+            raise ValueError(f"a chain holds one sparsifier at most; this one holds {' and '.join(names)}")
+
+    @property
+    def sparsifies(self) -> bool:
+        """Whether one of the links does."""
+        return any(getattr(link, "sparsifies", False) for link in self.links)
 
     def _layouts(self, expected: tuple[ArraySpec, ...]) -> list[tuple[ArraySpec, ...]]:
         """What goes into each link, and what comes out of the last."""
