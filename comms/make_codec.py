@@ -8,10 +8,25 @@ from typing import Any
 import msgspec
 
 from .codecs import Codec, CodecSpec, Identity, chain
+from .float16 import Float16
 from .entropy.codec import Entropy
 from .lz4_codec import Lz4
+from .pack import Pack
+from .sparsify import Threshold, TopK
+from .ternary import Ternary
+from .uniform import Uniform
 
-BUILT_IN: dict[str, type[Any]] = {"entropy": Entropy, "identity": Identity, "lz4": Lz4}
+BUILT_IN: dict[str, type[Any]] = {
+    "entropy": Entropy,
+    "identity": Identity,
+    "topk": TopK,
+    "threshold": Threshold,
+    "float16": Float16,
+    "uniform": Uniform,
+    "ternary": Ternary,
+    "pack": Pack,
+    "lz4": Lz4,
+}
 GROUP = "fedbonsai.codecs"
 
 

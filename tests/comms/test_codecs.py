@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from fedbonsai.comms.codecs import NO_CONTEXT, Array, Arrays, ArraySpec, Chain, Codec, Identity, chain, specs_of
 from fedbonsai.comms.errors import CorruptPacket
+from fedbonsai.comms.float16 import Float16
 from fedbonsai.comms.lz4_codec import Lz4, lz4_bound
+from fedbonsai.comms.pack import Pack
+from fedbonsai.comms.sparsify import Threshold, TopK
+from fedbonsai.comms.stages import ROLES
+from fedbonsai.comms.ternary import Ternary
+from fedbonsai.comms.uniform import Uniform
 
 from .fakes import Drop, Halve
 
@@ -18,6 +24,8 @@ LOSSLESS: dict[str, Codec] = {
     "lz4, identity": chain(Lz4(), Identity()),
     "lz4, lz4": chain(Lz4(), Lz4(level=3)),
     "empty chain": Chain(()),
+    "pack": Pack(8),
+    "pack, lz4": chain(Pack(8), Lz4()),
 }
 CODECS: dict[str, Codec] = {
     **LOSSLESS,
@@ -29,6 +37,20 @@ CODECS: dict[str, Codec] = {
     "drop, halve, lz4": chain(Drop(), Halve(), Lz4()),
     "halve, drop, lz4": chain(Halve(), Drop(), Lz4()),
     "chain in a chain": chain(chain(Identity(), Drop()), chain(Halve(), Lz4())),
+    "topk": TopK(0.1),
+    "topk of each": TopK(0.1, scope="tensor", roles=ROLES),
+    "topk normalised": TopK(0.1, scope="normalised", floor=2, roles=ROLES),
+    "threshold": Threshold(0.5),
+    "threshold relative": Threshold(1.5, relative=True, roles=ROLES),
+    "float16": Float16(),
+    "uniform": Uniform(),
+    "uniform by channel": Uniform(bits=5, signed="auto", granularity="channel"),
+    "uniform at random": Uniform(bits=2, stochastic=True),
+    "ternary": Ternary(),
+    "ternary of all": Ternary(3, scope="global", roles=ROLES),
+    "ternary by medians": Ternary(4, rule="median"),
+    "topk, ternary, uniform, pack": chain(TopK(0.1), Ternary(), Uniform(bits=4), Pack(4)),
+    "threshold, float16, lz4": chain(Threshold(0.5), Float16(), Lz4()),
 }
 DTYPES = ("<f4", "<f8", "<f2", "|i1", "|u1", "<i4", "<i8", "|b1")
 SHAPES = ((), (0,), (1,), (3, 0, 2), (2, 3), (1000, 33))
