@@ -10,12 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import CorruptPacket
-from .coders import Decoder, Encoder, Symbols
-from .tables import LEVELS, TOTAL, Integers, Table, count_of, fold, level_of, normalise, peaked, unfold, uniform
+from .coders import StageReader, StageWriter, Symbols
+from .tables import LEVELS, TOTAL, Integers, Table, count_of, fold, level_of, normalise, peaked, unfold
 
 SIZE = 256  # values are 0 to 255
 _MAX_LOW_BITS = 7
-_FIRST_BITS = 8
+_BYTE, _LOW_BITS = 8, 3  # bits to say what an alphabet is
+_FASTER = 1.002  # more low bits are faster, and may cost so much
 
 
 class Alphabet(NamedTuple):
@@ -35,7 +36,7 @@ def fit(histogram: Integers) -> tuple[Alphabet, float]:
     """The alphabet that codes values of this histogram (length ``SIZE``) in the fewest bits, and these bits."""
     present = np.flatnonzero(histogram)
     first, last, total = int(present[0]), int(present[-1]), int(histogram.sum())
-    best: tuple[Alphabet, float] | None = None
+    found: list[tuple[Alphabet, float]] = []
     for low_bits in range(_MAX_LOW_BITS + 1):
         size = (last - first >> low_bits) + 1
         counts = np.zeros(size << low_bits, np.int64)
@@ -43,12 +44,11 @@ def fit(histogram: Integers) -> tuple[Alphabet, float]:
         counts = counts.reshape(size, -1).sum(1)
         alphabet = Alphabet(first, low_bits, level_of(counts))
         bits = _head_bits(alphabet) + table_bits(counts, alphabet.table) + total * low_bits
-        if best is None or bits < best[1]:
-            best = (alphabet, bits)
+        found.append((alphabet, bits))
         if size == 1:
             break
-    assert best is not None
-    return best
+    least = min(bits for _, bits in found)
+    return next(one for one in reversed(found) if one[1] <= _FASTER * least)
 
 
 def table_bits(counts: Integers, table: Table) -> float:
@@ -57,21 +57,21 @@ def table_bits(counts: Integers, table: Table) -> float:
     return float(counts[used] @ np.log2(TOTAL / table[used]))
 
 
-def put_alphabets(encoder: Encoder, alphabets: list[Alphabet]) -> None:
+def put_alphabets(encoder: StageWriter, alphabets: list[Alphabet]) -> None:
     """Send what the alphabets are."""
     if not alphabets:
         return
     heads = np.array([(a.first, len(a.levels) - 1, a.low_bits) for a in alphabets], np.int64).T
-    encoder.put((heads[0], uniform(8)), (heads[1], uniform(8)), (heads[2], uniform(3)))
+    encoder.put((heads[0], _BYTE), (heads[1], _BYTE), (heads[2], _LOW_BITS))
     steps = [np.diff(a.levels, prepend=0) for a in alphabets]
     encoder.put((fold(np.concatenate(steps)), peaked(2 * LEVELS)))
 
 
-def take_alphabets(decoder: Decoder, count: int) -> list[Alphabet]:
+def take_alphabets(decoder: StageReader, count: int) -> list[Alphabet]:
     """Read what ``put_alphabets`` sent. Raises ``CorruptPacket`` for frequencies that no sender has."""
     if not count:
         return []
-    firsts, sizes, low_bits = decoder.take((count, uniform(8)), (count, uniform(8)), (count, uniform(3)))
+    firsts, sizes, low_bits = decoder.take((count, _BYTE), (count, _BYTE), (count, _LOW_BITS))
     (steps,) = decoder.take((int(sizes.sum()) + count, peaked(2 * LEVELS)))
     alphabets, start = [], 0
     for first, size, bits in zip(firsts.tolist(), sizes.tolist(), low_bits.tolist(), strict=True):
@@ -83,28 +83,34 @@ def take_alphabets(decoder: Decoder, count: int) -> list[Alphabet]:
     return alphabets
 
 
-def pieces_of(values: Symbols, alphabet: Alphabet) -> list[tuple[Symbols, Table]]:
+def pieces_of(values: Symbols, alphabet: Alphabet) -> list[tuple[Symbols, Table | int]]:
     """Values as pieces of a stage: high parts, then low bits where there are any."""
-    offsets = values - alphabet.first if alphabet.first else values
+    offsets = values - values.dtype.type(alphabet.first) if alphabet.first else values
     if not alphabet.low_bits:
         return [(offsets, alphabet.table)]
     low = offsets & ((1 << alphabet.low_bits) - 1)
-    return [(offsets >> alphabet.low_bits, alphabet.table), (low, uniform(alphabet.low_bits))]
+    return [(offsets >> alphabet.low_bits, alphabet.table), (low, alphabet.low_bits)]
 
 
-def wants_of(count: int, alphabet: Alphabet) -> list[tuple[int, Table]]:
+def wants_of(count: int, alphabet: Alphabet) -> list[tuple[int, Table | int]]:
     """What to take for ``count`` values."""
-    high = (count, alphabet.table)
-    return [high, (count, uniform(alphabet.low_bits))] if alphabet.low_bits else [high]
+    high: tuple[int, Table | int] = (count, alphabet.table)
+    return [high, (count, alphabet.low_bits)] if alphabet.low_bits else [high]
 
 
 def values_of(parts: list[Symbols], alphabet: Alphabet) -> Symbols:
-    """Values again, from what was taken. Raises ``CorruptPacket`` for one above 255."""
-    values = parts[0] if not alphabet.low_bits else parts[0] << alphabet.low_bits | parts[1]
-    if alphabet.first:
-        values = values + alphabet.first
-    if alphabet.first + (len(alphabet.levels) << alphabet.low_bits) > SIZE and len(values) and values.max() >= SIZE:
-        raise CorruptPacket("an entropy-coded stream holds a value above 255")
+    """Values again (uint8), from what was taken. Raises ``CorruptPacket`` for one above 255."""
+    end = alphabet.first + (len(alphabet.levels) << alphabet.low_bits)
+    if end > SIZE:  # only a part of the last high part can occur
+        wide = (parts[0].astype(np.int64) << alphabet.low_bits) + alphabet.first + (parts[1:] or [0])[0]
+        if len(wide) and wide.max() >= SIZE:
+            raise CorruptPacket("an entropy-coded stream holds a value above 255")
+        return wide.astype(np.uint8)
+    values = parts[0].astype(np.uint8)
+    if alphabet.low_bits:
+        values <<= np.uint8(alphabet.low_bits)
+        values |= parts[1]
+    values += np.uint8(alphabet.first)
     return values
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from ..codecs import Array
 from ..errors import CorruptPacket
 from .coders import Symbols
-from .tables import TOTAL, Table
+from .tables import Table
 
 _stack = constriction.stream.stack
 _model = constriction.stream.model
@@ -20,7 +20,7 @@ class AnsEncoder:
         """Nothing yet."""
         self._pieces: list[tuple[Symbols, Table]] = []
 
-    def put(self, *pieces: tuple[Symbols, Table]) -> None:
+    def put(self, pieces: list[tuple[Symbols, Table]]) -> None:
         """One stage."""
         self._pieces += pieces
 
@@ -51,7 +51,7 @@ class AnsDecoder:
         words[: stream.size] = stream
         self._coder = _stack.AnsCoder(words.view("<u4").astype(np.uint32))
 
-    def take(self, *pieces: tuple[int, Table]) -> list[Symbols]:
+    def take(self, pieces: list[tuple[int, Table]]) -> list[Symbols]:
         """One stage. (An empty coder yields symbols all the same; ``finish`` finds out.)"""
         return [self._decode(count, table) for count, table in pieces]
 
@@ -70,8 +70,6 @@ class AnsDecoder:
 
 def _model_of(table: Table) -> object:
     """constriction's model of the symbols that a table holds. (It would give a share to the others too.)"""
-    if table[0] * len(table) == TOTAL and (table == table[0]).all():
-        return _model.Uniform(len(table))
     return _model.Categorical(table.astype(np.float64), perfect=False)
 
 

@@ -3,7 +3,7 @@
 ResFed (Song et al., arXiv 2212.05602) counts 16 bits for a gap, one or more for a symbol. Here positions cost what the
 density of their channels says, signs what their row's bias says, and symbols what their histogram says (``stream``).
 
-Bytes: which coder made the stream (0: the arrays as they are), then the coder's own bytes.
+Bytes: which coder made the stream (0: the arrays follow as they are), then what ``coders`` says.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import numpy as np
 from ..codecs import Array, Arrays, ArraySpec, Context
 from ..errors import CorruptPacket, MismatchedPacket, TruncatedPacket
 from . import stream
-from .coders import CODER_BYTES, CoderName, constriction_runs, decoder, encoder
+from .coders import CODER_BYTES, CoderName, StageReader, StageWriter, constriction_runs
 from .tensors import look, plainly
 
 CODED = "#coded"
@@ -66,16 +66,17 @@ class Entropy:
         """The smallest of: modelled, plain, stored."""
         name: CoderName = self.coder if self.coder != "auto" else "ans" if constriction_runs() else "rans"
         tensors, shared = look(symbols)
-        modelled = encoder(name)
+        modelled = StageWriter(name)
         stream.put(modelled, tensors, shared)
-        best = _framed(CODER_BYTES[name], modelled.finish())
+        best = modelled.finish()
         limit = sum(_plain_bytes(array.size, int(np.count_nonzero(array))) for array in symbols)
         if best.size > limit:
-            plain = encoder(name)
+            plain = StageWriter(name)
             stream.put(plain, [plainly(array) for array in symbols], None)
-            best = min(best, _framed(CODER_BYTES[name], plain.finish()), key=len)
+            best = min(best, plain.finish(), key=len)
         if best.size > sum(array.size for array in symbols):
-            best = _framed(_STORED, np.concatenate([array.reshape(-1).view(np.uint8) for array in symbols]))
+            head = np.array([_STORED], np.uint8)
+            best = np.concatenate([head, *(array.reshape(-1).view(np.uint8) for array in symbols)])
         return best
 
 
@@ -103,11 +104,6 @@ def _plain_bytes(items: int, nonzeros: int) -> int:
     return _TENSOR_BYTES + min(dense, bits // 8)
 
 
-def _framed(code: int, data: Array) -> Array:
-    """The coder's byte, then its stream."""
-    return np.concatenate([np.array([code], np.uint8), data])
-
-
 def _decoded(coded: Array, specs: list[ArraySpec]) -> list[Array]:
     """The arrays of a stream."""
     if not coded.size:
@@ -120,7 +116,7 @@ def _decoded(coded: Array, specs: list[ArraySpec]) -> list[Array]:
             )
         edges = np.cumsum([0, *(spec.items for spec in specs)])
         return [body[a:b].view(s.dtype).reshape(s.shape) for a, b, s in zip(edges[:-1], edges[1:], specs, strict=True)]
-    source = decoder(int(coded[0]), body)
+    source = StageReader(coded)
     found = stream.take(source, [(spec.shape, spec.dtype) for spec in specs])
     source.finish()
     for array, spec in zip(found, specs, strict=True):

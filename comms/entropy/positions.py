@@ -12,12 +12,14 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import CorruptPacket
-from .coders import Decoder, Encoder, Symbols
+from .coders import StageReader, StageWriter, Symbols
 from .density import Classes
-from .tables import MAX_UNIFORM_BITS, Integers, Table, geometric, halves, power, uniform
+from .tables import Integers, Table, geometric, halves, normalise, power
 
 _MIDDLE_BITS = 6
 _ESCAPE = 20  # a quotient as large is followed by 32 bits of what is beyond
+_ESCAPED_BITS = 32
+_ONE_SYMBOL = normalise([1])
 _COUNT_BITS = 5  # of the length of a count: below 2^32 entries in a class
 
 
@@ -90,7 +92,7 @@ def blocks_of(views: list[View]) -> Blocks:
     )
 
 
-def put_positions(encoder: Encoder, flats: list[Integers], views: list[View]) -> None:
+def put_positions(encoder: StageWriter, flats: list[Integers], views: list[View]) -> None:
     """Send the positions (sorted, flat) of each tensor."""
     blocks = blocks_of(views)
     places, keys = [], []
@@ -120,7 +122,7 @@ def put_positions(encoder: Encoder, flats: list[Integers], views: list[View]) ->
     _put_gaps(encoder, gaps, counts, sizes)
 
 
-def take_positions(decoder: Decoder, views: list[View]) -> list[Integers]:
+def take_positions(decoder: StageReader, views: list[View]) -> list[Integers]:
     """The positions of each tensor again. Raises ``CorruptPacket`` for what no sender sends."""
     blocks = blocks_of(views)
     starts, sizes = _class_edges(blocks)
@@ -171,25 +173,21 @@ def _class_edges(blocks: Blocks) -> tuple[Integers, Integers]:
     return starts[sizes > 0], sizes[sizes > 0]
 
 
-def _put_counts(encoder: Encoder, counts: Integers) -> None:
+def _put_counts(encoder: StageWriter, counts: Integers) -> None:
     """Length in bits, then the bits below the first."""
     lengths = np.array([int(count).bit_length() for count in counts])
-    encoder.put((lengths, uniform(_COUNT_BITS)))
-    pieces = []
-    for count, length in zip(counts.tolist(), lengths.tolist(), strict=True):
-        pieces += _put_bits(np.array([count - (1 << length - 1 if length else 0)]), max(length - 1, 0))
-    encoder.put(*pieces)
+    rests = zip(counts.tolist(), lengths.tolist(), strict=True)
+    encoder.put((lengths, _COUNT_BITS), *((np.array([count]), max(length - 1, 0)) for count, length in rests))
 
 
-def _take_counts(decoder: Decoder, sizes: Integers) -> Integers:
+def _take_counts(decoder: StageReader, sizes: Integers) -> Integers:
     """The number of entries in each class that are there."""
-    (lengths,) = decoder.take((len(sizes), uniform(_COUNT_BITS)))
-    wants = [_want_bits(1, max(length - 1, 0)) for length in lengths.tolist()]
-    parts = iter(decoder.take(*(want for wanted in wants for want in wanted)))
+    (lengths,) = decoder.take((len(sizes), _COUNT_BITS))
+    rests = decoder.take(*((1, max(length - 1, 0)) for length in lengths.tolist()))
     counts = np.array(
         [
-            int(_join([next(parts) for _ in wanted], 1)[0]) + (1 << length - 1 if length else 0)
-            for length, wanted in zip(lengths.tolist(), wants, strict=True)
+            int(rest[0]) + (1 << length - 1 if length else 0)
+            for length, rest in zip(lengths.tolist(), rests, strict=True)
         ]
     )
     if (counts > sizes).any():
@@ -209,7 +207,7 @@ class _Law(NamedTuple):
 def _law(size: int, count: int) -> _Law:
     """The law of a class' gaps; tables of one symbol, which cost nothing, where all entries are there."""
     if count in (0, size):
-        return _Law(uniform(0), uniform(0), 0, 0)
+        return _Law(_ONE_SYMBOL, _ONE_SYMBOL, 0, 0)
     bits = halves(size, count)
     middle = min(bits, _MIDDLE_BITS)
     low = bits - middle
@@ -217,9 +215,10 @@ def _law(size: int, count: int) -> _Law:
     return _Law(quotient, geometric(power(size, count, 1 << low), 1 << middle), middle, low)
 
 
-def _put_gaps(encoder: Encoder, gaps: Symbols, counts: Integers, sizes: Integers) -> None:
+def _put_gaps(encoder: StageWriter, gaps: Symbols, counts: Integers, sizes: Integers) -> None:
     """Send the gaps, class after class."""
-    pieces, beyond, start = [], [], 0
+    pieces: list[tuple[Symbols, Table | int]] = []
+    beyond, start = [], 0
     for count, size in zip(counts.tolist(), sizes.tolist(), strict=True):
         law = _law(size, count)
         own = gaps[start : start + count]
@@ -227,55 +226,27 @@ def _put_gaps(encoder: Encoder, gaps: Symbols, counts: Integers, sizes: Integers
         quotient = own >> law.middle_bits + law.low_bits
         pieces.append((np.minimum(quotient, _ESCAPE), law.quotient))
         pieces.append((own >> law.low_bits & ((1 << law.middle_bits) - 1), law.middle))
-        pieces += _put_bits(own & ((1 << law.low_bits) - 1), law.low_bits)
+        pieces.append((own, law.low_bits))
         beyond.append(quotient[quotient >= _ESCAPE] - _ESCAPE)
     encoder.put(*pieces)
-    encoder.put(*_put_bits(np.concatenate(beyond), 32))
+    encoder.put((np.concatenate(beyond), _ESCAPED_BITS))
 
 
-def _take_gaps(decoder: Decoder, counts: Integers, sizes: Integers) -> Symbols:
+def _take_gaps(decoder: StageReader, counts: Integers, sizes: Integers) -> Symbols:
     """The gaps of all classes."""
     laws = [_law(size, count) for size, count in zip(sizes.tolist(), counts.tolist(), strict=True)]
-    wants = []
+    wants: list[tuple[int, Table | int]] = []
     for count, law in zip(counts.tolist(), laws, strict=True):
-        wants += [(count, law.quotient), (count, law.middle), *_want_bits(count, law.low_bits)]
+        wants += [(count, law.quotient), (count, law.middle), (count, law.low_bits)]
     parts = iter(decoder.take(*wants))
     quotients, rests = [], []
-    for count, law in zip(counts.tolist(), laws, strict=True):
+    for law in laws:
         quotients.append(next(parts))
-        middle = next(parts) << law.low_bits
-        low = _join([next(parts) for _ in _want_bits(count, law.low_bits)], count)
-        rests.append(middle + low)
+        rests.append((next(parts).astype(np.int64) << law.low_bits) + next(parts))
     quotient, rest = np.concatenate(quotients).astype(np.int64), np.concatenate(rests)
     escaped = np.flatnonzero(quotient == _ESCAPE)
-    quotient[escaped] += _join(decoder.take(*_want_bits(len(escaped), 32)), len(escaped))
+    quotient[escaped] += decoder.take((len(escaped), _ESCAPED_BITS))[0]
     bits = np.repeat([law.middle_bits + law.low_bits for law in laws], counts)
     if (quotient > np.repeat(sizes, counts) >> bits).any():  # so that sums cannot overflow
         raise CorruptPacket("an entropy-coded stream has a gap beyond the end of its class")
     return (quotient << bits) + rest
-
-
-def _put_bits(values: Symbols, bits: int) -> list[tuple[Symbols, Table]]:
-    """Numbers of so many bits as uniform digits, lowest first."""
-    pieces = []
-    while bits > 0:
-        digit = min(bits, MAX_UNIFORM_BITS)
-        pieces.append((values & ((1 << digit) - 1), uniform(digit)))
-        values = values >> digit
-        bits -= digit
-    return pieces
-
-
-def _want_bits(count: int, bits: int) -> list[tuple[int, Table]]:
-    """What to take for ``count`` numbers of so many bits."""
-    digits = [MAX_UNIFORM_BITS] * (bits // MAX_UNIFORM_BITS)
-    digits += [bits % MAX_UNIFORM_BITS] if bits % MAX_UNIFORM_BITS else []
-    return [(count, uniform(digit)) for digit in digits]
-
-
-def _join(digits: list[Symbols], count: int) -> Symbols:
-    """Numbers again, from their digits, lowest first."""
-    total: Symbols = np.zeros(count, np.int64)
-    for place, digit in enumerate(digits):
-        total += digit.astype(np.int64) << place * MAX_UNIFORM_BITS
-    return total

@@ -1,10 +1,11 @@
 """The portable coder: interleaved range asymmetric numeral systems in numpy.
 
 Duda (2013, arXiv 1311.2540) gives the coder, Giesen (2014, arXiv 1402.3392) the interleaving: each lane is a coder of its
-own, symbol i belongs to lane i modulo their number, and all lanes take one step at once. A state is in [2^16, 2^32) between
-steps and is renormalised by 16 bits. A lane costs two bytes, so their number grows with that of the symbols.
+own, symbol i belongs to lane i modulo their number, and all lanes take one step at once. A state is in [2^24, 2^40) between
+steps, well above the tables' 2^14, and is renormalised by 16 bits. A lane costs three bytes, so their number grows with
+that of the symbols.
 
-Bytes: number of lanes (2), states (4 each), 16-bit words in the order in which the decoder wants them; little-endian.
+Bytes: number of lanes (2), states (5 each), 16-bit words in the order in which the decoder wants them; little-endian.
 """
 
 import numpy as np
@@ -14,10 +15,12 @@ from ..errors import CorruptPacket, TruncatedPacket
 from .coders import Symbols
 from .tables import PRECISION_BITS, TOTAL, Table
 
-_LOW = 1 << 16
-_SYMBOLS_PER_LANE = 512
+_LOW_BITS, _WORD_BITS = 24, 16
+_LOW = 1 << _LOW_BITS
+_SYMBOLS_PER_LANE = 1024
 _MAX_LANES = (1 << 16) - 1
-_STATE_BYTES = 4
+_STATE_BYTES = 5
+_SYMBOLS_PER_SLOT = 1 / 8  # with fewer symbols, a search is faster than making the lookup table
 
 
 class RansEncoder:
@@ -27,7 +30,7 @@ class RansEncoder:
         """Nothing yet."""
         self._stages: list[tuple[Array, Array]] = []
 
-    def put(self, *pieces: tuple[Symbols, Table]) -> None:
+    def put(self, pieces: list[tuple[Symbols, Table]]) -> None:
         """One stage: frequency and cumulative frequency of each symbol."""
         used = [(symbols, table) for symbols, table in pieces if len(symbols) and len(table) > 1]
         if used:
@@ -43,7 +46,7 @@ class RansEncoder:
         words = []
         for frequencies, starts in reversed(self._stages):
             # A state at or above this would leave its range: its low half goes out first.
-            limits = frequencies << np.uint64(32 - PRECISION_BITS)
+            limits = frequencies << np.uint64(_LOW_BITS + _WORD_BITS - PRECISION_BITS)
             for at in reversed(range(0, len(frequencies), lanes)):
                 frequency = frequencies[at : at + lanes]
                 state = states[: len(frequency)]
@@ -53,7 +56,8 @@ class RansEncoder:
                 quotient = state // frequency
                 np.add(state, quotient * (np.uint64(TOTAL) - frequency) + starts[at : at + lanes], out=state)
         head = np.array([lanes], "<u2").view(np.uint8)
-        return np.concatenate([head, states.astype("<u4").view(np.uint8), *(w.view(np.uint8) for w in reversed(words))])
+        bytes_of_states = states.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :_STATE_BYTES]
+        return np.concatenate([head, bytes_of_states.reshape(-1), *(w.view(np.uint8) for w in reversed(words))])
 
 
 class RansDecoder:
@@ -65,13 +69,15 @@ class RansDecoder:
         end = 2 + lanes * _STATE_BYTES
         if not lanes or stream.size < end:
             raise TruncatedPacket(f"an entropy-coded stream of {stream.size} bytes is too short for {lanes} lanes")
-        if stream.size % 2:
-            raise CorruptPacket(f"an entropy-coded stream of {stream.size} bytes, an odd number")
-        self._states = np.frombuffer(stream[2:end].tobytes(), "<u4").astype(np.uint64)
+        if (stream.size - end) % 2:
+            raise CorruptPacket(f"an entropy-coded stream of {stream.size} bytes ends within a word")
+        states = np.zeros((lanes, 8), np.uint8)
+        states[:, :_STATE_BYTES] = stream[2:end].reshape(lanes, _STATE_BYTES)
+        self._states = states.reshape(-1).view("<u8").astype(np.uint64)
         self._words = np.frombuffer(stream[end:].tobytes(), "<u2").astype(np.uint64)
         self._next = 0
 
-    def take(self, *pieces: tuple[int, Table]) -> list[Symbols]:
+    def take(self, pieces: list[tuple[int, Table]]) -> list[Symbols]:
         """One stage."""
         counts = [count if len(table) > 1 else 0 for count, table in pieces]
         tables = [table for (_, table), count in zip(pieces, counts, strict=True) if count]
@@ -88,27 +94,29 @@ class RansDecoder:
             raise CorruptPacket("an entropy-coded stream does not end where its symbols do")
 
     def _decode(self, counts: list[int], tables: list[Table]) -> Symbols:
-        """All pieces of a stage as one sequence, by lookup tables with an entry for each of the TOTAL slots."""
-        symbol_of = np.concatenate([np.repeat(np.arange(len(table)), table) for table in tables])
-        frequency_of = np.concatenate([np.repeat(table, table) for table in tables]).astype(np.uint64)
-        offset_of = np.concatenate([np.arange(TOTAL) - np.repeat(np.cumsum(t) - t, t) for t in tables]).astype(
-            np.uint64
-        )
+        """All pieces of a stage as one sequence; table t occupies the slots from t * TOTAL on."""
+        frequency_of = np.concatenate(tables).astype(np.uint64)
+        start_of = (np.cumsum(frequency_of) - frequency_of).astype(np.int64)
+        number_of = np.concatenate([np.arange(len(table)) for table in tables])
         bases = np.repeat(np.arange(len(tables), dtype=np.int64) * TOTAL, counts)
-        decoded = np.empty(len(bases), np.int64)
+        lookup = None
+        if len(bases) > len(tables) * TOTAL * _SYMBOLS_PER_SLOT:
+            lookup = np.repeat(np.arange(len(frequency_of)), frequency_of.astype(np.int64))
+        entries = np.empty(len(bases), np.int64)
         lanes = len(self._states)
         for at in range(0, len(bases), lanes):
             base = bases[at : at + lanes]
             state = self._states[: len(base)]
             slot = (state & np.uint64(TOTAL - 1)).astype(np.int64) + base
-            decoded[at : at + lanes] = symbol_of[slot]
+            entry = lookup[slot] if lookup is not None else np.searchsorted(start_of, slot, side="right") - 1
+            entries[at : at + lanes] = entry
             state >>= np.uint64(PRECISION_BITS)
-            state *= frequency_of[slot]
-            state += offset_of[slot]
+            state *= frequency_of[entry]
+            state += (slot - start_of[entry]).astype(np.uint64)
             low = np.flatnonzero(state < _LOW)
             words = self._words[self._next : self._next + len(low)]
             if len(words) < len(low):
                 raise TruncatedPacket("an entropy-coded stream ends before its symbols do")
             self._next += len(low)
-            state[low] = state[low] << np.uint64(16) | words
-        return decoded
+            state[low] = state[low] << np.uint64(_WORD_BITS) | words
+        return number_of[entries]

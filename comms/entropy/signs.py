@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .coders import Decoder, Encoder, Symbols
+from .coders import StageReader, StageWriter, Symbols
 from .density import Shape3
-from .tables import TOTAL, Integers, Table, normalise, uniform
+from .tables import TOTAL, Integers, Table, normalise
 
 BY_ROW, BY_KERNEL = 1, 2
 MODES = 4
@@ -63,20 +63,20 @@ def fit(negative: Symbols, flat: Integers, shape: Shape3) -> tuple[SignModel, fl
     return best[1], best[0]
 
 
-def put_models(encoder: Encoder, models: list[SignModel]) -> None:
+def put_models(encoder: StageWriter, models: list[SignModel]) -> None:
     """Send what the models are, their modes left out."""
     shares = np.array([share for m in models for share in _shares_of(m)], np.int64)
-    encoder.put((shares, uniform(_SHARE_BITS)), *((m.rows, _row_table()) for m in models))
+    encoder.put((shares, _SHARE_BITS), *((m.rows, _row_table()) for m in models))
 
 
-def take_models(decoder: Decoder, modes: list[int], flats: list[Integers], shapes: list[Shape3]) -> list[SignModel]:
+def take_models(decoder: StageReader, modes: list[int], flats: list[Integers], shapes: list[Shape3]) -> list[SignModel]:
     """The models again; the modes are known by now."""
     wanted = sum(_num_shares(mode) for mode in modes)
     rows = [
         int(_split(flat, shape)[0][-1]) + 1 if mode & BY_ROW and len(flat) else 0
         for mode, flat, shape in zip(modes, flats, shapes, strict=True)
     ]
-    shares, *classes = decoder.take((wanted, uniform(_SHARE_BITS)), *((count, _row_table()) for count in rows))
+    shares, *classes = decoder.take((wanted, _SHARE_BITS), *((count, _row_table()) for count in rows))
     at = iter(shares.tolist())
     return [
         SignModel(mode, 0 if mode & BY_ROW else next(at), next(at) if mode & BY_KERNEL else 0, own)
@@ -84,10 +84,10 @@ def take_models(decoder: Decoder, modes: list[int], flats: list[Integers], shape
     ]
 
 
-def pieces_of(negative: Symbols, flat: Integers, shape: Shape3, model: SignModel) -> list[tuple[Symbols, Table]]:
+def pieces_of(negative: Symbols, flat: Integers, shape: Shape3, model: SignModel) -> list[tuple[Symbols, Table | int]]:
     """Signs as pieces of a stage: by row class or as a whole, then changes within kernels."""
     row, follows = _split(flat, shape)
-    pieces = []
+    pieces: list[tuple[Symbols, Table | int]] = []
     if model.mode & BY_KERNEL:
         change = negative ^ np.concatenate([[0], negative[:-1]])
         pieces.append((change[follows], _binary(model.changed, _SHARES)))
@@ -100,10 +100,10 @@ def pieces_of(negative: Symbols, flat: Integers, shape: Shape3, model: SignModel
     return [*pieces, (negative, _binary(model.negative, _SHARES))]
 
 
-def wants_of(flat: Integers, shape: Shape3, model: SignModel) -> list[tuple[int, Table]]:
+def wants_of(flat: Integers, shape: Shape3, model: SignModel) -> list[tuple[int, Table | int]]:
     """What to take for the signs at these positions."""
     row, follows = _split(flat, shape)
-    wants = []
+    wants: list[tuple[int, Table | int]] = []
     if model.mode & BY_KERNEL:
         wants.append((int(follows.sum()), _binary(model.changed, _SHARES)))
         row = row[~follows]

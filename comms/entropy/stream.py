@@ -9,9 +9,9 @@ from ..codecs import Array
 from ..errors import CorruptPacket
 from . import alphabets, density, positions, signs
 from .alphabets import Alphabet
-from .coders import Decoder, Encoder, Symbols
+from .coders import StageReader, StageWriter, Symbols
 from .density import Classes, Shape3
-from .tables import Integers, Table, fold, normalise, unfold, uniform
+from .tables import Integers, Table, fold, normalise, unfold
 from .tensors import DENSE, EMPTY, SHARED, SPARSE, Dense, Sparse, Tensor, restored
 
 _CODE_BITS = 9  # kind 2, view 2, axes 3, signs 2
@@ -19,7 +19,7 @@ _BASE_BITS = 6
 _AXES = 3
 
 
-def put(encoder: Encoder, tensors: list[Tensor], shared: Alphabet | None) -> None:
+def put(encoder: StageWriter, tensors: list[Tensor], shared: Alphabet | None) -> None:
     """All stages of these tensors."""
     codes = np.array([_code(tensor) for tensor in tensors], np.int64)
     encoder.put((np.diff(codes, prepend=0) & ((1 << _CODE_BITS) - 1), _repeats()))
@@ -29,7 +29,7 @@ def put(encoder: Encoder, tensors: list[Tensor], shared: Alphabet | None) -> Non
     of_classes = [alphabets.fit(np.bincount(c, minlength=alphabets.SIZE))[0] if len(c) else None for c in classes]
     alphabets.put_alphabets(encoder, [*own, *([shared] if shared else []), *(a for a in of_classes if a)])
     encoder.put(
-        (np.array([t.classes.base for t in sparse], np.int64), uniform(_BASE_BITS)),
+        (np.array([t.classes.base for t in sparse], np.int64), _BASE_BITS),
         *(p for c, a in zip(classes, of_classes, strict=True) if a for p in alphabets.pieces_of(c, a)),
     )
     if sparse:
@@ -47,7 +47,7 @@ def put(encoder: Encoder, tensors: list[Tensor], shared: Alphabet | None) -> Non
     encoder.put(*pieces)
 
 
-def take(decoder: Decoder, wanted: list[tuple[tuple[int, ...], str]]) -> list[Array]:
+def take(decoder: StageReader, wanted: list[tuple[tuple[int, ...], str]]) -> list[Array]:
     """Arrays of the ``wanted`` shapes and types again. Raises a ``PacketError`` for what no sender sends."""
     (steps,) = decoder.take((len(wanted), _repeats()))
     codes = (np.cumsum(steps) & ((1 << _CODE_BITS) - 1)).tolist()
@@ -95,7 +95,8 @@ def take(decoder: Decoder, wanted: list[tuple[tuple[int, ...], str]]) -> list[Ar
 
 def _scatter(values: Symbols, negative: Symbols, flat: Integers, shape: tuple[int, ...], dtype: str) -> Array:
     """A sparse tensor from what is there."""
-    symbols = np.where(negative, -values, values)
+    magnitudes = values.astype(np.int64)
+    symbols = np.where(negative, -magnitudes, magnitudes)
     info = np.iinfo(dtype)
     if len(symbols) and not info.min <= symbols.min() <= symbols.max() <= info.max:
         raise CorruptPacket(f"an entropy-coded stream holds a symbol that does not fit {np.dtype(dtype)}")
@@ -129,16 +130,16 @@ def _pooled(classes: list[Classes], axis: int) -> Integers:
 
 
 def _take_classes(
-    decoder: Decoder, shapes: list[Shape3], flags: list[int], of_axis: dict[int, Alphabet]
+    decoder: StageReader, shapes: list[Shape3], flags: list[int], of_axis: dict[int, Alphabet]
 ) -> list[Classes]:
     """The classes of all sparse tensors."""
     counts = {a: sum(s[a] for s, flag in zip(shapes, flags, strict=True) if flag >> a & 1) for a in of_axis}
     wants = [alphabets.wants_of(counts[axis], alphabet) for axis, alphabet in of_axis.items()]
-    bases, *rest = decoder.take((len(shapes), uniform(_BASE_BITS)), *(w for want in wants for w in want))
+    bases, *rest = decoder.take((len(shapes), _BASE_BITS), *(w for want in wants for w in want))
     parts = iter(rest)
     pooled, at = {}, dict.fromkeys(of_axis, 0)
     for (axis, alphabet), want in zip(of_axis.items(), wants, strict=True):
-        pooled[axis] = unfold(alphabets.values_of([next(parts) for _ in want], alphabet))
+        pooled[axis] = unfold(alphabets.values_of([next(parts) for _ in want], alphabet).astype(np.int64))
     classes = []
     for shape, flag, base in zip(shapes, flags, bases.tolist(), strict=True):
         own = Classes(shape, base)

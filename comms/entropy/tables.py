@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 PRECISION_BITS = 14
 TOTAL = 1 << PRECISION_BITS
-MAX_UNIFORM_BITS = 12
 _FIXED_POINT_BITS = 30
 _MANTISSA_BITS = 3
 LEVELS = 1 + (48 << _MANTISSA_BITS)  # of counts below 2^48
@@ -30,12 +29,6 @@ def normalise(weights: npt.ArrayLike) -> Table:
     frequencies[np.argmax(weights)] += TOTAL - int(frequencies.sum())
     table: Table = frequencies.astype(np.uint32)
     return table
-
-
-@lru_cache(maxsize=32)
-def uniform(bits: int) -> Table:
-    """2^bits symbols alike; ``bits`` at most ``MAX_UNIFORM_BITS``."""
-    return np.full(1 << bits, TOTAL >> bits, np.uint32)
 
 
 @lru_cache(maxsize=8)
