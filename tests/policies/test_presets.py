@@ -7,7 +7,7 @@ from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.presets import PRESETS, find_preset
 from fedbonsai.policies.resolve_policy import make_policy
 
-SECTIONS = {"policy", "training"}
+SECTIONS = {"policy", "training", "server"}
 
 
 @pytest.mark.parametrize("name", PRESETS)

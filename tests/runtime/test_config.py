@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fedbonsai.clusters.fleet import names as fleet_names
+from fedbonsai.comms.make_codec import BUILT_IN as CODECS
 from fedbonsai.policies.presets import PRESETS
 from fedbonsai.policies.resolve_policy import BUILT_IN
 from fedbonsai.runtime import cli
@@ -220,7 +221,7 @@ BAD_NAMES = [
     ({"policy": [{"name": "random", "cohort": -1}]}, "policy[0] (random): cohort is -1; allowed: a whole number of devices, at least 1, or a share of all devices above 0 and up to 1.0"),
     ({"training": {"loss": "cross"}}, "training.loss is 'cross'; it must be one of cross_entropy, nll, mse, smooth_l1, bce_with_logits, or module:function"),
     ({"evaluation": {"metrics": ["acuracy"]}}, "evaluation.metrics is 'acuracy'; it must be one of accuracy, squared_error, absolute_error, or module:function"),
-    ({"codecs": {"up": ["lz5"]}}, "codecs.up: unknown codec 'lz5' (did you mean 'lz4'?); known are: auto),
+    ({"codecs": {"up": ["lz5"]}}, f"codecs.up: unknown codec 'lz5' (did you mean 'lz4'?); known are: {', '.join(sorted(CODECS))}, or module:Class"),
     ({"codecs": {"down": [{"name": "lz4", "level": 99}]}}, None),
     ({"data": {"train_transforms": ["blur"]}}, None),
     ({"fleet": {"classes": [{"name": "a", "count": 2000, "flop_per_s": 1, "memory_bytes": 1, "up_bytes_per_s": 1, "down_bytes_per_s": 1}]}}, None),
