@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 
+from .auto import Auto
 from .codecs import Codec, CodecSpec, Identity, chain
-from .float16 import Float16
 from .entropy.codec import Entropy
+from .float16 import Float16
 from .lz4_codec import Lz4
 from .pack import Pack
 from .sparsify import Threshold, TopK
@@ -26,6 +27,7 @@ BUILT_IN: dict[str, type[Any]] = {
     "ternary": Ternary,
     "pack": Pack,
     "lz4": Lz4,
+    "auto": Auto,
 }
 GROUP = "fedbonsai.codecs"
 

@@ -100,18 +100,19 @@ def wants_of(count: int, alphabet: Alphabet) -> list[tuple[int, Table | int]]:
 
 def values_of(parts: list[Symbols], alphabet: Alphabet) -> Symbols:
     """Values again (uint8), from what was taken. Raises ``CorruptPacket`` for one above 255."""
-    end = alphabet.first + (len(alphabet.levels) << alphabet.low_bits)
-    if end > SIZE:  # only a part of the last high part can occur
-        wide = (parts[0].astype(np.int64) << alphabet.low_bits) + alphabet.first + (parts[1:] or [0])[0]
-        if len(wide) and wide.max() >= SIZE:
-            raise CorruptPacket("an entropy-coded stream holds a value above 255")
-        return wide.astype(np.uint8)
-    values = parts[0].astype(np.uint8)
+    values: Symbols = parts[0].astype(np.int64 if _overlaps(alphabet) else np.uint8)
     if alphabet.low_bits:
-        values <<= np.uint8(alphabet.low_bits)
+        values <<= alphabet.low_bits
         values |= parts[1]
-    values += np.uint8(alphabet.first)
-    return values
+    values += alphabet.first
+    if _overlaps(alphabet) and len(values) and values.max() >= SIZE:
+        raise CorruptPacket("an entropy-coded stream holds a value above 255")
+    return values.astype(np.uint8, copy=False)
+
+
+def _overlaps(alphabet: Alphabet) -> bool:
+    """Whether the last high part reaches beyond 255, where no sender's values are."""
+    return alphabet.first + (len(alphabet.levels) << alphabet.low_bits) > SIZE
 
 
 def _head_bits(alphabet: Alphabet) -> float:

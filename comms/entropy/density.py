@@ -1,12 +1,13 @@
 """Which entries of a sparse tensor are likely to be there: a class of density for each output channel, input channel and cell.
 
 A tensor is looked at as rows x columns x cells (output channel, input channel, position in the kernel). Large entries of
-an update crowd into some of each, and about independently: the odds that an entry is there are near 2^-(base + row + column
+an update crowd into some of each, and about independently: the odds that an entry is there are near c^-(base + row + column
 + cell) with small whole numbers for each index of each axis (a model of rank one in the odds, after the independence model
 of contingency tables). The sender fits these numbers by descent, one axis after the other, against what they cost to send;
 the receiver needs only the numbers, never the odds, since the true count of each class is sent (``positions``).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -19,12 +20,15 @@ from .tables import Integers
 Floats = npt.NDArray[np.float64]
 Shape3 = tuple[int, int, int]
 
-MAX_STEP = 15  # classes are within ± this of their tensor's base
+MAX_STEP = 11  # classes are within ± this of their tensor's base
 BASES = 64
 _CENTRE = 10  # base 10 means odds of one
+_LOG2_STEP = 1.25  # what a class more does to the odds; the bytes hardly depend on it
 _ODDS = BASES + 6 * MAX_STEP
 _CELLS_OF_MATRIX = (1, 4, 16)
-_SWEEPS = 2
+_FURTHER_SWEEPS = 1
+_FEWEST = 8
+_AXIS_BITS = 24.0
 
 
 @dataclass
@@ -55,65 +59,88 @@ def shapes_of(shape: tuple[int, ...]) -> list[Shape3]:
     return [(shape[0], shape[1] // c, c) for c in cells]
 
 
-def fit(flat: Integers, shape: Shape3) -> tuple[Classes, float]:
-    """Classes for the entries at ``flat`` positions, and about how many bits these positions then cost, classes included."""
-    items, count = int(np.prod(shape)), len(flat)
-    none, bits_none = plain(count, shape), _order0_bits(count, items)
-    if max(shape) == items or count < 8:
-        return none, bits_none
-    row, rest = np.divmod(flat, shape[1] * shape[2])
-    column, cell = np.divmod(rest, shape[2])
-    indices = (row, column, cell)
-    classes, bits, side = plain(count, shape), bits_none, [0.0, 0.0, 0.0]
-    for sweep in range(_SWEEPS):
-        for axis in range(3):
-            if shape[axis] > 1 and (sweep == 0 or classes.axes[axis] is not None):
-                bits, side[axis] = _descend(classes, axis, indices)
-    return (classes, bits + sum(side)) if bits + sum(side) < bits_none else (none, bits_none)
+def fit(flat: Integers, shape: tuple[int, ...]) -> tuple[Classes, float, int]:
+    """Classes for the entries at sorted ``flat`` positions, about what these then cost in bits, and which view was taken."""
+    shapes = shapes_of(shape)
+    none, bits_none = plain(len(flat), shapes[0]), _order0_bits(len(flat), int(np.prod(shape, dtype=np.int64)))
+    if max(shapes[0]) == np.prod(shape) or len(flat) < _FEWEST:
+        return none, bits_none, 0
+    descents = [_Descent(flat, view) for view in shapes]
+    for descent in descents:
+        descent.sweep(range(3))
+    best = min(range(len(descents)), key=lambda view: descents[view].total_bits)
+    for _ in range(_FURTHER_SWEEPS):
+        descents[best].sweep([axis for axis in range(3) if descents[best].classes.axes[axis] is not None])
+    found = descents[best]
+    return (found.classes, found.total_bits, best) if found.total_bits < bits_none else (none, bits_none, 0)
 
 
 def plain(count: int, shape: Shape3) -> Classes:
     """No classes: all entries alike."""
-    return Classes(shape, int(np.clip(round(_CENTRE - _log2_odds(count, int(np.prod(shape)))), 0, BASES - 1)))
+    return Classes(
+        shape, int(np.clip(round(_CENTRE - _log2_odds(count, int(np.prod(shape))) / _LOG2_STEP), 0, BASES - 1))
+    )
 
 
-def _descend(classes: Classes, axis: int, indices: tuple[Integers, ...]) -> tuple[float, float]:
-    """Choose one axis anew, the others held: the bits of the positions, and of this axis' classes (0 where not worth it)."""
-    others = [a for a in range(3) if a != axis]
-    outer = classes.of(others[0]), classes.of(others[1])
-    low = int(outer[0].min() + outer[1].min())
-    width = int(outer[0].max() + outer[1].max()) - low + 1
-    # How many entries, and how many of them are there, for each index of the axis and each sum of the others' classes.
-    sums = outer[0][indices[others[0]]] + outer[1][indices[others[1]]] - low
-    here = np.bincount(indices[axis] * width + sums, minlength=classes.shape[axis] * width).reshape(-1, width)
-    first, second = (np.bincount(o - o.min()) for o in outer)
-    all_of = np.convolve(first, second)[:width]
-    present, absent = _bits_of_odds()
-    steps = np.arange(-MAX_STEP, MAX_STEP + 1)
-    odds = np.clip(classes.base + 3 * MAX_STEP + low + np.arange(width)[:, None] + steps, 0, _ODDS - 1)
-    costs = here @ present[odds] + (all_of - here) @ absent[odds]
-    with_side = costs + _step_bits(steps)
-    chosen = with_side.argmin(1)
-    each = np.arange(len(costs))
-    bits, side = float(costs[each, chosen].sum()), 24.0 + float(_step_bits(steps[chosen]).sum())
-    without = float(costs[:, MAX_STEP].sum())
-    if without <= bits + side:
-        classes.axes[axis] = None
-        return without, 0.0
-    classes.axes[axis] = steps[chosen]
-    return bits, side
+class _Descent:
+    """The sender's search: one axis is chosen anew while the others are held."""
+
+    def __init__(self, flat: Integers, shape: Shape3) -> None:
+        """Start without classes."""
+        kernel = flat // shape[2]
+        row = kernel // shape[1]
+        self._indices = row, kernel - row * shape[1], flat - kernel * shape[2]
+        self.classes = plain(len(flat), shape)
+        self._bits, self._side_bits = 0.0, [0.0, 0.0, 0.0]
+
+    @property
+    def total_bits(self) -> float:
+        """What the positions cost, and the classes."""
+        return self._bits + sum(self._side_bits)
+
+    def sweep(self, axes: Iterable[int]) -> None:
+        """Choose each of these axes once."""
+        for axis in axes:
+            if self.classes.shape[axis] > 1:
+                self._choose(axis)
+
+    def _choose(self, axis: int) -> None:
+        """The cheapest classes of one axis, or none where they would not pay."""
+        first, second = (other for other in range(3) if other != axis)
+        outer = self.classes.of(first), self.classes.of(second)
+        low = int(outer[0].min() + outer[1].min())
+        width = int(outer[0].max() + outer[1].max()) - low + 1
+        # How many entries, and how many of them are there, for each index of the axis and each sum of the others' classes.
+        place = self._indices[axis] * width + (outer[0] - low)[self._indices[first]] + outer[1][self._indices[second]]
+        here = np.bincount(place, minlength=self.classes.shape[axis] * width).reshape(-1, width).astype(np.float64)
+        counts = [np.bincount(own - own.min()) for own in outer]
+        all_of = np.convolve(counts[0], counts[1])
+        present, absent = _bits_of_odds()
+        steps = np.arange(-MAX_STEP, MAX_STEP + 1)
+        odds = np.clip(self.classes.base + 3 * MAX_STEP + low + np.arange(width)[:, None] + steps, 0, _ODDS - 1)
+        costs = here @ (present - absent)[odds] + all_of @ absent[odds]
+        chosen = (costs + _step_bits(steps)).argmin(1)
+        bits = float(costs[np.arange(len(costs)), chosen].sum())
+        side = _AXIS_BITS + float(_step_bits(steps[chosen]).sum())
+        without = float(costs[:, MAX_STEP].sum())
+        if bits + side < without:
+            self.classes.axes[axis] = steps[chosen]
+            self._bits, self._side_bits[axis] = bits, side
+        else:
+            self.classes.axes[axis] = None
+            self._bits, self._side_bits[axis] = without, 0.0
 
 
 @lru_cache(maxsize=1)
 def _bits_of_odds() -> tuple[Floats, Floats]:
     """What an entry costs that is there, and one that is not, by its class (shifted by three steps)."""
-    log_odds = _CENTRE + 3 * MAX_STEP - np.arange(_ODDS, dtype=np.float64)
+    log_odds = _LOG2_STEP * (_CENTRE + 3 * MAX_STEP - np.arange(_ODDS, dtype=np.float64))
     return np.logaddexp2(0, -log_odds), np.logaddexp2(0, log_odds)
 
 
 def _step_bits(steps: Integers) -> Any:
     """About what a class costs to send."""
-    return 1.0 + 1.2 * np.abs(steps)
+    return 0.8 + 1.1 * np.abs(steps)
 
 
 def _log2_odds(count: int, items: int) -> float:

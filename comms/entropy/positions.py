@@ -249,4 +249,5 @@ def _take_gaps(decoder: StageReader, counts: Integers, sizes: Integers) -> Symbo
     bits = np.repeat([law.middle_bits + law.low_bits for law in laws], counts)
     if (quotient > np.repeat(sizes, counts) >> bits).any():  # so that sums cannot overflow
         raise CorruptPacket("an entropy-coded stream has a gap beyond the end of its class")
-    return (quotient << bits) + rest
+    gaps: Symbols = (quotient << bits) + rest
+    return gaps

@@ -40,10 +40,10 @@ class RawReader:
         end = self._at + count * bits
         if end > len(self._bits):
             raise TruncatedPacket("an entropy-coded stream has fewer raw bits than it needs")
-        dtype = np.uint8 if bits <= 8 else np.int64
-        numbers = np.zeros(count, dtype)
-        for bit, plane in enumerate(self._bits[self._at : end].reshape(bits, count) if bits else []):
-            numbers |= plane.astype(dtype) << dtype(bit)
+        numbers: npt.NDArray[Any] = np.zeros(count, np.uint8 if bits <= 8 else np.int64)
+        for bit in range(bits):
+            start = self._at + bit * count
+            numbers |= self._bits[start : start + count].astype(numbers.dtype) << bit
         self._at = end
         return numbers
 

@@ -18,7 +18,7 @@ from .tables import Integers
 
 EMPTY, SPARSE, DENSE, SHARED = range(4)
 _SMALL_ITEMS = 4096  # dense tensors below may share an alphabet
-_COSTLY_ITEMS = 1 << 16  # beyond, a tensor that is more than a quarter there is dense
+_FEW_SYMBOLS = 7  # a tensor that is more than a quarter there, and has more of them, is dense
 _WORTH = 1.01  # times as many bits are accepted for speed
 _ZERO = 128  # in the histogram of a dense tensor of signed symbols
 
@@ -84,14 +84,15 @@ def _cheapest(array: Array) -> tuple[Tensor, float]:
     count = int(np.count_nonzero(there))
     if not count:
         return None, 0.0
-    costly = 4 * count > array.size > _COSTLY_ITEMS
-    if costly:
+    if (
+        4 * count > array.size > _SMALL_ITEMS
+        and (_histogram(array.reshape(-1).view(np.uint8)) > 0).sum() > _FEW_SYMBOLS
+    ):
         return _dense(array)
     flat = np.flatnonzero(there)
     magnitudes, negative = _split(array, flat)
     alphabet, bits = alphabets.fit(np.bincount(magnitudes, minlength=alphabets.SIZE))
-    candidates = [(*density.fit(flat, shape), view) for view, shape in enumerate(density.shapes_of(array.shape))]
-    classes, position_bits, view = min(candidates, key=lambda candidate: candidate[1])
+    classes, position_bits, view = density.fit(flat, array.shape)
     sign_model, sign_bits = signs.fit(negative, flat, classes.shape)
     sparse_bits = bits + position_bits + sign_bits + 24
     if 16 * count > array.size:
