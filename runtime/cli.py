@@ -1,11 +1,13 @@
 """The command line: a thin caller of ``runtime.api``.
 
-Exit codes: 0 done, 1 the run failed, 2 a user's mistake, 130 interrupted.
+Exit codes: 0 done, 1 the run failed, 2 a user's mistake, 130 interrupted by Ctrl-C, 143 by SIGTERM.
 """
 
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +27,7 @@ app = typer.Typer(
 )
 
 # Typer brings a click of its own from 0.26 on, or uses the installed one: take the class from what it exports.
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
@@ -111,7 +113,39 @@ def main() -> None:
     """Run the command line; every error becomes one sentence and an exit code."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a user's own modules in the current folder
-    sys.exit(guarded(lambda: app(standalone_mode=False)))
+    sigterm = Sigterm()
+    with sigterm:
+        code = guarded(lambda: app(standalone_mode=False))
+    sys.exit(TERMINATED if sigterm.came and code == INTERRUPTED else code)
+
+
+class Sigterm:
+    """While it is entered, SIGTERM interrupts as Ctrl-C does, once: a second one does not break off the leave-taking.
+
+    It raises ``KeyboardInterrupt`` itself, and keeps what it was in ``came``: Ray makes a plain one of any kind of it.
+    """
+
+    def __init__(self) -> None:
+        """None came yet."""
+        self.came = False
+        self._before: Any = None
+
+    def __enter__(self) -> "Sigterm":
+        """Take the signal over; only the main thread can."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the signal as it was."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _interrupt(self, *_: object) -> None:
+        """The signal's handler."""
+        if not self.came:
+            self.came = True
+            raise KeyboardInterrupt
 
 
 def guarded(call: Callable[[], Any]) -> int:

@@ -9,13 +9,18 @@ A placement group dies with the process that made it, so the driver makes it; al
 """
 
 import os
-from contextlib import suppress
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import msgspec
 import ray
 import torch
+from ray._private import utils as ray_utils
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 
 from ..actors.allocator import HUGE_PAGES
@@ -79,7 +84,10 @@ class RaySession:
             ray.kill(self._host, no_restart=True)
             self._host = None
         if self._placement is not None:
-            ray.util.remove_placement_group(self._placement)
+            # A Ray that we started goes with all that is on it; and if its processes were told to end along with this one,
+            # nobody would answer for a minute.
+            if self._cluster is None or not self._cluster.started:
+                ray.util.remove_placement_group(self._placement)
             self._placement = None
         if self._cluster is not None:
             self._cluster.close()
@@ -92,17 +100,18 @@ class RaySession:
         modules = _user_modules(config, policy)
         joined = options.address is not None
         runtime_env = runtime_env_for(modules, joined=joined)
-        if options.address is None:
-            self._cluster = start_local(
-                num_cpus=_cores(),
-                num_gpus=0,
-                object_store_bytes=options.object_store_bytes,
-                preallocate=options.preallocate,
-                dashboard=options.dashboard,
-                env_vars=({} if "GLIBC_TUNABLES" in os.environ else HUGE_PAGES) | runtime_env.get("env_vars", {}),
-            )
-        else:
-            self._cluster = join(options.address, runtime_env=runtime_env)
+        with _signals_later():
+            if options.address is None:
+                self._cluster = start_local(
+                    num_cpus=_cores(),
+                    num_gpus=0,
+                    object_store_bytes=options.object_store_bytes,
+                    preallocate=options.preallocate,
+                    dashboard=options.dashboard,
+                    env_vars=({} if "GLIBC_TUNABLES" in os.environ else HUGE_PAGES) | runtime_env.get("env_vars", {}),
+                )
+            else:
+                self._cluster = join(options.address, runtime_env=runtime_env)
         if not self._cluster.started:
             check_nodes(data_root=None if config.data.download else config.data.root, versions=versions_here())
         cpus = options.cpus or (max(float(_cores()), 1.0) - options.server_cpus) / workers
@@ -124,6 +133,40 @@ class RaySession:
             raise
         except _SERVER_DIED as error:
             raise RunError(f"the server actor died while it started: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """What is to interrupt the run while Ray starts or is joined does so afterwards; a second signal does it at once.
+
+    ``ray.init`` that is broken off halfway leaves processes for a minute, or crashes. It also puts a handler of SIGTERM of
+    its own in place of the caller's, and Ray offers no argument for that; where the caller has none, Ray's is better than none.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in found.items() if callable(handler)}
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 1:
+            handlers[signal.Signals(number)](number, frame)
+
+    rays_own = ray_utils.set_sigterm_handler
+    if signal.SIGTERM in handlers:
+        ray_utils.set_sigterm_handler = lambda handler: None
+    for number in handlers:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        ray_utils.set_sigterm_handler = rays_own
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # also where Ray's core has put its own below Python's
+    for first in came[:1]:
+        handlers[signal.Signals(first)](first, None)
 
 
 def _bundles(

@@ -202,7 +202,23 @@ def test_a_real_process_refuses_bad_input_on_one_line(experiment, tmp_path, argu
     assert found.stderr.count("\n") == 1
 
 
-def test_ctrl_c_ends_the_run_with_130_and_leaves_a_readable_folder(experiment, tmp_path):
+def test_sigterm_is_left_as_it_was(call):
+    before = signal.getsignal(signal.SIGTERM)
+    call("presets")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_interrupts_once():
+    sigterm = cli.Sigterm()
+    with sigterm:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # the leave-taking goes on
+    assert sigterm.came
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_and_leaves_a_readable_folder(experiment, tmp_path, number, code):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "fedbonsai", "run", str(experiment), "--rounds", "100000", "--out", str(folder)]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -212,11 +228,11 @@ def test_ctrl_c_ends_the_run_with_130_and_leaves_a_readable_folder(experiment, t
             assert running.poll() is None
             assert time.monotonic() < until
             time.sleep(0.05)
-        os.kill(running.pid, signal.SIGINT)
+        os.kill(running.pid, number)
         _, err = running.communicate(timeout=60)
     finally:
         running.kill()
-    assert running.returncode == 130
+    assert running.returncode == code
     assert err == "interrupted\n"
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "interrupted"

@@ -200,7 +200,13 @@ def test_the_command_line_on_a_ray_of_its_own_is_quiet(tmp_path):
     } == names
 
 
-def test_ctrl_c_ends_what_the_run_started(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "send", "code"),
+    [(signal.SIGINT, os.killpg, 130), (signal.SIGTERM, os.kill, 143), (signal.SIGTERM, os.killpg, 143)],
+    ids=["ctrl-c", "kill", "kill-all"],
+)
+def test_a_signal_ends_what_the_run_started(tmp_path, number, send, code):
+    """As a terminal does (the whole group), as ``kill`` does, and as a service manager does."""
     process = subprocess.Popen(
         command(tmp_path, "--out", str(tmp_path / "run"), "--workers", "1", "--rounds", "100000"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=alone(), start_new_session=True,
@@ -211,10 +217,11 @@ def test_ctrl_c_ends_what_the_run_started(tmp_path):
         time.sleep(0.2)
     children = [pid for pid in all_pids() if pid != process.pid and descends(pid, process.pid)]
     assert len(children) >= 4
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group
+    send(process.pid, number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    assert process.returncode == code, errors
     assert errors.strip().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in errors
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     assert summary["rounds"] >= 1
@@ -234,6 +241,42 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_signal_waits_until_ray_has_started_and_a_second_one_does_not():
+    from fedbonsai.runtime.cli import Sigterm
+    from fedbonsai.runtime.ray_session import _signals_later
+    from ray._private import utils
+
+    def start(*numbers):
+        with _signals_later():
+            utils.set_sigterm_handler(lambda *_: sys.exit(1))  # as ray.init does
+            for number in numbers:
+                signal.raise_signal(number)
+                reached.append(number)
+
+    for numbers, done in (((signal.SIGTERM,), 1), ((signal.SIGINT,), 1), ((signal.SIGINT, signal.SIGINT), 1)):
+        reached = []
+        with Sigterm() as sigterm:
+            with pytest.raises(KeyboardInterrupt):
+                start(*numbers)
+            assert len(reached) == done
+            assert sigterm.came == (signal.SIGTERM in numbers)
+            assert signal.getsignal(signal.SIGTERM) == sigterm._interrupt
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_where_nobody_handles_sigterm_rays_own_handler_stays():
+    from fedbonsai.runtime.ray_session import _signals_later
+    from ray._private import utils
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with _signals_later():
+            utils.set_sigterm_handler(sys.exit)
+        assert signal.getsignal(signal.SIGTERM) is sys.exit
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])
