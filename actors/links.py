@@ -23,6 +23,7 @@ from .messages import Message, update_context, update_stamp
 from .peers import Peer, Peers
 
 _DENSE: Codec = Identity()
+_AGREED_BYTES = 64  # a packet without payload
 
 
 class ServerLinks:
@@ -40,15 +41,13 @@ class ServerLinks:
     def send(self, plan: Plan, model: Arrays, expected: tuple[ArraySpec, ...]) -> list[Message]:
         """The packets that bring the plan's device to the current ``model`` (its version is the plan's)."""
         assert plan.link_down is not None
-        stream = f"{plan.part.key} {plan.link_down!r} {plan.codec_down!r}"
+        stream = stream_key(plan)
         peer = self.peers.get(plan.device) or Peer(stream=stream)
         peer.lost = peer.lost or (peer.stream != stream and peer.held is not None)
         peer.stream = stream
         peer.memory.trim(plan.link_down, plan.link_up)
-        if HISTORY[plan.link_down.rule][1] == 0:
-            messages, sent = self._broadcast(plan, peer, model, expected)
-        else:
-            messages, sent = self._own(plan, peer, model, expected)
+        send = self._send_own if _own(plan) else self._send_broadcast
+        messages, sent = send(plan, peer, model, expected)
         peer.on_its_way = self._sent[plan.id] = sent
         self.peers.put(plan.device, peer)
         return messages
@@ -111,7 +110,7 @@ class ServerLinks:
             peer.held = report.held
             peer.lost = peer.lost and peer.restarting != plan.id
             assert sent is not None
-            if HISTORY[plan.link_down.rule][1] and (not peer.memory.models or peer.memory.models[-1] is not sent):
+            if _own(plan) and (not peer.memory.models or peer.memory.models[-1] is not sent):
                 peer.memory.models.append(sent)
         self.peers.put(plan.device, peer)
 
@@ -130,13 +129,35 @@ class ServerLinks:
         peer = self.peers.get(device)
         return peer.folded if peer is not None else 0
 
+    def estimate_bytes(self, plan: Plan, *, newest: int, dense: int) -> int:
+        """Bytes of the packets that would bring the plan's device to its version, as things stand.
+
+        ``newest``: what the residual to that version is expected to take; ``dense``: a whole model.
+        """
+        assert plan.link_down is not None
+        peer, key = self.peers.peek(plan.device), stream_key(plan)
+        held = peer.held if peer is not None and peer.stream == key else None
+        agreed = held is None
+        if (peer is not None and (peer.lost or peer.stream != key)) or (agreed and plan.version > 0 and _own(plan)):
+            return dense
+        stream = self._streams.get(key)
+        reached = stream.held.version if stream is not None else 0
+        way = [] if stream is None else stream.since(held or 0)
+        if _own(plan):
+            missing = 0 if (held or 0) == plan.version else newest
+        elif way is None:
+            return dense
+        else:
+            missing = sum(sealed.num_bytes for sealed in way) + (newest if reached < plan.version else 0)
+        return min(dense, missing + (_AGREED_BYTES if agreed else 0))
+
     def _peer(self, plan: Plan) -> Peer:
         """The entry of a plan's device, which has one since its dispatch."""
         peer = self.peers.get(plan.device)
         assert peer is not None, f"device {plan.device} has no link"
         return peer
 
-    def _broadcast(
+    def _send_broadcast(
         self, plan: Plan, peer: Peer, model: Arrays, expected: tuple[ArraySpec, ...]
     ) -> tuple[list[Message], Model]:
         """One residual for all."""
@@ -161,7 +182,7 @@ class ServerLinks:
             messages.insert(0, self._agree(peer.stream, expected))
         return messages, stream.held
 
-    def _own(
+    def _send_own(
         self, plan: Plan, peer: Peer, model: Arrays, expected: tuple[ArraySpec, ...]
     ) -> tuple[list[Message], Model]:
         """A residual for this device alone."""
@@ -198,8 +219,18 @@ class ServerLinks:
         """The message that agrees on version 0."""
         if key not in self._agreed:
             packet = seal_agreed(Model.of(0, {spec.name: self._first[spec.name] for spec in expected}))
-            self._agreed[key] = Message(self._channel.put(packet), packet.nbytes, "weights")
+            self._agreed[key] = Message(self._channel.put(packet), packet.nbytes, "control")
         return self._agreed[key]
+
+
+def stream_key(plan: Plan) -> str:
+    """What makes two downlinks one stream."""
+    return f"{plan.part.key} {plan.link_down!r} {plan.codec_down!r}"
+
+
+def _own(plan: Plan) -> bool:
+    """Whether the downlink's prediction looks at what the device sent, so that each device has residuals of its own."""
+    return plan.link_down is not None and HISTORY[plan.link_down.rule][1] > 0
 
 
 def _restart(peer: Peer, plan: Plan, reference: Any, num_bytes: int) -> Message:

@@ -57,6 +57,7 @@ class Peers:
         self._total = 0  # of them
         self._files: OrderedDict[int, int] = OrderedDict()  # bytes of each device's file
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self.held: dict[int, int] = {}  # version that each device has acknowledged
         self.dropped = 0
         self.notices: list[str] = []
 
@@ -71,6 +72,10 @@ class Peers:
             self._load(device, peer)
         return peer
 
+    def peek(self, device: int) -> Peer | None:
+        """The entry of a device without its arrays, which may be on disk."""
+        return self._entries.get(device)
+
     def put(self, device: int, peer: Peer) -> None:
         """Keep an entry, as the newest."""
         if device in self._files:
@@ -78,11 +83,11 @@ class Peers:
         self._entries[device] = peer
         self._entries.move_to_end(device)
         self._set_size(device, peer.num_bytes)
+        if peer.held is None or peer.lost:
+            self.held.pop(device, None)
+        else:
+            self.held[device] = peer.held
         self._keep_budget()
-
-    def held(self) -> dict[int, int]:
-        """Version that each device has acknowledged."""
-        return {device: peer.held for device, peer in self._entries.items() if peer.held is not None and not peer.lost}
 
     def close(self) -> None:
         """Remove the files."""
@@ -133,6 +138,7 @@ class Peers:
     def _drop(self, device: int) -> None:
         """Forget what an entry holds: its device will be resynchronised."""
         self._entries[device] = Peer(folded=self._entries[device].folded, lost=True)
+        self.held.pop(device, None)
         self._set_size(device, 0)
         self.dropped += 1
 

@@ -112,6 +112,11 @@ class Server:
         """Nobody waits for a plan any more."""
         self.links.abandon(plan)
 
+    def notices(self) -> list[str]:
+        """What an operator should know of the links' memory since the last call."""
+        found, self.links.peers.notices = self.links.peers.notices, []
+        return found
+
     def close(self) -> None:
         """Remove what the links' memory has on disk."""
         self.links.peers.close()

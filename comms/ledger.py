@@ -13,13 +13,13 @@ class Ledger:
         """An empty ledger."""
         self._bytes: dict[tuple[Direction, str, int], int] = defaultdict(int)
         self._by_kind: dict[tuple[Direction, str], int] = defaultdict(int)  # asked for every round: not summed anew
-        self._messages: dict[Direction, int] = defaultdict(int)
+        self._messages: dict[tuple[Direction, str], int] = defaultdict(int)
 
     def record(self, direction: Direction, *, kind: str, device: int, num_bytes: int) -> None:
         """One message of ``num_bytes`` to or from ``device``."""
         self._bytes[direction, kind, device] += num_bytes
         self._by_kind[direction, kind] += num_bytes
-        self._messages[direction] += 1
+        self._messages[direction, kind] += 1
 
     def total(self, direction: Direction | None = None, *, kind: str | None = None, device: int | None = None) -> int:
         """Bytes of all messages that match."""
@@ -31,9 +31,9 @@ class Ledger:
             if n == device and direction in (None, d) and kind in (None, k)
         )
 
-    def messages(self, direction: Direction | None = None) -> int:
-        """Number of messages in a direction, or in both."""
-        return sum(count for d, count in self._messages.items() if direction in (None, d))
+    def messages(self, direction: Direction | None = None, *, kind: str | None = None) -> int:
+        """Number of messages that match."""
+        return sum(n for (d, k), n in self._messages.items() if direction in (None, d) and kind in (None, k))
 
     def by_kind(self, direction: Direction) -> dict[str, int]:
         """Bytes of a direction by kind, in order of name."""

@@ -71,7 +71,8 @@ class View:
     def estimate(self, device: int, plan: Plan) -> Estimate:
         """Seconds, bytes, FLOPs and peak memory of a plan on a device, by its declared profile and alone on its links.
 
-        The virtual clock charges by the same code, so the estimate is exact for codecs of fixed size (else bytes up are
-        an upper bound) when no shared link is contended.
+        The virtual clock charges by the same code, so the estimate is exact for codecs of fixed size when no shared link
+        is contended. Packets of other codecs are estimated at the size of the last of their kind, before the first one at
+        their bound.
         """
         return self.estimator(device, plan)

@@ -28,10 +28,14 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The server's step, and the rule for running statistics of normalisation.
 
     ``statistics``: "average" them like weights; or "batch": normalise by the batch at hand everywhere, none travel.
+    ``link_memory_bytes``, ``link_disk_bytes``: what links with memory (ResFed) may keep of all devices together, in memory and
+    beyond that on disk; the oldest are dropped then, and their devices resynchronised when they come again.
     """
 
     optimiser: ServerOptimiser = ServerOptimiser()
     statistics: Literal["average", "batch"] = "average"
+    link_memory_bytes: CountOrZero = 2_000_000_000
+    link_disk_bytes: CountOrZero = 20_000_000_000
 
 
 class Codecs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,15 +1,21 @@
 """What plans cost: the table behind ``view.estimate``, and the figures that the clock charges.
 
 The table holds one row for each part and training setting that a plan has named, computed when it is first named, by a
-dry run that allocates nothing; an estimate itself is arithmetic.
+dry run that allocates nothing; an estimate itself is arithmetic. Packets of codecs whose output depends on the data are
+estimated at the size of the last one of their kind, and before the first one at their bound.
 """
 
 from typing import Any
 
+import msgspec
+
+from ..actors.links import ServerLinks
 from ..actors.messages import array_specs
 from ..clusters.fleet import Fleet
+from ..comms.ledger import Direction
 from ..comms.make_codec import make_codec
 from ..comms.packet import sealed_bytes
+from ..comms.predict import carried
 from ..learning.amount import processed_samples
 from ..learning.cost import part_cost
 from ..learning.losses import make_loss
@@ -25,14 +31,15 @@ from .clock import own_rate
 class Costs:
     """Rows by part and training; packet sizes by part and codecs. Equal objects of one experiment share a row."""
 
-    def __init__(self, workload: Workload, fleet: Fleet) -> None:
-        """An empty table."""
+    def __init__(self, workload: Workload, fleet: Fleet, links: ServerLinks | None = None) -> None:
+        """An empty table. ``links``: tells what a device with a memory has missed (None: no link has one)."""
         self._workload = workload
         self._fleet = fleet
         self._profiles = fleet.profiles()
         self._samples = [workload.data.num_samples(device) for device in range(fleet.num_devices)]
         self._rows: dict[tuple[Any, ...], PartCost] = {}
-        self._sizes: dict[tuple[Any, ...], tuple[int, int]] = {}
+        self._links = links
+        self._sizes: dict[tuple[Any, ...], tuple[int, bool]] = {}  # and whether that is exact
 
     def row(self, part: Part, training: Training) -> PartCost:
         """Cost of a part under a training setting, per sample and at its peak."""
@@ -59,22 +66,40 @@ class Costs:
         return self.row(plan.part, plan.training).training_flops * processed_samples(samples, plan.training)
 
     def packet_bytes(self, plan: Plan) -> tuple[int, int]:
-        """Bytes of the packets down and up: exact for codecs of fixed size, an upper bound for others."""
-        key = plan.part.key, repr(plan.codec_down), repr(plan.codec_up), plan.upload.statistics
+        """Bytes of one packet down and of the one up: exact for codecs of fixed size."""
+        return self._size(plan, "down")[0], self._size(plan, "up")[0]
+
+    def observe(self, plan: Plan, direction: Direction, num_bytes: int) -> None:
+        """A packet of ``plan`` was that large: the next ones of its kind will be about as large."""
+        if not self._size(plan, direction)[1]:
+            self._sizes[_kind(plan, direction)] = num_bytes, False
+
+    def _size(self, plan: Plan, direction: Direction) -> tuple[int, bool]:
+        """The size of a packet, and whether it is exact."""
+        key = _kind(plan, direction)
         if key not in self._sizes:
             spec = self._workload.spec
-            down = array_specs(down_tensors(spec, plan.part))
-            up = array_specs(up_tensors(spec, plan.part, statistics=plan.upload.statistics))
-            self._sizes[key] = (
-                sealed_bytes(make_codec(plan.codec_down), down)[0],
-                sealed_bytes(make_codec(plan.codec_up), up)[0],
-            )
+            if direction == "down":
+                tensors, codec, link = down_tensors(spec, plan.part), plan.codec_down, plan.link_down
+            else:
+                tensors = up_tensors(spec, plan.part, statistics=plan.upload.statistics)
+                codec, link = plan.codec_up, plan.link_up
+            expected = array_specs(tensors)
+            self._sizes[key] = sealed_bytes(make_codec(codec), carried(expected, link) if link else expected)
         return self._sizes[key]
+
+    def _down_bytes(self, device: int, plan: Plan) -> int:
+        """Bytes that bring a device to the plan's version, what it missed included."""
+        newest = self._size(plan, "down")[0]
+        if plan.link_down is None or self._links is None:
+            return newest
+        dense = sum(spec.num_bytes for spec in array_specs(down_tensors(self._workload.spec, plan.part)))
+        return self._links.estimate_bytes(msgspec.structs.replace(plan, device=device), newest=newest, dense=dense)
 
     def estimate(self, device: int, plan: Plan) -> Estimate:
         """What the plan costs on a device that is alone on its links. A plan that only evaluates sends no packet up."""
         profile = self._profiles[device]
-        down_bytes, up_bytes = self.packet_bytes(plan)
+        down_bytes, up_bytes = self._down_bytes(device, plan), self._size(plan, "up")[0]
         sends = plan.objective.kind != "evaluate"
         shared = self._fleet.shared_links.get(profile.shared_link) if profile.shared_link else None
         server = self._fleet.server
@@ -94,3 +119,10 @@ class Costs:
             down_s=seconds(down_bytes, "down"),
             up_s=seconds(up_bytes, "up") if sends else 0.0,
         )
+
+
+def _kind(plan: Plan, direction: Direction) -> tuple[Any, ...]:
+    """What makes two packets of a direction alike in size."""
+    if direction == "down":
+        return direction, plan.part.key, repr(plan.codec_down), plan.link_down
+    return direction, plan.part.key, repr(plan.codec_up), plan.link_up, plan.upload.statistics

@@ -60,9 +60,15 @@ class Engine:
         settings = workload_settings(config, num_devices=fleet.num_devices)
         self.workload = Workload(settings)
         check_evaluation(config.evaluation, self.workload)
-        self.server = Server(self.workload, channel=self._channel, optimiser=config.server.optimiser)
+        self.server = Server(
+            self.workload,
+            channel=self._channel,
+            optimiser=config.server.optimiser,
+            link_memory_bytes=config.server.link_memory_bytes,
+            link_disk_bytes=config.server.link_disk_bytes,
+        )
         part = whole(self.workload.spec)
-        costs = Costs(self.workload, fleet)
+        costs = Costs(self.workload, fleet, self.server.links)
         # Before the workers start: it refuses a model that does not fit the data, and takes longer than a decision should.
         costs.row(part, config.training)
         self._pool = make_pool(settings) if make_pool else InlinePool(Device(settings), self._channel)
@@ -98,8 +104,9 @@ class Engine:
         return self.server.weights()
 
     def close(self) -> None:
-        """End the pool's workers."""
+        """End the pool's workers, and remove what is on disk."""
         self._pool.close()
+        self.server.close()
 
     def _started(self) -> RunStarted:
         """What was built."""

@@ -92,7 +92,7 @@ class Notice(Event, frozen=True, kw_only=True):
 
 
 class RunEnded(Event, frozen=True, kw_only=True):
-    """The run is over: why, and the hash of the final model."""
+    """The run is over: why, and the hash of the final model. ``resyncs``: dense models sent to links that had lost track."""
 
     reason: str
     version: int
@@ -101,6 +101,7 @@ class RunEnded(Event, frozen=True, kw_only=True):
     down_bytes: int
     up_by_kind: dict[str, int] = {}
     down_by_kind: dict[str, int] = {}
+    resyncs: int = 0
 
 
 AnyEvent = RunStarted | RoundStarted | PlanEnded | VersionClosed | Evaluated | Notice | RunEnded

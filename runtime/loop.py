@@ -97,6 +97,7 @@ class Loop:
             down_bytes=self._travelled("down"),
             up_by_kind=self._ledger.by_kind("up"),
             down_by_kind=self._ledger.by_kind("down"),
+            resyncs=self._ledger.messages("down", kind="resync"),
         )
 
     def _rounds(self) -> Generator[AnyEvent, None, str]:
@@ -130,7 +131,8 @@ class Loop:
             text = f"the policy chose no device while none is in flight, so the run cannot go on{why}"
             raise RunError(text, round_=self._version, stage="decide")
         arrival = self._clock.next(self._round.deadline_s)
-        yield from (Notice(time_s=self._clock.time_s, text=text) for text in self._pool.notices())
+        for text in (*self._pool.notices(), *self._server.notices()):
+            yield Notice(time_s=self._clock.time_s, text=text)
         if arrival is not None:
             yield self._receive(arrival)
         if self._closing(arrival):
@@ -165,6 +167,7 @@ class Loop:
             last_reports=MappingProxyType(self._last_reports),
             participation=MappingProxyType(self._participation),
             evaluation=MappingProxyType(self._evaluation),
+            links=MappingProxyType(self._server.links.peers.held),
             remaining_s=remaining,
             remaining_bytes=budget,
             plan_maker=lambda device: self._new_plan(device, version, plans_of[device]),
@@ -206,6 +209,8 @@ class Loop:
         control = self._pool.submit(Task(plan=plan, packets=sent.packets, state=sent.state, group=group))
         for message in sent.messages:
             self._ledger.record("down", kind=message.kind, device=plan.device, num_bytes=message.num_bytes)
+        if sent.messages and sent.messages[-1].kind == "weights":
+            self._costs.observe(plan, "down", sent.messages[-1].num_bytes)
         self._ledger.record("down", kind="control", device=plan.device, num_bytes=control)
         self._clock.dispatch(plan, down_bytes=sent.num_bytes, flops=flops, peak_memory_bytes=memory)
         self._in_flight[plan.id] = plan
@@ -245,6 +250,7 @@ class Loop:
         self._ledger.record("up", kind="control", device=plan.device, num_bytes=finished.control_bytes)
         if finished.update is not None:
             self._ledger.record("up", kind="weights", device=plan.device, num_bytes=finished.update.nbytes)
+            self._costs.observe(plan, "up", finished.update.nbytes)
         if report.outcome == Outcome.DONE and plan.version != self._version:
             report = msgspec.structs.replace(report, outcome=Outcome.LATE, error="its version had closed")
         if report.outcome == Outcome.DONE:

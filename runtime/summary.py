@@ -82,6 +82,7 @@ class Summary:
             "down_bytes": latest.down_bytes if latest else 0,
             "up_by_kind": ended.up_by_kind if ended else {},
             "down_by_kind": ended.down_by_kind if ended else {},
+            "resyncs": ended.resyncs if ended else None,
             "peak_memory_bytes": self._peak,
             "outcomes": {outcome.value: self._outcomes[outcome.value] for outcome in Outcome},
             "participation": self._participation(),

@@ -9,6 +9,7 @@ import pytest
 from fedbonsai.actors.pool import Task
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.report import Estimate, Outcome
+from fedbonsai.policies.residuals import Residuals
 from fedbonsai.runtime.clock import VirtualClock, WallClock, own_rate
 from fedbonsai.runtime.events import PlanEnded
 
@@ -179,6 +180,8 @@ def test_a_transfer_alone_goes_at_the_least_of_all_rates():
 class OneByOne:
     """One device a round, in order; its plan carries what it was estimated to cost."""
 
+    residual: bool = False
+
     def init(self):
         return None
 
@@ -186,11 +189,13 @@ class OneByOne:
         if view.dispatched:
             return decision, state
         plan = view.new_plan(view.version)
+        if self.residual:
+            (plan,) = Residuals().decide(view, None, Decision(plans=(plan,)))[0].plans
         estimate = view.estimate(view.version, plan)
         return Decision(plans=(plan.with_(msgspec.json.encode(estimate).decode()),)), state
 
 
-def estimated_and_charged(**changes):
+def estimated_and_charged(*, policy_links=False, **changes):
     """For every device of the laptop fleet, alone on its links, with real packets of digits."""
     config = {
         "backend": "inline",
@@ -199,10 +204,10 @@ def estimated_and_charged(**changes):
         "evaluation": {"where": "none"},
         "stop": {"rounds": 8},
     }
-    with fedbonsai.run(config | changes, policy=OneByOne()) as run:
+    with fedbonsai.run(config | changes, policy=OneByOne(residual=policy_links)) as run:
         reports = [event.report for event in run if isinstance(event, PlanEnded)]
     assert [report.plan.device for report in reports] == list(range(8))
-    return [(msgspec.json.decode(r.plan.reasons[0], type=Estimate), r.virtual) for r in reports]
+    return [(msgspec.json.decode(r.plan.reasons[-1], type=Estimate), r.virtual) for r in reports]
 
 
 def test_an_estimate_is_exactly_what_the_clock_charges():
@@ -211,12 +216,27 @@ def test_an_estimate_is_exactly_what_the_clock_charges():
         assert min(charged.down_s, charged.compute_s, charged.up_s) > 0
 
 
-def test_with_a_codec_of_varying_size_the_estimated_bytes_are_an_upper_bound():
-    for estimate, charged in estimated_and_charged(codecs={"down": ["lz4"], "up": ["lz4"]}):
-        assert 0 < charged.up_bytes < estimate.up_bytes
-        assert 0 < charged.down_bytes < estimate.down_bytes
-        assert charged.seconds < estimate.seconds
+def test_with_a_codec_of_varying_size_the_estimate_is_a_bound_and_then_the_size_of_the_last_packet():
+    pairs = estimated_and_charged(codecs={"down": ["lz4"], "up": ["lz4"]})
+    first_estimate, before = pairs[0]
+    assert 0 < before.up_bytes < first_estimate.up_bytes
+    assert 0 < before.down_bytes < first_estimate.down_bytes
+    for estimate, charged in pairs[1:]:
+        assert (estimate.up_bytes, estimate.down_bytes) == (before.up_bytes, before.down_bytes)
         assert charged.compute_s == estimate.compute_s
+        before = charged
+
+
+def test_the_estimate_of_a_link_with_memory_counts_what_a_device_has_missed():
+    pairs = estimated_and_charged(policy_links=True)
+    # Device k comes first in round k: the model agreed by seed, then k residuals of which the last is not sealed yet.
+    for k, (estimate, charged) in enumerate(pairs):
+        if k < 2:
+            assert charged.down_bytes <= estimate.down_bytes
+        else:
+            assert estimate.down_bytes == pytest.approx(charged.down_bytes, rel=0.1)
+            assert estimate.up_bytes == pytest.approx(charged.up_bytes, rel=0.1)
+            assert charged.down_bytes > pairs[k - 1][1].down_bytes
 
 
 @pytest.fixture(name="wall")
