@@ -18,7 +18,7 @@ from ..learning.part import whole
 from ..learning.seeds import derive
 from ..learning.workload import Workload
 from ..policies.plan import Objective, Plan
-from ..policies.report import Outcome
+from ..policies.report import Outcome, Report
 from .config import Config, Evaluation
 from .errors import RunError
 from .events import Evaluated
@@ -47,20 +47,32 @@ class Evaluator:
         server: dict[str, float] = {}
         devices: dict[str, dict[str, float]] = {}
         answers: list[dict[str, float]] = []
+        faults: list[str] = []
         if where in ("server", "both"):
             server = self._server.evaluate(self._config.training, batch_size=self._config.evaluation.batch_size)
         if where in ("devices", "both"):
-            answers = self._ask_devices(version)
+            answers, faults = self._ask_devices(version)
             for name in answers[0] if answers else ():
                 devices[name] = spread(
                     [answer[name] for answer in answers], worst_is_low=not self._less_is_better(name)
                 )
         if not server and not devices:
             return None
-        return Evaluated(time_s=time_s, version=version, server=server, devices=devices, num_devices=len(answers))
+        return Evaluated(
+            time_s=time_s,
+            version=version,
+            server=server,
+            devices=devices,
+            num_devices=len(answers),
+            num_failed=len(faults),
+            first_error=faults[0] if faults else "",
+        )
 
-    def _ask_devices(self, version: int) -> list[dict[str, float]]:
-        """Each device's metrics on its own test share; devices without one are left out."""
+    def _ask_devices(self, version: int) -> tuple[list[dict[str, float]], list[str]]:
+        """Each device's metrics on its own test share, and what went wrong on others; those without a share are left out.
+
+        Raises ``RunError`` when all that have one failed.
+        """
         plans = []
         for device in self._devices:
             plan = self._plan(device, version)
@@ -69,16 +81,21 @@ class Evaluator:
             control = self._pool.submit(Task(plan=plan, packets=sent.packets, group=group))
             self._ledger.record("down", kind="evaluation", device=device, num_bytes=sent.num_bytes + control)
             plans.append(plan)
-        answers = []
+        answers: list[dict[str, float]] = []
+        faults: list[Report] = []
         for plan in plans:
             finished = self._pool.result(plan.id)
             self._ledger.record("up", kind="evaluation", device=plan.device, num_bytes=finished.control_bytes)
             report = finished.report
             if report.outcome != Outcome.DONE:
-                raise RunError(report.error, device=plan.device, round_=version, stage=report.stage or "evaluate")
-            if report.metrics:
+                faults.append(report)
+            elif report.metrics:
                 answers.append(report.metrics)
-        return answers
+        if faults and not answers:
+            first = faults[0]
+            text = f"no device could evaluate the model; the first fault: {first.error}"
+            raise RunError(text, device=first.plan.device, round_=version, stage=first.stage or "evaluate")
+        return answers, [f"device {fault.plan.device}: {fault.error}" for fault in faults]
 
     def _less_is_better(self, name: str) -> bool:
         """Whether less of a figure is better."""

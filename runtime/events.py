@@ -68,14 +68,17 @@ class Evaluated(Event, frozen=True, kw_only=True):
     """The global model was evaluated.
 
     ``server``: metrics on the server's test set. ``devices``: for each metric mean, spread (standard deviation), worst
-    and worst_10 (mean over the worst tenth) over the devices' own test shares, ``num_devices`` of them. ``best``: no
-    earlier evaluation of the run was as good. A figure that is not finite is None in events.jsonl: JSON has no such number.
+    and worst_10 (mean over the worst tenth) over the devices' own test shares, ``num_devices`` of them; ``num_failed`` more
+    could not evaluate, ``first_error`` says why the first could not. ``best``: no earlier evaluation of the run was as
+    good. A figure that is not finite is None in events.jsonl: JSON has no such number.
     """
 
     version: int
     server: Mapping[str, float | None] = {}
     devices: Mapping[str, Mapping[str, float | None]] = {}
     num_devices: int = 0
+    num_failed: int = 0
+    first_error: str = ""
     best: bool = False
 
     @property

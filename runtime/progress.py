@@ -67,6 +67,11 @@ class Progress:
                 self._console.print(f"the model is kept in one block: {event.block_reason}")
         elif isinstance(event, Evaluated):
             self._figures = ", ".join(f"{name} {value:.4f}" for name, value in event.figures.items())
+            if event.num_failed:
+                self._console.print(
+                    f"version {event.version}: {event.num_failed} of {event.num_failed + event.num_devices} devices could not "
+                    f"evaluate it; the first: {event.first_error}"
+                )
         elif isinstance(event, Notice):
             self._console.print(event.text)
         elif isinstance(event, PlanEnded) and event.report.error and event.report.outcome.value != "late":

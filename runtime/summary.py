@@ -4,13 +4,17 @@ Only three figures are the caller's: ``wall_s``, and ``status`` and ``reason`` o
 """
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from typing import Any
 
 import numpy as np
 
 from ..policies.report import Outcome
 from .events import AnyEvent, Evaluated, Notice, PlanEnded, RunEnded, RunStarted, VersionClosed
+
+# A run of a million rounds has a summary too: of what grows with rounds, this much is kept.
+_FIRST_NOTICES = 100
+_LAST_ROUNDS = 1000
 
 
 class Summary:
@@ -32,7 +36,8 @@ class Summary:
         self._dispatched: dict[str, Counter[str]] = {}
         self._devices: dict[str, set[int]] = {}
         self._notices: list[str] = []
-        self._round_walls: list[float] = []
+        self._num_notices = 0
+        self._round_walls: deque[float] = deque(maxlen=_LAST_ROUNDS)
 
     def note(self, event: AnyEvent) -> None:
         """Take one event in."""
@@ -53,7 +58,9 @@ class Summary:
             self._evaluated = event
             self._best = event if event.best or self._best is None else self._best
         elif isinstance(event, Notice):
-            self._notices.append(event.text)
+            self._num_notices += 1
+            if len(self._notices) < _FIRST_NOTICES:
+                self._notices.append(event.text)
         elif isinstance(event, RunEnded):
             self._ended = event
             self.status, self.reason = "finished", event.reason
@@ -90,12 +97,15 @@ class Summary:
                 "server": last.server if last else {},
                 "devices": last.devices if last else {},
                 "num_devices": last.num_devices if last else 0,
+                "num_failed": last.num_failed if last else 0,
+                "first_error": last.first_error if last else "",
             },
             "workers": started.workers if started else 0,
             "parameters": started.parameters if started else 0,
             "data": started.data if started else {},
             "skipped_files": started.skipped_files if started else 0,
-            "notices": self._notices,
+            "notices": list(self._notices),
+            "num_notices": self._num_notices,
             "model_hash": ended.model_hash if ended else None,
         }
         finite: dict[str, Any] = _finite(summary)

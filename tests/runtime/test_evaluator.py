@@ -1,10 +1,11 @@
 """Evaluation: spread by hand, and where it takes place."""
 
 import math
+import sys
 
 import fedbonsai
 import pytest
-from fedbonsai.runtime.errors import ConfigError
+from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.evaluator import spread
 from fedbonsai.runtime.events import Evaluated, RunEnded
 
@@ -118,6 +119,48 @@ def test_its_batch_size_is_its_own(digits, of_type, where):
 
     assert loss(16) == loss(16)
     assert loss(16) != loss(4)
+
+
+USER = """
+import torch
+from fedbonsai.learning.data.types import Pool, Samples
+
+def unequal(*, num_devices, seed, root):
+    \"\"\"Device 0 has 2 samples, device 1 has 4, device 2 has 6; half of each is its test share.\"\"\"
+    owners = torch.repeat_interleave(torch.arange(3), torch.tensor([2, 4, 6]))
+    x = torch.arange(48.0).reshape(12, 4) % 7
+    return Pool(train=Samples(x, torch.arange(12) % 4), owners=owners.numpy(), num_classes=4)
+"""
+
+
+@pytest.fixture(name="unequal")
+def unequal_fixture(tmp_path, monkeypatch, digits):
+    """``unequal(batch_size)``: a model that cannot take one sample at a time."""
+    (tmp_path / "users_shares.py").write_text(USER)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield lambda batch_size: digits(
+        model={"name": "torch.nn:BatchNorm1d", "kwargs": {"num_features": 4}},
+        data={"name": "users_shares:unequal", "test_share": 0.5},
+        server={"statistics": "batch"},
+        evaluation={"where": "devices", "batch_size": batch_size},
+    )
+    sys.modules.pop("users_shares", None)
+
+
+def test_a_device_that_cannot_evaluate_is_left_out_and_counted(unequal, of_type):
+    found, _, summary = evaluations(unequal(64), of_type)
+    assert [(event.num_devices, event.num_failed) for event in found] == [(2, 1), (2, 1)]
+    assert found[0].first_error.startswith("device 0: ValueError: Expected more than 1 value per channel")
+    assert found[0].figures["loss"] > 0
+    assert (summary["evaluation"]["num_failed"], summary["status"]) == (1, "finished")
+
+
+def test_when_no_device_can_evaluate_the_run_ends(unequal):
+    with pytest.raises(RunError) as caught:
+        list(fedbonsai.run(unequal(1)))
+    assert str(caught.value).startswith(
+        "device 0, round 1, stage evaluate: no device could evaluate the model; the first fault: ValueError: Expected"
+    )
 
 
 @pytest.mark.parametrize(

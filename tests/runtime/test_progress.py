@@ -75,6 +75,11 @@ def test_a_fault_says_where(capsys, make_plan):
     ]
 
 
+def test_devices_that_could_not_evaluate_are_told(capsys):
+    show(Evaluated(version=4, devices={"loss": {"mean": 1.0}}, num_devices=3, num_failed=2, first_error="device 7: no"))
+    assert capsys.readouterr().out == "version 4: 2 of 5 devices could not evaluate it; the first: device 7: no\n"
+
+
 def test_what_the_start_found_is_told(capsys):
     show(msgspec.structs.replace(STARTED, skipped_files=2, block_reason="it cannot be traced"))
     assert capsys.readouterr().out.splitlines()[1:] == [

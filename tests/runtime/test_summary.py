@@ -53,7 +53,22 @@ def test_by_hand(make_plan):
     assert (found["rounds"], found["virtual_s"], found["round_wall_s"]) == (2, 4.0, 0.6)
     assert (found["up_bytes"], found["down_bytes"], found["peak_memory_bytes"]) == (11, 21, 9)
     assert (found["status"], found["reason"], found["model_hash"]) == ("finished", "2 rounds", "ab")
-    assert found["notices"] == ["a worker died"]
+    assert (found["notices"], found["num_notices"]) == (["a worker died"], 1)
+
+
+def test_what_grows_with_the_rounds_is_bounded():
+    """1200 rounds, of which the first 200 took a minute each: they have left the median behind."""
+    summary = Summary()
+    for version in range(1, 1201):
+        summary.note(Notice(text=f"notice {version}"))
+        wall_s = 60.0 if version <= 200 else 0.5
+        summary.note(VersionClosed(version=version, folded=1, loss=None, up_bytes=0, down_bytes=0, wall_s=wall_s))
+        if version == 200:
+            assert summary.to_dict()["round_wall_s"] == 60.0
+    found = summary.to_dict()
+    assert found["notices"] == [f"notice {number}" for number in range(1, 101)]
+    assert (found["num_notices"], found["rounds"], found["round_wall_s"]) == (1200, 1200, 0.5)
+    assert len(summary._round_walls) == 1000
 
 
 def test_it_can_be_asked_for_before_anything_happened():
