@@ -9,7 +9,7 @@ import msgspec
 
 from .auto import Auto
 from .codecs import Codec, CodecSpec, Identity, chain
-from .entropy.codec import Entropy
+from .entropy.codec import Entropy, Rans
 from .float16 import Float16
 from .lz4_codec import Lz4
 from .pack import Pack
@@ -19,6 +19,7 @@ from .uniform import Uniform
 
 BUILT_IN: dict[str, type[Any]] = {
     "entropy": Entropy,
+    "rans": Rans,
     "identity": Identity,
     "topk": TopK,
     "threshold": Threshold,

@@ -7,6 +7,7 @@ Bytes: which coder made the stream (0: the arrays follow as they are), then what
 """
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import numpy as np
@@ -14,13 +15,12 @@ import numpy as np
 from ..codecs import Array, Arrays, ArraySpec, Context
 from ..errors import CorruptPacket, MismatchedPacket, TruncatedPacket
 from . import stream
+from .bounds import most_entries, plain_limit, stream_bound
 from .coders import CODER_BYTES, CoderName, StageReader, StageWriter, constriction_runs
 from .tensors import look, plainly
 
 CODED = "#coded"
 _STORED = 0
-_FRAME_BYTES = 64  # coder, last words, lanes of the smallest stream
-_TENSOR_BYTES = 32  # description, alphabet and counts of one tensor in the plain way
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Entropy:
         mine = [spec for spec in expected if is_symbols(spec.name, spec.dtype)]
         if not mine:
             return expected
-        return (*(s for s in expected if s not in mine), ArraySpec(CODED, (bound(mine),), "|u1", exact=False))
+        return (*(s for s in expected if s not in mine), ArraySpec(CODED, (stream_bound(mine),), "|u1", exact=False))
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
         """Code; nothing is lost."""
@@ -55,7 +55,11 @@ class Entropy:
         return {name: array for name, array in tensors.items() if name not in mine} | {CODED: coded}, tensors
 
     def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
-        """The symbols again, or a ``PacketError``. Beside them, needs memory for 200 bytes for each entry that is there."""
+        """The symbols again, or a ``PacketError``.
+
+        Allocates, whatever the packet holds, at most some 300 bytes for each entry that ``expected`` allows (``nonzeros``,
+        or else items), 10 for each item, and half a megabyte for each tensor.
+        """
         mine = [spec for spec in expected if is_symbols(spec.name, spec.dtype)]
         if not mine:
             return arrays
@@ -69,8 +73,7 @@ class Entropy:
         modelled = StageWriter(name)
         stream.put(modelled, tensors, shared)
         best = modelled.finish()
-        limit = sum(_plain_bytes(array.size, int(np.count_nonzero(array))) for array in symbols)
-        if best.size > limit:
+        if best.size > plain_limit([(array.size, int(np.count_nonzero(array))) for array in symbols]):
             plain = StageWriter(name)
             stream.put(plain, [plainly(array) for array in symbols], None)
             best = min(best, plain.finish(), key=len)
@@ -80,46 +83,40 @@ class Entropy:
         return best
 
 
+@dataclass(frozen=True)
+class Rans(Entropy):
+    """The same by the portable coder, under a name of its own for receivers that have no constriction."""
+
+    coder: Literal["auto", "ans", "rans"] = "rans"
+
+
 def is_symbols(name: str, dtype: str) -> bool:
     """Whether the codec takes such an array."""
     return dtype in ("|i1", "|u1") and "#" not in name
-
-
-def bound(specs: list[ArraySpec]) -> int:
-    """The most bytes of a stream of such arrays."""
-    sizes = [_plain_bytes(s.items, s.items if s.nonzeros is None else min(s.nonzeros, s.items)) for s in specs]
-    return _FRAME_BYTES + sum(sizes)
-
-
-def _plain_bytes(items: int, nonzeros: int) -> int:
-    """The most bytes of one tensor, coded plainly.
-
-    An entry that is there costs log2(items / nonzeros) + 1.45 bits for its gap, at most 9 for what it is, and one for what
-    tables and lanes lose.
-    """
-    dense = items + items // 64
-    if not nonzeros:
-        return 2
-    bits = nonzeros * ((items // nonzeros).bit_length() + 12)
-    return _TENSOR_BYTES + min(dense, bits // 8)
 
 
 def _decoded(coded: Array, specs: list[ArraySpec]) -> list[Array]:
     """The arrays of a stream."""
     if not coded.size:
         raise TruncatedPacket("an entropy-coded stream is empty")
-    body = coded[1:]
     if coded[0] == _STORED:
-        if body.size != sum(spec.items for spec in specs):
-            raise MismatchedPacket(
-                f"stored symbols take {body.size} bytes, where {sum(s.items for s in specs)} are due"
-            )
-        edges = np.cumsum([0, *(spec.items for spec in specs)])
-        return [body[a:b].view(s.dtype).reshape(s.shape) for a, b, s in zip(edges[:-1], edges[1:], specs, strict=True)]
-    source = StageReader(coded)
-    found = stream.take(source, [(spec.shape, spec.dtype) for spec in specs])
-    source.finish()
+        found = _stored(coded[1:], specs)
+    else:
+        source = StageReader(coded)
+        found = stream.take(source, specs)
+        source.finish()
     for array, spec in zip(found, specs, strict=True):
-        if spec.nonzeros is not None and int(np.count_nonzero(array)) > spec.nonzeros:
+        if int(np.count_nonzero(array)) > most_entries(spec):
             raise CorruptPacket(f"{spec.name!r} has more entries than the {spec.nonzeros} expected")
     return found
+
+
+def _stored(body: Array, specs: list[ArraySpec]) -> list[Array]:
+    """Arrays that were sent as they are."""
+    edges = [0, *accumulate(spec.items for spec in specs)]
+    if body.size != edges[-1]:
+        raise MismatchedPacket(f"stored symbols take {body.size} bytes, where {edges[-1]} are expected")
+    return [
+        body[start:end].view(spec.dtype).reshape(spec.shape)
+        for (start, end), spec in zip(pairwise(edges), specs, strict=True)
+    ]

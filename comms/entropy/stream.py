@@ -5,10 +5,11 @@ Stages, in order: description of each tensor; alphabets; classes of density; pos
 
 import numpy as np
 
-from ..codecs import Array
+from ..codecs import Array, ArraySpec
 from ..errors import CorruptPacket
 from . import alphabets, density, positions, signs
 from .alphabets import Alphabet
+from .bounds import most_entries
 from .coders import StageReader, StageWriter, Symbols
 from .density import Classes, Shape3
 from .tables import Integers, Table, fold, normalise, unfold
@@ -47,12 +48,12 @@ def put(encoder: StageWriter, tensors: list[Tensor], shared: Alphabet | None) ->
     encoder.put(*pieces)
 
 
-def take(decoder: StageReader, wanted: list[tuple[tuple[int, ...], str]]) -> list[Array]:
-    """Arrays of the ``wanted`` shapes and types again. Raises a ``PacketError`` for what no sender sends."""
-    (steps,) = decoder.take((len(wanted), _repeats()))
+def take(decoder: StageReader, specs: list[ArraySpec]) -> list[Array]:
+    """Arrays of these specifications again. Raises a ``PacketError`` for what no sender sends."""
+    (steps,) = decoder.take((len(specs), _repeats()))
     codes = (np.cumsum(steps) & ((1 << _CODE_BITS) - 1)).tolist()
     kinds = [code & 3 for code in codes]
-    views = [_shape_of(code, shape) for code, (shape, _) in zip(codes, wanted, strict=True) if code & 3 == SPARSE]
+    views = [_shape_of(code, spec.shape) for code, spec in zip(codes, specs, strict=True) if code & 3 == SPARSE]
     modes = [code >> 7 for code in codes if code & 3 == SPARSE]
     flags = [code >> 4 & 7 for code in codes if code & 3 == SPARSE]
     num_own = sum(kind in (SPARSE, DENSE) for kind in kinds)
@@ -61,11 +62,12 @@ def take(decoder: StageReader, wanted: list[tuple[tuple[int, ...], str]]) -> lis
     own = [next(found) if kind in (SPARSE, DENSE) else None for kind in kinds]
     shared = next(found) if SHARED in kinds else None
     classes = _take_classes(decoder, views, flags, dict(zip(with_classes, found, strict=True)))
-    flats = positions.take_positions(decoder, [positions.view_of(c) for c in classes]) if classes else []
+    most = sum(most_entries(spec) for kind, spec in zip(kinds, specs, strict=True) if kind == SPARSE)
+    flats = positions.take_positions(decoder, [positions.view_of(c) for c in classes], most) if classes else []
     models = signs.take_models(decoder, modes, flats, views) if classes else []
     entries = iter(zip(flats, views, models, strict=True))
     plan, wants = [], []
-    for kind, alphabet, (shape, _) in zip(kinds, own, wanted, strict=True):
+    for kind, alphabet, spec in zip(kinds, own, specs, strict=True):
         sign_wants, value_wants, entry = [], [], None
         if kind == SPARSE:
             entry = next(entries)
@@ -73,36 +75,36 @@ def take(decoder: StageReader, wanted: list[tuple[tuple[int, ...], str]]) -> lis
         if kind != EMPTY:
             alphabet = alphabet or shared
             assert alphabet is not None
-            count = len(entry[0]) if entry else int(np.prod(shape, dtype=np.int64))
+            count = len(entry[0]) if entry else spec.items
             value_wants = alphabets.wants_of(count, alphabet)
         wants += sign_wants + value_wants
         plan.append((entry, alphabet, len(sign_wants), len(value_wants)))
     parts = iter(decoder.take(*wants))
     arrays = []
-    for (entry, alphabet, num_signs, num_values), (shape, dtype) in zip(plan, wanted, strict=True):
+    for (entry, alphabet, num_signs, num_values), spec in zip(plan, specs, strict=True):
         sign_parts = [next(parts) for _ in range(num_signs)]
         value_parts = [next(parts) for _ in range(num_values)]
         if alphabet is None:
-            arrays.append(np.zeros(shape, dtype))
+            arrays.append(np.zeros(spec.shape, spec.dtype))
             continue
         values = alphabets.values_of(value_parts, alphabet)
         if entry is None:
-            arrays.append(restored(values, dtype).reshape(shape))
+            arrays.append(restored(values, spec.dtype).reshape(spec.shape))
         else:
-            arrays.append(_scatter(values, signs.signs_of(sign_parts, *entry), entry[0], shape, dtype))
+            arrays.append(_scatter(values, signs.signs_of(sign_parts, *entry), entry[0], spec))
     return arrays
 
 
-def _scatter(values: Symbols, negative: Symbols, flat: Integers, shape: tuple[int, ...], dtype: str) -> Array:
+def _scatter(values: Symbols, negative: Symbols, flat: Integers, spec: ArraySpec) -> Array:
     """A sparse tensor from what is there."""
     magnitudes = values.astype(np.int64)
     symbols = np.where(negative, -magnitudes, magnitudes)
-    info = np.iinfo(dtype)
+    info = np.iinfo(spec.dtype)
     if len(symbols) and not info.min <= symbols.min() <= symbols.max() <= info.max:
-        raise CorruptPacket(f"an entropy-coded stream holds a symbol that does not fit {np.dtype(dtype)}")
-    array = np.zeros(int(np.prod(shape, dtype=np.int64)), dtype)
+        raise CorruptPacket(f"an entropy-coded stream holds a symbol that does not fit {spec.name!r}")
+    array = np.zeros(spec.items, spec.dtype)
     array[flat] = symbols
-    return array.reshape(shape)
+    return array.reshape(spec.shape)
 
 
 def _code(tensor: Tensor) -> int:
@@ -118,7 +120,7 @@ def _code(tensor: Tensor) -> int:
 def _shape_of(code: int, shape: tuple[int, ...]) -> Shape3:
     """The view that a code names."""
     shapes = density.shapes_of(shape)
-    if code >> 2 & 3 >= len(shapes):
+    if code >> 2 & 3 >= len(shapes) or 0 in shape:
         raise CorruptPacket(f"an entropy-coded stream looks at shape {shape} in a way that there is not")
     return shapes[code >> 2 & 3]
 
@@ -140,6 +142,8 @@ def _take_classes(
     pooled, at = {}, dict.fromkeys(of_axis, 0)
     for (axis, alphabet), want in zip(of_axis.items(), wants, strict=True):
         pooled[axis] = unfold(alphabets.values_of([next(parts) for _ in want], alphabet).astype(np.int64))
+        if len(pooled[axis]) and np.abs(pooled[axis]).max() > density.MAX_STEP:
+            raise CorruptPacket("an entropy-coded stream has a class of density that there is not")
     classes = []
     for shape, flag, base in zip(shapes, flags, bases.tolist(), strict=True):
         own = Classes(shape, base)

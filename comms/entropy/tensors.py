@@ -11,6 +11,7 @@ import numpy as np
 from ..codecs import Array
 from . import alphabets, density, signs
 from .alphabets import Alphabet
+from .bounds import sparse_is_smaller
 from .coders import Symbols
 from .density import Classes
 from .signs import SignModel
@@ -69,7 +70,7 @@ def plainly(array: Array) -> Tensor:
     if not len(flat):
         return None
     raw = Alphabet(0, 7, np.ones(2, np.int64))
-    if 4 * len(flat) > array.size:
+    if not sparse_is_smaller(array.size, len(flat)):
         values = _shifted(array)
         return Dense(values, np.bincount(values, minlength=alphabets.SIZE), raw)
     magnitudes, negative = _split(array, flat)
