@@ -29,6 +29,7 @@ from ..policies.plan import Plan
 from ..policies.report import Measured, Outcome, Report
 from .messages import array_specs, update_context, update_stamp, weights_stamp
 from .meter import Meter
+from .plan_message import read_plan
 
 _ALLOCATOR_WORDS = ("DefaultCPUAllocator", "can't allocate memory", "out of memory")
 
@@ -56,7 +57,7 @@ class Device:
 
         ``packets``: what the device needs to reach the plan's version, oldest first. A new state of None: as it was.
         """
-        plan = msgspec.msgpack.decode(plan_bytes, type=Plan)
+        plan = read_plan(plan_bytes)
         report, update = Report(plan=plan, outcome=Outcome.FAILED, stage="open"), None
         self._held, self._end = None, DeviceEnd.from_state(state)
         with Meter() as meter:

@@ -3,17 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from ..comms.codecs import ArraySpec, Context
 from ..comms.link import State
 from ..comms.packet import PacketKind, Stamp
 from ..comms.receive import context_for
-from ..learning.spec import Training
 from ..learning.structure import TensorSpec
 from ..policies.plan import Plan
-
-_DEFAULT: dict[str, Any] = msgspec.to_builtins(Training())
 
 
 @dataclass(frozen=True)
@@ -42,22 +37,6 @@ class Dispatch:
     def num_bytes(self) -> int:
         """Bytes of all packets."""
         return sum(message.num_bytes for message in self.messages)
-
-
-def plan_message(plan: Plan) -> bytes:
-    """A plan as it travels: without the reasons, which are for people, and without settings that are the default."""
-    plain = msgspec.to_builtins(msgspec.structs.replace(plan, reasons=()))
-    plain["training"] = _changed(plain["training"], _DEFAULT)
-    return msgspec.msgpack.encode(plain)
-
-
-def _changed(plain: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    """What of ``plain`` is not as in ``default``, mapping by mapping."""
-    return {
-        key: _changed(value, default[key]) if isinstance(value, dict) and isinstance(default.get(key), dict) else value
-        for key, value in plain.items()
-        if value != default.get(key)
-    }
 
 
 def array_specs(tensors: tuple[TensorSpec, ...]) -> tuple[ArraySpec, ...]:

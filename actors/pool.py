@@ -15,7 +15,7 @@ from ..comms.link import State
 from ..policies.plan import Plan
 from ..policies.report import Answer, Outcome, Report
 from .device import Device
-from .messages import plan_message
+from .plan_message import plan_message
 
 
 class WorkerFailure(Exception):

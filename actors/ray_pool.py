@@ -23,7 +23,7 @@ from ..learning.workload import WorkloadSettings
 from ..policies.report import Outcome, Report
 from .allocator import keep_freed_memory
 from .device import Device
-from .messages import plan_message
+from .plan_message import plan_message
 from .pool import Finished, Task, WorkerFailure, finished
 
 # The last: Ray's memory monitor killed it, because the node (not one plan) was short of memory.

@@ -161,6 +161,7 @@ def test_a_whole_experiment_runs_without_ray_and_without_posix(tmp_path):
 DEVICE_ROUND = """
 import msgspec
 from fedbonsai.actors.device import Device
+from fedbonsai.actors.plan_message import plan_message
 from fedbonsai.actors.server import Server
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.learning.data.config import DataConfig
@@ -176,7 +177,7 @@ server = Server(Workload(settings), channel=LocalChannel(), optimiser=ServerOpti
 plan = Plan(id=1, device=3, version=0, part=whole(server.workload.spec), training=Training(), seed=2)
 before = server.model_hash()
 packet = server.send(plan).packets[0]
-report, update, state = Device(settings).run(msgspec.msgpack.encode(plan), [bytearray_of(packet)])
+report, update, state = Device(settings).run(plan_message(plan), [bytearray_of(packet)])
 assert msgspec.msgpack.decode(report, type=Answer).outcome.value == "done"
 server.fold(plan, bytearray_of(update), weight=1.0)
 server.close_version(in_flight=())

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 from fedbonsai.actors.device import Device
 from fedbonsai.actors.messages import update_stamp, weights_stamp
+from fedbonsai.actors.plan_message import plan_message
 from fedbonsai.actors.server import Server
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.comms.codecs import NO_CONTEXT, Array, Arrays, Identity
@@ -49,7 +50,7 @@ def make_server(settings: WorkloadSettings, **optimiser: Any) -> Server:
 
 def run(device: Device, plan: Plan, packet: Array) -> tuple[Report, Array | None]:
     """What the device answers, as whoever gets the bytes reads it."""
-    report, update, state = device.run(msgspec.msgpack.encode(plan), [packet])
+    report, update, state = device.run(plan_message(plan), [packet])
     assert state is None
     return Report.of(plan, msgspec.msgpack.decode(report, type=Answer)), update
 

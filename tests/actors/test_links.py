@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from fedbonsai.actors.device import Device
 from fedbonsai.actors.messages import Dispatch
+from fedbonsai.actors.plan_message import plan_message
 from fedbonsai.actors.server import Server
 from fedbonsai.comms.codecs import Array, CodecSpec
 from fedbonsai.comms.errors import OutOfSync
@@ -38,7 +39,7 @@ def linked(server: Server, device: int, number: int, **changes: Any) -> Plan:
 
 
 def carry_out(device: Device, sent: Dispatch) -> tuple[Report, Array | None, State | None]:
-    report, update, state = device.run(msgspec.msgpack.encode(sent.plan), sent.packets, sent.state)
+    report, update, state = device.run(plan_message(sent.plan), sent.packets, sent.state)
     return Report.of(sent.plan, msgspec.msgpack.decode(report, type=Answer)), update, state
 
 

@@ -2,7 +2,7 @@ import msgspec
 import numpy as np
 import pytest
 from fedbonsai.actors.device import Device
-from fedbonsai.actors.messages import plan_message
+from fedbonsai.actors.plan_message import plan_message
 from fedbonsai.actors.pool import InlinePool, Task, finished
 from fedbonsai.actors.server import Server
 from fedbonsai.comms.channel import LocalChannel
@@ -80,8 +80,9 @@ def test_workers_in_process(pool: InlinePool) -> None:
 def test_the_plan_that_a_device_echoes_is_not_trusted(server: Server) -> None:
     ours = make_plan(server.workload)
     theirs = msgspec.structs.replace(ours, id=666, device=1)
-    found = finished(ours, msgspec.msgpack.encode(Report(plan=theirs, samples=3)), None, b"state")
-    assert (found.plan, found.report.plan, found.report.samples, found.state) == (ours, ours, 3, b"state")
+    found = finished(ours, msgspec.msgpack.encode(Report(plan=theirs, samples=3)), None, {"s": np.ones(1)})
+    assert (found.plan, found.report.plan, found.report.samples) == (ours, ours, 3)
+    assert found.state == {"s": np.ones(1)}
 
 
 @pytest.mark.parametrize(

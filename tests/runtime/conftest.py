@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedbonsai.actors.messages import plan_message
+from fedbonsai.actors.plan_message import plan_message
 from fedbonsai.actors.pool import Finished, Task
 from fedbonsai.clusters.fleet import Fleet, load_fleet
 from fedbonsai.learning.part import Part

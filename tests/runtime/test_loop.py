@@ -12,7 +12,7 @@ import fedbonsai
 import msgspec
 import pytest
 from fedbonsai.actors.device import Device
-from fedbonsai.actors.messages import plan_message
+from fedbonsai.actors.plan_message import plan_message
 from fedbonsai.actors.pool import InlinePool
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.learning.seeds import derive
