@@ -6,13 +6,20 @@ means, and what it leaves out, is told in ``learning.memory``.
 """
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
 from torch.utils._pytree import tree_leaves
 
 from .blocks import Blocks
@@ -23,6 +30,12 @@ from .part import Part
 from .spec import Optimiser, PartCost, Training
 from .structure import ModelSpec
 
+_BEYOND_FAKES = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
 FLOP_BATCH = 2  # batch normalisation refuses to train on one sample
 
 
@@ -36,12 +49,13 @@ def part_cost(
     ``loss``: mean over the batch, as ``loss(output, target)``; a part without the model's last block has none, and its output
     is summed instead. Frozen blocks before the first trained one run without gradients.
 
-    ``peak_memory_bytes`` is for one micro-batch of ``training`` (two samples at least), its optimiser and its precision;
-    under ``checkpointing`` each trained block is recomputed in the backward pass, which costs FLOPs.
+    ``peak_memory_bytes`` is for one full micro-batch of ``training`` (two samples at least; too much for a device that has fewer
+    samples than that), its optimiser and its precision; under ``checkpointing`` each trained block is recomputed in the backward pass, which costs FLOPs.
 
-    Nothing is allocated, unless the model or the loss decides by the values of tensors: then the run is repeated on real
-    ones. Raises ``ValueError`` for a part that is not a stretch of neighbouring blocks at full width, and when the model or
-    the loss fails on the example.
+    Nothing is allocated, with two exceptions. Where the model or the loss decides by the values of tensors, or does what
+    fake ones cannot, the run is repeated on real ones. Where types other than float32, and int64 targets, take part, one
+    step of two samples is: fake tensors do not mind when operands of different types meet. Raises ``ValueError`` for a part
+    that is not a stretch of neighbouring blocks at full width, and when the model or the loss fails on the example.
     """
     assert blocks.model is model
     _check(blocks, part)
@@ -51,8 +65,16 @@ def part_cost(
         try:
             with _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
                 figures = _figures(replace(run, convert=fake.from_tensor))
-        except Exception:  # fake tensors have no values to decide by; a genuine error comes again on real ones
-            figures = _figures_for_real(run)
+        except Exception as error:  # of a user's code: anything
+            if not _beyond_fakes(error):
+                _try_for_real(run)  # raises in torch's own words, when it is the model's fault
+                text = f"the model fails on fake tensors only, and is run on real ones: {type(error).__name__}: {error}"
+                warnings.warn(text, stacklevel=2)
+            with _clearly(run):
+                figures = _figures(run)
+        else:
+            if _unusual_types(run):
+                _try_for_real(run)
     return PartCost(parameters=spec.parameters, **figures)
 
 
@@ -114,14 +136,46 @@ def _figures(run: DryRun) -> dict[str, int]:
     }
 
 
-def _figures_for_real(run: DryRun) -> dict[str, int]:
+def _beyond_fakes(error: Exception) -> bool:
+    """Whether it is what torch raises where fake tensors cannot go on: no values, no known shape, no rule for an operation.
+
+    Four types of its own (tried on 2.13); a plain ``RuntimeError`` or ``TypeError`` from ``.numpy()`` and ``format``.
+    """
+    named = type(error) in (RuntimeError, TypeError) and any(
+        words in str(error) for words in ("tensor subclasses", "FakeTensor")
+    )
+    return isinstance(error, _BEYOND_FAKES) or named
+
+
+def _unusual_types(run: DryRun) -> bool:
+    """Whether types meet that may not go together."""
+    x, y = run.example
+    state = run.blocks.model.state_dict().values()
+    floats = {tensor.dtype for tensor in state if tensor.is_floating_point()}
+    return floats | {x.dtype} != {torch.float32} or y.dtype not in (torch.float32, torch.int64)
+
+
+def _try_for_real(run: DryRun) -> None:
+    """One training step on real samples, so few that the largest model has room for them."""
+    with _clearly(run):
+        step = run.prepare(FLOP_BATCH)
+        step.backward(step.forward())
+
+
+@contextmanager
+def _clearly(run: DryRun) -> Iterator[None]:
+    """What the model or the loss raises, with what it was given, as one ``ValueError``."""
     try:
-        return _figures(run)
-    except Exception as error:
-        (x, y) = run.example
+        yield
+    except Exception as error:  # of a user's code: anything
+        x, y = run.example
+        odd = (x.is_floating_point() and x.dtype != torch.float32) or (
+            not y.is_floating_point() and y.dtype != torch.int64
+        )
+        hint = "; most models and losses take float32 samples and int64 labels" if odd else ""
         raise ValueError(
             f"the model and its loss fail on a sample of shape {tuple(x.shape)} ({x.dtype}) with target of shape "
-            f"{tuple(y.shape)} ({y.dtype}): {type(error).__name__}: {error}"
+            f"{tuple(y.shape)} ({y.dtype}): {type(error).__name__}: {error}{hint}"
         ) from error
 
 

@@ -194,6 +194,64 @@ def test_models_that_decide_by_values_are_run_on_real_tensors():
     assert model.layer.weight.grad is None
 
 
+class Elsewhere(nn.Module):
+    """Leaves torch on its way: for numpy, or for whatever ``leave`` does."""
+
+    def __init__(self, leave: object) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2, bias=False)
+        self.leave = leave
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.leave(x)
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [lambda x: x.numpy(), lambda x: f"{x.sum():.1f}", lambda x: x.nonzero(), lambda x: x.tolist()],
+    ids=["numpy", "format", "nonzero", "list"],
+)
+def test_models_that_do_what_fake_tensors_cannot_are_run_on_real_ones(leave):
+    assert cost(Elsewhere(leave), example=VECTORS, loss=F.mse_loss).forward_flops == 16
+
+
+def test_what_fails_on_fake_tensors_only_is_told():
+    def leave(x: Tensor) -> None:
+        if type(x) is not Tensor:
+            raise KeyError("who is this?")
+
+    with pytest.warns(UserWarning, match="fails on fake tensors only, and is run on real ones: KeyError: 'who is"):
+        found = cost(Elsewhere(leave), example=VECTORS, loss=F.mse_loss)
+    assert found.forward_flops == 16
+
+
+FLOATS, LABEL = torch.zeros(4), torch.tensor(1)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "loss", "words"),
+    [
+        (FLOATS, LABEL.int(), F.cross_entropy, r"\(torch.int32\): RuntimeError: expected target dtype to be Long .*Int; most"),
+        (FLOATS.double(), LABEL, F.cross_entropy, r"\(torch.float64\) .* RuntimeError: .*dtype.*double != float; most"),
+        (FLOATS.half(), LABEL, F.cross_entropy, r"\(torch.float16\) .* int64 labels$"),
+        (FLOATS.long(), LABEL, F.cross_entropy, r"\(torch.int64\) with .* long int != float$"),
+    ],
+)  # fmt: skip
+def test_types_that_do_not_go_together_are_refused(x, y, loss, words):
+    """Fake tensors would have let them pass, and training would have failed on every device."""
+    with pytest.raises(ValueError, match=words) as caught:
+        cost(two_layers(), example=(x, y), loss=loss)
+    assert "\n" not in str(caught.value)
+
+
+def test_unusual_types_that_go_together_are_not():
+    found = cost(two_layers().double(), example=(FLOATS.double(), torch.zeros(2).double()), loss=F.mse_loss)
+    assert found.forward_flops == 36
+    with pytest.raises(ValueError, match="fail on a sample"):
+        cost(two_layers().double(), example=VECTORS, loss=F.mse_loss)
+
+
 def test_the_model_is_left_as_it_was():
     model = named("resnet18").eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}

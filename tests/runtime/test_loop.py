@@ -30,13 +30,13 @@ import torch
 from fedbonsai.comms.codecs import Identity
 from fedbonsai.learning.data.types import Pool, Samples
 
-def five_each(*, num_devices, seed, root, bad=()):
+def five_each(*, num_devices, seed, root, bad=(), labels="int64"):
     """Five samples on each device; those of bad devices are NaN."""
     generator = torch.Generator().manual_seed(seed % 1000)
     x = torch.randn(5 * num_devices, 4, generator=generator)
     for device in bad:
         x[5 * device : 5 * device + 5] = float("nan")
-    y = torch.arange(5 * num_devices) % 3
+    y = (torch.arange(5 * num_devices) % 3).to(getattr(torch, labels))
     owners = torch.arange(5 * num_devices).numpy() // 5
     test = Samples(torch.randn(30, 4, generator=generator), torch.arange(30) % 3)
     return Pool(train=Samples(x, y), test=test, owners=owners, num_classes=3)
@@ -673,3 +673,9 @@ def test_a_model_that_does_not_fit_the_data_is_refused_before_the_first_round():
         next(
             fedbonsai.run(config_of(model={"name": "torch.nn:Linear", "kwargs": {"in_features": 3, "out_features": 3}}))
         )
+
+
+def test_labels_of_a_type_that_the_loss_does_not_take_are_refused_before_the_first_round():
+    """The dry run on fake tensors lets them pass."""
+    with pytest.raises(ConfigError, match=r"target of shape \(\) \(torch.int32\): RuntimeError: expected target dtype"):
+        next(fedbonsai.run(config_of(data={"kwargs": {"labels": "int32"}})))
