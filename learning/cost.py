@@ -49,8 +49,9 @@ def part_cost(
     ``loss``: mean over the batch, as ``loss(output, target)``; a part without the model's last block has none, and its output
     is summed instead. Frozen blocks before the first trained one run without gradients.
 
-    ``peak_memory_bytes`` is for one full micro-batch of ``training`` (two samples at least; too much for a device that has fewer
-    samples than that), its optimiser and its precision; under ``checkpointing`` each trained block is recomputed in the backward pass, which costs FLOPs.
+    ``peak_memory_bytes`` is for one full micro-batch of ``training`` (two samples at least; too much for a device that has
+    fewer), its optimiser and its precision; under ``checkpointing`` each trained block is recomputed in the backward pass,
+    which costs FLOPs.
 
     Nothing is allocated, with two exceptions. Where the model or the loss decides by the values of tensors, or does what
     fake ones cannot, the run is repeated on real ones. Where types other than float32, and int64 targets, take part, one
