@@ -25,7 +25,8 @@ BASES = 64
 _CENTRE = 10  # base 10 means odds of one
 _LOG2_STEP = 1.25  # what a class more does to the odds; the bytes hardly depend on it
 _ODDS = BASES + 6 * MAX_STEP
-_CELLS_OF_MATRIX = (1, 4, 16)
+_CELLS_OF_MATRIX = (4, 16, 49)
+_MANY_COLUMNS = 1024
 _FURTHER_SWEEPS = 1
 _FEWEST = 8
 _AXIS_BITS = 24.0
@@ -48,15 +49,15 @@ class Classes:
 def shapes_of(shape: tuple[int, ...]) -> list[Shape3]:
     """Ways to look at a tensor as rows x columns x cells; the first is always there.
 
-    The columns of a matrix may be a flattened map: groups of them share a class, and cells are the places in a group.
+    Many columns may be a flattened map: groups of them then share a class, and cells are the places in a group.
     """
     items = int(np.prod(shape, dtype=np.int64))
     if len(shape) < 2 or not items:
         return [(1, items, 1)]
     if len(shape) > 2:
         return [(shape[0], shape[1], items // (shape[0] * shape[1]))]
-    cells = [c for c in _CELLS_OF_MATRIX if shape[1] % c == 0 and (c == 1 or shape[1] >= 256)]
-    return [(shape[0], shape[1] // c, c) for c in cells]
+    cells = [c for c in _CELLS_OF_MATRIX if shape[1] % c == 0 and shape[1] >= _MANY_COLUMNS]
+    return [(shape[0], shape[1] // c, c) for c in cells or [1]]
 
 
 def fit(flat: Integers, shape: tuple[int, ...]) -> tuple[Classes, float, int]:

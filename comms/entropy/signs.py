@@ -40,22 +40,23 @@ def fit(negative: Symbols, flat: Integers, shape: Shape3) -> tuple[SignModel, fl
     row, follows = _split(flat, shape)
     change = negative[1:] ^ negative[:-1]
     changed, changed_bits = _share(int(change[follows[1:]].sum()), int(follows.sum()))
+    first = np.flatnonzero(~follows)
     best: tuple[float, SignModel] | None = None
     for mode in range(MODES):
         if (mode & BY_ROW and shape[0] == 1) or (mode & BY_KERNEL and shape[2] == 1):
             continue
-        own = ~follows if mode & BY_KERNEL else np.ones(len(flat), np.bool_)
+        own_row, own_negative = (row[first], negative[first]) if mode & BY_KERNEL else (row, negative)
         bits = changed_bits if mode & BY_KERNEL else 0.0
         share, rows = 0, np.zeros(0, np.int64)
         if mode & BY_ROW:
             count = int(row[-1]) + 1
-            minus = np.bincount(row[own], negative[own], count).astype(np.int64)
-            plus = np.bincount(row[own], minlength=count) - minus
+            both = np.bincount(2 * own_row + own_negative, minlength=2 * count)
+            plus, minus = both[::2], both[1::2]
             costs = minus[:, None] * _row_bits(1) + plus[:, None] * _row_bits(0) + np.log2(TOTAL / _row_table())
             rows = costs.argmin(1)
             bits += float(costs.min(1).sum())
         else:
-            share, share_bits = _share(int(negative[own].sum()), int(own.sum()))
+            share, share_bits = _share(int(own_negative.sum()), len(own_negative))
             bits += share_bits
         if best is None or bits < best[0]:
             best = (bits, SignModel(mode, share, changed if mode & BY_KERNEL else 0, rows))

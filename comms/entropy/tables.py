@@ -73,6 +73,7 @@ def power(positions: int, nonzeros: int, exponent: int) -> int:
     return result
 
 
+@lru_cache(maxsize=256)
 def geometric(ratio: int, size: int) -> Table:
     """``size`` symbols, each ``ratio`` (fixed point, at most 1) times as frequent as the one before."""
     weights, weight = [], 1 << _FIXED_POINT_BITS
