@@ -43,7 +43,9 @@ class Auto:
             raise ValueError(f"among is {found}; it must hold names of: {', '.join(_CODECS)}")
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
-        """One flat array of bytes, as long as the largest of them may be."""
+        """One flat array of bytes, as long as the largest of them may be; none for nothing."""
+        if not expected:
+            return ()
         bounds = []
         for name in self.among:
             specs = _CODECS[name][1].layout(expected)
@@ -52,6 +54,8 @@ class Auto:
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
         """Try each; nothing is lost."""
+        if not tensors:
+            return tensors, tensors
         specs = specs_of(tensors, context.roles)
         tried = []
         for name in self.among:
@@ -62,6 +66,8 @@ class Auto:
 
     def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
         """Undo the one that was taken, or raise a ``PacketError``."""
+        if not expected:
+            return arrays
         data = arrays[AUTO]
         if not data.size:
             raise TruncatedPacket("an array '#auto' is empty")

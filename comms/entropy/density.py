@@ -76,6 +76,16 @@ def fit(flat: Integers, shape: tuple[int, ...]) -> tuple[Classes, float, int]:
     return (found.classes, found.total_bits, best) if found.total_bits < bits_none else (none, bits_none, 0)
 
 
+def channel_gain_bits(there: npt.NDArray[np.bool_], shape: tuple[int, ...]) -> float:
+    """What positions would cost less with a density for each row, or for each column: the larger of the two gains."""
+    rows, columns, cells = shapes_of(shape)[0]
+    by_row = np.count_nonzero(there.reshape(rows, -1), axis=1)
+    by_column = np.count_nonzero(there.reshape(rows, columns, cells), axis=(0, 2))
+    items = there.size
+    costs = [sum(_order0_bits(int(c), items // len(counts)) for c in counts) for counts in (by_row, by_column)]
+    return _order0_bits(int(by_row.sum()), items) - min(costs)
+
+
 def plain(count: int, shape: Shape3) -> Classes:
     """No classes: all entries alike."""
     return Classes(

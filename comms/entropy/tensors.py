@@ -19,7 +19,8 @@ from .tables import Integers
 
 EMPTY, SPARSE, DENSE, SHARED = range(4)
 _SMALL_ITEMS = 4096  # dense tensors below may share an alphabet
-_FEW_SYMBOLS = 7  # a tensor that is more than a quarter there, and has more of them, is dense
+_FEW_SYMBOLS = 7
+_GAIN = 0.02
 _WORTH = 1.01  # times as many bits are accepted for speed
 _ZERO = 128  # in the histogram of a dense tensor of signed symbols
 
@@ -85,22 +86,21 @@ def _cheapest(array: Array) -> tuple[Tensor, float]:
     count = int(np.count_nonzero(there))
     if not count:
         return None, 0.0
-    if (
-        4 * count > array.size > _SMALL_ITEMS
-        and (_histogram(array.reshape(-1).view(np.uint8)) > 0).sum() > _FEW_SYMBOLS
-    ):
-        return _dense(array)
+    dense = _dense(array) if 16 * count > array.size else None
+    # To look closely at much takes time; it pays where some channels hold much more than others.
+    much = 4 * count > array.size > _SMALL_ITEMS
+    many = dense is not None and np.count_nonzero(dense[0].histogram) > _FEW_SYMBOLS
+    if dense and much and many and density.channel_gain_bits(there, array.shape) < _GAIN * dense[1]:
+        return dense
     flat = np.flatnonzero(there)
     magnitudes, negative = _split(array, flat)
     alphabet, bits = alphabets.fit(np.bincount(magnitudes, minlength=alphabets.SIZE))
     classes, position_bits, view = density.fit(flat, array.shape)
     sign_model, sign_bits = signs.fit(negative, flat, classes.shape)
     sparse_bits = bits + position_bits + sign_bits + 24
-    if 16 * count > array.size:
-        dense, dense_bits = _dense(array)
-        # Where a quarter or more is there, dense is the faster of the two, else sparse.
-        if dense_bits < sparse_bits * (_WORTH if 4 * count > array.size else 1 / _WORTH):
-            return dense, dense_bits
+    # Where a quarter or more is there, dense is the faster of the two, else sparse.
+    if dense and dense[1] < sparse_bits * (_WORTH if 4 * count > array.size else 1 / _WORTH):
+        return dense
     return Sparse(view, flat, magnitudes, negative, classes, alphabet, sign_model), sparse_bits
 
 

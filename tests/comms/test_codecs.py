@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from fedbonsai.comms.auto import Auto
 from fedbonsai.comms.codecs import NO_CONTEXT, Array, Arrays, ArraySpec, Chain, Codec, Identity, chain, specs_of
+from fedbonsai.comms.entropy.codec import Entropy, Rans
 from fedbonsai.comms.errors import CorruptPacket
 from fedbonsai.comms.float16 import Float16
 from fedbonsai.comms.lz4_codec import Lz4, lz4_bound
@@ -26,6 +28,10 @@ LOSSLESS: dict[str, Codec] = {
     "empty chain": Chain(()),
     "pack": Pack(8),
     "pack, lz4": chain(Pack(8), Lz4()),
+    "entropy": Entropy(),
+    "rans": Rans(),
+    "auto": Auto(),
+    "pack, auto": chain(Pack(8), Auto()),
 }
 CODECS: dict[str, Codec] = {
     **LOSSLESS,
@@ -50,6 +56,8 @@ CODECS: dict[str, Codec] = {
     "ternary of all": Ternary(3, scope="global", roles=ROLES),
     "ternary by medians": Ternary(4, rule="median"),
     "topk, ternary, uniform, pack": chain(TopK(0.1), Ternary(), Uniform(bits=4), Pack(4)),
+    "topk, ternary, uniform, entropy": chain(TopK(0.1), Ternary(), Uniform(roles=("vector", "statistic")), Entropy()),
+    "threshold, uniform, auto": chain(Threshold(0.5), Uniform(), Auto()),
     "threshold, float16, lz4": chain(Threshold(0.5), Float16(), Lz4()),
 }
 DTYPES = ("<f4", "<f8", "<f2", "|i1", "|u1", "<i4", "<i8", "|b1")
