@@ -6,7 +6,8 @@ device that has never been seen starts from the model that both ends make from t
 more than the ring holds, gets a dense model, counted as a resynchronisation.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..comms.broadcast import Broadcast, seal_agreed, seal_dense, seal_model
@@ -34,11 +35,29 @@ class ServerLinks:
         self._channel = channel
         self._first = dict(first)
         self._streams: dict[str, Broadcast] = {}
+        # Of broadcasts with feedback: plans of this version, the last plan with what it was sent, the one most used.
+        self._used: Counter[str] = Counter()
+        self._last: dict[str, tuple[Plan, tuple[ArraySpec, ...]]] = {}
+        self._main = ""
         self._agreed: dict[str, Message] = {}
         self._sent: dict[int, Model] = {}  # by plan in flight: what it was sent
         self.peers = Peers(memory_bytes=memory_bytes, disk_bytes=disk_bytes)
 
-    def send(self, plan: Plan, model: Arrays, expected: tuple[ArraySpec, ...]) -> list[Message]:
+    def advance(self, model: Mapping[str, Array], version: int) -> Arrays | None:
+        """Seal the way to ``version``, which has just begun, for every broadcast with feedback that is in use.
+
+        Returns what the receivers of the one most used will hold: what is left of ``model`` is sent later. None where there
+        is no such broadcast: the model is then what it is.
+        """
+        if self._used:
+            self._main = max(self._used, key=lambda key: self._used[key])
+        for key in dict.fromkeys([*self._used, *([self._main] if self._main else [])]):
+            plan, expected = self._last[key]
+            self._advance(key, plan, {spec.name: model[spec.name] for spec in expected}, version, expected)
+        self._used.clear()
+        return self._streams[self._main].held.arrays if self._main else None
+
+    def send(self, plan: Plan, model: Callable[[], Arrays], expected: tuple[ArraySpec, ...]) -> list[Message]:
         """The packets that bring the plan's device to the current ``model`` (its version is the plan's)."""
         assert plan.link_down is not None
         stream = stream_key(plan)
@@ -158,19 +177,16 @@ class ServerLinks:
         return peer
 
     def _send_broadcast(
-        self, plan: Plan, peer: Peer, model: Arrays, expected: tuple[ArraySpec, ...]
+        self, plan: Plan, peer: Peer, model: Callable[[], Arrays], expected: tuple[ArraySpec, ...]
     ) -> tuple[list[Message], Model]:
         """One residual for all."""
         assert plan.link_down is not None
         stream = self._stream(peer.stream, expected)
         if stream.held.version < plan.version:
-            stream.advance(
-                model,
-                plan.version,
-                residual=plan.link_down,
-                codec=make_codec(plan.codec_down),
-                context=context_for(expected, seed=plan.version),
-            )
+            self._advance(peer.stream, plan, model(), plan.version, expected)
+        if plan.link_down.feedback:
+            self._used[peer.stream] += 1
+            self._last[peer.stream] = plan, expected
         start = 0 if peer.held is None else peer.held
         way = None if peer.lost else stream.since(start)
         dense_bytes = sum(spec.num_bytes for spec in expected)
@@ -183,14 +199,14 @@ class ServerLinks:
         return messages, stream.held
 
     def _send_own(
-        self, plan: Plan, peer: Peer, model: Arrays, expected: tuple[ArraySpec, ...]
+        self, plan: Plan, peer: Peer, model: Callable[[], Arrays], expected: tuple[ArraySpec, ...]
     ) -> tuple[list[Message], Model]:
         """A residual for this device alone."""
         assert plan.link_down is not None
         context = context_for(expected, seed=plan.version)
         current = peer.memory.models[-1] if peer.memory.models else None
         if peer.lost or (current is None and plan.version > 0):
-            whole = Model.of(plan.version, {name: array.copy() for name, array in model.items()})
+            whole = Model.of(plan.version, {name: array.copy() for name, array in model().items()})
             packet = seal_dense(whole, codec=_DENSE, context=context)
             return [_restart(peer, plan, self._channel.put(packet), packet.nbytes)], whole
         if current is None:
@@ -199,7 +215,7 @@ class ServerLinks:
         if current.version == plan.version:
             return [], current
         packet, sent = seal_model(
-            model,
+            model(),
             plan.version,
             memory=peer.memory,
             residual=plan.link_down,
@@ -207,6 +223,17 @@ class ServerLinks:
             context=context,
         )
         return [Message(self._channel.put(packet), packet.nbytes, "weights")], sent
+
+    def _advance(self, key: str, plan: Plan, model: Arrays, version: int, expected: tuple[ArraySpec, ...]) -> None:
+        """Seal a broadcast's way to ``version``, with the settings of ``plan``."""
+        assert plan.link_down is not None
+        self._stream(key, expected).advance(
+            model,
+            version,
+            residual=plan.link_down,
+            codec=make_codec(plan.codec_down),
+            context=context_for(expected, seed=version),
+        )
 
     def _stream(self, key: str, expected: tuple[ArraySpec, ...]) -> Broadcast:
         """The broadcast of these settings, which begins at version 0."""

@@ -67,10 +67,9 @@ class Peers:
 
     def get(self, device: int) -> Peer | None:
         """The entry of a device, as it was last put; None where there is none."""
-        peer = self._entries.get(device)
-        if peer is not None and device in self._files:
-            self._load(device, peer)
-        return peer
+        if device in self._files:
+            self._load(device, self._entries[device])
+        return self._entries.get(device)
 
     def peek(self, device: int) -> Peer | None:
         """The entry of a device without its arrays, which may be on disk."""
@@ -115,7 +114,8 @@ class Peers:
             arrays |= {_STATE + name: array for name, array in peer.state.items()}
         path = self._path(device)
         try:
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+            # (ascontiguousarray would give a number without dimensions one.)
+            save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)
         except (OSError, SafetensorError) as error:
             path.unlink(missing_ok=True)
             self._drop(device)
@@ -126,8 +126,14 @@ class Peers:
         peer.memory, peer.state = Memory(), None
 
     def _load(self, device: int, peer: Peer) -> None:
-        """Bring an entry's arrays back."""
-        arrays = load_file(self._path(device))
+        """Bring an entry's arrays back; where its file is gone or damaged, drop it."""
+        try:
+            arrays = load_file(self._path(device))
+        except (OSError, SafetensorError) as error:
+            self._remove_file(device)
+            self._drop(device)
+            self.notices.append(f"the memory of device {device}'s link could not be read from disk ({error}); dropped")
+            return
         state = {name.removeprefix(_STATE): a for name, a in arrays.items() if name.startswith(_STATE)}
         memory = {name.removeprefix(_MEMORY): a for name, a in arrays.items() if name.startswith(_MEMORY)}
         peer.memory = DeviceEnd.from_state(memory).memory
@@ -149,7 +155,7 @@ class Peers:
 
     def _remove_file(self, device: int) -> None:
         """Forget a device's file."""
-        self._path(device).unlink()
+        self._path(device).unlink(missing_ok=True)
         del self._files[device]
 
     def _path(self, device: int) -> Path:

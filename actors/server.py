@@ -80,9 +80,9 @@ class Server:
             self.links.track(plan, as_arrays(self._base(plan)))
         else:
             expected = self._down(plan)
-            model = as_arrays({spec.name: self.store["model"][spec.name] for spec in expected})
-            messages = self.links.send(plan, model, expected)
+            messages = self.links.send(plan, lambda: self._target(expected), expected)
             if not plan.link_down.feedback and plan.version not in self._starts:
+                model = self._target(expected)
                 self._starts[plan.version] = hash_arrays(model), {name: a.copy() for name, a in model.items()}
         return Dispatch(plan, tuple(messages), self.links.state(plan.device))
 
@@ -146,6 +146,13 @@ class Server:
         offsets = as_tensors({name: held.arrays[name] - start[name] for name in update})
         return {name: tensor + offsets[name] for name, tensor in update.items()}
 
+    def _target(self, expected: tuple[ArraySpec, ...]) -> Arrays:
+        """Where the downlinks lead: the model, with what of it has yet to be sent."""
+        model, pending = self.store["model"], self.store["pending"]
+        return as_arrays(
+            {s.name: model[s.name] + pending[s.name] if s.name in pending else model[s.name] for s in expected}
+        )
+
     def _down(self, plan: Plan) -> tuple[ArraySpec, ...]:
         """What travels to the plan's device."""
         return array_specs(down_tensors(self.workload.spec, plan.part))
@@ -171,13 +178,24 @@ class Server:
         return self._fold.updates
 
     def close_version(self, *, in_flight: Collection[int]) -> None:
-        """Apply the mean update; ``in_flight``: versions whose packets are still needed."""
-        model, state = self.store["model"], self.store["optimiser"]
+        """Apply the mean update; ``in_flight``: versions whose packets are still needed.
+
+        Behind a lossy downlink with feedback the model is what its receivers hold; the rest is pending, and sent later.
+        """
+        model, pending, state = self.store["model"], self.store["pending"], self.store["optimiser"]
         with torch.no_grad():
+            for name, rest in pending.items():
+                model[name].add_(rest)
             for name, mean in self._fold.close().items():
                 settings = _PLAIN if self._roles[name] == "statistic" else self._optimiser
                 server_step(settings, name=name, value=model[name], mean=mean, state=state)
         self.version += 1
+        held = self.links.advance(as_arrays(model), self.version)
+        pending.clear()
+        for name, tensor in as_tensors(held or {}).items():
+            if not torch.equal(model[name], tensor):
+                pending[name] = model[name] - tensor
+                model[name].copy_(tensor)
         keep = set(in_flight)
         self._sealed = {key: value for key, value in self._sealed.items() if key[0] in keep}
         self._starts = {version: value for version, value in self._starts.items() if version in keep}

@@ -1,7 +1,7 @@
 """The server's store: named tensors in sections, and the hash that names a model.
 
-Sections: ``model`` (the global model, full names), ``auxiliaries`` (proxies, auxiliary heads), ``snapshots``,
-``optimiser`` (the server optimiser's slots), ``trackers``. All of it is one value: a checkpoint is this value on disk.
+Sections: ``model`` (the global model, full names), ``pending`` (what a lossy downlink has yet to send of it),
+``auxiliaries`` (proxies, auxiliary heads), ``snapshots``, ``optimiser`` (the server optimiser's slots), ``trackers``. All of it is one value: a checkpoint is this value on disk.
 """
 
 import hashlib
@@ -12,8 +12,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-Section = Literal["model", "auxiliaries", "snapshots", "optimiser", "trackers"]
-SECTIONS: tuple[Section, ...] = ("model", "auxiliaries", "snapshots", "optimiser", "trackers")
+Section = Literal["model", "pending", "auxiliaries", "snapshots", "optimiser", "trackers"]
+SECTIONS: tuple[Section, ...] = ("model", "pending", "auxiliaries", "snapshots", "optimiser", "trackers")
 
 
 class Store:

@@ -53,7 +53,7 @@ class Residuals:
     upload_s: Positive | None = None
     download_s: Positive | None = None
     scope: Literal["global", "tensor", "normalised"] = "global"
-    vector_bits: Annotated[int, msgspec.Meta(ge=2, le=8)] = 8
+    vector_bits: Annotated[int, msgspec.Meta(ge=2, le=8)] = 4
 
     def __post_init__(self) -> None:
         """Check the fields."""
