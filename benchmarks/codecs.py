@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from common import finish
 from fedbonsai.comms.codecs import Array, Arrays, Codec, CodecSpec, Context, specs_of
+from fedbonsai.comms.entropy.coders import constriction_runs
 from fedbonsai.comms.make_codec import make_codec
 from fedbonsai.comms.packet import PacketKind, Stamp, seal, unseal
 from fedbonsai.learning.data.config import CyclicClasses, DataConfig
@@ -200,7 +201,7 @@ def main() -> None:
     rows, others = [], []
     for name, setting in SETTINGS.items():
         for source, tensors in inputs.items():
-            for coder in ("ans", "rans"):
+            for coder in ("ans", "rans") if constriction_runs() else ("rans",):
                 row, symbols = measure(
                     tensors, roles, setting=setting, coder=coder, repetitions=3 if arguments.quick else 10
                 )
