@@ -190,7 +190,7 @@ class Server:
                 settings = _PLAIN if self._roles[name] == "statistic" else self._optimiser
                 server_step(settings, name=name, value=model[name], mean=mean, state=state)
         self.version += 1
-        held = self.links.advance(as_arrays(model), self.version)
+        held = self.links.downlinks.advance(as_arrays(model), self.version)
         pending.clear()
         for name, tensor in as_tensors(held or {}).items():
             if not torch.equal(model[name], tensor):

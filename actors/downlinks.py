@@ -1,0 +1,173 @@
+"""What each device is sent to reach a version, where downlinks have memory.
+
+Two kinds. Where the prediction looks at nothing but what came down ("stationary"), one residual serves all: a ``Broadcast``
+for each setting in use. Where it looks at what the device sent, each device has residuals of its own. A device that has
+never been seen starts from the model that both ends make from the seed; one that lost its memory, or missed more than the
+ring holds, gets a dense model, counted as a resynchronisation.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..comms.broadcast import Broadcast, seal_agreed, seal_dense, seal_model
+from ..comms.channel import Channel
+from ..comms.codecs import Array, Arrays, ArraySpec, Identity
+from ..comms.link import Model
+from ..comms.make_codec import make_codec
+from ..comms.predict import HISTORY
+from ..comms.receive import context_for
+from ..policies.plan import Plan
+from .messages import Message
+from .peers import Peer
+
+_DENSE = Identity()
+_AGREED_BYTES = 64  # a packet without payload
+
+Specs = tuple[ArraySpec, ...]
+
+
+class Downlinks:
+    """Seals residuals of the model, for all or for one; what devices hold is in their ``Peer``."""
+
+    def __init__(self, channel: Channel, *, first: Mapping[str, Array]) -> None:
+        """``first``: the model of version 0, which both ends make from the seed."""
+        self._channel = channel
+        self._first = dict(first)
+        self._streams: dict[str, Broadcast] = {}
+        self._agreed: dict[str, Message] = {}
+        # Of broadcasts with feedback: plans of this version, the last plan with what it was sent, the one most used.
+        self._used: Counter[str] = Counter()
+        self._last: dict[str, tuple[Plan, Specs]] = {}
+        self._main = ""
+
+    def advance(self, model: Mapping[str, Array], version: int) -> Arrays | None:
+        """Seal the way to ``version``, which has just begun, for every broadcast with feedback that is in use.
+
+        Returns what the receivers of the one most used will hold: what is left of ``model`` is sent later. None where there
+        is no such broadcast: the model is then what it is.
+        """
+        if self._used:
+            self._main = max(self._used, key=lambda key: self._used[key])
+        for key in dict.fromkeys([*self._used, *([self._main] if self._main else [])]):
+            plan, expected = self._last[key]
+            self._advance(key, plan, {spec.name: model[spec.name] for spec in expected}, version, expected)
+        self._used.clear()
+        return self._streams[self._main].held.arrays if self._main else None
+
+    def send(self, plan: Plan, peer: Peer, model: Callable[[], Arrays], expected: Specs) -> tuple[list[Message], Model]:
+        """The packets that bring the peer's device to the plan's version, and the model that it will then hold."""
+        return (self._send_own if has_own(plan) else self._send_broadcast)(plan, peer, model, expected)
+
+    def estimate_bytes(self, plan: Plan, peer: Peer | None, *, newest: int, dense: int) -> int:
+        """Bytes of the packets that would bring the plan's device to its version, as things stand.
+
+        ``newest``: what the residual to that version is expected to take; ``dense``: a whole model.
+        """
+        key = stream_key(plan)
+        held = peer.held if peer is not None and peer.stream == key else None
+        if (peer is not None and (peer.lost or peer.stream != key)) or (
+            held is None and plan.version and has_own(plan)
+        ):
+            return dense
+        if has_own(plan):
+            missing = 0 if (held or 0) == plan.version else newest
+        else:
+            stream = self._streams.get(key)
+            way = [] if stream is None else stream.since(held or 0)
+            if way is None:
+                return dense
+            reached = stream.held.version if stream is not None else 0
+            missing = sum(sealed.num_bytes for sealed in way) + (newest if reached < plan.version else 0)
+        return min(dense, missing + (_AGREED_BYTES if held is None else 0))
+
+    def _send_broadcast(
+        self, plan: Plan, peer: Peer, model: Callable[[], Arrays], expected: Specs
+    ) -> tuple[list[Message], Model]:
+        """One residual for all."""
+        assert plan.link_down is not None
+        stream = self._stream(peer.stream, expected)
+        if stream.held.version < plan.version:
+            self._advance(peer.stream, plan, model(), plan.version, expected)
+        if plan.link_down.feedback:
+            self._used[peer.stream] += 1
+            self._last[peer.stream] = plan, expected
+        way = None if peer.lost else stream.since(0 if peer.held is None else peer.held)
+        dense_bytes = sum(spec.num_bytes for spec in expected)
+        if way is None or sum(sealed.num_bytes for sealed in way) > dense_bytes:
+            sealed = stream.dense(codec=_DENSE, context=context_for(expected, seed=plan.version))
+            return [_restart(peer, plan, sealed.reference, sealed.num_bytes)], stream.held
+        messages = [Message(sealed.reference, sealed.num_bytes, "weights") for sealed in way]
+        if peer.held is None:
+            messages.insert(0, self._agree(peer.stream, expected))
+        return messages, stream.held
+
+    def _send_own(
+        self, plan: Plan, peer: Peer, model: Callable[[], Arrays], expected: Specs
+    ) -> tuple[list[Message], Model]:
+        """A residual for this device alone."""
+        assert plan.link_down is not None
+        context = context_for(expected, seed=plan.version)
+        current = peer.memory.models[-1] if peer.memory.models else None
+        if peer.lost or (current is None and plan.version > 0):
+            whole = Model.of(plan.version, {name: array.copy() for name, array in model().items()})
+            packet = seal_dense(whole, codec=_DENSE, context=context)
+            return [_restart(peer, plan, self._channel.put(packet), packet.nbytes)], whole
+        if current is None:
+            return [self._agree(peer.stream, expected)], self._start(expected)
+        if current.version == plan.version:
+            return [], current
+        packet, sent = seal_model(
+            model(),
+            plan.version,
+            memory=peer.memory,
+            residual=plan.link_down,
+            codec=make_codec(plan.codec_down),
+            context=context,
+        )
+        return [Message(self._channel.put(packet), packet.nbytes, "weights")], sent
+
+    def _advance(self, key: str, plan: Plan, model: Arrays, version: int, expected: Specs) -> None:
+        """Seal a broadcast's way to ``version``, with the settings of ``plan``."""
+        assert plan.link_down is not None
+        self._stream(key, expected).advance(
+            model,
+            version,
+            residual=plan.link_down,
+            codec=make_codec(plan.codec_down),
+            context=context_for(expected, seed=version),
+        )
+
+    def _stream(self, key: str, expected: Specs) -> Broadcast:
+        """The broadcast of these settings, which begins at version 0."""
+        if key not in self._streams:
+            self._streams[key] = Broadcast(self._start(expected), put=self._channel.put)
+        return self._streams[key]
+
+    def _start(self, expected: Specs) -> Model:
+        """The model of version 0."""
+        return Model.of(0, {spec.name: self._first[spec.name] for spec in expected})
+
+    def _agree(self, key: str, expected: Specs) -> Message:
+        """The message that agrees on version 0."""
+        if key not in self._agreed:
+            packet = seal_agreed(self._start(expected))
+            self._agreed[key] = Message(self._channel.put(packet), packet.nbytes, "control")
+        return self._agreed[key]
+
+
+def stream_key(plan: Plan) -> str:
+    """What makes two downlinks one stream."""
+    return f"{plan.part.key} {plan.link_down!r} {plan.codec_down!r}"
+
+
+def has_own(plan: Plan) -> bool:
+    """Whether the downlink's prediction looks at what the device sent, so that each device has residuals of its own."""
+    return plan.link_down is not None and HISTORY[plan.link_down.rule][1] > 0
+
+
+def _restart(peer: Peer, plan: Plan, reference: Any, num_bytes: int) -> Message:
+    """A dense model: both ends' histories begin anew with it, once its arrival is acknowledged."""
+    peer.restarting = plan.id
+    peer.memory.models, peer.memory.sent = [], []
+    return Message(reference, num_bytes, "resync")
