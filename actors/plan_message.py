@@ -37,16 +37,14 @@ def _spell(plan: Plan) -> bytes:
     """What a plan says beyond the defaults."""
     plain = msgspec.to_builtins(msgspec.structs.replace(plan, reasons=()))
     plain["training"] = _changed(plain["training"], _DEFAULT)
+    if "optimiser" in plain["training"]:
+        plain["training"]["optimiser"] = _changed(plain["training"]["optimiser"], _DEFAULT["optimiser"])
     return msgspec.msgpack.encode(plain)
 
 
 def _changed(plain: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    """What of ``plain`` is not as in ``default``, mapping by mapping."""
-    return {
-        key: _changed(value, default[key]) if isinstance(value, dict) and isinstance(default.get(key), dict) else value
-        for key, value in plain.items()
-        if value != default.get(key)
-    }
+    """What of a structure, all of whose fields have a default, is not as in ``default``."""
+    return {key: value for key, value in plain.items() if value != default[key]}
 
 
 def _typical() -> bytes:
