@@ -85,7 +85,8 @@ def predict(residual: Residual, *, own: Sequence[Arrays], other: Sequence[Arrays
         anchored = residual.rule in ANCHORED or not own
         newest = other[-1] if anchored else own[-1]
         return {name: newest[name] for name in names}
-    return {name: _predict_one(residual, [m[name] for m in own], [m[name] for m in other]) for name in names}
+    with _no_overflow():
+        return {name: _predict_one(residual, [m[name] for m in own], [m[name] for m in other]) for name in names}
 
 
 def _predict_one(residual: Residual, own: list[Array], other: list[Array]) -> Array:
@@ -108,14 +109,16 @@ def _predict_one(residual: Residual, own: list[Array], other: list[Array]) -> Ar
 def difference(values: Arrays, prediction: Arrays, residual: Residual) -> dict[str, Array]:
     """The residuals of ``values``: differences, or integer differences of their bit patterns."""
     if residual.arithmetic == "float":
-        return {name: np.asarray(value - prediction[name]) for name, value in values.items()}
+        with _no_overflow():
+            return {name: np.asarray(value - prediction[name]) for name, value in values.items()}
     return {name: np.asarray(_bits(value) - _bits(prediction[name])) for name, value in values.items()}
 
 
 def restore(residuals: Arrays, prediction: Arrays, residual: Residual) -> dict[str, Array]:
     """What a receiver makes of ``residuals``; ``difference`` undone, exactly so with "bits"."""
     if residual.arithmetic == "float":
-        return {name: np.asarray(prediction[name] + value) for name, value in residuals.items()}
+        with _no_overflow():
+            return {name: np.asarray(prediction[name] + value) for name, value in residuals.items()}
     restored = {name: np.asarray(_bits(prediction[name]) + value) for name, value in residuals.items()}
     return {name: bits.view(prediction[name].dtype) for name, bits in restored.items()}
 
@@ -134,6 +137,11 @@ def hash_arrays(arrays: Arrays) -> int:
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.intdigest()
+
+
+def _no_overflow() -> np.errstate:
+    """What a stranger's large numbers overflow to is found where it is looked for, by the check for what is not finite."""
+    return np.errstate(over="ignore", invalid="ignore")
 
 
 def _bits(array: Array) -> Array:
