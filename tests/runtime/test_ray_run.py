@@ -202,11 +202,11 @@ def test_the_command_line_on_a_ray_of_its_own_is_quiet(tmp_path):
 
 @pytest.mark.parametrize(
     ("number", "send", "code"),
-    [(signal.SIGINT, os.killpg, 130), (signal.SIGTERM, os.kill, 143), (signal.SIGTERM, os.killpg, 143)],
-    ids=["ctrl-c", "kill", "kill-all"],
+    [(signal.SIGINT, os.killpg, 130), (signal.SIGTERM, os.kill, 143)],
+    ids=["ctrl-c", "kill"],
 )
 def test_a_signal_ends_what_the_run_started(tmp_path, number, send, code):
-    """As a terminal does (the whole group), as ``kill`` does, and as a service manager does."""
+    """As a terminal does (the whole group), and as ``kill`` does."""
     process = subprocess.Popen(
         command(tmp_path, "--out", str(tmp_path / "run"), "--workers", "1", "--rounds", "100000"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=alone(), start_new_session=True,
