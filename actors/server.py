@@ -92,8 +92,7 @@ class Server:
         local: Arrays | None = None
         if plan.link_up is not None:
             residuals, local, whole = self.links.open_update(plan, packet, specs)
-            base = self.links.sent(plan).arrays
-            update = as_tensors(residuals if whole else {name: local[name] - base[name] for name in local})
+            update = as_tensors(residuals) if whole else _minus(local, self.links.sent(plan).arrays)
         else:
             update = as_tensors(self._open(plan, packet, specs))
             if plan.upload.payload == "weights":
@@ -143,7 +142,7 @@ class Server:
         start_hash, start = self._starts[plan.version]
         if held.hash == start_hash:
             return update
-        offsets = as_tensors({name: held.arrays[name] - start[name] for name in update})
+        offsets = _minus({name: held.arrays[name] for name in update}, start)
         return {name: tensor + offsets[name] for name, tensor in update.items()}
 
     def _target(self, expected: tuple[ArraySpec, ...]) -> Arrays:
@@ -246,6 +245,12 @@ class Server:
     def _key(self, plan: Plan) -> tuple[int, str, str]:
         """What makes two downlink packets the same."""
         return plan.version, plan.part.key, _spell(plan.codec_down)
+
+
+def _minus(arrays: Arrays, others: Arrays) -> dict[str, torch.Tensor]:
+    """Differences, as tensors. (numpy would make a number of two arrays without dimensions.)"""
+    subtrahends = as_tensors({name: others[name] for name in arrays})
+    return {name: tensor - subtrahends[name] for name, tensor in as_tensors(arrays).items()}
 
 
 def _spell(codecs: tuple[CodecSpec, ...]) -> str:

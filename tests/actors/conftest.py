@@ -48,6 +48,17 @@ class Tied(nn.Module):
     def forward(self, x):
         return self.second(self.first(x.flatten(1)[:, :4]).tanh())
 
+class Scaled(nn.Module):
+    '''A parameter without dimensions.'''
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.out = nn.Linear(16, num_classes)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.out(x.flatten(1)) * self.scale
+
 class Line(nn.Module):
     '''One weight: y = w x.'''
 
