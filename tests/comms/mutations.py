@@ -1,0 +1,426 @@
+"""Packets of every chain in use, and what somebody who means harm, or a bad cable, may make of them.
+
+A ``Case`` holds sound packets and the receiver that reads them; ``mutated`` makes another packet of one of them, by a numpy
+generator, so that a pair of numbers names it for ever. Most mutants get a checksum that fits: the decoder itself is reached.
+"""
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import xxhash
+from fedbonsai.comms.broadcast import seal_agreed, seal_dense, seal_model
+from fedbonsai.comms.codecs import NO_CONTEXT, Array, Arrays, ArraySpec, Codec, CodecSpec, Identity, specs_of
+from fedbonsai.comms.entropy import stream
+from fedbonsai.comms.entropy.codec import CODED, Entropy, is_symbols
+from fedbonsai.comms.entropy.coders import CoderName, StageWriter, Symbols
+from fedbonsai.comms.entropy.tables import Table
+from fedbonsai.comms.entropy.tensors import look
+from fedbonsai.comms.link import DeviceEnd, Memory, Model
+from fedbonsai.comms.make_codec import make_codec
+from fedbonsai.comms.packet import PacketKind, Stamp, seal, unseal
+from fedbonsai.comms.predict import Residual, carried, difference, hash_arrays
+from fedbonsai.comms.receive import context_for, receive_models, receive_update
+
+SHAPES = {
+    "conv.weight": (8, 3, 3, 3),
+    "dense.weight": (4, 256),
+    "out.weight": (3, 4),
+    "dense.bias": (4,),
+    "scale": (),
+    "none.weight": (0, 2),
+    "norm.mean": (8,),
+}
+ROLES = {name: "weight" if name.endswith("weight") else "vector" for name in SHAPES} | {"norm.mean": "statistic"}
+REST = ["vector", "statistic"]
+PLAIN_STAMP = Stamp(kind=PacketKind.WEIGHTS, version=3)
+FLOAT = Residual(rule="delta")
+BITS = Residual(rule="delta", arithmetic="bits")
+DOWN = Residual(rule="stationary", feedback=True)
+_FIXED = struct.Struct("<4sBBHIIQQQQ")
+_CHECKSUM_BYTES = 8
+
+
+def sparse(density: float, levels: int, **last: Any) -> tuple[CodecSpec, ...]:
+    """The chain of residuals, as the policy makes it."""
+    return (
+        CodecSpec("topk", {"density": density}),
+        CodecSpec("ternary", {"levels": levels, "scope": "global"}),
+        CodecSpec("uniform", {"roles": REST}),
+        CodecSpec("entropy", last),
+    )
+
+
+CHAINS: dict[str, tuple[CodecSpec, ...]] = {
+    "residual, ans": sparse(0.1, 1, coder="ans"),
+    "residual, rans": sparse(0.3, 4, coder="rans"),
+    "uniform 8, entropy": (CodecSpec("uniform", {"granularity": "channel"}), CodecSpec("entropy")),
+    "uniform 8, rans": (CodecSpec("uniform", {"signed": "auto"}), CodecSpec("entropy", {"coder": "rans"})),
+    "uniform 4, pack": (CodecSpec("uniform", {"bits": 4}), CodecSpec("pack", {"bits": 4})),
+    "float16, lz4": (CodecSpec("float16"), CodecSpec("lz4")),
+    "topk, lz4": (CodecSpec("topk", {"density": 0.2, "scope": "normalised"}), CodecSpec("lz4", {"level": 3})),
+    "topk, auto": (*sparse(0.05, 2)[:3], CodecSpec("auto", {"among": ["rans", "entropy", "lz4", "identity"]})),
+    "auto": (CodecSpec("auto"),),
+    "identity": (),
+    "lz4": (CodecSpec("lz4"),),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One receiver. ``read`` gives arrays or raises; ``wanted``: what they must be; ``layout``: what a packet holds."""
+
+    name: str
+    packets: tuple[Array, ...]
+    read: Callable[[Array], Arrays]
+    wanted: tuple[ArraySpec, ...]
+    layout: tuple[ArraySpec, ...] = field(repr=False)
+    symbols: tuple[ArraySpec, ...] = field(
+        repr=False, default=()
+    )  # what goes into the entropy coder, where there is one
+
+    @property
+    def items(self) -> int:
+        """Entries of all tensors that are expected."""
+        return sum(spec.items for spec in self.wanted)
+
+
+def tensors(seed: int) -> dict[str, Array]:
+    """A model of 1,265 weights; large entries crowd into some rows, as in an update."""
+    generator = np.random.default_rng(seed)
+    found = {}
+    for name, shape in SHAPES.items():
+        array = generator.standard_normal(shape).astype("<f4") if shape else np.array(0.75, "<f4")
+        rows = np.exp2(generator.integers(-3, 3, shape[:1])).astype("<f4") if shape else np.float32(1)
+        found[name] = np.asarray(array * np.reshape(rows, (-1,) + (1,) * (len(shape) - 1)) if shape else array)
+    found["norm.mean"] = np.abs(found["norm.mean"])
+    return found
+
+
+EXPECTED = specs_of(tensors(0), ROLES)
+
+
+def cases() -> dict[str, Case]:
+    """Every chain as a memoryless packet, as an update and as a broadcast residual; dense and agreed models."""
+    found = []
+    for name, specs in CHAINS.items():
+        codec = make_codec(specs)
+        symbols = make_codec(specs[:-1]).layout(EXPECTED) if specs and specs[-1].name == "entropy" else ()
+        of_chain = [_plain(name, codec), _update(name, codec, FLOAT), _broadcast(name, codec)]
+        found += [replace(case, symbols=symbols) for case in of_chain]
+    found += [_update("lz4", make_codec(CHAINS["lz4"]), BITS), _update("identity", Identity(), BITS)]
+    found += [_start("dense"), _start("agreed")]
+    return {case.name: case for case in found}
+
+
+def _plain(name: str, codec: Codec) -> Case:
+    """Tensors without memory."""
+    context = context_for(EXPECTED, seed=5)
+    packets = tuple(seal(tensors(n), codec=codec, context=context, stamp=PLAIN_STAMP)[0] for n in range(3))
+
+    def read(packet: Array) -> Arrays:
+        return unseal(packet, codec=codec, expected=EXPECTED, context=context, stamp=PLAIN_STAMP, finite=True)
+
+    return Case(name, packets, read, EXPECTED, codec.layout(EXPECTED))
+
+
+def _update(name: str, codec: Codec, residual: Residual) -> Case:
+    """Residuals of a device's model, to the server."""
+    context = context_for(EXPECTED, seed=5)
+    prediction = tensors(100)
+    stamp = Stamp(kind=PacketKind.UPDATE, version=2, plan=7, state_hash=hash_arrays(prediction))
+    packets = tuple(
+        seal(difference(tensors(n), prediction, residual), codec=codec, context=context, stamp=stamp)[0]
+        for n in range(3)
+    )
+
+    def read(packet: Array) -> Arrays:
+        return receive_update(
+            packet,
+            prediction=prediction,
+            residual=residual,
+            codec=codec,
+            expected=EXPECTED,
+            context=context,
+            stamp=stamp,
+        )[1]
+
+    layout = codec.layout(carried(EXPECTED, residual))
+    return Case(f"update of {residual.arithmetic} by {name}", packets, read, EXPECTED, layout)
+
+
+def _broadcast(name: str, codec: Codec) -> Case:
+    """Residuals of the server's model, to a device that holds the one before."""
+    first, context = Model.of(1, tensors(200)), context_for(EXPECTED, seed=2)
+    packets = tuple(
+        seal_model(tensors(n), 2, memory=Memory(models=[first]), residual=DOWN, codec=codec, context=context)[0]
+        for n in range(3)
+    )
+    return Case(
+        f"broadcast by {name}", packets, _receiver(first, DOWN, codec, version=2), EXPECTED, codec.layout(EXPECTED)
+    )
+
+
+def _start(how: str) -> Case:
+    """A whole model, or one that follows from a seed, to a device that holds another."""
+    model, context = Model.of(2, tensors(1)), context_for(EXPECTED, seed=2)
+    packet = seal_dense(model, codec=Identity(), context=context) if how == "dense" else seal_agreed(model)
+    read = _receiver(Model.of(1, tensors(200)), DOWN, Identity(), version=2)
+    return Case(f"{how} model", (packet,), read, EXPECTED, EXPECTED if how == "dense" else ())
+
+
+def _receiver(first: Model, residual: Residual, codec: Codec, *, version: int) -> Callable[[Array], Arrays]:
+    """A device's end; it must hold what it held after any failure."""
+
+    def read(packet: Array) -> Arrays:
+        end = DeviceEnd(memory=Memory(models=[first]))
+        try:
+            return receive_models(
+                end,
+                [packet],
+                version=version,
+                residual=residual,
+                codec=codec,
+                expected=EXPECTED,
+                agreed=lambda: tensors(1),
+            ).arrays
+        finally:
+            last = end.memory.models[-1]
+            assert last is first or last.version == version
+
+    return read
+
+
+def resealed(packet: Array) -> Array:
+    """The same with a checksum that fits."""
+    if packet.nbytes < _CHECKSUM_BYTES:
+        return packet
+    packet = packet.copy()
+    packet[-_CHECKSUM_BYTES:] = np.frombuffer(xxhash.xxh3_64_digest(packet[:-_CHECKSUM_BYTES].data), np.uint8)
+    return packet
+
+
+def taken_apart(packet: Array, layout: tuple[ArraySpec, ...]) -> tuple[list[Any], list[bytes]]:
+    """The fixed part of a sound packet, and the bytes of its arrays."""
+    fixed = list(_FIXED.unpack_from(packet.data))
+    lengths = iter(msgspec.msgpack.decode(packet[_FIXED.size : _FIXED.size + fixed[4]].tobytes()))
+    position, arrays = _FIXED.size + -(-fixed[4] // 8) * 8, []
+    for spec in layout:
+        width = np.dtype(spec.dtype).itemsize
+        position = -(-position // width) * width
+        size = spec.num_bytes if spec.exact else next(lengths)
+        arrays.append(packet[position : position + size].tobytes())
+        position += size
+    return fixed, arrays
+
+
+def put_together(fixed: list[Any], arrays: list[bytes], layout: tuple[ArraySpec, ...]) -> Array:
+    """A packet whose header and sizes fit these arrays, and whose checksum fits all."""
+    header = msgspec.msgpack.encode([len(a) for a, spec in zip(arrays, layout, strict=True) if not spec.exact])
+    body = bytearray(header + bytes(-len(header) % 8))
+    start = len(body)
+    for data, spec in zip(arrays, layout, strict=True):
+        body += bytes(-(_FIXED.size + len(body)) % np.dtype(spec.dtype).itemsize) + data
+    fixed = [*fixed[:4], len(header), *fixed[5:9], len(body) - start]
+    return resealed(np.frombuffer(_FIXED.pack(*fixed) + bytes(body) + bytes(_CHECKSUM_BYTES), np.uint8))
+
+
+Mutation = Callable[[np.random.Generator, Array, Case], Array]
+
+
+def flip_bits(rng: np.random.Generator, packet: Array, case: Case) -> Array:
+    """One to eight bits, anywhere before the checksum."""
+    found = packet.copy()
+    for _ in range(int(rng.integers(1, 9))):
+        found[int(rng.integers(packet.nbytes - _CHECKSUM_BYTES))] ^= np.uint8(1 << int(rng.integers(8)))
+    return found
+
+
+def overwrite(rng: np.random.Generator, packet: Array, case: Case) -> Array:
+    """A run of bytes by noise, zeros or ones."""
+    found = packet.copy()
+    start = int(rng.integers(packet.nbytes))
+    size = min(int(rng.integers(1, 33)), packet.nbytes - start)
+    found[start : start + size] = (rng.integers(0, 256, size), 0, 255)[int(rng.integers(3))]
+    return found
+
+
+def truncate(rng: np.random.Generator, packet: Array, case: Case) -> Array:
+    """Its beginning."""
+    return packet[: int(rng.integers(packet.nbytes))]
+
+
+def extend(rng: np.random.Generator, packet: Array, case: Case) -> Array:
+    """More bytes at the end."""
+    return np.append(packet, rng.integers(0, 256, int(rng.integers(1, 65))).astype(np.uint8))
+
+
+def splice(rng: np.random.Generator, packet: Array, case: Case) -> Array:
+    """The beginning of one packet and the end of another."""
+    other = case.packets[int(rng.integers(len(case.packets)))]
+    start = int(rng.integers(packet.nbytes))
+    if rng.random() < 0.5:  # cut at the same place, so that the size may be right
+        return np.concatenate([packet[:start], other[start:]])
+    return np.concatenate([packet[:start], other[int(rng.integers(other.nbytes)) :]])
+
+
+def lengths(rng: np.random.Generator, packet: Array, case: Case) -> Array:
+    """Other lengths in the header: swapped, a little off, or enormous; and other claims of the fixed part."""
+    fixed, arrays = taken_apart(packet, case.layout)
+    sizes = [len(a) for a, spec in zip(arrays, case.layout, strict=True) if not spec.exact]
+    how = int(rng.integers(4))
+    if how == 0:
+        rng.shuffle(sizes)
+    elif how == 1 and sizes:
+        sizes[int(rng.integers(len(sizes)))] += int(rng.integers(-9, 10))
+    elif how == 2 and sizes:
+        sizes[int(rng.integers(len(sizes)))] = (-1, 2**31, 2**40, 2**62)[int(rng.integers(4))]
+    else:
+        sizes += [0] * int(rng.integers(1, 4))
+    header = msgspec.msgpack.encode(sizes)
+    body = packet[_FIXED.size + -(-fixed[4] // 8) * 8 :]
+    fixed[4] = len(header)
+    if rng.random() < 0.2:
+        fixed[9] = (0, 2**31, 2**62, 2**64 - 1)[int(rng.integers(4))]
+    head = np.frombuffer(_FIXED.pack(*fixed) + header + bytes(-len(header) % 8), np.uint8)
+    return np.concatenate([head, body])
+
+
+def stamp(rng: np.random.Generator, packet: Array, case: Case) -> Array:
+    """Another kind, version, plan, attempt, sequence or hash."""
+    fixed, arrays = taken_apart(packet, case.layout)
+    which, bits = ((1, 8), (2, 8), (3, 16), (5, 32), (6, 64), (7, 64), (8, 64))[int(rng.integers(7))]
+    fixed[which] = int(rng.integers(0, 12)) if rng.random() < 0.7 else int(rng.integers(0, 2**63)) % 2**bits
+    return put_together(fixed, arrays, case.layout)
+
+
+def contents(rng: np.random.Generator, packet: Array, case: Case) -> Array:
+    """One array by noise, cut, lengthened, or with a new middle; header and sizes follow where they may."""
+    fixed, arrays = taken_apart(packet, case.layout)
+    if not arrays:
+        return packet
+    which = _any_array(rng, case.layout)
+    data, spec = bytearray(arrays[which]), case.layout[which]
+    how = int(rng.integers(5))
+    at = int(rng.integers(len(data) + 1))
+    if how == 0:
+        data = bytearray(rng.bytes(len(data)))
+    elif how == 1:
+        data = data[:at] + rng.bytes(len(data) - at)
+    elif how == 2 and not spec.exact:
+        data = data[:at]
+    elif how == 3 and not spec.exact:
+        data = data[:at] + rng.bytes(int(rng.integers(1, 9))) + data[at:]
+    else:
+        for _ in range(int(rng.integers(1, 4))):
+            if data:
+                data[int(rng.integers(min(len(data), 40)))] = int(rng.integers(256))
+    arrays[which] = bytes(data[: spec.num_bytes])
+    return put_together(fixed, arrays, case.layout)
+
+
+def noise(rng: np.random.Generator, packet: Array, case: Case) -> Array:
+    """A payload of nothing but noise, of legal lengths; an entropy coder's first bytes may be right."""
+    fixed, arrays = taken_apart(packet, case.layout)
+    found = []
+    for data, spec in zip(arrays, case.layout, strict=True):
+        size = spec.num_bytes if spec.exact else int(rng.integers(spec.num_bytes + 1))
+        head = data[: int(rng.integers(4))] if rng.random() < 0.7 else b""
+        size -= size % np.dtype(spec.dtype).itemsize
+        found.append((head + rng.bytes(size))[:size])
+    return put_together(fixed, found, case.layout)
+
+
+def swap_arrays(rng: np.random.Generator, packet: Array, case: Case) -> Array:
+    """One array of another packet of the same receiver: each is sound, together they are not."""
+    fixed, arrays = taken_apart(packet, case.layout)
+    _, others = taken_apart(case.packets[int(rng.integers(len(case.packets)))], case.layout)
+    if arrays:
+        which = _any_array(rng, case.layout)
+        arrays[which] = others[which]
+    return put_together(fixed, arrays, case.layout)
+
+
+class _Tampering(StageWriter):
+    """An entropy coder's sender that writes other symbols than it has to, each legal where it stands."""
+
+    def __init__(self, name: CoderName, rng: np.random.Generator, share: float) -> None:
+        super().__init__(name)
+        self._rng, self._share = rng, share
+
+    def put(self, *pieces: tuple[Symbols, Table | int]) -> None:
+        super().put(*((self._tampered(symbols, table), table) for symbols, table in pieces))
+
+    def _tampered(self, symbols: Symbols, table: Table | int) -> Symbols:
+        found = np.array(symbols, np.int64)
+        at = np.flatnonzero(self._rng.random(found.size) < self._share)
+        if isinstance(table, int):
+            largest = (1 << table) - 1
+            found[at] = self._rng.choice([0, largest, int(self._rng.integers(largest + 1))], at.size)
+        else:
+            found[at] = self._rng.choice(np.flatnonzero(table), at.size)
+        return found
+
+
+def tamper(rng: np.random.Generator, packet: Array, case: Case) -> Array:
+    """What a sender makes who knows the entropy coder, and lies in a few of its numbers. (Others: as ``contents``.)"""
+    if not case.symbols:
+        return contents(rng, packet, case)
+    fixed, arrays = taken_apart(packet, case.layout)
+    which = next(i for i, spec in enumerate(case.layout) if spec.name == CODED)
+    coded = {spec.name: np.frombuffer(a, spec.dtype) for a, spec in zip(arrays, case.layout, strict=True)}
+    sound = Entropy().decode(coded, expected=case.symbols, context=NO_CONTEXT)
+    described, shared = look([sound[s.name] for s in case.symbols if is_symbols(s.name, s.dtype)])
+    writer = _Tampering(("ans", "rans")[int(rng.integers(2))], rng, (0.003, 0.03, 0.3)[int(rng.integers(3))])
+    stream.put(writer, described, shared)
+    arrays[which] = writer.finish()[: case.layout[which].num_bytes].tobytes()
+    return put_together(fixed, arrays, case.layout)
+
+
+def _any_array(rng: np.random.Generator, layout: tuple[ArraySpec, ...]) -> int:
+    """One of the arrays, every second time one of those whose size depends on the data."""
+    varying = [i for i, spec in enumerate(layout) if not spec.exact]
+    if varying and rng.random() < 0.5:
+        return varying[int(rng.integers(len(varying)))]
+    return int(rng.integers(len(layout)))
+
+
+MUTATIONS: Mapping[str, Mutation] = {
+    mutation.__name__: mutation
+    for mutation in (
+        flip_bits,
+        overwrite,
+        truncate,
+        extend,
+        splice,
+        lengths,
+        stamp,
+        contents,
+        noise,
+        swap_arrays,
+        tamper,
+    )
+}
+
+
+def mutated(case: Case, seed: tuple[int, ...], names: tuple[str, ...] = tuple(MUTATIONS)) -> Array:
+    """The packet that these numbers name: one of the case's own, after one or two of these mutations."""
+    rng = np.random.default_rng(seed)
+    packet = case.packets[int(rng.integers(len(case.packets)))]
+    packet = MUTATIONS[names[int(rng.integers(len(names)))]](rng, packet, case)
+    if rng.random() < 0.3 and packet.nbytes > _FIXED.size + _CHECKSUM_BYTES:
+        packet = (flip_bits, overwrite)[int(rng.integers(2))](rng, packet, case)
+    return resealed(packet) if rng.random() < 0.9 else packet
+
+
+def fault_of(case: Case, found: Arrays) -> str:
+    """What is wrong with arrays that a receiver accepted; "" for nothing."""
+    kinds = {name: (array.dtype.str, array.shape) for name, array in found.items()}
+    wanted = {spec.name: (spec.dtype, spec.shape) for spec in case.wanted}
+    if kinds != wanted:
+        return f"{case.name} gave {kinds}, where {wanted} are expected"
+    bad = [name for name, array in found.items() if not np.isfinite(array).all()]
+    return f"{case.name} gave NaN or infinity in {bad}" if bad else ""

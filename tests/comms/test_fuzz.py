@@ -1,0 +1,67 @@
+"""A receiver of mutated packets raises a ``PacketError`` or gives arrays of the expected shapes: nothing else, in little memory.
+
+(Warnings are errors here, so that "nothing else" includes them. benchmarks/soak_packets.py does the same a million times.)
+"""
+
+import tracemalloc
+
+import pytest
+from fedbonsai.comms.errors import PacketError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from .mutations import MUTATIONS, Case, cases, fault_of, mutated, put_together, taken_apart
+
+CASES = cases()
+PEAK_BYTES = 4 * 2**20  # and 64 for each item
+
+
+def read(case: Case, packet: object) -> tuple[str, int]:
+    """What is wrong with how a packet was taken, and the most memory that this took."""
+    tracemalloc.start()
+    try:
+        fault = fault_of(case, case.read(packet))
+    except PacketError:
+        fault = ""
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return fault, peak
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_sound_packets_are_read_and_can_be_taken_apart(case: Case) -> None:
+    for packet in case.packets:
+        assert fault_of(case, case.read(packet)) == ""
+        assert put_together(*taken_apart(packet, case.layout), case.layout).tobytes() == packet.tobytes()
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+@given(name=st.sampled_from(list(CASES)), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_mutated_packets(mutation: str, name: str, seed: int) -> None:
+    case = CASES[name]
+    fault, peak = read(case, mutated(case, (seed,), (mutation,)))
+    assert fault == ""
+    assert peak < PEAK_BYTES + 64 * case.items
+
+
+def test_mutants_are_named_for_ever_and_come_to_every_end() -> None:
+    """Else the property above would say little."""
+    outcomes, accepted = set(), set()
+    for seed in range(60):
+        for mutation in MUTATIONS:
+            case = CASES[list(CASES)[(seed * 7) % len(CASES)]]
+            packet = mutated(case, (seed,), (mutation,))
+            assert packet.tobytes() == mutated(case, (seed,), (mutation,)).tobytes()
+            try:
+                case.read(packet)
+            except PacketError as error:
+                outcomes.add(type(error))
+            else:
+                if all(packet.tobytes() != sound.tobytes() for sound in case.packets):
+                    accepted.add(mutation)
+    assert outcomes == set(PacketError.__subclasses__())
+    # Lies that fit are taken for true: no checksum tells them from what another device might have sent.
+    assert {"contents", "tamper"} <= accepted
+    assert not {"truncate", "extend"} & accepted
