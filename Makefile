@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 LIBRARY := actors clusters comms learning policies runtime
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check lint types format clean
+.PHONY: help install run test soak check lint types format clean
 
 help: ## print this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -30,6 +30,9 @@ run: $(BIN)/.installed ## train on the bundled digits over eight unequal devices
 
 test: $(BIN)/.installed-dev ## run the tests
 	$(BIN)/python -m pytest
+
+soak: $(BIN)/.installed ## read a million mutated packets, in about half an hour on two cores
+	$(BIN)/python benchmarks/soak_packets.py --save
 
 lint: $(BIN)/.installed-dev
 	$(BIN)/ruff check .

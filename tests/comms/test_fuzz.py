@@ -1,6 +1,6 @@
-"""A receiver of mutated packets raises a ``PacketError`` or gives arrays of the expected shapes: nothing else, in little memory.
+"""A receiver of mutated packets raises a ``PacketError`` or gives arrays of the expected shapes, in little memory.
 
-(Warnings are errors here, so that "nothing else" includes them. benchmarks/soak_packets.py does the same a million times.)
+(Warnings are errors here, so there are none of them either. benchmarks/soak_packets.py does the same a million times.)
 """
 
 import tracemalloc
@@ -10,7 +10,8 @@ from fedbonsai.comms.errors import PacketError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .mutations import MUTATIONS, Case, cases, fault_of, mutated, put_together, taken_apart
+from .mutations import MUTATIONS, mutated, put_together, taken_apart
+from .receivers import Case, cases, fault_of
 
 CASES = cases()
 PEAK_BYTES = 4 * 2**20  # and 64 for each item

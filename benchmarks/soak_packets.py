@@ -1,0 +1,201 @@
+"""A million mutated packets against every receiver: no crash, no hang, no memory beyond the bound, no exception but its own.
+
+    python benchmarks/soak_packets.py [--packets 1000000] [--jobs 2] [--seed 0] [--save]
+
+Receivers and mutations are those of tests/comms/receivers.py and mutations.py. Each packet is named by (seed, number), and
+can be made again by them: ``--packets 1 --first NUMBER`` reads that one alone. Packets are read by child processes that the
+kernel holds to the bounds: ``CPU_S`` of processor time for each packet (a signal that ends the process, also from within
+C), and ``HEADROOM_BYTES`` of memory above what a child has when it starts. One packet in ``TRACE_EVERY`` is read with every
+allocation traced, and must stay below ``PEAK_BYTES`` and 64 bytes for each item. A child that dies costs one fault, the
+packet that it was reading; its other packets are read again. Faults are told as they occur, and counted in the last line
+(JSON); the exit code is then 1.
+"""
+
+import argparse
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+import tracemalloc
+import warnings
+from collections import Counter
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = "1"  # before numpy is imported: a process with threads must not be forked
+
+from common import finish  # noqa: E402
+from fedbonsai.comms.errors import PacketError  # noqa: E402
+from fedbonsai.tests.comms.mutations import mutated  # noqa: E402
+from fedbonsai.tests.comms.receivers import Case, cases, fault_of  # noqa: E402
+
+CPU_S = 2.0
+SILENT_S = 60.0  # of a child that neither works nor answers
+HEADROOM_BYTES = 32 * 2**20
+PEAK_BYTES = 4 * 2**20
+TRACE_EVERY = 50
+CHUNK = 2000
+SHOWN_FAULTS = 20
+
+
+class Found(NamedTuple):
+    """What a child tells: outcomes by name, faults as (number, words), largest traced peak, slowest packet."""
+
+    outcomes: Counter[str]
+    faults: list[tuple[int, str]]
+    peak_bytes: int
+    slowest_s: float
+
+
+class Child(NamedTuple):
+    """A process at work on packets from ``start`` to ``end``; ``at`` is the number of the one that it is reading."""
+
+    process: Any
+    pipe: Connection
+    at: Any
+    start: int
+    end: int
+
+
+def read(case: Case, packet: Any, *, traced: bool) -> tuple[str, int]:
+    """The outcome of one packet, and the peak of memory where it is traced. Faults raise."""
+    peak = 0
+    if traced:
+        tracemalloc.start()
+    try:
+        try:
+            fault = fault_of(case, case.read(packet))
+            outcome = "accepted"
+        except PacketError as error:
+            fault, outcome = "", type(error).__name__
+        if traced:
+            peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert not fault, fault
+    assert peak < PEAK_BYTES + 64 * case.items, f"{peak} bytes were allocated for {case.items} items"
+    return outcome, peak
+
+
+def work(pipe: Connection, at: Any, found_cases: list[Case], seed: int, first: int, end: int) -> None:
+    """A child's life: packets from ``first`` to ``end``."""
+    warnings.simplefilter("error")
+    bounded_memory()
+    outcomes: Counter[str] = Counter()
+    faults, peak_bytes, slowest_s = [], 0, 0.0
+    for number in range(first, end):
+        at.value = number
+        case = found_cases[number % len(found_cases)]
+        packet = mutated(case, (seed, number))
+        started = time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, CPU_S)
+        try:
+            outcome, peak = read(case, packet, traced=number % TRACE_EVERY == 0)
+            outcomes[outcome] += 1
+            peak_bytes = max(peak_bytes, peak)
+        except BaseException as error:  # a fault is whatever comes out, a panic of a library in Rust included
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{os.path.basename(where.filename)}:{where.lineno}"
+            faults.append((number, f"{case.name}: {type(error).__name__} at {place}: {error}"))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        slowest_s = max(slowest_s, time.process_time() - started)
+    pipe.send(Found(outcomes, faults, peak_bytes, slowest_s))
+
+
+def bounded_memory() -> None:
+    """From here on, an allocation that takes this process more than ``HEADROOM_BYTES`` above what it has fails."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        data = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
+    resource.setrlimit(resource.RLIMIT_DATA, (data + HEADROOM_BYTES, data + HEADROOM_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def soak(*, seed: int, first: int, packets: int, jobs: int) -> dict[str, Any]:
+    """All packets, by ``jobs`` processes at a time."""
+    found_cases = list(cases().values())
+    for case in found_cases:  # what is made at the first use is made before the fork
+        for packet in case.packets:
+            read(case, packet, traced=False)
+    fork = multiprocessing.get_context("fork")
+    waiting = [(start, min(start + CHUNK, first + packets)) for start in range(first, first + packets, CHUNK)][::-1]
+    children: list[Child] = []
+    total, seen, started, told = Found(Counter(), [], 0, 0.0), {}, time.perf_counter(), 0.0
+    while waiting or children:
+        while waiting and len(children) < jobs:
+            start, end = waiting.pop()
+            pipe, theirs = fork.Pipe(duplex=False)
+            at = fork.Value("q", start, lock=False)
+            process = fork.Process(target=work, args=(theirs, at, found_cases, seed, start, end), daemon=True)
+            process.start()
+            theirs.close()
+            children.append(Child(process, pipe, at, start, end))
+        wait([child.pipe for child in children], timeout=1.0)
+        now = time.perf_counter()
+        for child in list(children):
+            if child.pipe.poll():  # it has answered, or died
+                children.remove(child)
+                total = after(child, total, waiting)
+            elif seen.setdefault(child.process.pid, (child.at.value, now))[0] != child.at.value:
+                seen[child.process.pid] = child.at.value, now
+            elif now - seen[child.process.pid][1] > SILENT_S:
+                child.process.kill()
+        done = sum(total.outcomes.values()) + len(total.faults)
+        if now - told > 30 or not (waiting or children):
+            told = now
+            rate = done / (now - started)
+            print(f"{done:,} of {packets:,} packets, {len(total.faults)} faults, {rate:,.0f} a second", flush=True)
+    seconds = time.perf_counter() - started
+    return {
+        "packets": packets,
+        "faults": len(total.faults),
+        "first_faults": [f"({seed}, {number}) {words}" for number, words in sorted(total.faults)[:SHOWN_FAULTS]],
+        "outcomes": dict(total.outcomes.most_common()),
+        "receivers": len(found_cases),
+        "items": found_cases[0].items,
+        "traced_peak_bytes": total.peak_bytes,
+        "traced_bound_bytes": PEAK_BYTES + 64 * found_cases[0].items,
+        "headroom_bytes": HEADROOM_BYTES,
+        "slowest_cpu_s": round(total.slowest_s, 4),
+        "bound_cpu_s": CPU_S,
+        "seconds": round(seconds, 1),
+        "packets_per_s": round(packets / seconds, 1),
+    }
+
+
+def after(child: Child, total: Found, waiting: list[tuple[int, int]]) -> Found:
+    """The total with what a child found; where it died, all its packets are read again but the one that it died of."""
+    try:
+        found: Found = child.pipe.recv()
+        child.process.join()
+    except EOFError:
+        child.process.join()
+        number, code = int(child.at.value), child.process.exitcode
+        how = "took too long" if code in (-signal.SIGPROF, -signal.SIGKILL) else "died"
+        found = Found(Counter(), [(number, f"its process {how} (exit code {code})")], 0, 0.0)
+        parts = ((child.start, number), (number + 1, child.end))
+        waiting.extend((start, end) for start, end in parts if start < end)
+    for number, words in found.faults:
+        print(f"fault at packet {number}: {words}", file=sys.stderr, flush=True)
+    return Found(
+        total.outcomes + found.outcomes,
+        total.faults + found.faults,
+        max(total.peak_bytes, found.peak_bytes),
+        max(total.slowest_s, found.slowest_s),
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--packets", type=int, default=1_000_000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--save", action="store_true")
+    options = parser.parse_args()
+    result = soak(seed=options.seed, first=options.first, packets=options.packets, jobs=options.jobs)
+    finish(result, name="soak_packets", save=options.save)
+    sys.exit(1 if result["faults"] else 0)

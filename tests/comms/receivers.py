@@ -1,0 +1,190 @@
+"""Receivers of packets of every chain in use, each with sound packets for it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from fedbonsai.comms.broadcast import seal_agreed, seal_dense, seal_model
+from fedbonsai.comms.codecs import Array, Arrays, ArraySpec, Codec, CodecSpec, Identity, specs_of
+from fedbonsai.comms.link import DeviceEnd, Memory, Model
+from fedbonsai.comms.make_codec import make_codec
+from fedbonsai.comms.packet import PacketKind, Stamp, seal, unseal
+from fedbonsai.comms.predict import Residual, carried, difference, hash_arrays
+from fedbonsai.comms.receive import context_for, receive_models, receive_update
+
+SHAPES = {
+    "conv.weight": (8, 3, 3, 3),
+    "dense.weight": (4, 256),
+    "out.weight": (3, 4),
+    "dense.bias": (4,),
+    "scale": (),
+    "none.weight": (0, 2),
+    "norm.mean": (8,),
+}
+ROLES = {name: "weight" if name.endswith("weight") else "vector" for name in SHAPES} | {"norm.mean": "statistic"}
+REST = ["vector", "statistic"]
+PLAIN_STAMP = Stamp(kind=PacketKind.WEIGHTS, version=3)
+FLOAT = Residual(rule="delta")
+BITS = Residual(rule="delta", arithmetic="bits")
+DOWN = Residual(rule="stationary", feedback=True)
+
+
+def sparse(density: float, levels: int, **last: Any) -> tuple[CodecSpec, ...]:
+    """The chain of residuals, as the policy makes it."""
+    return (
+        CodecSpec("topk", {"density": density}),
+        CodecSpec("ternary", {"levels": levels, "scope": "global"}),
+        CodecSpec("uniform", {"roles": REST}),
+        CodecSpec("entropy", last),
+    )
+
+
+CHAINS: dict[str, tuple[CodecSpec, ...]] = {
+    "residual, ans": sparse(0.1, 1, coder="ans"),
+    "residual, rans": sparse(0.3, 4, coder="rans"),
+    "uniform 8, entropy": (CodecSpec("uniform", {"granularity": "channel"}), CodecSpec("entropy")),
+    "uniform 8, rans": (CodecSpec("uniform", {"signed": "auto"}), CodecSpec("entropy", {"coder": "rans"})),
+    "uniform 4, pack": (CodecSpec("uniform", {"bits": 4}), CodecSpec("pack", {"bits": 4})),
+    "float16, lz4": (CodecSpec("float16"), CodecSpec("lz4")),
+    "topk, lz4": (CodecSpec("topk", {"density": 0.2, "scope": "normalised"}), CodecSpec("lz4", {"level": 3})),
+    "topk, auto": (*sparse(0.05, 2)[:3], CodecSpec("auto", {"among": ["rans", "entropy", "lz4", "identity"]})),
+    "auto": (CodecSpec("auto"),),
+    "identity": (),
+    "lz4": (CodecSpec("lz4"),),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One receiver. ``read`` gives arrays or raises; ``wanted``: what they must be; ``layout``: what a packet holds."""
+
+    name: str
+    packets: tuple[Array, ...]
+    read: Callable[[Array], Arrays]
+    wanted: tuple[ArraySpec, ...]
+    layout: tuple[ArraySpec, ...] = field(repr=False)
+    symbols: tuple[ArraySpec, ...] = field(
+        repr=False, default=()
+    )  # what goes into the entropy coder, where there is one
+
+    @property
+    def items(self) -> int:
+        """Entries of all tensors that are expected."""
+        return sum(spec.items for spec in self.wanted)
+
+
+def tensors(seed: int) -> dict[str, Array]:
+    """A model of 1,265 weights; large entries crowd into some rows, as in an update."""
+    generator = np.random.default_rng(seed)
+    found = {}
+    for name, shape in SHAPES.items():
+        array = generator.standard_normal(shape).astype("<f4") if shape else np.array(0.75, "<f4")
+        rows = np.exp2(generator.integers(-3, 3, shape[:1])).astype("<f4") if shape else np.float32(1)
+        found[name] = np.asarray(array * np.reshape(rows, (-1,) + (1,) * (len(shape) - 1)) if shape else array)
+    found["norm.mean"] = np.abs(found["norm.mean"])
+    return found
+
+
+EXPECTED = specs_of(tensors(0), ROLES)
+
+
+def cases() -> dict[str, Case]:
+    """Every chain as a memoryless packet, as an update and as a broadcast residual; dense and agreed models."""
+    found = []
+    for name, specs in CHAINS.items():
+        codec = make_codec(specs)
+        symbols = make_codec(specs[:-1]).layout(EXPECTED) if specs and specs[-1].name == "entropy" else ()
+        of_chain = [_plain(name, codec), _update(name, codec, FLOAT), _broadcast(name, codec)]
+        found += [replace(case, symbols=symbols) for case in of_chain]
+    found += [_update("lz4", make_codec(CHAINS["lz4"]), BITS), _update("identity", Identity(), BITS)]
+    found += [_start("dense"), _start("agreed")]
+    return {case.name: case for case in found}
+
+
+def _plain(name: str, codec: Codec) -> Case:
+    """Tensors without memory."""
+    context = context_for(EXPECTED, seed=5)
+    packets = tuple(seal(tensors(n), codec=codec, context=context, stamp=PLAIN_STAMP)[0] for n in range(3))
+
+    def read(packet: Array) -> Arrays:
+        return unseal(packet, codec=codec, expected=EXPECTED, context=context, stamp=PLAIN_STAMP, finite=True)
+
+    return Case(name, packets, read, EXPECTED, codec.layout(EXPECTED))
+
+
+def _update(name: str, codec: Codec, residual: Residual) -> Case:
+    """Residuals of a device's model, to the server."""
+    context = context_for(EXPECTED, seed=5)
+    prediction = tensors(100)
+    stamp = Stamp(kind=PacketKind.UPDATE, version=2, plan=7, state_hash=hash_arrays(prediction))
+    packets = tuple(
+        seal(difference(tensors(n), prediction, residual), codec=codec, context=context, stamp=stamp)[0]
+        for n in range(3)
+    )
+
+    def read(packet: Array) -> Arrays:
+        return receive_update(
+            packet,
+            prediction=prediction,
+            residual=residual,
+            codec=codec,
+            expected=EXPECTED,
+            context=context,
+            stamp=stamp,
+        )[1]
+
+    layout = codec.layout(carried(EXPECTED, residual))
+    return Case(f"update of {residual.arithmetic} by {name}", packets, read, EXPECTED, layout)
+
+
+def _broadcast(name: str, codec: Codec) -> Case:
+    """Residuals of the server's model, to a device that holds the one before."""
+    first, context = Model.of(1, tensors(200)), context_for(EXPECTED, seed=2)
+    packets = tuple(
+        seal_model(tensors(n), 2, memory=Memory(models=[first]), residual=DOWN, codec=codec, context=context)[0]
+        for n in range(3)
+    )
+    return Case(
+        f"broadcast by {name}", packets, _receiver(first, DOWN, codec, version=2), EXPECTED, codec.layout(EXPECTED)
+    )
+
+
+def _start(how: str) -> Case:
+    """A whole model, or one that follows from a seed, to a device that holds another."""
+    model, context = Model.of(2, tensors(1)), context_for(EXPECTED, seed=2)
+    packet = seal_dense(model, codec=Identity(), context=context) if how == "dense" else seal_agreed(model)
+    read = _receiver(Model.of(1, tensors(200)), DOWN, Identity(), version=2)
+    return Case(f"{how} model", (packet,), read, EXPECTED, EXPECTED if how == "dense" else ())
+
+
+def _receiver(first: Model, residual: Residual, codec: Codec, *, version: int) -> Callable[[Array], Arrays]:
+    """A device's end; it must hold what it held after any failure."""
+
+    def read(packet: Array) -> Arrays:
+        end = DeviceEnd(memory=Memory(models=[first]))
+        try:
+            return receive_models(
+                end,
+                [packet],
+                version=version,
+                residual=residual,
+                codec=codec,
+                expected=EXPECTED,
+                agreed=lambda: tensors(1),
+            ).arrays
+        finally:
+            last = end.memory.models[-1]
+            assert last is first or last.version == version
+
+    return read
+
+
+def fault_of(case: Case, found: Arrays) -> str:
+    """What is wrong with arrays that a receiver accepted; "" for nothing."""
+    kinds = {name: (array.dtype.str, array.shape) for name, array in found.items()}
+    wanted = {spec.name: (spec.dtype, spec.shape) for spec in case.wanted}
+    if kinds != wanted:
+        return f"{case.name} gave {kinds}, where {wanted} are expected"
+    bad = [name for name, array in found.items() if not np.isfinite(array).all()]
+    return f"{case.name} gave NaN or infinity in {bad}" if bad else ""
