@@ -11,7 +11,7 @@ import msgspec
 import torch
 
 from ..comms.channel import Channel
-from ..comms.codecs import Array, Arrays, ArraySpec, CodecSpec
+from ..comms.codecs import Array, Arrays, ArraySpec
 from ..comms.errors import MismatchedPacket
 from ..comms.link import State
 from ..comms.make_codec import make_codec
@@ -26,7 +26,7 @@ from ..learning.optimisers import ServerOptimiser, server_step
 from ..learning.part import down_tensors, up_tensors
 from ..learning.spec import Training
 from ..learning.store import Store, model_hash
-from ..learning.tensors import as_arrays, as_tensors
+from ..learning.tensors import as_arrays, as_tensors, minus
 from ..learning.workload import Workload
 from ..policies.plan import Plan
 from ..policies.report import Report
@@ -92,7 +92,7 @@ class Server:
         local: Arrays | None = None
         if plan.link_up is not None:
             residuals, local, whole = self.links.open_update(plan, packet, specs)
-            update = as_tensors(residuals) if whole else _minus(local, self.links.sent(plan).arrays)
+            update = as_tensors(residuals) if whole else minus(local, self.links.sent(plan).arrays)
         else:
             update = as_tensors(self._open(plan, packet, specs))
             if plan.upload.payload == "weights":
@@ -142,7 +142,7 @@ class Server:
         start_hash, start = self._starts[plan.version]
         if held.hash == start_hash:
             return update
-        offsets = _minus({name: held.arrays[name] for name in update}, start)
+        offsets = minus({name: held.arrays[name] for name in update}, start)
         return {name: tensor + offsets[name] for name, tensor in update.items()}
 
     def _target(self, expected: tuple[ArraySpec, ...]) -> Arrays:
@@ -244,15 +244,4 @@ class Server:
 
     def _key(self, plan: Plan) -> tuple[int, str, str]:
         """What makes two downlink packets the same."""
-        return plan.version, plan.part.key, _spell(plan.codec_down)
-
-
-def _minus(arrays: Arrays, others: Arrays) -> dict[str, torch.Tensor]:
-    """Differences, as tensors. (numpy would make a number of two arrays without dimensions.)"""
-    subtrahends = as_tensors({name: others[name] for name in arrays})
-    return {name: tensor - subtrahends[name] for name, tensor in as_tensors(arrays).items()}
-
-
-def _spell(codecs: tuple[CodecSpec, ...]) -> str:
-    """Codecs as text."""
-    return repr(codecs)
+        return plan.version, plan.part.key, repr(plan.codec_down)

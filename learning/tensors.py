@@ -23,6 +23,12 @@ def as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
     return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
 
 
+def minus(arrays: Mapping[str, npt.NDArray[Any]], others: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
+    """Differences of arrays by name, as tensors. (numpy would make plain numbers of arrays without dimensions.)"""
+    subtrahends = as_tensors({name: others[name] for name in arrays})
+    return {name: tensor - subtrahends[name] for name, tensor in as_tensors(arrays).items()}
+
+
 def numpy_name(dtype: torch.dtype) -> str:
     """numpy's name of a torch type, e.g. ``<f4``."""
     return np.dtype(torch.empty(0, dtype=dtype).numpy().dtype).str
