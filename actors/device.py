@@ -9,11 +9,12 @@ import time
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..comms.codecs import Array, Arrays, ArraySpec
-from ..comms.errors import MismatchedPacket, OutOfSync
+from ..comms.errors import MismatchedPacket, OutOfSync, UnfitPacket
 from ..comms.link import DeviceEnd, Pending, State, depths
 from ..comms.make_codec import make_codec
 from ..comms.packet import seal, unseal
@@ -190,6 +191,9 @@ class Device:
         assert rule is not None
         prediction = end.memory.predict_up(rule, base, names)
         residuals = update_residual(values, prediction, end.error, rule)
+        for name, array in residuals.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise UnfitPacket(f"{name!r} holds NaN or infinity")
         packet, sent = seal(
             residuals,
             codec=make_codec(plan.codec_up),
@@ -229,5 +233,7 @@ def _failure(report: Report, stage: str, error: Exception) -> Report:
         isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATOR_WORDS)
     )
     outcome = Outcome.OUT_OF_MEMORY if memory else Outcome.FAILED
+    if isinstance(error, UnfitPacket) and stage == "seal":  # as the server would have judged it
+        outcome = Outcome.REJECTED
     out_of_sync = isinstance(error, OutOfSync)
     return msgspec.structs.replace(report, outcome=outcome, stage=stage, error=text[:2000], out_of_sync=out_of_sync)

@@ -65,10 +65,9 @@ class Downlinks:
         ``newest``: what the residual to that version is expected to take; ``dense``: a whole model.
         """
         key = stream_key(plan)
-        held = peer.held if peer is not None and peer.stream == key else None
-        if (peer is not None and (peer.lost or peer.stream != key)) or (
-            held is None and plan.version and has_own(plan)
-        ):
+        held = peer.held if peer is not None else None
+        elsewhere = peer is not None and (peer.lost or (peer.stream != key and not at_start(peer)))
+        if elsewhere or (held is None and plan.version and has_own(plan)):
             return dense
         if has_own(plan):
             missing = 0 if (held or 0) == plan.version else newest
@@ -159,6 +158,11 @@ class Downlinks:
 def stream_key(plan: Plan) -> str:
     """What makes two downlinks one stream."""
     return f"{plan.part.key} {plan.link_down!r} {plan.codec_down!r}"
+
+
+def at_start(peer: Peer) -> bool:
+    """Whether a device holds nothing but the model of the seed, from which any stream can go on."""
+    return not peer.held
 
 
 def has_own(plan: Plan) -> bool:

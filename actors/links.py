@@ -15,7 +15,7 @@ from ..comms.predict import hash_arrays
 from ..comms.receive import receive_update
 from ..policies.plan import Plan
 from ..policies.report import Report
-from .downlinks import Downlinks, has_own, stream_key
+from .downlinks import Downlinks, at_start, has_own, stream_key
 from .messages import Message, update_context, update_stamp
 from .peers import Peer, Peers
 
@@ -33,7 +33,7 @@ class ServerLinks:
         """The packets that bring the plan's device to the current ``model`` (its version is the plan's)."""
         stream = stream_key(plan)
         peer = self.peers.get(plan.device) or Peer(stream=stream)
-        peer.lost = peer.lost or (peer.stream != stream and peer.held is not None)
+        peer.lost = peer.lost or (peer.stream != stream and not at_start(peer))
         peer.stream = stream
         peer.memory.trim(plan.link_down, plan.link_up)
         messages, sent = self.downlinks.send(plan, peer, model, expected)

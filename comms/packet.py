@@ -129,6 +129,11 @@ def unseal(packet: Array, *, codec: Codec, expected: tuple[ArraySpec, ...], cont
         flat = packet[offset : offset + size].view(spec.dtype)
         arrays[spec.name] = flat.reshape(spec.shape) if spec.exact else flat
     tensors = codec.decode(arrays, expected=expected, context=context)
+    for spec in expected:  # a codec of one's own may have gone wrong
+        array = tensors.get(spec.name)
+        if array is None or array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
+            told = "nothing" if array is None else f"{array.dtype.str} of shape {array.shape}"
+            raise MismatchedPacket(f"{spec.name!r} decodes to {told}; expected is {spec.dtype} of shape {spec.shape}")
     # Where float32 arrays travel as they are, reading the payload for its checksum has told already.
     plain = type(codec) is Identity and frame.start % 4 == 0 and all(spec.dtype == "<f4" for spec in expected)
     if finite and not (plain and frame.finite):

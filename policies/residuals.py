@@ -29,8 +29,8 @@ from .policy import State
 from .view import View
 
 Density = Annotated[float, msgspec.Meta(gt=0, le=1)]
-UpRule = Literal["auto", "off", "delta", "drift", "stationary", "half_step", "second_order"]
-DownRule = Literal["auto", "off", "stationary", "half_step", "second_order"]
+UpRule = Literal["auto", "none", "delta", "drift", "stationary", "half_step", "second_order"]
+DownRule = Literal["auto", "none", "stationary", "half_step", "second_order"]
 _BACK_ENDS = ("entropy", "rans", "lz4")  # the best first
 
 
@@ -38,11 +38,12 @@ _BACK_ENDS = ("entropy", "rans", "lz4")  # the best first
 class Residuals:
     """Residual coding of both directions.
 
-    ``up``, ``down``: the prediction rule of each direction, "auto", or "off" (then dense, by the experiment's own codecs).
+    ``up``, ``down``: the prediction rule of each direction, "auto", or "none" (then dense, by the experiment's own codecs).
     ``density``: share of the weights that one message carries; ``levels``: values for each sign, at that density.
     ``steps``: further (density, levels), from the best to the smallest: a device gets the first whose transfer is estimated
-    to take at most ``upload_s`` (``download_s``), or the last. ``scope``: what the largest entries are chosen among: all
-    tensors alike, each tensor, or all after scaling each by its size. ``vector_bits``: of tensors of one dimension.
+    to take at most ``upload_s`` (``download_s``), or the last. On the way down a device only ever moves on to smaller steps:
+    what it holds belongs to its step, and each move costs a dense model. ``scope``: what the largest entries are chosen
+    among: all tensors alike, each tensor, or all after scaling each by its size. ``vector_bits``: of tensors of one dimension.
     """
 
     up: UpRule = "auto"
@@ -64,31 +65,36 @@ class Residuals:
             )
 
     def init(self) -> State:
-        """No state."""
-        return None
+        """Number of the step that each device is at on the way down, where it is not the first."""
+        return {}
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
         """Set links and codecs of the plans."""
-        return replace(decision, plans=tuple(self._code(plan, view) for plan in decision.plans)), state
+        reached = dict(state)
+        plans = tuple(self._code(plan, view, reached) for plan in decision.plans)
+        return replace(decision, plans=plans), reached
 
-    def _code(self, plan: Plan, view: View) -> Plan:
-        """One plan with residuals both ways."""
+    def _code(self, plan: Plan, view: View, reached: dict[str, int]) -> Plan:
+        """One plan with residuals both ways; ``reached`` is brought up to date."""
         back_end = _back_end(view.profiles[plan.device])
         up, down = self._up_rule(), self._down_rule()
         told = []
         if down is not None:
             plan = replace(plan, link_down=down)
-            plan, step = self._fit(plan, view, "codec_down", back_end, self.download_s)
-            told.append(f"down {down.rule} {step[0]:g}")
+            at = reached.get(str(plan.device), 0)
+            plan, step = self._fit(plan, view, "codec_down", back_end, self.download_s, at)
+            told.append(f"down {down.rule} {self._steps[step][0]:g}")
+            if step:
+                reached[str(plan.device)] = step
         if up is not None:
             plan = replace(plan, link_up=up)
-            plan, step = self._fit(plan, view, "codec_up", back_end, self.upload_s)
-            told.append(f"up {up.rule} {step[0]:g}")
-        return plan.with_(f"residuals: {', '.join(told) or 'off'}")
+            plan, step = self._fit(plan, view, "codec_up", back_end, self.upload_s, 0)
+            told.append(f"up {up.rule} {self._steps[step][0]:g}")
+        return plan.with_(f"residuals: {', '.join(told) or 'none'}")
 
     def _up_rule(self) -> Residual | None:
         """How the uplink remembers; feedback where it is stable."""
-        if self.up == "off":
+        if self.up == "none":
             return None
         rule = "delta" if self.up == "auto" else self.up
         return Residual(rule=rule, feedback=rule in ANCHORED)
@@ -98,24 +104,29 @@ class Residuals:
 
         Its feedback is stable only where the uplink starts from what came down.
         """
-        if self.down == "off":
+        if self.down == "none":
             return None
         rule = "stationary" if self.down == "auto" else self.down
-        return Residual(rule=rule, feedback=self.up in ("auto", "off", *ANCHORED))
+        return Residual(rule=rule, feedback=self.up in ("auto", "none", *ANCHORED))
+
+    @property
+    def _steps(self) -> tuple[tuple[float, int], ...]:
+        """Densities and levels, from the best to the smallest."""
+        return (self.density, self.levels), *self.steps
 
     def _fit(
-        self, plan: Plan, view: View, field: str, back_end: str, most_s: float | None
-    ) -> tuple[Plan, tuple[float, int]]:
-        """The plan with the first of the steps whose transfer takes at most ``most_s``, or the last."""
-        steps = ((self.density, self.levels), *self.steps)
-        for step in steps:
-            fitted = replace(plan, **{field: self._codecs(*step, back_end)})
-            if most_s is None or step == steps[-1]:
+        self, plan: Plan, view: View, field: str, back_end: str, most_s: float | None, first: int
+    ) -> tuple[Plan, int]:
+        """The plan with the first step, from ``first`` on, whose transfer takes at most ``most_s``, or the last; its number."""
+        steps = self._steps
+        for number in range(first, len(steps)):
+            fitted = replace(plan, **{field: self._codecs(*steps[number], back_end)})
+            if most_s is None:
                 break
             cost = view.estimate(plan.device, fitted)
             if (cost.up_s if field == "codec_up" else cost.down_s) <= most_s:
                 break
-        return fitted, step
+        return fitted, number
 
     def _codecs(self, density: float, levels: int, back_end: str) -> tuple[CodecSpec, ...]:
         """The chain of one direction."""

@@ -30,7 +30,7 @@ SELECTIONS = [
     Oort(cohort=2, exploration=0.0, pacer_step_s=1.0, pacer_window=1),
     chain(ByDeadline(deadline_s=3.0), RandomCohort(cohort=2)),
 ]
-POLICIES = [Identity(), Residuals(), chain(All(), Residuals(up="half_step", down="off")), *SELECTIONS]
+POLICIES = [Identity(), Residuals(), chain(All(), Residuals(up="half_step", down="none")), *SELECTIONS]
 
 every_policy = pytest.mark.parametrize("policy", POLICIES, ids=repr)
 every_selection = pytest.mark.parametrize("policy", SELECTIONS, ids=repr)
