@@ -33,7 +33,8 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "commit": commit,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        # Where data lie on this machine is nobody's business.
+        "command": " ".join([Path(sys.argv[0]).name, *("ROOT" if "/" in word else word for word in sys.argv[1:])]),
         "date": time.strftime("%Y-%m-%d"),
     }
 

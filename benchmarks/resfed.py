@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import fedbonsai
-from common import RESULTS, finish
+from common import RESULTS, finish, machine
 from fedbonsai.comms.codecs import CodecSpec
 from fedbonsai.policies.decision import Decision
 from fedbonsai.runtime.events import Evaluated, VersionClosed
@@ -161,7 +161,7 @@ def cifar(rows: list[str], *, root: str, rounds: int, seed: int) -> dict[str, An
             "stop": {"rounds": rounds, "accuracy": 0.7},
             "seed": seed,
         }
-        result[row] = run(row, config, cohort=1.0, target=0.7, told=True)
+        result[row] = run(row, config, cohort=1.0, target=0.7, told=True) | {"commit": machine()["commit"]}
         print(json.dumps({row: result[row]}), flush=True)
     return {"target": 0.7, "rows": result}
 

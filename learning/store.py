@@ -1,7 +1,8 @@
 """The server's store: named tensors in sections, and the hash that names a model.
 
 Sections: ``model`` (the global model, full names), ``pending`` (what a lossy downlink has yet to send of it),
-``auxiliaries`` (proxies, auxiliary heads), ``snapshots``, ``optimiser`` (the server optimiser's slots), ``trackers``. All of it is one value: a checkpoint is this value on disk.
+``auxiliaries`` (proxies, auxiliary heads), ``snapshots``, ``optimiser`` (the server optimiser's slots), ``trackers``. All of it
+is one value: a checkpoint is this value on disk.
 """
 
 import hashlib

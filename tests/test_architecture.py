@@ -126,6 +126,19 @@ for name in list(sys.modules):
     return result.stdout
 
 
+def test_the_preset_of_resfed_finishes_without_constriction():
+    code = """
+import fedbonsai
+settings = ["stop.rounds=3", "evaluation.where=server"]
+run = fedbonsai.run("examples/digits.yaml", preset="resfed", backend="inline", settings=settings)
+assert {type(event).__name__ for event in run} >= {"RunEnded"}
+print(run.summary["outcomes"]["done"], run.summary["up_by_kind"]["weights"])
+"""
+    done, size = map(int, run_blocked({"constriction"}, code).split())
+    assert done == 24
+    assert size < 24 * 2000
+
+
 def test_policies_and_contracts_need_no_torch():
     modules = [module_of(path) for path in LIBRARY if path.parts[-2] in ("policies", "clusters")]
     modules = [module for module in modules if module.split(".")[-1] not in {Path(name).stem for name in RAY}]

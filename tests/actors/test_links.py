@@ -20,7 +20,12 @@ from fedbonsai.policies.report import Answer, Outcome, Report
 from .steps import IMAGES, make_plan, make_server
 
 LOSSY = (CodecSpec("float16"),)
-SPARSE = (CodecSpec("topk", {"density": 0.1}), CodecSpec("ternary"), CodecSpec("uniform", {"roles": ["vector"]}))
+SPARSE = (
+    CodecSpec("topk", {"density": 0.1}),
+    CodecSpec("ternary"),
+    CodecSpec("uniform", {"roles": ["vector", "statistic"]}),
+    CodecSpec("entropy"),
+)
 UP = ["delta", "drift", "stationary", "half_step", "second_order"]
 DOWN = ["stationary", "half_step", "second_order"]
 

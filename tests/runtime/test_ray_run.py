@@ -52,6 +52,28 @@ def test_same_bits_in_process_and_with_one_or_two_workers():
         assert {k: summary[k] for k in same} == {k: inline[k] for k in same}
 
 
+def test_links_with_memory_give_the_same_bits_in_process_and_on_ray_with_a_worker_killed():
+    changes = {
+        "preset": "resfed",
+        "server": {"statistics": "batch"},
+        "evaluation": {"where": "server"},
+        "stop": {"rounds": 6},
+    }
+    changes["policy"] = [{"name": "random", "cohort": 5}, {"name": "residuals", "up": "drift"}]  # some miss rounds
+    inline = outcome(backend="inline", **changes)
+    run = fedbonsai.run(BASE | changes, backend="ray", workers=2)
+    notices = []
+    for event in run:
+        if isinstance(event, VersionClosed) and event.version == 2:
+            os.kill(actor_pids("Worker")[0], signal.SIGKILL)
+        if isinstance(event, Notice):
+            notices.append(event.text)
+    assert any("was replaced" in text for text in notices)
+    same = ("model_hash", "accuracy", "virtual_s", "up_by_kind", "down_by_kind", "resyncs", "outcomes")
+    assert {key: run.summary[key] for key in same} == {key: inline[key] for key in same}
+    assert run.summary["resyncs"] == 0
+
+
 def actor_pids(kind):
     """Processes of our Ray's actors of a class."""
     found = []
