@@ -53,7 +53,7 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "stationary": {"name": "residuals", "up": "stationary"},
     "half_step": {"name": "residuals", "up": "half_step", "down": "half_step"},
 }
-QUICK_ROWS = ("dense", "weights", "delta", "half_step")
+QUICK_ROWS = ("dense", "delta", "half_step")
 FULL_ROWS = ("dense", "delta", "half_step")
 DEVICE = {"name": "device", "count": CLIENTS, "flop_per_s": 1e10, "memory_bytes": 10**10, "up_bytes_per_s": 1e6,
           "down_bytes_per_s": 1e6}  # fmt: skip
@@ -185,7 +185,7 @@ def main() -> None:
         finish(result, name="resfed_cifar", save=args.save)
         return
     rows = args.rows.split(",") if args.rows else list(QUICK_ROWS if args.quick else ROWS)
-    result = digits(rows, rounds=args.rounds or (20 if args.quick else 60), target=0.9)
+    result = digits(rows, rounds=args.rounds or (15 if args.quick else 60), target=0.9)
     finish(result, name="resfed_quick" if args.quick else "resfed", save=args.save)
 
 
