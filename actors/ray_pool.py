@@ -18,7 +18,7 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..comms.codecs import Array
-from ..comms.link import State
+from ..comms.link import State, copy_state
 from ..learning.workload import WorkloadSettings
 from ..policies.report import Outcome, Report
 from .allocator import keep_freed_memory
@@ -202,6 +202,8 @@ class RayPool:
             return
         del seat.running[plan_id]
         if plan_id in self._tasks:
+            # A view would keep its object in the store until the plan arrives, and a cohort's states may exceed the store.
+            state = copy_state(state) if state is not None else None
             self._done[plan_id] = finished(self._tasks.pop(plan_id).plan, report, update, state)
 
     def _replace(self, seat: _Seat, why: str) -> None:

@@ -49,12 +49,13 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "dense": None,
     "weights": {"name": "resfed:CompressedWeights"},
     "delta": {"name": "residuals", "up": "delta"},
+    "delta_0.5%": {"name": "residuals", "up": "delta", "density": 0.005},
     "drift": {"name": "residuals", "up": "drift"},
     "stationary": {"name": "residuals", "up": "stationary"},
     "half_step": {"name": "residuals", "up": "half_step", "down": "half_step"},
 }
 QUICK_ROWS = ("dense", "delta", "half_step")
-FULL_ROWS = ("dense", "delta", "half_step")
+FULL_ROWS = ("dense", "delta", "delta_0.5%", "half_step")
 DEVICE = {"name": "device", "count": CLIENTS, "flop_per_s": 1e10, "memory_bytes": 10**10, "up_bytes_per_s": 1e6,
           "down_bytes_per_s": 1e6}  # fmt: skip
 COMMON: dict[str, Any] = {

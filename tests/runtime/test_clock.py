@@ -183,14 +183,15 @@ class OneByOne:
     residual: bool = False
 
     def init(self):
-        return None
+        return Residuals().init()
 
     def decide(self, view, state, decision):
         if view.dispatched:
             return decision, state
         plan = view.new_plan(view.version)
         if self.residual:
-            (plan,) = Residuals().decide(view, None, Decision(plans=(plan,)))[0].plans
+            decided, state = Residuals().decide(view, state, Decision(plans=(plan,)))
+            (plan,) = decided.plans
         estimate = view.estimate(view.version, plan)
         return Decision(plans=(plan.with_(msgspec.json.encode(estimate).decode()),)), state
 
