@@ -73,6 +73,6 @@ class View:
 
         The virtual clock charges by the same code, so the estimate is exact for codecs of fixed size when no shared link
         is contended. Packets of other codecs are estimated at the size of the last of their kind, before the first one at
-        their bound.
+        that of random numbers of the same shapes.
         """
         return self.estimator(device, plan)

@@ -2,9 +2,10 @@
 
 The table holds one row for each part and training setting that a plan has named, computed when it is first named, by a
 dry run that allocates nothing; an estimate itself is arithmetic. Packets of codecs whose output depends on the data are
-estimated at the size of the last one of their kind, and before the first one at their bound.
+estimated at the size of the last one of their kind, and before the first one at that of random numbers.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ import msgspec
 from ..actors.links import ServerLinks
 from ..actors.messages import array_specs
 from ..clusters.fleet import Fleet
+from ..comms.codecs import ArraySpec, Codec
 from ..comms.ledger import Direction
 from ..comms.make_codec import make_codec
 from ..comms.packet import sealed_bytes
@@ -26,6 +28,17 @@ from ..policies.estimate import charge, transfer_s
 from ..policies.plan import Plan
 from ..policies.report import Estimate
 from .clock import own_rate
+from .typical_size import typical_bytes
+
+
+@dataclass
+class _Packets:
+    """One kind of packets: what they hold before their codec, and their size. ``num_bytes`` None: not known yet."""
+
+    codec: Codec
+    expected: tuple[ArraySpec, ...]
+    num_bytes: int | None
+    exact: bool
 
 
 class Costs:
@@ -39,7 +52,7 @@ class Costs:
         self._samples = [workload.data.num_samples(device) for device in range(fleet.num_devices)]
         self._rows: dict[tuple[Any, ...], PartCost] = {}
         self._links = links
-        self._sizes: dict[tuple[Any, ...], tuple[int, bool]] = {}  # and whether that is exact
+        self._packets: dict[tuple[Any, ...], _Packets] = {}
 
     def row(self, part: Part, training: Training) -> PartCost:
         """Cost of a part under a training setting, per sample and at its peak."""
@@ -67,30 +80,44 @@ class Costs:
 
     def packet_bytes(self, plan: Plan) -> tuple[int, int]:
         """Bytes of one packet down and of the one up: exact for codecs of fixed size."""
-        return self._size(plan, "down")[0], self._size(plan, "up")[0]
+        return self._size(plan, "down"), self._size(plan, "up")
 
     def observe(self, plan: Plan, direction: Direction, num_bytes: int) -> None:
         """A packet of ``plan`` was that large: the next ones of its kind will be about as large."""
-        if not self._size(plan, direction)[1]:
-            self._sizes[_kind(plan, direction)] = num_bytes, False
+        packets = self._kind(plan, direction)
+        if not packets.exact:
+            packets.num_bytes = num_bytes
 
-    def _size(self, plan: Plan, direction: Direction) -> tuple[int, bool]:
-        """The size of a packet, and whether it is exact."""
-        key = _kind(plan, direction)
-        if key not in self._sizes:
+    def _size(self, plan: Plan, direction: Direction) -> int:
+        """The size of a packet."""
+        packets = self._kind(plan, direction)
+        if packets.num_bytes is None:
+            packets.num_bytes = typical_bytes(packets.codec, packets.expected)
+        return packets.num_bytes
+
+    def _kind(self, plan: Plan, direction: Direction) -> _Packets:
+        """The packets of a direction that are like those of ``plan``: by which rule they are predicted changes little."""
+        down = direction == "down"
+        codec, link = (plan.codec_down, plan.link_down) if down else (plan.codec_up, plan.link_up)
+        arithmetic = link.arithmetic if link else "float"
+        key = direction, plan.part.key, repr(codec), arithmetic, down or plan.upload.statistics
+        if key not in self._packets:
             spec = self._workload.spec
-            if direction == "down":
-                tensors, codec, link = down_tensors(spec, plan.part), plan.codec_down, plan.link_down
-            else:
-                tensors = up_tensors(spec, plan.part, statistics=plan.upload.statistics)
-                codec, link = plan.codec_up, plan.link_up
+            tensors = (
+                down_tensors(spec, plan.part)
+                if down
+                else up_tensors(spec, plan.part, statistics=plan.upload.statistics)
+            )
             expected = array_specs(tensors)
-            self._sizes[key] = sealed_bytes(make_codec(codec), carried(expected, link) if link else expected)
-        return self._sizes[key]
+            expected = carried(expected, link) if link else expected
+            made = make_codec(codec)
+            num_bytes, exact = sealed_bytes(made, expected)
+            self._packets[key] = _Packets(made, expected, num_bytes if exact else None, exact)
+        return self._packets[key]
 
     def _down_bytes(self, device: int, plan: Plan) -> int:
         """Bytes that bring a device to the plan's version, what it missed included."""
-        newest = self._size(plan, "down")[0]
+        newest = self._size(plan, "down")
         if plan.link_down is None or self._links is None:
             return newest
         dense = sum(spec.num_bytes for spec in array_specs(down_tensors(self._workload.spec, plan.part)))
@@ -99,7 +126,7 @@ class Costs:
     def estimate(self, device: int, plan: Plan) -> Estimate:
         """What the plan costs on a device that is alone on its links. A plan that only evaluates sends no packet up."""
         profile = self._profiles[device]
-        down_bytes, up_bytes = self._down_bytes(device, plan), self._size(plan, "up")[0]
+        down_bytes, up_bytes = self._down_bytes(device, plan), self._size(plan, "up")
         sends = plan.objective.kind != "evaluate"
         shared = self._fleet.shared_links.get(profile.shared_link) if profile.shared_link else None
         server = self._fleet.server
@@ -119,10 +146,3 @@ class Costs:
             down_s=seconds(down_bytes, "down"),
             up_s=seconds(up_bytes, "up") if sends else 0.0,
         )
-
-
-def _kind(plan: Plan, direction: Direction) -> tuple[Any, ...]:
-    """What makes two packets of a direction alike in size."""
-    if direction == "down":
-        return direction, plan.part.key, repr(plan.codec_down), plan.link_down
-    return direction, plan.part.key, repr(plan.codec_up), plan.link_up, plan.upload.statistics

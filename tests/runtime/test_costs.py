@@ -2,7 +2,10 @@
 
 import msgspec
 import pytest
-from fedbonsai.comms.codecs import CodecSpec
+from fedbonsai.comms.codecs import ArraySpec, CodecSpec
+from fedbonsai.comms.make_codec import make_codec
+from fedbonsai.comms.packet import sealed_bytes
+from fedbonsai.comms.predict import Residual
 from fedbonsai.learning.part import whole
 from fedbonsai.learning.spec import Optimiser, Training
 from fedbonsai.learning.workload import Workload
@@ -85,11 +88,34 @@ def test_packets_hold_fifteen_numbers_and_little_else(built):
     assert 60 < down < 60 + 100
 
 
-def test_a_codec_of_varying_size_gives_an_upper_bound(built):
+HALF = (CodecSpec("topk", {"density": 0.5}), CodecSpec("ternary"), CodecSpec("entropy"))
+
+
+def test_a_packet_of_varying_size_is_estimated_well_below_its_bound_and_then_at_what_it_was(built):
     costs, plan = built
-    squeezed = costs.packet_bytes(plan(codec_up=(CodecSpec("lz4"),)))
-    assert squeezed[0] == costs.packet_bytes(plan())[0]
-    assert squeezed[1] > costs.packet_bytes(plan())[1]
+    halved = plan(codec_up=HALF, link_up=Residual(rule="delta"))
+    weight, bias = ArraySpec("weight", (3, 4), "<f4", role="weight"), ArraySpec("bias", (3,), "<f4", role="vector")
+    bound, exact = sealed_bytes(make_codec(HALF), (weight, bias))
+    down, up = costs.packet_bytes(halved)
+    # Frame and header 64; 3 biases 12 and 2 levels 8 as they are; coded, 6 of 12 entries and their signs: some 13 bytes.
+    assert not exact
+    assert 64 + 20 < up < 64 + 20 + 40 < bound
+    assert down == costs.packet_bytes(plan())[0]
+    costs.observe(halved, "down", 7)  # dense: known exactly, whatever came
+    costs.observe(halved, "up", 99)
+    assert costs.packet_bytes(halved) == (down, 99)
+    # The same by another rule, or none; not so another density, or integers in place of floats.
+    assert costs.packet_bytes(plan(codec_up=HALF, link_up=Residual(rule="half_step")))[1] == 99
+    assert costs.packet_bytes(plan(codec_up=HALF))[1] == 99
+    fewer = (CodecSpec("topk", {"density": 0.2}), *HALF[1:])
+    assert costs.packet_bytes(plan(codec_up=fewer))[1] < up
+
+
+def test_bit_patterns_are_estimated_at_their_bound(built):
+    costs, plan = built
+    found = plan(codec_up=(CodecSpec("lz4"),), link_up=Residual(rule="delta", arithmetic="bits"))
+    dense = costs.packet_bytes(plan())[1]
+    assert dense < costs.packet_bytes(found)[1] < dense + 64
 
 
 def test_statistics_that_stay_cost_nothing(built):
