@@ -4,6 +4,7 @@ A policy declares what a field may be by its annotation alone (``Annotated[float
 ``check_fields(self)`` in ``__post_init__``. ``Cohort`` is the one type that an annotation cannot express.
 """
 
+import dataclasses
 from typing import Any, get_type_hints
 
 import msgspec
@@ -24,8 +25,9 @@ def convert_field(name: str, value: Any, hint: Any) -> Any:
 
 def check_fields(policy: Any) -> None:
     """Raise ``ValueError`` for the first field of a dataclass whose value does not suit its annotation."""
-    for name, hint in get_type_hints(type(policy), include_extras=True).items():
-        convert_field(name, getattr(policy, name), hint)
+    hints = get_type_hints(type(policy), include_extras=True)
+    for field in dataclasses.fields(policy):
+        convert_field(field.name, getattr(policy, field.name), hints[field.name])
 
 
 def check_cohort(name: str, value: Cohort) -> None:

@@ -14,6 +14,13 @@ A policy looks at a view and answers with a decision; the runtime acts. The loop
 A policy is a frozen dataclass: its fields are its configuration, so it prints, compares and can be written to the run
 folder. It keeps nothing to itself: what it must remember is the state, plain data (numbers, strings, lists, dicts) that
 goes in and comes out, so that a run can be saved, replayed and resumed. Random numbers come from ``view.seed``.
+
+What a policy may say of itself, as attributes of its class or as properties, is held against the configuration before
+anything is built, so that a mistake is told at once (``runtime.check_policy``); all three may be missing:
+
+    needs_plans     bool: it only changes plans of the policies before it, so that one of these must choose devices
+    needs_codecs    names of codecs that every class of the fleet must run
+    replaces        "codec_down", "codec_up": the chains that it sets in every plan, whatever ``codecs`` says
 """
 
 from dataclasses import dataclass

@@ -19,6 +19,7 @@ from torch import nn
 from ..learning.workload import Workload
 from ..policies.policy import Policy
 from ..policies.resolve_policy import make_policy
+from .check_policy import check_policy
 from .config import Config, load_config
 from .describe_policy import describe_policy
 from .engine import Engine, workload_settings
@@ -60,7 +61,7 @@ class Run:
         if policy is not None:
             config = msgspec.structs.replace(config, policy=describe_policy(policy))
         self.config = config
-        config.load_fleet()
+        check_policy(self._policy, config, config.load_fleet())
         target = out if out is not None else config.out
         self.folder = RunFolder(Path(target), config) if target is not None else None
         self.reports: dict[int, PlanEnded] = {}

@@ -122,8 +122,22 @@ def test_slow_links_carry_less():
             found = plan.codec_up[0].options["density"], plan.codec_down[0].options["density"]
             densities.setdefault(plan.device, []).append(found)
             assert event.report.outcome.value == "done"
-    # (What agrees on the first model is small enough for any link.)
-    assert densities == {0: [(0.1, 0.1)] * 4, 1: [(0.01, 0.1), *[(0.01, 0.01)] * 3]}
+    # Two thousand bytes at 10 %, six hundred at 1 %: known before the first was sent.
+    assert densities == {0: [(0.1, 0.1)] * 4, 1: [(0.01, 0.01)] * 4}
+    assert run.summary["resyncs"] == 0
+
+
+def test_who_can_afford_the_best_step_stays_there_however_much_was_missed():
+    # One message at 10 % is about 2.5 kB, 0.13 s of this link; its bound is 14 kB, and catching up takes up to 15 kB.
+    fleet = {"classes": [SIX["classes"][0] | {"count": 6, "up_bytes_per_s": 20_000, "down_bytes_per_s": 20_000}]}
+    limits = ["policy.1.steps=[[0.01, 1], [0.0025, 1]]", "policy.1.upload_s=0.25", "policy.1.download_s=0.25"]
+    run = fedbonsai.run(
+        BASE | {"fleet": fleet, "preset": "resfed", "stop": {"rounds": 8}, "training": {"epochs": 1}},
+        settings=["policy.0.cohort=2", "policy.1.density=0.1", *limits],
+    )
+    reports = [event.report for event in run if isinstance(event, PlanEnded)]
+    assert {report.plan.reasons[-1] for report in reports} == {"residuals: down stationary 0.1, up delta 0.1"}
+    assert max(report.virtual.down_s for report in reports) > 0.25
     assert run.summary["resyncs"] == 0
 
 

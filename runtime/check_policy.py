@@ -1,0 +1,61 @@
+"""What policies say of themselves, held against the configuration: what could not work, or would be ignored, is refused.
+
+See ``policies.policy`` for the attributes, which may all be missing. A policy that lies is found out later, at dispatch.
+"""
+
+from ..clusters.fleet import Fleet
+from ..policies.policy import Chain, Identity, Policy
+from .config import Config
+from .describe_policy import describe_policy
+from .errors import ConfigError
+
+
+def check_policy(policy: Policy, config: Config, fleet: Fleet) -> None:
+    """Raise ``ConfigError`` with one sentence for the first thing that does not go together."""
+    chosen = False
+    for position, link in enumerate(_links(policy)):
+        name = describe_policy(link)[0]["name"]
+        where = f"policy[{position}] ({name})"
+        if getattr(link, "needs_plans", False):
+            if not chosen:
+                raise ConfigError(
+                    f"{where} only changes plans of the policies before it, and none of them chooses devices; "
+                    f"allowed: a selection before it, as in [{{name: all}}, {{name: {name}}}]"
+                )
+        else:
+            chosen = True
+        _check_codecs(where, link, fleet)
+        _check_replaced(where, link, config)
+
+
+def _check_codecs(where: str, policy: Policy, fleet: Fleet) -> None:
+    """Every class of the fleet must run what the policy needs."""
+    needed: tuple[str, ...] = getattr(policy, "needs_codecs", ())
+    for profile in (kind.profile for kind in fleet.classes):
+        if profile.codecs is not None and not profile.codecs.issuperset(needed):
+            runs = ", ".join(sorted(profile.codecs)) or "none"
+            raise ConfigError(
+                f"fleet class {profile.name!r} has codecs {runs}; {where} needs {', '.join(needed)} on every class"
+            )
+
+
+def _check_replaced(where: str, policy: Policy, config: Config) -> None:
+    """What the policy replaces must not have been asked for."""
+    replaced: tuple[str, ...] = getattr(policy, "replaces", ())
+    # Evaluation on devices sends them the model as ``codecs.down`` says.
+    unused = {"codec_up": "up"} | ({} if config.evaluation.where in ("devices", "both") else {"codec_down": "down"})
+    for field, direction in unused.items():
+        chain = getattr(config.codecs, direction)
+        if chain and field in replaced:
+            names = ", ".join(codec.name for codec in chain)
+            raise ConfigError(
+                f"codecs.{direction} is [{names}], which {where} would replace in every plan; "
+                "allowed: an empty list, or a policy that leaves that direction alone"
+            )
+
+
+def _links(policy: Policy) -> list[Policy]:
+    """The policies of a chain, in order."""
+    if isinstance(policy, Chain):
+        return [link for inner in policy.links for link in _links(inner)]
+    return [] if isinstance(policy, Identity) else [policy]

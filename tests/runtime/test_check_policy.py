@@ -1,0 +1,102 @@
+"""What policies say of themselves, held against the configuration; and the same when a run is made."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import fedbonsai
+import pytest
+from fedbonsai.policies.policy import Identity, chain
+from fedbonsai.policies.residuals import Residuals
+from fedbonsai.policies.select import All
+from fedbonsai.runtime.check_policy import check_policy
+from fedbonsai.runtime.config import load_config
+from fedbonsai.runtime.errors import ConfigError
+
+CLASS = {"name": "a", "flop_per_s": 1, "memory_bytes": 1, "up_bytes_per_s": 1, "down_bytes_per_s": 1}
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Acts on plans; needs a codec, and replaces a chain."""
+
+    needs_plans: ClassVar[bool] = True
+    needs_codecs: ClassVar[tuple[str, ...]] = ("lz4",)
+    replaces: ClassVar[tuple[str, ...]] = ("codec_up",)
+
+    def init(self):
+        return None
+
+    def decide(self, view, state, decision):
+        return decision, state
+
+
+def check(policy, *, runs=None, **changes):
+    """``runs``: codecs of the only class; None: all."""
+    config = load_config({"fleet": {"classes": [CLASS | ({} if runs is None else {"codecs": runs})]}} | changes)
+    check_policy(policy, config, config.load_fleet())
+
+
+def test_a_policy_that_says_nothing_of_itself_goes_with_everything():
+    for policy in (All(), Identity(), chain(All(), All())):
+        check(policy, runs=[], codecs={"up": ["lz4"]})
+
+
+@pytest.mark.parametrize("policy", [Changes(), chain(Changes(), All()), chain(Identity(), Changes()),
+                                    chain(chain(Changes(), Changes()), All())])  # fmt: skip
+def test_what_changes_plans_comes_after_what_makes_them(policy):
+    with pytest.raises(ConfigError, match=r"^policy\[0\] \(.*:Changes\) only changes plans of the policies before it"):
+        check(policy)
+
+
+def test_behind_a_selection_it_may_stand_anywhere():
+    check(chain(All(), Changes(), Changes(), All()))
+
+
+def test_every_class_runs_what_a_policy_needs():
+    check(chain(All(), Changes()), runs=["lz4", "topk"])
+    with pytest.raises(
+        ConfigError, match=r"^fleet class 'a' has codecs topk; policy\[1\] .* needs lz4 on every class$"
+    ):
+        check(chain(All(), Changes()), runs=["topk"])
+    with pytest.raises(ConfigError, match=r"^fleet class 'a' has codecs none; "):
+        check(chain(All(), Changes()), runs=[])
+
+
+def test_a_chain_that_would_be_replaced_is_refused():
+    check(chain(All(), Changes()), codecs={"down": ["lz4"]})
+    with pytest.raises(ConfigError, match=r"^codecs.up is \[lz4\], which policy\[1\] .* would replace in every plan"):
+        check(chain(All(), Changes()), codecs={"up": ["lz4"]})
+
+
+def test_the_chain_down_still_carries_models_that_devices_evaluate():
+    both = chain(All(), Residuals())
+    check(both, codecs={"down": ["lz4"]}, evaluation={"where": "devices"})
+    with pytest.raises(ConfigError, match=r"^codecs.down is \[lz4\], which policy\[1\] \(residuals\) would replace"):
+        check(both, codecs={"down": ["lz4"]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"policy": [{"name": "residuals"}, {"name": "oort", "cohort": 0.5}]},
+            "policy[0] (residuals) only changes plans of the policies before it, and none of them chooses devices; "
+            "allowed: a selection before it, as in [{name: all}, {name: residuals}]",
+        ),
+        (
+            {"fleet": {"classes": [CLASS | {"codecs": ["lz4"]}]}},
+            "fleet class 'a' has codecs lz4; policy[1] (residuals) ",
+        ),
+        ({"codecs": {"up": ["lz4"]}}, "codecs.up is [lz4], which policy[1] (residuals) would replace in every plan; "),
+    ],
+)
+def test_a_run_says_so_before_it_begins(changes, sentence):
+    with pytest.raises(ConfigError) as caught:
+        fedbonsai.run({"preset": "resfed"} | changes)
+    assert str(caught.value).startswith(sentence)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_with_a_policy_object_says_so_too():
+    with pytest.raises(ConfigError, match=r"^policy\[0\] \(residuals\) only changes plans"):
+        fedbonsai.run(policy=Residuals())
