@@ -66,6 +66,16 @@ def specs_of(arrays: Arrays, roles: Mapping[str, str] = _NO_ROLES) -> tuple[Arra
     )
 
 
+def in_order(arrays: Arrays, layout: tuple[ArraySpec, ...], *, codec: object) -> Arrays:
+    """What a codec yields, in the order of its layout. Raises ``ValueError`` where it yields other arrays."""
+    names = [spec.name for spec in layout]
+    if list(arrays) == names:
+        return arrays
+    if sorted(arrays) != sorted(names):
+        raise ValueError(f"codec {codec!r} yields arrays {sorted(arrays)}; its layout says {sorted(names)}")
+    return {name: arrays[name] for name in names}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What both ends know without sending it.
@@ -88,10 +98,12 @@ class Codec(Protocol):
     """Turns named arrays into named arrays and back.
 
     ``layout`` says what ``encode`` yields for arrays of the ``expected`` specifications: exactly, or, where the amount
-    depends on the data, as flat arrays with an upper bound. ``encode`` returns the arrays that the layout names, and the
-    reconstruction that the receiver will hold: the input itself (the same object) when nothing is lost. It leaves its
-    input as it is. ``decode`` restores the ``expected`` arrays, bit-identical to the reconstruction, or raises a
-    ``PacketError``; they may be views of what it was given, and are only read.
+    depends on the data, as flat arrays with an upper bound. It raises ``ValueError`` for what cannot stand before this codec
+    in a chain. ``encode`` returns the arrays that the layout names, in any order (a chain and a packet bring them into that
+    of the layout, by which the receiver reads), and the reconstruction that the receiver will hold: the input itself (the
+    same object) when nothing is lost. It leaves its input as it is. ``decode`` restores the ``expected`` arrays,
+    bit-identical to the reconstruction, or raises a ``PacketError``; they may be views of what it was given, and are only
+    read.
     """
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
@@ -156,18 +168,16 @@ class Chain:
         """Apply each link in turn; what is lost in a later link is carried back through the earlier ones."""
         inputs: list[Arrays] = [tensors]
         kept: list[Arrays] = []
-        for link in self.links:
+        layouts = self._layouts(specs_of(tensors, context.roles))  # as the receiver derives them
+        for link, layout in zip(self.links, layouts[1:], strict=True):
             arrays, reconstruction = link.encode(inputs[-1], context=context)
-            inputs.append(arrays)
+            inputs.append(in_order(arrays, layout, codec=link))  # the next may go by the order of what it is given
             kept.append(reconstruction)
         held = inputs[-1]
-        layouts: list[tuple[ArraySpec, ...]] = []
         for index in reversed(range(len(self.links))):
             if held is inputs[index + 1]:  # the links behind lost nothing
                 held = kept[index]
             else:
-                # Decoded with the layouts that the receiver derives, so that both get the same bits.
-                layouts = layouts or self._layouts(specs_of(tensors, context.roles))
                 held = self.links[index].decode(held, expected=layouts[index], context=context)
         return inputs[-1], held
 

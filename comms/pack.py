@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from .codecs import Array, Arrays, ArraySpec, Context
-from .stages import received
+from .stages import check_fixed, received
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ class Pack:
 
     def _packed(self, spec: ArraySpec) -> ArraySpec:
         """What is sent for this one."""
-        if not spec.exact:
-            raise ValueError(f"pack: {spec.name!r} has no fixed shape; pack must come before what made it")
+        check_fixed((spec,), by="pack")
         return msgspec.structs.replace(spec, shape=(-(-spec.items * self.bits // 8),), dtype="|u1", nonzeros=None)
 
     def _pack(self, name: str, array: Array) -> Array:

@@ -37,12 +37,15 @@ def touched_specs(expected: tuple[ArraySpec, ...], roles: Iterable[str]) -> dict
     Raises ``ValueError`` for one whose shape is not fixed: positions and channels mean nothing there.
     """
     found = {s.name: s for s in expected if _touches(s.name, np.dtype(s.dtype), len(s.shape), s.role, roles)}
-    for spec in found.values():
-        if not spec.exact:
-            raise ValueError(
-                f"{spec.name!r} has no fixed shape; sparsifiers and quantisers must come before what made it"
-            )
+    check_fixed(found.values(), by="sparsifiers and quantisers")
     return found
+
+
+def check_fixed(specs: Iterable[ArraySpec], *, by: str) -> None:
+    """Raise ``ValueError`` for an array whose size depends on the data, which ``by`` cannot take."""
+    for spec in specs:
+        if not spec.exact:
+            raise ValueError(f"{spec.name!r} has no fixed shape; {by} must come before what made it")
 
 
 def touched_arrays(tensors: Arrays, roles: Iterable[str], context: Context) -> dict[str, Array]:

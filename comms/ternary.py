@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from .codecs import Array, Arrays, ArraySpec, Context
+from .codecs import Array, Arrays, ArraySpec, Context, specs_of
 from .errors import CorruptPacket, UnfitPacket
 from .stages import (
     StageRole,
@@ -87,7 +87,7 @@ class Ternary:
                     _scattered(kept, at, tensor.size), ArraySpec(name, tensor.shape, tensor.dtype.str)
                 )
             arrays[levels_name] = levels
-        return arrays, held
+        return {spec.name: arrays[spec.name] for spec in self.layout(specs_of(tensors, context.roles))}, held
 
     def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
         """The level of each symbol. Raises a ``PacketError`` for symbols and levels that no sender makes."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..codecs import Array, Arrays, ArraySpec, Context
 from ..errors import CorruptPacket, MismatchedPacket, TruncatedPacket
+from ..stages import check_fixed
 from . import stream
 from .bounds import most_entries, plain_limit, stream_bound
 from .coders import CODER_BYTES, CoderName, StageReader, StageWriter, constriction_runs
@@ -27,7 +28,8 @@ _STORED = 0
 class Entropy:
     """Codes the int8 and uint8 arrays without a "#" in their name as one; others pass.
 
-    ``coder``: "ans" is constriction's, "rans" the portable one, "auto" the first that runs here. A receiver reads both.
+    ``coder``: "ans" is constriction's, "rans" the portable one, "auto" the first that runs at the sender. A receiver always
+    reads "rans", and "ans" only where it has constriction too: that both ends have it is for the user to know.
     """
 
     coder: Literal["auto", "ans", "rans"] = "auto"
@@ -40,8 +42,9 @@ class Entropy:
             raise ValueError("coder is 'ans', which needs the package constriction; use auto or rans")
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
-        """What passes, then the stream."""
+        """What passes, then the stream. Raises ``ValueError`` for symbols that another codec has compressed before."""
         mine = [spec for spec in expected if is_symbols(spec.name, spec.dtype)]
+        check_fixed(mine, by="entropy")
         if not mine:
             return expected
         return (*(s for s in expected if s not in mine), ArraySpec(CODED, (stream_bound(mine),), "|u1", exact=False))
@@ -57,8 +60,8 @@ class Entropy:
     def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
         """The symbols again, or a ``PacketError``.
 
-        Allocates, whatever the packet holds, at most some 300 bytes for each entry that ``expected`` allows (``nonzeros``,
-        or else items), 10 for each item, and half a megabyte for each tensor.
+        Allocates, whatever the packet holds, at most 300 bytes for each entry that ``expected`` allows (``nonzeros``, or else
+        items), 10 for each item, and 750,000 for each tensor.
         """
         mine = [spec for spec in expected if is_symbols(spec.name, spec.dtype)]
         if not mine:

@@ -69,6 +69,14 @@ class Double(Identity):
 
 
 @dataclass(frozen=True)
+class Backwards(Identity):
+    """Yields the last array first, where its layout says the first."""
+
+    def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
+        return dict(reversed(tensors.items())), tensors
+
+
+@dataclass(frozen=True)
 class Liar:
     """Yields other arrays than its layout says."""
 

@@ -1,5 +1,7 @@
 """The auto codec: the smallest of several, lossless, and safe."""
 
+import sys
+
 import numpy as np
 import pytest
 from fedbonsai.comms.auto import AUTO, Auto
@@ -42,6 +44,15 @@ def test_of_equals_the_first_named_is_taken():
     for among in (("identity", "entropy"), ("entropy", "identity")):
         arrays, _ = Auto(among).encode(nothing, context=NO_CONTEXT)
         assert arrays[AUTO].tolist() == [0 if among[0] == "identity" else 2]
+
+
+def test_a_receiver_without_constriction_reads_what_is_sent_by_default(monkeypatch):
+    arrays, _ = Auto().encode(SYMBOLS, context=NO_CONTEXT)
+    assert arrays[AUTO][0] == 3  # the portable coder, though this sender may have constriction
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    found = Auto().decode(arrays, expected=specs_of(SYMBOLS), context=NO_CONTEXT)
+    for name, array in SYMBOLS.items():
+        np.testing.assert_array_equal(found[name], array, strict=True)
 
 
 def test_only_what_it_is_among_is_read():

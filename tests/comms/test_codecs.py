@@ -14,7 +14,7 @@ from fedbonsai.comms.stages import ROLES
 from fedbonsai.comms.ternary import Ternary
 from fedbonsai.comms.uniform import Uniform
 
-from .fakes import Drop, Halve
+from .fakes import Backwards, Drop, Halve, Liar
 
 LOSSLESS: dict[str, Codec] = {
     "identity": Identity(),
@@ -32,6 +32,9 @@ LOSSLESS: dict[str, Codec] = {
     "rans": Rans(),
     "auto": Auto(),
     "pack, auto": chain(Pack(8), Auto()),
+    "backwards": Backwards(),
+    "backwards, auto": chain(Backwards(), Auto()),
+    "backwards, entropy": chain(Backwards(), Entropy()),
 }
 CODECS: dict[str, Codec] = {
     **LOSSLESS,
@@ -169,6 +172,30 @@ def test_a_chain_of_none_is_the_identity_and_of_one_is_that_one() -> None:
     assert chain() == Identity()
     assert chain(Lz4()) == Lz4()
     assert chain(Lz4(), Identity()) == Chain((Lz4(), Identity()))
+
+
+def test_a_chain_goes_by_the_order_of_layouts_and_holds_its_links_to_them() -> None:
+    tensors = {"a": np.zeros(2, "<f4"), "b": np.ones(2, "<f4")}
+    assert list(chain(Identity(), Backwards()).encode(tensors, context=NO_CONTEXT)[0]) == ["a", "b"]
+    with pytest.raises(ValueError, match=r"yields arrays \['a/more', 'b/more'\]; its layout says \['a', 'b'\]"):
+        chain(Liar("name"), Lz4()).encode(tensors, context=NO_CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("links", "words"),
+    [
+        ((Lz4(), Entropy()), "'w' has no fixed shape; entropy must come before"),
+        ((Lz4(), Rans()), "'w' has no fixed shape; entropy must come before"),
+        ((Lz4(), Auto(("identity",))), "'w' has no fixed shape; auto must come before"),
+        ((Lz4(), Pack(8)), "'w' has no fixed shape; pack must come before"),
+        ((Entropy(), Auto(("identity",))), "'#coded' has no fixed shape; auto must come before"),
+        ((Drop(), Uniform()), "'w/values' has no fixed shape; sparsifiers and quantisers must come before"),
+    ],
+)
+def test_what_needs_fixed_shapes_comes_before_what_takes_them(links: tuple[Codec, ...], words: str) -> None:
+    expected = (ArraySpec("w", (64,), "|i1"),) if isinstance(links[0], Entropy) else (ArraySpec("w", (64,), "<f4"),)
+    with pytest.raises(ValueError, match=words):
+        chain(*links).layout(expected)
 
 
 def test_shuffled_bytes_compress_better() -> None:

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from fedbonsai.comms.auto import Auto
 from fedbonsai.comms.codecs import Array, Arrays, Codec, Context, chain, specs_of
+from fedbonsai.comms.entropy.codec import Entropy, Rans
 from fedbonsai.comms.errors import PacketError
 from fedbonsai.comms.float16 import Float16
 from fedbonsai.comms.lz4_codec import Lz4
@@ -30,6 +32,35 @@ CHAINS: dict[str, Codec] = {
         TopK(0.2), Ternary(), Uniform(bits=2, roles=REST, signed="auto", stochastic=True), Pack(2), Lz4()
     ),
 }
+SPARSIFIERS: tuple[tuple[Codec, ...], ...] = (
+    (),
+    (TopK(0.3),),
+    (TopK(0.3, scope="normalised"),),
+    (TopK(0.3, scope="tensor"),),
+    (Threshold(0.5),),
+)
+QUANTISERS: tuple[tuple[Codec, ...], ...] = (
+    (),
+    (Float16(),),
+    (Uniform(granularity="channel"),),
+    (Ternary(),),
+    (Ternary(), Uniform(roles=REST)),
+    (Uniform(roles=REST), Ternary(2, rule="median")),
+    (Ternary(2, scope="global"), Float16(roles=REST)),
+    (Ternary(roles=("vector",)), Ternary(scope="global")),
+)
+BACK_ENDS: tuple[tuple[Codec, ...], ...] = (
+    (),
+    (Pack(8),),
+    (Lz4(),),
+    (Entropy(),),
+    (Rans(), Lz4()),
+    (Auto(),),
+    (Auto(("identity",)),),
+    (Auto(("lz4",)),),
+    (Auto(("entropy",)),),
+    (Pack(8), Auto()),
+)
 STAMP = Stamp(kind=PacketKind.UPDATE)
 every = pytest.mark.parametrize("codec", CHAINS.values(), ids=CHAINS.keys())
 
@@ -65,6 +96,21 @@ def test_both_ends_hold_the_same_bits(codec: Codec, tensors: dict[str, Array], s
     assert packet.nbytes == most if exact else packet.nbytes <= most
     receiver = Context(roles=context.roles)
     assert_same_bits(unseal(packet, codec=codec, expected=expected, context=receiver, stamp=STAMP), held)
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS, ids=repr)
+@pytest.mark.parametrize("quantiser", QUANTISERS, ids=repr)
+def test_any_sparsifier_quantiser_and_back_end_go_together(
+    quantiser: tuple[Codec, ...], back_end: tuple[Codec, ...]
+) -> None:
+    """Weights and vectors in turn, of unlike sizes and values: to take one for another cannot go unseen."""
+    generator = np.random.default_rng(0)
+    shapes = {"w": (20, 10), "v": (3,), "w2": (5, 10), "none": (0, 2), "v2": (4,), "one": ()}
+    tensors = {n: np.asarray(generator.standard_normal(s) * 10**i, "<f4") for i, (n, s) in enumerate(shapes.items())}
+    for sparsifier in SPARSIFIERS:
+        codec = chain(*sparsifier, *quantiser, *back_end)
+        packet, held = seal(tensors, codec=codec, context=Context(), stamp=STAMP)
+        assert_same_bits(unseal(packet, codec=codec, expected=specs_of(tensors), context=Context(), stamp=STAMP), held)
 
 
 @every
