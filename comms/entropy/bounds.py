@@ -29,6 +29,11 @@ def most_entries(spec: ArraySpec) -> int:
     return spec.items if spec.nonzeros is None else min(spec.nonzeros, spec.items)
 
 
+def may_be_dense(items: int, entries: int) -> bool:
+    """Whether a sender looks at coding all symbols of an array with so many entries that are not zero."""
+    return 16 * entries > items
+
+
 def sparse_is_smaller(items: int, nonzeros: int) -> bool:
     """Which plain way is the one that the bound is for."""
     return _sparse_bytes(items, nonzeros, _ENTRY_BITS) < _dense_bytes(items)

@@ -30,6 +30,7 @@ _MANY_COLUMNS = 1024
 _FURTHER_SWEEPS = 1
 _FEWEST = 8
 _AXIS_BITS = 24.0
+_INDEX_BITS = 0.8  # what a class costs at least
 
 
 @dataclass
@@ -74,6 +75,15 @@ def fit(flat: Integers, shape: tuple[int, ...]) -> tuple[Classes, float, int]:
         descents[best].sweep([axis for axis in range(3) if descents[best].classes.axes[axis] is not None])
     found = descents[best]
     return (found.classes, found.total_bits, best) if found.total_bits < bits_none else (none, bits_none, 0)
+
+
+def may_have_classes(indices: int, items: int, entries: int) -> bool:
+    """Whether ``fit`` may give classes to so many indices of all axes, for no more than so many entries that are there.
+
+    It does only where they cost less than the positions alone, which is log2(items / entries) + 1.45 bits an entry at most.
+    """
+    position_bits = (items // entries).bit_length() + 2 if entries else 0
+    return entries >= _FEWEST and indices * _INDEX_BITS < entries * position_bits
 
 
 def channel_gain_bits(there: npt.NDArray[np.bool_], shape: tuple[int, ...]) -> float:
@@ -151,7 +161,7 @@ def _bits_of_odds() -> tuple[Floats, Floats]:
 
 def _step_bits(steps: Integers) -> Any:
     """About what a class costs to send."""
-    return 0.8 + 1.1 * np.abs(steps)
+    return _INDEX_BITS + 1.1 * np.abs(steps)
 
 
 def _log2_odds(count: int, items: int) -> float:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import CorruptPacket
-from .coders import StageReader, StageWriter
+from .coders import StageReader, StageWriter, Symbols
 from .density import Classes
 from .gaps import put_counts, put_gaps, take_counts, take_gaps
 from .tables import Integers
@@ -21,20 +21,23 @@ from .tables import Integers
 class Blocks(NamedTuple):
     """All combinations of classes of all tensors, sorted by density class: where each begins in the sequence of all."""
 
-    density: Integers  # class of each
+    density: Symbols  # class of each
     starts: Integers  # in the sequence of all entries, class after class; one more at the end
-    tensor: Integers
-    local: Integers  # number of the combination within its tensor
-    rank_of: list[Integers]  # by tensor: the block of each combination that occurs
-    occurring: list[Integers]  # by tensor: the combinations that occur, in order
+    tensor: Symbols
+    local: Symbols  # number of the combination within its tensor
+    order: Integers  # what sorts them
+    occurring: list[Symbols]  # by tensor: the combinations that occur, in order
 
 
 class Axis(NamedTuple):
-    """One axis of a tensor by class: which class each index has, its rank among its own, and the indices by class."""
+    """One axis of a tensor by class: how many indices each class has, and the indices in order of their class.
 
-    classes: Integers
-    ranks: Integers
-    order: Integers
+    ``classes``, ``order``: None where there is one class, so that an axis of a million takes no memory.
+    """
+
+    length: int
+    classes: Symbols | None
+    order: Integers | None
     starts: Integers
     sizes: Integers
 
@@ -50,64 +53,62 @@ def view_of(classes: Classes) -> View:
     """The axes of a tensor, their classes counted from 0."""
     axes, base = [], classes.base
     for axis in range(3):
-        own = classes.of(axis)
-        low = int(own.min()) if len(own) else 0
+        own, length = classes.axes[axis], classes.shape[axis]
+        if own is None or not length:
+            axes.append(Axis(length, None, None, np.zeros(1, np.int64), np.array([length])))
+            continue
+        low = int(own.min())
         base += low
-        own = own - low
-        sizes = np.bincount(own, minlength=1)
-        starts = np.cumsum(sizes) - sizes
-        order = np.argsort(own.astype(np.uint8), kind="stable")
-        ranks = np.empty(len(own), np.int64)
-        ranks[order] = np.arange(len(own)) - np.repeat(starts, sizes)
-        axes.append(Axis(own, ranks, order, starts, sizes))
+        small = (own - low).astype(np.uint8)
+        sizes = np.bincount(small)
+        axes.append(Axis(length, small, np.argsort(small, kind="stable"), np.cumsum(sizes) - sizes, sizes))
     return View((axes[0], axes[1], axes[2]), base)
 
 
 def blocks_of(views: list[View]) -> Blocks:
-    """The blocks of all tensors, sorted by class, then tensor."""
-    density, sizes, tensor, local = [], [], [], []
-    for number, view in enumerate(views):
+    """The blocks of all tensors, sorted by class, then tensor. Takes some 50 bytes for each, at most 23^3 for a tensor."""
+    density, sizes, local = [], [], []
+    for view in views:
         a, b, c = (axis.sizes for axis in view.axes)
         size = (a[:, None, None] * b[:, None] * c).reshape(-1)
-        total = np.arange(len(a))[:, None, None] + np.arange(len(b))[:, None] + np.arange(len(c)) + view.base
+        i, j, k = (np.arange(len(axis.sizes), dtype=np.int16) for axis in view.axes)
+        total = (i[:, None, None] + j[:, None] + k + np.int16(view.base)).reshape(-1)
         used = np.flatnonzero(size)  # no more than the tensor has entries
-        density.append(total.reshape(-1)[used])
+        density.append(total[used])
         sizes.append(size[used])
-        tensor.append(np.full(len(used), number))
-        local.append(used)
+        local.append(used.astype(np.int16))
     density_all, sizes_all = np.concatenate(density), np.concatenate(sizes)
     order = np.argsort(density_all, kind="stable")
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    edges = [0, *accumulate(map(len, sizes))]
-    return Blocks(
-        density_all[order],
-        np.concatenate([[0], np.cumsum(sizes_all[order])]),
-        np.concatenate(tensor)[order],
-        np.concatenate(local)[order],
-        [rank[start:end] for start, end in pairwise(edges)],
-        local,
-    )
+    starts = np.zeros(len(order) + 1, np.int64)
+    np.cumsum(sizes_all[order], out=starts[1:])
+    tensor = np.repeat(np.arange(len(views), dtype=np.int32), [len(own) for own in local])
+    return Blocks(density_all[order], starts, tensor[order], np.concatenate(local)[order], order, local)
 
 
 def put_positions(encoder: StageWriter, flats: list[Integers], views: list[View]) -> None:
     """Send the positions (sorted, flat) of each tensor."""
     blocks = blocks_of(views)
+    rank_of_block = np.empty(len(blocks.order), np.int64)
+    rank_of_block[blocks.order] = np.arange(len(blocks.order))
+    edges = pairwise(accumulate(map(len, blocks.occurring), initial=0))
     places, keys = [], []
-    for number, (flat, view) in enumerate(zip(flats, views, strict=True)):
+    for flat, view, occurring, (start, end) in zip(flats, views, blocks.occurring, edges, strict=True):
         rows, columns, cells = view.axes
-        width_of_row = len(columns.classes) * len(cells.classes)
+        row_class, row_rank = _classes_and_ranks(rows)
+        column_class, column_rank = _classes_and_ranks(columns)
+        cell_class, cell_rank = _classes_and_ranks(cells)
+        width_of_row = columns.length * cells.length
         row = flat // width_of_row  # numpy's divmod is several times slower
         rest = flat - row * width_of_row
         # Of all (column, cell): combination of classes, entries of a row in it, and rank there.
-        combination = (columns.classes[:, None] * len(cells.sizes) + cells.classes).reshape(-1)
-        width = (columns.sizes[columns.classes][:, None] * cells.sizes[cells.classes]).reshape(-1)
-        within = (columns.ranks[:, None] * cells.sizes[cells.classes] + cells.ranks).reshape(-1)
-        local = rows.classes[row] * (len(columns.sizes) * len(cells.sizes)) + combination[rest]
+        combination = (column_class[:, None] * len(cells.sizes) + cell_class).reshape(-1)
+        width = (columns.sizes[column_class][:, None] * cells.sizes[cell_class]).reshape(-1)
+        within = (column_rank[:, None] * cells.sizes[cell_class] + cell_rank).reshape(-1)
+        local = row_class[row] * (len(columns.sizes) * len(cells.sizes)) + combination[rest]
         block_of = np.zeros(len(rows.sizes) * len(columns.sizes) * len(cells.sizes), np.int64)
-        block_of[blocks.occurring[number]] = blocks.rank_of[number]
+        block_of[occurring] = rank_of_block[start:end]
         block = block_of[local]
-        places.append(blocks.starts[block] + rows.ranks[row] * width[rest] + within[rest])
+        places.append(blocks.starts[block] + row_rank[row] * width[rest] + within[rest])
         keys.append(block)
     key = np.concatenate(keys)
     narrow = key.astype(np.uint16) if len(blocks.density) <= 1 << 16 else key  # numpy sorts 16 bits by radix
@@ -143,27 +144,37 @@ def take_positions(decoder: StageReader, views: list[View], most: int) -> list[I
     return [_flat(view, rank[mine], local[mine]) for view, mine in _by_tensor(views, tensor)]
 
 
-def _by_tensor(views: list[View], tensor: Integers) -> list[tuple[View, Integers]]:
+def _classes_and_ranks(axis: Axis) -> tuple[Integers, Integers]:
+    """For the sender: which class each index has, counted from 0, and its rank among its own."""
+    if axis.classes is None or axis.order is None:
+        return np.zeros(axis.length, np.int64), np.arange(axis.length)
+    ranks = np.empty(axis.length, np.int64)
+    ranks[axis.order] = np.arange(axis.length) - np.repeat(axis.starts, axis.sizes)
+    return axis.classes.astype(np.int64), ranks
+
+
+def _by_tensor(views: list[View], tensor: Symbols) -> list[tuple[View, Integers]]:
     """Each view and the indices of its entries."""
     order = np.argsort(tensor.astype(np.uint16) if len(views) <= 1 << 16 else tensor, kind="stable")
     edges = np.searchsorted(tensor[order], np.arange(len(views) + 1))
     return [(view, order[edges[i] : edges[i + 1]]) for i, view in enumerate(views)]
 
 
-def _flat(view: View, rank: Integers, local: Integers) -> Integers:
+def _flat(view: View, rank: Integers, local: Symbols) -> Integers:
     """From rank within a combination of classes to sorted flat positions."""
     rows, columns, cells = view.axes
+    local = local.astype(np.int64)
     columns_cells = len(columns.sizes) * len(cells.sizes)
     a, rest = np.divmod(local, columns_cells)
     b, c = np.divmod(rest, len(cells.sizes))
     row, rest = np.divmod(rank, columns.sizes[b] * cells.sizes[c])
     column, cell = np.divmod(rest, cells.sizes[c])
     row, column, cell = (
-        axis.order[axis.starts[own] + place]
+        place if axis.order is None else axis.order[axis.starts[own] + place]
         for axis, own, place in ((rows, a, row), (columns, b, column), (cells, c, cell))
     )
-    flat = (row * len(columns.classes) + column) * len(cells.classes) + cell
-    there = np.zeros(len(rows.classes) * len(columns.classes) * len(cells.classes), np.bool_)
+    flat = (row * columns.length + column) * cells.length + cell
+    there = np.zeros(rows.length * columns.length * cells.length, np.bool_)
     there[flat] = True
     found: Integers = np.flatnonzero(there)
     return found

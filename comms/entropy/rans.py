@@ -3,7 +3,7 @@
 Duda (2013, arXiv 1311.2540) gives the coder, Giesen (2014, arXiv 1402.3392) the interleaving: each lane is a coder of its
 own, symbol i belongs to lane i modulo their number, and all lanes take one step at once. A state is in [2^24, 2^40) between
 steps, well above the tables' 2^14, and is renormalised by 16 bits. A lane costs three bytes, so their number grows with
-that of the symbols.
+that of the symbols. A receiver insists on it: few lanes for many symbols would cost its time, a step of Python for each.
 
 Bytes: number of lanes (2), states (5 each), 16-bit words in the order in which the decoder wants them; little-endian.
 """
@@ -41,7 +41,7 @@ class RansEncoder:
     def finish(self) -> Array:
         """Code from the back."""
         symbols = sum(len(frequencies) for frequencies, _ in self._stages)
-        lanes = min(max(symbols // _SYMBOLS_PER_LANE, 1), _MAX_LANES)
+        lanes = _lanes_for(symbols)
         states = np.full(lanes, _LOW, np.uint64)
         words = []
         for frequencies, starts in reversed(self._stages):
@@ -75,11 +75,17 @@ class RansDecoder:
         states[:, :_STATE_BYTES] = stream[2:end].reshape(lanes, _STATE_BYTES)
         self._states = states.reshape(-1).view("<u8").astype(np.uint64)
         self._words = np.frombuffer(stream[end:].tobytes(), "<u2").astype(np.uint64)
-        self._next = 0
+        self._next = self._symbols = 0
 
     def take(self, pieces: list[tuple[int, Table]]) -> list[Symbols]:
-        """One stage."""
+        """One stage. Raises ``CorruptPacket`` where an encoder of so many symbols has more lanes."""
         counts = [count if len(table) > 1 else 0 for count, table in pieces]
+        self._symbols += sum(counts)
+        if len(self._states) < _lanes_for(self._symbols):
+            raise CorruptPacket(
+                f"an entropy-coded stream of {self._symbols} symbols or more has {len(self._states)} lanes, where "
+                f"{_lanes_for(self._symbols)} are expected"
+            )
         tables = [table for (_, table), count in zip(pieces, counts, strict=True) if count]
         decoded = self._decode([count for count in counts if count], tables) if tables else np.zeros(0, np.int64)
         ends = np.cumsum(counts)
@@ -97,12 +103,12 @@ class RansDecoder:
         """All pieces of a stage as one sequence; table t occupies the slots from t * TOTAL on."""
         frequency_of = np.concatenate(tables).astype(np.uint64)
         start_of = (np.cumsum(frequency_of) - frequency_of).astype(np.int64)
-        number_of = np.concatenate([np.arange(len(table)) for table in tables])
+        number_of = np.concatenate([np.arange(len(table), dtype=np.int32) for table in tables])
         bases = np.repeat(np.arange(len(tables), dtype=np.int64) * TOTAL, counts)
         lookup = None
         if len(bases) > len(tables) * TOTAL * _SYMBOLS_PER_SLOT:
-            lookup = np.repeat(np.arange(len(frequency_of)), frequency_of.astype(np.int64))
-        entries = np.empty(len(bases), np.int64)
+            lookup = np.repeat(np.arange(len(frequency_of), dtype=np.int32), frequency_of.astype(np.int64))
+        entries = np.empty(len(bases), np.int32)
         lanes = len(self._states)
         for at in range(0, len(bases), lanes):
             base = bases[at : at + lanes]
@@ -120,3 +126,8 @@ class RansDecoder:
             self._next += len(low)
             state[low] = state[low] << np.uint64(_WORD_BITS) | words
         return number_of[entries]
+
+
+def _lanes_for(symbols: int) -> int:
+    """How many lanes an encoder has for so many symbols."""
+    return min(max(symbols // _SYMBOLS_PER_LANE, 1), _MAX_LANES)

@@ -9,7 +9,7 @@ from ..codecs import Array, ArraySpec
 from ..errors import CorruptPacket
 from . import alphabets, density, positions, signs
 from .alphabets import Alphabet
-from .bounds import most_entries
+from .bounds import may_be_dense, most_entries
 from .coders import StageReader, StageWriter, Symbols
 from .density import Classes, Shape3
 from .tables import Integers, Table, fold, normalise, unfold
@@ -56,6 +56,7 @@ def take(decoder: StageReader, specs: list[ArraySpec]) -> list[Array]:
     views = [_shape_of(code, spec.shape) for code, spec in zip(codes, specs, strict=True) if code & 3 == SPARSE]
     modes = [code >> 7 for code in codes if code & 3 == SPARSE]
     flags = [code >> 4 & 7 for code in codes if code & 3 == SPARSE]
+    _check_claims(specs, kinds, views, flags)
     num_own = sum(kind in (SPARSE, DENSE) for kind in kinds)
     with_classes = [axis for axis in range(_AXES) if any(flag >> axis & 1 for flag in flags)]
     found = iter(alphabets.take_alphabets(decoder, num_own + (SHARED in kinds) + len(with_classes)))
@@ -125,6 +126,24 @@ def _shape_of(code: int, shape: tuple[int, ...]) -> Shape3:
     return shapes[code >> 2 & 3]
 
 
+def _check_claims(specs: list[ArraySpec], kinds: list[int], views: list[Shape3], flags: list[int]) -> None:
+    """Refuse what no sender has for so few entries, and what would take memory that they do not account for."""
+    shapes = iter(zip(views, flags, strict=True))
+    for kind, spec in zip(kinds, specs, strict=True):
+        entries = most_entries(spec)
+        if kind in (DENSE, SHARED) and not may_be_dense(spec.items, entries):
+            raise CorruptPacket(
+                f"an entropy-coded stream holds all symbols of {spec.name!r}, which has {entries} at most"
+            )
+        if kind == SPARSE:
+            shape, flag = next(shapes)
+            indices = sum(size for axis, size in enumerate(shape) if flag >> axis & 1)
+            if flag and not density.may_have_classes(indices, spec.items, entries):
+                raise CorruptPacket(
+                    f"an entropy-coded stream has classes for {indices} channels of {spec.name!r}, too many"
+                )
+
+
 def _pooled(classes: list[Classes], axis: int) -> Integers:
     """The classes of one axis of all tensors that have any, folded."""
     own = [found for c in classes if (found := c.axes[axis]) is not None]
@@ -141,9 +160,10 @@ def _take_classes(
     parts = iter(rest)
     pooled, at = {}, dict.fromkeys(of_axis, 0)
     for (axis, alphabet), want in zip(of_axis.items(), wants, strict=True):
-        pooled[axis] = unfold(alphabets.values_of([next(parts) for _ in want], alphabet).astype(np.int64))
-        if len(pooled[axis]) and np.abs(pooled[axis]).max() > density.MAX_STEP:
+        folded = alphabets.values_of([next(parts) for _ in want], alphabet)
+        if folded.max(initial=0) > 2 * density.MAX_STEP:
             raise CorruptPacket("an entropy-coded stream has a class of density that there is not")
+        pooled[axis] = unfold(folded.astype(np.int8))  # a byte for each index: there may be many
     classes = []
     for shape, flag, base in zip(shapes, flags, bases.tolist(), strict=True):
         own = Classes(shape, base)

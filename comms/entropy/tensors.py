@@ -11,7 +11,7 @@ import numpy as np
 from ..codecs import Array
 from . import alphabets, density, signs
 from .alphabets import Alphabet
-from .bounds import sparse_is_smaller
+from .bounds import may_be_dense, sparse_is_smaller
 from .coders import Symbols
 from .density import Classes
 from .signs import SignModel
@@ -86,7 +86,7 @@ def _cheapest(array: Array) -> tuple[Tensor, float]:
     count = int(np.count_nonzero(there))
     if not count:
         return None, 0.0
-    dense = _dense(array) if 16 * count > array.size else None
+    dense = _dense(array) if may_be_dense(array.size, count) else None
     # To look closely at much takes time; it pays where some channels hold much more than others.
     much = 4 * count > array.size > _SMALL_ITEMS
     many = dense is not None and np.count_nonzero(dense[0].histogram) > _FEW_SYMBOLS

@@ -1,12 +1,14 @@
 """Receivers of packets of every chain in use, each with sound packets for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from fedbonsai.comms.broadcast import seal_agreed, seal_dense, seal_model
-from fedbonsai.comms.codecs import Array, Arrays, ArraySpec, Codec, CodecSpec, Identity, specs_of
+from fedbonsai.comms.codecs import NO_CONTEXT, Array, Arrays, ArraySpec, Codec, CodecSpec, Identity, specs_of
+from fedbonsai.comms.entropy.bounds import most_entries
+from fedbonsai.comms.entropy.codec import Entropy
 from fedbonsai.comms.link import DeviceEnd, Memory, Model
 from fedbonsai.comms.make_codec import make_codec
 from fedbonsai.comms.packet import PacketKind, Stamp, seal, unseal
@@ -24,6 +26,8 @@ SHAPES = {
 }
 ROLES = {name: "weight" if name.endswith("weight") else "vector" for name in SHAPES} | {"norm.mean": "statistic"}
 REST = ["vector", "statistic"]
+PEAK_BYTES = 256 * 1024  # what reading a packet of ``tensors`` may take, whatever it holds: three times the most seen
+LARGE = ArraySpec("w", (200, 2048), "|i1", nonzeros=4096)  # one entry in a hundred
 PLAIN_STAMP = Stamp(kind=PacketKind.WEIGHTS, version=3)
 FLOAT = Residual(rule="delta")
 BITS = Residual(rule="delta", arithmetic="bits")
@@ -100,6 +104,27 @@ def cases() -> dict[str, Case]:
     found += [_update("lz4", make_codec(CHAINS["lz4"]), BITS), _update("identity", Identity(), BITS)]
     found += [_start("dense"), _start("agreed")]
     return {case.name: case for case in found}
+
+
+def large() -> Case:
+    """Symbols of which few may be there, by the entropy codec alone."""
+    generator, found = np.random.default_rng(9), []
+    for _ in range(2):
+        symbols = np.zeros(LARGE.items, np.int8)
+        symbols[generator.permutation(LARGE.items)[:4096]] = generator.choice([-2, -1, 1], 4096)
+        found.append(
+            seal({"w": symbols.reshape(LARGE.shape)}, codec=Entropy(), context=NO_CONTEXT, stamp=PLAIN_STAMP)[0]
+        )
+
+    def read(packet: Array) -> Arrays:
+        return unseal(packet, codec=Entropy(), expected=(LARGE,), context=NO_CONTEXT, stamp=PLAIN_STAMP)
+
+    return Case("large", tuple(found), read, (LARGE,), Entropy().layout((LARGE,)), (LARGE,))
+
+
+def stated_bytes(specs: Sequence[ArraySpec]) -> int:
+    """The memory that ``Entropy.decode`` promises not to exceed."""
+    return sum(300 * most_entries(spec) + 10 * spec.items + 750_000 for spec in specs)
 
 
 def _plain(name: str, codec: Codec) -> Case:

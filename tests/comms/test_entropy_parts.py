@@ -5,6 +5,7 @@ import pytest
 from fedbonsai.comms.entropy import density, gaps, positions, signs, tables
 from fedbonsai.comms.entropy.alphabets import Alphabet, fit, pieces_of, values_of, wants_of
 from fedbonsai.comms.entropy.coders import StageReader, StageWriter, constriction_runs
+from fedbonsai.comms.entropy.rans import RansDecoder
 from fedbonsai.comms.errors import CorruptPacket, TruncatedPacket
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -119,6 +120,65 @@ def test_counts_above_their_class_are_corrupt():
     gaps.put_counts(writer, np.array([5]))
     with pytest.raises(CorruptPacket, match="more entries are there than a class has"):
         gaps.take_counts(StageReader(writer.finish()), np.array([4]))
+
+
+def test_a_gap_beyond_the_end_of_its_class_is_corrupt():
+    # One of ten: 0.9^8 is the first power of a power of two below 5/8, so a gap is 8 * quotient + rest, the quotient 0 or 1.
+    for gap, refused in ((15, False), (16, True)):
+        writer = StageWriter("rans")
+        gaps.put_gaps(writer, np.array([gap]), np.array([1]), np.array([10]))
+        reader = StageReader(writer.finish())
+        if not refused:
+            assert gaps.take_gaps(reader, np.array([1]), np.array([10])).tolist() == [15]
+            continue
+        with pytest.raises(CorruptPacket, match="a gap beyond the end of its class"):
+            gaps.take_gaps(reader, np.array([1]), np.array([10]))
+
+
+def test_positions_beyond_their_class_or_more_than_there_may_be_are_corrupt():
+    views = [positions.view_of(density.Classes((1, 10, 1), 5))]
+    writer = StageWriter("rans")
+    positions.put_positions(writer, [np.array([2, 3, 9])], views)
+    stream = writer.finish()
+    assert positions.take_positions(StageReader(stream), views, 3)[0].tolist() == [2, 3, 9]
+    with pytest.raises(CorruptPacket, match="says that 3 entries are there, where 2 may be"):
+        positions.take_positions(StageReader(stream), views, 2)
+    writer = StageWriter("rans")
+    gaps.put_counts(writer, np.array([1]))
+    gaps.put_gaps(writer, np.array([10]), np.array([1]), np.array([10]))  # places are 0 to 9
+    with pytest.raises(CorruptPacket, match="beyond the end of its class"):
+        positions.take_positions(StageReader(writer.finish()), views, 3)
+
+
+def test_a_coder_that_does_not_end_where_it_began_is_corrupt():
+    began = RansDecoder(np.array([1, 0, 0, 0, 0, 1, 0], np.uint8))  # one lane, at 2^24
+    began.finish()
+    with pytest.raises(CorruptPacket, match="does not end where its symbols do"):
+        RansDecoder(np.array([1, 0, 1, 0, 0, 1, 0], np.uint8)).finish()
+
+
+def test_fewer_lanes_than_an_encoder_has_for_so_many_symbols_are_corrupt():
+    table = tables.normalise([1, 1])
+    two_lanes = np.array([2, 0, *[0, 0, 0, 1, 0] * 2], np.uint8)
+    one_lane = np.array([1, 0, 0, 0, 0, 1, 0, *[0] * 2000], np.uint8)
+    RansDecoder(one_lane).take([(2047, table)])
+    with pytest.raises(CorruptPacket, match="of 2048 symbols or more has 1 lanes, where 2 are expected"):
+        RansDecoder(one_lane).take([(2048, table)])
+    decoder = RansDecoder(one_lane)  # all stages together
+    decoder.take([(1024, table)])
+    with pytest.raises(CorruptPacket, match="of 2048 symbols"):
+        decoder.take([(1000, table), (24, table)])
+    with pytest.raises(TruncatedPacket):
+        RansDecoder(two_lanes).take([(2048, table)])
+
+
+@pytest.mark.skipif("ans" not in CODERS, reason="constriction is not installed")
+@pytest.mark.parametrize("words", [[1, 0], [1, 0, 0, 0, 0, 0, 0, 0], [0]])
+def test_words_that_end_in_a_zero_byte_are_corrupt(words):
+    from fedbonsai.comms.entropy.ans import AnsDecoder
+
+    with pytest.raises(CorruptPacket, match="ends in a zero byte"):
+        AnsDecoder(np.array(words, np.uint8))
 
 
 def test_blocks_put_alike_densities_of_two_tensors_side_by_side():

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from .mutations import MUTATIONS, mutated, put_together, taken_apart
-from .receivers import Case, cases, fault_of
+from .receivers import LARGE, PEAK_BYTES, Case, cases, fault_of, large, stated_bytes
 
 CASES = cases()
-PEAK_BYTES = 4 * 2**20  # and 64 for each item
+LARGE_CASE = large()
 
 
 def read(case: Case, packet: object) -> tuple[str, int]:
@@ -44,7 +44,16 @@ def test_mutated_packets(mutation: str, name: str, seed: int) -> None:
     case = CASES[name]
     fault, peak = read(case, mutated(case, (seed,), (mutation,)))
     assert fault == ""
-    assert peak < PEAK_BYTES + 64 * case.items
+    assert peak < PEAK_BYTES
+
+
+@pytest.mark.parametrize("mutation", ["flip_bits", "contents", "noise", "tamper"])
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=10, deadline=None)
+def test_mutated_packets_of_many_weights_of_which_few_are_there(mutation: str, seed: int) -> None:
+    fault, peak = read(LARGE_CASE, mutated(LARGE_CASE, (seed,), (mutation,)))
+    assert fault == ""
+    assert peak < stated_bytes([LARGE])
 
 
 def test_mutants_are_named_for_ever_and_come_to_every_end() -> None:
