@@ -1,12 +1,14 @@
 """Accuracy against bytes: dense FedAvg, compressed weights, differences and the residual rules, on the same data and seeds.
 
-    python benchmarks/resfed.py --quick               digits, few rounds, in under a minute
-    python benchmarks/resfed.py                       digits, 60 and 120 rounds
-    python benchmarks/resfed.py --data ROOT           ResFed's network on CIFAR-10, on Ray, to 70 %
-    python benchmarks/resfed.py --data ROOT --rows delta
+    python benchmarks/resfed.py --quick               digits, all rows, one seed, 20 and 40 rounds, in under a minute
+    python benchmarks/resfed.py                       digits, all rows, three seeds, 60 and 120 rounds
+    python benchmarks/resfed.py --data ROOT           ResFed's network on CIFAR-10, four rows, on Ray, to 70 %
+    python benchmarks/resfed.py --data ROOT --rows delta --seeds 3
 
+On digits all devices take part, and then 30 % in each of twice as many rounds. One seed says little about a few points.
 Every byte of every packet, plan and report counts, from the first one on (``up_Mb`` and ``down_Mb`` are megabits for each
-client, in units of 10^6, as the paper counts). ``accuracy`` is the mean of the last five rounds. The last line is JSON.
+client, in units of 10^6, as the paper counts). ``accuracy`` is the mean of the last five rounds. A row holds means over the
+seeds, null where one of them has no such figure, and ``by_seed`` each one's own. The last line is JSON.
 """
 
 import argparse
@@ -27,7 +29,6 @@ from fedbonsai.runtime.events import Evaluated, VersionClosed
 from msgspec.structs import replace
 
 CLIENTS = 10
-SEEDS = 3
 SPARSE = ("topk", {"density": 0.01}), ("ternary", {}), ("uniform", {"roles": ["vector"]}), ("entropy", {})
 
 
@@ -54,8 +55,7 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "stationary": {"name": "residuals", "up": "stationary"},
     "half_step": {"name": "residuals", "up": "half_step", "down": "half_step"},
 }
-QUICK_ROWS = ("dense", "delta", "half_step")
-FULL_ROWS = ("dense", "delta", "delta_0.5%", "half_step")
+CIFAR_ROWS = ("dense", "delta", "delta_0.5%", "half_step")
 DEVICE = {"name": "device", "count": CLIENTS, "flop_per_s": 1e10, "memory_bytes": 10**10, "up_bytes_per_s": 1e6,
           "down_bytes_per_s": 1e6}  # fmt: skip
 COMMON: dict[str, Any] = {
@@ -123,70 +123,93 @@ def one_seed(row: str, participation: float, rounds: int, seed: int, target: flo
     return run(row, config, cohort=participation, target=target)
 
 
-def digits(rows: list[str], *, rounds: int, target: float) -> dict[str, Any]:
-    """All rows, full and 30 % participation, three seeds; the means, and how far each row is behind dense."""
+def digits(rows: list[str], *, rounds: int, seeds: range, target: float) -> dict[str, Any]:
+    """All rows, full and 30 % participation; means over the seeds, and how far each row is behind dense."""
+    counts = {1.0: rounds, 0.3: 2 * rounds}
+    print(f"digits, {rounds} rounds of everyone and {2 * rounds} of 30 %, {_named(seeds)}", flush=True)
     result: dict[str, Any] = {}
     with ProcessPoolExecutor(2) as pool:
         jobs = {
-            (participation, row): [
-                pool.submit(one_seed, row, participation, rounds if participation == 1.0 else 2 * rounds, seed, target)
-                for seed in range(SEEDS)
-            ]
-            for participation in (1.0, 0.3)
+            (participation, row): {
+                seed: pool.submit(one_seed, row, participation, counts[participation], seed, target) for seed in seeds
+            }
+            for participation in counts
             for row in rows
         }
         for (participation, row), futures in jobs.items():
-            found = [future.result() for future in futures]
-            means = {key: _mean([one[key] for one in found]) for key in found[0]}
-            means["accuracies"] = [one["accuracy"] for one in found]
-            result.setdefault(f"{participation:g}", {})[row] = means
+            found = _with_mean({str(seed): future.result() for seed, future in futures.items()})
+            result.setdefault(f"{participation:g}", {})[row] = found
+            means = {key: value for key, value in found.items() if key != "by_seed"}
             print(f"  {participation:g} {row}: {means}", flush=True)
     for by_row in result.values():
-        for means in by_row.values():
-            means["points_behind_dense"] = round(100 * (by_row["dense"]["accuracy"] - means["accuracy"]), 2)
+        for found in by_row.values() if "dense" in by_row else ():
+            found["points_behind_dense"] = round(100 * (by_row["dense"]["accuracy"] - found["accuracy"]), 2)
     return {"target": target, "participation": result}
 
 
-def _mean(values: list[float | None]) -> float | None:
-    """The mean; None where one of the seeds has no value."""
-    known = [value for value in values if value is not None]
-    return round(statistics.fmean(known), 5) if len(known) == len(values) else None
-
-
-def cifar(rows: list[str], *, root: str, rounds: int, seed: int) -> dict[str, Any]:
-    """ResFed's network on CIFAR-10, ten clients with five cyclic classes each, to 70 %."""
-    result = {}
+def cifar(rows: list[str], *, root: str, rounds: int, seeds: range, saved: dict[str, Any]) -> dict[str, Any]:
+    """ResFed's network on CIFAR-10, ten clients with five cyclic classes each, to 70 %; beside ``saved`` rows and seeds."""
+    print(f"CIFAR-10, at most {rounds} rounds of everyone, {_named(seeds)}", flush=True)
+    result = dict(saved)
     for row in rows:
-        config = CIFAR | {
-            "data": CIFAR_DATA | {"root": root},
-            "stop": {"rounds": rounds, "accuracy": 0.7},
-            "seed": seed,
-        }
-        result[row] = run(row, config, cohort=1.0, target=0.7, told=True) | {"commit": machine()["commit"]}
-        print(json.dumps({row: result[row]}), flush=True)
+        by_seed = dict(saved.get(row, {}).get("by_seed", {}))
+        for seed in seeds:
+            config = CIFAR | {
+                "data": CIFAR_DATA | {"root": root},
+                "stop": {"rounds": rounds, "accuracy": 0.7},
+                "seed": seed,
+            }
+            found = run(row, config, cohort=1.0, target=0.7, told=True) | {"commit": machine()["commit"]}
+            by_seed[str(seed)] = found
+            print(json.dumps({row: {seed: found}}), flush=True)
+        result[row] = _with_mean(by_seed)
     return {"target": 0.7, "rows": result}
+
+
+def _with_mean(by_seed: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The mean of each figure over the seeds, None where one of them has none; and each seed's own."""
+    runs = list(by_seed.values())
+    means: dict[str, Any] = {}
+    for key in runs[0]:
+        values = [one[key] for one in runs]
+        if not any(isinstance(value, str) for value in values):
+            means[key] = None if None in values else round(statistics.fmean(values), 5)
+    return means | {"by_seed": by_seed}
+
+
+def _named(seeds: range) -> str:
+    """Which seeds, in words."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--data", help="folder that holds cifar-10-batches-py")
-    parser.add_argument("--rows", help=f"some of {', '.join(ROWS)}")
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--seed", type=int, default=0, help="of CIFAR-10")
-    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="digits with one seed and few rounds")
+    parser.add_argument("--data", help="folder that holds cifar-10-batches-py: CIFAR-10 in place of digits")
+    parser.add_argument("--rows", help=f"default: all, on CIFAR-10 {','.join(CIFAR_ROWS)}".replace("%", "%%"))
+    parser.add_argument("--rounds", type=int, help="of everyone; default: 60, with --quick 20; 30 %% get twice as many")
+    parser.add_argument("--seeds", type=int, help="how many; default: 3, with --quick and on CIFAR-10 1")
+    parser.add_argument("--seed", type=int, default=0, help="the first of them; default: 0")
+    parser.add_argument(
+        "--save",
+        action="store_true",
+        help="write benchmarks/results; on CIFAR-10 rows and seeds of earlier calls stay, unless run again",
+    )
     args = parser.parse_args()
+    if args.quick and args.data:
+        parser.error("--quick is for digits; leave out --data")
+    rows = args.rows.split(",") if args.rows else list(CIFAR_ROWS if args.data else ROWS)
+    if unknown := [row for row in rows if row not in ROWS]:
+        parser.error(f"--rows names {unknown[0]!r}; allowed: {', '.join(ROWS)}")
+    rounds = args.rounds or (20 if args.quick else 60)
+    seeds = range(args.seed, args.seed + (args.seeds or (1 if args.quick or args.data else 3)))
     sys.path.insert(0, str(Path(__file__).parent))  # where processes find CompressedWeights
     if args.data:
-        rows = args.rows.split(",") if args.rows else list(FULL_ROWS)
-        result = cifar(rows, root=args.data, rounds=args.rounds or 60, seed=args.seed)
-        saved = RESULTS / "resfed_cifar.json"
-        if args.save and saved.exists():  # rows of earlier calls, each with an hour of computing in it
-            result["rows"] = json.loads(saved.read_text())["rows"] | result["rows"]
-        finish(result, name="resfed_cifar", save=args.save)
+        path = RESULTS / "resfed_cifar.json"
+        saved = json.loads(path.read_text())["rows"] if args.save and path.exists() else {}  # an hour of computing each
+        finish(cifar(rows, root=args.data, rounds=rounds, seeds=seeds, saved=saved), name=path.stem, save=args.save)
         return
-    rows = args.rows.split(",") if args.rows else list(QUICK_ROWS if args.quick else ROWS)
-    result = digits(rows, rounds=args.rounds or (15 if args.quick else 60), target=0.9)
+    result = digits(rows, rounds=rounds, seeds=seeds, target=0.9)
     finish(result, name="resfed_quick" if args.quick else "resfed", save=args.save)
 
 
