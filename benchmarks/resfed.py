@@ -147,12 +147,11 @@ def digits(rows: list[str], *, rounds: int, seeds: range, target: float) -> dict
     return {"target": target, "participation": result}
 
 
-def cifar(rows: list[str], *, root: str, rounds: int, seeds: range, saved: dict[str, Any]) -> dict[str, Any]:
-    """ResFed's network on CIFAR-10, ten clients with five cyclic classes each, to 70 %; beside ``saved`` rows and seeds."""
+def cifar(rows: list[str], *, root: str, rounds: int, seeds: range) -> dict[str, dict[str, Any]]:
+    """ResFed's network on CIFAR-10, ten clients with five cyclic classes each, to 70 %: for each row, its runs by seed."""
     print(f"CIFAR-10, at most {rounds} rounds of everyone, {_named(seeds)}", flush=True)
-    result = dict(saved)
+    result: dict[str, dict[str, Any]] = {row: {} for row in rows}
     for row in rows:
-        by_seed = dict(saved.get(row, {}).get("by_seed", {}))
         for seed in seeds:
             config = CIFAR | {
                 "data": CIFAR_DATA | {"root": root},
@@ -160,10 +159,9 @@ def cifar(rows: list[str], *, root: str, rounds: int, seeds: range, saved: dict[
                 "seed": seed,
             }
             found = run(row, config, cohort=1.0, target=0.7, told=True) | {"commit": machine()["commit"]}
-            by_seed[str(seed)] = found
+            result[row][str(seed)] = found
             print(json.dumps({row: {seed: found}}), flush=True)
-        result[row] = _with_mean(by_seed)
-    return {"target": 0.7, "rows": result}
+    return result
 
 
 def _with_mean(by_seed: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -182,11 +180,14 @@ def _named(seeds: range) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
+_ROWS_HELP = f"some of {','.join(ROWS)}; default: all, on CIFAR-10 {','.join(CIFAR_ROWS)}".replace("%", "%%")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="digits with one seed and few rounds")
     parser.add_argument("--data", help="folder that holds cifar-10-batches-py: CIFAR-10 in place of digits")
-    parser.add_argument("--rows", help=f"default: all, on CIFAR-10 {','.join(CIFAR_ROWS)}".replace("%", "%%"))
+    parser.add_argument("--rows", help=_ROWS_HELP)
     parser.add_argument("--rounds", type=int, help="of everyone; default: 60, with --quick 20; 30 %% get twice as many")
     parser.add_argument("--seeds", type=int, help="how many; default: 3, with --quick and on CIFAR-10 1")
     parser.add_argument("--seed", type=int, default=0, help="the first of them; default: 0")
@@ -205,9 +206,12 @@ def main() -> None:
     seeds = range(args.seed, args.seed + (args.seeds or (1 if args.quick or args.data else 3)))
     sys.path.insert(0, str(Path(__file__).parent))  # where processes find CompressedWeights
     if args.data:
+        found = cifar(rows, root=args.data, rounds=rounds, seeds=seeds)
         path = RESULTS / "resfed_cifar.json"
-        saved = json.loads(path.read_text())["rows"] if args.save and path.exists() else {}  # an hour of computing each
-        finish(cifar(rows, root=args.data, rounds=rounds, seeds=seeds, saved=saved), name=path.stem, save=args.save)
+        # Read only now: another call may have saved meanwhile, and each run has an hour of computing in it.
+        saved = json.loads(path.read_text())["rows"] if args.save and path.exists() else {}
+        merged = {row: _with_mean(saved.get(row, {}).get("by_seed", {}) | runs) for row, runs in found.items()}
+        finish({"target": 0.7, "rows": saved | merged}, name=path.stem, save=args.save)
         return
     result = digits(rows, rounds=rounds, seeds=seeds, target=0.9)
     finish(result, name="resfed_quick" if args.quick else "resfed", save=args.save)
