@@ -107,7 +107,7 @@ class RansDecoder:
         bases = np.repeat(np.arange(len(tables), dtype=np.int64) * TOTAL, counts)
         lookup = None
         if len(bases) > len(tables) * TOTAL * _SYMBOLS_PER_SLOT:
-            lookup = np.repeat(np.arange(len(frequency_of), dtype=np.int32), frequency_of.astype(np.int64))
+            lookup = np.repeat(np.arange(len(frequency_of)), frequency_of.astype(np.int64))
         entries = np.empty(len(bases), np.int32)
         lanes = len(self._states)
         for at in range(0, len(bases), lanes):
