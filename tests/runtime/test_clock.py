@@ -217,11 +217,11 @@ def test_an_estimate_is_exactly_what_the_clock_charges():
         assert min(charged.down_s, charged.compute_s, charged.up_s) > 0
 
 
-def test_with_a_codec_of_varying_size_the_estimate_is_a_bound_and_then_the_size_of_the_last_packet():
+def test_with_a_codec_of_varying_size_the_estimate_is_near_and_then_the_size_of_the_last_packet():
     pairs = estimated_and_charged(codecs={"down": ["lz4"], "up": ["lz4"]})
     first_estimate, before = pairs[0]
-    assert 0 < before.up_bytes < first_estimate.up_bytes
-    assert 0 < before.down_bytes < first_estimate.down_bytes
+    assert first_estimate.up_bytes == pytest.approx(before.up_bytes, rel=0.1)
+    assert first_estimate.down_bytes == pytest.approx(before.down_bytes, rel=0.1)
     for estimate, charged in pairs[1:]:
         assert (estimate.up_bytes, estimate.down_bytes) == (before.up_bytes, before.down_bytes)
         assert charged.compute_s == estimate.compute_s
