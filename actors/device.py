@@ -60,9 +60,10 @@ class Device:
         """
         plan = read_plan(plan_bytes)
         report, update = Report(plan=plan, outcome=Outcome.FAILED, stage="open"), None
-        self._held, self._end = None, DeviceEnd.from_state(state)
+        self._stage, self._held, self._end, readable = "open", None, DeviceEnd(), False
         with Meter() as meter:
             try:
+                self._end, readable = DeviceEnd.from_state(state), True
                 report, update = self._carry_out(plan, packets)
             except Exception as error:  # whatever user code raises: it becomes this plan's outcome, and is reported
                 report = _failure(report, self._stage, error)
@@ -73,9 +74,9 @@ class Device:
                 report.measured, wall_s=meter.wall_s, peak_memory_bytes=meter.peak_memory_bytes
             ),
         )
-        # Acknowledged by the report, whatever became of the plan after it was opened.
-        remembers = self._stage != "open" and (plan.link_down is not None or plan.link_up is not None)
-        return msgspec.msgpack.encode(report.answer()), update, self._end.to_state() if remembers else None
+        # What is acknowledged by the report is remembered, whatever became of the plan; a damaged state is forgotten.
+        changed = self._held is not None or not readable
+        return msgspec.msgpack.encode(report.answer()), update, self._end.to_state() if changed else None
 
     def warm_up(self) -> None:
         """Load data and model now, so that the first plan is not charged for it."""
@@ -83,7 +84,6 @@ class Device:
 
     def _carry_out(self, plan: Plan, packets: Sequence[Array]) -> tuple[Report, Array | None]:
         """The stages of a plan."""
-        self._stage = "open"
         model, base = self._open(plan, packets)
         if plan.objective.kind == "evaluate":
             self._stage = "evaluate"
@@ -144,13 +144,15 @@ class Device:
         if plan.link_down is None:
             if len(packets) != 1:
                 raise MismatchedPacket(f"{len(packets)} packets came, where one brings the model")
-            return unseal(
+            arrays = unseal(
                 packets[0],
                 codec=codec,
                 expected=expected,
                 context=context_for(expected, seed=plan.version),
                 stamp=weights_stamp(plan.version),
             )
+            self._held = plan.version if plan.link_up is not None else None
+            return arrays
         model = receive_models(
             end,
             packets,
@@ -204,7 +206,7 @@ class Device:
         end.pending = Pending(
             plan=plan.id,
             sent=sent_model(base, restore(sent, prediction, rule), names) if keeps else None,
-            error=left_over(residuals, sent, rule),
+            error=left_over(residuals, sent, end.error, rule),
         )
         return packet
 

@@ -8,7 +8,9 @@ A message says which state it builds on (version and hash). A state is *acknowle
   for an update that was folded; the next plan's message names it (``Plan.acknowledged``). Until then the device keeps the
   pending state beside the acknowledged one.
 
-Histories are as long as the rules of the present plan need, cut at both ends at the same moment.
+Histories are as long as the rules of the present plan need, cut at both ends at the same moment. Where they have come apart,
+both begin anew: with a dense model that came by the downlink, or, behind a downlink without memory, with a plan that
+acknowledges ``FORGET``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +20,10 @@ import msgspec
 import numpy as np
 
 from .codecs import Array, Arrays
+from .errors import OutOfSync
 from .predict import HISTORY, Residual, hash_arrays, predict
 
+FORGET = -1  # in place of the newest plan that was folded: nothing is, and the histories begin anew
 State = Mapping[str, Array]  # what a simulated device remembers, as named arrays: it travels with its plan
 
 
@@ -59,14 +63,14 @@ class Memory:
         self.sent = self.sent[-sent:] if sent else []
 
     def predict_down(self, residual: Residual, names: Sequence[str]) -> Arrays:
-        """What both ends expect of the next global model."""
+        """What both ends expect of the next global model. Raises ``OutOfSync`` where the newest one lacks a tensor."""
         own = [model.arrays for model in self.models]
-        return predict(residual, own=own, other=[sent.local for sent in self.sent], names=names)
+        return predict(residual, own=own, other=[sent.local for sent in self.sent], start=own[-1], names=names)
 
     def predict_up(self, residual: Residual, base: Arrays, names: Sequence[str]) -> Arrays:
         """What both ends expect of the device's model, which started from ``base``."""
         other = [*(sent.base for sent in self.sent), base]
-        return predict(residual, own=[sent.local for sent in self.sent], other=other, names=names)
+        return predict(residual, own=[sent.local for sent in self.sent], other=other, start=base, names=names)
 
 
 def depths(down: Residual | None, up: Residual | None) -> tuple[int, int]:
@@ -93,8 +97,10 @@ class DeviceEnd:
     pending: Pending | None = None
 
     def acknowledge(self, plan: int) -> None:
-        """``plan``: id of the newest update of this device that was folded. Settles what is pending."""
-        if self.pending is not None and self.pending.plan == plan:
+        """``plan``: id of the newest update of this device that was folded, or ``FORGET``. Settles what is pending."""
+        if plan == FORGET:
+            self.memory = Memory()
+        elif self.pending is not None and self.pending.plan == plan:
             self.error = self.pending.error
             if self.pending.sent is not None:
                 self.memory.sent.append(self.pending.sent)
@@ -129,9 +135,17 @@ class DeviceEnd:
 
     @classmethod
     def from_state(cls, state: State | None) -> "DeviceEnd":
-        """The end that ``to_state`` described; an empty one for None."""
+        """The end that ``to_state`` described; an empty one for None. Raises ``OutOfSync`` for a damaged state."""
         if state is None:
             return cls()
+        try:
+            return cls._read(state)
+        except (msgspec.MsgspecError, KeyError) as error:
+            raise OutOfSync(f"the state of the device's end of its link cannot be read: {error!r}") from error
+
+    @classmethod
+    def _read(cls, state: State) -> "DeviceEnd":
+        """The end that a state describes."""
         head = msgspec.msgpack.decode(state["head"].tobytes(), type=_Head)
         groups: dict[str, dict[str, Array]] = {}
         for key, array in state.items():

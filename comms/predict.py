@@ -16,6 +16,9 @@ cannot drag the global model to a stale value, which is what breaks the others u
 Error feedback (Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019, arXiv 1901.09847) adds what was not sent to the
 next residual. The unanchored uplink rules are closed loops, where past errors come back by themselves: a second memory
 counts them twice and diverges. With drift the unsent error obeys (z - 1)(z - beta) = 0: beta stays at 1/2 or below.
+
+What an update holds may change from plan to plan (blocks, widths, statistics). A rule therefore goes tensor by tensor: one that
+a history lacks, or has in another shape, is taken as if the history were too short for it, the same at both ends.
 """
 
 from collections.abc import Sequence
@@ -26,6 +29,7 @@ import numpy as np
 import xxhash
 
 from .codecs import Array, Arrays, ArraySpec
+from .errors import OutOfSync
 
 RuleName = Literal["stationary", "half_step", "second_order", "delta", "drift"]
 # Models that a rule needs: of its own direction, of the other.
@@ -44,7 +48,8 @@ class Residual(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
 
     ``beta``: gain of ``drift``. ``feedback``: whether what was not sent is added to the next residual. ``arithmetic`` "bits"
     takes residuals of the bit patterns as integers, which a lossless codec restores exactly; "float" is what lossy ones need.
-    Raises ``ValueError`` for feedback where it is not stable.
+    Raises ``ValueError`` for a gain that is not stable, and for feedback of "bits"; whether the rule and its feedback suit a
+    direction is judged by ``check_up`` and ``check_down``.
     """
 
     rule: RuleName
@@ -53,12 +58,14 @@ class Residual(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     arithmetic: Literal["float", "bits"] = "float"
 
     def __post_init__(self) -> None:
-        """Refuse what would lose nothing, and feed it back."""
+        """Refuse a gain that is not stable (msgspec judges only what it converts), and to feed back what loses nothing."""
+        if not 0 <= self.beta <= 0.5:
+            raise ValueError(f"beta is {self.beta!r}; it must be from 0 to 0.5")
         if self.feedback and self.arithmetic == "bits":
             raise ValueError("feedback is true with arithmetic 'bits', which loses nothing; it must be false")
 
     def check_up(self) -> None:
-        """Raise ``ValueError`` unless this suits an uplink."""
+        """Raise ``ValueError`` for feedback with a rule that is not anchored, which diverges. (Any rule may go up.)"""
         if self.feedback and self.rule not in ANCHORED:
             raise ValueError(
                 f"feedback is true with the uplink rule {self.rule!r}, which feeds errors back by itself and diverges with "
@@ -66,7 +73,7 @@ class Residual(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
             )
 
     def check_down(self) -> None:
-        """Raise ``ValueError`` unless this suits a downlink."""
+        """Raise ``ValueError`` for a rule that is anchored at what came down. (Any other may go down, with feedback or not.)"""
         if self.rule in ANCHORED:
             allowed = ", ".join(rule for rule in HISTORY if rule not in ANCHORED)
             raise ValueError(
@@ -74,23 +81,44 @@ class Residual(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
             )
 
 
-def predict(residual: Residual, *, own: Sequence[Arrays], other: Sequence[Arrays], names: Sequence[str]) -> Arrays:
+def predict(
+    residual: Residual, *, own: Sequence[Arrays], other: Sequence[Arrays], start: Arrays, names: Sequence[str]
+) -> Arrays:
     """The prediction for ``names``, from as many models as the rule needs; the arrays may be those of a history.
 
-    With a history too short for the rule: the newest of ``other`` for an anchored rule, else the newest of ``own``, or of
-    ``other`` where there is none. All arithmetic is elementwise, in the type of the models and in a fixed order.
+    ``start``: the global model that both ends hold (uplink: the newest of ``other``; downlink: the newest of ``own``); its
+    tensors say what each must be like. With a history too short for the rule, or that has a tensor otherwise: ``start`` for an
+    anchored rule, else the newest of ``own`` where that has the tensor, else ``start``. All arithmetic is elementwise, in the
+    type of the models and in a fixed order. Raises ``OutOfSync`` where ``start`` lacks a tensor.
     """
-    needs_own, needs_other = HISTORY[residual.rule]
-    if len(own) < needs_own or len(other) < needs_other:
-        anchored = residual.rule in ANCHORED or not own
-        newest = other[-1] if anchored else own[-1]
-        return {name: newest[name] for name in names}
+    if missing := [name for name in names if name not in start]:
+        raise OutOfSync(
+            f"the model to start from has no {missing[0]!r} ({len(missing)} of {len(names)} tensors missing)"
+        )
     with _no_overflow():
-        return {name: _predict_one(residual, [m[name] for m in own], [m[name] for m in other]) for name in names}
+        return {name: _predict_tensor(residual, name, own=own, other=other, start=start[name]) for name in names}
 
 
-def _predict_one(residual: Residual, own: list[Array], other: list[Array]) -> Array:
-    """One tensor's prediction."""
+def _predict_tensor(
+    residual: Residual, name: str, *, own: Sequence[Arrays], other: Sequence[Arrays], start: Array
+) -> Array:
+    """One tensor's prediction: by the rule, or by the little that its history holds."""
+    needs_own, needs_other = HISTORY[residual.rule]
+    mine, theirs = _newest(own, needs_own, name, like=start), _newest(other, needs_other, name, like=start)
+    if len(mine) == needs_own and len(theirs) == needs_other:
+        return _by_rule(residual, mine, theirs)
+    newest = [] if residual.rule in ANCHORED else _newest(own, 1, name, like=start)
+    return newest[0] if newest else start
+
+
+def _newest(models: Sequence[Arrays], count: int, name: str, *, like: Array) -> list[Array]:
+    """A tensor in the last ``count`` models; without those that lack it, or have it in another shape or type."""
+    found = [model[name] for model in models[max(0, len(models) - count) :] if name in model]
+    return [array for array in found if array.shape == like.shape and array.dtype == like.dtype]
+
+
+def _by_rule(residual: Residual, own: list[Array], other: list[Array]) -> Array:
+    """One tensor's prediction, from as many models as the rule needs."""
     rule = residual.rule
     if rule == "stationary":
         return own[-1]

@@ -10,7 +10,7 @@ import numpy as np
 
 from .codecs import Array, Arrays, ArraySpec, Codec, Context, Identity
 from .errors import MismatchedPacket, OutOfSync, UnfitPacket
-from .link import DeviceEnd, Model, Sent
+from .link import DeviceEnd, Model, Sent, depths
 from .packet import PacketKind, Stamp, read_stamp, unseal
 from .predict import Residual, carried, difference, hash_arrays, restore
 
@@ -27,9 +27,10 @@ def receive_models(
 ) -> Model:
     """Bring a device's end to ``version`` by the packets of one message, in their order; the model that it then holds.
 
-    ``agreed``: makes the first model from the seed. Raises a ``PacketError``; the end is then as it was.
+    Of the models on the way no more are kept than the rule looks back on. ``agreed``: makes the first model from the seed.
+    Raises a ``PacketError``; the end is then as it was.
     """
-    models = list(end.memory.models)
+    models, (depth, _) = list(end.memory.models), depths(residual, None)
     restarted = False
     for packet in packets:
         stamp = read_stamp(packet)
@@ -41,7 +42,7 @@ def receive_models(
                 model = _residual(end, packet, stamp, residual=residual, codec=codec, expected=expected)
             finally:
                 end.memory.models = kept
-            models = [*models, model]
+            models = [*models, model][-depth:]
         elif stamp.kind in (PacketKind.WEIGHTS, PacketKind.AGREED):
             models, restarted = [_whole(packet, stamp, expected=expected, agreed=agreed)], True
         else:
@@ -49,6 +50,8 @@ def receive_models(
     if not models or models[-1].version != version:
         found = models[-1].version if models else "none"
         raise OutOfSync(f"the device would hold version {found} after this message; its plan starts from {version}")
+    if not packets:
+        _check_held(models[-1], expected)
     if restarted:
         end.restart(models[-1])
     end.memory.models = models
@@ -59,6 +62,7 @@ def _residual(
     end: DeviceEnd, packet: Array, stamp: Stamp, *, residual: Residual, codec: Codec, expected: tuple[ArraySpec, ...]
 ) -> Model:
     """The model that a residual leads to."""
+    _check_fits(end.memory.models[-1], expected)
     prediction = end.memory.predict_down(residual, [spec.name for spec in expected])
     if (found := hash_arrays(prediction)) != stamp.state_hash:
         raise OutOfSync(
@@ -66,7 +70,34 @@ def _residual(
         )
     context = context_for(expected, seed=stamp.version)
     sent = unseal(packet, codec=codec, expected=carried(expected, residual), context=context, finite=True)
-    return Model.of(stamp.version, restore(sent, prediction, residual))
+    arrays = restore(sent, prediction, residual)
+    _check_finite(arrays)
+    return Model.of(stamp.version, arrays)
+
+
+def _check_held(model: Model, expected: tuple[ArraySpec, ...]) -> None:
+    """Raise ``OutOfSync`` where what is remembered is not the model that it was: no packet will tell."""
+    _check_fits(model, expected)
+    if len(model.arrays) != len(expected):
+        raise OutOfSync(f"the device holds {len(model.arrays)} tensors; the plan's part has {len(expected)}")
+    if (found := hash_arrays(model.arrays)) != model.hash:
+        raise OutOfSync(f"the model that is remembered has hash {found:016x}; it was {model.hash:016x}")
+
+
+def _check_fits(model: Model, expected: tuple[ArraySpec, ...]) -> None:
+    """Raise ``OutOfSync`` where a model lacks an expected tensor, or has it in another shape or type."""
+    for spec in expected:
+        array = model.arrays.get(spec.name)
+        if array is None or array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
+            held = "none" if array is None else f"{array.dtype.str} of shape {array.shape}"
+            raise OutOfSync(f"the device holds {held} as {spec.name!r}; expected is {spec.dtype} of shape {spec.shape}")
+
+
+def _check_finite(arrays: Arrays) -> None:
+    """Raise ``UnfitPacket`` for NaN and infinity."""
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise UnfitPacket(f"{name!r} holds NaN or infinity")
 
 
 def _whole(packet: Array, stamp: Stamp, *, expected: tuple[ArraySpec, ...], agreed: Callable[[], Arrays]) -> Model:
@@ -106,25 +137,37 @@ def receive_update(
         )
     sent = unseal(packet, codec=codec, expected=carried(expected, residual), context=context, stamp=stamp, finite=True)
     local = restore(sent, prediction, residual)
-    for name, array in local.items():
-        if not np.isfinite(array).all():
-            raise UnfitPacket(f"{name!r} holds NaN or infinity")
+    _check_finite(local)
     return sent, local
 
 
 def update_residual(values: Arrays, prediction: Arrays, error: Arrays, residual: Residual) -> dict[str, Array]:
-    """What a device has to send: its model against the prediction, with what was not sent before where it feeds back."""
+    """What a device has to send: its model against the prediction, with what was not sent before where it feeds back.
+
+    An error of another shape or type than its tensor's (its width has changed) is left out.
+    """
     residuals = difference(values, prediction, residual)
-    if residual.feedback and error:
-        residuals = {name: np.asarray(array + error[name]) for name, array in residuals.items()}
-    return residuals
+    if not residual.feedback:
+        return residuals
+    return {
+        name: np.asarray(array + error[name]) if name in error and _alike(array, error[name]) else array
+        for name, array in residuals.items()
+    }
 
 
-def left_over(residuals: Arrays, sent: Arrays, residual: Residual) -> dict[str, Array]:
-    """The error that feedback carries on: what was to be sent, less what was. Empty without feedback."""
+def _alike(one: Array, other: Array) -> bool:
+    """Whether two arrays are of one shape and type."""
+    return one.shape == other.shape and one.dtype == other.dtype
+
+
+def left_over(residuals: Arrays, sent: Arrays, error: Arrays, residual: Residual) -> dict[str, Array]:
+    """The error that feedback carries on: what was to be sent, less what was. Empty without feedback.
+
+    ``error``: as it was before; of tensors that were not to be sent it stays.
+    """
     if not residual.feedback:
         return {}
-    return {name: np.asarray(array - sent[name]) for name, array in residuals.items()}
+    return dict(error) | {name: np.asarray(array - sent[name]) for name, array in residuals.items()}
 
 
 def context_for(expected: tuple[ArraySpec, ...], *, seed: int) -> Context:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from fedbonsai.comms.codecs import Arrays
-from fedbonsai.comms.link import DeviceEnd, Memory, Model, Pending, Sent, copy_state, depths, state_bytes
+from fedbonsai.comms.errors import OutOfSync
+from fedbonsai.comms.link import FORGET, DeviceEnd, Memory, Model, Pending, Sent, copy_state, depths, state_bytes
 from fedbonsai.comms.predict import Residual, RuleName, hash_arrays
 
 
@@ -177,6 +178,35 @@ def test_nothing_pending_nothing_to_acknowledge() -> None:
     end = DeviceEnd(memory=memory(1, 1), error=named(6))
     end.acknowledge(4)
     assert_same_end(end, DeviceEnd(memory=memory(1, 1), error=named(6)))
+
+
+def test_what_both_ends_forget_was_never_sent_but_the_error_is_the_devices_own() -> None:
+    end = pending_end(Sent(named(1), named(2)))
+    end.acknowledge(FORGET)
+    assert_same_end(end, DeviceEnd(error=named(6)))
+
+
+@pytest.mark.parametrize(
+    ("key", "array"),
+    [
+        ("head", None),
+        ("head", np.zeros(0, np.uint8)),
+        ("head", np.frombuffer(b"\xc1", np.uint8)),
+        ("head", np.frombuffer(b"\x01", np.uint8)),
+    ],
+    ids=["missing", "empty", "never used in msgpack", "no map"],
+)
+def test_a_damaged_head_is_out_of_sync(key: str, array: np.ndarray | None) -> None:
+    state = {name: value for name, value in ENDS["all"].to_state().items() if name != key}
+    with pytest.raises(OutOfSync, match="the state of the device's end of its link cannot be read"):
+        DeviceEnd.from_state(state if array is None else state | {key: array})
+
+
+@pytest.mark.parametrize("group", ["model1", "base2", "local0", "pending_base", "pending_local"])
+def test_a_state_that_lacks_a_group_is_out_of_sync(group: str) -> None:
+    state = {name: array for name, array in ENDS["all"].to_state().items() if not name.startswith(f"{group}/")}
+    with pytest.raises(OutOfSync, match=group):
+        DeviceEnd.from_state(state)
 
 
 def test_a_restart_forgets_the_histories_but_not_the_devices_own_error() -> None:

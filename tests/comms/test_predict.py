@@ -6,7 +6,18 @@ import msgspec
 import numpy as np
 import pytest
 from fedbonsai.comms.codecs import Array, Arrays, ArraySpec
-from fedbonsai.comms.predict import HISTORY, Residual, RuleName, carried, difference, hash_arrays, predict, restore
+from fedbonsai.comms.errors import OutOfSync
+from fedbonsai.comms.predict import (
+    ANCHORED,
+    HISTORY,
+    Residual,
+    RuleName,
+    carried,
+    difference,
+    hash_arrays,
+    predict,
+    restore,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -21,7 +32,8 @@ def models(*values: float, dtype: str = "<f4", shape: tuple[int, ...] = (1,)) ->
 
 def predicted(rule: RuleName, own: Sequence[Arrays], other: Sequence[Arrays], **fields: float) -> list[float]:
     residual = Residual(rule=rule, **fields)
-    found: list[float] = predict(residual, own=own, other=other, names=["w"])["w"].reshape(-1).tolist()
+    start = (own or other)[-1] if rule not in ANCHORED else other[-1]
+    found: list[float] = predict(residual, own=own, other=other, start=start, names=["w"])["w"].reshape(-1).tolist()
     return found
 
 
@@ -38,7 +50,7 @@ def predicted(rule: RuleName, own: Sequence[Arrays], other: Sequence[Arrays], **
 @pytest.mark.parametrize("dtype", ["<f4", "<f8", "<f2"])
 def test_the_rules_by_hand(rule: RuleName, value: float, dtype: str, shape: tuple[int, ...]) -> None:
     own, other = (models(*values, dtype=dtype, shape=shape) for values in ((1, 3, 8), (7, 10, 11, 14)))
-    found = predict(Residual(rule=rule), own=own, other=other, names=["w"])
+    found = predict(Residual(rule=rule), own=own, other=other, start=other[-1], names=["w"])
     assert list(found) == ["w"]
     assert (found["w"].dtype.str, found["w"].shape) == (dtype, shape)
     assert found["w"].tolist() == np.full(shape, value).tolist()
@@ -78,9 +90,38 @@ def test_more_history_than_a_rule_needs_changes_nothing() -> None:
         assert predicted(rule, own[len(own) - needs_own :], other[-needs_other:]) == predicted(rule, own, other)
 
 
+# A tensor that one of the histories lacks, or that has become wider, beside "w", whose history is whole (see above).
+@pytest.mark.parametrize(
+    ("rule", "value", "fallback"),
+    [("stationary", 8, 4), ("half_step", 9.5, 4), ("second_order", 15, 4), ("delta", 14, 4), ("drift", 12.5, 4)],
+)
+@pytest.mark.parametrize("before", [{}, {"x": np.full((2, 1), 9, "<f4")}, {"x": np.full((2, 2), 9, "<f8")}], ids=str)
+def test_a_tensor_that_a_history_lacks_starts_anew_and_no_other(
+    rule: RuleName, value: float, fallback: float, before: Arrays
+) -> None:
+    own = [m | before for m in models(3, 8)]
+    base = models(14)[0] | {"x": np.full((2, 2), fallback, "<f4")}
+    other = [*(m | before for m in models(10, 11)), base]
+    found = predict(Residual(rule=rule), own=own, other=other, start=base, names=["w", "x"])
+    assert found["w"].tolist() == [value]
+    assert found["x"] is base["x"]
+
+
+def test_an_unanchored_tensor_goes_on_from_what_was_sent_where_only_the_other_history_lacks_it() -> None:
+    # Own 8; of the other models only the newest, 14, has it: too short for half_step.
+    own, base = models(3, 8), models(14)[0]
+    found = predict(Residual(rule="half_step"), own=own, other=[{}, base], start=base, names=["w"])
+    assert found["w"].tolist() == [8]
+
+
+def test_a_model_to_start_from_without_a_tensor_is_out_of_sync() -> None:
+    with pytest.raises(OutOfSync, match="the model to start from has no 'x'"):
+        predict(Residual(rule="stationary"), own=models(8), other=[], start=models(8)[0], names=["w", "x"])
+
+
 def test_only_the_names_that_are_asked_for_in_their_order() -> None:
     other = [{"a": np.float32([1]), "b": np.float32([2]), "c": np.float32([3])}]
-    found = predict(Residual(rule="delta"), own=[], other=other, names=["c", "a"])
+    found = predict(Residual(rule="delta"), own=[], other=other, start=other[0], names=["c", "a"])
     assert list(found) == ["c", "a"]
     assert found["c"] is other[0]["c"]
 
@@ -89,8 +130,9 @@ def test_only_the_names_that_are_asked_for_in_their_order() -> None:
 def test_with_the_roles_swapped_both_ends_predict_the_same(rule: RuleName) -> None:
     """What came down and what went up: the server's other is the device's own."""
     down, up = models(10, 11, 14), models(3, 8, 9)
-    server = predict(Residual(rule=rule), own=down, other=up, names=["w"])
-    device = predict(Residual(rule=rule), own=[dict(m) for m in down], other=[dict(m) for m in up], names=["w"])
+    server = predict(Residual(rule=rule), own=down, other=up, start=down[-1], names=["w"])
+    own, other = [dict(m) for m in down], [dict(m) for m in up]
+    device = predict(Residual(rule=rule), own=own, other=other, start=own[-1], names=["w"])
     assert hash_arrays(server) == hash_arrays(device)
     assert predicted(rule, down, up) != predicted(rule, up, down)  # and the roles are not the same thing
 
@@ -99,7 +141,7 @@ def test_inputs_are_left_as_they_are() -> None:
     own, other = models(1, 3, 8), models(7, 10, 11, 14)
     before = [hash_arrays(m) for m in own + other]
     for rule in RULES:
-        prediction = predict(Residual(rule=rule), own=own, other=other, names=["w"])
+        prediction = predict(Residual(rule=rule), own=own, other=other, start=other[-1], names=["w"])
         restore(difference(own[0], prediction, Residual(rule=rule)), prediction, Residual(rule=rule))
     assert [hash_arrays(m) for m in own + other] == before
 
@@ -200,6 +242,9 @@ def test_feedback_and_direction(rule: RuleName) -> None:
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="feedback is true with arithmetic 'bits', which loses nothing"):
         Residual(rule="delta", feedback=True, arithmetic="bits")
+    for beta in (-0.1, 0.51, 3.0, float("nan")):
+        with pytest.raises(ValueError, match=f"beta is {beta}; it must be from 0 to 0.5"):
+            Residual(rule="drift", beta=beta)
     for beta in (-0.1, 0.51):
         with pytest.raises(msgspec.ValidationError, match="beta"):
             msgspec.convert({"rule": "drift", "beta": beta}, Residual)

@@ -92,25 +92,61 @@ def versions(end: DeviceEnd) -> list[int]:
     return [model.version for model in end.memory.models]
 
 
-def test_a_residual_leads_to_the_next_model_and_the_history_grows() -> None:
+def test_a_residual_leads_to_the_next_model() -> None:
     end = an_end(1)
     model = receive(end, way(1, 2), version=2)
     assert (model.version, model.hash) == (2, MODELS[2].hash)
     assert model.arrays["w"].tolist() == [[20, 20], [20, 20]]
-    assert versions(end) == [1, 2]
+    assert versions(end) == [2]
     assert end.pending is not None
 
 
 def test_who_missed_rounds_reads_several_packets() -> None:
     end = an_end(0)
     assert receive(end, way(0, 1), way(1, 3), version=3).hash == MODELS[3].hash
-    assert versions(end) == [0, 1, 3]
+    assert versions(end) == [3]
+
+
+def test_of_the_models_on_the_way_as_many_are_kept_as_the_rule_looks_back_on() -> None:
+    # Each residual is against what two models, and nothing that was sent, predict: the newest.
+    end = an_end(0)
+    receive(end, way(0, 1), way(1, 2), way(2, 3), version=3, residual=Residual(rule="second_order"))
+    assert versions(end) == [2, 3]
 
 
 def test_no_packet_where_the_version_is_already_there() -> None:
     end = an_end(1, 2)
     assert receive(end, version=2) is MODELS[2]
     assert versions(end) == [1, 2]
+
+
+def test_a_memory_that_was_damaged_is_noticed_where_no_packet_tells() -> None:
+    damaged = DeviceEnd(memory=Memory(models=[Model(2, MODELS[2].hash, tensors(21))]))
+    words = f"the model that is remembered has hash .*; it was {MODELS[2].hash:016x}"
+    refused(damaged, version=2, error=OutOfSync, words=words)
+
+
+# What is held is another part's: a tensor is missing, is narrower, or is not in this part.
+@pytest.mark.parametrize("packets", [[], [way(1, 2)]], ids=["no packet", "residual"])
+@pytest.mark.parametrize(
+    "held", [{"w": tensors(10)["w"]}, tensors(10) | {"w": np.full((2, 1), 10, "<f4")}], ids=["missing", "narrower"]
+)
+def test_a_model_of_another_part_is_out_of_sync(held: dict[str, Array], packets: list[Array]) -> None:
+    version = 2 if packets else 1
+    end = DeviceEnd(memory=Memory(models=[Model.of(1, held)]))
+    refused(end, *packets, version=version, error=OutOfSync, words="the device holds")
+
+
+def test_a_model_of_a_larger_part_is_out_of_sync_where_no_packet_comes() -> None:
+    end = DeviceEnd(memory=Memory(models=[Model.of(1, tensors(10) | {"x": np.zeros(1, "<f4")})]))
+    refused(end, version=1, error=OutOfSync, words="the device holds 3 tensors; the plan's part has 2")
+
+
+def test_a_finite_residual_to_a_model_that_is_not() -> None:
+    large = Model.of(1, tensors(3e38))
+    packet = sealed(tensors(3e38), kind=PacketKind.RESIDUAL, version=2, state_hash=large.hash)
+    end = DeviceEnd(memory=Memory(models=[large]))
+    refused(end, packet, version=2, error=UnfitPacket, words="'w' holds NaN or infinity")
 
 
 def test_a_dense_model_begins_the_histories_anew_and_keeps_the_error() -> None:
@@ -126,7 +162,7 @@ def test_a_dense_model_begins_the_histories_anew_and_keeps_the_error() -> None:
 def test_a_device_without_a_model_starts_from_the_seed() -> None:
     end = DeviceEnd()
     assert receive(end, seal_agreed(MODELS[0]), way(0, 1), version=1).hash == MODELS[1].hash
-    assert versions(end) == [0, 1]
+    assert versions(end) == [1]
 
 
 def test_the_agreed_model_is_cut_to_what_is_expected() -> None:
@@ -286,15 +322,37 @@ def test_feedback_carries_what_was_not_sent() -> None:
     first = update_residual(values, prediction, {}, feedback)
     assert first["w"].tolist() == values["w"].tolist()
     sent = Halve().encode(first, context=Context())[1]
-    error = left_over(first, sent, feedback)
+    error = left_over(first, sent, {}, feedback)
     assert error["w"].tolist() == [float(np.float32(1 / 3)) - 1365 / 4096, 0]
     second = update_residual(values, prediction, error, feedback)
     assert second["w"].tolist() == (values["w"] + error["w"]).tolist()
 
 
+def test_errors_of_other_tensors_wait_and_those_of_another_width_are_left_out() -> None:
+    feedback = Residual(rule="delta", feedback=True)
+    error = {"w": np.float32([1]), "gone": np.float32([2]), "wide": np.float32([[3]]), "half": np.float16([4])}
+    zeros = {"w": np.float32([0]), "new": np.float32([0]), "wide": np.zeros((1, 2), "<f4"), "half": np.float32([0])}
+    values = {name: array + np.float32(7) for name, array in zeros.items()}
+    residuals = update_residual(values, zeros, error, feedback)
+    assert {name: array.tolist() for name, array in residuals.items()} == {
+        "w": [8],
+        "new": [7],
+        "wide": [[7, 7]],
+        "half": [7],
+    }
+    left = left_over(residuals, zeros, error, feedback)
+    assert {name: array.tolist() for name, array in left.items()} == {
+        "w": [8],
+        "gone": [2],
+        "wide": [[7, 7]],
+        "half": [7],
+        "new": [7],
+    }
+
+
 def test_without_feedback_nothing_is_carried() -> None:
     values, prediction = {"w": np.float32([3])}, {"w": np.float32([1])}
-    assert left_over(values, prediction, DELTA) == {}
+    assert left_over(values, prediction, {"w": np.float32([9])}, DELTA) == {}
     assert update_residual(values, prediction, {"w": np.float32([9])}, DELTA)["w"].tolist() == [2]
 
 
