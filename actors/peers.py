@@ -2,7 +2,8 @@
 
 Only devices that have taken part have an entry. When all entries together exceed ``memory_bytes``, those used longest ago
 are written to files; beyond ``disk_bytes`` the oldest are dropped, and their devices are resynchronised when they come
-again. A simulated device's own state is kept here too: it travels with its plan, and comes back with its report.
+again. A notice says so for the first, and whenever their number has doubled. A simulated device's own state is kept here
+too: it travels with its plan, and comes back with its report.
 """
 
 import tempfile
@@ -14,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from ..comms.errors import OutOfSync
 from ..comms.link import DeviceEnd, Memory, Model, State, state_bytes
 
 _MEMORY, _STATE = "memory:", "state:"
@@ -47,15 +49,17 @@ class Peer:
 
 
 class Peers:
-    """Entries by device, those used longest ago first."""
+    """Entries by device, and which of them may go: what one ``put`` costs does not grow with their number."""
 
     def __init__(self, *, memory_bytes: int, disk_bytes: int) -> None:
         """No entry yet; the folder for files is made when it is first needed."""
         self._memory_bytes, self._disk_bytes = memory_bytes, disk_bytes
-        self._entries: OrderedDict[int, Peer] = OrderedDict()
-        self._sizes: dict[int, int] = {}
-        self._total = 0  # of them
-        self._files: OrderedDict[int, int] = OrderedDict()  # bytes of each device's file
+        self._entries: dict[int, Peer] = {}
+        self._sizes: dict[int, int] = {}  # bytes of each entry in memory
+        self._landed: OrderedDict[int, None] = OrderedDict()  # in memory and not in flight, used longest ago first
+        self._files: OrderedDict[int, int] = OrderedDict()  # bytes of each device's file, oldest first
+        self._total = self._files_total = 0  # of sizes, of files
+        self._beyond = 0  # dropped for the budget
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self.held: dict[int, int] = {}  # version that each device has acknowledged
         self.dropped = 0
@@ -76,17 +80,23 @@ class Peers:
         return self._entries.get(device)
 
     def put(self, device: int, peer: Peer) -> None:
-        """Keep an entry, as the newest."""
+        """Keep an entry, as the newest. While its plan is on its way it stays in memory."""
         if device in self._files:
             self._remove_file(device)
         self._entries[device] = peer
-        self._entries.move_to_end(device)
         self._set_size(device, peer.num_bytes)
+        self._landed.pop(device, None)
+        if peer.on_its_way is None and self._sizes[device]:
+            self._landed[device] = None
         if peer.held is None or peer.lost:
             self.held.pop(device, None)
         else:
             self.held[device] = peer.held
         self._keep_budget()
+
+    def streams(self) -> set[str]:
+        """The downlinks that devices follow."""
+        return {peer.stream for peer in self._entries.values()}
 
     def close(self) -> None:
         """Remove the files."""
@@ -96,16 +106,19 @@ class Peers:
 
     def _keep_budget(self) -> None:
         """Write the oldest entries to files, and drop the oldest files."""
-        if self._total > self._memory_bytes:
-            for device, peer in list(self._entries.items()):
-                if self._total <= self._memory_bytes:
-                    break
-                if peer.on_its_way is None and self._sizes[device]:
-                    self._spill(device, peer)
-        while self._files and sum(self._files.values()) > self._disk_bytes:
+        while self._landed and self._total > self._memory_bytes:
+            device, _ = self._landed.popitem(last=False)
+            self._spill(device, self._entries[device])
+        while self._files and self._files_total > self._disk_bytes:
             device = next(iter(self._files))
             self._remove_file(device)
             self._drop(device)
+            self._beyond += 1
+            if self._beyond.bit_count() == 1:
+                self.notices.append(
+                    f"the memory of device {device}'s link was dropped (number {self._beyond} beyond the {self._disk_bytes} "
+                    "bytes that links may have on disk); it is resynchronised when it comes again"
+                )
 
     def _spill(self, device: int, peer: Peer) -> None:
         """Write an entry's arrays to a file; what is left of it takes no memory to speak of."""
@@ -122,6 +135,7 @@ class Peers:
             self.notices.append(f"the memory of device {device}'s link could not be written to disk ({error}); dropped")
             return
         self._files[device] = path.stat().st_size
+        self._files_total += self._files[device]
         self._set_size(device, 0)
         peer.memory, peer.state = Memory(), None
 
@@ -129,20 +143,22 @@ class Peers:
         """Bring an entry's arrays back; where its file is gone or damaged, drop it."""
         try:
             arrays = load_file(self._path(device))
-        except (OSError, SafetensorError) as error:
+            memory = {name.removeprefix(_MEMORY): a for name, a in arrays.items() if name.startswith(_MEMORY)}
+            peer.memory = DeviceEnd.from_state(memory).memory
+        except (OSError, SafetensorError, OutOfSync) as error:
             self._remove_file(device)
             self._drop(device)
             self.notices.append(f"the memory of device {device}'s link could not be read from disk ({error}); dropped")
             return
         state = {name.removeprefix(_STATE): a for name, a in arrays.items() if name.startswith(_STATE)}
-        memory = {name.removeprefix(_MEMORY): a for name, a in arrays.items() if name.startswith(_MEMORY)}
-        peer.memory = DeviceEnd.from_state(memory).memory
         peer.state = state or None
         self._remove_file(device)
         self._set_size(device, peer.num_bytes)
+        self._landed[device] = None
 
     def _drop(self, device: int) -> None:
         """Forget what an entry holds: its device will be resynchronised."""
+        self._landed.pop(device, None)
         self._entries[device] = Peer(folded=self._entries[device].folded, lost=True)
         self.held.pop(device, None)
         self._set_size(device, 0)
@@ -156,7 +172,7 @@ class Peers:
     def _remove_file(self, device: int) -> None:
         """Forget a device's file."""
         self._path(device).unlink(missing_ok=True)
-        del self._files[device]
+        self._files_total -= self._files.pop(device)
 
     def _path(self, device: int) -> Path:
         """The file of a device."""

@@ -5,12 +5,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from fedbonsai.actors.peers import Peer, Peers
 from fedbonsai.comms.codecs import Array
 from fedbonsai.comms.link import DeviceEnd, Memory, Model, Pending, Sent, State
+from safetensors.numpy import load_file, save_file
 
 ITEMS = 1000  # 4,000 bytes a tensor
 
@@ -247,6 +249,55 @@ def test_a_damaged_file_costs_its_entry_and_is_said(folder: Path) -> None:
     assert found.lost
     assert "device 0's link could not be read from disk" in peers.notices[0]
     assert files(folder) == []
+    peers.close()
+
+
+def test_a_file_that_can_be_read_and_makes_no_sense_costs_its_entry_and_is_said(folder: Path) -> None:
+    peers = Peers(memory_bytes=0, disk_bytes=10**6)
+    peers.put(0, peer(0))
+    (path,) = folder.rglob("*.safetensors")
+    save_file(load_file(path) | {"memory:head": np.zeros(3, np.uint8)}, path)
+    assert peers.get(0) == Peer(folded=10, lost=True)
+    assert peers.dropped == 1
+    assert "device 0's link could not be read from disk (the state of the device's end" in peers.notices[0]
+    assert files(folder) == []
+    peers.close()
+
+
+def test_what_is_dropped_for_the_budget_is_said_when_its_number_has_doubled() -> None:
+    peers = Peers(memory_bytes=0, disk_bytes=5)
+    for device in range(9):
+        peers.put(device, peer(device))
+    assert peers.dropped == 9
+    assert [notice.partition(" (")[2].partition(" beyond the 5 bytes")[0] for notice in peers.notices] == [
+        "number 1",
+        "number 2",
+        "number 4",
+        "number 8",
+    ]
+    peers.close()
+
+
+class Watched(Peer):
+    """Counts how often it is looked at."""
+
+    looks = 0
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "on_its_way":
+            Watched.looks += 1
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("flying", [False, True])
+def test_an_entry_is_looked_at_when_it_is_put_and_not_for_every_other(flying: bool) -> None:
+    peers = Peers(memory_bytes=0, disk_bytes=10**6)
+    for device in range(50):
+        small = Watched(memory=Memory([Model.of(1, {"w": np.zeros(1, "<f4")})]))
+        small.on_its_way = small.memory.models[0] if flying else None
+        peers.put(device, small)
+    assert 50 <= Watched.looks <= 2 * 50
+    Watched.looks = 0
     peers.close()
 
 
