@@ -6,10 +6,12 @@ opened. See ``comms.link`` for when which end advances.
 
 from collections.abc import Callable, Mapping
 
+from msgspec.structs import replace
+
 from ..comms.channel import Channel
 from ..comms.codecs import Array, Arrays, ArraySpec
 from ..comms.errors import MismatchedPacket, OutOfSync
-from ..comms.link import Model, Sent, State, copy_state, depths
+from ..comms.link import FORGET, Memory, Model, Sent, State, copy_state, depths
 from ..comms.make_codec import make_codec
 from ..comms.predict import hash_arrays
 from ..comms.receive import receive_update
@@ -33,20 +35,35 @@ class ServerLinks:
         """The packets that bring the plan's device to the current ``model`` (its version is the plan's)."""
         stream = stream_key(plan)
         peer = self.peers.get(plan.device) or Peer(stream=stream)
-        peer.lost = peer.lost or (peer.stream != stream and not at_start(peer))
-        peer.stream = stream
-        peer.memory.trim(plan.link_down, plan.link_up)
+        if peer.stream != stream:
+            peer.lost = peer.lost or not at_start(peer)
+            if not has_own(plan):
+                peer.held = None  # it may hold another part of the seed's model, or nothing
+            peer.stream = stream
         messages, sent = self.downlinks.send(plan, peer, model, expected)
         peer.on_its_way = self._sent[plan.id] = sent
         self.peers.put(plan.device, peer)
         return messages
 
-    def track(self, plan: Plan, base: Arrays) -> None:
-        """A plan whose downlink has no memory, but whose uplink has: it was sent ``base``."""
+    def track(self, plan: Plan, message: Message, base: Arrays) -> tuple[Plan, Message]:
+        """A plan whose downlink has no memory, but whose uplink has: ``message`` brings ``base``.
+
+        Returns both as they must go. Where the ends have lost each other the plan has its device forget, and the message, which
+        is a whole model in any case, counts as a resynchronisation.
+        """
         peer = self.peers.get(plan.device) or Peer()
-        peer.memory.trim(plan.link_down, plan.link_up)
+        if peer.lost:
+            peer.memory, peer.held, peer.restarting = Memory(), None, plan.id
+            plan, message = replace(plan, acknowledged=FORGET), Message(message.reference, message.num_bytes, "resync")
         peer.on_its_way = self._sent[plan.id] = Model(plan.version, 0, base)
         self.peers.put(plan.device, peer)
+        return plan, message
+
+    def advance(self, model: Arrays, version: int) -> Arrays | None:
+        """A version has begun; see ``Downlinks.advance`` and ``Downlinks.keep``."""
+        held = self.downlinks.advance(model, version)
+        self.downlinks.keep(self.peers.streams())
+        return held
 
     def sent(self, plan: Plan) -> Model:
         """What a plan in flight was sent."""
@@ -83,6 +100,7 @@ class ServerLinks:
         """The update of ``plan`` was folded: its device's model is acknowledged."""
         peer = self._peer(plan)
         peer.folded = plan.id
+        peer.memory.trim(plan.link_down, plan.link_up)
         if depths(plan.link_down, plan.link_up)[1]:
             base = self.sent(plan).arrays
             peer.memory.sent.append(Sent(base={name: base[name] for name in local}, local=local))
@@ -95,18 +113,26 @@ class ServerLinks:
             peer.state = copy_state(state)
         if report.out_of_sync or (report.held is not None and report.held != plan.version):
             peer.lost = True
-        elif report.held is not None and plan.link_down is not None:
-            peer.held = report.held
+        elif report.held is not None:
             peer.lost = peer.lost and peer.restarting != plan.id
+            if plan.link_down is not None:
+                peer.held = report.held
+            if (
+                peer.folded != plan.id
+            ):  # cut here, as at the other end: who never opened the plan has not cut its histories
+                peer.memory.trim(plan.link_down, plan.link_up)
             assert sent is not None
             if has_own(plan) and (not peer.memory.models or peer.memory.models[-1] is not sent):
-                peer.memory.models.append(sent)
+                depth, _ = depths(plan.link_down, plan.link_up)
+                peer.memory.models = [*peer.memory.models, sent][-depth:]
         self.peers.put(plan.device, peer)
 
     def abandon(self, plan: Plan) -> None:
         """A plan that nobody waits for: what was sent is not acknowledged."""
         if self._sent.pop(plan.id, None) is not None:
-            self._peer(plan).on_its_way = None
+            peer = self._peer(plan)
+            peer.on_its_way = None
+            self.peers.put(plan.device, peer)
 
     def state(self, device: int) -> State | None:
         """What a simulated device remembers."""

@@ -60,7 +60,7 @@ class Server:
         self._roles = {t.name: t.role for block in workload.spec.blocks for t in block.tensors}
         self._fold = Fold()
         self._sealed: dict[tuple[int, str, str], Message] = {}
-        self._starts: dict[int, tuple[int, Arrays]] = {}  # by version: the model as it was, and its hash
+        self._starts: dict[tuple[int, str], tuple[int, Arrays]] = {}  # by version and part: the hash, and the model
         self.links = ServerLinks(
             channel,
             first={name: array.copy() for name, array in as_arrays(self.store["model"]).items()},
@@ -72,18 +72,20 @@ class Server:
         """What brings the plan's device to the current version. Equal parts and codecs share one packet."""
         if plan.version != self.version:
             raise AssertionError(f"a plan of version {plan.version} cannot start at version {self.version}")
+        self.links.downlinks.count()
         if plan.link_down is None and plan.link_up is None:
             return Dispatch(plan, (self._plain(plan),), None)
         plan = msgspec.structs.replace(plan, acknowledged=self.links.acknowledged(plan.device))
         if plan.link_down is None:
-            messages = [self._plain(plan)]
-            self.links.track(plan, as_arrays(self._base(plan)))
+            plan, message = self.links.track(plan, self._plain(plan), as_arrays(self._base(plan)))
+            messages = [message]
         else:
             expected = self._down(plan)
             messages = self.links.send(plan, lambda: self._target(expected), expected)
-            if not plan.link_down.feedback and plan.version not in self._starts:
+            start = plan.version, plan.part.key
+            if not plan.link_down.feedback and start not in self._starts:
                 model = self._target(expected)
-                self._starts[plan.version] = hash_arrays(model), {name: a.copy() for name, a in model.items()}
+                self._starts[start] = hash_arrays(model), {name: a.copy() for name, a in model.items()}
         return Dispatch(plan, tuple(messages), self.links.state(plan.device))
 
     def fold(self, plan: Plan, packet: Array, *, weight: float) -> None:
@@ -139,7 +141,7 @@ class Server:
         if plan.link_down is None or plan.link_down.feedback:
             return update
         held = self.links.sent(plan)
-        start_hash, start = self._starts[plan.version]
+        start_hash, start = self._starts[plan.version, plan.part.key]
         if held.hash == start_hash:
             return update
         offsets = minus({name: held.arrays[name] for name in update}, start)
@@ -189,7 +191,7 @@ class Server:
                 settings = _PLAIN if self._roles[name] == "statistic" else self._optimiser
                 server_step(settings, name=name, value=model[name], mean=mean, state=state)
         self.version += 1
-        held = self.links.downlinks.advance(as_arrays(model), self.version)
+        held = self.links.advance(as_arrays(model), self.version)
         pending.clear()
         for name, tensor in as_tensors(held or {}).items():
             if not torch.equal(model[name], tensor):
@@ -197,7 +199,7 @@ class Server:
                 model[name].copy_(tensor)
         keep = set(in_flight)
         self._sealed = {key: value for key, value in self._sealed.items() if key[0] in keep}
-        self._starts = {version: value for version, value in self._starts.items() if version in keep}
+        self._starts = {start: value for start, value in self._starts.items() if start[0] in keep}
 
     def evaluate(self, training: Training, *, batch_size: int) -> dict[str, float]:
         """The current model on the server's test set; empty when the server has none."""
