@@ -70,9 +70,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``id`` is unique in a run; ``attempt`` counts placements of the same plan after a worker died. ``version``: the model
     that it starts from. ``codec_down``, ``codec_up``: chains, applied left to right, to models and updates, or to residuals
     where ``link_down``, ``link_up`` say how that direction remembers (ResFed). ``acknowledged``: the newest plan of this
-    device whose update was folded, -1 to have it forget its histories; the runtime fills it in at dispatch. ``seed``: source of every random number the device
-    draws. ``deadline_s``: virtual seconds after which the server no longer waits. ``reasons``: one short reason from each
-    policy that touched it.
+    device whose update was folded, -1 to have it forget its histories; the runtime fills it in at dispatch. ``seed``: source
+    of every random number the device draws. ``deadline_s``: virtual seconds after which the server no longer waits.
+    ``reasons``: one short reason from each policy that touched it.
     """
 
     id: int
