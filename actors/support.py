@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 
 from ..clusters.profile import DeviceProfile
+from ..comms.codecs import ArraySpec, CodecSpec
 from ..comms.make_codec import make_codec
-from ..learning.part import Part
-from ..learning.structure import ModelSpec
+from ..comms.predict import Residual, carried
+from ..learning.part import Part, down_tensors, up_tensors
+from ..learning.structure import ModelSpec, TensorSpec
 from ..policies.plan import Objective, Plan
+from .messages import array_specs
 
 
 class PlanRefused(ValueError):
@@ -18,7 +21,7 @@ def check_plan(plan: Plan, *, spec: ModelSpec, profile: DeviceProfile) -> None:
     for checks in (
         _part(plan.part, spec),
         _work(plan),
-        _codecs(plan, profile),
+        _codecs(plan, profile, spec),
         _links(plan),
         _privacy(plan, spec, profile),
     ):
@@ -58,17 +61,30 @@ def _work(plan: Plan) -> Iterator[str]:
         yield f"deadline_s is {plan.deadline_s:g}; only rounds can have a deadline yet (close_after_s)"
 
 
-def _codecs(plan: Plan, profile: DeviceProfile) -> Iterator[str]:
+def _codecs(plan: Plan, profile: DeviceProfile, spec: ModelSpec) -> Iterator[str]:
     """What stands against the codecs."""
-    for field, codecs in (("codec_down", plan.codec_down), ("codec_up", plan.codec_up)):
+    up = up_tensors(spec, plan.part, statistics=plan.upload.statistics)
+    ways = (
+        ("codec_down", plan.codec_down, plan.link_down, down_tensors(spec, plan.part)),
+        ("codec_up", plan.codec_up, plan.link_up, up),
+    )
+    for field, codecs, link, tensors in ways:
         for codec in codecs:
             if profile.codecs is not None and codec.name not in profile.codecs:
                 runs = ", ".join(sorted(profile.codecs)) or "none"
                 yield f"{field} names {codec.name!r}, which does not run on fleet class {profile.name!r}; it runs: {runs}"
         try:
-            make_codec(codecs)
+            chain_layout(codecs, tensors, link)
         except ValueError as error:
             yield f"{field}: {error}"
+
+
+def chain_layout(
+    codecs: tuple[CodecSpec, ...], tensors: tuple[TensorSpec, ...], link: Residual | None = None
+) -> tuple[ArraySpec, ...]:
+    """What a chain makes of these tensors; raises ``ValueError`` for a chain that is not known or cannot take them."""
+    specs = array_specs(tensors)
+    return make_codec(codecs).layout(carried(specs, link) if link else specs)
 
 
 def _links(plan: Plan) -> Iterator[str]:

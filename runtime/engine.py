@@ -12,12 +12,14 @@ import torch
 from ..actors.device import Device
 from ..actors.pool import InlinePool, Pool
 from ..actors.server import Server
+from ..actors.support import chain_layout
 from ..comms.channel import Channel, LocalChannel
 from ..comms.ledger import Ledger
 from ..comms.make_codec import make_codec
 from ..learning.losses import make_loss
-from ..learning.part import Part, whole
+from ..learning.part import Part, down_tensors, up_tensors, whole
 from ..learning.seeds import derive
+from ..learning.structure import ModelSpec
 from ..learning.workload import Workload, WorkloadSettings
 from ..policies.plan import Plan, Upload
 from ..policies.policy import Policy
@@ -68,6 +70,7 @@ class Engine:
             link_disk_bytes=config.server.link_disk_bytes,
         )
         part = whole(self.workload.spec)
+        _check_chains(config, self.workload.spec, part)
         costs = Costs(self.workload, fleet, self.server.links)
         # Before the workers start: it refuses a model that does not fit the data, and takes longer than a decision should.
         costs.row(part, config.training)
@@ -138,6 +141,16 @@ def _check_names(config: Config) -> None:
         except ValueError as error:
             raise ValueError(f"codecs.{direction}: {error}") from error
     make_loss(config.training.loss)
+
+
+def _check_chains(config: Config, spec: ModelSpec, part: Part) -> None:
+    """Refuse chains whose codecs cannot follow one another on what this model sends."""
+    up = up_tensors(spec, part, statistics=config.server.statistics == "average")
+    for direction, tensors in (("down", down_tensors(spec, part)), ("up", up)):
+        try:
+            chain_layout(getattr(config.codecs, direction), tensors)
+        except ValueError as error:
+            raise ValueError(f"codecs.{direction}: {error}") from error
 
 
 class _PlanMaker:

@@ -67,6 +67,11 @@ REFUSED: dict[str, Row] = {
     "codec up": ({"codec_up": LZ4}, {"codecs": frozenset()}, "codec_up names 'lz4', which does not run on"),
     "unknown codec": ({"codec_down": (CodecSpec("zstd"),)}, {}, "codec_down: unknown codec 'zstd'"),
     "codec option": ({"codec_up": (CodecSpec("lz4", {"level": 99}),)}, {}, "codec_up: codec 'lz4' with options"),
+    "codecs in the wrong order": (
+        {"codec_up": (*LZ4, CodecSpec("entropy"))},
+        {},
+        "codec_up: 'w' has no fixed shape; entropy must come before what made it",
+    ),
     "weights are private": (
         {},
         may_send("logits", "labels"),

@@ -187,6 +187,10 @@ def test_a_real_process_runs_an_experiment(experiment, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (
+            ["--set", "codecs.up=[lz4, entropy]"],
+            "error: codecs.up: 'features.0.weight' has no fixed shape; entropy must",
+        ),
         (["--set", "training.epoch=1"], "error: training.epoch is not a setting (did you mean 'epochs'?)"),
         (
             ["--set", "model=digits_cnm"],
