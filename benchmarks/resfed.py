@@ -51,6 +51,7 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "weights": {"name": "resfed:CompressedWeights"},
     "delta": {"name": "residuals", "up": "delta"},
     "delta_0.5%": {"name": "residuals", "up": "delta", "density": 0.005},
+    "delta_normalised": {"name": "residuals", "up": "delta", "scope": "normalised"},
     "drift": {"name": "residuals", "up": "drift"},
     "stationary": {"name": "residuals", "up": "stationary"},
     "half_step": {"name": "residuals", "up": "half_step", "down": "half_step"},
