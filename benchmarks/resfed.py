@@ -56,6 +56,7 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "stationary": {"name": "residuals", "up": "stationary"},
     "half_step": {"name": "residuals", "up": "half_step", "down": "half_step"},
 }
+QUICK_ROWS = ("dense", "weights", "delta", "drift", "stationary", "half_step")
 CIFAR_ROWS = ("dense", "delta", "delta_0.5%", "half_step")
 DEVICE = {"name": "device", "count": CLIENTS, "flop_per_s": 1e10, "memory_bytes": 10**10, "up_bytes_per_s": 1e6,
           "down_bytes_per_s": 1e6}  # fmt: skip
@@ -181,7 +182,11 @@ def _named(seeds: range) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
-_ROWS_HELP = f"some of {','.join(ROWS)}; default: all, on CIFAR-10 {','.join(CIFAR_ROWS)}".replace("%", "%%")
+_ROWS_HELP = (
+    f"some of {','.join(ROWS)}; default: all, with --quick {','.join(QUICK_ROWS)}, on CIFAR-10 {','.join(CIFAR_ROWS)}"
+).replace("%", "%%")
+    "%", "%%"
+)
 
 
 def main() -> None:
@@ -200,7 +205,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick and args.data:
         parser.error("--quick is for digits; leave out --data")
-    rows = args.rows.split(",") if args.rows else list(CIFAR_ROWS if args.data else ROWS)
+    rows = args.rows.split(",") if args.rows else list(CIFAR_ROWS if args.data else QUICK_ROWS if args.quick else ROWS)
     if unknown := [row for row in rows if row not in ROWS]:
         parser.error(f"--rows names {unknown[0]!r}; allowed: {', '.join(ROWS)}")
     rounds = args.rounds or (20 if args.quick else 60)
