@@ -185,8 +185,6 @@ def _named(seeds: range) -> str:
 _ROWS_HELP = (
     f"some of {','.join(ROWS)}; default: all, with --quick {','.join(QUICK_ROWS)}, on CIFAR-10 {','.join(CIFAR_ROWS)}"
 ).replace("%", "%%")
-    "%", "%%"
-)
 
 
 def main() -> None:
