@@ -20,3 +20,23 @@ def seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         generator.set_state(before)
+
+
+class Stream:
+    """A stream of torch's CPU randomness of its own, taken up and left again any number of times."""
+
+    def __init__(self, seed: int) -> None:
+        """At its start."""
+        self._state = torch.Generator().manual_seed(seed).get_state()
+
+    @contextmanager
+    def drawn(self) -> Iterator[None]:
+        """Inside, torch's shared generator goes on with this stream; afterwards from where it was."""
+        generator = torch.default_generator
+        before = generator.get_state()
+        generator.set_state(self._state)
+        try:
+            yield
+        finally:
+            self._state = generator.get_state()
+            generator.set_state(before)

@@ -9,20 +9,21 @@ hand, which spares autograd a copy of the model; the losses that are reported le
 Nothing is kept between calls: optimiser state, batch order and dropout all start from the plan's settings and seed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .data.batches import batches
+from .data.batches import batches, micro_batches
 from .data.types import Samples, Transform
 from .losses import Loss, scalar_loss
 from .optimisers import make_optimiser
 from .randomness import seeded
 from .spec import Optimiser, Training
+
+
+Gradient = Callable[[Tensor, Tensor, float], float]
 
 
 @dataclass(frozen=True)
@@ -48,58 +49,103 @@ def train(
     transform: Transform,
     seed: int,
     trainable: Sequence[str] | None = None,
+    gradient: Gradient | None = None,
 ) -> TrainingResult:
     """Train ``model`` in place on ``samples``; without samples, or without anything to train, it is left as it is.
 
     ``trainable``: names of the parameters and buffers that are trained (None: all). The other parameters get
     ``requires_grad`` off, and modules that hold tensors, but none of those named, stay in evaluation mode, so that frozen
-    normalisation does not drift; a module without tensors (dropout) goes with the module that contains it. The process's
-    random state is left as it was found, and no gradient is kept. Raises ``ValueError`` for a loss that is no scalar.
+    normalisation does not drift; a module without tensors (dropout) goes with the module that contains it. ``gradient``: adds
+    a micro-batch's gradient in another way than by the model and its loss: from inputs, targets and share to the loss (split
+    training). The process's random state is left as it was found, and no gradient is kept. Raises ``ValueError`` for a loss
+    that is no scalar.
     """
-    parameters = _choose(model, trainable)
-    if not parameters or not len(samples):
+    stepper = Stepper(model, training=training, trainable=trainable)
+    if not stepper.parameters or not len(samples):
         return TrainingResult()
-    optimiser = make_optimiser(training.optimiser, parameters)
-    base = [p.detach().clone() for p in parameters] if training.optimiser.proximal else []
+    gradient = gradient or WholeModel(model, training=training, loss=loss)
     steps = processed = 0
     total = total_square = 0.0
     order = batches(
         len(samples), batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=seed
     )
     generator = torch.Generator().manual_seed(seed)
-    with seeded(seed):  # for dropout, which takes no generator
-        try:
-            for indices in order:
-                optimiser.zero_grad(set_to_none=True)
-                value = 0.0
-                for part, share in _micro_batches(indices, training.accumulation):
-                    batch = samples.take(part)
-                    value += share * _backward(
-                        model, transform(batch.x, generator), batch.y, training=training, loss=loss, share=share
-                    )
-                _adjust_gradients(parameters, base, settings=training.optimiser)
-                optimiser.step()
-                steps += 1
-                processed += len(indices)
-                total += value * len(indices)
-                total_square += value**2 * len(indices)
-        finally:  # also when the loss raises or memory runs out: who trains next may train other parameters
-            optimiser.zero_grad(set_to_none=True)
+    with seeded(seed), stepper:  # the seed is for dropout, which takes no generator
+        for indices in order:
+            value = 0.0
+            for part, share in micro_batches(indices, training.accumulation):
+                batch = samples.take(part)
+                value += share * gradient(transform(batch.x, generator), batch.y, share)
+            stepper.step()
+            steps += 1
+            processed += len(indices)
+            total += value * len(indices)
+            total_square += value**2 * len(indices)
     if not steps:
         return TrainingResult()
     return TrainingResult(steps, processed, total / processed, total_square / processed)
 
 
-def _backward(
-    model: nn.Module, inputs: Tensor, targets: Tensor, *, training: Training, loss: Loss, share: float
-) -> float:
-    """Add ``share`` of a micro-batch's gradient to what has accumulated; its loss."""
+class WholeModel:
+    """Gradients of a model that is here as a whole."""
+
+    def __init__(self, model: nn.Module, *, training: Training, loss: Loss) -> None:
+        """``training`` says memory format and precision."""
+        self._model, self._training, self._loss = model, training, loss
+
+    def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> float:
+        """Add ``share`` of a micro-batch's gradient to what has accumulated; its loss."""
+        with autocast(self._training):
+            value = scalar_loss(self._loss(self._model(laid_out(inputs, self._training)), targets))
+        (value * share if share != 1 else value).backward()  # type: ignore[no-untyped-call]
+        return float(value.detach())
+
+
+class Stepper:
+    """The optimiser over what is trained of a model: what happens between the gradients of two batches.
+
+    A context: gradients are dropped on the way in and out, also when a loss raises or memory runs out, since who trains
+    next may train other parameters.
+    """
+
+    def __init__(self, model: nn.Module, *, training: Training, trainable: Sequence[str] | None) -> None:
+        """Switch gradients and modes as ``trainable`` says, see ``train``; optimiser state starts empty."""
+        self.parameters = _choose(model, trainable)
+        self._settings = training.optimiser
+        self._optimiser = make_optimiser(training.optimiser, self.parameters) if self.parameters else None
+        self._base = [p.detach().clone() for p in self.parameters] if training.optimiser.proximal else []
+
+    def __enter__(self) -> "Stepper":
+        """Without gradients of before."""
+        self._clear()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        """Nor for after."""
+        self._clear()
+
+    def step(self) -> None:
+        """One optimiser step along the gradients that have accumulated."""
+        assert self._optimiser is not None
+        _adjust_gradients(self.parameters, self._base, settings=self._settings)
+        self._optimiser.step()
+        self._clear()
+
+    def _clear(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+
+def autocast(training: Training) -> torch.autocast:
+    """The precision of a training setting."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=training.precision == "bf16")
+
+
+def laid_out(inputs: Tensor, training: Training) -> Tensor:
+    """Inputs in the memory format of a training setting."""
     if training.channels_last and inputs.dim() == 4:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=training.precision == "bf16"):
-        value = scalar_loss(loss(model(inputs), targets))
-    (value * share if share != 1 else value).backward()  # type: ignore[no-untyped-call]
-    return float(value.detach())
+        return inputs.contiguous(memory_format=torch.channels_last)
+    return inputs
 
 
 def _adjust_gradients(parameters: list[nn.Parameter], base: list[Tensor], *, settings: Optimiser) -> None:
@@ -125,9 +171,3 @@ def _choose(model: nn.Module, trainable: Sequence[str] | None) -> list[nn.Parame
         if own and not any(id(tensor) in chosen for tensor in own):
             module.eval()
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def _micro_batches(indices: NDArray[np.intp], count: int) -> Iterator[tuple[NDArray[np.intp], float]]:
-    """Split a batch into at most ``count`` parts of about equal size, each with its share of the batch."""
-    for part in np.array_split(indices, min(count, len(indices))):
-        yield part, len(part) / len(indices)

@@ -30,6 +30,12 @@ def batches(
         left -= len(edges) - 1
 
 
+def micro_batches(indices: NDArray[np.intp], count: int) -> Iterator[tuple[NDArray[np.intp], float]]:
+    """Split a batch into at most ``count`` parts of about equal size, each with its share of the batch."""
+    for part in np.array_split(indices, min(count, len(indices))):
+        yield part, len(part) / len(indices)
+
+
 def num_batches(num_samples: int, *, batch_size: int) -> int:
     """Batches in one pass."""
     return len(_edges(num_samples, batch_size)) - 1 if num_samples else 0

@@ -1,0 +1,161 @@
+"""Split training: one network in two legs, the device's first blocks and the host's others, joined by what crosses the cut.
+
+    device                                   host
+    z = front(x)        z, y  ------------>  loss(back(z), y)
+    front's gradient  <------------  dloss/dz, and the gradient of its own blocks
+
+SplitFed's first version (Thapa et al., AAAI 2022, arXiv 2004.12088): one copy of the host's blocks for each device, both legs
+with an optimiser of their own. Each does to its blocks, bit for bit, what training of the whole model does; so with gradients
+that come back before the next batch (window 1) both together are FedAvg.
+
+Random numbers (dropout) that are drawn on one side of the cut only are those of the whole model too; where both sides draw,
+the host's come from the same seed, but are others than a whole model's.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .blocks import Blocks
+from .data.batches import batches, micro_batches
+from .losses import Loss, scalar_loss
+from .randomness import Stream
+from .spec import Training
+from .training import Stepper, autocast, laid_out
+
+Exchange = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What both legs know of a micro-batch before it is there: samples, share of its batch, and whether it ends that."""
+
+    samples: int
+    share: float
+    ends_batch: bool
+
+
+def schedule(num_samples: int, training: Training) -> Iterator[MicroBatch]:
+    """The micro-batches of one plan, in order: sizes do not depend on the seed."""
+    for indices in batches(
+        num_samples, batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=0
+    ):
+        parts = list(micro_batches(indices, training.accumulation))
+        for number, (part, share) in enumerate(parts, 1):
+            yield MicroBatch(len(part), share, number == len(parts))
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What crosses a cut, for each sample: its shape, and its type inside the network (bfloat16 under autocast, perhaps)."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def boundary(blocks: Blocks, front: tuple[str, ...], *, example: Tensor, training: Training) -> Boundary:
+    """Shape and type of what leaves the last of the ``front`` blocks, for inputs like ``example``; nothing is computed.
+
+    Raises ``ValueError`` when that is not one tensor of floating point with a batch dimension.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad(), autocast(training):
+        x = fake.from_tensor(example).unsqueeze(0).expand(2, *example.shape).contiguous()
+        for name in front:
+            block = blocks.modules[name]
+            state = {key: fake.from_tensor(tensor) for key, tensor in block.state_dict(keep_vars=True).items()}
+            x = torch.func.functional_call(block, state, (x,))
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 1 or x.shape[0] != 2:
+        raise ValueError(f"what leaves block {front[-1]!r} is no tensor of floating point with a batch dimension")
+    return Boundary(tuple(x.shape[1:]), x.dtype)
+
+
+class DeviceLeg:
+    """Gradients of a device's blocks by way of the host: for ``train``, in place of a whole model's."""
+
+    def __init__(self, blocks: Blocks, front: tuple[str, ...], *, training: Training, exchange: Exchange) -> None:
+        """``exchange``: sends activations (float32) and targets, and gives back the gradient of the former (float32)."""
+        self._blocks, self._front, self._training, self._exchange = blocks, front, training, exchange
+
+    def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> float:
+        """One micro-batch. The loss is the host's to report; here it is 0."""
+        with autocast(self._training):
+            activations = self._blocks.run(self._front, laid_out(inputs, self._training))
+        gradient = self._exchange(activations.detach().float(), targets)
+        activations.backward(gradient.to(activations.dtype))
+        return 0.0
+
+
+class HostLeg:
+    """The host's blocks for one device: batch by batch as its activations come, the gradient of which goes back."""
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        front: tuple[str, ...],
+        *,
+        training: Training,
+        loss: Loss,
+        seed: int,
+        num_samples: int,
+        crossing: Boundary,
+    ) -> None:
+        """``blocks``: in the state to start from. ``front``: the blocks that are the device's. ``crossing``: see there."""
+        self._blocks, self._training, self._loss = blocks, training, loss
+        self._back = tuple(name for name in blocks.spec.block_names if name not in front)
+        names = [tensor.name for tensor in blocks.spec.tensors_of(self._back)]
+        self._stepper = Stepper(blocks.model, training=training, trainable=names)
+        self._crossing = crossing
+        self._coming = schedule(num_samples, training)
+        self._random = Stream(seed)
+        self._next = next(self._coming, None)
+        self._value, self._batch = 0.0, 0  # of the batch that is under way
+        self.steps = self.processed = 0
+        self._total = self._total_square = 0.0
+
+    @property
+    def next(self) -> MicroBatch | None:
+        """The micro-batch that must come now; None after the last."""
+        return self._next
+
+    def micro_batch(self, activations: Tensor, targets: Tensor) -> Tensor:
+        """Take one: the gradient (float32) of its activations (float32); after the last of a batch, one optimiser step."""
+        now = self._next
+        assert now is not None and len(activations) == now.samples
+        entering = activations.to(self._crossing.dtype).clone()
+        if self._training.channels_last and entering.dim() == 4:
+            entering = entering.contiguous(memory_format=torch.channels_last)
+        entering.requires_grad_()
+        with self._random.drawn():
+            with autocast(self._training):
+                value = scalar_loss(self._loss(self._blocks.run(self._back, entering), targets))
+            (value * now.share if now.share != 1 else value).backward()  # type: ignore[no-untyped-call]
+        self._value += now.share * float(value.detach())
+        self._batch += now.samples
+        if now.ends_batch:
+            self._stepper.step()
+            self.steps += 1
+            self.processed += self._batch
+            self._total += self._value * self._batch
+            self._total_square += self._value**2 * self._batch
+            self._value, self._batch = 0.0, 0
+        self._next = next(self._coming, None)
+        gradient = entering.grad
+        return torch.zeros_like(activations) if gradient is None else gradient.float()
+
+    def close(self) -> None:
+        """Give up what is under way: no gradient stays behind."""
+        with self._stepper:
+            pass
+
+    @property
+    def loss(self) -> float | None:
+        """Mean loss per sample so far."""
+        return self._total / self.processed if self.processed else None
+
+    @property
+    def loss_square(self) -> float | None:
+        """Mean over the samples of their batch's squared loss."""
+        return self._total_square / self.processed if self.processed else None

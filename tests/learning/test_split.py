@@ -1,0 +1,107 @@
+"""Both legs of a split network together are the training of the whole, bit for bit."""
+
+import copy
+
+import pytest
+import torch
+from fedbonsai.learning.blocks import cut
+from fedbonsai.learning.data.types import Samples
+from fedbonsai.learning.losses import make_loss
+from fedbonsai.learning.models.cnn import digits_cnn
+from fedbonsai.learning.spec import Optimiser, Training
+from fedbonsai.learning.split import DeviceLeg, HostLeg, MicroBatch, boundary, schedule
+from fedbonsai.learning.training import train
+from torch import nn
+
+
+def samples(num=23):
+    generator = torch.Generator().manual_seed(1)
+    return Samples(torch.randn(num, 1, 8, 8, generator=generator), torch.arange(num) % 10)
+
+
+class Normalised(nn.Module):
+    """Normalisation on both sides, dropout on the host's."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.na, self.nb = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.drop, self.out = nn.Dropout(0.5), nn.Linear(4 * 64, 10)
+
+    def forward(self, x):
+        x = self.nb(self.b(self.na(self.a(x)).relu())).relu()
+        return self.out(self.drop(x.flatten(1)))
+
+
+def split(model, place, training, data):
+    """Train both legs of a model that is cut behind block ``place``; the host's leg, ended."""
+    device, host = cut(copy.deepcopy(model)), cut(copy.deepcopy(model))
+    front = device.spec.block_names[: place + 1]
+    crossing = boundary(device, front, example=data.x[0], training=training)
+    loss = make_loss(training.loss)
+    leg = HostLeg(host, front, training=training, loss=loss, seed=7, num_samples=len(data), crossing=crossing)
+    result = train(
+        device.model,
+        data,
+        training=training,
+        loss=loss,
+        transform=lambda x, _: x,
+        seed=7,
+        trainable=[t.name for t in device.spec.tensors_of(front)],
+        gradient=DeviceLeg(device, front, training=training, exchange=leg.micro_batch),
+    )
+    mine, theirs = device.model.state_dict(), host.model.state_dict()
+    own = {t.name for t in device.spec.tensors_of(front)}
+    return result, leg, {name: mine[name] if name in own else theirs[name] for name in mine}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"epochs": 2, "accumulation": 3},
+        {"steps": 5},
+        {"precision": "bf16", "channels_last": True},
+        {"optimiser": Optimiser(name="adam", learning_rate=0.01)},
+        {"optimiser": Optimiser(proximal=0.1, weight_decay=0.01)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("make", [digits_cnn, Normalised])
+@pytest.mark.parametrize("place", [0, 1])
+def test_both_legs_are_the_whole_bit_for_bit(make, place, changes):
+    torch.manual_seed(3)
+    model, data, training = make(), samples(), Training(**({"batch_size": 8} | changes))
+    whole = copy.deepcopy(model)
+    expected = train(whole, data, training=training, loss=make_loss(training.loss), transform=lambda x, _: x, seed=7)
+    result, leg, found = split(model, place, training, data)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(found[name], tensor), name
+    assert (leg.steps, leg.processed, leg.loss, leg.loss_square) == (
+        expected.steps,
+        expected.processed,
+        expected.loss,
+        expected.loss_square,
+    )
+    assert (result.steps, result.processed) == (expected.steps, expected.processed)
+    assert leg.next is None
+
+
+def test_the_schedule_tells_sizes_and_shares_and_where_batches_end():
+    # 7 samples in batches of 4: 4 and 3, each in two halves
+    assert list(schedule(7, Training(batch_size=4, accumulation=2))) == [
+        MicroBatch(2, 0.5, False),
+        MicroBatch(2, 0.5, True),
+        MicroBatch(2, 2 / 3, False),
+        MicroBatch(1, 1 / 3, True),
+    ]
+    assert list(schedule(0, Training())) == []
+
+
+def test_the_boundary_is_known_without_computing():
+    blocks, names = cut(digits_cnn()), cut(digits_cnn()).spec.block_names
+    found = [boundary(blocks, names[:n], example=torch.zeros(1, 8, 8), training=Training()).shape for n in (1, 2, 3)]
+    assert found == [(16, 8, 8), (512,), (64,)]
+    lstm = cut(nn.LSTM(2, 2))
+    with pytest.raises(ValueError, match="no tensor of floating point"):
+        boundary(lstm, lstm.spec.block_names, example=torch.zeros(3, 2), training=Training())
