@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ..comms.codecs import Array, Arrays, ArraySpec
@@ -23,6 +22,7 @@ from ..comms.receive import context_for, left_over, receive_models, sent_model, 
 from ..learning.evaluation import evaluate
 from ..learning.losses import make_loss
 from ..learning.part import down_tensors, up_tensors
+from ..learning.split import DeviceLeg
 from ..learning.tensors import as_arrays, as_tensors
 from ..learning.training import train
 from ..learning.workload import Workload, WorkloadSettings
@@ -30,7 +30,10 @@ from ..policies.plan import Plan
 from ..policies.report import Measured, Outcome, Report
 from .messages import array_specs, update_context, update_stamp, weights_stamp
 from .meter import Meter
+from .module import Module
 from .plan_message import read_plan
+from .stream import DeviceStream, HostLink
+from .update import seal_update
 
 _ALLOCATOR_WORDS = ("DefaultCPUAllocator", "can't allocate memory", "out of memory")
 
@@ -45,18 +48,19 @@ class Device:
     def __init__(self, settings: WorkloadSettings) -> None:
         """Prepare for the workload; data and model are loaded at the first plan."""
         self.workload = Workload(settings)
-        self._models: dict[bool, tuple[nn.Module, dict[str, Tensor]]] = {}
+        self._modules: dict[bool, Module] = {}
         # Of the plan that is being carried out:
         self._stage = "open"
         self._held: int | None = None
         self._end = DeviceEnd()
 
     def run(
-        self, plan_bytes: bytes, packets: Sequence[Array], state: State | None = None
+        self, plan_bytes: bytes, packets: Sequence[Array], state: State | None = None, host: HostLink | None = None
     ) -> tuple[bytes, Array | None, State | None]:
         """Carry out one plan: (answer, update packet or None, the device's new state), ready to be sent.
 
         ``packets``: what the device needs to reach the plan's version, oldest first. A new state of None: as it was.
+        ``host``: where the other leg of a split plan is.
         """
         plan = read_plan(plan_bytes)
         report, update = Report(plan=plan, outcome=Outcome.FAILED, stage="open"), None
@@ -64,7 +68,7 @@ class Device:
         with Meter() as meter:
             try:
                 self._end, readable = DeviceEnd.from_state(state), True
-                report, update = self._carry_out(plan, packets)
+                report, update = self._carry_out(plan, packets, host)
             except Exception as error:  # whatever user code raises: it becomes this plan's outcome, and is reported
                 report = _failure(report, self._stage, error)
         report = msgspec.structs.replace(
@@ -80,29 +84,30 @@ class Device:
 
     def warm_up(self) -> None:
         """Load data and model now, so that the first plan is not charged for it."""
-        self._model(channels_last=False)
+        self._module(channels_last=False)
 
-    def _carry_out(self, plan: Plan, packets: Sequence[Array]) -> tuple[Report, Array | None]:
+    def _carry_out(self, plan: Plan, packets: Sequence[Array], host: HostLink | None) -> tuple[Report, Array | None]:
         """The stages of a plan."""
-        model, base = self._open(plan, packets)
+        module, base = self._open(plan, packets)
         if plan.objective.kind == "evaluate":
             self._stage = "evaluate"
-            return self._evaluate(model, plan), None
+            return self._evaluate(module.model, plan), None
         self._stage = "train"
         started = time.perf_counter()
         samples = self.workload.data.train(plan.device)
         result = train(
-            model,
+            module.model,
             samples,
             training=plan.training,
             loss=make_loss(plan.training.loss),
             transform=self.workload.data.train_transform,
             seed=plan.seed,
             trainable=self._trainable(plan),
+            gradient=self._leg(plan, module, host),
         )
         train_s = time.perf_counter() - started
         self._stage = "seal"
-        update = self._seal(model, base, plan)
+        update = self._seal(module.model, base, plan)
         report = Report(
             plan=plan,
             samples=len(samples),
@@ -113,27 +118,26 @@ class Device:
         )
         return report, update
 
-    def _model(self, *, channels_last: bool) -> tuple[nn.Module, dict[str, Tensor]]:
-        """This worker's module, and what its buffers held when it was new."""
-        if channels_last not in self._models:
-            model = self.workload.new_model()
-            if channels_last:
-                model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self._models[channels_last] = model, {name: buffer.clone() for name, buffer in model.named_buffers()}
-        return self._models[channels_last]
+    def _leg(self, plan: Plan, module: Module, host: HostLink | None) -> DeviceLeg | None:
+        """How gradients come about where the plan cuts the model; None where it does not."""
+        if plan.split is None:
+            return None
+        assert host is not None, "a split plan came without a host"
+        stream = DeviceStream(plan, host, self.workload)
+        return DeviceLeg(module.blocks, plan.part.blocks, training=plan.training, exchange=stream.exchange)
 
-    def _open(self, plan: Plan, packets: Sequence[Array]) -> tuple[nn.Module, dict[str, Tensor]]:
+    def _module(self, *, channels_last: bool) -> Module:
+        """This worker's module."""
+        if channels_last not in self._modules:
+            self._modules[channels_last] = Module(self.workload, channels_last=channels_last)
+        return self._modules[channels_last]
+
+    def _open(self, plan: Plan, packets: Sequence[Array]) -> tuple[Module, dict[str, Tensor]]:
         """The model that the packets brought, and its tensors, which the update is taken against."""
         base = as_tensors(self._receive(plan, packets))
-        model, fresh = self._model(channels_last=plan.training.channels_last)
-        held = model.state_dict()
-        with torch.no_grad():
-            for name, start in fresh.items():  # counters and buffers outside the state do not travel: they start anew
-                if name not in base:
-                    model.get_buffer(name).copy_(start)
-            for name, tensor in base.items():
-                held[name].copy_(tensor)
-        return model, base
+        module = self._module(channels_last=plan.training.channels_last)
+        module.load(base)
+        return module, base
 
     def _receive(self, plan: Plan, packets: Sequence[Array]) -> Arrays:
         """The model that came down: by itself, or by what this device's end of the link remembers."""
@@ -173,19 +177,12 @@ class Device:
 
     def _seal(self, model: nn.Module, base: dict[str, Tensor], plan: Plan) -> Array:
         """The update packet: differences to what came down, residuals, or the weights themselves."""
+        if plan.link_up is None:
+            return seal_update(model, base, plan, part=plan.part, spec=self.workload.spec)
         specs = array_specs(up_tensors(self.workload.spec, plan.part, statistics=plan.upload.statistics))
         held = model.state_dict()
         values = as_arrays({spec.name: held[spec.name] for spec in specs})
-        if plan.link_up is not None:
-            return self._seal_residual(values, as_arrays(base), specs, plan)
-        packet, _ = seal(
-            values,
-            codec=make_codec(plan.codec_up),
-            context=update_context(specs, plan),
-            stamp=update_stamp(plan),
-            minus=as_arrays({name: base[name] for name in values}) if plan.upload.payload == "difference" else None,
-        )
-        return packet
+        return self._seal_residual(values, as_arrays(base), specs, plan)
 
     def _seal_residual(self, values: Arrays, base: Arrays, specs: tuple[ArraySpec, ...], plan: Plan) -> Array:
         """The update as residuals against what both ends predict; what the link must remember of it is pending."""

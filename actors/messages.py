@@ -27,6 +27,7 @@ class Dispatch:
     plan: Plan
     messages: tuple[Message, ...]
     state: State | None
+    host_messages: tuple[Message, ...] = ()  # what the host of a split plan needs
 
     @property
     def packets(self) -> tuple[Any, ...]:
@@ -49,10 +50,18 @@ def weights_stamp(version: int) -> Stamp:
     return Stamp(kind=PacketKind.WEIGHTS, version=version)
 
 
-def update_stamp(plan: Plan, *, state_hash: int = 0) -> Stamp:
-    """What an update says of itself: which attempt of which plan it answers, and what it builds on (0: no memory)."""
+def update_stamp(plan: Plan, *, state_hash: int = 0, leg: int = 0) -> Stamp:
+    """What an update says of itself: which attempt of which plan it answers, and what it builds on (0: no memory).
+
+    ``leg``: 0 for the device's, 1 for the host's of a split plan.
+    """
     return Stamp(
-        kind=PacketKind.UPDATE, version=plan.version, state_hash=state_hash, plan=plan.id, attempt=plan.attempt
+        kind=PacketKind.UPDATE,
+        version=plan.version,
+        state_hash=state_hash,
+        plan=plan.id,
+        attempt=plan.attempt,
+        sequence=leg,
     )
 
 

@@ -4,7 +4,7 @@ The runtime submits tasks and asks for results by plan; how many workers there a
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import msgspec
@@ -15,6 +15,7 @@ from ..comms.link import State
 from ..policies.plan import Plan
 from ..policies.report import Answer, Outcome, Report
 from .device import Device
+from .partition_host import HostAnswer, PartitionHost
 from .plan_message import plan_message
 
 
@@ -24,23 +25,42 @@ class WorkerFailure(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One plan with the references of its packets, the device's state, and the group of workers that may run it."""
+    """One plan with the references of its packets, the device's state, and the group of workers that may run it.
+
+    ``host_packets``: what the host of a split plan needs. ``num_samples``: what the device has, which tells the host what to
+    expect.
+    """
 
     plan: Plan
     packets: tuple[Any, ...]
     state: State | None = None
     group: str = ""
+    host_packets: tuple[Any, ...] = ()
+    num_samples: int = 0
+
+
+@dataclass(frozen=True)
+class StreamBytes:
+    """Bytes of the packets that crossed a cut, in order."""
+
+    up: tuple[int, ...] = ()
+    down: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """What a worker gave back. ``plan`` is the attempt that succeeded; ``control_bytes`` is the size of the report."""
+    """What a worker gave back. ``plan`` is the attempt that succeeded; ``control_bytes`` is the size of the report.
+
+    Of a split plan, ``host_update`` is the other leg's, and ``stream`` the bytes of each packet that crossed the cut.
+    """
 
     plan: Plan
     report: Report
     update: Array | None
     state: State | None
     control_bytes: int
+    host_update: Array | None = None
+    stream: StreamBytes = StreamBytes()
 
 
 class Pool(Protocol):
@@ -81,9 +101,9 @@ class InlinePool:
 
     num_workers = 1
 
-    def __init__(self, device: Device, channel: Channel) -> None:
-        """One worker: ``device``."""
-        self._device = device
+    def __init__(self, device: Device, channel: Channel, host: PartitionHost | None = None) -> None:
+        """One worker, ``device``, and one host."""
+        self._device, self._host = device, host
         self._channel = channel
         self._queue: OrderedDict[int, tuple[Task, bytes]] = OrderedDict()
 
@@ -97,10 +117,15 @@ class InlinePool:
     def result(self, plan_id: int) -> Finished:
         """Run this task now."""
         task, message = self._queue.pop(plan_id)
-        report, update, state = self._device.run(
-            message, [self._channel.get(reference) for reference in task.packets], task.state
-        )
-        return finished(task.plan, report, update, state)
+        packets = [self._channel.get(reference) for reference in task.packets]
+        if task.plan.split is None:
+            return finished(task.plan, *self._device.run(message, packets, task.state))
+        host = self._host
+        assert host is not None, "a split plan came, and there is no host"
+        host.begin(message, task.num_samples, *(self._channel.get(reference) for reference in task.host_packets))
+        link = _Here(host, task.plan)
+        ended = finished(task.plan, *self._device.run(message, packets, task.state, link))
+        return joined(ended, *host.end(task.plan.id, task.plan.attempt))
 
     def next(self, timeout_s: float | None) -> Finished | None:
         """Run the oldest task, unless the time is up already; one that has begun is not broken off."""
@@ -119,6 +144,37 @@ class InlinePool:
     def close(self) -> None:
         """Forget what is queued."""
         self._queue.clear()
+
+
+@dataclass(frozen=True)
+class _Here:
+    """The way to a host in this process."""
+
+    host: PartitionHost
+    plan: Plan
+
+    def exchange(self, packet: Array) -> Array:
+        """Ask it."""
+        return self.host.exchange(self.plan.id, self.plan.attempt, packet)
+
+
+def joined(device: Finished, answer: bytes, host_update: Array | None) -> Finished:
+    """One end of both legs of a split plan: it is done when both are."""
+    host = msgspec.msgpack.decode(answer, type=HostAnswer)
+    stream = StreamBytes(tuple(host.up_bytes), tuple(host.down_bytes))
+    report = device.report
+    if report.outcome == Outcome.DONE:
+        report = msgspec.structs.replace(report, steps=host.steps, loss=host.loss, loss_square=host.loss_square)
+        if host.error:
+            report = msgspec.structs.replace(report, outcome=Outcome.FAILED, stage="stream", error=host.error)
+    done = report.outcome == Outcome.DONE
+    return replace(
+        device,
+        report=report,
+        update=device.update if done else None,
+        host_update=host_update if done else None,
+        stream=stream,
+    )
 
 
 def finished(plan: Plan, report: bytes, update: Array | None, state: State | None) -> Finished:

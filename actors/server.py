@@ -23,7 +23,7 @@ from ..learning.data.types import Samples
 from ..learning.evaluation import evaluate
 from ..learning.losses import make_loss
 from ..learning.optimisers import ServerOptimiser, server_step
-from ..learning.part import down_tensors, up_tensors
+from ..learning.part import down_tensors, rest, up_tensors
 from ..learning.spec import Training
 from ..learning.store import Store, model_hash
 from ..learning.tensors import as_arrays, as_tensors, minus
@@ -74,7 +74,8 @@ class Server:
             raise AssertionError(f"a plan of version {plan.version} cannot start at version {self.version}")
         self.links.downlinks.count()
         if plan.link_down is None and plan.link_up is None:
-            return Dispatch(plan, (self._plain(plan),), None)
+            host = (self._plain(self._hosted(plan)),) if plan.split is not None else ()
+            return Dispatch(plan, (self._plain(plan),), None, host)
         plan = msgspec.structs.replace(plan, acknowledged=self.links.acknowledged(plan.device))
         if plan.link_down is None:
             plan, message = self.links.track(plan, self._plain(plan), as_arrays(self._base(plan)))
@@ -88,18 +89,22 @@ class Server:
                 self._starts[start] = hash_arrays(model), {name: a.copy() for name, a in model.items()}
         return Dispatch(plan, tuple(messages), self.links.state(plan.device))
 
-    def fold(self, plan: Plan, packet: Array, *, weight: float) -> None:
-        """Check an update and fold it; raises a ``PacketError`` and changes nothing when it is not sound."""
+    def fold(self, plan: Plan, packet: Array, *, weight: float, host: Array | None = None) -> None:
+        """Check an update and fold it; raises a ``PacketError`` and changes nothing when it is not sound.
+
+        ``host``: the update of the host's leg, where the plan is split.
+        """
         specs = array_specs(up_tensors(self.workload.spec, plan.part, statistics=plan.upload.statistics))
         local: Arrays | None = None
         if plan.link_up is not None:
             residuals, local, whole = self.links.open_update(plan, packet, specs)
             update = as_tensors(residuals) if whole else minus(local, self.links.sent(plan).arrays)
         else:
-            update = as_tensors(self._open(plan, packet, specs))
-            if plan.upload.payload == "weights":
-                start = self._base(plan)
-                update = {name: tensor - start[name] for name, tensor in update.items()}
+            update = self._plain_update(plan, packet)
+            if plan.split is not None:
+                if host is None:
+                    raise MismatchedPacket(f"plan {plan.id} is split, and came without its host's update")
+                update |= self._plain_update(self._hosted(plan), host, leg=1)
         self._fold.add(self._from_start(plan, update), weight=weight)
         if local is not None:
             self.links.folded(plan, local)
@@ -122,16 +127,26 @@ class Server:
         """Remove what the links' memory has on disk."""
         self.links.peers.close()
 
-    def _open(self, plan: Plan, packet: Array, specs: tuple[ArraySpec, ...]) -> Arrays:
-        """An update of a memoryless uplink."""
-        return unseal(
+    def _hosted(self, plan: Plan) -> Plan:
+        """A split plan as its host has it: with the other blocks."""
+        return msgspec.structs.replace(plan, part=rest(self.workload.spec, plan.part))
+
+    def _plain_update(self, plan: Plan, packet: Array, *, leg: int = 0) -> dict[str, torch.Tensor]:
+        """The differences in an update of a memoryless uplink."""
+        specs = array_specs(up_tensors(self.workload.spec, plan.part, statistics=plan.upload.statistics))
+        arrays = unseal(
             packet,
             codec=make_codec(plan.codec_up),
             expected=specs,
             context=update_context(specs, plan),
-            stamp=update_stamp(plan),
+            stamp=update_stamp(plan, leg=leg),
             finite=True,
         )
+        update = as_tensors(arrays)
+        if plan.upload.payload == "weights":
+            start = self._base(plan)
+            update = {name: tensor - start[name] for name, tensor in update.items()}
+        return update
 
     def _from_start(self, plan: Plan, update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """An update as the difference to the version that it started from.

@@ -8,7 +8,7 @@ from ..comms.make_codec import make_codec
 from ..comms.predict import Residual, carried
 from ..learning.part import Part, down_tensors, up_tensors
 from ..learning.structure import ModelSpec, TensorSpec
-from ..policies.plan import Objective, Plan
+from ..policies.plan import Objective, Plan, Split
 from .messages import array_specs
 
 
@@ -19,7 +19,7 @@ class PlanRefused(ValueError):
 def check_plan(plan: Plan, *, spec: ModelSpec, profile: DeviceProfile) -> None:
     """Raise ``PlanRefused`` when the trainer, the model or the device cannot do what ``plan`` says."""
     for checks in (
-        _part(plan.part, spec),
+        _part(plan.part, plan.split, spec),
         _work(plan),
         _codecs(plan, profile, spec),
         _links(plan),
@@ -29,14 +29,16 @@ def check_plan(plan: Plan, *, spec: ModelSpec, profile: DeviceProfile) -> None:
             raise PlanRefused(f"plan for device {plan.device} in round {plan.version}: {problem}")
 
 
-def _part(part: Part, spec: ModelSpec) -> Iterator[str]:
+def _part(part: Part, split: Split | None, spec: ModelSpec) -> Iterator[str]:
     """What stands against the piece of the model."""
     names = spec.block_names
     if unknown := [name for name in (*part.blocks, *part.trained) if name not in names]:
         yield f"part names block {unknown[0]!r}; the model's blocks are: {', '.join(names)}"
     if extra := [name for name in part.trained if name not in part.blocks]:
         yield f"part.trained names {extra[0]!r}, which is not among part.blocks"
-    if part.blocks != names:
+    if split is not None:
+        yield from _cut(part, split, names)
+    elif part.blocks != names:
         yield f"part.blocks is {', '.join(part.blocks) or 'empty'}; only all {len(names)} blocks in order can be held yet"
     if part.width != 1 or part.index_map:
         yield f"part.width is {part.width:g} and part.index_map {part.index_map!r}; only width 1 can be trained yet"
@@ -44,10 +46,40 @@ def _part(part: Part, spec: ModelSpec) -> Iterator[str]:
         yield "part.head, part.auxiliaries and part.cached must be empty; they cannot be carried out yet"
 
 
+def _cut(part: Part, split: Split, names: tuple[str, ...]) -> Iterator[str]:
+    """What stands against the place of a cut."""
+    if split.cut not in names[:-1]:
+        yield f"split.cut is {split.cut!r}; this model can be cut behind: {', '.join(names[:-1]) or 'no block'}"
+        return
+    front = names[: names.index(split.cut) + 1]
+    if part.blocks != front:
+        yield f"part.blocks is {', '.join(part.blocks)}; a plan cut behind {split.cut!r} holds {', '.join(front)}"
+    if part.trained != part.blocks:
+        yield "part.trained differs from part.blocks; a split plan trains all that it holds yet"
+
+
+def _split(plan: Plan, split: Split) -> Iterator[str]:
+    """What stands against the way of splitting."""
+    if split.mode != "splitfed" or split.head != "slots" or split.window != 1 or split.view is not None:
+        yield (
+            f"split has mode {split.mode!r}, head {split.head!r}, window {split.window} and view {split.view!r}; "
+            "only 'splitfed' with 'slots', window 1 and no view can be carried out yet"
+        )
+    if plan.link_down is not None or plan.link_up is not None:
+        yield "link_down or link_up is set; the links of a split plan cannot have a memory yet"
+    if plan.training.optimiser.clip_norm is not None:
+        yield "training.optimiser.clip_norm is set; neither leg of a split plan sees the whole gradient"
+    for field, codecs in (("split.codec_up", split.codec_up), ("split.codec_down", split.codec_down)):
+        try:
+            make_codec(codecs)
+        except ValueError as error:
+            yield f"{field}: {error}"
+
+
 def _work(plan: Plan) -> Iterator[str]:
     """What stands against the way of working."""
     if plan.split is not None:
-        yield "split is set; split training cannot be carried out yet"
+        yield from _split(plan, plan.split)
     if plan.sparsity is not None:
         yield "sparsity is set; sparse training cannot be carried out yet"
     if plan.objective not in (Objective(), Objective(kind="evaluate")):
@@ -111,6 +143,9 @@ def _privacy(plan: Plan, spec: ModelSpec, profile: DeviceProfile) -> Iterator[st
     allowed = f"fleet class {profile.name!r} may send only: {', '.join(sorted(profile.may_send)) or 'nothing'}"
     if "weights" not in profile.may_send:
         yield f"it sends weights, and {allowed}"
+    for kind in ("activations", "labels") if plan.split is not None else ():
+        if kind not in profile.may_send:
+            yield f"it is split and sends {kind}, and {allowed}"
     sends_statistics = plan.upload.statistics and any(
         tensor.role == "statistic" for tensor in spec.tensors_of(plan.part.trained)
     )

@@ -56,3 +56,9 @@ def up_tensors(spec: ModelSpec, part: Part, *, statistics: bool) -> tuple[Tensor
     """Tensors that come back: those the part trains, with the running statistics when ``statistics``."""
     unwanted = {"counter"} if statistics else {"counter", "statistic"}
     return tuple(t for t in spec.tensors_of(part.trained) if t.role not in unwanted)
+
+
+def rest(spec: ModelSpec, part: Part) -> Part:
+    """What a part leaves of the model: the other blocks, all trained. The host's side of a split plan."""
+    others = tuple(name for name in spec.block_names if name not in part.blocks)
+    return Part(blocks=others, trained=others)

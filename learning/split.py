@@ -84,7 +84,8 @@ class DeviceLeg:
         with autocast(self._training):
             activations = self._blocks.run(self._front, laid_out(inputs, self._training))
         gradient = self._exchange(activations.detach().float(), targets)
-        activations.backward(gradient.to(activations.dtype))
+        # A copy: what came is a view of a packet, which nobody may write to, and autograd may keep it as a gradient.
+        activations.backward(gradient.to(activations.dtype, copy=True))
         return 0.0
 
 
@@ -123,7 +124,8 @@ class HostLeg:
     def micro_batch(self, activations: Tensor, targets: Tensor) -> Tensor:
         """Take one: the gradient (float32) of its activations (float32); after the last of a batch, one optimiser step."""
         now = self._next
-        assert now is not None and len(activations) == now.samples
+        assert now is not None
+        assert len(activations) == now.samples
         entering = activations.to(self._crossing.dtype).clone()
         if self._training.channels_last and entering.dim() == 4:
             entering = entering.contiguous(memory_format=torch.channels_last)

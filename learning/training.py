@@ -22,7 +22,6 @@ from .optimisers import make_optimiser
 from .randomness import seeded
 from .spec import Optimiser, Training
 
-
 Gradient = Callable[[Tensor, Tensor, float], float]
 
 

@@ -17,7 +17,8 @@ from .data.types import FederatedData
 from .losses import Metric, make_metric
 from .models import build, use_batch_statistics
 from .seeds import derive
-from .spec import Call
+from .spec import Call, Training
+from .split import Boundary, boundary
 from .structure import ModelSpec
 
 
@@ -38,6 +39,7 @@ class Workload:
     def __init__(self, settings: WorkloadSettings) -> None:
         """Nothing is built yet."""
         self.settings = settings
+        self._boundaries: dict[tuple[tuple[str, ...], str], Boundary] = {}
 
     @cached_property
     def data(self) -> FederatedData:
@@ -57,6 +59,13 @@ class Workload:
     def blocks(self) -> Blocks:
         """The model, cut into blocks."""
         return cut(self.new_model())
+
+    def boundary(self, front: tuple[str, ...], training: Training) -> Boundary:
+        """What crosses the cut behind the ``front`` blocks."""
+        key = front, training.precision
+        if key not in self._boundaries:
+            self._boundaries[key] = boundary(self.blocks, front, example=self.example()[0], training=training)
+        return self._boundaries[key]
 
     @property
     def spec(self) -> ModelSpec:

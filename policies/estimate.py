@@ -3,9 +3,13 @@
     down_s    = latency + bytes down / rate        rate = the device's own, or the shared link's where that is less
     compute_s = training FLOPs per sample x samples processed / sustained FLOP/s
     up_s      = latency + bytes up / rate
+    stream_s  = sum over the packets that cross the cut of latency + bytes / rate, both ways, + host FLOPs / the host's speed
 
 The server's own link counts as shared, where it is limited.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..clusters.profile import DeviceProfile
 from .report import Estimate
@@ -21,6 +25,36 @@ def compute_s(flops: int, *, flop_per_s: float) -> float:
     return flops / flop_per_s
 
 
+@dataclass(frozen=True, kw_only=True)
+class StreamCharge:
+    """What a stream through the cut came to: bytes each way, the host's FLOPs, and the seconds it adds to the device's own."""
+
+    up_bytes: int = 0
+    down_bytes: int = 0
+    host_flops: int = 0
+    seconds: float = 0.0
+
+
+NO_STREAM = StreamCharge()
+
+
+def stream(
+    up: Sequence[int],
+    down: Sequence[int],
+    *,
+    up_bytes_per_s: float,
+    down_bytes_per_s: float,
+    latency_s: float,
+    host_flops: int,
+    host_flop_per_s: float,
+) -> StreamCharge:
+    """A stream of window 1, of packets of these sizes: device, link and host each wait for the other two."""
+    seconds = compute_s(host_flops, flop_per_s=host_flop_per_s)
+    seconds += sum(transfer_s(size, bytes_per_s=up_bytes_per_s, latency_s=latency_s) for size in up)
+    seconds += sum(transfer_s(size, bytes_per_s=down_bytes_per_s, latency_s=latency_s) for size in down)
+    return StreamCharge(up_bytes=sum(up), down_bytes=sum(down), host_flops=host_flops, seconds=seconds)
+
+
 def charge(
     profile: DeviceProfile,
     *,
@@ -30,17 +64,20 @@ def charge(
     peak_memory_bytes: int,
     down_s: float,
     up_s: float,
+    crossing: StreamCharge = NO_STREAM,
 ) -> Estimate:
-    """The record of one plan, from its bytes, its FLOPs and the seconds of its two transfers."""
+    """The record of one plan, from its bytes, its FLOPs and the seconds of its two transfers and its stream."""
     train_s = compute_s(flops, flop_per_s=profile.flop_per_s)
     return Estimate(
         down_s=down_s,
         compute_s=train_s,
+        stream_s=crossing.seconds,
         up_s=up_s,
-        seconds=down_s + train_s + up_s,
-        down_bytes=down_bytes,
-        up_bytes=up_bytes,
+        seconds=down_s + train_s + crossing.seconds + up_s,
+        down_bytes=down_bytes + crossing.down_bytes,
+        up_bytes=up_bytes + crossing.up_bytes,
         flops=flops,
+        host_flops=crossing.host_flops,
         peak_memory_bytes=peak_memory_bytes,
         energy_j=(profile.watts or 0.0) * train_s,
     )

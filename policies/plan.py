@@ -19,7 +19,8 @@ class Split(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where the network is cut between device and host (split learning; EcoFed, arXiv 2304.05495).
 
     ``cut``: last block on the device. ``mode``: gradients come back, a local loss, or a frozen trunk. ``window``: activation
-    packets in flight. ``view``: id of a buffered view to replay in place of a device leg.
+    packets in flight. ``view``: id of a buffered view to replay in place of a device leg. ``codec_up``, ``codec_down``: chains
+    for activations with their labels, and for gradients.
     """
 
     cut: str
@@ -28,6 +29,8 @@ class Split(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     head: Literal["slots", "shared"] = "slots"
     window: Count = 1
     view: str | None = None
+    codec_up: tuple[CodecSpec, ...] = ()
+    codec_down: tuple[CodecSpec, ...] = ()
 
 
 class Sparsity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -64,6 +64,11 @@ PRESETS: dict[str, Preset] = {
             "server": {"statistics": "batch"},
         },
     ),
+    "splitfed": Preset(
+        description="every device keeps the first blocks and a partition host trains the rest; gradients come back",
+        source="Thapa et al. 2022, arXiv 2004.12088",
+        overrides={"policy": [{"name": "random", "cohort": 1.0}, {"name": "splitfed"}]},
+    ),
 }
 
 

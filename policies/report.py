@@ -25,17 +25,20 @@ class Outcome(str, Enum):
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     """What a plan costs on a device: predicted before, charged by the virtual clock after, by the same code.
 
-    ``seconds`` = ``down_s`` + ``compute_s`` + ``up_s``; bytes are those of the packets. ``energy_j`` is 0 where the
-    profile has no ``watts``.
+    ``seconds`` = ``down_s`` + ``compute_s`` + ``stream_s`` + ``up_s``; bytes are those of the packets, of the stream to a
+    partition host too. ``stream_s``: what a device waits for packets that cross the cut, and for the host, whose work is
+    ``host_flops``. ``energy_j`` is 0 where the profile has no ``watts``.
     """
 
     down_s: float = 0.0
     compute_s: float = 0.0
+    stream_s: float = 0.0
     up_s: float = 0.0
     seconds: float = 0.0
     down_bytes: int = 0
     up_bytes: int = 0
     flops: int = 0
+    host_flops: int = 0
     peak_memory_bytes: int = 0
     energy_j: float = 0.0
 

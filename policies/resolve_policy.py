@@ -25,6 +25,7 @@ from .policy import Policy, chain
 from .power_of_choice import PowerOfChoice
 from .residuals import Residuals
 from .select import All, Fastest, RandomCohort
+from .split import SplitFed
 
 PolicySpec = Mapping[str, Any]
 
@@ -38,6 +39,7 @@ BUILT_IN: Mapping[str, type[Policy]] = {
     "power_of_choice": PowerOfChoice,
     "oort": Oort,
     "residuals": Residuals,
+    "splitfed": SplitFed,
 }
 
 

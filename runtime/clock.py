@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..actors.pool import Finished, Pool
 from ..clusters.fleet import Fleet
 from ..clusters.profile import DeviceProfile
-from ..policies.estimate import charge, compute_s, transfer_s
+from ..policies.estimate import NO_STREAM, StreamCharge, charge, compute_s, stream, transfer_s
 from ..policies.plan import Plan
 from ..policies.report import Estimate
 from .links import Link, Links
@@ -38,12 +38,14 @@ class _Journey:
     profile: DeviceProfile
     down_bytes: int
     flops: int
+    host_flops: int
     peak_memory_bytes: int
     stage: str = "down"  # then "compute", then "up"
     sharing: str = ""  # on a shared link: "latency", then "under way"
     num_bytes: int = 0
     transfer_s: float = 0.0
     down_s: float = 0.0
+    crossing: StreamCharge = NO_STREAM
     finished: Finished | None = None
 
 
@@ -56,16 +58,17 @@ class VirtualClock:
         self._pool = pool
         self._down = Links(_capacities(fleet, "down"))
         self._up = Links(_capacities(fleet, "up"))
+        self._fleet = fleet
         self._server = fleet.server
         self._profiles = fleet.profiles()
         self._journeys: dict[int, _Journey] = {}
         # (second, plan id): latencies and computations, whose ends are known when they begin
         self._timers: list[tuple[float, int]] = []
 
-    def dispatch(self, plan: Plan, *, down_bytes: int, flops: int, peak_memory_bytes: int) -> None:
+    def dispatch(self, plan: Plan, *, down_bytes: int, flops: int, peak_memory_bytes: int, host_flops: int = 0) -> None:
         """A plan leaves the server now."""
         profile = self._profiles[plan.device]
-        journey = _Journey(plan, profile, down_bytes, flops, peak_memory_bytes)
+        journey = _Journey(plan, profile, down_bytes, flops, host_flops, peak_memory_bytes)
         self._journeys[plan.id] = journey
         self._send(journey, "down", down_bytes)
 
@@ -104,7 +107,7 @@ class VirtualClock:
         if journey.sharing != "under way":
             heapq.heappop(self._timers)
         if journey.stage == "compute":
-            journey.finished = self._pool.result(plan_id)
+            journey.finished = journey.finished or self._pool.result(plan_id)
             if journey.finished.update is None:  # it failed on the device: the server hears of it at once
                 return self._arrive(journey, up_s=0.0)
             self._send(journey, "up", journey.finished.update.nbytes)
@@ -121,8 +124,22 @@ class VirtualClock:
         if journey.stage == "up":
             return self._arrive(journey, up_s=journey.transfer_s)
         journey.down_s, journey.stage = journey.transfer_s, "compute"
-        self._timer(self.time_s + compute_s(journey.flops, flop_per_s=journey.profile.flop_per_s), plan_id)
+        if journey.plan.split is not None:  # how long it takes depends on what it streams
+            journey.finished = self._pool.result(plan_id)
+            journey.crossing = self._stream(journey, journey.finished)
+        seconds = compute_s(journey.flops, flop_per_s=journey.profile.flop_per_s) + journey.crossing.seconds
+        self._timer(self.time_s + seconds, plan_id)
         return None
+
+    def _stream(self, journey: _Journey, finished: Finished) -> StreamCharge:
+        """What a stream to a host takes, alone on its links."""
+        return stream(
+            finished.stream.up,
+            finished.stream.down,
+            **stream_rates(self._fleet, journey.profile),
+            host_flops=journey.host_flops,
+            host_flop_per_s=self._fleet.hosts.flop_per_s,
+        )
 
     def _send(self, journey: _Journey, stage: str, num_bytes: int) -> None:
         """A packet sets out: after the latency it joins the shared links, or has its own link to itself."""
@@ -150,6 +167,7 @@ class VirtualClock:
             peak_memory_bytes=journey.peak_memory_bytes,
             down_s=journey.down_s,
             up_s=up_s,
+            crossing=journey.crossing,
         )
         return Arrival(time_s=self.time_s, finished=journey.finished, virtual=virtual)
 
@@ -180,7 +198,7 @@ class WallClock:
         """Seconds since the start of the run."""
         return self._now()
 
-    def dispatch(self, plan: Plan, *, down_bytes: int, flops: int, peak_memory_bytes: int) -> None:
+    def dispatch(self, plan: Plan, *, down_bytes: int, flops: int, peak_memory_bytes: int, host_flops: int = 0) -> None:
         """Nothing to simulate."""
 
     def next(self, deadline_s: float | None) -> Arrival | None:
@@ -201,6 +219,16 @@ Clock = VirtualClock | WallClock
 def own_rate(own: float, *shared: float | None) -> float:
     """The rate of a transfer that is alone on its links."""
     return min([own, *(rate for rate in shared if rate is not None)])
+
+
+def stream_rates(fleet: Fleet, profile: DeviceProfile) -> dict[str, float]:
+    """Rates and latency of a device's stream to its host when it is alone on its links; an unlimited host has none to add."""
+    shared = fleet.shared_links.get(profile.shared_link) if profile.shared_link else None
+    rates = {"latency_s": profile.latency_s}
+    for field in ("up_bytes_per_s", "down_bytes_per_s"):
+        limits = [getattr(shared, field) if shared else None, getattr(fleet.hosts, field)]
+        rates[field] = own_rate(getattr(profile, field), *limits)
+    return rates
 
 
 def _capacities(fleet: Fleet, direction: str) -> dict[Link, float]:

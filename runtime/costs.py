@@ -12,6 +12,7 @@ import msgspec
 
 from ..actors.links import ServerLinks
 from ..actors.messages import array_specs
+from ..actors.stream import Stream
 from ..clusters.fleet import Fleet
 from ..comms.codecs import ArraySpec, Codec
 from ..comms.ledger import Direction
@@ -21,13 +22,14 @@ from ..comms.predict import carried
 from ..learning.amount import processed_samples
 from ..learning.cost import part_cost
 from ..learning.losses import make_loss
-from ..learning.part import Part, down_tensors, up_tensors
+from ..learning.part import Part, down_tensors, rest, up_tensors
 from ..learning.spec import PartCost, Training
+from ..learning.split import schedule
 from ..learning.workload import Workload
-from ..policies.estimate import charge, transfer_s
+from ..policies.estimate import NO_STREAM, StreamCharge, charge, stream, transfer_s
 from ..policies.plan import Plan
 from ..policies.report import Estimate
-from .clock import own_rate
+from .clock import own_rate, stream_rates
 from .typical_size import typical_bytes
 
 
@@ -77,6 +79,28 @@ class Costs:
             return 0
         samples = self._samples[plan.device if device is None else device]
         return self.row(plan.part, plan.training).training_flops * processed_samples(samples, plan.training)
+
+    def host_flops(self, plan: Plan, *, device: int | None = None) -> int:
+        """FLOPs that a plan takes on its host."""
+        if plan.split is None:
+            return 0
+        samples = self._samples[plan.device if device is None else device]
+        back = self.row(rest(self._workload.spec, plan.part), plan.training)
+        return back.training_flops * processed_samples(samples, plan.training)
+
+    def _crossing(self, device: int, plan: Plan) -> StreamCharge:
+        """What a device's stream to its host takes, by the bounds of its packets."""
+        if plan.split is None:
+            return NO_STREAM
+        known = Stream(plan, self._workload)
+        sizes = [known.packet_bytes(each.samples) for each in schedule(self._samples[device], plan.training)]
+        return stream(
+            [up for up, _ in sizes],
+            [down for _, down in sizes],
+            **stream_rates(self._fleet, self._profiles[device]),
+            host_flops=self.host_flops(plan, device=device),
+            host_flop_per_s=self._fleet.hosts.flop_per_s,
+        )
 
     def packet_bytes(self, plan: Plan) -> tuple[int, int]:
         """Bytes of one packet down and of the one up: exact for codecs of fixed size."""
@@ -145,4 +169,5 @@ class Costs:
             peak_memory_bytes=self.row(plan.part, plan.training).peak_memory_bytes,
             down_s=seconds(down_bytes, "down"),
             up_s=seconds(up_bytes, "up") if sends else 0.0,
+            crossing=self._crossing(device, plan),
         )

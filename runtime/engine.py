@@ -10,6 +10,7 @@ import msgspec
 import torch
 
 from ..actors.device import Device
+from ..actors.partition_host import PartitionHost
 from ..actors.pool import InlinePool, Pool
 from ..actors.server import Server
 from ..actors.support import chain_layout
@@ -74,7 +75,9 @@ class Engine:
         costs = Costs(self.workload, fleet, self.server.links)
         # Before the workers start: it refuses a model that does not fit the data, and takes longer than a decision should.
         costs.row(part, config.training)
-        self._pool = make_pool(settings) if make_pool else InlinePool(Device(settings), self._channel)
+        self._pool = (
+            make_pool(settings) if make_pool else InlinePool(Device(settings), self._channel, PartitionHost(settings))
+        )
         started = time.perf_counter()
         clock: Clock
         if config.clock == "virtual":

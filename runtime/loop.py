@@ -19,7 +19,7 @@ from types import MappingProxyType
 import msgspec
 import numpy as np
 
-from ..actors.pool import Pool, Task
+from ..actors.pool import Finished, Pool, Task
 from ..actors.server import Server
 from ..actors.support import PlanRefused, check_plan
 from ..clusters.fleet import Fleet
@@ -200,19 +200,31 @@ class Loop:
                     f"a plan for device {plan.device} starts at version {plan.version}; the current one is {self._version}"
                 )
             check_plan(plan, spec=self._server.workload.spec, profile=self._profiles[plan.device])
-            flops, memory = self._costs.flops(plan), self._costs.row(plan.part, plan.training).peak_memory_bytes
+            flops, host_flops = self._costs.flops(plan), self._costs.host_flops(plan)
+            memory = self._costs.row(plan.part, plan.training).peak_memory_bytes
         except ValueError as error:
             raise RunError(str(error), device=plan.device, round_=self._version, stage="dispatch") from error
         self._next_id += 1
         sent = self._server.send(plan)
         plan, group = sent.plan, self._fleet.group_of(plan.device)
-        control = self._pool.submit(Task(plan=plan, packets=sent.packets, state=sent.state, group=group))
+        control = self._pool.submit(
+            Task(
+                plan=plan,
+                packets=sent.packets,
+                state=sent.state,
+                group=group,
+                host_packets=tuple(message.reference for message in sent.host_messages),
+                num_samples=self._samples[plan.device],
+            )
+        )
         for message in sent.messages:
             self._ledger.record("down", kind=message.kind, device=plan.device, num_bytes=message.num_bytes)
         if sent.messages and sent.messages[-1].kind == "weights":
             self._costs.observe(plan, "down", sent.messages[-1].num_bytes)
         self._ledger.record("down", kind="control", device=plan.device, num_bytes=control)
-        self._clock.dispatch(plan, down_bytes=sent.num_bytes, flops=flops, peak_memory_bytes=memory)
+        self._clock.dispatch(
+            plan, down_bytes=sent.num_bytes, flops=flops, peak_memory_bytes=memory, host_flops=host_flops
+        )
         self._in_flight[plan.id] = plan
         self._busy[plan.device] = plan
         self._trainings += plan.objective.kind != "evaluate"
@@ -248,13 +260,19 @@ class Loop:
         self._in_flight.pop(plan.id)
         self._busy.pop(plan.device)
         self._ledger.record("up", kind="control", device=plan.device, num_bytes=finished.control_bytes)
+        for direction, kind, sizes in (
+            ("up", "activations", finished.stream.up),
+            ("down", "gradients", finished.stream.down),
+        ):
+            for size in sizes:
+                self._ledger.record(direction, kind=kind, device=plan.device, num_bytes=size)
         if finished.update is not None:
             self._ledger.record("up", kind="weights", device=plan.device, num_bytes=finished.update.nbytes)
             self._costs.observe(plan, "up", finished.update.nbytes)
         if report.outcome == Outcome.DONE and plan.version != self._version:
             report = msgspec.structs.replace(report, outcome=Outcome.LATE, error="its version had closed")
         if report.outcome == Outcome.DONE:
-            report = self._fold(report, finished.update)
+            report = self._fold(report, finished)
         self._server.ended(plan, report, finished.state)
         if report.outcome == Outcome.DONE:
             self._folds += plan.objective.kind != "evaluate"
@@ -265,12 +283,12 @@ class Loop:
             self._round.ended(report, fleet_class=self._profiles[plan.device].name)
         return self._ended(report)
 
-    def _fold(self, report: Report, update: object) -> Report:
+    def _fold(self, report: Report, finished: Finished) -> Report:
         """Fold a sound update; one that is not sound makes the outcome ``rejected``."""
         plan = report.plan
         if plan.objective.kind == "evaluate":  # its metrics are in the report; there is nothing to fold
             return report
-        known = self._samples[plan.device]
+        known, update = self._samples[plan.device], finished.update
         problem = ""
         if not isinstance(update, np.ndarray):
             problem = "it came without an update"
@@ -278,7 +296,7 @@ class Loop:
             problem = f"it reports {report.samples} samples; the device has {known}, and at least 1 must be used"
         else:
             try:
-                self._server.fold(plan, update, weight=float(report.samples))
+                self._server.fold(plan, update, weight=float(report.samples), host=finished.host_update)
             except Exception as error:  # PacketError, or whatever a codec of the user's raises
                 problem = f"{type(error).__name__}: {error}"
         if not problem:

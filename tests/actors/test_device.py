@@ -74,7 +74,8 @@ def test_counters_and_constants_start_anew(server: Server, device: Device) -> No
     plan = make_plan(server.workload)
     for _ in range(2):
         run(device, plan, server.send(plan).packets[0])
-        (model, _), *_ = device._models.values()
+        (module,) = device._modules.values()
+        model = module.model
         assert model.norm.num_batches_tracked.item() == 6  # 12 training samples, batches of 5, 5, 2; two passes
         assert model.memory.calls.item() == 7
         assert model.memory.order.tolist() == list(range(63, -1, -1))
@@ -106,7 +107,7 @@ def test_frozen_blocks_stay_out_of_the_update(server: Server, device: Device) ->
     server.close_version(in_flight=())
     after = server.weights()
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["out.weight", "out.bias"]
-    model, _ = device._models[False]
+    model = device._modules[False].model
     assert model.norm.num_batches_tracked.item() == 0
 
 

@@ -1,0 +1,123 @@
+"""The stream between the two legs of a split plan: numbered packets of activations up, of gradients down.
+
+What a packet holds follows from the plan, the workload and the number within the stream, at both ends: shapes and sample
+counts never come from a header.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from ..comms.codecs import Array, ArraySpec, Codec, Context
+from ..comms.make_codec import make_codec
+from ..comms.packet import PacketKind, Stamp, seal, sealed_bytes, unseal
+from ..learning.seeds import derive
+from ..learning.tensors import as_arrays, as_tensors, numpy_name
+from ..learning.workload import Workload
+from ..policies.plan import Plan
+
+ACTIVATIONS, TARGETS, GRADIENT = "activations", "targets", "gradient"
+
+
+class StreamFault(Exception):
+    """The host could not take a packet, or not begin at all. One sentence says why."""
+
+
+class HostLink(Protocol):
+    """A device's way to the host's leg of its plan."""
+
+    def exchange(self, packet: Array) -> Array:
+        """Send activations; the packet with their gradient. Raises ``StreamFault``."""
+        ...
+
+
+class Stream:
+    """What both ends of a stream know of its packets."""
+
+    def __init__(self, plan: Plan, workload: Workload) -> None:
+        """``plan.part`` are the device's blocks."""
+        assert plan.split is not None
+        _, target = workload.example()
+        self.crossing = workload.boundary(plan.part.blocks, plan.training)
+        self._plan = plan
+        self._target = tuple(target.shape), numpy_name(target.dtype)
+        self._up, self._down = make_codec(plan.split.codec_up), make_codec(plan.split.codec_down)
+
+    def seal_activations(self, number: int, activations: Tensor, targets: Tensor) -> Array:
+        """The packet of one micro-batch."""
+        values = {ACTIVATIONS: activations.contiguous(), TARGETS: targets}
+        return self._seal(number, values, self._up, self._activations(len(activations)), PacketKind.ACTIVATIONS)
+
+    def open_activations(self, number: int, packet: Array, samples: int) -> tuple[Tensor, Tensor]:
+        """Activations and targets; raises a ``PacketError``."""
+        found = self._open(number, packet, self._up, self._activations(samples), PacketKind.ACTIVATIONS)
+        return found[ACTIVATIONS], found[TARGETS]
+
+    def seal_gradient(self, number: int, gradient: Tensor) -> Array:
+        """The packet that answers one micro-batch."""
+        values = {GRADIENT: gradient.contiguous()}
+        return self._seal(number, values, self._down, self._gradient(len(gradient)), PacketKind.GRADIENTS)
+
+    def open_gradient(self, number: int, packet: Array, samples: int) -> Tensor:
+        """The gradient; raises a ``PacketError``."""
+        return self._open(number, packet, self._down, self._gradient(samples), PacketKind.GRADIENTS)[GRADIENT]
+
+    def packet_bytes(self, samples: int) -> tuple[int, int]:
+        """Bytes of a micro-batch's packet up and of its answer: exact for codecs of fixed size, else a bound."""
+        up, down = self._activations(samples), self._gradient(samples)
+        return sealed_bytes(self._up, up)[0], sealed_bytes(self._down, down)[0]
+
+    def _activations(self, samples: int) -> tuple[ArraySpec, ...]:
+        shape, dtype = self._target
+        return (
+            ArraySpec(ACTIVATIONS, (samples, *self.crossing.shape), "<f4", role="activation"),
+            ArraySpec(TARGETS, (samples, *shape), dtype, role="target"),
+        )
+
+    def _gradient(self, samples: int) -> tuple[ArraySpec, ...]:
+        return (ArraySpec(GRADIENT, (samples, *self.crossing.shape), "<f4", role="activation"),)
+
+    def _seal(
+        self, number: int, values: dict[str, Tensor], codec: Codec, specs: tuple[ArraySpec, ...], kind: PacketKind
+    ) -> Array:
+        packet, _ = seal(
+            as_arrays(values), codec=codec, context=self._context(number, specs), stamp=self._stamp(number, kind)
+        )
+        return packet
+
+    def _open(
+        self, number: int, packet: Array, codec: Codec, specs: tuple[ArraySpec, ...], kind: PacketKind
+    ) -> dict[str, Tensor]:
+        return as_tensors(
+            unseal(
+                packet,
+                codec=codec,
+                expected=specs,
+                context=self._context(number, specs),
+                stamp=self._stamp(number, kind),
+                finite=True,
+            )
+        )
+
+    def _context(self, number: int, specs: tuple[ArraySpec, ...]) -> Context:
+        return Context(seed=derive(self._plan.seed, "stream", number), roles={spec.name: spec.role for spec in specs})
+
+    def _stamp(self, number: int, kind: PacketKind) -> Stamp:
+        plan = self._plan
+        return Stamp(kind=kind, version=plan.version, plan=plan.id, attempt=plan.attempt, sequence=number)
+
+
+class DeviceStream:
+    """The device's end: one packet out, one in (window 1)."""
+
+    def __init__(self, plan: Plan, host: HostLink, workload: Workload) -> None:
+        """At the first packet."""
+        self._stream, self._host = Stream(plan, workload), host
+        self._number = 0
+
+    def exchange(self, activations: Tensor, targets: Tensor) -> Tensor:
+        """Activations there, their gradient back."""
+        answer = self._host.exchange(self._stream.seal_activations(self._number, activations, targets))
+        gradient = self._stream.open_gradient(self._number, answer, len(activations))
+        self._number += 1
+        return gradient
