@@ -29,8 +29,13 @@ class Host:
         return getattr(self._object, method)(*arguments)
 
 
-def start_host(*, placement: Any, bundle: int, cpus: float, runtime_env: Mapping[str, Any]) -> Any:
-    """A host actor in a bundle of a placement group; its handle. Ray neither restarts it nor repeats a call."""
+def start_host(
+    *, placement: Any, bundle: int, cpus: float, runtime_env: Mapping[str, Any], kind: type[Host] = Host
+) -> Any:
+    """A host actor in a bundle of a placement group; its handle. Ray neither restarts it nor repeats a call.
+
+    ``kind``: gives its process another name.
+    """
     strategy = PlacementGroupSchedulingStrategy(
         placement, placement_group_bundle_index=bundle, placement_group_capture_child_tasks=False
     )
@@ -42,4 +47,4 @@ def start_host(*, placement: Any, bundle: int, cpus: float, runtime_env: Mapping
     }
     if runtime_env:
         options["runtime_env"] = dict(runtime_env)
-    return ray.remote(Host).options(**options).remote()
+    return ray.remote(kind).options(**options).remote()

@@ -8,58 +8,23 @@ waiting, so that it is never idle between two.
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 import ray
-from ray import exceptions as faults
 from ray.exceptions import GetTimeoutError, RayTaskError
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ..comms.codecs import Array
-from ..comms.link import State, copy_state
+from ..comms.link import copy_state
 from ..learning.workload import WorkloadSettings
+from ..policies.plan import Plan
 from ..policies.report import Outcome, Report
-from .allocator import keep_freed_memory
-from .device import Device
 from .plan_message import plan_message
-from .pool import Finished, Task, WorkerFailure, finished
+from .pool import Finished, Task, WorkerFailure, finished, joined
+from .ray_hosts import DIED, RayHosts, Way
+from .ray_worker import Bundle, start_worker
 
-# The last: Ray's memory monitor killed it, because the node (not one plan) was short of memory.
-_WORKER_DIED = (faults.RayActorError, faults.WorkerCrashedError, faults.ObjectLostError, faults.OutOfMemoryError)
 _QUEUE_PER_WORKER = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bundle:
-    """One worker's place: its bundle in the group, the fleet class it is reserved for ("" = any), and its resources."""
-
-    index: int
-    group: str = ""
-    cpus: float = 1.0
-    memory_bytes: int | None = None
-
-
-class Worker:
-    """The actor: a ``Device`` in a process of its own, with one torch thread."""
-
-    def __init__(self, settings: WorkloadSettings) -> None:
-        """Set threads before anything is computed."""
-        import torch
-
-        torch.set_num_threads(1)
-        keep_freed_memory()
-        self._device = Device(settings)
-
-    def warm_up(self) -> None:
-        """Load data and model."""
-        self._device.warm_up()
-
-    @ray.method(num_returns=3)  # type: ignore[untyped-decorator, unused-ignore]
-    def run(self, plan: bytes, state: State | None, *packets: Array) -> tuple[bytes, Array | None, State | None]:
-        """One plan; packets and state arrive as views of the object store."""
-        return self._device.run(plan, packets, state)
 
 
 @dataclass
@@ -68,7 +33,16 @@ class _Seat:
 
     bundle: Bundle
     actor: Any
-    running: dict[int, list[Any]] = field(default_factory=dict)  # plan id -> its three references
+    running: dict[int, "_Call"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One plan with a worker: its three references, and the way to its host where it is split."""
+
+    plan: Plan
+    references: list[Any]
+    way: Way | None
 
 
 class RayPool:
@@ -81,15 +55,17 @@ class RayPool:
         placement: Any,
         bundles: list[Bundle],
         timeout_s: float,
+        hosts: RayHosts | None = None,
         max_attempts: int = 3,
     ) -> None:
         """Start a worker in every bundle and load its data; raises ``ValueError`` for what a worker cannot load."""
         self._settings, self._placement = settings, placement
-        self._timeout_s, self._max_attempts = timeout_s, max_attempts
+        self._timeout_s, self._max_attempts, self._hosts = timeout_s, max_attempts, hosts
         self._notices: list[str] = []
         self._queue: deque[Task] = deque()
         self._tasks: dict[int, Task] = {}
         self._done: dict[int, Finished] = {}
+        self._ending: dict[Any, tuple[Finished, Way]] = {}  # by reference: device's leg over, host's asked to end
         self._seats = [_Seat(bundle, self._start(bundle)) for bundle in bundles]
         self._await_warm([seat.actor for seat in self._seats])
 
@@ -138,20 +114,12 @@ class RayPool:
         for seat in self._seats:
             ray.kill(seat.actor, no_restart=True)
         self._seats = []
+        if self._hosts is not None:
+            self._hosts.close()
 
     def _start(self, bundle: Bundle) -> Any:
         """A worker actor in its bundle."""
-        options: dict[str, Any] = {
-            "num_cpus": bundle.cpus,
-            "max_restarts": 0,
-            "max_task_retries": 0,
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                self._placement, placement_group_bundle_index=bundle.index
-            ),
-        }
-        if bundle.memory_bytes:
-            options["memory"] = bundle.memory_bytes
-        return ray.remote(Worker).options(**options).remote(self._settings)
+        return start_worker(self._settings, placement=self._placement, bundle=bundle)
 
     def _await_warm(self, actors: list[Any]) -> None:
         """Wait until workers have loaded their data."""
@@ -161,7 +129,7 @@ class RayPool:
             raise error.cause if isinstance(error.cause, ValueError) else error from None
         except GetTimeoutError as error:
             raise WorkerFailure(f"a worker was not ready within {self._timeout_s + 120:g} s") from error
-        except _WORKER_DIED as error:
+        except DIED as error:
             raise WorkerFailure(f"a worker died while it started: {_first_line(error)}") from error
 
     def _hand_out(self) -> None:
@@ -176,17 +144,25 @@ class RayPool:
                     break
                 continue
             seat = min(free, key=lambda s: len(s.running))
-            message = plan_message(task.plan)
-            seat.running[task.plan.id] = seat.actor.run.remote(message, task.state, *task.packets)
+            message, way = plan_message(task.plan), None
+            if task.plan.split is not None:
+                assert self._hosts is not None, "a split plan came, and there are no hosts"
+                way = self._hosts.begin(task, message)
+            references = seat.actor.run.remote(message, task.state, way, *task.packets)
+            seat.running[task.plan.id] = _Call(task.plan, references, way)
         self._queue.extendleft(reversed(waiting))
 
     def _wait(self, timeout_s: float | None) -> bool:
         """Wait until at least one running plan has ended, well or not; False when ``timeout_s`` passes first."""
-        owners = {refs[0]: (seat, plan_id) for seat in self._seats for plan_id, refs in seat.running.items()}
-        if not owners:
+        owners = {call.references[0]: (seat, plan_id) for seat in self._seats for plan_id, call in seat.running.items()}
+        waited = [*owners, *self._ending]
+        if not waited:
             raise WorkerFailure("plans are waiting, but no worker is left to run them")
-        ready, _ = ray.wait(list(owners), num_returns=1, timeout=timeout_s)
+        ready, _ = ray.wait(waited, num_returns=1, timeout=timeout_s)
         for reference in ready:
+            if reference in self._ending:
+                self._host_ended(reference)
+                continue
             seat, plan_id = owners[reference]
             if seat in self._seats and plan_id in seat.running:
                 self._ended(seat, plan_id)
@@ -196,15 +172,43 @@ class RayPool:
     def _ended(self, seat: _Seat, plan_id: int) -> None:
         """A call to a worker is over: bring its result to this process, as views of the object store."""
         try:
-            report, update, state = ray.get(seat.running[plan_id])
-        except _WORKER_DIED as error:
+            report, update, state = ray.get(seat.running[plan_id].references)
+        except DIED as error:
             self._replace(seat, _first_line(error))
             return
-        del seat.running[plan_id]
-        if plan_id in self._tasks:
-            # A view would keep its object in the store until the plan arrives, and a cohort's states may exceed the store.
-            state = copy_state(state) if state is not None else None
-            self._done[plan_id] = finished(self._tasks.pop(plan_id).plan, report, update, state)
+        call = seat.running.pop(plan_id)
+        task = self._tasks.get(plan_id)
+        if task is None or task.plan.attempt != call.plan.attempt:
+            if call.way is not None and self._hosts is not None:
+                self._hosts.drop(call.way, call.plan)
+            return
+        # A view would keep its object in the store until the plan arrives, and a cohort's states may exceed the store.
+        state = copy_state(state) if state is not None else None
+        found = finished(call.plan, report, update, state)
+        if call.way is None:
+            self._done[plan_id] = found
+            del self._tasks[plan_id]
+        else:
+            assert self._hosts is not None
+            self._ending[self._hosts.end(call.way, call.plan)] = found, call.way
+
+    def _host_ended(self, reference: Any) -> None:
+        """A host's leg is over too: with the device's, that is the plan's end. If the host died, the plan is placed again."""
+        assert self._hosts is not None
+        found, way = self._ending.pop(reference)
+        task = self._tasks.get(found.plan.id)
+        try:
+            answer, update = ray.get(reference)
+        except DIED as error:
+            why = _first_line(error)
+            if notice := self._hosts.replace(way, why):
+                self._notices.append(notice)
+            if task is not None:
+                self._again(task, f"its partition host died: {why}")
+            return
+        if task is not None:
+            del self._tasks[found.plan.id]
+            self._done[found.plan.id] = joined(found, answer, update)
 
     def _replace(self, seat: _Seat, why: str) -> None:
         """A worker has died: put another into its bundle, and place its plans again."""
@@ -222,19 +226,19 @@ class RayPool:
             self._seats.append(_Seat(seat.bundle, actor))
             self._notices.append(f"worker of bundle {seat.bundle.index} died ({why}) and was replaced")
         for task in lost:
-            self._again(task, why)
+            self._again(task, f"worker died: {why}")
 
     def _again(self, task: Task, why: str) -> None:
         """Place a task again under the next attempt number; after the last attempt its outcome is ``lost``."""
         if task.plan.attempt + 1 >= self._max_attempts:
-            report = Report(plan=task.plan, outcome=Outcome.LOST, stage="run", error=f"worker died: {why}")
+            report = Report(plan=task.plan, outcome=Outcome.LOST, stage="run", error=why)
             del self._tasks[task.plan.id]
             self._done[task.plan.id] = Finished(
                 plan=task.plan, report=report, update=None, state=task.state, control_bytes=0
             )
             return
         plan = msgspec.structs.replace(task.plan, attempt=task.plan.attempt + 1)
-        again = Task(plan=plan, packets=task.packets, state=task.state, group=task.group)
+        again = replace(task, plan=plan)
         self._tasks[plan.id] = again
         self._queue.appendleft(again)
 

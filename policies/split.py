@@ -31,9 +31,9 @@ class SplitFed:
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
         """Cut the plans."""
-        return replace(decision, plans=tuple(self._cut(plan) for plan in decision.plans)), state
+        return replace(decision, plans=tuple(self._cut(plan, view.hosts) for plan in decision.plans)), state
 
-    def _cut(self, plan: Plan) -> Plan:
+    def _cut(self, plan: Plan, hosts: int) -> Plan:
         """One plan, cut."""
         names = plan.part.blocks
         cut = self.cut or names[0]
@@ -42,4 +42,8 @@ class SplitFed:
                 f"cut is {self.cut!r}; this model can be cut behind: {', '.join(names[:-1]) or 'no block'}"
             )
         front = names[: names.index(cut) + 1]
-        return plan.with_(f"splitfed: cut behind {cut}", part=Part(blocks=front, trained=front), split=Split(cut=cut))
+        return plan.with_(
+            f"splitfed: cut behind {cut}",
+            part=Part(blocks=front, trained=front),
+            split=Split(cut=cut, host=plan.device % hosts),
+        )

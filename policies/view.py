@@ -24,6 +24,7 @@ class View:
     seed            for this decision: a policy's only source of randomness
     profiles        [device] declared profile; devices are numbered from 0
     samples         [device] number of local training samples
+    hosts           number of partition hosts, which are numbered from 0
     in_flight       plans dispatched and not yet ended, by device
     dispatched      plans dispatched on the current version so far (0 means: the round has not begun)
     last_reports    newest report of each device that has taken part
@@ -41,6 +42,7 @@ class View:
     seed: int
     profiles: Sequence[DeviceProfile]
     samples: Sequence[int]
+    hosts: int = 1
     in_flight: Mapping[int, Plan] = field(default_factory=lambda: MappingProxyType({}))
     dispatched: int = 0
     last_reports: Mapping[int, Report] = field(default_factory=lambda: EMPTY)

@@ -162,6 +162,7 @@ class Loop:
             seed=derive(self._config.seed, "policy", self._decisions),
             profiles=self._profiles,
             samples=self._samples,
+            hosts=self._fleet.hosts.count,
             in_flight=MappingProxyType(self._busy),
             dispatched=self._round.dispatched,
             last_reports=MappingProxyType(self._last_reports),
@@ -199,6 +200,8 @@ class Loop:
                 raise PlanRefused(
                     f"a plan for device {plan.device} starts at version {plan.version}; the current one is {self._version}"
                 )
+            if plan.split is not None and plan.split.host not in range(self._fleet.hosts.count):
+                raise PlanRefused(f"split.host is {plan.split.host}; hosts are 0 to {self._fleet.hosts.count - 1}")
             check_plan(plan, spec=self._server.workload.spec, profile=self._profiles[plan.device])
             flops, host_flops = self._costs.flops(plan), self._costs.host_flops(plan)
             memory = self._costs.row(plan.part, plan.training).peak_memory_bytes

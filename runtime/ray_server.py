@@ -1,17 +1,26 @@
 """What the server's actor builds in its own process: the engine, with workers on Ray and packets in the object store."""
 
-from functools import partial
 from typing import Any
 
-from ..actors.ray_pool import Bundle, RayPool
+from ..actors.ray_hosts import RayHosts
+from ..actors.ray_pool import RayPool
+from ..actors.ray_worker import Bundle
 from ..comms.ray_channel import RayChannel
+from ..learning.workload import WorkloadSettings
 from ..policies.policy import Policy
 from .config import Config
 from .engine import Engine
 from .service import Service
 
 
-def make_service(config: Config, policy: Policy, *, placement: Any, bundles: list[Bundle]) -> Service:
-    """The engine and its service; workers are started in ``bundles`` of the placement group."""
-    make_pool = partial(RayPool, placement=placement, bundles=bundles, timeout_s=config.ray.placement_timeout_s)
+def make_service(config: Config, policy: Policy, *, placement: Any, bundles: list[Bundle], hosts: list[int]) -> Service:
+    """The engine and its service; workers are started in ``bundles`` of the placement group, partition hosts in ``hosts``."""
+    timeout_s = config.ray.placement_timeout_s
+
+    def make_pool(settings: WorkloadSettings) -> RayPool:
+        partition_hosts = RayHosts(
+            settings, placement=placement, bundles=hosts, cpus=config.ray.host_cpus, timeout_s=timeout_s
+        )
+        return RayPool(settings, placement=placement, bundles=bundles, timeout_s=timeout_s, hosts=partition_hosts)
+
     return Service(Engine(config, policy, make_pool=make_pool, channel=RayChannel()))

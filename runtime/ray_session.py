@@ -26,7 +26,7 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, Ray
 from ..actors.allocator import HUGE_PAGES
 from ..actors.pool import WorkerFailure
 from ..actors.ray_host import start_host
-from ..actors.ray_pool import Bundle
+from ..actors.ray_worker import Bundle
 from ..clusters.checks import check_nodes, versions_here
 from ..clusters.fleet import Fleet
 from ..clusters.placement import make_placement_group
@@ -114,12 +114,19 @@ class RaySession:
                 self._cluster = join(options.address, runtime_env=runtime_env)
         if not self._cluster.started:
             check_nodes(data_root=None if config.data.download else config.data.root, versions=versions_here())
-        cpus = options.cpus or (max(float(_cores()), 1.0) - options.server_cpus) / workers
+        cpus = (
+            options.cpus
+            or (max(float(_cores()), 1.0) - options.server_cpus - options.host_cpus * fleet.hosts.count) / workers
+        )
         bundles, specs, selectors, names = _bundles(config, fleet, workers=workers, cpus=cpus)
+        hosts = list(range(len(specs), len(specs) + fleet.hosts.count))
+        specs += [{"CPU": options.host_cpus} for _ in hosts]
+        selectors += [{} for _ in hosts]
+        names += ["partition host" for _ in hosts]
         self._placement = make_placement_group(
             specs, strategy="PACK", timeout_s=options.placement_timeout_s, label_selectors=selectors, names=names
         )
-        make = partial(make_service, config, policy, placement=self._placement, bundles=bundles)
+        make = partial(make_service, config, policy, placement=self._placement, bundles=bundles, hosts=hosts)
         own_env = runtime_env if not self._cluster.started and not joined else self._cluster.runtime_env
         self._host = start_host(placement=self._placement, bundle=0, cpus=options.server_cpus, runtime_env=own_env)
         try:

@@ -15,6 +15,8 @@ from fedbonsai.clusters.ray_cluster import start_local
 from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import Notice, PlanEnded, RunStarted, VersionClosed
 
+from .processes import actor_pids, descends
+
 BASE = {
     "name": "on-ray",
     "seed": 3,
@@ -72,30 +74,6 @@ def test_links_with_memory_give_the_same_bits_in_process_and_on_ray_with_a_worke
     same = ("model_hash", "accuracy", "virtual_s", "up_by_kind", "down_by_kind", "resyncs", "outcomes")
     assert {key: run.summary[key] for key in same} == {key: inline[key] for key in same}
     assert run.summary["resyncs"] == 0
-
-
-def actor_pids(kind):
-    """Processes of our Ray's actors of a class."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                line = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if line.startswith(f"ray::{kind}".encode()) and descends(int(entry.name), os.getpid()):
-                found.append(int(entry.name))
-    return found
-
-
-def descends(pid, root):
-    """Whether a process is ours or below us: other Rays on the machine are left alone."""
-    while pid > 1 and pid != root:
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            return False
-    return pid == root
 
 
 def test_a_killed_worker_is_replaced_and_its_plans_are_placed_again():

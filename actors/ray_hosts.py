@@ -1,0 +1,113 @@
+"""Partition hosts on Ray: an actor in a bundle of its own for each, started when the first split plan needs it.
+
+Ray neither restarts a host nor repeats a call: what streamed to a host that died is placed again by the pool, under the next
+attempt number.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+from ray import exceptions as faults
+from ray.exceptions import GetTimeoutError, RayTaskError
+
+from ..comms.codecs import Array
+from ..learning.workload import WorkloadSettings
+from ..policies.plan import Plan
+from .partition_host import PartitionHost
+from .pool import Task, WorkerFailure
+from .ray_host import Host, start_host
+from .stream import StreamFault
+
+# The last: Ray's memory monitor killed it, because the node (not one plan) was short of memory.
+DIED = (faults.RayActorError, faults.WorkerCrashedError, faults.ObjectLostError, faults.OutOfMemoryError)
+
+
+class PartitionHostActor(Host):
+    """The actor of a partition host. Ray names a process after the class in which the method that runs is written."""
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the partition host."""
+        return super().call(method, *arguments)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A device's way to its host, as it travels to the worker: the actor, and what tells that the slot is there."""
+
+    host: Any
+    begun: list[Any]  # in a list, so that Ray hands over the reference and does not wait for it
+
+
+class RayHosts:
+    """The hosts of a run, by number."""
+
+    def __init__(
+        self, settings: WorkloadSettings, *, placement: Any, bundles: list[int], cpus: float, timeout_s: float
+    ) -> None:
+        """``bundles``: index of each host's bundle. Nothing is started yet."""
+        self._settings, self._placement, self._bundles = settings, placement, bundles
+        self._cpus, self._timeout_s = cpus, timeout_s
+        self._actors: dict[int, Any] = {}
+
+    def begin(self, task: Task, message: bytes) -> Way:
+        """Have a slot made for a split plan."""
+        assert task.plan.split is not None
+        actor = self._actor(task.plan.split.host)
+        return Way(actor, [actor.call.remote("begin", message, task.num_samples, *task.host_packets)])
+
+    def end(self, way: Way, plan: Plan) -> Any:
+        """Have the slot of a plan ended: the reference of answer and update."""
+        return way.host.call.remote("end", plan.id, plan.attempt)
+
+    def drop(self, way: Way, plan: Plan) -> None:
+        """Have the slot of a plan freed."""
+        way.host.call.remote("drop", plan.id)
+
+    def replace(self, way: Way, why: str) -> str | None:
+        """A host has died: the next plan gets another. What to tell the operator, the first time that it is noticed."""
+        for number, actor in self._actors.items():
+            if actor is way.host:
+                del self._actors[number]
+                return f"partition host {number} died ({why}) and is replaced"
+        return None
+
+    def close(self) -> None:
+        """End the hosts."""
+        for actor in self._actors.values():
+            ray.kill(actor, no_restart=True)
+        self._actors = {}
+
+    def _actor(self, number: int) -> Any:
+        """A host's actor, made when it is not there."""
+        if number not in self._actors:
+            actor = start_host(placement=self._placement, bundle=self._bundles[number], cpus=self._cpus, runtime_env={})
+            try:
+                ray.get(actor.make.remote(partial(PartitionHost, self._settings)), timeout=self._timeout_s + 120)
+            except (GetTimeoutError, RayTaskError, *DIED) as error:
+                raise WorkerFailure(
+                    f"partition host {number} could not be started: {str(error).splitlines()[0]}"
+                ) from error
+            self._actors[number] = actor
+        return self._actors[number]
+
+
+@dataclass(frozen=True)
+class RayLink:
+    """The way to the host, in the worker."""
+
+    way: Way
+    plan_id: int
+    attempt: int
+
+    def exchange(self, packet: Array) -> Array:
+        """Send a packet, and wait for its answer."""
+        try:
+            ray.get(self.way.begun)
+            answer: Array = ray.get(self.way.host.call.remote("exchange", self.plan_id, self.attempt, packet))
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, StreamFault) else error from None
+        except DIED as error:
+            raise StreamFault(f"its partition host died: {str(error).splitlines()[0]}") from error
+        return answer

@@ -1,0 +1,102 @@
+"""Split training, whole runs: any clean cut gives the bits of FedAvg, in process, on Ray, and when actors die in mid-stream."""
+
+import os
+import signal
+import threading
+
+import fedbonsai
+import pytest
+from fedbonsai.clusters.ray_cluster import start_local
+from fedbonsai.runtime.errors import RunError
+from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
+
+from .processes import actor_pids
+
+LINK = {"memory_bytes": 10**9, "up_bytes_per_s": 10**9, "down_bytes_per_s": 10**9}
+BASE = {
+    "backend": "inline",
+    "seed": 5,
+    # Each device is far slower than the one before, so that updates arrive in one order: sums of float32 in another differ.
+    "fleet": {"classes": [{"name": f"c{i}", "flop_per_s": 1e9 / 4**i} | LINK for i in range(4)], "hosts": {"count": 2}},
+    "data": {"name": "digits", "partition": {"name": "dirichlet", "alpha": 1.0}},
+    "evaluation": {"where": "none"},
+    "stop": {"rounds": 2},
+}
+
+
+def cut_at(block):
+    return {"policy": [{"name": "random", "cohort": 1.0}, {"name": "splitfed", "cut": block}]}
+
+
+def finished(**changes):
+    run = fedbonsai.run(BASE | changes)
+    ended = [event.report for event in run if isinstance(event, PlanEnded)]
+    assert [report.error for report in ended if report.error] == []
+    return run.summary, ended
+
+
+@pytest.fixture(name="fedavg", scope="module")
+def fedavg_fixture():
+    return finished()[0]
+
+
+@pytest.mark.parametrize("block", ["features.0", "features.2", "classifier.0"])
+def test_any_clean_cut_gives_the_bits_of_fedavg(fedavg, block):
+    summary, _ = finished(**cut_at(block))
+    assert summary["model_hash"] == fedavg["model_hash"]
+
+
+@pytest.mark.parametrize(
+    "training", [{"precision": "bf16", "channels_last": True}, {"accumulation": 3, "epochs": 2}, {"steps": 3}], ids=str
+)
+def test_so_it_does_with_other_ways_of_training(training):
+    changes = {"training": training, "stop": {"rounds": 1}}
+    assert finished(**changes, **cut_at("features.2"))[0]["model_hash"] == finished(**changes)[0]["model_hash"]
+
+
+def test_every_byte_that_crosses_the_cut_is_counted():
+    summary, ended = finished(preset="splitfed", stop={"rounds": 1})
+    samples = sum(report.samples for report in ended)
+    batches = sum(report.steps for report in ended)
+    # 16 x 8 x 8 float32 each way and an int64 label up for each sample; 48 + 8 header, 8 checksum at most for each packet
+    for kind, payload in (("up_by_kind", samples * (4096 + 8)), ("down_by_kind", samples * 4096)):
+        name = "activations" if kind == "up_by_kind" else "gradients"
+        assert payload + 64 * batches >= summary[kind][name] >= payload + 56 * batches
+    assert sum(report.virtual.up_bytes for report in ended) == summary["up_bytes"] - summary["up_by_kind"]["control"]
+    for report in ended:
+        virtual = report.virtual
+        assert virtual.seconds == virtual.down_s + virtual.compute_s + virtual.stream_s + virtual.up_s
+        assert virtual.host_flops > virtual.flops > 0
+
+
+def test_mistakes_are_told_with_what_is_allowed():
+    with pytest.raises(RunError, match=r"can be cut behind: features\.0, features\.2, classifier\.0"):
+        finished(**cut_at("classifier.2"))
+    fleet = {"classes": [{"name": "shy", "flop_per_s": 1e9, "may_send": ["weights", "statistics"]} | LINK]}
+    with pytest.raises(RunError, match="it is split and sends activations, and fleet class 'shy' may send only"):
+        finished(preset="splitfed", fleet=fleet)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with start_local(num_cpus=2) as running:
+        yield running
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("victim", ["", "PartitionHostActor", "Worker"])
+def test_on_ray_it_is_the_same_also_when_an_actor_is_killed_in_mid_stream(victim):
+    changes = {"preset": "splitfed", "training": {"batch_size": 4, "epochs": 3}, "stop": {"rounds": 2}}
+    expected, _ = finished(**changes)
+    run = fedbonsai.run(BASE | changes, backend="ray", workers=2)
+    notices, ended = [], []
+    for event in run:
+        if isinstance(event, VersionClosed) and event.version == 1 and victim:
+            # The next round's streams of more than a thousand packets have begun by then.
+            threading.Timer(0.5, lambda: os.kill(actor_pids(victim)[0], signal.SIGKILL)).start()
+        notices += [event.text] if isinstance(event, Notice) else []
+        ended += [event.report] if isinstance(event, PlanEnded) else []
+    assert bool(victim) == any("died" in text and "replaced" in text for text in notices), notices
+    assert any(report.plan.attempt for report in ended) == bool(victim)
+    same = ("model_hash", "up_by_kind", "down_by_kind", "virtual_s", "outcomes")
+    assert {key: run.summary[key] for key in same} == {key: expected[key] for key in same}
