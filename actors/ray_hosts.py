@@ -82,7 +82,13 @@ class RayHosts:
     def _actor(self, number: int) -> Any:
         """A host's actor, made when it is not there."""
         if number not in self._actors:
-            actor = start_host(placement=self._placement, bundle=self._bundles[number], cpus=self._cpus, runtime_env={})
+            actor = start_host(
+                placement=self._placement,
+                bundle=self._bundles[number],
+                cpus=self._cpus,
+                runtime_env={},
+                kind=PartitionHostActor,
+            )
             try:
                 ray.get(actor.make.remote(partial(PartitionHost, self._settings)), timeout=self._timeout_s + 120)
             except (GetTimeoutError, RayTaskError, *DIED) as error:
