@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import ray
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from ..comms.link import copy_state
 from ..learning.workload import WorkloadSettings
@@ -22,7 +22,7 @@ from ..policies.report import Outcome, Report
 from .plan_message import plan_message
 from .pool import Finished, Task, WorkerFailure, finished, joined
 from .ray_hosts import DIED, RayHosts, Way
-from .ray_worker import Bundle, start_worker
+from .ray_worker import Bundle, await_warm, first_line, start_worker
 
 _QUEUE_PER_WORKER = 2
 
@@ -67,7 +67,7 @@ class RayPool:
         self._done: dict[int, Finished] = {}
         self._ending: dict[Any, tuple[Finished, Way]] = {}  # by reference: device's leg over, host's asked to end
         self._seats = [_Seat(bundle, self._start(bundle)) for bundle in bundles]
-        self._await_warm([seat.actor for seat in self._seats])
+        await_warm([seat.actor for seat in self._seats], timeout_s=timeout_s)
 
     @property
     def num_workers(self) -> int:
@@ -121,17 +121,6 @@ class RayPool:
         """A worker actor in its bundle."""
         return start_worker(self._settings, placement=self._placement, bundle=bundle)
 
-    def _await_warm(self, actors: list[Any]) -> None:
-        """Wait until workers have loaded their data."""
-        try:
-            ray.get([actor.warm_up.remote() for actor in actors], timeout=self._timeout_s + 120)
-        except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, ValueError) else error from None
-        except GetTimeoutError as error:
-            raise WorkerFailure(f"a worker was not ready within {self._timeout_s + 120:g} s") from error
-        except DIED as error:
-            raise WorkerFailure(f"a worker died while it started: {_first_line(error)}") from error
-
     def _hand_out(self) -> None:
         """Give queued tasks to workers of their group, the least loaded first."""
         waiting: deque[Task] = deque()
@@ -174,7 +163,7 @@ class RayPool:
         try:
             report, update, state = ray.get(seat.running[plan_id].references)
         except DIED as error:
-            self._replace(seat, _first_line(error))
+            self._replace(seat, first_line(error))
             return
         call = seat.running.pop(plan_id)
         task = self._tasks.get(plan_id)
@@ -200,7 +189,7 @@ class RayPool:
         try:
             answer, update = ray.get(reference)
         except DIED as error:
-            why = _first_line(error)
+            why = first_line(error)
             if notice := self._hosts.replace(way, why):
                 self._notices.append(notice)
             if task is not None:
@@ -216,7 +205,7 @@ class RayPool:
         lost = [self._tasks[plan_id] for plan_id in seat.running if plan_id in self._tasks]
         try:
             actor = self._start(seat.bundle)
-            self._await_warm([actor])
+            await_warm([actor], timeout_s=self._timeout_s)
         except (WorkerFailure, RayTaskError) as error:
             self._notices.append(
                 f"worker of bundle {seat.bundle.index} died ({why}) and could not be replaced ({error}); "
@@ -241,12 +230,6 @@ class RayPool:
         again = replace(task, plan=plan)
         self._tasks[plan.id] = again
         self._queue.appendleft(again)
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of an error, without Ray's advice."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
 
 
 def _group_name(group: str) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..comms.codecs import Array
@@ -12,7 +13,8 @@ from ..learning.workload import WorkloadSettings
 from .allocator import keep_freed_memory
 from .device import Device
 from .plan_message import read_plan
-from .ray_hosts import RayLink, Way
+from .pool import WorkerFailure
+from .ray_hosts import DIED, RayLink, Way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,3 +64,21 @@ def start_worker(settings: WorkloadSettings, *, placement: Any, bundle: Bundle) 
     if bundle.memory_bytes:
         options["memory"] = bundle.memory_bytes
     return ray.remote(Worker).options(**options).remote(settings)
+
+
+def await_warm(actors: list[Any], *, timeout_s: float) -> None:
+    """Wait until workers have loaded their data."""
+    try:
+        ray.get([actor.warm_up.remote() for actor in actors], timeout=timeout_s + 120)
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, ValueError) else error from None
+    except GetTimeoutError as error:
+        raise WorkerFailure(f"a worker was not ready within {timeout_s + 120:g} s") from error
+    except DIED as error:
+        raise WorkerFailure(f"a worker died while it started: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, without Ray's advice."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]

@@ -15,9 +15,8 @@ from ..comms.codecs import Array, Arrays, ArraySpec
 from ..comms.errors import MismatchedPacket
 from ..comms.link import State
 from ..comms.make_codec import make_codec
-from ..comms.packet import seal, unseal
+from ..comms.packet import unseal
 from ..comms.predict import hash_arrays
-from ..comms.receive import context_for
 from ..learning.aggregation import Fold
 from ..learning.data.types import Samples
 from ..learning.evaluation import evaluate
@@ -31,7 +30,8 @@ from ..learning.workload import Workload
 from ..policies.plan import Plan
 from ..policies.report import Report
 from .links import ServerLinks
-from .messages import Dispatch, Message, array_specs, update_context, update_stamp, weights_stamp
+from .messages import Dispatch, Message, array_specs, update_context, update_stamp
+from .plain import PlainDownlinks
 
 _PLAIN = ServerOptimiser()
 
@@ -51,7 +51,6 @@ class Server:
         """Version 0 is the workload's initial model. ``link_...``: budgets for what links remember, see ``peers``."""
         self.workload = workload
         self.version = 0
-        self._channel = channel
         self._optimiser = optimiser
         self._model = workload.new_model()
         self.store = Store(self._model.state_dict())
@@ -59,7 +58,7 @@ class Server:
         self._model.load_state_dict(self.store["model"], assign=True)
         self._roles = {t.name: t.role for block in workload.spec.blocks for t in block.tensors}
         self._fold = Fold()
-        self._sealed: dict[tuple[int, str, str], Message] = {}
+        self._plain = PlainDownlinks(channel, workload.spec)
         self._starts: dict[tuple[int, str], tuple[int, Arrays]] = {}  # by version and part: the hash, and the model
         self.links = ServerLinks(
             channel,
@@ -74,11 +73,11 @@ class Server:
             raise AssertionError(f"a plan of version {plan.version} cannot start at version {self.version}")
         self.links.downlinks.count()
         if plan.link_down is None and plan.link_up is None:
-            host = (self._plain(self._hosted(plan)),) if plan.split is not None else ()
-            return Dispatch(plan, (self._plain(plan),), None, host)
+            host = (self._send(self._hosted(plan)),) if plan.split is not None else ()
+            return Dispatch(plan, (self._send(plan),), None, host)
         plan = msgspec.structs.replace(plan, acknowledged=self.links.acknowledged(plan.device))
         if plan.link_down is None:
-            plan, message = self.links.track(plan, self._plain(plan), as_arrays(self._base(plan)))
+            plan, message = self.links.track(plan, self._send(plan), as_arrays(self._plain.sent(plan)))
             messages = [message]
         else:
             expected = self._down(plan)
@@ -127,6 +126,10 @@ class Server:
         """Remove what the links' memory has on disk."""
         self.links.peers.close()
 
+    def _send(self, plan: Plan) -> Message:
+        """The packet of a memoryless downlink."""
+        return self._plain.send(plan, self.store["model"])
+
     def _hosted(self, plan: Plan) -> Plan:
         """A split plan as its host has it: with the other blocks."""
         return msgspec.structs.replace(plan, part=rest(self.workload.spec, plan.part))
@@ -144,7 +147,7 @@ class Server:
         )
         update = as_tensors(arrays)
         if plan.upload.payload == "weights":
-            start = self._base(plan)
+            start = self._plain.sent(plan)
             update = {name: tensor - start[name] for name, tensor in update.items()}
         return update
 
@@ -173,21 +176,6 @@ class Server:
         """What travels to the plan's device."""
         return array_specs(down_tensors(self.workload.spec, plan.part))
 
-    def _plain(self, plan: Plan) -> Message:
-        """The packet of a memoryless downlink."""
-        key = self._key(plan)
-        if key not in self._sealed:
-            expected = self._down(plan)
-            model = self.store["model"]
-            packet, _ = seal(
-                as_arrays({spec.name: model[spec.name] for spec in expected}),
-                codec=make_codec(plan.codec_down),
-                context=context_for(expected, seed=plan.version),
-                stamp=weights_stamp(plan.version),
-            )
-            self._sealed[key] = Message(self._channel.put(packet), packet.nbytes, "weights")
-        return self._sealed[key]
-
     @property
     def folded(self) -> int:
         """Updates folded into the version that is open."""
@@ -213,7 +201,7 @@ class Server:
                 pending[name] = model[name] - tensor
                 model[name].copy_(tensor)
         keep = set(in_flight)
-        self._sealed = {key: value for key, value in self._sealed.items() if key[0] in keep}
+        self._plain.keep(keep)
         self._starts = {start: value for start, value in self._starts.items() if start[0] in keep}
 
     def evaluate(self, training: Training, *, batch_size: int) -> dict[str, float]:
@@ -244,21 +232,3 @@ class Server:
     def model_hash(self) -> str:
         """The hash that names the current model."""
         return model_hash(self.store["model"])
-
-    def _base(self, plan: Plan) -> dict[str, torch.Tensor]:
-        """The tensors that ``plan`` was sent."""
-        key = self._key(plan)
-        if key not in self._sealed:
-            raise MismatchedPacket(f"the packet of version {plan.version} that plan {plan.id} started from is gone")
-        expected = self._down(plan)
-        arrays = unseal(
-            self._channel.get(self._sealed[key].reference),
-            codec=make_codec(plan.codec_down),
-            expected=expected,
-            context=context_for(expected, seed=plan.version),
-        )
-        return as_tensors(arrays)
-
-    def _key(self, plan: Plan) -> tuple[int, str, str]:
-        """What makes two downlink packets the same."""
-        return plan.version, plan.part.key, repr(plan.codec_down)

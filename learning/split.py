@@ -65,7 +65,9 @@ def boundary(blocks: Blocks, front: tuple[str, ...], *, example: Tensor, trainin
         x = fake.from_tensor(example).unsqueeze(0).expand(2, *example.shape).contiguous()
         for name in front:
             block = blocks.modules[name]
-            state = {key: fake.from_tensor(tensor) for key, tensor in block.state_dict(keep_vars=True).items()}
+            state: dict[str, Tensor] = {
+                key: fake.from_tensor(tensor) for key, tensor in block.state_dict(keep_vars=True).items()
+            }
             x = torch.func.functional_call(block, state, (x,))
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 1 or x.shape[0] != 2:
         raise ValueError(f"what leaves block {front[-1]!r} is no tensor of floating point with a batch dimension")

@@ -4,6 +4,7 @@ SplitFed, first version (Thapa et al., AAAI 2022, arXiv 2004.12088). Acts on the
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from msgspec.structs import replace
 
@@ -21,9 +22,17 @@ class SplitFed:
 
     cut: str = ""
 
+    needs_plans: ClassVar[bool] = True
+    needs_kinds: ClassVar[tuple[str, ...]] = ("activations", "labels", "weights")
+
     def __post_init__(self) -> None:
         """Check the fields."""
         check_fields(self)
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """Where it cuts, so that a cut that is not clean is found before the run."""
+        return (self.cut,) if self.cut else ()
 
     def init(self) -> State:
         """No state."""

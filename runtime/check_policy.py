@@ -4,6 +4,8 @@ See ``policies.policy`` for the attributes, which may all be missing. A policy t
 """
 
 from ..clusters.fleet import Fleet
+from ..learning.spec import Training
+from ..learning.workload import Workload
 from ..policies.policy import Chain, Identity, Policy
 from .config import Config
 from .describe_policy import describe_policy
@@ -25,6 +27,7 @@ def check_policy(policy: Policy, config: Config, fleet: Fleet) -> None:
         else:
             chosen = True
         _check_codecs(where, link, fleet)
+        _check_kinds(where, link, fleet)
         _check_replaced(where, link, config)
 
 
@@ -37,6 +40,32 @@ def _check_codecs(where: str, policy: Policy, fleet: Fleet) -> None:
             raise ConfigError(
                 f"fleet class {profile.name!r} has codecs {runs}; {where} needs {', '.join(needed)} on every class"
             )
+
+
+def _check_kinds(where: str, policy: Policy, fleet: Fleet) -> None:
+    """Every class of the fleet must be allowed to send what the policy makes it send."""
+    needed: tuple[str, ...] = getattr(policy, "needs_kinds", ())
+    for profile in (kind.profile for kind in fleet.classes):
+        if missing := [kind for kind in needed if kind not in profile.may_send]:
+            allowed = ", ".join(sorted(profile.may_send)) or "nothing"
+            raise ConfigError(
+                f"fleet class {profile.name!r} may send only {allowed}; {where} makes it send {missing[0]}"
+            )
+
+
+def check_cuts(policy: Policy, workload: Workload, training: Training) -> None:
+    """Every block behind which a policy cuts must be one that the model has, and not its last; else ``ConfigError``."""
+    names = workload.spec.block_names
+    for position, link in enumerate(_links(policy)):
+        told = describe_policy(link)[0]["name"]
+        wanted: tuple[str, ...] = getattr(link, "cuts", ())
+        if not names[:-1] and getattr(link, "cuts", None) is not None:
+            why = workload.blocks.reason or "it has one block only"
+            raise ConfigError(f"policy[{position}] ({told}) cuts the model, which cannot be cut: {why}")
+        if unknown := [cut for cut in wanted if cut not in names[:-1]]:
+            fronts = [(cut, workload.boundary(names[: names.index(cut) + 1], training)) for cut in names[:-1]]
+            clean = ", ".join(f"{cut} ({'x'.join(map(str, found.shape))})" for cut, found in fronts)
+            raise ConfigError(f"policy[{position}] ({told}) cuts behind {unknown[0]!r}; the clean cuts are: {clean}")
 
 
 def _check_replaced(where: str, policy: Policy, config: Config) -> None:

@@ -24,6 +24,7 @@ from ..learning.structure import ModelSpec
 from ..learning.workload import Workload, WorkloadSettings
 from ..policies.plan import Plan, Upload
 from ..policies.policy import Policy
+from .check_policy import check_cuts
 from .clock import Clock, VirtualClock, WallClock
 from .config import Config
 from .costs import Costs
@@ -72,6 +73,7 @@ class Engine:
         )
         part = whole(self.workload.spec)
         _check_chains(config, self.workload.spec, part)
+        check_cuts(policy, self.workload, config.training)
         costs = Costs(self.workload, fleet, self.server.links)
         # Before the workers start: it refuses a model that does not fit the data, and takes longer than a decision should.
         costs.row(part, config.training)

@@ -263,12 +263,10 @@ class Loop:
         self._in_flight.pop(plan.id)
         self._busy.pop(plan.device)
         self._ledger.record("up", kind="control", device=plan.device, num_bytes=finished.control_bytes)
-        for direction, kind, sizes in (
-            ("up", "activations", finished.stream.up),
-            ("down", "gradients", finished.stream.down),
-        ):
-            for size in sizes:
-                self._ledger.record(direction, kind=kind, device=plan.device, num_bytes=size)
+        for size in finished.stream.up:
+            self._ledger.record("up", kind="activations", device=plan.device, num_bytes=size)
+        for size in finished.stream.down:
+            self._ledger.record("down", kind="gradients", device=plan.device, num_bytes=size)
         if finished.update is not None:
             self._ledger.record("up", kind="weights", device=plan.device, num_bytes=finished.update.nbytes)
             self._costs.observe(plan, "up", finished.update.nbytes)

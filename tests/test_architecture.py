@@ -28,6 +28,8 @@ RAY = {
     "comms/ray_channel.py",
     "actors/ray_pool.py",
     "actors/ray_host.py",
+    "actors/ray_hosts.py",
+    "actors/ray_worker.py",
     "clusters/checks.py",
     "clusters/placement.py",
     "clusters/ray_cluster.py",

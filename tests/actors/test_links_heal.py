@@ -192,7 +192,7 @@ def test_what_is_acknowledged_is_remembered_though_the_plan_went_no_further(
         assert all(message.kind != "resync" for message in sent.messages)
         with monkeypatch.context() as patch:
             if number == 2:
-                patch.setattr(device, "_model", no_memory)
+                patch.setattr(device, "_module", no_memory)
             report = finish(server, sent, carry_out(device, sent), fold=number != 2)
         assert (report.outcome == Outcome.OUT_OF_MEMORY) == (number == 2)
         assert report.held == sent.plan.version

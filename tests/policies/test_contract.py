@@ -15,6 +15,7 @@ from fedbonsai.policies.power_of_choice import PowerOfChoice
 from fedbonsai.policies.residuals import Residuals
 from fedbonsai.policies.resolve_policy import BUILT_IN, make_policy
 from fedbonsai.policies.select import All, Fastest, RandomCohort
+from fedbonsai.policies.split import SplitFed
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -30,7 +31,14 @@ SELECTIONS = [
     Oort(cohort=2, exploration=0.0, pacer_step_s=1.0, pacer_window=1),
     chain(ByDeadline(deadline_s=3.0), RandomCohort(cohort=2)),
 ]
-POLICIES = [Identity(), Residuals(), chain(All(), Residuals(up="half_step", down="none")), *SELECTIONS]
+POLICIES = [
+    Identity(),
+    Residuals(),
+    SplitFed(cut="fc"),
+    chain(All(), SplitFed()),
+    chain(All(), Residuals(up="half_step", down="none")),
+    *SELECTIONS,
+]
 
 every_policy = pytest.mark.parametrize("policy", POLICIES, ids=repr)
 every_selection = pytest.mark.parametrize("policy", SELECTIONS, ids=repr)

@@ -7,7 +7,7 @@ import threading
 import fedbonsai
 import pytest
 from fedbonsai.clusters.ray_cluster import start_local
-from fedbonsai.runtime.errors import RunError
+from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
 
 from .processes import actor_pids
@@ -70,11 +70,14 @@ def test_every_byte_that_crosses_the_cut_is_counted():
 
 
 def test_mistakes_are_told_with_what_is_allowed():
-    with pytest.raises(RunError, match=r"can be cut behind: features\.0, features\.2, classifier\.0"):
+    clean = r"the clean cuts are: features\.0 \(16x8x8\), features\.2 \(512\), classifier\.0 \(64\)"
+    with pytest.raises(ConfigError, match=r"policy\[1\] \(splitfed\) cuts behind 'classifier\.2'; " + clean):
         finished(**cut_at("classifier.2"))
     fleet = {"classes": [{"name": "shy", "flop_per_s": 1e9, "may_send": ["weights", "statistics"]} | LINK]}
-    with pytest.raises(RunError, match="it is split and sends activations, and fleet class 'shy' may send only"):
+    with pytest.raises(ConfigError, match=r"fleet class 'shy' may send only statistics, weights; policy.* activations"):
         finished(preset="splitfed", fleet=fleet)
+    with pytest.raises(RunError, match="clip_norm is set"):
+        finished(preset="splitfed", training={"optimiser": {"clip_norm": 1.0}})
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,62 @@
+"""The downlink without memory: one sealed packet for each version, part and chain of codecs, sent to whoever gets the same."""
+
+from collections.abc import Collection, Mapping
+
+import torch
+
+from ..comms.channel import Channel
+from ..comms.errors import MismatchedPacket
+from ..comms.make_codec import make_codec
+from ..comms.packet import seal, unseal
+from ..comms.receive import context_for
+from ..learning.part import down_tensors
+from ..learning.structure import ModelSpec
+from ..learning.tensors import as_arrays, as_tensors
+from ..policies.plan import Plan
+from .messages import Message, array_specs, weights_stamp
+
+
+class PlainDownlinks:
+    """Packets of versions that plans in flight started from."""
+
+    def __init__(self, channel: Channel, spec: ModelSpec) -> None:
+        """None yet."""
+        self._channel, self._spec = channel, spec
+        self._sealed: dict[tuple[int, str, str], Message] = {}
+
+    def send(self, plan: Plan, model: Mapping[str, torch.Tensor]) -> Message:
+        """The packet with the plan's part of ``model``."""
+        key = _key(plan)
+        if key not in self._sealed:
+            expected = array_specs(down_tensors(self._spec, plan.part))
+            packet, _ = seal(
+                as_arrays({spec.name: model[spec.name] for spec in expected}),
+                codec=make_codec(plan.codec_down),
+                context=context_for(expected, seed=plan.version),
+                stamp=weights_stamp(plan.version),
+            )
+            self._sealed[key] = Message(self._channel.put(packet), packet.nbytes, "weights")
+        return self._sealed[key]
+
+    def sent(self, plan: Plan) -> dict[str, torch.Tensor]:
+        """The tensors that ``plan`` was sent."""
+        key = _key(plan)
+        if key not in self._sealed:
+            raise MismatchedPacket(f"the packet of version {plan.version} that plan {plan.id} started from is gone")
+        expected = array_specs(down_tensors(self._spec, plan.part))
+        arrays = unseal(
+            self._channel.get(self._sealed[key].reference),
+            codec=make_codec(plan.codec_down),
+            expected=expected,
+            context=context_for(expected, seed=plan.version),
+        )
+        return as_tensors(arrays)
+
+    def keep(self, versions: Collection[int]) -> None:
+        """Forget all but these versions."""
+        self._sealed = {key: message for key, message in self._sealed.items() if key[0] in versions}
+
+
+def _key(plan: Plan) -> tuple[int, str, str]:
+    """What makes two downlink packets the same."""
+    return plan.version, plan.part.key, repr(plan.codec_down)
