@@ -8,8 +8,10 @@ import msgspec
 import pytest
 from fedbonsai.actors.pool import Task
 from fedbonsai.policies.decision import Decision
+from fedbonsai.policies.estimate import stream
 from fedbonsai.policies.report import Estimate, Outcome
 from fedbonsai.policies.residuals import Residuals
+from fedbonsai.policies.split import SplitFed
 from fedbonsai.runtime.clock import VirtualClock, WallClock, own_rate
 from fedbonsai.runtime.events import PlanEnded
 
@@ -181,6 +183,7 @@ class OneByOne:
     """One device a round, in order; its plan carries what it was estimated to cost."""
 
     residual: bool = False
+    split: bool = False
 
     def init(self):
         return Residuals().init()
@@ -192,11 +195,13 @@ class OneByOne:
         if self.residual:
             decided, state = Residuals().decide(view, state, Decision(plans=(plan,)))
             (plan,) = decided.plans
+        if self.split:
+            (plan,) = SplitFed().decide(view, None, Decision(plans=(plan,)))[0].plans
         estimate = view.estimate(view.version, plan)
         return Decision(plans=(plan.with_(msgspec.json.encode(estimate).decode()),)), state
 
 
-def estimated_and_charged(*, policy_links=False, **changes):
+def estimated_and_charged(*, policy_links=False, split=False, **changes):
     """For every device of the laptop fleet, alone on its links, with real packets of digits."""
     config = {
         "backend": "inline",
@@ -205,7 +210,7 @@ def estimated_and_charged(*, policy_links=False, **changes):
         "evaluation": {"where": "none"},
         "stop": {"rounds": 8},
     }
-    with fedbonsai.run(config | changes, policy=OneByOne(residual=policy_links)) as run:
+    with fedbonsai.run(config | changes, policy=OneByOne(residual=policy_links, split=split)) as run:
         reports = [event.report for event in run if isinstance(event, PlanEnded)]
     assert [report.plan.device for report in reports] == list(range(8))
     return [(msgspec.json.decode(r.plan.reasons[-1], type=Estimate), r.virtual) for r in reports]
@@ -215,6 +220,23 @@ def test_an_estimate_is_exactly_what_the_clock_charges():
     for estimate, charged in estimated_and_charged():
         assert charged == estimate
         assert min(charged.down_s, charged.compute_s, charged.up_s) > 0
+
+
+def test_so_it_is_when_the_model_is_cut():
+    for estimate, charged in estimated_and_charged(split=True, fleet="laptop"):
+        assert charged == estimate
+        assert charged.stream_s > 0
+        assert charged.host_flops > 0
+
+
+def test_a_stream_by_hand():
+    # Up 100 and 50 bytes at 100 B/s, down twice 10 at 10 B/s, each 0.1 s late; the host computes 3 s.
+    found = stream(
+        [100, 50], [10, 10],
+        up_bytes_per_s=100, down_bytes_per_s=10, latency_s=0.1, host_flops=30, host_flop_per_s=10.0,
+    )  # fmt: skip
+    assert (found.up_bytes, found.down_bytes, found.host_flops) == (150, 20, 30)
+    assert found.seconds == pytest.approx(1.5 + 2 + 0.4 + 3)
 
 
 def test_with_a_codec_of_varying_size_the_estimate_is_near_and_then_the_size_of_the_last_packet():

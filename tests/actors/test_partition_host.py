@@ -1,0 +1,173 @@
+"""The partition host: slots, streams in order, and packets that are refused without harm to others."""
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from fedbonsai.actors.device import Device
+from fedbonsai.actors.messages import update_stamp
+from fedbonsai.actors.partition_host import HostAnswer, PartitionHost
+from fedbonsai.actors.plan_message import plan_message
+from fedbonsai.actors.server import Server
+from fedbonsai.actors.stream import Stream, StreamFault
+from fedbonsai.comms.codecs import Array
+from fedbonsai.comms.errors import MismatchedPacket
+from fedbonsai.learning.part import Part
+from fedbonsai.policies.plan import Plan, Split
+from fedbonsai.policies.report import Answer, Outcome
+
+from .steps import IMAGES, make_plan, make_server
+
+# 12 training samples in batches of 5, 5 and 2, twice: six packets.
+SAMPLES, PACKETS = 12, 6
+
+
+def cut_plan(server: Server, device: int = 0, **changes: Any) -> Plan:
+    front = Part(blocks=("conv",), trained=("conv",))
+    return make_plan(server.workload, device, **({"part": front, "split": Split(cut="conv")} | changes))
+
+
+def begun(server: Server, host: PartitionHost, plan: Plan) -> Stream:
+    """The plan's slot made, and the device's end of its stream."""
+    sent = server.send(plan)
+    host.begin(plan_message(plan), SAMPLES, *(message.reference for message in sent.host_messages))
+    return Stream(plan, server.workload)
+
+
+def batch(stream: Stream, number: int, samples: int = 5, value: float = 1.0) -> Array:
+    """A packet of equal activations."""
+    activations = torch.full((samples, *stream.crossing.shape), value)
+    return stream.seal_activations(number, activations, torch.zeros(samples, dtype=torch.int64))
+
+
+class Direct:
+    """A device's way to a host in the same process; ``spoil`` may change or lose what it sends."""
+
+    def __init__(self, host: PartitionHost, plan: Plan) -> None:
+        self.host, self.plan, self.sent = host, plan, 0
+
+    def exchange(self, packet: Array) -> Array:
+        self.sent += 1
+        return self.host.exchange(self.plan.id, self.plan.attempt, packet)
+
+
+def test_both_legs_make_the_update_of_the_whole_and_the_slot_is_freed() -> None:
+    whole, server, device, host = make_server(IMAGES), make_server(IMAGES), Device(IMAGES), PartitionHost(IMAGES)
+    plan = make_plan(whole.workload)
+    report, update, _ = device.run(plan_message(plan), whole.send(plan).packets)
+    assert update is not None
+    whole.fold(plan, update, weight=1.0)
+    whole.close_version(in_flight=())
+
+    for repeated in range(2):  # the module of the first slot serves the second
+        plan, link = cut_plan(server, id=10 + repeated), None
+        begun(server, host, plan)
+        link = Direct(host, plan)
+        own, front, _ = device.run(plan_message(plan), server.send(plan).packets, None, link)
+        assert (host.num_slots, link.sent) == (1, PACKETS)
+        answer, back = host.end(plan.id, plan.attempt)
+        assert host.num_slots == 0
+        found = msgspec.msgpack.decode(answer, type=HostAnswer)
+        expected = msgspec.msgpack.decode(report, type=Answer)
+        assert (found.steps, found.loss, found.loss_square) == (expected.steps, expected.loss, expected.loss_square)
+        assert len(found.up_bytes) == len(found.down_bytes) == PACKETS
+        assert msgspec.msgpack.decode(own, type=Answer).samples == SAMPLES
+    assert front is not None
+    server.fold(plan, front, weight=1.0, host=back)
+    server.close_version(in_flight=())
+    assert server.model_hash() == whole.model_hash()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda stream, plan: batch(stream, 1), "sequence is 1, expected 0"),
+        (lambda stream, plan: batch(stream, 0, samples=4), "bytes"),
+        (lambda stream, plan: batch(stream, 0, value=float("nan")), "'activations' holds NaN or infinity"),
+        (lambda stream, plan: batch(stream, 0)[:-9], "bytes"),
+        (lambda stream, plan: stream.seal_gradient(0, torch.zeros(5, *stream.crossing.shape)), "kind is 4, expected 3"),
+        (lambda stream, plan: np.zeros(3, np.uint8), "shorter than its fixed part"),
+    ],
+    ids=["out of order", "another shape", "NaN", "cut short", "another kind", "no packet"],
+)
+def test_a_packet_that_is_not_sound_ends_its_plan_and_no_other(spoil: Any, words: str) -> None:
+    server, host = make_server(IMAGES), PartitionHost(IMAGES)
+    plan, other = cut_plan(server), cut_plan(server, 1)
+    stream, second = begun(server, host, plan), begun(server, host, other)
+    with pytest.raises(StreamFault, match=words):
+        host.exchange(plan.id, plan.attempt, spoil(stream, plan))
+    assert host.num_slots == 1
+    answer, update = host.end(plan.id, plan.attempt)
+    assert update is None
+    assert words in msgspec.msgpack.decode(answer, type=HostAnswer).error
+    assert host.exchange(other.id, other.attempt, batch(second, 0)).nbytes > 0
+
+
+def test_packets_of_another_plan_or_attempt_are_not_taken() -> None:
+    server, host = make_server(IMAGES), PartitionHost(IMAGES)
+    plan, other = cut_plan(server), cut_plan(server, 1)
+    begun(server, host, plan)
+    foreign = batch(begun(server, host, other), 0)
+    with pytest.raises(StreamFault, match="plan is 11, expected 10"):
+        host.exchange(plan.id, plan.attempt, foreign)
+    with pytest.raises(StreamFault, match="attempt 1 of plan 11 has no slot here"):
+        host.exchange(other.id, 1, foreign)
+    assert host.exchange(other.id, 0, foreign).nbytes > 0
+
+
+def test_the_next_attempt_takes_the_place_of_the_one_before() -> None:
+    server, host = make_server(IMAGES), PartitionHost(IMAGES)
+    plan = cut_plan(server)
+    first = batch(begun(server, host, plan), 0)
+    answer = host.exchange(plan.id, 0, first)
+    again = msgspec.structs.replace(plan, attempt=1)
+    stream = begun(server, host, again)
+    with pytest.raises(StreamFault, match="attempt 0 of plan 10 has no slot here"):
+        host.exchange(plan.id, 0, first)
+    repeated = host.exchange(plan.id, 1, batch(stream, 0))
+    assert torch.equal(stream.open_gradient(0, repeated, 5), Stream(plan, server.workload).open_gradient(0, answer, 5))
+    assert host.num_slots == 1
+
+
+def test_a_stream_that_ends_too_early_or_goes_on_too_long() -> None:
+    server, host = make_server(IMAGES), PartitionHost(IMAGES)
+    plan = cut_plan(server)
+    stream = begun(server, host, plan)
+    host.exchange(plan.id, 0, batch(stream, 0))
+    answer, update = host.end(plan.id, 0)
+    assert update is None
+    assert "ended after 1 packets; more were to come" in msgspec.msgpack.decode(answer, type=HostAnswer).error
+    stream = begun(server, host, plan)
+    for number in range(PACKETS):
+        host.exchange(plan.id, 0, batch(stream, number, samples=(5, 5, 2)[number % 3]))
+    with pytest.raises(StreamFault, match="packet 6 came after the end of the stream"):
+        host.exchange(plan.id, 0, batch(stream, PACKETS))
+
+
+def test_a_host_that_could_not_begin_says_so_to_the_device() -> None:
+    server, host, device = make_server(IMAGES), PartitionHost(IMAGES), Device(IMAGES)
+    plan = cut_plan(server)
+    host.begin(plan_message(plan), SAMPLES, server.send(plan).packets[0])  # the device's blocks, not the host's
+    report, update, _ = device.run(plan_message(plan), server.send(plan).packets, None, Direct(host, plan))
+    told = msgspec.msgpack.decode(report, type=Answer)
+    assert (told.outcome, told.stage, update) == (Outcome.FAILED, "train", None)
+    assert "StreamFault: MismatchedPacket" in told.error
+
+
+def test_the_server_folds_both_legs_or_none() -> None:
+    server, host, device = make_server(IMAGES), PartitionHost(IMAGES), Device(IMAGES)
+    plan = cut_plan(server)
+    begun(server, host, plan)
+    _, front, _ = device.run(plan_message(plan), server.send(plan).packets, None, Direct(host, plan))
+    _, back = host.end(plan.id, 0)
+    assert front is not None
+    with pytest.raises(MismatchedPacket, match="came without its host's update"):
+        server.fold(plan, front, weight=1.0)
+    with pytest.raises(MismatchedPacket, match="sequence"):
+        server.fold(plan, front, weight=1.0, host=front)
+    assert server.folded == 0
+    server.fold(plan, front, weight=1.0, host=back)
+    assert server.folded == 1
+    assert update_stamp(plan) != update_stamp(plan, leg=1)
