@@ -400,7 +400,7 @@ def bad_plan(change, **decision):
          "a plan for device 0 starts at version 1; the current one is 0"),
         (lambda view: Decision(plans=(view.new_plan(2),)) if view.dispatched else everyone(view), "the policy chose device 2, which still has a plan in flight"),
         (start_of_round(lambda view: Decision(plans=(view.new_plan(0), view.new_plan(0)))), "which still has a plan in flight"),
-        (bad_plan(lambda view: view.new_plan(0).with_("", split=Split(cut="all"))), "split is set"),
+        (bad_plan(lambda view: view.new_plan(0).with_("", split=Split(cut="all"))), "split.cut is 'all'; this model can be cut behind"),
         (bad_plan(lambda view: view.new_plan(0).with_("", objective=Objective(kind="imitate"))), "objective must be"),
     ],
 )  # fmt: skip

@@ -183,7 +183,7 @@ def replace_state(task):
 def test_a_damaged_update_is_rejected_and_a_lost_memory_made_anew(monkeypatch):
     import fedbonsai.runtime.engine as engine
 
-    monkeypatch.setattr(engine, "InlinePool", lambda device, channel: Meddling(InlinePool(device, channel)))
+    monkeypatch.setattr(engine, "InlinePool", lambda *parts: Meddling(InlinePool(*parts)))
     summary, events = finished(preset="resfed", stop={"rounds": 5})
     odd = [event.report for event in events if isinstance(event, PlanEnded) and event.report.outcome.value != "done"]
     found = [(report.plan.device, report.plan.version, report.outcome.value, report.stage) for report in odd]
