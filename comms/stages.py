@@ -13,7 +13,7 @@ import numpy as np
 from .codecs import Array, Arrays, ArraySpec, Context
 from .errors import MismatchedPacket
 
-StageRole = Literal["weight", "vector", "statistic"]
+StageRole = Literal["weight", "vector", "statistic", "activation"]
 ROLES: tuple[StageRole, ...] = get_args(StageRole)
 
 
