@@ -19,10 +19,11 @@ from ..comms.make_codec import make_codec
 from ..comms.packet import seal, unseal
 from ..comms.predict import carried, hash_arrays, restore
 from ..comms.receive import context_for, left_over, receive_models, sent_model, update_residual
+from ..learning.data.types import Samples
 from ..learning.evaluation import evaluate
 from ..learning.losses import make_loss
 from ..learning.part import down_tensors, up_tensors
-from ..learning.split import DeviceLeg
+from ..learning.split import DeviceLeg, forward_only
 from ..learning.tensors import as_arrays, as_tensors
 from ..learning.training import train
 from ..learning.workload import Workload, WorkloadSettings
@@ -33,6 +34,7 @@ from .meter import Meter
 from .module import Module
 from .plan_message import read_plan
 from .stream import DeviceStream, HostLink
+from .trunk import Trunk
 from .update import seal_update
 
 _ALLOCATOR_WORDS = ("DefaultCPUAllocator", "can't allocate memory", "out of memory")
@@ -49,6 +51,7 @@ class Device:
         """Prepare for the workload; data and model are loaded at the first plan."""
         self.workload = Workload(settings)
         self._modules: dict[bool, Module] = {}
+        self._trunk = Trunk(self.workload)
         # Of the plan that is being carried out:
         self._stage = "open"
         self._held: int | None = None
@@ -95,6 +98,10 @@ class Device:
         self._stage = "train"
         started = time.perf_counter()
         samples = self.workload.data.train(plan.device)
+        if plan.split is not None and plan.split.mode == "ecofed":
+            self._upload(plan, module, samples, host)
+            train_s = time.perf_counter() - started
+            return Report(plan=plan, samples=len(samples), measured=Measured(train_s=train_s)), None
         result = train(
             module.model,
             samples,
@@ -118,6 +125,21 @@ class Device:
         )
         return report, update
 
+    def _upload(self, plan: Plan, module: Module, samples: Samples, host: HostLink | None) -> None:
+        """What leaves the frozen front, to the host; nothing comes back."""
+        assert host is not None, "a split plan came without a host"
+        stream = DeviceStream(plan, host, self.workload)
+        forward_only(
+            module.blocks,
+            plan.part.blocks,
+            samples,
+            training=plan.training,
+            transform=self.workload.data.train_transform,
+            seed=plan.seed,
+            send=stream.send,
+        )
+        host.flush()
+
     def _leg(self, plan: Plan, module: Module, host: HostLink | None) -> DeviceLeg | None:
         """How gradients come about where the plan cuts the model; None where it does not."""
         if plan.split is None:
@@ -134,7 +156,7 @@ class Device:
 
     def _open(self, plan: Plan, packets: Sequence[Array]) -> tuple[Module, dict[str, Tensor]]:
         """The model that the packets brought, and its tensors, which the update is taken against."""
-        base = as_tensors(self._receive(plan, packets))
+        base = as_tensors(self._receive(plan, packets)) | self._trunk.tensors(plan.part)
         module = self._module(channels_last=plan.training.channels_last)
         module.load(base)
         return module, base
@@ -146,8 +168,10 @@ class Device:
         end.acknowledge(plan.acknowledged)
         end.memory.trim(plan.link_down, plan.link_up)
         if plan.link_down is None:
-            if len(packets) != 1:
-                raise MismatchedPacket(f"{len(packets)} packets came, where one brings the model")
+            if len(packets) != bool(expected):
+                raise MismatchedPacket(f"{len(packets)} packets came, where {int(bool(expected))} brings the model")
+            if not expected:
+                return {}
             arrays = unseal(
                 packets[0],
                 codec=codec,

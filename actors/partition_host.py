@@ -12,8 +12,9 @@ import msgspec
 from torch import Tensor
 
 from ..comms.codecs import Array
+from ..comms.errors import OutOfSync
 from ..comms.make_codec import make_codec
-from ..comms.packet import unseal
+from ..comms.packet import read_stamp, unseal
 from ..comms.receive import context_for
 from ..learning.losses import make_loss
 from ..learning.part import Part, down_tensors, rest
@@ -25,6 +26,7 @@ from .messages import array_specs, weights_stamp
 from .module import Module
 from .plan_message import read_plan
 from .stream import Stream, StreamFault
+from .trunk import Trunk
 from .update import seal_update
 
 
@@ -57,6 +59,7 @@ class _Slot:
     up_bytes: list[int] = field(default_factory=list)
     down_bytes: list[int] = field(default_factory=list)
     train_s: float = 0.0
+    early: dict[int, Array] = field(default_factory=dict)  # packets that came before their turn
 
 
 class PartitionHost:
@@ -68,6 +71,7 @@ class PartitionHost:
         self._slots: dict[int, _Slot] = {}
         self._faults: dict[int, str] = {}
         self._free: dict[bool, list[Module]] = {}
+        self._trunk = Trunk(self.workload)
 
     @property
     def num_slots(self) -> int:
@@ -94,6 +98,17 @@ class PartitionHost:
             raise StreamFault(self._faults[plan_id]) from error
         slot.train_s += time.perf_counter() - started
         return answer
+
+    def take(self, plan_id: int, attempt: int, packet: Array) -> None:
+        """One micro-batch of activations that nothing answers. Those before their turn wait. Raises ``StreamFault``."""
+        slot = self._slot(plan_id, attempt)
+        started = time.perf_counter()
+        try:
+            self._put_in_order(slot, packet)
+        except Exception as error:  # as in exchange
+            self._give_up(plan_id, f"{type(error).__name__}: {error}")
+            raise StreamFault(self._faults[plan_id]) from error
+        slot.train_s += time.perf_counter() - started
 
     def end(self, plan_id: int, attempt: int) -> tuple[bytes, Array | None]:
         """The device has sent all: the answer, and the update of the host's blocks where all went well; the slot is freed."""
@@ -140,7 +155,8 @@ class PartitionHost:
 
     def _open(self, plan: Plan, num_samples: int, packets: Sequence[Array]) -> _Slot:
         """A slot at its start."""
-        part = rest(self.workload.spec, plan.part)
+        assert plan.split is not None
+        part = self._part(plan)
         expected = array_specs(down_tensors(self.workload.spec, part))
         (packet,) = packets
         arrays = unseal(
@@ -150,7 +166,7 @@ class PartitionHost:
             context=context_for(expected, seed=plan.version),
             stamp=weights_stamp(plan.version),
         )
-        base, channels_last = as_tensors(arrays), plan.training.channels_last
+        base, channels_last = as_tensors(arrays) | self._trunk.tensors(part), plan.training.channels_last
         free = self._free.setdefault(channels_last, [])
         module = free.pop() if free else Module(self.workload, channels_last=channels_last)
         module.load(base)
@@ -163,17 +179,45 @@ class PartitionHost:
             seed=plan.seed,
             num_samples=num_samples,
             crossing=stream.crossing,
+            frozen=tuple(name for name in part.blocks if name not in part.trained),
+            answers=plan.split.mode == "splitfed",
         )
         return _Slot(plan, part, module, base, stream, leg)
 
+    def _put_in_order(self, slot: _Slot, packet: Array) -> None:
+        """Train on what comes in its turn, and on those that have waited for it."""
+        number, turn = read_stamp(packet).sequence, len(slot.up_bytes)
+        window = slot.plan.split.window if slot.plan.split is not None else 1
+        if not turn <= number < turn + window or number in slot.early:
+            raise StreamFault(f"packet {number} came where {turn} is next and {window} may be under way")
+        slot.early[number] = packet
+        while (packet_now := slot.early.pop(len(slot.up_bytes), None)) is not None:
+            self._train(slot, packet_now)
+            slot.up_bytes.append(packet_now.nbytes)
+
+    def _train(self, slot: _Slot, packet: Array) -> tuple[int, Tensor]:
+        """One micro-batch in its turn: its number, and the gradient of its activations."""
+        coming, number = slot.leg.next, len(slot.up_bytes)
+        if coming is None:
+            raise StreamFault(f"packet {number} came after the end of the stream")
+        activations, targets = slot.stream.open_activations(number, packet, coming.samples)
+        return number, slot.leg.micro_batch(activations, targets)
+
+    def _part(self, plan: Plan) -> Part:
+        """The host's blocks of a plan; of its frozen ones it has its own, which must be the trunk of this model."""
+        assert plan.split is not None
+        part = rest(self.workload.spec, plan.part, frozen_to=plan.split.depth)
+        if plan.split.mode != "ecofed":
+            return part
+        if (found := self._trunk.key(plan.split.depth)) != plan.split.trunk:
+            raise OutOfSync(
+                f"the trunk up to {plan.split.depth!r} is {found} here, where the plan names {plan.split.trunk}"
+            )
+        return self._trunk.named(part)
+
     def _step(self, slot: _Slot, packet: Array) -> Array:
         """Open, train, answer."""
-        coming = slot.leg.next
-        if coming is None:
-            raise StreamFault(f"packet {len(slot.up_bytes)} came after the end of the stream")
-        number = len(slot.up_bytes)
-        activations, targets = slot.stream.open_activations(number, packet, coming.samples)
-        gradient = slot.leg.micro_batch(activations, targets)
+        number, gradient = self._train(slot, packet)
         answer = slot.stream.seal_gradient(number, gradient)
         slot.up_bytes.append(packet.nbytes)
         slot.down_bytes.append(answer.nbytes)

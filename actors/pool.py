@@ -157,6 +157,13 @@ class _Here:
         """Ask it."""
         return self.host.exchange(self.plan.id, self.plan.attempt, packet)
 
+    def send(self, packet: Array, *, window: int) -> None:
+        """Tell it; nothing is ever under way here."""
+        self.host.take(self.plan.id, self.plan.attempt, packet)
+
+    def flush(self) -> None:
+        """Nothing is under way."""
+
 
 def joined(device: Finished, answer: bytes, host_update: Array | None) -> Finished:
     """One end of both legs of a split plan: it is done when both are."""

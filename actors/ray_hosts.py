@@ -4,7 +4,8 @@ Ray neither restarts a host nor repeats a call: what streamed to a host that die
 attempt number.
 """
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -99,21 +100,41 @@ class RayHosts:
         return self._actors[number]
 
 
-@dataclass(frozen=True)
+@dataclass
 class RayLink:
     """The way to the host, in the worker."""
 
     way: Way
     plan_id: int
     attempt: int
+    under_way: deque[Any] = field(default_factory=deque)
 
     def exchange(self, packet: Array) -> Array:
         """Send a packet, and wait for its answer."""
+        answer: Array = self._wait(self._call("exchange", packet))
+        return answer
+
+    def send(self, packet: Array, *, window: int) -> None:
+        """Send a packet, once fewer than ``window`` are under way."""
+        while len(self.under_way) >= window:
+            self._wait(self.under_way.popleft())
+        self.under_way.append(self._call("take", packet))
+
+    def flush(self) -> None:
+        """Wait until the host has taken all."""
+        while self.under_way:
+            self._wait(self.under_way.popleft())
+
+    def _call(self, method: str, packet: Array) -> Any:
+        if self.way.begun:  # nothing may come before the slot is there
+            self._wait(self.way.begun.pop())
+        return self.way.host.call.remote(method, self.plan_id, self.attempt, packet)
+
+    def _wait(self, reference: Any) -> Any:
+        """What a call gave; raises ``StreamFault``."""
         try:
-            ray.get(self.way.begun)
-            answer: Array = ray.get(self.way.host.call.remote("exchange", self.plan_id, self.attempt, packet))
+            return ray.get(reference)
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, StreamFault) else error from None
         except DIED as error:
             raise StreamFault(f"its partition host died: {str(error).splitlines()[0]}") from error
-        return answer

@@ -6,11 +6,12 @@ counts never come from a header.
 
 from typing import Protocol
 
+import msgspec
 from torch import Tensor
 
 from ..comms.codecs import Array, ArraySpec, Codec, Context
 from ..comms.make_codec import make_codec
-from ..comms.packet import PacketKind, Stamp, seal, sealed_bytes, unseal
+from ..comms.packet import PacketKind, Stamp, read_stamp, seal, sealed_bytes, unseal
 from ..learning.seeds import derive
 from ..learning.tensors import as_arrays, as_tensors, numpy_name
 from ..learning.workload import Workload
@@ -30,6 +31,14 @@ class HostLink(Protocol):
         """Send activations; the packet with their gradient. Raises ``StreamFault``."""
         ...
 
+    def send(self, packet: Array, *, window: int) -> None:
+        """Send activations that nothing answers; at most ``window`` are under way. Raises ``StreamFault``."""
+        ...
+
+    def flush(self) -> None:
+        """Wait until all that was sent has been taken. Raises ``StreamFault``."""
+        ...
+
 
 class Stream:
     """What both ends of a stream know of its packets."""
@@ -45,22 +54,44 @@ class Stream:
 
     def seal_activations(self, number: int, activations: Tensor, targets: Tensor) -> Array:
         """The packet of one micro-batch."""
-        values = {ACTIVATIONS: activations.contiguous(), TARGETS: targets}
+        values = {ACTIVATIONS: _inward(activations), TARGETS: targets}
         return self._seal(number, values, self._up, self._activations(len(activations)), PacketKind.ACTIVATIONS)
 
-    def open_activations(self, number: int, packet: Array, samples: int) -> tuple[Tensor, Tensor]:
-        """Activations and targets; raises a ``PacketError``."""
-        found = self._open(number, packet, self._up, self._activations(samples), PacketKind.ACTIVATIONS)
-        return found[ACTIVATIONS], found[TARGETS]
+    def open_activations(
+        self, number: int, packet: Array, samples: int, *, of_this_plan: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Activations and targets; raises a ``PacketError``. ``of_this_plan`` False: of a view that another plan uploaded."""
+        stamp = self._stamp(number, PacketKind.ACTIVATIONS)
+        if not of_this_plan:
+            found = read_stamp(packet)
+            stamp = msgspec.structs.replace(found, kind=PacketKind.ACTIVATIONS, sequence=number)
+        specs = self._activations(samples)
+        opened = as_tensors(
+            unseal(
+                packet, codec=self._up, expected=specs, context=self._context(number, specs), stamp=stamp, finite=True
+            )
+        )
+        return self._outward(opened[ACTIVATIONS]), opened[TARGETS]
 
     def seal_gradient(self, number: int, gradient: Tensor) -> Array:
         """The packet that answers one micro-batch."""
-        values = {GRADIENT: gradient.contiguous()}
+        values = {GRADIENT: _inward(gradient)}
         return self._seal(number, values, self._down, self._gradient(len(gradient)), PacketKind.GRADIENTS)
 
     def open_gradient(self, number: int, packet: Array, samples: int) -> Tensor:
         """The gradient; raises a ``PacketError``."""
-        return self._open(number, packet, self._down, self._gradient(samples), PacketKind.GRADIENTS)[GRADIENT]
+        specs = self._gradient(samples)
+        opened = as_tensors(
+            unseal(
+                packet,
+                codec=self._down,
+                expected=specs,
+                context=self._context(number, specs),
+                stamp=self._stamp(number, PacketKind.GRADIENTS),
+                finite=True,
+            )
+        )
+        return self._outward(opened[GRADIENT])
 
     def packet_bytes(self, samples: int) -> tuple[int, int]:
         """Bytes of a micro-batch's packet up and of its answer: exact for codecs of fixed size, else a bound."""
@@ -70,12 +101,17 @@ class Stream:
     def _activations(self, samples: int) -> tuple[ArraySpec, ...]:
         shape, dtype = self._target
         return (
-            ArraySpec(ACTIVATIONS, (samples, *self.crossing.shape), "<f4", role="activation"),
+            ArraySpec(ACTIVATIONS, self._shape(samples), "<f4", role="activation"),
             ArraySpec(TARGETS, (samples, *shape), dtype, role="target"),
         )
 
     def _gradient(self, samples: int) -> tuple[ArraySpec, ...]:
-        return (ArraySpec(GRADIENT, (samples, *self.crossing.shape), "<f4", role="activation"),)
+        return (ArraySpec(GRADIENT, self._shape(samples), "<f4", role="activation"),)
+
+    def _shape(self, samples: int) -> tuple[int, ...]:
+        """Of what crosses, as it travels: channels first, since codecs adapt to the first dimension."""
+        shape = self.crossing.shape
+        return (shape[0], samples, *shape[1:]) if len(shape) > 1 else (samples, *shape)
 
     def _seal(
         self, number: int, values: dict[str, Tensor], codec: Codec, specs: tuple[ArraySpec, ...], kind: PacketKind
@@ -85,19 +121,9 @@ class Stream:
         )
         return packet
 
-    def _open(
-        self, number: int, packet: Array, codec: Codec, specs: tuple[ArraySpec, ...], kind: PacketKind
-    ) -> dict[str, Tensor]:
-        return as_tensors(
-            unseal(
-                packet,
-                codec=codec,
-                expected=specs,
-                context=self._context(number, specs),
-                stamp=self._stamp(number, kind),
-                finite=True,
-            )
-        )
+    def _outward(self, arrived: Tensor) -> Tensor:
+        """Samples first again."""
+        return arrived.transpose(0, 1) if arrived.dim() > 2 else arrived
 
     def _context(self, number: int, specs: tuple[ArraySpec, ...]) -> Context:
         return Context(seed=derive(self._plan.seed, "stream", number), roles={spec.name: spec.role for spec in specs})
@@ -107,13 +133,24 @@ class Stream:
         return Stamp(kind=kind, version=plan.version, plan=plan.id, attempt=plan.attempt, sequence=number)
 
 
+def _inward(tensor: Tensor) -> Tensor:
+    """As it travels: channels first where there are any."""
+    return (tensor.transpose(0, 1) if tensor.dim() > 2 else tensor).contiguous()
+
+
 class DeviceStream:
-    """The device's end: one packet out, one in (window 1)."""
+    """The device's end: one packet out, one in; or, where nothing comes back, as many as the window allows."""
 
     def __init__(self, plan: Plan, host: HostLink, workload: Workload) -> None:
         """At the first packet."""
-        self._stream, self._host = Stream(plan, workload), host
+        assert plan.split is not None
+        self._stream, self._host, self._window = Stream(plan, workload), host, plan.split.window
         self._number = 0
+
+    def send(self, activations: Tensor, targets: Tensor) -> None:
+        """Activations there; nothing comes back."""
+        self._host.send(self._stream.seal_activations(self._number, activations, targets), window=self._window)
+        self._number += 1
 
     def exchange(self, activations: Tensor, targets: Tensor) -> Tensor:
         """Activations there, their gradient back."""

@@ -54,17 +54,27 @@ def _cut(part: Part, split: Split, names: tuple[str, ...]) -> Iterator[str]:
     front = names[: names.index(split.cut) + 1]
     if part.blocks != front:
         yield f"part.blocks is {', '.join(part.blocks)}; a plan cut behind {split.cut!r} holds {', '.join(front)}"
-    if part.trained != part.blocks:
-        yield "part.trained differs from part.blocks; a split plan trains all that it holds yet"
+    if split.mode == "ecofed":
+        if split.depth not in names[names.index(split.cut) : -1]:
+            allowed = ", ".join(names[names.index(split.cut) : -1])
+            yield f"split.depth is {split.depth!r}; the trunk ends at the cut or behind it, before the last block: {allowed}"
+        if part.trained:
+            yield f"part.trained is {', '.join(part.trained)}; a device trains nothing under 'ecofed'"
+    elif part.trained != part.blocks:
+        yield "part.trained differs from part.blocks; a split plan trains all that it holds"
 
 
 def _split(plan: Plan, split: Split) -> Iterator[str]:
     """What stands against the way of splitting."""
-    if split.mode != "splitfed" or split.head != "slots" or split.window != 1 or split.view is not None:
+    if split.mode == "local_loss" or split.head != "slots":
         yield (
-            f"split has mode {split.mode!r}, head {split.head!r}, window {split.window} and view {split.view!r}; "
-            "only 'splitfed' with 'slots', window 1 and no view can be carried out yet"
+            f"split has mode {split.mode!r} and head {split.head!r}; "
+            "only 'splitfed' and 'ecofed' with 'slots' can be carried out yet"
         )
+    if split.mode == "splitfed" and split.window != 1:
+        yield f"split.window is {split.window}; where gradients come back it must be 1"
+    if split.view is not None and split.mode != "ecofed":
+        yield f"split.view is {split.view!r}; only 'ecofed' buffers views"
     if plan.link_down is not None or plan.link_up is not None:
         yield "link_down or link_up is set; the links of a split plan cannot have a memory yet"
     if plan.training.optimiser.clip_norm is not None:
@@ -141,7 +151,7 @@ def _privacy(plan: Plan, spec: ModelSpec, profile: DeviceProfile) -> Iterator[st
     if plan.objective.kind != "train":
         return
     allowed = f"fleet class {profile.name!r} may send only: {', '.join(sorted(profile.may_send)) or 'nothing'}"
-    if "weights" not in profile.may_send:
+    if plan.part.trained and "weights" not in profile.may_send:
         yield f"it sends weights, and {allowed}"
     for kind in ("activations", "labels") if plan.split is not None else ():
         if kind not in profile.may_send:

@@ -58,7 +58,12 @@ def up_tensors(spec: ModelSpec, part: Part, *, statistics: bool) -> tuple[Tensor
     return tuple(t for t in spec.tensors_of(part.trained) if t.role not in unwanted)
 
 
-def rest(spec: ModelSpec, part: Part) -> Part:
-    """What a part leaves of the model: the other blocks, all trained. The host's side of a split plan."""
-    others = tuple(name for name in spec.block_names if name not in part.blocks)
-    return Part(blocks=others, trained=others)
+def rest(spec: ModelSpec, part: Part, *, frozen_to: str = "") -> Part:
+    """What a part leaves of the model: the other blocks, the host's side of a split plan.
+
+    All are trained but those up to block ``frozen_to``, of the trunk that nobody trains.
+    """
+    names = spec.block_names
+    others = tuple(name for name in names if name not in part.blocks)
+    first = names.index(frozen_to) + 1 if frozen_to else 0
+    return Part(blocks=others, trained=tuple(name for name in others if names.index(name) >= first))

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .blocks import Blocks
 from .data.batches import batches, micro_batches
+from .data.types import Samples, Transform
 from .losses import Loss, scalar_loss
 from .randomness import Stream
 from .spec import Training
@@ -87,8 +88,36 @@ class DeviceLeg:
             activations = self._blocks.run(self._front, laid_out(inputs, self._training))
         gradient = self._exchange(activations.detach().float(), targets)
         # A copy: what came is a view of a packet, which nobody may write to, and autograd may keep it as a gradient.
-        activations.backward(gradient.to(activations.dtype, copy=True))
+        activations.backward(torch.empty_like(activations).copy_(gradient))
         return 0.0
+
+
+def forward_only(
+    blocks: Blocks,
+    front: tuple[str, ...],
+    samples: Samples,
+    *,
+    training: Training,
+    transform: Transform,
+    seed: int,
+    send: Callable[[Tensor, Tensor], None],
+) -> None:
+    """A frozen front's part of training: what leaves it, micro-batch by micro-batch, in the order that ``train`` takes.
+
+    It runs in evaluation mode, so that what leaves it depends on the sample and the transform alone, whatever the batch.
+    """
+    for name in front:
+        blocks.modules[name].eval()
+    generator = torch.Generator().manual_seed(seed)
+    order = batches(
+        len(samples), batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=seed
+    )
+    for indices in order:
+        for part, _ in micro_batches(indices, training.accumulation):
+            batch = samples.take(part)
+            with torch.no_grad(), autocast(training):
+                activations = blocks.run(front, laid_out(transform(batch.x, generator), training))
+            send(activations.float(), batch.y)
 
 
 class HostLeg:
@@ -104,11 +133,16 @@ class HostLeg:
         seed: int,
         num_samples: int,
         crossing: Boundary,
+        frozen: tuple[str, ...] = (),
+        answers: bool = True,
     ) -> None:
-        """``blocks``: in the state to start from. ``front``: the blocks that are the device's. ``crossing``: see there."""
-        self._blocks, self._training, self._loss = blocks, training, loss
+        """``blocks``: in the state to start from. ``front``: the blocks that are the device's. ``crossing``: see there.
+
+        ``frozen``: those of the others that are not trained. ``answers``: whether gradients go back.
+        """
+        self._blocks, self._training, self._loss, self._answers = blocks, training, loss, answers
         self._back = tuple(name for name in blocks.spec.block_names if name not in front)
-        names = [tensor.name for tensor in blocks.spec.tensors_of(self._back)]
+        names = [tensor.name for tensor in blocks.spec.tensors_of(tuple(n for n in self._back if n not in frozen))]
         self._stepper = Stepper(blocks.model, training=training, trainable=names)
         self._crossing = crossing
         self._coming = schedule(num_samples, training)
@@ -124,14 +158,17 @@ class HostLeg:
         return self._next
 
     def micro_batch(self, activations: Tensor, targets: Tensor) -> Tensor:
-        """Take one: the gradient (float32) of its activations (float32); after the last of a batch, one optimiser step."""
+        """Take one: the gradient (float32) of its activations (float32); after the last of a batch, one optimiser step.
+
+        Where none goes back, it is zeros.
+        """
         now = self._next
         assert now is not None
         assert len(activations) == now.samples
-        entering = activations.to(self._crossing.dtype).clone()
+        entering = activations.to(self._crossing.dtype).clone(memory_format=torch.contiguous_format)
         if self._training.channels_last and entering.dim() == 4:
             entering = entering.contiguous(memory_format=torch.channels_last)
-        entering.requires_grad_()
+        entering.requires_grad_(self._answers)
         with self._random.drawn():
             with autocast(self._training):
                 value = scalar_loss(self._loss(self._blocks.run(self._back, entering), targets))

@@ -18,12 +18,15 @@ from ..learning.spec import Count, Fraction, NonNegative, Training
 class Split(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where the network is cut between device and host (split learning; EcoFed, arXiv 2304.05495).
 
-    ``cut``: last block on the device. ``mode``: gradients come back, a local loss, or a frozen trunk. ``window``: activation
-    packets in flight. ``view``: id of a buffered view to replay in place of a device leg. ``codec_up``, ``codec_down``: chains
-    for activations with their labels, and for gradients.
+    ``cut``: last block on the device. ``depth``: last block of the trunk that nobody trains, at the cut or behind it
+    (``ecofed``); ``trunk``: its hash, which the runtime fills in at dispatch. ``mode``: gradients come back, a local loss, or
+    a frozen trunk. ``window``: activation packets in flight. ``view``: id of a buffered view to replay in place of a device
+    leg. ``codec_up``, ``codec_down``: chains for activations with their labels, and for gradients.
     """
 
     cut: str
+    depth: str = ""
+    trunk: str = ""
     host: int = 0
     mode: Literal["splitfed", "local_loss", "ecofed"] = "splitfed"
     head: Literal["slots", "shared"] = "slots"

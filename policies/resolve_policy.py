@@ -19,6 +19,7 @@ from typing import Any, get_type_hints
 
 from ..learning.resolve import resolve
 from .deadline import ByDeadline
+from .ecofed import EcoFed
 from .fields import convert_field
 from .oort import Oort
 from .policy import Policy, chain
@@ -40,6 +41,7 @@ BUILT_IN: Mapping[str, type[Policy]] = {
     "oort": Oort,
     "residuals": Residuals,
     "splitfed": SplitFed,
+    "ecofed": EcoFed,
 }
 
 

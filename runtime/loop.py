@@ -291,7 +291,7 @@ class Loop:
             return report
         known, update = self._samples[plan.device], finished.update
         problem = ""
-        if not isinstance(update, np.ndarray):
+        if not isinstance(update, np.ndarray) and plan.part.trained:
             problem = "it came without an update"
         elif not 1 <= report.samples <= known:  # they are its weight
             problem = f"it reports {report.samples} samples; the device has {known}, and at least 1 must be used"

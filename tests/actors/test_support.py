@@ -54,9 +54,24 @@ REFUSED: dict[str, Row] = {
     "cut": ({"split": Split(cut="fc")}, {}, "split.cut is 'fc'; this model can be cut behind: conv"),
     "blocks of a cut": ({"split": Split(cut="conv")}, {}, "a plan cut behind 'conv' holds conv"),
     "split mode": (
-        part(blocks=("conv",), trained=("conv",)) | {"split": Split(cut="conv", mode="ecofed")},
+        part(blocks=("conv",), trained=("conv",)) | {"split": Split(cut="conv", mode="local_loss")},
         {},
-        "split has mode 'ecofed', head 'slots', window 1",
+        "split has mode 'local_loss' and head 'slots'",
+    ),
+    "window": (
+        part(blocks=("conv",), trained=("conv",)) | {"split": Split(cut="conv", window=2)},
+        {},
+        "split.window is 2; where gradients come back it must be 1",
+    ),
+    "no trunk": (
+        part(blocks=("conv",), trained=()) | {"split": Split(cut="conv", mode="ecofed")},
+        {},
+        "split.depth is ''; the trunk ends at the cut or behind it, before the last block: conv",
+    ),
+    "a trained trunk": (
+        part(blocks=("conv",), trained=("conv",)) | {"split": Split(cut="conv", depth="conv", mode="ecofed")},
+        {},
+        "part.trained is conv; a device trains nothing under 'ecofed'",
     ),
     "activations are private": (
         part(blocks=("conv",), trained=("conv",)) | {"split": Split(cut="conv")},
@@ -104,6 +119,10 @@ ALLOWED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         may_send("weights"),
     ),
     "weights up": ({"upload": Upload(payload="weights")}, {}),
+    "a frozen trunk sends no weights": (
+        part(blocks=("conv",), trained=()) | {"split": Split(cut="conv", depth="conv", mode="ecofed", window=4)},
+        may_send("activations", "labels"),
+    ),
     "bf16": ({"training": Training(precision="bf16", accumulation=4, channels_last=True, steps=3)}, {}),
 }
 
