@@ -9,7 +9,7 @@ from fedbonsai.learning.data.types import Samples
 from fedbonsai.learning.losses import make_loss
 from fedbonsai.learning.models.cnn import digits_cnn
 from fedbonsai.learning.spec import Optimiser, Training
-from fedbonsai.learning.split import DeviceLeg, HostLeg, MicroBatch, boundary, schedule
+from fedbonsai.learning.split import DeviceLeg, HostLeg, MicroBatch, boundary, forward_only, schedule
 from fedbonsai.learning.training import train
 from torch import nn
 
@@ -105,3 +105,27 @@ def test_the_boundary_is_known_without_computing():
     lstm = cut(nn.LSTM(2, 2))
     with pytest.raises(ValueError, match="no tensor of floating point"):
         boundary(lstm, lstm.spec.block_names, example=torch.zeros(3, 2), training=Training())
+
+
+def test_what_leaves_a_frozen_front_depends_on_the_sample_alone():
+    torch.manual_seed(3)
+    blocks, data = cut(Normalised()), samples(24)
+    with torch.no_grad():
+        blocks.model.na.running_mean.fill_(0.5)
+    found = {}
+    for batch_size in (4, 24):
+        sent: list[tuple[torch.Tensor, torch.Tensor]] = []
+        forward_only(
+            blocks,
+            blocks.spec.block_names[:2],
+            data,
+            training=Training(batch_size=batch_size),
+            transform=lambda x, _: x,
+            seed=7,
+            send=lambda z, y, to=sent: to.append((z, y)),
+        )
+        found[batch_size] = torch.cat([z for z, _ in sent]), torch.cat([y for _, y in sent])
+    # The same permutation of the samples, in batches of another size.
+    assert torch.equal(found[4][1], found[24][1])
+    torch.testing.assert_close(found[4][0], found[24][0])
+    assert not found[4][0].requires_grad

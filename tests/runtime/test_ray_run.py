@@ -161,7 +161,7 @@ def test_a_placed_class_runs_on_its_own_bundle():
 
 def test_a_bundle_that_cannot_be_placed_is_named():
     changes = {"fleet": small_fleet(resource="no_such"), "ray": {"cpus": 0.5, "placement_timeout_s": 0}}
-    with pytest.raises(ConfigError, match=r"bundle 3 of 3 \(device of class real: .*no_such\) cannot be placed"):
+    with pytest.raises(ConfigError, match=r"bundle 3 of 4 \(device of class real: .*no_such\) cannot be placed"):
         list(fedbonsai.run(BASE | changes, backend="ray", workers=1))
 
 
