@@ -19,21 +19,20 @@ from ..comms.make_codec import make_codec
 from ..comms.packet import seal, unseal
 from ..comms.predict import carried, hash_arrays, restore
 from ..comms.receive import context_for, left_over, receive_models, sent_model, update_residual
-from ..learning.data.types import Samples
 from ..learning.evaluation import evaluate
 from ..learning.losses import make_loss
 from ..learning.part import down_tensors, up_tensors
-from ..learning.split import DeviceLeg, forward_only
 from ..learning.tensors import as_arrays, as_tensors
 from ..learning.training import train
 from ..learning.workload import Workload, WorkloadSettings
 from ..policies.plan import Plan
 from ..policies.report import Measured, Outcome, Report
+from .device_leg import leg, upload
 from .messages import array_specs, update_context, update_stamp, weights_stamp
 from .meter import Meter
 from .module import Module
 from .plan_message import read_plan
-from .stream import DeviceStream, HostLink
+from .stream import HostLink
 from .trunk import Trunk
 from .update import seal_update
 
@@ -99,7 +98,7 @@ class Device:
         started = time.perf_counter()
         samples = self.workload.data.train(plan.device)
         if plan.split is not None and plan.split.mode == "ecofed":
-            self._upload(plan, module, samples, host)
+            upload(plan, module, samples, host, self.workload)
             train_s = time.perf_counter() - started
             return Report(plan=plan, samples=len(samples), measured=Measured(train_s=train_s)), None
         result = train(
@@ -110,7 +109,7 @@ class Device:
             transform=self.workload.data.train_transform,
             seed=plan.seed,
             trainable=self._trainable(plan),
-            gradient=self._leg(plan, module, host),
+            gradient=leg(plan, module, host, self.workload) if plan.split is not None else None,
         )
         train_s = time.perf_counter() - started
         self._stage = "seal"
@@ -124,29 +123,6 @@ class Device:
             measured=Measured(train_s=train_s),
         )
         return report, update
-
-    def _upload(self, plan: Plan, module: Module, samples: Samples, host: HostLink | None) -> None:
-        """What leaves the frozen front, to the host; nothing comes back."""
-        assert host is not None, "a split plan came without a host"
-        stream = DeviceStream(plan, host, self.workload)
-        forward_only(
-            module.blocks,
-            plan.part.blocks,
-            samples,
-            training=plan.training,
-            transform=self.workload.data.train_transform,
-            seed=plan.seed,
-            send=stream.send,
-        )
-        host.flush()
-
-    def _leg(self, plan: Plan, module: Module, host: HostLink | None) -> DeviceLeg | None:
-        """How gradients come about where the plan cuts the model; None where it does not."""
-        if plan.split is None:
-            return None
-        assert host is not None, "a split plan came without a host"
-        stream = DeviceStream(plan, host, self.workload)
-        return DeviceLeg(module.blocks, plan.part.blocks, training=plan.training, exchange=stream.exchange)
 
     def _module(self, *, channels_last: bool) -> Module:
         """This worker's module."""

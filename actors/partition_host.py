@@ -5,73 +5,36 @@ modules are kept for the slots after it, so a host has as many as ever streamed 
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 from torch import Tensor
 
 from ..comms.codecs import Array
-from ..comms.errors import OutOfSync
-from ..comms.make_codec import make_codec
-from ..comms.packet import read_stamp, unseal
-from ..comms.receive import context_for
-from ..learning.losses import make_loss
-from ..learning.part import Part, down_tensors, rest
-from ..learning.split import HostLeg
-from ..learning.tensors import as_tensors
+from ..comms.packet import read_stamp
 from ..learning.workload import Workload, WorkloadSettings
-from ..policies.plan import Plan
-from .messages import array_specs, weights_stamp
-from .module import Module
+from .host_messages import HostAnswer, ReplaySettings
 from .plan_message import read_plan
-from .stream import Stream, StreamFault
-from .trunk import Trunk
+from .replay import ReplayBuffer, ViewGone
+from .slot import Slot, SlotMaker, view_key
+from .stream import StreamFault
 from .update import seal_update
-
-
-class HostAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the host's leg of a split plan came to.
-
-    ``steps``, ``loss``, ``loss_square``: as in a report. ``up_bytes``, ``down_bytes``: of each packet of the stream, in order.
-    ``error``: why it did not end well. ``train_s``: wall seconds of computing.
-    """
-
-    steps: int = 0
-    loss: float | None = None
-    loss_square: float | None = None
-    up_bytes: list[int] = []
-    down_bytes: list[int] = []
-    train_s: float = 0.0
-    error: str = ""
-
-
-@dataclass
-class _Slot:
-    """One device's copy of the host's blocks."""
-
-    plan: Plan
-    part: Part
-    module: Module
-    base: dict[str, Tensor]
-    stream: Stream
-    leg: HostLeg
-    up_bytes: list[int] = field(default_factory=list)
-    down_bytes: list[int] = field(default_factory=list)
-    train_s: float = 0.0
-    early: dict[int, Array] = field(default_factory=dict)  # packets that came before their turn
 
 
 class PartitionHost:
     """Slots by plan. What goes wrong with one plan is told to its device and in its answer, and harms no other."""
 
-    def __init__(self, settings: WorkloadSettings) -> None:
+    def __init__(self, settings: WorkloadSettings, replay: ReplaySettings | None = None) -> None:
         """Nothing is loaded before the first plan."""
-        self.workload = Workload(settings)
-        self._slots: dict[int, _Slot] = {}
+        self.workload, replay = Workload(settings), replay or ReplaySettings()
+        self._replay = ReplayBuffer(
+            budget_bytes=replay.memory_bytes,
+            disk_bytes=replay.disk_bytes,
+            views_per_device=replay.views_per_device,
+            lifetime=replay.lifetime,
+        )
+        self._slots: dict[int, Slot] = {}
         self._faults: dict[int, str] = {}
-        self._free: dict[bool, list[Module]] = {}
-        self._trunk = Trunk(self.workload)
+        self._makes = SlotMaker(self.workload)
 
     @property
     def num_slots(self) -> int:
@@ -82,8 +45,11 @@ class PartitionHost:
         """Make the slot of a plan from the packet of its blocks; ``num_samples`` of the device tell what will come."""
         plan = read_plan(plan_bytes)
         self.drop(plan.id)  # an attempt before this one may have been left behind
+        self._replay.expire(plan.version)
         try:
-            self._slots[plan.id] = self._open(plan, num_samples, packets)
+            self._slots[plan.id] = slot = self._makes.open(plan, num_samples, packets)
+            if slot.view is not None:
+                self._replay.begin(slot.view, version=plan.version, samples=num_samples)
         except Exception as error:  # a packet's, or the model's: this plan's fault, told when its device asks
             self._faults[plan.id] = f"{type(error).__name__}: {error}"
 
@@ -117,6 +83,9 @@ class PartitionHost:
             slot = self._slot(plan_id, attempt)
             if slot.leg.next is not None:
                 raise StreamFault(f"the stream ended after {len(slot.up_bytes)} packets; more were to come")
+            if slot.view is not None:
+                self._replay.commit(slot.view, len(slot.up_bytes))
+                slot.view = None
             update = seal_update(
                 slot.module.model, slot.base, slot.plan, part=slot.part, spec=self.workload.spec, leg=1
             )
@@ -132,7 +101,27 @@ class PartitionHost:
             text = str(error) if isinstance(error, StreamFault) else f"{type(error).__name__}: {error}"
             answer = HostAnswer(error=text[:2000])
         self.drop(plan_id)
+        notices, self._replay.notices = self._replay.notices, []
+        answer = msgspec.structs.replace(answer, views=list(self._replay.inventory()), notices=notices)
         return msgspec.msgpack.encode(answer), update
+
+    def replay(self, plan_bytes: bytes, num_samples: int, *packets: Array) -> tuple[bytes, Array | None]:
+        """A whole plan whose device has nothing to do: training on a view that it uploaded before; as ``end``."""
+        plan = read_plan(plan_bytes)
+        self.begin(plan_bytes, num_samples, *packets)
+        try:
+            self._train_again(self._slot(plan.id, plan.attempt))
+        except Exception as error:  # as in exchange
+            self._give_up(plan.id, str(error) if isinstance(error, ViewGone) else f"{type(error).__name__}: {error}")
+        return self.end(plan.id, plan.attempt)
+
+    def erase(self, device: int) -> int:
+        """Forget all that a device has sent; how many views and uploads that was."""
+        return self._replay.erase(device)
+
+    def close(self) -> None:
+        """Remove what is on disk."""
+        self._replay.close()
 
     def drop(self, plan_id: int) -> None:
         """Free a plan's slot, if there is one."""
@@ -144,47 +133,17 @@ class PartitionHost:
         self._faults[plan_id] = why
         slot = self._slots.pop(plan_id, None)
         if slot is not None:
-            slot.leg.close()
-            self._free.setdefault(slot.plan.training.channels_last, []).append(slot.module)
+            if slot.view is not None:  # the views that were there before stay
+                self._replay.abort(slot.view)
+            self._makes.free(slot)
 
-    def _slot(self, plan_id: int, attempt: int) -> _Slot:
+    def _slot(self, plan_id: int, attempt: int) -> Slot:
         slot = self._slots.get(plan_id)
         if slot is None or slot.plan.attempt != attempt:
             raise StreamFault(self._faults.get(plan_id) or f"attempt {attempt} of plan {plan_id} has no slot here")
         return slot
 
-    def _open(self, plan: Plan, num_samples: int, packets: Sequence[Array]) -> _Slot:
-        """A slot at its start."""
-        assert plan.split is not None
-        part = self._part(plan)
-        expected = array_specs(down_tensors(self.workload.spec, part))
-        (packet,) = packets
-        arrays = unseal(
-            packet,
-            codec=make_codec(plan.codec_down),
-            expected=expected,
-            context=context_for(expected, seed=plan.version),
-            stamp=weights_stamp(plan.version),
-        )
-        base, channels_last = as_tensors(arrays) | self._trunk.tensors(part), plan.training.channels_last
-        free = self._free.setdefault(channels_last, [])
-        module = free.pop() if free else Module(self.workload, channels_last=channels_last)
-        module.load(base)
-        stream = Stream(plan, self.workload)
-        leg = HostLeg(
-            module.blocks,
-            plan.part.blocks,
-            training=plan.training,
-            loss=make_loss(plan.training.loss),
-            seed=plan.seed,
-            num_samples=num_samples,
-            crossing=stream.crossing,
-            frozen=tuple(name for name in part.blocks if name not in part.trained),
-            answers=plan.split.mode == "splitfed",
-        )
-        return _Slot(plan, part, module, base, stream, leg)
-
-    def _put_in_order(self, slot: _Slot, packet: Array) -> None:
+    def _put_in_order(self, slot: Slot, packet: Array) -> None:
         """Train on what comes in its turn, and on those that have waited for it."""
         number, turn = read_stamp(packet).sequence, len(slot.up_bytes)
         window = slot.plan.split.window if slot.plan.split is not None else 1
@@ -192,10 +151,24 @@ class PartitionHost:
             raise StreamFault(f"packet {number} came where {turn} is next and {window} may be under way")
         slot.early[number] = packet
         while (packet_now := slot.early.pop(len(slot.up_bytes), None)) is not None:
-            self._train(slot, packet_now)
+            number, _ = self._train(slot, packet_now)
+            if slot.view is not None:
+                self._replay.add(slot.view, number, packet_now)
             slot.up_bytes.append(packet_now.nbytes)
 
-    def _train(self, slot: _Slot, packet: Array) -> tuple[int, Tensor]:
+    def _train_again(self, slot: Slot) -> None:
+        """Train on the view that the slot's plan names."""
+        split = slot.plan.split
+        assert split is not None
+        assert split.view is not None
+        for number, packet in enumerate(self._replay.read(view_key(slot.plan, split.view))):
+            coming = slot.leg.next
+            if coming is None:
+                raise StreamFault(f"view {split.view} holds more than a plan of this training takes")
+            opened = slot.stream.open_activations(number, packet, coming.samples, of_this_plan=False)
+            slot.leg.micro_batch(*opened)
+
+    def _train(self, slot: Slot, packet: Array) -> tuple[int, Tensor]:
         """One micro-batch in its turn: its number, and the gradient of its activations."""
         coming, number = slot.leg.next, len(slot.up_bytes)
         if coming is None:
@@ -203,19 +176,7 @@ class PartitionHost:
         activations, targets = slot.stream.open_activations(number, packet, coming.samples)
         return number, slot.leg.micro_batch(activations, targets)
 
-    def _part(self, plan: Plan) -> Part:
-        """The host's blocks of a plan; of its frozen ones it has its own, which must be the trunk of this model."""
-        assert plan.split is not None
-        part = rest(self.workload.spec, plan.part, frozen_to=plan.split.depth)
-        if plan.split.mode != "ecofed":
-            return part
-        if (found := self._trunk.key(plan.split.depth)) != plan.split.trunk:
-            raise OutOfSync(
-                f"the trunk up to {plan.split.depth!r} is {found} here, where the plan names {plan.split.trunk}"
-            )
-        return self._trunk.named(part)
-
-    def _step(self, slot: _Slot, packet: Array) -> Array:
+    def _step(self, slot: Slot, packet: Array) -> Array:
         """Open, train, answer."""
         number, gradient = self._train(slot, packet)
         answer = slot.stream.seal_gradient(number, gradient)

@@ -4,6 +4,7 @@ The runtime submits tasks and asks for results by plan; how many workers there a
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,7 +16,8 @@ from ..comms.link import State
 from ..policies.plan import Plan
 from ..policies.report import Answer, Outcome, Report
 from .device import Device
-from .partition_host import HostAnswer, PartitionHost
+from .host_messages import HostAnswer
+from .partition_host import PartitionHost
 from .plan_message import plan_message
 
 
@@ -39,6 +41,9 @@ class Task:
     num_samples: int = 0
 
 
+BufferedView = tuple[str, str, int, str, int, int]  # trunk, cut, device, view, version, bytes
+
+
 @dataclass(frozen=True)
 class StreamBytes:
     """Bytes of the packets that crossed a cut, in order."""
@@ -51,7 +56,8 @@ class StreamBytes:
 class Finished:
     """What a worker gave back. ``plan`` is the attempt that succeeded; ``control_bytes`` is the size of the report.
 
-    Of a split plan, ``host_update`` is the other leg's, and ``stream`` the bytes of each packet that crossed the cut.
+    Of a split plan, ``host_update`` is the other leg's, ``stream`` the bytes of each packet that crossed the cut, and ``views``
+    what its host has buffered now.
     """
 
     plan: Plan
@@ -61,6 +67,7 @@ class Finished:
     control_bytes: int
     host_update: Array | None = None
     stream: StreamBytes = StreamBytes()
+    views: tuple[BufferedView, ...] = ()
 
 
 class Pool(Protocol):
@@ -91,6 +98,10 @@ class Pool(Protocol):
         """What happened to workers since the last call, one sentence each."""
         ...
 
+    def lost_hosts(self) -> list[int]:
+        """Numbers of the partition hosts that have died since the last call, with all that they had buffered."""
+        ...
+
     def close(self) -> None:
         """End the workers."""
         ...
@@ -101,11 +112,12 @@ class InlinePool:
 
     num_workers = 1
 
-    def __init__(self, device: Device, channel: Channel, host: PartitionHost | None = None) -> None:
-        """One worker, ``device``, and one host."""
-        self._device, self._host = device, host
+    def __init__(self, device: Device, channel: Channel, hosts: Sequence[PartitionHost] = ()) -> None:
+        """One worker, ``device``; and the partition hosts, which do nothing before a split plan comes."""
+        self._device, self._hosts = device, hosts
         self._channel = channel
         self._queue: OrderedDict[int, tuple[Task, bytes]] = OrderedDict()
+        self._notices: list[str] = []
 
     def submit(self, task: Task) -> int:
         """Queue a task."""
@@ -120,12 +132,14 @@ class InlinePool:
         packets = [self._channel.get(reference) for reference in task.packets]
         if task.plan.split is None:
             return finished(task.plan, *self._device.run(message, packets, task.state))
-        host = self._host
-        assert host is not None, "a split plan came, and there is no host"
-        host.begin(message, task.num_samples, *(self._channel.get(reference) for reference in task.host_packets))
+        host = self._hosts[task.plan.split.host]
+        host_packets = [self._channel.get(reference) for reference in task.host_packets]
+        if task.plan.split.view is not None:
+            return joined(replayed(task), *host.replay(message, task.num_samples, *host_packets), self._notices)
+        host.begin(message, task.num_samples, *host_packets)
         link = _Here(host, task.plan)
         ended = finished(task.plan, *self._device.run(message, packets, task.state, link))
-        return joined(ended, *host.end(task.plan.id, task.plan.attempt))
+        return joined(ended, *host.end(task.plan.id, task.plan.attempt), self._notices)
 
     def next(self, timeout_s: float | None) -> Finished | None:
         """Run the oldest task, unless the time is up already; one that has begun is not broken off."""
@@ -138,12 +152,19 @@ class InlinePool:
         self._queue.pop(plan_id, None)
 
     def notices(self) -> list[str]:
-        """Nothing happens to workers in process."""
+        """Nothing happens to workers in process, but to what hosts have buffered."""
+        found, self._notices = self._notices, []
+        return found
+
+    def lost_hosts(self) -> list[int]:
+        """None ever dies."""
         return []
 
     def close(self) -> None:
         """Forget what is queued."""
         self._queue.clear()
+        for host in self._hosts:
+            host.close()
 
 
 @dataclass(frozen=True)
@@ -165,9 +186,16 @@ class _Here:
         """Nothing is under way."""
 
 
-def joined(device: Finished, answer: bytes, host_update: Array | None) -> Finished:
-    """One end of both legs of a split plan: it is done when both are."""
+def replayed(task: Task) -> Finished:
+    """The device's leg of a replay: it is empty, and weighs what the view's samples do."""
+    report = Report(plan=task.plan, samples=task.num_samples)
+    return Finished(plan=task.plan, report=report, update=None, state=None, control_bytes=0)
+
+
+def joined(device: Finished, answer: bytes, host_update: Array | None, notices: list[str]) -> Finished:
+    """One end of both legs of a split plan: it is done when both are. What an operator should know goes to ``notices``."""
     host = msgspec.msgpack.decode(answer, type=HostAnswer)
+    notices += host.notices
     stream = StreamBytes(tuple(host.up_bytes), tuple(host.down_bytes))
     report = device.report
     if report.outcome == Outcome.DONE:
@@ -181,6 +209,7 @@ def joined(device: Finished, answer: bytes, host_update: Array | None) -> Finish
         update=device.update if done else None,
         host_update=host_update if done else None,
         stream=stream,
+        views=tuple(host.views),
     )
 
 

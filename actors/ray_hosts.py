@@ -5,6 +5,7 @@ attempt number.
 """
 
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 from ..comms.codecs import Array
 from ..learning.workload import WorkloadSettings
 from ..policies.plan import Plan
+from .host_messages import ReplaySettings
 from .partition_host import PartitionHost
 from .pool import Task, WorkerFailure
 from .ray_host import Host, start_host
@@ -45,18 +47,32 @@ class RayHosts:
     """The hosts of a run, by number."""
 
     def __init__(
-        self, settings: WorkloadSettings, *, placement: Any, bundles: list[int], cpus: float, timeout_s: float
+        self,
+        settings: WorkloadSettings,
+        replay: ReplaySettings,
+        *,
+        placement: Any,
+        bundles: list[int],
+        cpus: float,
+        timeout_s: float,
     ) -> None:
         """``bundles``: index of each host's bundle. Nothing is started yet."""
-        self._settings, self._placement, self._bundles = settings, placement, bundles
+        self._settings, self._replay, self._placement, self._bundles = settings, replay, placement, bundles
         self._cpus, self._timeout_s = cpus, timeout_s
         self._actors: dict[int, Any] = {}
+        self.lost: list[int] = []
 
     def begin(self, task: Task, message: bytes) -> Way:
         """Have a slot made for a split plan."""
         assert task.plan.split is not None
         actor = self._actor(task.plan.split.host)
         return Way(actor, [actor.call.remote("begin", message, task.num_samples, *task.host_packets)])
+
+    def replay(self, task: Task, message: bytes) -> tuple[Any, Way]:
+        """Have a plan carried out on a buffered view: the reference of answer and update, and where."""
+        assert task.plan.split is not None
+        way = Way(self._actor(task.plan.split.host), [])
+        return way.host.call.remote("replay", message, task.num_samples, *task.host_packets), way
 
     def end(self, way: Way, plan: Plan) -> Any:
         """Have the slot of a plan ended: the reference of answer and update."""
@@ -71,11 +87,14 @@ class RayHosts:
         for number, actor in self._actors.items():
             if actor is way.host:
                 del self._actors[number]
+                self.lost.append(number)
                 return f"partition host {number} died ({why}) and is replaced"
         return None
 
     def close(self) -> None:
-        """End the hosts."""
+        """End the hosts, and remove what they have on disk."""
+        with suppress(*DIED, RayTaskError, GetTimeoutError):
+            ray.get([actor.call.remote("close") for actor in self._actors.values()], timeout=5)
         for actor in self._actors.values():
             ray.kill(actor, no_restart=True)
         self._actors = {}
@@ -91,7 +110,10 @@ class RayHosts:
                 kind=PartitionHostActor,
             )
             try:
-                ray.get(actor.make.remote(partial(PartitionHost, self._settings)), timeout=self._timeout_s + 120)
+                ray.get(
+                    actor.make.remote(partial(PartitionHost, self._settings, self._replay)),
+                    timeout=self._timeout_s + 120,
+                )
             except (GetTimeoutError, RayTaskError, *DIED) as error:
                 raise WorkerFailure(
                     f"partition host {number} could not be started: {str(error).splitlines()[0]}"

@@ -20,7 +20,7 @@ from ..learning.workload import WorkloadSettings
 from ..policies.plan import Plan
 from ..policies.report import Outcome, Report
 from .plan_message import plan_message
-from .pool import Finished, Task, WorkerFailure, finished, joined
+from .pool import Finished, Task, WorkerFailure, finished, joined, replayed
 from .ray_hosts import DIED, RayHosts, Way
 from .ray_worker import Bundle, await_warm, first_line, start_worker
 
@@ -109,6 +109,13 @@ class RayPool:
         found, self._notices = self._notices, []
         return found
 
+    def lost_hosts(self) -> list[int]:
+        """Numbers of the partition hosts that have died since the last call."""
+        if self._hosts is None:
+            return []
+        found, self._hosts.lost = self._hosts.lost, []
+        return found
+
     def close(self) -> None:
         """End the workers."""
         for seat in self._seats:
@@ -126,19 +133,22 @@ class RayPool:
         waiting: deque[Task] = deque()
         while self._queue:
             task = self._queue.popleft()
+            if task.plan.split is not None and task.plan.split.view is not None:  # a host's alone
+                assert self._hosts is not None
+                reference, way = self._hosts.replay(task, plan_message(task.plan))
+                self._ending[reference] = replayed(task), way
+                continue
             free = [s for s in self._seats if s.bundle.group == task.group and len(s.running) < _QUEUE_PER_WORKER]
             if not free:
                 waiting.append(task)
-                if all(len(s.running) >= _QUEUE_PER_WORKER for s in self._seats):
-                    break
                 continue
             seat = min(free, key=lambda s: len(s.running))
-            message, way = plan_message(task.plan), None
-            if task.plan.split is not None:
-                assert self._hosts is not None, "a split plan came, and there are no hosts"
-                way = self._hosts.begin(task, message)
-            references = seat.actor.run.remote(message, task.state, way, *task.packets)
-            seat.running[task.plan.id] = _Call(task.plan, references, way)
+            message = plan_message(task.plan)
+            meant = (
+                self._hosts.begin(task, message) if self._hosts is not None and task.plan.split is not None else None
+            )
+            references = seat.actor.run.remote(message, task.state, meant, *task.packets)
+            seat.running[task.plan.id] = _Call(task.plan, references, meant)
         self._queue.extendleft(reversed(waiting))
 
     def _wait(self, timeout_s: float | None) -> bool:
@@ -197,7 +207,7 @@ class RayPool:
             return
         if task is not None:
             del self._tasks[found.plan.id]
-            self._done[found.plan.id] = joined(found, answer, update)
+            self._done[found.plan.id] = joined(found, answer, update, self._notices)
 
     def _replace(self, seat: _Seat, why: str) -> None:
         """A worker has died: put another into its bundle, and place its plans again."""

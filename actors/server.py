@@ -22,7 +22,7 @@ from ..learning.data.types import Samples
 from ..learning.evaluation import evaluate
 from ..learning.losses import make_loss
 from ..learning.optimisers import ServerOptimiser, server_step
-from ..learning.part import Part, down_tensors, rest, up_tensors
+from ..learning.part import down_tensors, up_tensors
 from ..learning.spec import Training
 from ..learning.store import Store, model_hash
 from ..learning.tensors import as_arrays, as_tensors, minus
@@ -32,7 +32,7 @@ from ..policies.report import Report
 from .links import ServerLinks
 from .messages import Dispatch, Message, array_specs, update_context, update_stamp
 from .plain import PlainDownlinks
-from .trunk import block_hash, trunk_hash
+from .split_plans import SplitPlans
 
 _PLAIN = ServerOptimiser()
 
@@ -60,8 +60,7 @@ class Server:
         self._roles = {t.name: t.role for block in workload.spec.blocks for t in block.tensors}
         self._fold = Fold()
         self._plain = PlainDownlinks(channel, workload.spec)
-        self._hashes: dict[str, str] = {}  # by block: of those that were asked for, and not trained since
-        self._block_of = {t.name: block.name for block in workload.spec.blocks for t in block.tensors}
+        self._split = SplitPlans(workload.spec, self.store["model"])
         self._starts: dict[tuple[int, str], tuple[int, Arrays]] = {}  # by version and part: the hash, and the model
         self.links = ServerLinks(
             channel,
@@ -76,13 +75,14 @@ class Server:
             raise AssertionError(f"a plan of version {plan.version} cannot start at version {self.version}")
         self.links.downlinks.count()
         if plan.split is not None:
-            plan = self._provisioned(plan)
-            return Dispatch(plan, self._send(plan), None, self._send(self._hosted(plan)))
+            plan = self._split.provisioned(plan)
+            return Dispatch(plan, self._send(plan), None, self._send(self._split.hosted(plan)))
         if plan.link_down is None and plan.link_up is None:
             return Dispatch(plan, self._send(plan), None)
         plan = msgspec.structs.replace(plan, acknowledged=self.links.acknowledged(plan.device))
         if plan.link_down is None:
-            plan, message = self.links.track(plan, *self._send(plan), as_arrays(self._plain.sent(plan)))
+            (message,) = self._send(plan)
+            plan, message = self.links.track(plan, message, as_arrays(self._plain.sent(plan)))
             messages = [message]
         else:
             expected = self._down(plan)
@@ -113,7 +113,7 @@ class Server:
             if plan.split is not None:
                 if host is None:
                     raise MismatchedPacket(f"plan {plan.id} is split, and came without its host's update")
-                update |= self._plain_update(self._hosted(plan), host, leg=1)
+                update |= self._plain_update(self._split.hosted(plan), host, leg=1)
         self._fold.add(self._from_start(plan, update), weight=weight)
         if local is not None:
             self.links.folded(plan, local)
@@ -139,32 +139,6 @@ class Server:
     def _send(self, plan: Plan) -> tuple[Message, ...]:
         """The packet of a memoryless downlink; none where there is nothing to send."""
         return (self._plain.send(plan, self.store["model"]),) if plan.part.sent else ()
-
-    def _provisioned(self, plan: Plan) -> Plan:
-        """A split plan with the hash of its trunk, and those of the blocks which its device holds already."""
-        if plan.split is None or plan.split.mode != "ecofed":
-            return plan
-        names = self.workload.spec.block_names
-        trunk = trunk_hash([self._hash(name) for name in names[: names.index(plan.split.depth) + 1]])
-        split = msgspec.structs.replace(plan.split, trunk=trunk)
-        return msgspec.structs.replace(plan, split=split, part=self._cached(plan.part))
-
-    def _hosted(self, plan: Plan) -> Plan:
-        """A split plan as its host has it: with the other blocks."""
-        assert plan.split is not None
-        part = rest(self.workload.spec, plan.part, frozen_to=plan.split.depth)
-        return msgspec.structs.replace(plan, part=self._cached(part) if plan.split.mode == "ecofed" else part)
-
-    def _cached(self, part: Part) -> Part:
-        """A part whose frozen blocks are not sent, but named."""
-        frozen = tuple(name for name in part.blocks if name not in part.trained)
-        return msgspec.structs.replace(part, cached=tuple((name, self._hash(name)) for name in frozen))
-
-    def _hash(self, name: str) -> str:
-        """The hash of a block of the current model."""
-        if name not in self._hashes:
-            self._hashes[name] = block_hash(self.store["model"], self.workload.spec, name)
-        return self._hashes[name]
 
     def _plain_update(self, plan: Plan, packet: Array, *, leg: int = 0) -> dict[str, torch.Tensor]:
         """The differences in an update of a memoryless uplink."""
@@ -223,7 +197,7 @@ class Server:
             for name, rest in pending.items():
                 model[name].add_(rest)
             for name, mean in self._fold.close().items():
-                self._hashes.pop(self._block_of[name], None)
+                self._split.changed(name)
                 settings = _PLAIN if self._roles[name] == "statistic" else self._optimiser
                 server_step(settings, name=name, value=model[name], mean=mean, state=state)
         self.version += 1

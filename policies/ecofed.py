@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import msgspec
+import numpy as np
 from msgspec.structs import replace
 
 from ..comms.codecs import CodecSpec
 from ..learning.part import Part
 from ..learning.spec import Count
 from .decision import Decision
+from .draw import uniform_order
 from .fields import check_fields
 from .plan import Plan, Split
 from .policy import State
@@ -29,11 +31,14 @@ class EcoFed:
     """The same cut for all devices: behind block ``cut`` of the model ("" for its first).
 
     ``depth``: last block of the frozen trunk, at the cut or behind it ("": the cut); hosts run what is between frozen.
-    ``window``: packets that may be under way. ``bits``: of a code (0: float32, and not coded at all).
+    ``period``: every so many rounds devices upload; in those between hosts train on as many views drawn from all that they
+    have buffered, and devices that have none upload where there are too few. ``window``: packets that may be under way.
+    ``bits``: of a code (0: float32, and not coded at all).
     """
 
     cut: str = ""
     depth: str = ""
+    period: Count = 2
     window: Count = 8
     bits: Annotated[int, msgspec.Meta(ge=0, le=8)] = 4
 
@@ -62,22 +67,47 @@ class EcoFed:
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
         """Cut the plans."""
-        return replace(decision, plans=tuple(self._upload(plan, view.hosts) for plan in decision.plans)), state
+        if view.dispatched or not decision.plans:
+            return decision, state
+        held = {} if view.version % self.period == 0 else self._held(view)
+        order = uniform_order(np.random.default_rng(view.seed), sorted(held))[: len(decision.plans)]
+        plans = [self._replay(view.new_plan(device), view.hosts, *held[device]) for device in order]
+        others = [plan for plan in decision.plans if plan.device not in held]
+        plans += [self._upload(plan, view.hosts) for plan in others[: len(decision.plans) - len(plans)]]
+        return replace(decision, plans=tuple(sorted(plans, key=lambda plan: plan.device))), state
+
+    def _held(self, view: View) -> dict[int, tuple[str, str]]:
+        """Cut and id of the newest buffered view of each idle device."""
+        found: dict[int, tuple[str, str]] = {}
+        for _, cut, device, name, _, _ in sorted(view.replay, key=lambda entry: -entry[4]):
+            if device not in view.in_flight:
+                found[device] = cut, name
+        return found
 
     def _upload(self, plan: Plan, hosts: int) -> Plan:
         """One plan whose device sends what leaves its part of the trunk."""
+        cut = self.cut or plan.part.blocks[0]
+        return self._split(plan, hosts, cut, None).with_(f"ecofed: upload behind {cut}")
+
+    def _replay(self, plan: Plan, hosts: int, cut: str, name: str) -> Plan:
+        """One plan of a host alone, on what the device uploaded before."""
+        return self._split(plan, hosts, cut, name).with_(f"ecofed: replay of view {name}")
+
+    def _split(self, plan: Plan, hosts: int, cut: str, name: str | None) -> Plan:
+        """A plan with a frozen trunk."""
         names = plan.part.blocks
-        cut = self.cut or names[0]
         front = names[: names.index(cut) + 1]
+        depth = self.depth or self.cut or names[0]
         split = Split(
             cut=cut,
-            depth=self.depth or cut,
+            depth=depth,
             host=plan.device % hosts,
             mode="ecofed",
             window=self.window,
+            view=name,
             codec_up=self._codec,
         )
-        return plan.with_(f"ecofed: upload behind {cut}", part=Part(blocks=front, trained=()), split=split)
+        return replace(plan, part=Part(blocks=front, trained=()), split=split)
 
     @property
     def _codec(self) -> tuple[CodecSpec, ...]:

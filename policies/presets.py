@@ -69,6 +69,11 @@ PRESETS: dict[str, Preset] = {
         source="Thapa et al. 2022, arXiv 2004.12088",
         overrides={"policy": [{"name": "random", "cohort": 1.0}, {"name": "splitfed"}]},
     ),
+    "ecofed": Preset(
+        description="a frozen trunk: devices send coded activations every other round, partition hosts replay them between",
+        source="Wu et al. 2024, arXiv 2304.05495",
+        overrides={"policy": [{"name": "random", "cohort": 1.0}, {"name": "ecofed"}]},
+    ),
 }
 
 

@@ -19,7 +19,7 @@ from types import MappingProxyType
 import msgspec
 import numpy as np
 
-from ..actors.pool import Finished, Pool, Task
+from ..actors.pool import BufferedView, Finished, Pool, Task
 from ..actors.server import Server
 from ..actors.support import PlanRefused, check_plan
 from ..clusters.fleet import Fleet
@@ -72,6 +72,7 @@ class Loop:
         # Training plans sent, updates folded, evaluations that came back.
         self._trainings = self._folds = self._answers = 0
         self._first_fault: Report | None = None
+        self._views: dict[int, tuple[BufferedView, ...]] = {}  # by host
         self._next_id = 1
         self._decisions = 0
         self._round = self._open_round()
@@ -131,6 +132,8 @@ class Loop:
             text = f"the policy chose no device while none is in flight, so the run cannot go on{why}"
             raise RunError(text, round_=self._version, stage="decide")
         arrival = self._clock.next(self._round.deadline_s)
+        for host in self._pool.lost_hosts():
+            self._views.pop(host, None)
         for text in (*self._pool.notices(), *self._server.notices()):
             yield Notice(time_s=self._clock.time_s, text=text)
         if arrival is not None:
@@ -168,12 +171,23 @@ class Loop:
             last_reports=MappingProxyType(self._last_reports),
             participation=MappingProxyType(self._participation),
             evaluation=MappingProxyType(self._evaluation),
+            replay=self._replay(version),
             links=MappingProxyType(self._server.links.peers.held),
             remaining_s=remaining,
             remaining_bytes=budget,
             plan_maker=lambda device: self._new_plan(device, version, plans_of[device]),
             estimator=self._costs.estimate,
         )
+
+    def _replay(self, version: int) -> list[tuple[str, str, int, str, int, int]]:
+        """What the hosts have buffered, by age in versions; what has outlived its time is dropped by its host's next plan."""
+        lifetime = self._config.replay.lifetime
+        return [
+            (trunk, cut, device, view, version - since, size)
+            for _, views in sorted(self._views.items())
+            for trunk, cut, device, view, since, size in views
+            if lifetime is None or version - since <= lifetime
+        ]
 
     def _decide(self) -> Iterator[AnyEvent]:
         """Ask the policies, and dispatch what they decide."""
@@ -224,7 +238,8 @@ class Loop:
             self._ledger.record("down", kind=message.kind, device=plan.device, num_bytes=message.num_bytes)
         if sent.messages and sent.messages[-1].kind == "weights":
             self._costs.observe(plan, "down", sent.messages[-1].num_bytes)
-        self._ledger.record("down", kind="control", device=plan.device, num_bytes=control)
+        if plan.split is None or plan.split.view is None:  # of a replay the device hears nothing
+            self._ledger.record("down", kind="control", device=plan.device, num_bytes=control)
         self._clock.dispatch(
             plan, down_bytes=sent.num_bytes, flops=flops, peak_memory_bytes=memory, host_flops=host_flops
         )
@@ -262,6 +277,8 @@ class Loop:
         plan, report = finished.plan, msgspec.structs.replace(finished.report, virtual=arrival.virtual)
         self._in_flight.pop(plan.id)
         self._busy.pop(plan.device)
+        if plan.split is not None:
+            self._views[plan.split.host] = finished.views
         self._ledger.record("up", kind="control", device=plan.device, num_bytes=finished.control_bytes)
         for size in finished.stream.up:
             self._ledger.record("up", kind="activations", device=plan.device, num_bytes=size)

@@ -19,7 +19,7 @@ def make_service(config: Config, policy: Policy, *, placement: Any, bundles: lis
 
     def make_pool(settings: WorkloadSettings) -> RayPool:
         partition_hosts = RayHosts(
-            settings, placement=placement, bundles=hosts, cpus=config.ray.host_cpus, timeout_s=timeout_s
+            settings, config.replay, placement=placement, bundles=hosts, cpus=config.ray.host_cpus, timeout_s=timeout_s
         )
         return RayPool(settings, placement=placement, bundles=bundles, timeout_s=timeout_s, hosts=partition_hosts)
 

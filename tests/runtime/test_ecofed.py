@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from dataclasses import dataclass
+from itertools import pairwise
 
 import fedbonsai
 import pytest
@@ -67,7 +68,7 @@ def finished(by=None, **changes):
 @pytest.mark.parametrize("window", [1, 8])
 def test_in_float32_it_is_fedavg_with_a_frozen_trunk_bit_for_bit(cut, depth, window):
     expected, _ = finished(Frozen(depth))
-    found, _ = finished(**ecofed(cut=cut, depth=depth, window=window, bits=0))
+    found, _ = finished(**ecofed(cut=cut, depth=depth, window=window, bits=0, period=1))
     assert found["model_hash"] == expected["model_hash"]
 
 
@@ -79,6 +80,42 @@ def test_nothing_but_activations_travels_and_far_fewer_bytes_by_default():
     assert len({report.plan.split.trunk for report in ended}) == 1
     coded, _ = finished(**ecofed())
     assert 8 < plain["up_by_kind"]["activations"] / coded["up_by_kind"]["activations"] < 32
+
+
+def test_a_replay_costs_no_byte_and_no_device_and_trains_on_what_was_sent():
+    run = fedbonsai.run(BASE | ecofed(period=3) | {"stop": {"rounds": 4}})
+    travelled, plans = [0], {}
+    for event in run:
+        if isinstance(event, VersionClosed):
+            travelled.append(event.up_bytes + event.down_bytes)
+        if isinstance(event, PlanEnded):
+            plans.setdefault(event.report.plan.version, []).append(event.report)
+    spent = [after - before for before, after in pairwise(travelled)]
+    # Devices upload in rounds 0 and 3; in between the news of four plans' ends is all that there is, and it is not sent.
+    assert spent[1] == spent[2] == 0
+    assert min(spent[0], spent[3]) > 100_000
+    for version in (1, 2):
+        for report in plans[version]:
+            assert (report.plan.split.view is None, report.outcome.value, report.virtual.up_bytes) == (False, "done", 0)
+            assert report.samples == next(r.samples for r in plans[0] if r.plan.device == report.plan.device)
+    losses = [sum(r.loss * r.samples for r in plans[version]) for version in range(4)]
+    assert losses[2] < losses[1] < losses[0]
+
+
+def test_whoever_has_no_view_uploads_and_a_lifetime_ends_views():
+    changes = {"policy": [{"name": "random", "cohort": 2}, {"name": "ecofed", "period": 8}], "stop": {"rounds": 4}}
+    _, ended = finished(**changes)
+    uploads = [(r.plan.version, r.plan.device) for r in ended if r.plan.split.view is None]
+    assert [version for version, _ in uploads] == [0, 0]
+    _, ended = finished(**changes, replay={"lifetime": 1})
+    uploads = [r.plan.version for r in ended if r.plan.split.view is None]
+    assert uploads[:2] == [0, 0]
+    assert len(uploads) > 2
+
+
+def test_a_budget_too_small_for_one_view_is_told():
+    with pytest.raises(RunError, match=r"budget_bytes is 1000; view '1' of device 0 .* alone needs \d+"):
+        finished(**ecofed(), replay={"memory_bytes": 1000})
 
 
 def test_a_device_with_another_trunk_refuses(monkeypatch):
@@ -119,7 +156,7 @@ def cluster():
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("victim", ["", "PartitionHostActor", "Worker"])
 def test_on_ray_it_is_the_same_also_when_an_actor_is_killed_in_mid_stream(victim):
-    changes = {**ecofed(), "training": {"batch_size": 4, "epochs": 4}}
+    changes = {**ecofed(period=1), "training": {"batch_size": 4, "epochs": 4}}
     expected, _ = finished(**changes)
     run = fedbonsai.run(BASE | changes, backend="ray", workers=2)
     notices, ended = [], []
@@ -132,3 +169,32 @@ def test_on_ray_it_is_the_same_also_when_an_actor_is_killed_in_mid_stream(victim
     assert any(report.plan.attempt for report in ended) == bool(victim)
     same = ("model_hash", "up_by_kind", "down_by_kind", "virtual_s", "outcomes")
     assert {key: run.summary[key] for key in same} == {key: expected[key] for key in same}
+
+
+@pytest.mark.usefixtures("cluster")
+def test_on_ray_replays_need_no_device_and_a_host_that_dies_takes_its_views_along():
+    changes = {**ecofed(period=3, bits=0), "stop": {"rounds": 3}}
+    expected, _ = finished(**changes)
+    run = fedbonsai.run(BASE | changes, backend="ray", workers=2)
+    for event in run:
+        if isinstance(event, VersionClosed) and event.version == 1:
+            for pid in actor_pids("Worker"):  # of the two replay rounds to come no worker knows
+                os.kill(pid, signal.SIGSTOP)
+        if isinstance(event, VersionClosed) and event.version == 3:
+            for pid in actor_pids("Worker"):
+                os.kill(pid, signal.SIGCONT)
+    assert run.summary["model_hash"] == expected["model_hash"]
+
+    run = fedbonsai.run(BASE | changes | {"stop": {"rounds": 4}}, backend="ray", workers=2)
+    uploads, lost = {}, []
+    for event in run:
+        if isinstance(event, VersionClosed) and event.version == 1:
+            os.kill(actor_pids("PartitionHostActor")[0], signal.SIGKILL)
+        if isinstance(event, PlanEnded):
+            report = event.report
+            lost += [report.error] if report.error else []
+            uploads.setdefault(report.plan.version, []).append(report.plan.split.view is None)
+    # Two of the four devices' views are gone: their replays fail in the round that finds out, and in the next they upload.
+    assert len(lost) == 2
+    assert all("is not in the replay buffer" in error for error in lost)
+    assert [sum(uploads[version]) for version in range(4)] == [4, 0, 2, 4]

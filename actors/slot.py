@@ -1,0 +1,108 @@
+"""A slot: one device's copy of the host's blocks (SplitFed's first version), with its place in the stream."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..comms.codecs import Array
+from ..comms.errors import OutOfSync
+from ..comms.make_codec import make_codec
+from ..comms.packet import unseal
+from ..comms.receive import context_for
+from ..learning.losses import make_loss
+from ..learning.part import Part, down_tensors, rest
+from ..learning.split import HostLeg
+from ..learning.tensors import as_tensors
+from ..learning.workload import Workload
+from ..policies.plan import Plan
+from .messages import array_specs, weights_stamp
+from .module import Module
+from .replay_upload import ViewKey
+from .stream import Stream
+from .trunk import Trunk
+
+
+@dataclass
+class Slot:
+    """One device's copy of the host's blocks."""
+
+    plan: Plan
+    part: Part
+    module: Module
+    base: dict[str, Tensor]
+    stream: Stream
+    leg: HostLeg
+    up_bytes: list[int] = field(default_factory=list)
+    down_bytes: list[int] = field(default_factory=list)
+    train_s: float = 0.0
+    early: dict[int, Array] = field(default_factory=dict)  # packets that came before their turn
+    view: ViewKey | None = None  # that its packets become, once they are all there
+
+
+class SlotMaker:
+    """Makes slots, of modules that are kept for those after them."""
+
+    def __init__(self, workload: Workload) -> None:
+        """None yet."""
+        self.workload = workload
+        self._free: dict[bool, list[Module]] = {}
+        self._trunk = Trunk(workload)
+
+    def open(self, plan: Plan, num_samples: int, packets: Sequence[Array]) -> Slot:
+        """A slot at its start; raises a ``PacketError`` for packets that are not sound, or another trunk."""
+        assert plan.split is not None
+        part = self._part(plan)
+        expected = array_specs(down_tensors(self.workload.spec, part))
+        (packet,) = packets
+        arrays = unseal(
+            packet,
+            codec=make_codec(plan.codec_down),
+            expected=expected,
+            context=context_for(expected, seed=plan.version),
+            stamp=weights_stamp(plan.version),
+        )
+        base, channels_last = as_tensors(arrays) | self._trunk.tensors(part), plan.training.channels_last
+        free = self._free.setdefault(channels_last, [])
+        module = free.pop() if free else Module(self.workload, channels_last=channels_last)
+        module.load(base)
+        stream = Stream(plan, self.workload)
+        leg = HostLeg(
+            module.blocks,
+            plan.part.blocks,
+            training=plan.training,
+            loss=make_loss(plan.training.loss),
+            seed=plan.seed,
+            num_samples=num_samples,
+            crossing=stream.crossing,
+            frozen=tuple(name for name in part.blocks if name not in part.trained),
+            answers=plan.split.mode == "splitfed",
+        )
+        uploads = plan.split.mode == "ecofed" and plan.split.view is None
+        view = view_key(plan, str(plan.id)) if uploads else None
+        return Slot(plan, part, module, base, stream, leg, view=view)
+
+    def free(self, slot: Slot) -> None:
+        """A slot is over."""
+        slot.leg.close()
+        self._free.setdefault(slot.plan.training.channels_last, []).append(slot.module)
+
+    def _part(self, plan: Plan) -> Part:
+        """The host's blocks of a plan; of its frozen ones it has its own, which must be the trunk of this model."""
+        assert plan.split is not None
+        part = rest(self.workload.spec, plan.part, frozen_to=plan.split.depth)
+        if plan.split.mode != "ecofed":
+            return part
+        if (found := self._trunk.key(plan.split.depth)) != plan.split.trunk:
+            raise OutOfSync(
+                f"the trunk up to {plan.split.depth!r} is {found} here, where the plan names {plan.split.trunk}"
+            )
+        return self._trunk.named(part)
+
+
+def view_key(plan: Plan, view: str) -> ViewKey:
+    """What names a view of the plan's device."""
+    assert plan.split is not None
+    return ViewKey(
+        trunk=plan.split.trunk, index_map=plan.part.index_map, cut=plan.split.cut, device=plan.device, view=view
+    )
