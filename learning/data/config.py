@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from ..spec import Call, Count, Positive
+from ..spec import Call, Count, CountOrZero, Positive
 
 
 class Iid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="iid", tag_field="name"):
@@ -64,7 +64,9 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ``seed``, ``root`` and ``kwargs``. ``root``: folder of the files; None means ``$FEDBONSAI_DATA``, else
     ``~/.cache/fedbonsai/data``. ``test_share``: part of each device's samples that is held out as its own test set.
     ``server_test``: false means that the server has no data at all. ``train_transforms``, ``test_transforms``: in order;
-    empty means the data set's standard normalisation. ``classes``: the class list of image folders; a class's place in
+    empty means the data set's standard normalisation. ``public_share``: part of all training samples that no device gets,
+    for pretraining; drawn by ``public_seed``, not by the run's seed, so that what was trained on it stays good for runs of
+    other seeds. A smaller share is a part of a larger one. ``classes``: the class list of image folders; a class's place in
     it is its label.
     """
 
@@ -74,6 +76,8 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     download: bool = False
     partition: Partition = Iid()
     test_share: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    public_share: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    public_seed: CountOrZero = 0
     server_test: bool = True
     train_transforms: tuple[Call, ...] = ()
     test_transforms: tuple[Call, ...] = ()

@@ -4,6 +4,8 @@ load(config, num_devices, seed)
     built-in name or module:function -> a Pool of samples -> partition -> shares -> FederatedData
     synthetic                        ------------------------------------> shares -> FederatedData
     a user's own FederatedData       ----------------------------------------------> FederatedData
+
+load_public(config, num_devices, seed): the pool's public share, as the data of one device
 """
 
 from typing import TypeVar
@@ -16,10 +18,11 @@ from .config import DataConfig
 from .devices import DeviceData, PoolShares, Shares
 from .digits import load_digits
 from .folder import FolderOptions, load_folder
-from .partition import Integers, split
+from .partition import Integers, Owned, split
+from .public import public_and_rest, refuse_public
 from .synthetic import Synthetic, SyntheticOptions
 from .transforms import build
-from .types import FederatedData, Pool, Source
+from .types import FederatedData, Indices, Pool, Source
 from .users import call_users, configure, refuse_partition
 from .vision import SETS, load_vision
 
@@ -45,6 +48,30 @@ def load(config: DataConfig, *, num_devices: int, seed: int) -> FederatedData:
 
     Raises ``ValueError`` for an unknown name, files that are missing, or a partition that does not fit the data.
     """
+    found = _find(config, num_devices=num_devices, seed=seed)
+    if isinstance(found, Pool):
+        return _dealt(found, config, num_devices=num_devices, seed=seed)
+    refuse_public(config)
+    return found
+
+
+def load_public(config: DataConfig, *, num_devices: int, seed: int) -> FederatedData:
+    """The public share of the same data (``data.public_share``), as those of one device; the server's test samples as well.
+
+    Raises ``ValueError`` as ``load`` does, and for data without such a share.
+    """
+    found = _find(config, num_devices=num_devices, seed=seed)
+    if not isinstance(found, Pool):
+        refuse_public(config)
+    if not isinstance(found, Pool) or not config.public_share:
+        raise ValueError("data.public_share is 0; it must be above 0 for a public share")
+    public, _ = public_and_rest(len(found.train), config)
+    config = msgspec.structs.replace(config, test_share=0.0)
+    return _device_data(PoolShares(found, [public]), config, seed=seed, num_classes=_num_classes(found), pool=found)
+
+
+def _find(config: DataConfig, *, num_devices: int, seed: int) -> Pool | FederatedData:
+    """The samples, or the data of those who know themselves which device owns what."""
     if config.classes is not None and config.name != "folder":
         raise ValueError(f"data.classes is for the image folders of 'folder', not for {config.name!r}; leave it out")
     if config.name == "synthetic":
@@ -54,10 +81,8 @@ def load(config: DataConfig, *, num_devices: int, seed: int) -> FederatedData:
         return _device_data(generated, config, seed=seed, num_classes=options.classes)
     if ":" in config.name:
         result = call_users(config, num_devices=num_devices, seed=seed)
-        if not isinstance(result, Pool):
-            return configure(result, config, num_devices=num_devices)
-        return _dealt(result, config, num_devices=num_devices, seed=seed)
-    return _dealt(_built_in(config, num_devices=num_devices), config, num_devices=num_devices, seed=seed)
+        return result if isinstance(result, Pool) else configure(result, config, num_devices=num_devices)
+    return _built_in(config, num_devices=num_devices)
 
 
 def _built_in(config: DataConfig, *, num_devices: int) -> Pool:
@@ -85,32 +110,44 @@ def _options(config: DataConfig, kind: type[Options]) -> Options:
 
 
 def _dealt(pool: Pool, config: DataConfig, *, num_devices: int, seed: int) -> FederatedData:
-    """A pool, dealt to the devices."""
-    labels = _labels(pool.train)
+    """A pool, without its public share, dealt to the devices."""
+    _, mine = public_and_rest(len(pool.train), config)
     if pool.owners is not None:
-        refuse_partition(config)
-        if set(np.unique(pool.owners).tolist()) != set(range(num_devices)):
-            raise ValueError(
-                f"data.name: in {config.name!r} samples belong to {len(np.unique(pool.owners))} devices, and the fleet has "
-                f"{num_devices}; owners must be 0 to {num_devices - 1}, each of at least one sample"
-            )
-        owned = [np.flatnonzero(pool.owners == device) for device in range(num_devices)]
+        owned = _by_owner(pool.owners, mine, config, num_devices=num_devices)
     else:
+        labels = _labels(pool.train)
         owned = split(
             config.partition,
-            num_samples=len(pool.train),
+            num_samples=len(mine),
             num_devices=num_devices,
             seed=derive(seed, "partition"),
-            labels=labels,
-            groups=None if pool.groups is None else pool.groups.numpy(),
+            labels=None if labels is None else labels[mine],
+            groups=None if pool.groups is None else pool.groups.numpy()[mine],
         )
-    num_classes = pool.num_classes
-    if num_classes is None and labels is not None:
-        highest = [
-            int(found.max()) for part in (pool.train, pool.test) if part and (found := _labels(part)) is not None
-        ]
-        num_classes = max(highest) + 1
-    return _device_data(PoolShares(pool, owned), config, seed=seed, num_classes=num_classes, pool=pool)
+        owned = [mine[positions] for positions in owned]
+    return _device_data(PoolShares(pool, owned), config, seed=seed, num_classes=_num_classes(pool), pool=pool)
+
+
+def _by_owner(owners: Indices, mine: Indices, config: DataConfig, *, num_devices: int) -> Owned:
+    """Those samples of ``mine`` that belong to each device."""
+    refuse_partition(config)
+    if set(np.unique(owners).tolist()) != set(range(num_devices)):
+        raise ValueError(
+            f"data.name: in {config.name!r} samples belong to {len(np.unique(owners))} devices, and the fleet has "
+            f"{num_devices}; owners must be 0 to {num_devices - 1}, each of at least one sample"
+        )
+    owned = [mine[owners[mine] == device] for device in range(num_devices)]
+    if empty := [device for device, positions in enumerate(owned) if not len(positions)]:
+        raise ValueError(f"data.public_share is {config.public_share:g}, which leaves device {empty[0]} no sample")
+    return owned
+
+
+def _num_classes(pool: Pool) -> int | None:
+    """As the pool says, else one more than its largest label."""
+    if pool.num_classes is not None or _labels(pool.train) is None:
+        return pool.num_classes
+    highest = [int(found.max()) for part in (pool.train, pool.test) if part and (found := _labels(part)) is not None]
+    return max(highest) + 1
 
 
 def _device_data(
