@@ -9,10 +9,12 @@ hand, which spares autograd a copy of the model; the losses that are reported le
 Nothing is kept between calls: optimiser state, batch order and dropout all start from the plan's settings and seed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .data.batches import batches, micro_batches
@@ -63,26 +65,41 @@ def train(
     if not stepper.parameters or not len(samples):
         return TrainingResult()
     gradient = gradient or WholeModel(model, training=training, loss=loss)
-    steps = processed = 0
-    total = total_square = 0.0
     order = batches(
         len(samples), batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=seed
     )
+    with stepper:
+        return steps(stepper, gradient, samples, order, training=training, transform=transform, seed=seed)
+
+
+def steps(
+    stepper: "Stepper",
+    gradient: Gradient,
+    samples: Samples,
+    order: Iterable[NDArray[np.intp]],
+    *,
+    training: Training,
+    transform: Transform,
+    seed: int,
+) -> TrainingResult:
+    """One optimiser step for each batch of ``order``; ``seed`` is for transforms and dropout."""
+    done = processed = 0
+    total = total_square = 0.0
     generator = torch.Generator().manual_seed(seed)
-    with seeded(seed), stepper:  # the seed is for dropout, which takes no generator
+    with seeded(seed):  # for dropout, which takes no generator
         for indices in order:
             value = 0.0
             for part, share in micro_batches(indices, training.accumulation):
                 batch = samples.take(part)
                 value += share * gradient(transform(batch.x, generator), batch.y, share)
             stepper.step()
-            steps += 1
+            done += 1
             processed += len(indices)
             total += value * len(indices)
             total_square += value**2 * len(indices)
-    if not steps:
+    if not done:
         return TrainingResult()
-    return TrainingResult(steps, processed, total / processed, total_square / processed)
+    return TrainingResult(done, processed, total / processed, total_square / processed)
 
 
 class WholeModel:
@@ -129,6 +146,12 @@ class Stepper:
         _adjust_gradients(self.parameters, self._base, settings=self._settings)
         self._optimiser.step()
         self._clear()
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Of all steps from now on; what the optimiser has gathered stays."""
+        assert self._optimiser is not None
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
 
     def _clear(self) -> None:
         for parameter in self.parameters:

@@ -14,6 +14,7 @@ from .blocks import Blocks, cut
 from .data.config import DataConfig
 from .data.load import load
 from .data.types import FederatedData
+from .initialisation import Initialisation, initialise, read_weights
 from .losses import Metric, make_metric
 from .models import build, use_batch_statistics
 from .seeds import derive
@@ -23,7 +24,10 @@ from .structure import ModelSpec
 
 
 class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings that server and devices share. ``batch_statistics``: normalise by the batch at hand, always."""
+    """The settings that server and devices share. ``batch_statistics``: normalise by the batch at hand, always.
+
+    ``init``: with the hash of its weights (``initialisation.pinned``), so that all read the same ones.
+    """
 
     model: Call
     data: DataConfig
@@ -31,14 +35,19 @@ class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
     num_devices: int
     seed: int
     batch_statistics: bool = False
+    init: Initialisation = Initialisation()
 
 
 class Workload:
-    """Builds each thing when it is first asked for, and keeps it."""
+    """Builds each thing when it is first asked for, and keeps it.
+
+    ``left_random``: the tensors of the model that the holistic mode found no equals of, once a model was built.
+    """
 
     def __init__(self, settings: WorkloadSettings) -> None:
         """Nothing is built yet."""
         self.settings = settings
+        self.left_random: tuple[str, ...] = ()
         self._boundaries: dict[tuple[tuple[str, ...], str], Boundary] = {}
 
     @cached_property
@@ -48,11 +57,17 @@ class Workload:
         return load(settings.data, num_devices=settings.num_devices, seed=derive(settings.seed, "data"))
 
     def new_model(self) -> nn.Module:
-        """The whole model with its initial weights: the same bits at every call."""
+        """The whole model with its initial weights: the same bits at every call.
+
+        Raises ``ValueError`` for weights that cannot be read, are not those of ``init.hash``, or do not fit.
+        """
         settings = self.settings
         model = build(settings.model, seed=derive(settings.seed, "model"), outputs=self.data.num_classes)
         if settings.batch_statistics:
             use_batch_statistics(model)
+        if settings.init.mode != "random":
+            found = read_weights(settings.init, model=settings.model.name)
+            self.left_random = initialise(model, found, settings.init)
         return model
 
     @cached_property
