@@ -16,6 +16,7 @@ import msgspec
 import torch
 from torch import nn
 
+from ..learning.initialisation import Initialisation
 from ..learning.workload import Workload
 from ..policies.policy import Policy
 from ..policies.resolve_policy import make_policy
@@ -107,8 +108,8 @@ class Run:
     def model(self, which: str = "final") -> nn.Module:
         """The "final" or the "best" model of a run that is over, in evaluation mode."""
         weights = self.weights(which)
-        settings = workload_settings(self.config, num_devices=self.config.load_fleet().num_devices)
-        model = Workload(settings).new_model()
+        config = msgspec.structs.replace(self.config, init=Initialisation())  # its file may be gone
+        model = Workload(workload_settings(config, num_devices=config.load_fleet().num_devices)).new_model()
         model.load_state_dict(weights)
         return model.eval()
 

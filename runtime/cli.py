@@ -65,6 +65,48 @@ def run(
 
 
 @app.command()
+def pretrain(
+    config: Annotated[Path, typer.Argument(help="YAML file of the experiment", show_default=False)],
+    out: Annotated[Path, typer.Option(help="safetensors file to write; a new one")],
+    data: Annotated[str | None, typer.Option(help="other data, by name or as a YAML file of a data section")] = None,
+    share: Annotated[
+        float | None, typer.Option(help="data.public_share: part of the samples that no device has")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="method by name; see `fedbonsai presets`")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="one setting; repeatable")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of model, order and transforms")] = None,
+    epochs: Annotated[int, typer.Option(help="passes over the samples")] = 100,
+    learning_rate: Annotated[float, typer.Option(help="x0.1 at 1/2 and at 4/5 of the epochs")] = 0.01,
+    momentum: Annotated[float, typer.Option(help="Nesterov's")] = 0.9,
+    weight_decay: Annotated[float, typer.Option(help="L2")] = 5e-4,
+    batch_size: Annotated[int, typer.Option(help="samples of a step")] = 128,
+    json_: Annotated[bool, typer.Option("--json", help="print the file's metadata as the last line")] = False,
+) -> None:
+    """Train CONFIG's model centrally on public data, for `init.weights`."""
+    from ..learning.pretraining import Recipe
+    from .config import load_config
+    from .convert import convert
+    from .pretrain import pretrain as train
+    from .pretrain import report
+
+    if data is not None and share is not None:
+        raise ConfigError(f"--share is {share:g} and --data is {data!r}; only one of them can say what is public")
+    settings = [*(set_ or []), *([f"data.public_share={share}"] if share is not None else [])]
+    loaded = load_config(config, preset=preset, settings=settings, overrides={} if seed is None else {"seed": seed})
+    given = {"epochs": epochs, "learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
+    recipe = convert(given | {"batch_size": batch_size}, Recipe)
+    stream = sys.stderr if json_ else sys.stdout
+    metadata = train(
+        loaded, out=out, data=data, recipe=recipe, note=lambda epoch: print(epoch, file=stream, flush=True)
+    )
+    print(report(metadata, out=out), file=stream)
+    if json_:
+        print(json.dumps(metadata))
+
+
+@app.command()
 def presets() -> None:
     """List the methods that `--preset` knows."""
     from ..policies.presets import PRESETS

@@ -14,6 +14,7 @@ import msgspec
 from ..clusters.fleet import Fleet, load_fleet
 from ..comms.codecs import CodecSpec
 from ..learning.data.config import DataConfig
+from ..learning.initialisation import Initialisation
 from ..learning.optimisers import ServerOptimiser
 from ..learning.schedule import Schedule
 from ..learning.spec import Call, Count, CountOrZero, Positive, Training
@@ -103,6 +104,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**62)] = 0
     preset: str = "fedavg"
     model: Call = Call("digits_cnn")
+    init: Initialisation = Initialisation()
     data: DataConfig = DataConfig()
     fleet: str | dict[str, Any] = "laptop"
     policy: tuple[dict[str, Any], ...] = ()
@@ -163,7 +165,12 @@ def load_config(
     merged = Config().to_dict()
     for layer in [*layers, *given, spell_out(dict(overrides or {})), {"preset": name}]:
         merged = merge(merged, layer)
-    return convert(merged, Config)
+    config = convert(merged, Config)
+    if config.init.file is None:
+        return config
+    # The engine and the workers may have other current folders than the caller.
+    init = msgspec.structs.replace(config.init, weights=str(config.init.file.absolute()))
+    return msgspec.structs.replace(config, init=init)
 
 
 _DEFAULT_PRESET: str = Config().preset
@@ -196,6 +203,10 @@ def _read(source: str | Path | Mapping[str, Any] | Config | None) -> dict[str, A
     fleet = raw.get("fleet")
     if isinstance(fleet, str) and fleet.endswith((".yaml", ".yml")) and not Path(fleet).exists():
         raw["fleet"] = str(path.parent / fleet)
+    init = raw.get("init")
+    weights = init.get("weights") if isinstance(init, dict) else None
+    if isinstance(weights, str) and not Path(weights).exists() and (path.parent / weights).is_file():
+        raw["init"] = {**raw["init"], "weights": str(path.parent / weights)}
     return raw
 
 

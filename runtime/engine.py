@@ -17,6 +17,7 @@ from ..actors.support import chain_layout
 from ..comms.channel import Channel, LocalChannel
 from ..comms.ledger import Ledger
 from ..comms.make_codec import make_codec
+from ..learning.initialisation import pinned
 from ..learning.losses import make_loss
 from ..learning.part import Part, down_tensors, up_tensors, whole
 from ..learning.seeds import derive
@@ -31,12 +32,13 @@ from .costs import Costs
 from .evaluator import Evaluator, check_evaluation
 from .events import AnyEvent, Notice, RunStarted
 from .loop import Loop
+from .provenance import describe_init, provenance, seen_samples
 
 PoolMaker = Callable[[WorkloadSettings], Pool]
 
 
 def workload_settings(config: Config, *, num_devices: int) -> WorkloadSettings:
-    """What server and devices build their workload from."""
+    """What server and devices build their workload from; raises ``ValueError`` for initial weights that cannot be read."""
     return WorkloadSettings(
         model=config.model,
         data=config.data,
@@ -44,6 +46,7 @@ def workload_settings(config: Config, *, num_devices: int) -> WorkloadSettings:
         num_devices=num_devices,
         seed=config.seed,
         batch_statistics=config.server.statistics == "batch",
+        init=pinned(config.init, model=config.model.name),
     )
 
 
@@ -104,6 +107,9 @@ class Engine:
     def events(self) -> Iterator[AnyEvent]:
         """Every event of the run."""
         yield self._started()
+        origin = provenance(self.config.init)
+        if origin and (seen := seen_samples(origin, self.config.data, self.workload.data.digest()["data"])):
+            yield Notice(text=seen)
         yield from (Notice(text=text) for text in self._pool.notices())
         yield from self._loop.events()
 
@@ -133,6 +139,7 @@ class Engine:
             samples=sum(data.num_samples(device) for device in range(self._fleet.num_devices)),
             workers=self._pool.num_workers,
             data=data.digest(),
+            init=describe_init(self.workload),
             skipped_files=data.skipped,
             block_reason=self.workload.blocks.reason,
         )

@@ -18,7 +18,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=Tru
 
 
 class RunStarted(Event, frozen=True, kw_only=True):
-    """The run begins: what was built from the configuration."""
+    """The run begins: what was built from the configuration. ``init``: see ``provenance.describe_init``."""
 
     name: str
     preset: str
@@ -30,6 +30,7 @@ class RunStarted(Event, frozen=True, kw_only=True):
     samples: int
     workers: int
     data: dict[str, str] = {}
+    init: dict[str, str] = {}
     skipped_files: int = 0
     block_reason: str = ""
 
