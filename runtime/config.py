@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from ..actors.host_messages import ReplaySettings
 from ..clusters.fleet import Fleet, load_fleet
 from ..comms.codecs import CodecSpec
 from ..learning.data.config import DataConfig
@@ -112,6 +113,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     schedule: Schedule = Schedule()
     server: ServerSettings = ServerSettings()
     codecs: Codecs = Codecs()
+    replay: ReplaySettings = ReplaySettings()
     evaluation: Evaluation = Evaluation()
     stop: Stop = Stop()
     clock: Literal["virtual", "wall"] = "virtual"

@@ -14,6 +14,7 @@ from ..actors.partition_host import PartitionHost
 from ..actors.pool import InlinePool, Pool
 from ..actors.server import Server
 from ..actors.support import chain_layout
+from ..clusters.fleet import Fleet
 from ..comms.channel import Channel, LocalChannel
 from ..comms.ledger import Ledger
 from ..comms.make_codec import make_codec
@@ -80,9 +81,7 @@ class Engine:
         costs = Costs(self.workload, fleet, self.server.links)
         # Before the workers start: it refuses a model that does not fit the data, and takes longer than a decision should.
         costs.row(part, config.training)
-        self._pool = (
-            make_pool(settings) if make_pool else InlinePool(Device(settings), self._channel, PartitionHost(settings))
-        )
+        self._pool = make_pool(settings) if make_pool else self._inline_pool(settings, fleet)
         started = time.perf_counter()
         clock: Clock
         if config.clock == "virtual":
@@ -103,6 +102,11 @@ class Engine:
             ledger=ledger,
             new_plan=_PlanMaker(config, part),
         )
+
+    def _inline_pool(self, settings: WorkloadSettings, fleet: Fleet) -> InlinePool:
+        """Devices and partition hosts in this process."""
+        hosts = [PartitionHost(settings, self.config.replay) for _ in range(fleet.hosts.count)]
+        return InlinePool(Device(settings), self._channel, hosts)
 
     def events(self) -> Iterator[AnyEvent]:
         """Every event of the run."""

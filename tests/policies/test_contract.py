@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from fedbonsai.policies.deadline import ByDeadline
 from fedbonsai.policies.decision import Decision, ServerTask
+from fedbonsai.policies.ecofed import EcoFed
 from fedbonsai.policies.oort import Oort
 from fedbonsai.policies.policy import Identity, Policy, chain
 from fedbonsai.policies.power_of_choice import PowerOfChoice
