@@ -399,6 +399,23 @@ def test_memory_is_what_the_packets_hold(packet_bytes: int) -> None:
     buffer.close()
 
 
+def test_an_upload_too_large_for_the_budget_is_not_held() -> None:
+    buffer = ReplayBuffer(budget_bytes=100_000)
+    packet = np.zeros(9_000, np.uint8)
+    tracemalloc.start()
+    try:
+        buffer.begin(key(0), version=0, samples=500)
+        for number in range(100):
+            buffer.add(key(0), number, packet)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 25_000 < peak < 125_000
+    with pytest.raises(ValueError, match=f"alone needs {VIEW_BYTES + 100 * (9_000 + PACKET_BYTES)}$"):
+        buffer.commit(key(0), 100)
+    buffer.close()
+
+
 def lines_run(buffer: ReplayBuffer, of: ViewKey) -> int:
     """Lines of the buffer's own code that one upload takes."""
     count = 0
