@@ -35,8 +35,10 @@ SELECTIONS = [
 POLICIES = [
     Identity(),
     Residuals(),
-    SplitFed(cut="fc"),
+    SplitFed(cut="conv"),
     chain(All(), SplitFed()),
+    EcoFed(),
+    chain(All(), EcoFed(depth="conv", bits=0)),
     chain(All(), Residuals(up="half_step", down="none")),
     *SELECTIONS,
 ]
