@@ -43,6 +43,7 @@ class EcoFed:
     bits: Annotated[int, msgspec.Meta(ge=0, le=8)] = 4
 
     needs_plans: ClassVar[bool] = True
+    freezes: ClassVar[bool] = True
     needs_kinds: ClassVar[tuple[str, ...]] = ("activations", "labels")
 
     def __post_init__(self) -> None:

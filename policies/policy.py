@@ -22,6 +22,7 @@ anything is built, so that a mistake is told at once (``runtime.check_policy``);
     needs_codecs    names of codecs that every class of the fleet must run
     needs_kinds     kinds of data that every class of the fleet must be allowed to send (``may_send``)
     cuts            names of the blocks behind which it cuts the model
+    freezes         bool: the blocks before the cut are never trained
     replaces        "codec_down", "codec_up": the chains that it sets in every plan, whatever ``codecs`` says
 """
 

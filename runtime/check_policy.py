@@ -53,6 +53,13 @@ def _check_kinds(where: str, policy: Policy, fleet: Fleet) -> None:
             )
 
 
+def advice(policy: Policy, config: Config) -> list[str]:
+    """What an operator should know of settings that go together, and are seldom meant."""
+    if config.init.mode == "random" and any(getattr(link, "freezes", False) for link in _links(policy)):
+        return ["the frozen trunk has random weights, since init.mode is 'random'; see fedbonsai pretrain"]
+    return []
+
+
 def check_cuts(policy: Policy, workload: Workload, training: Training) -> None:
     """Every block behind which a policy cuts must be one that the model has, and not its last; else ``ConfigError``."""
     names = workload.spec.block_names

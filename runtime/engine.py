@@ -26,7 +26,7 @@ from ..learning.structure import ModelSpec
 from ..learning.workload import Workload, WorkloadSettings
 from ..policies.plan import Plan, Upload
 from ..policies.policy import Policy
-from .check_policy import check_cuts
+from .check_policy import advice, check_cuts
 from .clock import Clock, VirtualClock, WallClock
 from .config import Config
 from .costs import Costs
@@ -78,6 +78,7 @@ class Engine:
         part = whole(self.workload.spec)
         _check_chains(config, self.workload.spec, part)
         check_cuts(policy, self.workload, config.training)
+        self._advice = advice(policy, config)
         costs = Costs(self.workload, fleet, self.server.links)
         # Before the workers start: it refuses a model that does not fit the data, and takes longer than a decision should.
         costs.row(part, config.training)
@@ -114,7 +115,7 @@ class Engine:
         origin = provenance(self.config.init)
         if origin and (seen := seen_samples(origin, self.config.data, self.workload.data.digest()["data"])):
             yield Notice(text=seen)
-        yield from (Notice(text=text) for text in self._pool.notices())
+        yield from (Notice(text=text) for text in (*self._advice, *self._pool.notices()))
         yield from self._loop.events()
 
     def weights(self) -> dict[str, torch.Tensor]:

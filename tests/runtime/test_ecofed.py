@@ -118,6 +118,13 @@ def test_a_budget_too_small_for_one_view_is_told():
         finished(**ecofed(), replay={"memory_bytes": 1000})
 
 
+def test_a_random_trunk_is_noticed():
+    run = fedbonsai.run(BASE | ecofed() | {"stop": {"rounds": 1}})
+    texts = [event.text for event in run if isinstance(event, Notice)]
+    assert any("the frozen trunk has random weights" in text for text in texts)
+    assert run.summary["init"]["mode"] == "random"
+
+
 def test_a_device_with_another_trunk_refuses(monkeypatch):
     honest = Device._open
 
