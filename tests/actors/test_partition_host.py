@@ -171,3 +171,92 @@ def test_the_server_folds_both_legs_or_none() -> None:
     server.fold(plan, front, weight=1.0, host=back)
     assert server.folded == 1
     assert update_stamp(plan) != update_stamp(plan, leg=1)
+
+
+def frozen_plan(server: Server, **changes: Any) -> Plan:
+    split = Split(cut="conv", depth="conv", mode="ecofed", **({"window": 3} | changes.pop("split", {})))
+    return cut_plan(server, part=Part(blocks=("conv",), trained=()), split=split, **changes)
+
+
+def frozen_begun(server: Server, host: PartitionHost, plan: Plan) -> tuple[Plan, Stream]:
+    """As ``begun``; the plan as it was sent, with its trunk named."""
+    sent = server.send(plan)
+    host.begin(plan_message(sent.plan), SAMPLES, *(message.reference for message in sent.host_messages))
+    return sent.plan, Stream(sent.plan, server.workload)
+
+
+def upload(server: Server, host: PartitionHost, plan: Plan, order: list[int]) -> tuple[HostAnswer, Array | None]:
+    """Packets in this order, and the end."""
+    plan, stream = frozen_begun(server, host, plan)
+    for number in order:
+        host.take(plan.id, plan.attempt, batch(stream, number, samples=(5, 5, 2)[number % 3], value=number + 1.0))
+    answer, update = host.end(plan.id, plan.attempt)
+    return msgspec.msgpack.decode(answer, type=HostAnswer), update
+
+
+def test_packets_within_the_window_are_put_in_order() -> None:
+    server = make_server(IMAGES)
+    _, in_order = upload(server, PartitionHost(IMAGES), frozen_plan(server), [0, 1, 2, 3, 4, 5])
+    answer, mixed = upload(server, PartitionHost(IMAGES), frozen_plan(server), [2, 0, 1, 4, 3, 5])
+    assert in_order is not None
+    assert mixed is not None
+    assert in_order.tobytes() == mixed.tobytes()
+    assert len(answer.views) == 1
+
+
+@pytest.mark.parametrize(
+    ("order", "words"), [([3], "packet 3 came where 0 is next"), ([0, 0], "packet 0 came where 1")]
+)
+def test_a_packet_out_of_the_window_or_twice_ends_the_plan(order: list[int], words: str) -> None:
+    server, host = make_server(IMAGES), PartitionHost(IMAGES)
+    with pytest.raises(StreamFault, match=words):
+        upload(server, host, frozen_plan(server), order)
+
+
+def test_a_view_is_replayed_as_it_was_sent_and_one_that_broke_off_leaves_the_one_before() -> None:
+    server, host = make_server(IMAGES), PartitionHost(IMAGES)
+    answer, uploaded = upload(server, host, frozen_plan(server, id=20), [0, 1, 2, 3, 4, 5])
+    assert [view[3] for view in answer.views] == ["20"]
+    # The device dies in mid-upload: what came is forgotten, the view before stays.
+    broken, stream = frozen_begun(server, host, frozen_plan(server, id=21))
+    host.take(broken.id, 0, batch(stream, 0))
+    host.drop(broken.id)
+    sent = server.send(frozen_plan(server, id=22, split={"view": "20"}))
+    packets = [message.reference for message in sent.host_messages]
+    answered, update = host.replay(plan_message(sent.plan), SAMPLES, *packets)
+    replayed = msgspec.msgpack.decode(answered, type=HostAnswer)
+    assert replayed.error == ""
+    assert (replayed.steps, replayed.loss, replayed.up_bytes) == (answer.steps, answer.loss, [])
+    assert [view[3] for view in replayed.views] == ["20"]
+    assert uploaded is not None
+    assert update is not None
+    # Packets name their plan; what they hold is the same: the same training on the same activations.
+    assert update[48:-8].tobytes() == uploaded[48:-8].tobytes()
+    assert host.erase(0) == 1
+    gone, update = host.replay(plan_message(sent.plan), SAMPLES, *packets)
+    assert update is None
+    assert "is not in the replay buffer" in msgspec.msgpack.decode(gone, type=HostAnswer).error
+
+
+def test_a_host_with_another_trunk_refuses() -> None:
+    server, host = make_server(IMAGES), PartitionHost(IMAGES)
+    sent = server.send(frozen_plan(server))
+    split = msgspec.structs.replace(sent.plan.split, trunk="0" * 16)
+    plan = msgspec.structs.replace(sent.plan, split=split)
+    host.begin(plan_message(plan), SAMPLES, *(message.reference for message in sent.host_messages))
+    with pytest.raises(StreamFault, match="OutOfSync: the trunk up to 'conv' is"):
+        host.take(plan.id, 0, batch(Stream(plan, server.workload), 0))
+
+
+def test_the_trunk_keeps_its_name_until_somebody_trains_it() -> None:
+    server, device = make_server(IMAGES), Device(IMAGES)
+    before = server.send(frozen_plan(server)).plan.split
+    plan = make_plan(server.workload)
+    _, update, _ = device.run(plan_message(plan), server.send(plan).packets)
+    assert update is not None
+    server.fold(plan, update, weight=1.0)
+    server.close_version(in_flight=())
+    after = server.send(frozen_plan(server, version=1)).plan.split
+    assert before is not None
+    assert after is not None
+    assert before.trunk != after.trunk
