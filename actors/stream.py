@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..comms.codecs import Array, ArraySpec, Codec, Context
 from ..comms.make_codec import make_codec
-from ..comms.packet import PacketKind, Stamp, read_stamp, seal, sealed_bytes, unseal
+from ..comms.packet import PacketKind, Stamp, read_stamp, seal, unseal
 from ..learning.seeds import derive
 from ..learning.tensors import as_arrays, as_tensors, numpy_name
 from ..learning.workload import Workload
@@ -93,10 +93,9 @@ class Stream:
         )
         return self._outward(opened[GRADIENT])
 
-    def packet_bytes(self, samples: int) -> tuple[int, int]:
-        """Bytes of a micro-batch's packet up and of its answer: exact for codecs of fixed size, else a bound."""
-        up, down = self._activations(samples), self._gradient(samples)
-        return sealed_bytes(self._up, up)[0], sealed_bytes(self._down, down)[0]
+    def packets(self, samples: int) -> tuple[tuple[ArraySpec, ...], tuple[ArraySpec, ...]]:
+        """What a micro-batch's packet holds, and its answer, before their codecs."""
+        return self._activations(samples), self._gradient(samples)
 
     def _activations(self, samples: int) -> tuple[ArraySpec, ...]:
         shape, dtype = self._target

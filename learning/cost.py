@@ -40,12 +40,20 @@ FLOP_BATCH = 2  # batch normalisation refuses to train on one sample
 
 
 def part_cost(
-    model: nn.Module, blocks: Blocks, part: Part, *, example: tuple[Tensor, Tensor], training: Training, loss: Loss
+    model: nn.Module,
+    blocks: Blocks,
+    part: Part,
+    *,
+    example: tuple[Tensor, Tensor],
+    training: Training,
+    loss: Loss,
+    entering_gradient: bool = True,
 ) -> PartCost:
     """Cost of one part of ``model``, which ``blocks`` cuts.
 
     ``example``: one sample of the data, input and target, without batch dimension; any shape and type. A part that does not
-    begin with the model's first block gets what the blocks before it make of the input, and makes a gradient for it.
+    begin with the model's first block gets what the blocks before it make of the input, and makes a gradient for it if
+    ``entering_gradient``.
     ``loss``: mean over the batch, as ``loss(output, target)``; a part without the model's last block has none, and its output
     is summed instead. Frozen blocks before the first trained one run without gradients.
 
@@ -61,7 +69,7 @@ def part_cost(
     assert blocks.model is model
     _check(blocks, part)
     spec = ModelSpec(tuple(block for block in blocks.spec.blocks if block.name in part.blocks))
-    run = DryRun(blocks, part, example, training, loss)
+    run = DryRun(blocks, part, example, training, loss, entering_gradient)
     with _modes(blocks, part), torch.random.fork_rng(devices=[]):
         try:
             with _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as fake:

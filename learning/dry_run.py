@@ -32,6 +32,7 @@ class DryRun:
     example: tuple[Tensor, Tensor]
     training: Training
     loss: Loss
+    entering_gradient: bool = True
     convert: Callable[[Tensor], Tensor] = torch.clone
 
     def prepare(self, batch: int) -> "Step":
@@ -43,7 +44,7 @@ class DryRun:
             for name in names[:first]:
                 x = functional_call(self.blocks.modules[name], self._state(name), (x,))
         if first > 0 and x.is_floating_point():
-            x = x.detach().requires_grad_()
+            x = x.detach().requires_grad_(self.entering_gradient)
         return Step(self, {name: self._state(name) for name in self.part.blocks}, x, y)
 
     def autocast(self) -> torch.autocast:

@@ -3,12 +3,11 @@
     down_s    = latency + bytes down / rate        rate = the device's own, or the shared link's where that is less
     compute_s = training FLOPs per sample x samples processed / sustained FLOP/s
     up_s      = latency + bytes up / rate
-    stream_s  = sum over the packets that cross the cut of latency + bytes / rate, both ways, + host FLOPs / the host's speed
+    stream_s  = what a stream through a cut takes beyond the device's own computing (``runtime/streams.py``)
 
-The server's own link counts as shared, where it is limited.
+The server's own link counts as shared, where it is limited; so do those of the partition hosts.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..clusters.profile import DeviceProfile
@@ -36,23 +35,6 @@ class StreamCharge:
 
 
 NO_STREAM = StreamCharge()
-
-
-def stream(
-    up: Sequence[int],
-    down: Sequence[int],
-    *,
-    up_bytes_per_s: float,
-    down_bytes_per_s: float,
-    latency_s: float,
-    host_flops: int,
-    host_flop_per_s: float,
-) -> StreamCharge:
-    """A stream of window 1, of packets of these sizes: device, link and host each wait for the other two."""
-    seconds = compute_s(host_flops, flop_per_s=host_flop_per_s)
-    seconds += sum(transfer_s(size, bytes_per_s=up_bytes_per_s, latency_s=latency_s) for size in up)
-    seconds += sum(transfer_s(size, bytes_per_s=down_bytes_per_s, latency_s=latency_s) for size in down)
-    return StreamCharge(up_bytes=sum(up), down_bytes=sum(down), host_flops=host_flops, seconds=seconds)
 
 
 def charge(

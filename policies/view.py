@@ -74,7 +74,7 @@ class View:
         """Seconds, bytes, FLOPs and peak memory of a plan on a device, by its declared profile and alone on its links.
 
         The virtual clock charges by the same code, so the estimate is exact for codecs of fixed size when no shared link
-        is contended. Packets of other codecs are estimated at the size of the last of their kind, before the first one at
-        that of random numbers of the same shapes.
+        and no partition host is contended. Packets of other codecs are estimated at the size of the last of their kind, before
+        the first one at that of random numbers of the same shapes.
         """
         return self.estimator(device, plan)

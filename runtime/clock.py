@@ -2,8 +2,9 @@
 
 Under the virtual clock each plan in flight goes through three stages: its packet travels down, the device computes, its
 update travels up. The size of the update is known only when the work has really been done, so the clock stops at the
-end of a plan's computation until a worker has delivered that plan's result, while others may still be at work. It never
-releases an arrival that a plan still in flight could precede: the same seed gives the same order on any number of workers.
+end of a plan's computation until a worker has delivered that plan's result, while others may still be at work. A
+split plan streams while it computes, so its result is needed when that begins. The clock never releases an arrival that a
+plan still in flight could precede: the same seed gives the same order on any number of workers.
 """
 
 import heapq
@@ -13,12 +14,14 @@ from dataclasses import dataclass
 from ..actors.pool import Finished, Pool
 from ..clusters.fleet import Fleet
 from ..clusters.profile import DeviceProfile
-from ..policies.estimate import NO_STREAM, StreamCharge, charge, compute_s, stream, transfer_s
+from ..policies.estimate import NO_STREAM, StreamCharge, charge, compute_s, transfer_s
 from ..policies.plan import Plan
-from ..policies.report import Estimate
-from .links import Link, Links
+from ..policies.report import Estimate, Outcome
+from .links import SERVER_LINK, Direction, Link, Links, capacities, crossed
+from .stream_load import Load, Work, charged, route
+from .streams import Streams
 
-SERVER_LINK = "server"
+_DOWN, _UP, _STREAMS, _TIMERS = range(4)  # what the clock's next event can be of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +41,14 @@ class _Journey:
     profile: DeviceProfile
     down_bytes: int
     flops: int
-    host_flops: int
     peak_memory_bytes: int
-    stage: str = "down"  # then "compute", then "up"
+    work: Work | None = None
+    stage: str = "down"  # then "compute", or "stream" of a split plan, then "up"
     sharing: str = ""  # on a shared link: "latency", then "under way"
     num_bytes: int = 0
     transfer_s: float = 0.0
     down_s: float = 0.0
+    load: Load | None = None
     crossing: StreamCharge = NO_STREAM
     finished: Finished | None = None
 
@@ -56,30 +60,34 @@ class VirtualClock:
         """At second 0, nothing in flight."""
         self.time_s = 0.0
         self._pool = pool
-        self._down = Links(_capacities(fleet, "down"))
-        self._up = Links(_capacities(fleet, "up"))
+        self._down = Links(capacities(fleet, "down"))
+        self._up = Links(capacities(fleet, "up"))
+        self._streams = Streams(up=self._up, down=self._down)
         self._fleet = fleet
-        self._server = fleet.server
         self._profiles = fleet.profiles()
         self._journeys: dict[int, _Journey] = {}
         # (second, plan id): latencies and computations, whose ends are known when they begin
         self._timers: list[tuple[float, int]] = []
 
-    def dispatch(self, plan: Plan, *, down_bytes: int, flops: int, peak_memory_bytes: int, host_flops: int = 0) -> None:
-        """A plan leaves the server now."""
-        profile = self._profiles[plan.device]
-        journey = _Journey(plan, profile, down_bytes, flops, host_flops, peak_memory_bytes)
+    def dispatch(
+        self, plan: Plan, *, down_bytes: int, flops: int, peak_memory_bytes: int, work: Work | None = None
+    ) -> None:
+        """A plan leaves the server now. ``work``: what a split one makes its device and its host compute."""
+        journey = _Journey(plan, self._profiles[plan.device], down_bytes, flops, peak_memory_bytes, work)
         self._journeys[plan.id] = journey
-        self._send(journey, "down", down_bytes)
+        if work is not None and work.replay:  # the device does not hear of it
+            heapq.heappush(self._timers, (self.time_s, plan.id))
+        else:
+            self._send(journey, "down", down_bytes)
 
     def next(self, deadline_s: float | None) -> Arrival | None:
         """Advance to the next arrival; None when ``deadline_s`` comes first (the time is then ``deadline_s``)."""
         while self._journeys:
-            time_s, plan_id = self._next_change()
+            time_s, plan_id, source = self._next_change()
             if deadline_s is not None and time_s > deadline_s:
                 break
             self.time_s = max(self.time_s, time_s)
-            arrival = self._change(plan_id)
+            arrival = self._change(plan_id, source)
             if arrival is not None:
                 return arrival
         if deadline_s is not None:
@@ -91,27 +99,27 @@ class VirtualClock:
         journey = self._journeys.pop(plan_id)
         self._timers = [timer for timer in self._timers if timer[1] != plan_id]
         heapq.heapify(self._timers)
-        if journey.sharing == "under way":
+        if journey.stage == "stream":
+            self._streams.cancel(plan_id, now_s=self.time_s)
+        elif journey.sharing == "under way":
             (self._down if journey.stage == "down" else self._up).end(plan_id, now_s=self.time_s)
 
-    def _next_change(self) -> tuple[float, int]:
-        """When and for which plan the next stage ends; ties go to the plan with the smaller id."""
-        changes = [(t, key) for links in (self._down, self._up) for key, t in links.ends().items()]
-        if self._timers:
-            changes.append(self._timers[0])
-        return min(changes)
+    def _next_change(self) -> tuple[float, int, int]:
+        """When, for which plan, and of which of the four the next event is; ties go to the plan with the smaller id."""
+        timer = self._timers[0] if self._timers else None
+        firsts = self._down.first(), self._up.first(), self._streams.first(), timer
+        return min((*first, source) for source, first in enumerate(firsts) if first is not None)
 
-    def _change(self, plan_id: int) -> Arrival | None:
-        """One stage of a plan is over; the arrival, if it was the last."""
+    def _change(self, plan_id: int, source: int) -> Arrival | None:
+        """One stage of a plan, or an event of its stream, is over; the arrival, if it was the last."""
         journey = self._journeys[plan_id]
-        if journey.sharing != "under way":
+        if journey.stage == "stream":
+            return self._streamed(journey, source)
+        if source == _TIMERS:
             heapq.heappop(self._timers)
         if journey.stage == "compute":
-            journey.finished = journey.finished or self._pool.result(plan_id)
-            if journey.finished.update is None:  # it failed on the device: the server hears of it at once
-                return self._arrive(journey, up_s=0.0)
-            self._send(journey, "up", journey.finished.update.nbytes)
-            return None
+            journey.finished = self._pool.result(plan_id)
+            return self._computed(journey)
         links = self._down if journey.stage == "down" else self._up
         if journey.sharing == "latency":
             journey.sharing = "under way"
@@ -123,35 +131,65 @@ class VirtualClock:
             journey.sharing = ""
         if journey.stage == "up":
             return self._arrive(journey, up_s=journey.transfer_s)
-        journey.down_s, journey.stage = journey.transfer_s, "compute"
-        if journey.plan.split is not None:  # how long it takes depends on what it streams
-            journey.finished = self._pool.result(plan_id)
-            journey.crossing = self._stream(journey, journey.finished)
-        seconds = compute_s(journey.flops, flop_per_s=journey.profile.flop_per_s) + journey.crossing.seconds
-        self._timer(self.time_s + seconds, plan_id)
+        journey.down_s = journey.transfer_s
+        if journey.work is not None:
+            self._stream(journey, journey.work)
+            return None
+        journey.stage = "compute"
+        seconds = compute_s(journey.flops, flop_per_s=journey.profile.flop_per_s)
+        heapq.heappush(self._timers, (self.time_s + seconds, plan_id))
         return None
 
-    def _stream(self, journey: _Journey, finished: Finished) -> StreamCharge:
-        """What a stream to a host takes, alone on its links."""
-        return stream(
-            finished.stream.up,
-            finished.stream.down,
-            **stream_rates(self._fleet, journey.profile),
-            host_flops=journey.host_flops,
-            host_flop_per_s=self._fleet.hosts.flop_per_s,
+    def _stream(self, journey: _Journey, work: Work) -> None:
+        """A split plan's stream begins."""
+        plan, profile = journey.plan, journey.profile
+        assert plan.split is not None
+        finished = journey.finished = self._pool.result(plan.id)
+        replayed = work.replay and finished.report.outcome == Outcome.DONE
+        journey.stage, journey.load = (
+            "stream",
+            work.load(
+                work.nothing_sent if replayed else finished.stream.up,
+                finished.stream.down,
+                flop_per_s=profile.flop_per_s,
+                host_flop_per_s=self._fleet.hosts.flop_per_s,
+            ),
         )
+        journey.flops = journey.load.flops
+        self._streams.begin(plan.id, journey.load, route(self._fleet, profile, plan.split), now_s=self.time_s)
 
-    def _send(self, journey: _Journey, stage: str, num_bytes: int) -> None:
+    def _streamed(self, journey: _Journey, source: int) -> Arrival | None:
+        """An event of a plan's stream, or one of its packets has landed."""
+        if source != _STREAMS:
+            direction: Direction = "down" if source == _DOWN else "up"
+            self._streams.landed(journey.plan.id, direction, now_s=self.time_s)
+            return None
+        seconds = self._streams.change()
+        if seconds is None:
+            return None
+        assert journey.load is not None
+        journey.crossing = charged(journey.load, seconds, flop_per_s=journey.profile.flop_per_s)
+        return self._computed(journey)
+
+    def _computed(self, journey: _Journey) -> Arrival | None:
+        """The device is done: its update sets out. Without one (it failed, or trained nothing) the server hears at once."""
+        assert journey.finished is not None
+        if journey.finished.update is None:
+            return self._arrive(journey, up_s=0.0)
+        self._send(journey, "up", journey.finished.update.nbytes)
+        return None
+
+    def _send(self, journey: _Journey, stage: Direction, num_bytes: int) -> None:
         """A packet sets out: after the latency it joins the shared links, or has its own link to itself."""
         journey.stage, journey.num_bytes = stage, num_bytes
         _, rate, shared = self._way(journey)
         if shared:
             journey.sharing = "latency"
-            self._timer(self.time_s + journey.profile.latency_s, journey.plan.id)
+            heapq.heappush(self._timers, (self.time_s + journey.profile.latency_s, journey.plan.id))
         else:
             seconds = transfer_s(num_bytes, bytes_per_s=rate, latency_s=journey.profile.latency_s)
             journey.transfer_s = seconds
-            self._timer(self.time_s + seconds, journey.plan.id)
+            heapq.heappush(self._timers, (self.time_s + seconds, journey.plan.id))
 
     def _arrive(self, journey: _Journey, *, up_s: float) -> Arrival:
         """The record of a journey that is over."""
@@ -171,17 +209,11 @@ class VirtualClock:
         )
         return Arrival(time_s=self.time_s, finished=journey.finished, virtual=virtual)
 
-    def _way(self, journey: _Journey) -> tuple[int, float, list[Link]]:
+    def _way(self, journey: _Journey) -> tuple[int, float, tuple[Link, ...]]:
         """What a packet's way is like: its bytes, the device's own rate, and the shared links that it crosses."""
-        profile, down = journey.profile, journey.stage == "down"
-        rate = profile.down_bytes_per_s if down else profile.up_bytes_per_s
-        limit = self._server.down_bytes_per_s if down else self._server.up_bytes_per_s
-        links: list[Link] = [profile.shared_link] if profile.shared_link else []
-        return journey.num_bytes, rate, [*links, SERVER_LINK] if limit is not None else links
-
-    def _timer(self, time_s: float, plan_id: int) -> None:
-        """Something of ``plan_id`` ends at ``time_s``."""
-        heapq.heappush(self._timers, (time_s, plan_id))
+        direction: Direction = "down" if journey.stage == "down" else "up"
+        rate = getattr(journey.profile, f"{direction}_bytes_per_s")
+        return journey.num_bytes, rate, crossed(self._fleet, journey.profile, direction, to=SERVER_LINK)
 
 
 class WallClock:
@@ -198,7 +230,9 @@ class WallClock:
         """Seconds since the start of the run."""
         return self._now()
 
-    def dispatch(self, plan: Plan, *, down_bytes: int, flops: int, peak_memory_bytes: int, host_flops: int = 0) -> None:
+    def dispatch(
+        self, plan: Plan, *, down_bytes: int, flops: int, peak_memory_bytes: int, work: Work | None = None
+    ) -> None:
         """Nothing to simulate."""
 
     def next(self, deadline_s: float | None) -> Arrival | None:
@@ -214,26 +248,3 @@ class WallClock:
 
 
 Clock = VirtualClock | WallClock
-
-
-def own_rate(own: float, *shared: float | None) -> float:
-    """The rate of a transfer that is alone on its links."""
-    return min([own, *(rate for rate in shared if rate is not None)])
-
-
-def stream_rates(fleet: Fleet, profile: DeviceProfile) -> dict[str, float]:
-    """Rates and latency of a device's stream to its host when it is alone on its links; an unlimited host has none to add."""
-    shared = fleet.shared_links.get(profile.shared_link) if profile.shared_link else None
-    rates = {"latency_s": profile.latency_s}
-    for field in ("up_bytes_per_s", "down_bytes_per_s"):
-        limits = [getattr(shared, field) if shared else None, getattr(fleet.hosts, field)]
-        rates[field] = own_rate(getattr(profile, field), *limits)
-    return rates
-
-
-def _capacities(fleet: Fleet, direction: str) -> dict[Link, float]:
-    """Bytes per second of each shared link, the server's own included where it is limited."""
-    field = f"{direction}_bytes_per_s"
-    capacities: dict[Link, float] = {name: getattr(link, field) for name, link in fleet.shared_links.items()}
-    server = getattr(fleet.server, field)
-    return capacities | ({SERVER_LINK: server} if server is not None else {})

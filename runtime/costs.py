@@ -5,6 +5,7 @@ dry run that allocates nothing; an estimate itself is arithmetic. Packets of cod
 estimated at the size of the last one of their kind, and before the first one at that of random numbers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,6 @@ import msgspec
 
 from ..actors.links import ServerLinks
 from ..actors.messages import array_specs
-from ..actors.stream import Stream
 from ..clusters.fleet import Fleet
 from ..comms.codecs import ArraySpec, Codec
 from ..comms.ledger import Direction
@@ -22,14 +22,15 @@ from ..comms.predict import carried
 from ..learning.amount import processed_samples
 from ..learning.cost import part_cost
 from ..learning.losses import make_loss
-from ..learning.part import Part, down_tensors, rest, up_tensors
+from ..learning.part import Part, down_tensors, up_tensors
 from ..learning.spec import PartCost, Training
-from ..learning.split import schedule
 from ..learning.workload import Workload
-from ..policies.estimate import NO_STREAM, StreamCharge, charge, stream, transfer_s
+from ..policies.estimate import charge, transfer_s
 from ..policies.plan import Plan
 from ..policies.report import Estimate
-from .clock import own_rate, stream_rates
+from .links import own_rate
+from .stream_costs import StreamCosts
+from .stream_load import Work
 from .typical_size import typical_bytes
 
 
@@ -55,12 +56,14 @@ class Costs:
         self._rows: dict[tuple[Any, ...], PartCost] = {}
         self._links = links
         self._packets: dict[tuple[Any, ...], _Packets] = {}
+        self._streams = StreamCosts(workload, fleet, row=self.row)
 
-    def row(self, part: Part, training: Training) -> PartCost:
-        """Cost of a part under a training setting, per sample and at its peak."""
+    def row(self, part: Part, training: Training, *, entering_gradient: bool = True) -> PartCost:
+        """Cost of a part under a training setting, per sample and at its peak. ``entering_gradient``: as in ``part_cost``."""
         optimiser = training.optimiser
+        part = msgspec.structs.replace(part, cached=())  # what it has already costs the same
         key = (part.key, training.batch_size, training.accumulation, training.precision, training.channels_last,
-               training.checkpointing, optimiser.name, optimiser.momentum > 0, optimiser.proximal > 0,
+               entering_gradient, training.checkpointing, optimiser.name, optimiser.momentum > 0, optimiser.proximal > 0,
                repr(training.loss))  # fmt: skip
         if key not in self._rows:
             self._rows[key] = part_cost(
@@ -70,37 +73,23 @@ class Costs:
                 example=self._workload.example(),
                 training=training,
                 loss=make_loss(training.loss),
+                entering_gradient=entering_gradient,
             )
         return self._rows[key]
 
     def flops(self, plan: Plan, *, device: int | None = None) -> int:
-        """FLOPs that a plan takes on its device, or on another one. Evaluation is an instrument: it takes none."""
-        if plan.objective.kind == "evaluate":
+        """FLOPs that a plan takes on its device, or on another one. Evaluation is an instrument: it takes none.
+
+        Nor does a replay, which is its host's alone.
+        """
+        if plan.objective.kind == "evaluate" or _replays(plan):
             return 0
         samples = self._samples[plan.device if device is None else device]
         return self.row(plan.part, plan.training).training_flops * processed_samples(samples, plan.training)
 
-    def host_flops(self, plan: Plan, *, device: int | None = None) -> int:
-        """FLOPs that a plan takes on its host."""
-        if plan.split is None:
-            return 0
-        samples = self._samples[plan.device if device is None else device]
-        back = self.row(rest(self._workload.spec, plan.part), plan.training)
-        return back.training_flops * processed_samples(samples, plan.training)
-
-    def _crossing(self, device: int, plan: Plan) -> StreamCharge:
-        """What a device's stream to its host takes, by the bounds of its packets."""
-        if plan.split is None:
-            return NO_STREAM
-        known = Stream(plan, self._workload)
-        sizes = [known.packet_bytes(each.samples) for each in schedule(self._samples[device], plan.training)]
-        return stream(
-            [up for up, _ in sizes],
-            [down for _, down in sizes],
-            **stream_rates(self._fleet, self._profiles[device]),
-            host_flops=self.host_flops(plan, device=device),
-            host_flop_per_s=self._fleet.hosts.flop_per_s,
-        )
+    def work(self, plan: Plan) -> Work | None:
+        """What a split plan makes its device and its host compute; None for a plan that is not split."""
+        return self._streams.work(plan, self._samples[plan.device])
 
     def packet_bytes(self, plan: Plan) -> tuple[int, int]:
         """Bytes of one packet down and of the one up: exact for codecs of fixed size."""
@@ -112,8 +101,14 @@ class Costs:
         if not packets.exact:
             packets.num_bytes = num_bytes
 
+    def observe_stream(self, plan: Plan, up: Sequence[int], down: Sequence[int]) -> None:
+        """The packets of the plan's stream were that large."""
+        self._streams.observe(plan, self._samples[plan.device], up, down)
+
     def _size(self, plan: Plan, direction: Direction) -> int:
-        """The size of a packet."""
+        """The size of a packet; 0 where none is sent: a device has its part of a frozen trunk already."""
+        if _frozen(plan):
+            return 0
         packets = self._kind(plan, direction)
         if packets.num_bytes is None:
             packets.num_bytes = typical_bytes(packets.codec, packets.expected)
@@ -148,10 +143,14 @@ class Costs:
         return self._links.estimate_bytes(msgspec.structs.replace(plan, device=device), newest=newest, dense=dense)
 
     def estimate(self, device: int, plan: Plan) -> Estimate:
-        """What the plan costs on a device that is alone on its links. A plan that only evaluates sends no packet up."""
+        """What the plan costs on a device that is alone on its links.
+
+        A plan that only evaluates sends no packet up, nor does one whose device trains nothing. Of a replay the device does
+        not hear.
+        """
         profile = self._profiles[device]
         down_bytes, up_bytes = self._down_bytes(device, plan), self._size(plan, "up")
-        sends = plan.objective.kind != "evaluate"
+        sends = plan.objective.kind != "evaluate" and not _frozen(plan)
         shared = self._fleet.shared_links.get(profile.shared_link) if profile.shared_link else None
         server = self._fleet.server
 
@@ -167,7 +166,17 @@ class Costs:
             flops=self.flops(plan, device=device),
             up_bytes=up_bytes if sends else 0,
             peak_memory_bytes=self.row(plan.part, plan.training).peak_memory_bytes,
-            down_s=seconds(down_bytes, "down"),
+            down_s=0.0 if _replays(plan) else seconds(down_bytes, "down"),
             up_s=seconds(up_bytes, "up") if sends else 0.0,
-            crossing=self._crossing(device, plan),
+            crossing=self._streams.crossing(plan, self._samples[device], profile),
         )
+
+
+def _replays(plan: Plan) -> bool:
+    """Whether it is for its host alone."""
+    return plan.split is not None and plan.split.view is not None
+
+
+def _frozen(plan: Plan) -> bool:
+    """Whether no weights travel, down or up."""
+    return plan.split is not None and plan.split.mode == "ecofed"

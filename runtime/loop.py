@@ -217,7 +217,7 @@ class Loop:
             if plan.split is not None and plan.split.host not in range(self._fleet.hosts.count):
                 raise PlanRefused(f"split.host is {plan.split.host}; hosts are 0 to {self._fleet.hosts.count - 1}")
             check_plan(plan, spec=self._server.workload.spec, profile=self._profiles[plan.device])
-            flops, host_flops = self._costs.flops(plan), self._costs.host_flops(plan)
+            flops, work = self._costs.flops(plan), self._costs.work(plan)
             memory = self._costs.row(plan.part, plan.training).peak_memory_bytes
         except ValueError as error:
             raise RunError(str(error), device=plan.device, round_=self._version, stage="dispatch") from error
@@ -240,9 +240,7 @@ class Loop:
             self._costs.observe(plan, "down", sent.messages[-1].num_bytes)
         if plan.split is None or plan.split.view is None:  # of a replay the device hears nothing
             self._ledger.record("down", kind="control", device=plan.device, num_bytes=control)
-        self._clock.dispatch(
-            plan, down_bytes=sent.num_bytes, flops=flops, peak_memory_bytes=memory, host_flops=host_flops
-        )
+        self._clock.dispatch(plan, down_bytes=sent.num_bytes, flops=flops, peak_memory_bytes=memory, work=work)
         self._in_flight[plan.id] = plan
         self._busy[plan.device] = plan
         self._trainings += plan.objective.kind != "evaluate"
@@ -284,6 +282,7 @@ class Loop:
             self._ledger.record("up", kind="activations", device=plan.device, num_bytes=size)
         for size in finished.stream.down:
             self._ledger.record("down", kind="gradients", device=plan.device, num_bytes=size)
+        self._costs.observe_stream(plan, finished.stream.up, finished.stream.down)
         if finished.update is not None:
             self._ledger.record("up", kind="weights", device=plan.device, num_bytes=finished.update.nbytes)
             self._costs.observe(plan, "up", finished.update.nbytes)

@@ -50,6 +50,23 @@ def test_pencil_flops():
     assert found.boundary_items == 2
 
 
+def test_a_hosts_part_that_answers_nothing_makes_no_gradient_of_what_enters_it():
+    blocks = cut(two_layers())
+    found = [
+        part_cost(
+            blocks.model,
+            blocks,
+            Part(blocks=("1",), trained=("1",)),
+            example=VECTORS,
+            training=Training(),
+            loss=F.mse_loss,
+            entering_gradient=entering,
+        ).training_flops
+        for entering in (True, False)
+    ]
+    assert found == [12 + 12 + 12, 12 + 12]
+
+
 @pytest.mark.parametrize(
     ("held", "trained", "parameters", "forward", "training", "boundary"),
     [

@@ -7,13 +7,15 @@ import fedbonsai
 import msgspec
 import pytest
 from fedbonsai.actors.pool import Task
+from fedbonsai.clusters.fleet import HostProfile, load_fleet
 from fedbonsai.policies.decision import Decision
-from fedbonsai.policies.estimate import stream
+from fedbonsai.policies.ecofed import EcoFed
 from fedbonsai.policies.report import Estimate, Outcome
 from fedbonsai.policies.residuals import Residuals
 from fedbonsai.policies.split import SplitFed
-from fedbonsai.runtime.clock import VirtualClock, WallClock, own_rate
+from fedbonsai.runtime.clock import VirtualClock, WallClock
 from fedbonsai.runtime.events import PlanEnded
+from fedbonsai.runtime.links import own_rate
 
 
 @pytest.fixture(name="bench")
@@ -183,7 +185,7 @@ class OneByOne:
     """One device a round, in order; its plan carries what it was estimated to cost."""
 
     residual: bool = False
-    split: bool = False
+    split: SplitFed | EcoFed | None = None
 
     def init(self):
         return Residuals().init()
@@ -195,13 +197,13 @@ class OneByOne:
         if self.residual:
             decided, state = Residuals().decide(view, state, Decision(plans=(plan,)))
             (plan,) = decided.plans
-        if self.split:
-            (plan,) = SplitFed().decide(view, None, Decision(plans=(plan,)))[0].plans
+        if self.split is not None:
+            (plan,) = self.split.decide(view, None, Decision(plans=(plan,)))[0].plans
         estimate = view.estimate(view.version, plan)
         return Decision(plans=(plan.with_(msgspec.json.encode(estimate).decode()),)), state
 
 
-def estimated_and_charged(*, policy_links=False, split=False, **changes):
+def estimated_and_charged(*, policy_links=False, split=None, policy=None, devices=None, **changes):
     """For every device of the laptop fleet, alone on its links, with real packets of digits."""
     config = {
         "backend": "inline",
@@ -210,9 +212,10 @@ def estimated_and_charged(*, policy_links=False, split=False, **changes):
         "evaluation": {"where": "none"},
         "stop": {"rounds": 8},
     }
-    with fedbonsai.run(config | changes, policy=OneByOne(residual=policy_links, split=split)) as run:
+    policy = policy or OneByOne(residual=policy_links, split=split)
+    with fedbonsai.run(config | changes, policy=policy) as run:
         reports = [event.report for event in run if isinstance(event, PlanEnded)]
-    assert [report.plan.device for report in reports] == list(range(8))
+    assert [report.plan.device for report in reports] == (devices or list(range(8)))
     return [(msgspec.json.decode(r.plan.reasons[-1], type=Estimate), r.virtual) for r in reports]
 
 
@@ -222,21 +225,57 @@ def test_an_estimate_is_exactly_what_the_clock_charges():
         assert min(charged.down_s, charged.compute_s, charged.up_s) > 0
 
 
-def test_so_it_is_when_the_model_is_cut():
-    for estimate, charged in estimated_and_charged(split=True, fleet="laptop"):
+UNLIMITED = {"count": 1, "flop_per_s": 1e9}
+SLOW = {"count": 2, "flop_per_s": 1e8, "up_bytes_per_s": 1e5, "down_bytes_per_s": 1e5}
+
+
+def with_hosts(hosts):
+    return {"fleet": msgspec.to_builtins(msgspec.structs.replace(load_fleet("laptop"), hosts=HostProfile(**hosts)))}
+
+
+@pytest.mark.parametrize("hosts", [UNLIMITED, SLOW], ids=["unlimited", "slow"])
+@pytest.mark.parametrize("split", [SplitFed(), EcoFed(period=1, bits=0), EcoFed(period=1, bits=0, window=1)], ids=str)
+def test_so_it_is_when_the_model_is_cut(split, hosts):
+    for estimate, charged in estimated_and_charged(split=split, **with_hosts(hosts)):
         assert charged == estimate
         assert charged.stream_s > 0
         assert charged.host_flops > 0
 
 
-def test_a_stream_by_hand():
-    # Up 100 and 50 bytes at 100 B/s, down twice 10 at 10 B/s, each 0.1 s late; the host computes 3 s.
-    found = stream(
-        [100, 50], [10, 10],
-        up_bytes_per_s=100, down_bytes_per_s=10, latency_s=0.1, host_flops=30, host_flop_per_s=10.0,
-    )  # fmt: skip
-    assert (found.up_bytes, found.down_bytes, found.host_flops) == (150, 20, 30)
-    assert found.seconds == pytest.approx(1.5 + 2 + 0.4 + 3)
+def test_so_it_is_for_a_replay():
+    @dataclass(frozen=True)
+    class Twice(OneByOne):
+        """The first device uploads; the second round is a replay of that."""
+
+        def decide(self, view, state, decision):
+            if view.version and not view.dispatched:
+                policy = EcoFed(bits=0, period=2)
+                (plan,) = policy.decide(view, None, Decision(plans=(view.new_plan(0),)))[0].plans
+                assert plan.split.view is not None
+                estimate = msgspec.json.encode(view.estimate(0, plan)).decode()
+                return Decision(plans=(plan.with_(estimate),)), state
+            return super().decide(view, state, decision)
+
+    upload, replay = estimated_and_charged(policy=Twice(split=EcoFed(bits=0)), devices=[0, 0], stop={"rounds": 2})
+    assert upload[1].host_flops == replay[1].host_flops > 0
+    assert replay[0] == replay[1]
+    assert replay[1] == Estimate(
+        stream_s=replay[1].stream_s,
+        seconds=replay[1].stream_s,
+        host_flops=replay[1].host_flops,
+        peak_memory_bytes=upload[1].peak_memory_bytes,
+    )
+
+
+def test_coded_activations_are_estimated_near_and_then_at_the_bytes_per_sample_of_the_last_stream():
+    pairs = estimated_and_charged(split=EcoFed(period=1))
+    first, charged = pairs[0]
+    assert charged.up_bytes == pytest.approx(first.up_bytes, rel=0.5)
+    for (estimate, charged), (_, before) in zip(pairs[1:], pairs, strict=False):
+        assert charged.down_bytes == estimate.down_bytes == 0
+        per_sample = before.up_bytes / before.host_flops  # every sample is as much work for the host
+        assert estimate.up_bytes == pytest.approx(per_sample * estimate.host_flops, rel=0.01)
+        assert charged.up_bytes == pytest.approx(estimate.up_bytes, rel=0.2)
 
 
 def test_with_a_codec_of_varying_size_the_estimate_is_near_and_then_the_size_of_the_last_packet():
