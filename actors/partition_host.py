@@ -34,6 +34,7 @@ class PartitionHost:
         )
         self._slots: dict[int, Slot] = {}
         self._faults: dict[int, str] = {}
+        self._broken: dict[int, Slot] = {}  # whose streams broke off: what they took counts all the same
         self._makes = SlotMaker(self.workload)
 
     @property
@@ -99,7 +100,9 @@ class PartitionHost:
             )
         except Exception as error:
             text = str(error) if isinstance(error, StreamFault) else f"{type(error).__name__}: {error}"
-            answer = HostAnswer(error=text[:2000])
+            over = self._slots.get(plan_id) or self._broken.get(plan_id)
+            took = (over.up_bytes, over.down_bytes) if over is not None and over.plan.attempt == attempt else ([], [])
+            answer = HostAnswer(error=text[:2000], up_bytes=took[0], down_bytes=took[1])
         self.drop(plan_id)
         notices, self._replay.notices = self._replay.notices, []
         answer = msgspec.structs.replace(answer, views=list(self._replay.inventory()), notices=notices)
@@ -127,6 +130,7 @@ class PartitionHost:
         """Free a plan's slot, if there is one."""
         self._give_up(plan_id, "")
         del self._faults[plan_id]
+        self._broken.pop(plan_id, None)
 
     def _give_up(self, plan_id: int, why: str) -> None:
         """A slot is over; its module is free for another."""
@@ -136,6 +140,7 @@ class PartitionHost:
             if slot.view is not None:  # the views that were there before stay
                 self._replay.abort(slot.view)
             self._makes.free(slot)
+            self._broken[plan_id] = slot
 
     def _slot(self, plan_id: int, attempt: int) -> Slot:
         slot = self._slots.get(plan_id)

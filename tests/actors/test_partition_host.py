@@ -138,7 +138,9 @@ def test_a_stream_that_ends_too_early_or_goes_on_too_long() -> None:
     host.exchange(plan.id, 0, batch(stream, 0))
     answer, update = host.end(plan.id, 0)
     assert update is None
-    assert "ended after 1 packets; more were to come" in msgspec.msgpack.decode(answer, type=HostAnswer).error
+    told = msgspec.msgpack.decode(answer, type=HostAnswer)
+    assert "ended after 1 packets; more were to come" in told.error
+    assert (len(told.up_bytes), len(told.down_bytes)) == (1, 1)  # what travelled counts all the same
     stream = begun(server, host, plan)
     for number in range(PACKETS):
         host.exchange(plan.id, 0, batch(stream, number, samples=(5, 5, 2)[number % 3]))

@@ -601,6 +601,9 @@ class CountingPool:
     def notices(self):
         return []
 
+    def lost_hosts(self):
+        return []
+
     def close(self):
         self.inner.close()
 
