@@ -96,12 +96,12 @@ class VirtualClock:
 
     def cancel(self, plan_id: int) -> None:
         """Forget a plan: its transfer, if one is under way, frees its link."""
-        journey = self._journeys.pop(plan_id)
+        journey = self._journeys.pop(plan_id, None)  # None: it has arrived, and what followed went wrong
         self._timers = [timer for timer in self._timers if timer[1] != plan_id]
         heapq.heapify(self._timers)
-        if journey.stage == "stream":
+        if journey is not None and journey.stage == "stream":
             self._streams.cancel(plan_id, now_s=self.time_s)
-        elif journey.sharing == "under way":
+        elif journey is not None and journey.sharing == "under way":
             (self._down if journey.stage == "down" else self._up).end(plan_id, now_s=self.time_s)
 
     def _next_change(self) -> tuple[float, int, int]:

@@ -175,6 +175,14 @@ def test_a_plan_cancelled_in_any_stage_never_arrives(bench, make_fleet, stop_s):
     assert two.arrivals() == [(2, 3.0)]
 
 
+def test_a_plan_that_has_arrived_can_be_cancelled_too(bench, make_fleet):
+    one = bench(make_fleet(1))
+    one.dispatch(1, 0, up=100)
+    assert one.clock.next(None) is not None
+    one.clock.cancel(1)
+    assert one.clock.next(1e9) is None
+
+
 def test_a_transfer_alone_goes_at_the_least_of_all_rates():
     assert own_rate(5.0, None, 3.0, None) == 3.0
     assert own_rate(5.0, None) == 5.0

@@ -172,6 +172,9 @@ class Meddling:
     def notices(self):
         return []
 
+    def lost_hosts(self):
+        return []
+
     def close(self):
         self.inner.close()
 
