@@ -32,7 +32,8 @@ from ..policies.report import Report
 from .links import ServerLinks
 from .messages import Dispatch, Message, array_specs, update_context, update_stamp
 from .plain import PlainDownlinks
-from .split_plans import SplitPlans
+from .split_plans import hosted, provisioned
+from .trunk import BlockHashes
 
 _PLAIN = ServerOptimiser()
 
@@ -60,7 +61,7 @@ class Server:
         self._roles = {t.name: t.role for block in workload.spec.blocks for t in block.tensors}
         self._fold = Fold()
         self._plain = PlainDownlinks(channel, workload.spec)
-        self._split = SplitPlans(workload.spec, self.store["model"])
+        self._hashes = BlockHashes(workload.spec, self.store["model"])
         self._starts: dict[tuple[int, str], tuple[int, Arrays]] = {}  # by version and part: the hash, and the model
         self.links = ServerLinks(
             channel,
@@ -75,8 +76,8 @@ class Server:
             raise AssertionError(f"a plan of version {plan.version} cannot start at version {self.version}")
         self.links.downlinks.count()
         if plan.split is not None:
-            plan = self._split.provisioned(plan)
-            return Dispatch(plan, self._send(plan), None, self._send(self._split.hosted(plan)))
+            plan = provisioned(plan, self._hashes)
+            return Dispatch(plan, self._send(plan), None, self._send(hosted(plan, self.workload.spec, self._hashes)))
         if plan.link_down is None and plan.link_up is None:
             return Dispatch(plan, self._send(plan), None)
         plan = msgspec.structs.replace(plan, acknowledged=self.links.acknowledged(plan.device))
@@ -113,7 +114,7 @@ class Server:
             if plan.split is not None:
                 if host is None:
                     raise MismatchedPacket(f"plan {plan.id} is split, and came without its host's update")
-                update |= self._plain_update(self._split.hosted(plan), host, leg=1)
+                update |= self._plain_update(hosted(plan, self.workload.spec, self._hashes), host, leg=1)
         self._fold.add(self._from_start(plan, update), weight=weight)
         if local is not None:
             self.links.folded(plan, local)
@@ -197,7 +198,7 @@ class Server:
             for name, rest in pending.items():
                 model[name].add_(rest)
             for name, mean in self._fold.close().items():
-                self._split.changed(name)
+                self._hashes.changed(name)
                 settings = _PLAIN if self._roles[name] == "statistic" else self._optimiser
                 server_step(settings, name=name, value=model[name], mean=mean, state=state)
         self.version += 1

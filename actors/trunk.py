@@ -20,48 +20,59 @@ from ..learning.workload import Workload
 _HEX = 16  # digits of SHA-256 that name a block
 
 
+class BlockHashes:
+    """The hashes that name the blocks of a model, of those that were asked for, as long as nobody changes them."""
+
+    def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor]) -> None:
+        """``tensors``: of the model, by name; they may change in place."""
+        self._spec, self._tensors = spec, tensors
+        self._hashes: dict[str, str] = {}
+        self._block_of = {t.name: block.name for block in spec.blocks for t in block.tensors}
+
+    def block(self, name: str) -> str:
+        """The hash of a block. Counters are left out: they never travel, and nothing depends on them."""
+        if name not in self._hashes:
+            held = {t.name: self._tensors[t.name] for t in self._spec.tensors_of((name,)) if t.role != "counter"}
+            self._hashes[name] = model_hash(held)[:_HEX]
+        return self._hashes[name]
+
+    def trunk(self, depth: str) -> str:
+        """The hash of all blocks up to ``depth``."""
+        names = self._spec.block_names
+        blocks = " ".join(self.block(name) for name in names[: names.index(depth) + 1])
+        return hashlib.sha256(blocks.encode()).hexdigest()[:_HEX]
+
+    def cached(self, part: Part) -> Part:
+        """A part whose frozen blocks are not sent, but named."""
+        frozen = tuple(name for name in part.blocks if name not in part.trained)
+        return replace(part, cached=tuple((name, self.block(name)) for name in frozen))
+
+    def changed(self, tensor: str) -> None:
+        """A tensor of the model has changed."""
+        self._hashes.pop(self._block_of[tensor], None)
+
+
 class Trunk:
-    """The blocks of the first model."""
+    """The blocks of the first model, as devices and hosts have them."""
 
     def __init__(self, workload: Workload) -> None:
         """Nothing is built before the first plan that needs it."""
         self._workload = workload
-        self._hashes: dict[str, str] = {}
 
-    def key(self, depth: str) -> str:
-        """The hash of all blocks up to ``depth``."""
-        names = self._workload.spec.block_names
-        return trunk_hash([self._hash(name) for name in names[: names.index(depth) + 1]])
-
-    def named(self, part: Part) -> Part:
-        """A part whose frozen blocks are cached, by the hashes that they have here."""
-        frozen = tuple(name for name in part.blocks if name not in part.trained)
-        return replace(part, cached=tuple((name, self._hash(name)) for name in frozen))
+    @cached_property
+    def hashes(self) -> BlockHashes:
+        """Their names."""
+        return BlockHashes(self._workload.spec, self._first)
 
     def tensors(self, part: Part) -> dict[str, Tensor]:
         """The tensors of the blocks that a part has cached; raises ``OutOfSync`` where they are not those that it names."""
         for name, expected in part.cached:
-            if (found := self._hash(name)) != expected:
+            if (found := self.hashes.block(name)) != expected:
                 raise OutOfSync(f"block {name!r} of the trunk is {found} here, where the plan names {expected}")
         names = tuple(name for name, _ in part.cached)
         return {t.name: self._first[t.name] for t in self._workload.spec.tensors_of(names) if t.role != "counter"}
-
-    def _hash(self, name: str) -> str:
-        if name not in self._hashes:
-            self._hashes[name] = block_hash(self._first, self._workload.spec, name)
-        return self._hashes[name]
 
     @cached_property
     def _first(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = self._workload.new_model().state_dict()
         return tensors
-
-
-def block_hash(tensors: Mapping[str, Tensor], spec: ModelSpec, name: str) -> str:
-    """The hash that names a block of a model. Counters are left out: they never travel, and nothing depends on them."""
-    return model_hash({t.name: tensors[t.name] for t in spec.tensors_of((name,)) if t.role != "counter"})[:_HEX]
-
-
-def trunk_hash(blocks: list[str]) -> str:
-    """The hash that names a trunk of blocks with these hashes."""
-    return hashlib.sha256(" ".join(blocks).encode()).hexdigest()[:_HEX]
