@@ -16,9 +16,9 @@ from ..comms.codecs import Array, Arrays, ArraySpec
 from ..comms.errors import MismatchedPacket, OutOfSync, UnfitPacket
 from ..comms.link import DeviceEnd, Pending, State, depths
 from ..comms.make_codec import make_codec
-from ..comms.packet import seal, unseal
+from ..comms.packet import seal
 from ..comms.predict import carried, hash_arrays, restore
-from ..comms.receive import context_for, left_over, receive_models, sent_model, update_residual
+from ..comms.receive import left_over, receive_models, sent_model, update_residual
 from ..learning.evaluation import evaluate
 from ..learning.losses import make_loss
 from ..learning.part import down_tensors, up_tensors
@@ -28,9 +28,10 @@ from ..learning.workload import Workload, WorkloadSettings
 from ..policies.plan import Plan
 from ..policies.report import Measured, Outcome, Report
 from .device_leg import leg, upload
-from .messages import array_specs, update_context, update_stamp, weights_stamp
+from .messages import array_specs, update_context, update_stamp
 from .meter import Meter
 from .module import Module
+from .plain import open_weights
 from .plan_message import read_plan
 from .stream import HostLink
 from .trunk import Trunk
@@ -144,17 +145,11 @@ class Device:
         end.acknowledge(plan.acknowledged)
         end.memory.trim(plan.link_down, plan.link_up)
         if plan.link_down is None:
-            if len(packets) != bool(expected):
-                raise MismatchedPacket(f"{len(packets)} packets came, where {int(bool(expected))} brings the model")
+            if len(packets) != (1 if expected else 0):
+                raise MismatchedPacket(f"{len(packets)} packets came, where {1 if expected else 0} brings the model")
             if not expected:
                 return {}
-            arrays = unseal(
-                packets[0],
-                codec=codec,
-                expected=expected,
-                context=context_for(expected, seed=plan.version),
-                stamp=weights_stamp(plan.version),
-            )
+            arrays = open_weights(packets[0], plan, plan.part, self.workload.spec)
             self._held = plan.version if plan.link_up is not None else None
             return arrays
         model = receive_models(

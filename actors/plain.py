@@ -5,11 +5,12 @@ from collections.abc import Collection, Mapping
 import torch
 
 from ..comms.channel import Channel
+from ..comms.codecs import Array, Arrays
 from ..comms.errors import MismatchedPacket
 from ..comms.make_codec import make_codec
 from ..comms.packet import seal, unseal
 from ..comms.receive import context_for
-from ..learning.part import down_tensors
+from ..learning.part import Part, down_tensors
 from ..learning.structure import ModelSpec
 from ..learning.tensors import as_arrays, as_tensors
 from ..policies.plan import Plan
@@ -43,18 +44,23 @@ class PlainDownlinks:
         key = _key(plan)
         if key not in self._sealed:
             raise MismatchedPacket(f"the packet of version {plan.version} that plan {plan.id} started from is gone")
-        expected = array_specs(down_tensors(self._spec, plan.part))
-        arrays = unseal(
-            self._channel.get(self._sealed[key].reference),
-            codec=make_codec(plan.codec_down),
-            expected=expected,
-            context=context_for(expected, seed=plan.version),
-        )
-        return as_tensors(arrays)
+        return as_tensors(open_weights(self._channel.get(self._sealed[key].reference), plan, plan.part, self._spec))
 
     def keep(self, versions: Collection[int]) -> None:
         """Forget all but these versions."""
         self._sealed = {key: message for key, message in self._sealed.items() if key[0] in versions}
+
+
+def open_weights(packet: Array, plan: Plan, part: Part, spec: ModelSpec) -> Arrays:
+    """The tensors of ``part`` in the packet that a leg of the plan was sent; raises a ``PacketError``."""
+    expected = array_specs(down_tensors(spec, part))
+    return unseal(
+        packet,
+        codec=make_codec(plan.codec_down),
+        expected=expected,
+        context=context_for(expected, seed=plan.version),
+        stamp=weights_stamp(plan.version),
+    )
 
 
 def _key(plan: Plan) -> tuple[int, str, str]:

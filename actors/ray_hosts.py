@@ -16,7 +16,6 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 
 from ..comms.codecs import Array
 from ..learning.workload import WorkloadSettings
-from ..policies.plan import Plan
 from .host_messages import ReplaySettings
 from .partition_host import PartitionHost
 from .pool import Task, WorkerFailure
@@ -40,6 +39,8 @@ class Way:
     """A device's way to its host, as it travels to the worker: the actor, and what tells that the slot is there."""
 
     host: Any
+    plan_id: int
+    attempt: int
     begun: list[Any]  # in a list, so that Ray hands over the reference and does not wait for it
 
 
@@ -66,21 +67,22 @@ class RayHosts:
         """Have a slot made for a split plan."""
         assert task.plan.split is not None
         actor = self._actor(task.plan.split.host)
-        return Way(actor, [actor.call.remote("begin", message, task.num_samples, *task.host_packets)])
+        begun = actor.call.remote("begin", message, task.num_samples, *task.host_packets)
+        return Way(actor, task.plan.id, task.plan.attempt, [begun])
 
     def replay(self, task: Task, message: bytes) -> tuple[Any, Way]:
         """Have a plan carried out on a buffered view: the reference of answer and update, and where."""
         assert task.plan.split is not None
-        way = Way(self._actor(task.plan.split.host), [])
+        way = Way(self._actor(task.plan.split.host), task.plan.id, task.plan.attempt, [])
         return way.host.call.remote("replay", message, task.num_samples, *task.host_packets), way
 
-    def end(self, way: Way, plan: Plan) -> Any:
+    def end(self, way: Way) -> Any:
         """Have the slot of a plan ended: the reference of answer and update."""
-        return way.host.call.remote("end", plan.id, plan.attempt)
+        return way.host.call.remote("end", way.plan_id, way.attempt)
 
-    def drop(self, way: Way, plan: Plan) -> None:
+    def drop(self, way: Way) -> None:
         """Have the slot of a plan freed."""
-        way.host.call.remote("drop", plan.id)
+        way.host.call.remote("drop", way.plan_id)
 
     def replace(self, way: Way, why: str) -> str | None:
         """A host has died: the next plan gets another. What to tell the operator, the first time that it is noticed."""
@@ -115,9 +117,7 @@ class RayHosts:
                     timeout=self._timeout_s + 120,
                 )
             except (GetTimeoutError, RayTaskError, *DIED) as error:
-                raise WorkerFailure(
-                    f"partition host {number} could not be started: {str(error).splitlines()[0]}"
-                ) from error
+                raise WorkerFailure(f"partition host {number} could not be started: {first_line(error)}") from error
             self._actors[number] = actor
         return self._actors[number]
 
@@ -127,8 +127,6 @@ class RayLink:
     """The way to the host, in the worker."""
 
     way: Way
-    plan_id: int
-    attempt: int
     under_way: deque[Any] = field(default_factory=deque)
 
     def exchange(self, packet: Array) -> Array:
@@ -150,7 +148,7 @@ class RayLink:
     def _call(self, method: str, packet: Array) -> Any:
         if self.way.begun:  # nothing may come before the slot is there
             self._wait(self.way.begun.pop())
-        return self.way.host.call.remote(method, self.plan_id, self.attempt, packet)
+        return self.way.host.call.remote(method, self.way.plan_id, self.way.attempt, packet)
 
     def _wait(self, reference: Any) -> Any:
         """What a call gave; raises ``StreamFault``."""
@@ -159,4 +157,10 @@ class RayLink:
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, StreamFault) else error from None
         except DIED as error:
-            raise StreamFault(f"its partition host died: {str(error).splitlines()[0]}") from error
+            raise StreamFault(f"its partition host died: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, without Ray's advice."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]

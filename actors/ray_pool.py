@@ -21,8 +21,8 @@ from ..policies.plan import Plan
 from ..policies.report import Outcome, Report
 from .plan_message import plan_message
 from .pool import Finished, Task, WorkerFailure, finished, joined, replayed
-from .ray_hosts import DIED, RayHosts, Way
-from .ray_worker import Bundle, await_warm, first_line, start_worker
+from .ray_hosts import DIED, RayHosts, Way, first_line
+from .ray_worker import Bundle, await_warm, start_worker
 
 _QUEUE_PER_WORKER = 2
 
@@ -179,7 +179,7 @@ class RayPool:
         task = self._tasks.get(plan_id)
         if task is None or task.plan.attempt != call.plan.attempt:
             if call.way is not None and self._hosts is not None:
-                self._hosts.drop(call.way, call.plan)
+                self._hosts.drop(call.way)
             return
         # A view would keep its object in the store until the plan arrives, and a cohort's states may exceed the store.
         state = copy_state(state) if state is not None else None
@@ -189,7 +189,7 @@ class RayPool:
             del self._tasks[plan_id]
         else:
             assert self._hosts is not None
-            self._ending[self._hosts.end(call.way, call.plan)] = found, call.way
+            self._ending[self._hosts.end(call.way)] = found, call.way
 
     def _host_ended(self, reference: Any) -> None:
         """A host's leg is over too: with the device's, that is the plan's end. If the host died, the plan is placed again."""

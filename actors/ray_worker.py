@@ -12,9 +12,8 @@ from ..comms.link import State
 from ..learning.workload import WorkloadSettings
 from .allocator import keep_freed_memory
 from .device import Device
-from .plan_message import read_plan
 from .pool import WorkerFailure
-from .ray_hosts import DIED, RayLink, Way
+from .ray_hosts import DIED, RayLink, Way, first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +46,7 @@ class Worker:
         self, plan: bytes, state: State | None, way: Way | None, *packets: Array
     ) -> tuple[bytes, Array | None, State | None]:
         """One plan; packets and state arrive as views of the object store. ``way``: to the host of a split plan."""
-        if way is None:
-            return self._device.run(plan, packets, state)
-        read = read_plan(plan)
-        return self._device.run(plan, packets, state, RayLink(way, read.id, read.attempt))
+        return self._device.run(plan, packets, state, RayLink(way) if way is not None else None)
 
 
 def start_worker(settings: WorkloadSettings, *, placement: Any, bundle: Bundle) -> Any:
@@ -76,9 +72,3 @@ def await_warm(actors: list[Any], *, timeout_s: float) -> None:
         raise WorkerFailure(f"a worker was not ready within {timeout_s + 120:g} s") from error
     except DIED as error:
         raise WorkerFailure(f"a worker died while it started: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error, without Ray's advice."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]

@@ -7,17 +7,14 @@ from torch import Tensor
 
 from ..comms.codecs import Array
 from ..comms.errors import OutOfSync
-from ..comms.make_codec import make_codec
-from ..comms.packet import unseal
-from ..comms.receive import context_for
 from ..learning.losses import make_loss
-from ..learning.part import Part, down_tensors, rest
+from ..learning.part import Part, rest
 from ..learning.split import HostLeg
 from ..learning.tensors import as_tensors
 from ..learning.workload import Workload
 from ..policies.plan import Plan
-from .messages import array_specs, weights_stamp
 from .module import Module
+from .plain import open_weights
 from .replay_upload import ViewKey
 from .stream import Stream
 from .trunk import Trunk
@@ -53,15 +50,8 @@ class SlotMaker:
         """A slot at its start; raises a ``PacketError`` for packets that are not sound, or another trunk."""
         assert plan.split is not None
         part = self._part(plan)
-        expected = array_specs(down_tensors(self.workload.spec, part))
         (packet,) = packets
-        arrays = unseal(
-            packet,
-            codec=make_codec(plan.codec_down),
-            expected=expected,
-            context=context_for(expected, seed=plan.version),
-            stamp=weights_stamp(plan.version),
-        )
+        arrays = open_weights(packet, plan, part, self.workload.spec)
         base, channels_last = as_tensors(arrays) | self._trunk.tensors(part), plan.training.channels_last
         free = self._free.setdefault(channels_last, [])
         module = free.pop() if free else Module(self.workload, channels_last=channels_last)
@@ -93,11 +83,11 @@ class SlotMaker:
         part = rest(self.workload.spec, plan.part, frozen_to=plan.split.depth)
         if plan.split.mode != "ecofed":
             return part
-        if (found := self._trunk.key(plan.split.depth)) != plan.split.trunk:
+        if (found := self._trunk.hashes.trunk(plan.split.depth)) != plan.split.trunk:
             raise OutOfSync(
                 f"the trunk up to {plan.split.depth!r} is {found} here, where the plan names {plan.split.trunk}"
             )
-        return self._trunk.named(part)
+        return self._trunk.hashes.cached(part)
 
 
 def view_key(plan: Plan, view: str) -> ViewKey:

@@ -63,15 +63,9 @@ class Stream:
         """Activations and targets; raises a ``PacketError``. ``of_this_plan`` False: of a view that another plan uploaded."""
         stamp = self._stamp(number, PacketKind.ACTIVATIONS)
         if not of_this_plan:
-            found = read_stamp(packet)
-            stamp = msgspec.structs.replace(found, kind=PacketKind.ACTIVATIONS, sequence=number)
-        specs = self._activations(samples)
-        opened = as_tensors(
-            unseal(
-                packet, codec=self._up, expected=specs, context=self._context(number, specs), stamp=stamp, finite=True
-            )
-        )
-        return self._outward(opened[ACTIVATIONS]), opened[TARGETS]
+            stamp = msgspec.structs.replace(read_stamp(packet), kind=stamp.kind, sequence=number)
+        opened = self._open(packet, self._up, self._activations(samples), stamp)
+        return _outward(opened[ACTIVATIONS]), opened[TARGETS]
 
     def seal_gradient(self, number: int, gradient: Tensor) -> Array:
         """The packet that answers one micro-batch."""
@@ -80,18 +74,8 @@ class Stream:
 
     def open_gradient(self, number: int, packet: Array, samples: int) -> Tensor:
         """The gradient; raises a ``PacketError``."""
-        specs = self._gradient(samples)
-        opened = as_tensors(
-            unseal(
-                packet,
-                codec=self._down,
-                expected=specs,
-                context=self._context(number, specs),
-                stamp=self._stamp(number, PacketKind.GRADIENTS),
-                finite=True,
-            )
-        )
-        return self._outward(opened[GRADIENT])
+        stamp = self._stamp(number, PacketKind.GRADIENTS)
+        return _outward(self._open(packet, self._down, self._gradient(samples), stamp)[GRADIENT])
 
     def packets(self, samples: int) -> tuple[tuple[ArraySpec, ...], tuple[ArraySpec, ...]]:
         """What a micro-batch's packet holds, and its answer, before their codecs."""
@@ -120,9 +104,9 @@ class Stream:
         )
         return packet
 
-    def _outward(self, arrived: Tensor) -> Tensor:
-        """Samples first again."""
-        return arrived.transpose(0, 1) if arrived.dim() > 2 else arrived
+    def _open(self, packet: Array, codec: Codec, specs: tuple[ArraySpec, ...], stamp: Stamp) -> dict[str, Tensor]:
+        context = self._context(stamp.sequence, specs)
+        return as_tensors(unseal(packet, codec=codec, expected=specs, context=context, stamp=stamp, finite=True))
 
     def _context(self, number: int, specs: tuple[ArraySpec, ...]) -> Context:
         return Context(seed=derive(self._plan.seed, "stream", number), roles={spec.name: spec.role for spec in specs})
@@ -135,6 +119,11 @@ class Stream:
 def _inward(tensor: Tensor) -> Tensor:
     """As it travels: channels first where there are any."""
     return (tensor.transpose(0, 1) if tensor.dim() > 2 else tensor).contiguous()
+
+
+def _outward(arrived: Tensor) -> Tensor:
+    """Samples first again."""
+    return arrived.transpose(0, 1) if arrived.dim() > 2 else arrived
 
 
 class DeviceStream:
