@@ -5,6 +5,8 @@ modules are kept for the slots after it, so a host has as many as ever streamed 
 """
 
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 from torch import Tensor
@@ -18,6 +20,8 @@ from .replay import ReplayBuffer, ViewGone
 from .slot import Slot, SlotMaker, view_key
 from .stream import StreamFault
 from .update import seal_update
+
+T = TypeVar("T")
 
 
 class PartitionHost:
@@ -56,26 +60,11 @@ class PartitionHost:
 
     def exchange(self, plan_id: int, attempt: int, packet: Array) -> Array:
         """One micro-batch of activations; the packet of its gradient. Raises ``StreamFault``; the slot is then gone."""
-        slot = self._slot(plan_id, attempt)
-        started = time.perf_counter()
-        try:
-            answer = self._step(slot, packet)
-        except Exception as error:  # a packet that is not sound, or what the model or the loss raises
-            self._give_up(plan_id, f"{type(error).__name__}: {error}")
-            raise StreamFault(self._faults[plan_id]) from error
-        slot.train_s += time.perf_counter() - started
-        return answer
+        return self._in_slot(plan_id, attempt, lambda slot: self._step(slot, packet))
 
     def take(self, plan_id: int, attempt: int, packet: Array) -> None:
         """One micro-batch of activations that nothing answers. Those before their turn wait. Raises ``StreamFault``."""
-        slot = self._slot(plan_id, attempt)
-        started = time.perf_counter()
-        try:
-            self._put_in_order(slot, packet)
-        except Exception as error:  # as in exchange
-            self._give_up(plan_id, f"{type(error).__name__}: {error}")
-            raise StreamFault(self._faults[plan_id]) from error
-        slot.train_s += time.perf_counter() - started
+        self._in_slot(plan_id, attempt, lambda slot: self._put_in_order(slot, packet))
 
     def end(self, plan_id: int, attempt: int) -> tuple[bytes, Array | None]:
         """The device has sent all: the answer, and the update of the host's blocks where all went well; the slot is freed."""
@@ -114,7 +103,7 @@ class PartitionHost:
         self.begin(plan_bytes, num_samples, *packets)
         try:
             self._train_again(self._slot(plan.id, plan.attempt))
-        except Exception as error:  # as in exchange
+        except Exception as error:  # as in _in_slot
             self._give_up(plan.id, str(error) if isinstance(error, ViewGone) else f"{type(error).__name__}: {error}")
         return self.end(plan.id, plan.attempt)
 
@@ -141,6 +130,18 @@ class PartitionHost:
                 self._replay.abort(slot.view)
             self._makes.free(slot)
             self._broken[plan_id] = slot
+
+    def _in_slot(self, plan_id: int, attempt: int, work: Callable[[Slot], T]) -> T:
+        """What ``work`` makes of the slot of a plan, which is gone where it fails. Raises ``StreamFault``."""
+        slot = self._slot(plan_id, attempt)
+        started = time.perf_counter()
+        try:
+            made = work(slot)
+        except Exception as error:  # a packet that is not sound, or what the model or the loss raises
+            self._give_up(plan_id, f"{type(error).__name__}: {error}")
+            raise StreamFault(self._faults[plan_id]) from error
+        slot.train_s += time.perf_counter() - started
+        return made
 
     def _slot(self, plan_id: int, attempt: int) -> Slot:
         slot = self._slots.get(plan_id)
