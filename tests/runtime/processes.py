@@ -1,7 +1,12 @@
-"""Processes of the actors that a run started."""
+"""Processes of the actors that a run started, and runs that lose one."""
 
 import os
+import signal
+import threading
 from pathlib import Path
+
+import fedbonsai
+from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
 
 
 def actor_pids(kind):
@@ -26,3 +31,20 @@ def descends(pid, root):
         except OSError:
             return False
     return pid == root
+
+
+def killed_in_mid_stream(config, victim):
+    """A run on Ray whose second round loses an actor of that kind ("": none) half a second after it began.
+
+    The streams of that round must be longer. Asserts that it was noticed, and that plans were placed again; the summary.
+    """
+    run = fedbonsai.run(config, backend="ray", workers=2)
+    notices, ended = [], []
+    for event in run:
+        if isinstance(event, VersionClosed) and event.version == 1 and victim:
+            threading.Timer(0.5, lambda: os.kill(actor_pids(victim)[0], signal.SIGKILL)).start()
+        notices += [event.text] if isinstance(event, Notice) else []
+        ended += [event.report] if isinstance(event, PlanEnded) else []
+    assert bool(victim) == any("died" in text and "replaced" in text for text in notices), notices
+    assert any(report.plan.attempt for report in ended) == bool(victim)
+    return run.summary

@@ -1,16 +1,12 @@
 """Split training, whole runs: any clean cut gives the bits of FedAvg, in process, on Ray, and when actors die in mid-stream."""
 
-import os
-import signal
-import threading
-
 import fedbonsai
 import pytest
 from fedbonsai.clusters.ray_cluster import start_local
 from fedbonsai.runtime.errors import ConfigError, RunError
-from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
+from fedbonsai.runtime.events import PlanEnded
 
-from .processes import actor_pids
+from .processes import killed_in_mid_stream
 
 LINK = {"memory_bytes": 10**9, "up_bytes_per_s": 10**9, "down_bytes_per_s": 10**9}
 BASE = {
@@ -91,15 +87,6 @@ def cluster():
 def test_on_ray_it_is_the_same_also_when_an_actor_is_killed_in_mid_stream(victim):
     changes = {"preset": "splitfed", "training": {"batch_size": 4, "epochs": 3}, "stop": {"rounds": 2}}
     expected, _ = finished(**changes)
-    run = fedbonsai.run(BASE | changes, backend="ray", workers=2)
-    notices, ended = [], []
-    for event in run:
-        if isinstance(event, VersionClosed) and event.version == 1 and victim:
-            # The next round's streams of more than a thousand packets have begun by then.
-            threading.Timer(0.5, lambda: os.kill(actor_pids(victim)[0], signal.SIGKILL)).start()
-        notices += [event.text] if isinstance(event, Notice) else []
-        ended += [event.report] if isinstance(event, PlanEnded) else []
-    assert bool(victim) == any("died" in text and "replaced" in text for text in notices), notices
-    assert any(report.plan.attempt for report in ended) == bool(victim)
+    summary = killed_in_mid_stream(BASE | changes, victim)
     same = ("model_hash", "up_by_kind", "down_by_kind", "virtual_s", "outcomes")
-    assert {key: run.summary[key] for key in same} == {key: expected[key] for key in same}
+    assert {key: summary[key] for key in same} == {key: expected[key] for key in same}
