@@ -16,13 +16,15 @@ times less time. By its formulas, without labels and headers: 275.53, 33.38 and 
 """
 
 import argparse
+import json
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import fedbonsai
 import torch
-from common import finish
+from common import RESULTS, finish
+from ecofed_training import ROWS, train
 from fedbonsai.clusters.fleet import load_fleet
 from fedbonsai.comms.codecs import CodecSpec
 from fedbonsai.learning.part import whole
@@ -203,8 +205,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="bytes only")
     parser.add_argument("--data", help="folder that holds cifar-10-batches-py; default: generated images")
-    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--train", help=f"only train, some of {','.join(ROWS)}; default with --data: all, after the rest")
+    parser.add_argument("--rounds", type=int, default=40, help="of training; default: 40")
+    parser.add_argument("--epochs", type=int, default=30, help="of pretraining; default: 30")
+    parser.add_argument("--weights", help="folder that keeps the pretrained weights for another call")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results; rows of earlier calls stay")
     args = parser.parse_args()
+    rows = args.train.split(",") if args.train else list(ROWS)
+    if unknown := [row for row in rows if row not in ROWS]:
+        parser.error(f"--train names {unknown[0]!r}; allowed: {', '.join(ROWS)}")
+    if args.train and not args.data:
+        parser.error("--train needs --data")
+    if not args.train:
+        count(args)
+    if args.data and not args.quick:
+        found = train(args.data, rows, rounds=args.rounds, epochs=args.epochs, folder=args.weights)
+        path = RESULTS / "ecofed_training.json"
+        # Read only now: another call may have saved meanwhile.
+        saved = json.loads(path.read_text())["rows"] if args.save and path.exists() else {}
+        finish({"rows": saved | found}, name=path.stem, save=args.save)
+
+
+def count(args: argparse.Namespace) -> None:
+    """Bytes, and what the cost model says of time."""
     torch.set_num_threads(2)
     found = {name: measure(name, args.data, quick=args.quick) for name in METHODS}
     fl, splitfed = found["fl"], found["splitfed"]

@@ -1,0 +1,123 @@
+"""Four methods on CIFAR-10 from one initialisation: accuracy by round, by bytes and by virtual time.
+
+    python benchmarks/ecofed.py --data ROOT --train fl,splitfed,local_loss,ecofed,ecofed_8bit --save
+
+EcoFed's VGG11-BN with a head of 512, cut behind its second block (128x8x8). A tenth of the training samples are public: the
+network is trained on them (``fedbonsai pretrain``), and every method starts with the first two blocks of that, the others as
+the seed makes them. The rest is dealt evenly to 100 Raspberry Pi 4 on 100 Mb/s each, of which ten take part in a round: one
+epoch in batches of 20. All stream to one partition host of 1 TFLOP/s.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import fedbonsai
+from common import machine
+from fedbonsai.learning.pretraining import Recipe
+from fedbonsai.runtime.config import load_config
+from fedbonsai.runtime.events import Evaluated, VersionClosed
+from fedbonsai.runtime.pretrain import pretrain
+
+CUT = "features.4"
+DEVICES, COHORT = 100, 10
+MEGABIT = 1e6 / 8
+TARGETS = (0.4, 0.5, 0.55, 0.6, 0.65, 0.7)
+ROWS: dict[str, dict[str, Any] | None] = {
+    "fl": None,
+    "splitfed": {"name": "splitfed", "cut": CUT},
+    "local_loss": {"name": "local_loss", "cut": CUT},
+    "ecofed": {"name": "ecofed", "cut": CUT},
+    "ecofed_8bit": {"name": "ecofed", "cut": CUT, "bits": 8},
+}
+
+
+def config(root: str, row: str, *, rounds: int, weights: str) -> dict[str, Any]:
+    """The run of one row."""
+    device = {
+        "name": "rpi4",
+        "count": DEVICES,
+        "flop_per_s": 13e9,  # as in fleet testbed-wifi
+        "memory_bytes": 2 * 10**9,
+        "latency_s": 0.005,
+        "up_bytes_per_s": 100 * MEGABIT,
+        "down_bytes_per_s": 100 * MEGABIT,
+    }
+    crop = {"name": "random_crop", "kwargs": {"padding": 4}}
+    return {
+        "backend": "inline",
+        "seed": 1,
+        "name": row,
+        "model": {"name": "vgg11_bn", "kwargs": {"hidden": 512}},
+        "fleet": {"classes": [device], "hosts": {"count": 1, "flop_per_s": 1e12}},
+        "data": {
+            "name": "cifar10",
+            "root": root,
+            "partition": {"name": "iid"},
+            "public_share": 0.1,
+            "train_transforms": [crop, "random_flip", "normalize"],
+        },
+        "training": {
+            "batch_size": 20,
+            "precision": "bf16",
+            "channels_last": True,
+            "optimiser": {"learning_rate": 0.01, "momentum": 0.9},
+        },
+        "policy": [policy for policy in ({"name": "random", "cohort": COHORT / DEVICES}, ROWS[row]) if policy],
+        "init": {"mode": "partial", "weights": weights, "trunk": CUT},
+        "evaluation": {"every": 2},
+        "stop": {"rounds": rounds},
+    }
+
+
+def public_weights(root: str, folder: Path, *, epochs: int) -> str:
+    """The network trained on the public share, made when it is not there yet."""
+    path = folder / "public.safetensors"
+    if not path.exists():
+        settings = config(root, "fl", rounds=1, weights="") | {"init": {"mode": "random"}}
+        found = pretrain(
+            load_config(settings),
+            out=path,
+            recipe=Recipe(epochs=epochs),
+            note=lambda epoch: print(f"  pretraining: {epoch}", flush=True),
+        )
+        print(f"  pretrained: {found}", flush=True)
+    return str(path)
+
+
+def run(root: str, row: str, *, rounds: int, weights: str) -> dict[str, Any]:
+    """One row: its curve, every other round as (round, accuracy, MB for each device and round so far, virtual seconds)."""
+    started = time.perf_counter()
+    closed: VersionClosed | None = None
+    curve: list[tuple[int, float, float, float]] = []
+    for event in fedbonsai.run(config(root, row, rounds=rounds, weights=weights)):
+        if isinstance(event, VersionClosed):
+            closed = event
+        elif isinstance(event, Evaluated) and closed is not None:
+            megabytes = (closed.up_bytes + closed.down_bytes) / 1e6 / COHORT
+            curve.append((closed.version, event.figures["accuracy"], round(megabytes, 2), round(event.time_s, 1)))
+            print(f"  {row} {curve[-1]}, {time.perf_counter() - started:.0f} s", flush=True)
+    accuracies = [accuracy for _, accuracy, _, _ in curve]
+    reached = {}
+    for target in TARGETS:
+        there = next((point for point in curve if point[1] >= target), None)
+        reached[f"{target:g}"] = there and {"rounds": there[0], "MB": there[2], "virtual_s": there[3]}
+    return {
+        "accuracy": round(sum(accuracies[-3:]) / len(accuracies[-3:]), 4),  # of the last three evaluations
+        "best": max(accuracies),
+        "rounds": rounds,
+        "MB": curve[-1][2],
+        "virtual_s": curve[-1][3],
+        "reached": reached,
+        "curve": curve,
+        "wall_s": round(time.perf_counter() - started, 1),
+        "commit": machine()["commit"],
+    }
+
+
+def train(root: str, rows: list[str], *, rounds: int, epochs: int, folder: str | None) -> dict[str, Any]:
+    """All rows, from one initialisation; ``folder``: where the pretrained weights are kept for another call."""
+    with tempfile.TemporaryDirectory() as temporary:
+        weights = public_weights(root, Path(folder or temporary), epochs=epochs)
+        return {row: run(root, row, rounds=rounds, weights=weights) for row in rows}
