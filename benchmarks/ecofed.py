@@ -205,7 +205,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="bytes only")
     parser.add_argument("--data", help="folder that holds cifar-10-batches-py; default: generated images")
-    parser.add_argument("--train", help=f"only train, some of {','.join(ROWS)}; default with --data: all, after the rest")
+    parser.add_argument(
+        "--train", help=f"only train, some of {','.join(ROWS)}; default with --data: all, after the rest"
+    )
     parser.add_argument("--rounds", type=int, default=40, help="of training; default: 40")
     parser.add_argument("--epochs", type=int, default=30, help="of pretraining; default: 30")
     parser.add_argument("--weights", help="folder that keeps the pretrained weights for another call")
