@@ -170,11 +170,12 @@ def _spec(model: nn.Module, owner: Mapping[int, str], names: Sequence[str]) -> M
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor) and id(tensor) not in listed:
             listed.add(id(tensor))
-            tensors[owner.get(id(tensor), names[-1])].append(_tensor_spec(name, tensor))
+            tensors[owner.get(id(tensor), names[-1])].append(tensor_spec(name, tensor))
     return ModelSpec(tuple(BlockSpec(name, tuple(found)) for name, found in tensors.items()))
 
 
-def _tensor_spec(name: str, tensor: Tensor) -> TensorSpec:
+def tensor_spec(name: str, tensor: Tensor) -> TensorSpec:
+    """What is known of a parameter or buffer; raises ``ValueError`` for a type that numpy, and so a packet, does not have."""
     role: Role = "statistic" if tensor.is_floating_point() else "counter"
     if isinstance(tensor, nn.Parameter):
         role = "weight" if tensor.dim() > 1 else "vector"

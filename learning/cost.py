@@ -48,12 +48,14 @@ def part_cost(
     training: Training,
     loss: Loss,
     entering_gradient: bool = True,
+    head: nn.Module | None = None,
 ) -> PartCost:
     """Cost of one part of ``model``, which ``blocks`` cuts.
 
     ``example``: one sample of the data, input and target, without batch dimension; any shape and type. A part that does not
     begin with the model's first block gets what the blocks before it make of the input, and makes a gradient for it if
     ``entering_gradient``.
+    ``head``: the auxiliary that ``part.head`` names, which is trained with the part; what leaves it goes to the loss.
     ``loss``: mean over the batch, as ``loss(output, target)``; a part without the model's last block has none, and its output
     is summed instead. Frozen blocks before the first trained one run without gradients.
 
@@ -67,9 +69,9 @@ def part_cost(
     that is not a stretch of neighbouring blocks at full width, and when the model or the loss fails on the example.
     """
     assert blocks.model is model
-    _check(blocks, part)
+    _check(blocks, part, head)
     spec = ModelSpec(tuple(block for block in blocks.spec.blocks if block.name in part.blocks))
-    run = DryRun(blocks, part, example, training, loss, entering_gradient)
+    run = DryRun(blocks, part, example, training, loss, entering_gradient, head)
     with _modes(blocks, part), torch.random.fork_rng(devices=[]):
         try:
             with _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
@@ -84,10 +86,11 @@ def part_cost(
         else:
             if _unusual_types(run):
                 _try_for_real(run)
-    return PartCost(parameters=spec.parameters, **figures)
+    beside = sum(parameter.numel() for parameter in head.parameters()) if head is not None else 0
+    return PartCost(parameters=spec.parameters + beside, **figures)
 
 
-def _check(blocks: Blocks, part: Part) -> None:
+def _check(blocks: Blocks, part: Part, head: nn.Module | None) -> None:
     names = blocks.spec.block_names
     blocks.spec.tensors_of(part.blocks)  # refuses unknown names
     start = names.index(part.blocks[0]) if part.blocks else 0
@@ -95,10 +98,10 @@ def _check(blocks: Blocks, part: Part) -> None:
         raise ValueError(f"part.blocks is {part.blocks}; it must be neighbours, in order, of these: {', '.join(names)}")
     if extra := set(part.trained) - set(part.blocks):
         raise ValueError(f"part.trained names {min(extra)!r}, which is not in part.blocks: {', '.join(part.blocks)}")
-    if part.width != 1 or part.head or part.auxiliaries:
+    if (head is None) != (not part.head) or part.auxiliaries != ((part.head,) if part.head else ()) or part.width != 1:
         raise ValueError(
             f"part has width {part.width:g}, head {part.head!r} and {len(part.auxiliaries)} auxiliaries; "
-            f"costs are known for width 1 with the model's own head only"
+            f"costs are known for width 1 with the model's own head, or one auxiliary head"
         )
 
 

@@ -33,6 +33,7 @@ class DryRun:
     training: Training
     loss: Loss
     entering_gradient: bool = True
+    head: nn.Module | None = None
     convert: Callable[[Tensor], Tensor] = torch.clone
 
     def prepare(self, batch: int) -> "Step":
@@ -45,7 +46,22 @@ class DryRun:
                 x = functional_call(self.blocks.modules[name], self._state(name), (x,))
         if first > 0 and x.is_floating_point():
             x = x.detach().requires_grad_(self.entering_gradient)
-        return Step(self, {name: self._state(name) for name in self.part.blocks}, x, y)
+        return Step(self, {name: self._state(name) for name in self._names}, x, y)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Blocks by name, and the auxiliary head."""
+        return self.blocks.modules | ({self.part.head: self.head} if self.head is not None else {})
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names of what is trained."""
+        return self.part.trained + ((self.part.head,) if self.head is not None else ())
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """Names of what runs, in order."""
+        return self.part.blocks + ((self.part.head,) if self.head is not None else ())
 
     def autocast(self) -> torch.autocast:
         """The plan's precision."""
@@ -53,12 +69,12 @@ class DryRun:
 
     def _state(self, name: str) -> dict[str, Tensor]:
         """The tensors of one block by name, tied ones as one; those to be trained require gradients."""
-        block, made = self.blocks.modules[name], dict[int, Tensor]()
+        block, made = self.modules[name], dict[int, Tensor]()
         state = {}
         named = [*block.named_parameters(remove_duplicate=False), *block.named_buffers(remove_duplicate=False)]
         for key, tensor in named:
             if id(tensor) not in made:
-                wanted = isinstance(tensor, nn.Parameter) and name in self.part.trained
+                wanted = isinstance(tensor, nn.Parameter) and name in self.trained
                 made[id(tensor)] = self.convert(tensor).detach().requires_grad_(wanted)
             state[key] = made[id(tensor)]
         return state
@@ -75,13 +91,13 @@ class Step:
 
     def forward(self) -> Any:
         """What leaves the last block."""
-        x, part = self.x, self.run.part
+        x, modules, trained = self.x, self.run.modules, self.run.trained
         wanted = x.requires_grad
         for name, state in self.states.items():
-            wanted = wanted or name in part.trained
-            recomputed = self.run.training.checkpointing and name in part.trained
+            wanted = wanted or name in trained
+            recomputed = self.run.training.checkpointing and name in trained
             with nullcontext() if wanted else torch.no_grad(), self.run.autocast():
-                call = partial(functional_call, self.run.blocks.modules[name], state)
+                call = partial(functional_call, modules[name], state)
                 x = checkpoint(call, (x,), use_reentrant=False, preserve_rng_state=False) if recomputed else call((x,))
         return x
 
@@ -90,7 +106,7 @@ class Step:
         if not self.trained:
             return
         with self.run.autocast():
-            if self.run.part.blocks[-1] == self.run.blocks.spec.block_names[-1]:
+            if self.run.head is not None or self.run.part.blocks[-1] == self.run.blocks.spec.block_names[-1]:
                 value = self.run.loss(output, self.y)
             else:
                 value = torch.stack([t.sum() for t in tree_leaves(output) if isinstance(t, Tensor)]).sum()

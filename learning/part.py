@@ -42,20 +42,37 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return hashlib.blake2b(msgspec.msgpack.encode(self), digest_size=8).hexdigest()
 
 
+_LINEAR = "linear@"
+
+
+def linear_head(cut: str) -> str:
+    """The name of the auxiliary head behind block ``cut`` that is one fully connected layer."""
+    return _LINEAR + cut
+
+
+def cut_of(auxiliary: str) -> str:
+    """The last block before an auxiliary; raises ``ValueError`` for what is not the name of one."""
+    if not auxiliary.startswith(_LINEAR):
+        raise ValueError(f"part.auxiliaries names {auxiliary!r}; allowed: {_LINEAR}CUT, a linear head behind block CUT")
+    return auxiliary.removeprefix(_LINEAR)
+
+
 def whole(spec: ModelSpec) -> Part:
     """The identity part: every block held, trained and sent."""
     return Part(blocks=spec.block_names, trained=spec.block_names)
 
 
 def down_tensors(spec: ModelSpec, part: Part) -> tuple[TensorSpec, ...]:
-    """Tensors that travel to the device, in model order. Counters never travel."""
-    return tuple(t for t in spec.tensors_of(part.sent) if t.role != "counter")
+    """Tensors that travel to the device, in model order, then its auxiliaries'. Counters never travel."""
+    tensors = (*spec.tensors_of(part.sent), *spec.auxiliary_tensors(part.auxiliaries))
+    return tuple(t for t in tensors if t.role != "counter")
 
 
 def up_tensors(spec: ModelSpec, part: Part, *, statistics: bool) -> tuple[TensorSpec, ...]:
-    """Tensors that come back: those the part trains, with the running statistics when ``statistics``."""
+    """Tensors that come back: those the part trains, with the running statistics when ``statistics``; its auxiliaries' too."""
     unwanted = {"counter"} if statistics else {"counter", "statistic"}
-    return tuple(t for t in spec.tensors_of(part.trained) if t.role not in unwanted)
+    tensors = (*spec.tensors_of(part.trained), *spec.auxiliary_tensors(part.auxiliaries))
+    return tuple(t for t in tensors if t.role not in unwanted)
 
 
 def rest(spec: ModelSpec, part: Part, *, frozen_to: str = "") -> Part:

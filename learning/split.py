@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .blocks import Blocks
@@ -118,6 +118,37 @@ def forward_only(
             with torch.no_grad(), autocast(training):
                 activations = blocks.run(front, laid_out(transform(batch.x, generator), training))
             send(activations.float(), batch.y)
+
+
+class LocalLeg:
+    """Gradients of a device's blocks by a loss of their own, through an auxiliary head: for ``train``, as ``DeviceLeg``.
+
+    What leaves the blocks goes to the host as well, before they are trained on it, and nothing comes back.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        front: tuple[str, ...],
+        head: nn.Module,
+        *,
+        training: Training,
+        loss: Loss,
+        send: Callable[[Tensor, Tensor], None],
+    ) -> None:
+        """``send``: takes activations (float32) and targets."""
+        self._blocks, self._front, self._head = blocks, front, head
+        self._training, self._loss, self._send = training, loss, send
+
+    def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> float:
+        """One micro-batch; the local loss."""
+        with autocast(self._training):
+            activations = self._blocks.run(self._front, laid_out(inputs, self._training))
+        self._send(activations.detach().float(), targets)
+        with autocast(self._training):
+            value = scalar_loss(self._loss(self._head(activations), targets))
+        (value * share if share != 1 else value).backward()  # type: ignore[no-untyped-call]
+        return float(value.detach())
 
 
 class HostLeg:

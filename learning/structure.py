@@ -4,6 +4,7 @@ A *block* is a stretch of the model between two clean cuts (``learning.blocks``)
 user's model (``layer1.0.conv1.weight``), so that a report of an old version still lands in the right place.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -43,10 +44,20 @@ class BlockSpec(msgspec.Struct, frozen=True):
     tensors: tuple[TensorSpec, ...]
 
 
+def no_auxiliaries(name: str) -> BlockSpec:
+    """Of a model by itself, without the data that tell what an auxiliary must take and give."""
+    raise ValueError(f"part.auxiliaries names {name!r}; this model has no auxiliaries")
+
+
 class ModelSpec(msgspec.Struct, frozen=True):
-    """The whole model: ordered blocks. ``part_tensors`` and ``Part`` speak of blocks by the names used here."""
+    """The whole model: ordered blocks. ``Part`` speaks of blocks by the names used here.
+
+    ``auxiliary``: the tensors of the auxiliary of that name (``learning.auxiliaries``), which is no part of the model; raises
+    ``ValueError`` where there can be none.
+    """
 
     blocks: tuple[BlockSpec, ...]
+    auxiliary: Callable[[str], BlockSpec] = no_auxiliaries
 
     @property
     def block_names(self) -> tuple[str, ...]:
@@ -65,6 +76,10 @@ class ModelSpec(msgspec.Struct, frozen=True):
                 f"its blocks are: {', '.join(self.block_names)}"
             )
         return tuple(tensor for block in self.blocks if block.name in wanted for tensor in block.tensors)
+
+    def auxiliary_tensors(self, names: tuple[str, ...]) -> tuple[TensorSpec, ...]:
+        """Tensors of the named auxiliaries; raises ``ValueError`` for one that cannot be."""
+        return tuple(tensor for name in names for tensor in self.auxiliary(name).tensors)
 
     @property
     def parameters(self) -> int:

@@ -51,6 +51,7 @@ def train(
     seed: int,
     trainable: Sequence[str] | None = None,
     gradient: Gradient | None = None,
+    auxiliaries: Sequence[nn.Module] = (),
 ) -> TrainingResult:
     """Train ``model`` in place on ``samples``; without samples, or without anything to train, it is left as it is.
 
@@ -58,10 +59,10 @@ def train(
     ``requires_grad`` off, and modules that hold tensors, but none of those named, stay in evaluation mode, so that frozen
     normalisation does not drift; a module without tensors (dropout) goes with the module that contains it. ``gradient``: adds
     a micro-batch's gradient in another way than by the model and its loss: from inputs, targets and share to the loss (split
-    training). The process's random state is left as it was found, and no gradient is kept. Raises ``ValueError`` for a loss
-    that is no scalar.
+    training). ``auxiliaries``: trained as well, by what ``gradient`` makes of them. The process's random state is left as it
+    was found, and no gradient is kept. Raises ``ValueError`` for a loss that is no scalar.
     """
-    stepper = Stepper(model, training=training, trainable=trainable)
+    stepper = Stepper(model, training=training, trainable=trainable, auxiliaries=auxiliaries)
     if not stepper.parameters or not len(samples):
         return TrainingResult()
     gradient = gradient or WholeModel(model, training=training, loss=loss)
@@ -124,9 +125,18 @@ class Stepper:
     next may train other parameters.
     """
 
-    def __init__(self, model: nn.Module, *, training: Training, trainable: Sequence[str] | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        training: Training,
+        trainable: Sequence[str] | None,
+        auxiliaries: Sequence[nn.Module] = (),
+    ) -> None:
         """Switch gradients and modes as ``trainable`` says, see ``train``; optimiser state starts empty."""
         self.parameters = _choose(model, trainable)
+        for module in auxiliaries:
+            self.parameters += _choose(module, None)
         self._settings = training.optimiser
         self._optimiser = make_optimiser(training.optimiser, self.parameters) if self.parameters else None
         self._base = [p.detach().clone() for p in self.parameters] if training.optimiser.proximal else []

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .auxiliaries import LinearHead, auxiliary_spec, build_head
 from .blocks import Blocks, cut
 from .data.config import DataConfig
 from .data.load import load
@@ -17,10 +18,11 @@ from .data.types import FederatedData
 from .initialisation import Initialisation, initialise, read_weights
 from .losses import Metric, make_metric
 from .models import build, use_batch_statistics
+from .part import cut_of
 from .seeds import derive
 from .spec import Call, Training
 from .split import Boundary, boundary
-from .structure import ModelSpec
+from .structure import BlockSpec, ModelSpec
 
 
 class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +51,7 @@ class Workload:
         self.settings = settings
         self.left_random: tuple[str, ...] = ()
         self._boundaries: dict[tuple[tuple[str, ...], str], Boundary] = {}
+        self._auxiliaries: dict[str, BlockSpec] = {}
 
     @cached_property
     def data(self) -> FederatedData:
@@ -82,10 +85,29 @@ class Workload:
             self._boundaries[key] = boundary(self.blocks, front, example=self.example()[0], training=training)
         return self._boundaries[key]
 
-    @property
+    @cached_property
     def spec(self) -> ModelSpec:
-        """Names, shapes and roles of the model's tensors, by block."""
-        return self.blocks.spec
+        """Names, shapes and roles of the model's tensors, by block; and what its auxiliaries are."""
+        return msgspec.structs.replace(self.blocks.spec, auxiliary=self._auxiliary_spec)
+
+    def new_auxiliary(self, name: str) -> LinearHead:
+        """The auxiliary of that name with its initial weights, the same bits at every call.
+
+        Raises ``ValueError`` where there can be none: behind no clean cut, or where what crosses it or leaves the model is no
+        single tensor.
+        """
+        behind, names = cut_of(name), self.blocks.spec.block_names
+        if behind not in names[:-1]:
+            allowed = ", ".join(names[:-1]) or "no block"
+            raise ValueError(f"part.auxiliaries names {name!r}; a head can stand behind: {allowed}")
+        entering = self.boundary(names[: names.index(behind) + 1], Training())
+        leaving = self.boundary(names, Training())
+        return build_head(entering.shape, leaving.shape, seed=derive(self.settings.seed, "auxiliary", name))
+
+    def _auxiliary_spec(self, name: str) -> BlockSpec:
+        if name not in self._auxiliaries:
+            self._auxiliaries[name] = auxiliary_spec(name, self.new_auxiliary(name))
+        return self._auxiliaries[name]
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:

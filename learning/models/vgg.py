@@ -19,14 +19,18 @@ def vgg11_bn(
     num_classes: int = 10, *, in_channels: int = 3, image_size: int = 32, dropout: float = 0.5, hidden: int = 4096
 ) -> nn.Module:
     """EcoFed's VGG-11: four pools, convolution bias, 4096-4096 head; 34,440,970 parameters on 3x32x32."""
-    return _vgg(VGG11, num_classes, in_channels=in_channels, image_size=image_size, dropout=dropout, hidden=hidden, bias=True)
+    return _vgg(
+        VGG11, num_classes, in_channels=in_channels, image_size=image_size, dropout=dropout, hidden=hidden, bias=True
+    )
 
 
 def vgg16_bn(
     num_classes: int = 10, *, in_channels: int = 3, image_size: int = 32, dropout: float = 0.5, hidden: int = 4096
 ) -> nn.Module:
     """REFT's VGG-16: five pools, no convolution bias, 4096-4096 head; 33,642,442 parameters on 3x32x32."""
-    return _vgg(VGG16, num_classes, in_channels=in_channels, image_size=image_size, dropout=dropout, hidden=hidden, bias=False)
+    return _vgg(
+        VGG16, num_classes, in_channels=in_channels, image_size=image_size, dropout=dropout, hidden=hidden, bias=False
+    )
 
 
 def _vgg(

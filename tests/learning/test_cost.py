@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from fedbonsai.learning.auxiliaries import LinearHead
 from fedbonsai.learning.blocks import cut
 from fedbonsai.learning.cost import part_cost
 from fedbonsai.learning.models import build
@@ -81,6 +82,25 @@ def test_pencil_parts(held, trained, parameters, forward, training, boundary):
     found = cost(two_layers(), example=VECTORS, loss=F.mse_loss, held=held, trained=trained)
     assert (found.parameters, found.forward_flops) == (parameters, forward)
     assert (found.training_flops, found.boundary_items) == (training, boundary)
+
+
+def test_an_auxiliary_head_is_trained_with_its_part():
+    blocks, head = cut(two_layers()), LinearHead((3,), (2,))
+    part = Part(blocks=("0",), trained=("0",), head="linear@0", auxiliaries=("linear@0",))
+    example, loss = VECTORS, F.mse_loss
+    found = part_cost(blocks.model, blocks, part, example=example, training=Training(), loss=loss, head=head)
+    assert (found.parameters, found.boundary_items) == (12 + 6 + 2, 2)
+    assert (found.forward_flops, found.training_flops) == (
+        24 + 12,
+        36 + 24 + 12 + 12,
+    )  # weights of both, the head's input
+    alone = part_cost(
+        blocks.model, blocks, Part(blocks=("0",), trained=("0",)), example=example, training=Training(), loss=loss
+    )
+    assert found.peak_memory_bytes > alone.peak_memory_bytes
+    for wrong in ({"head": None}, {"head": head, "part": Part(blocks=("0",), trained=("0",))}):
+        with pytest.raises(ValueError, match="auxiliaries; costs are known for width 1 with"):
+            part_cost(blocks.model, blocks, **({"part": part} | wrong), example=example, training=Training(), loss=loss)
 
 
 def test_pencil_memory():

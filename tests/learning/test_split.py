@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
+from fedbonsai.learning.auxiliaries import build_head
 from fedbonsai.learning.blocks import cut
 from fedbonsai.learning.data.types import Samples
 from fedbonsai.learning.losses import make_loss
 from fedbonsai.learning.models.cnn import digits_cnn
 from fedbonsai.learning.spec import Optimiser, Training
-from fedbonsai.learning.split import DeviceLeg, HostLeg, MicroBatch, boundary, forward_only, schedule
+from fedbonsai.learning.split import DeviceLeg, HostLeg, LocalLeg, MicroBatch, boundary, forward_only, schedule
 from fedbonsai.learning.training import train
 from torch import nn
 
@@ -129,3 +130,39 @@ def test_what_leaves_a_frozen_front_depends_on_the_sample_alone():
     assert torch.equal(found[4][1], found[24][1])
     torch.testing.assert_close(found[4][0], found[24][0])
     assert not found[4][0].requires_grad
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulation": 3, "epochs": 2}, {"precision": "bf16"}], ids=str)
+def test_by_a_local_loss_front_and_head_are_trained_as_a_network_of_their_own(changes):
+    torch.manual_seed(3)
+    data, training = samples(), Training(**({"batch_size": 8} | changes))
+    blocks, loss = cut(digits_cnn()), make_loss(training.loss)
+    front = blocks.spec.block_names[:1]
+    head = build_head(boundary(blocks, front, example=data.x[0], training=training).shape, (10,), seed=1)
+    alone = nn.Sequential(copy.deepcopy(blocks.modules[front[0]]), copy.deepcopy(head))
+    passed: list[torch.Tensor] = []
+    alone[0].register_forward_hook(lambda module, inputs, output: passed.append(output.detach().float()))
+    expected = train(alone, data, training=training, loss=loss, transform=lambda x, _: x, seed=7)
+
+    sent: list[tuple[torch.Tensor, torch.Tensor]] = []
+    leg = LocalLeg(blocks, front, head, training=training, loss=loss, send=lambda z, y: sent.append((z, y)))
+    before = {name: tensor.clone() for name, tensor in blocks.model.state_dict().items()}
+    found = train(
+        blocks.model,
+        data,
+        training=training,
+        loss=loss,
+        transform=lambda x, _: x,
+        seed=7,
+        trainable=[t.name for t in blocks.spec.tensors_of(front)],
+        gradient=leg,
+        auxiliaries=[head],
+    )
+    assert found == expected
+    both = {**blocks.modules[front[0]].state_dict(), **head.state_dict()}
+    assert [torch.equal(*pair) for pair in zip(both.values(), alone.state_dict().values(), strict=True)] == [True] * 4
+    # Each micro-batch is sent as it was before the step that it causes.
+    assert [torch.equal(z, own) for (z, _), own in zip(sent, passed, strict=True)] == [True] * len(passed)
+    assert torch.cat([y for _, y in sent]).shape == (23 * training.epochs,)
+    frozen = [t.name for t in blocks.spec.tensors_of(blocks.spec.block_names[1:])]
+    assert all(torch.equal(blocks.model.state_dict()[name], before[name]) for name in frozen)

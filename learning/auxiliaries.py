@@ -1,0 +1,40 @@
+"""Auxiliaries: small networks that are trained beside the model, and are no part of it.
+
+A *linear head* at a cut stands in for all that follows it, so that the blocks before it can be trained by a loss of their own
+(local losses in split learning: Han et al. 2021, in EcoFed's code one fully connected layer behind the second block; Wu et al.,
+IEEE TPDS 2024, arXiv 2304.05495). Its name is ``linear@CUT`` (``part.linear_head``), after the last block before it; its
+tensors are ``linear@CUT.weight`` and ``linear@CUT.bias``.
+"""
+
+import math
+
+from torch import Tensor, nn
+
+from .blocks import tensor_spec
+from .randomness import seeded
+from .structure import BlockSpec
+
+
+class LinearHead(nn.Linear):
+    """From what leaves a block, flattened, to what leaves the model, by one fully connected layer."""
+
+    def __init__(self, entering: tuple[int, ...], leaving: tuple[int, ...]) -> None:
+        """Shapes of one sample."""
+        super().__init__(math.prod(entering), math.prod(leaving))
+        self._leaving = leaving
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, *entering] to [n, *leaving]."""
+        return super().forward(x.flatten(1)).reshape(len(x), *self._leaving)
+
+
+def build_head(entering: tuple[int, ...], leaving: tuple[int, ...], *, seed: int) -> LinearHead:
+    """A head with torch's initial weights, from the seed; the process's random state stays as it was."""
+    with seeded(seed):
+        return LinearHead(entering, leaving)
+
+
+def auxiliary_spec(name: str, module: nn.Module) -> BlockSpec:
+    """The tensors of an auxiliary, under the names that they have in packets and in the server's store."""
+    state = module.state_dict(keep_vars=True)
+    return BlockSpec(name, tuple(tensor_spec(f"{name}.{key}", tensor) for key, tensor in state.items()))
