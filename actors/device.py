@@ -111,10 +111,13 @@ class Device:
             seed=plan.seed,
             trainable=self._trainable(plan),
             gradient=leg(plan, module, host, self.workload) if plan.split is not None else None,
+            auxiliaries=[module.auxiliary(name) for name in plan.part.auxiliaries],
         )
+        if host is not None:
+            host.flush()
         train_s = time.perf_counter() - started
         self._stage = "seal"
-        update = self._seal(module.model, base, plan)
+        update = self._seal(module.state(plan.part.auxiliaries), base, plan)
         report = Report(
             plan=plan,
             samples=len(samples),
@@ -135,7 +138,7 @@ class Device:
         """The model that the packets brought, and its tensors, which the update is taken against."""
         base = as_tensors(self._receive(plan, packets)) | self._trunk.tensors(plan.part)
         module = self._module(channels_last=plan.training.channels_last)
-        module.load(base)
+        module.load(base, plan.part.auxiliaries)
         return module, base
 
     def _receive(self, plan: Plan, packets: Sequence[Array]) -> Arrays:
@@ -170,12 +173,11 @@ class Device:
             return None
         return [tensor.name for tensor in self.workload.spec.tensors_of(plan.part.trained)]
 
-    def _seal(self, model: nn.Module, base: dict[str, Tensor], plan: Plan) -> Array:
+    def _seal(self, held: dict[str, Tensor], base: dict[str, Tensor], plan: Plan) -> Array:
         """The update packet: differences to what came down, residuals, or the weights themselves."""
         if plan.link_up is None:
-            return seal_update(model, base, plan, part=plan.part, spec=self.workload.spec)
+            return seal_update(held, base, plan, part=plan.part, spec=self.workload.spec)
         specs = array_specs(up_tensors(self.workload.spec, plan.part, statistics=plan.upload.statistics))
-        held = model.state_dict()
         values = as_arrays({spec.name: held[spec.name] for spec in specs})
         return self._seal_residual(values, as_arrays(base), specs, plan)
 

@@ -77,7 +77,7 @@ class PartitionHost:
                 self._replay.commit(slot.view, len(slot.up_bytes))
                 slot.view = None
             update = seal_update(
-                slot.module.model, slot.base, slot.plan, part=slot.part, spec=self.workload.spec, leg=1
+                slot.module.state(), slot.base, slot.plan, part=slot.part, spec=self.workload.spec, leg=1
             )
             answer = HostAnswer(
                 steps=slot.leg.steps,

@@ -4,6 +4,7 @@ It decides nothing and knows no clock: the runtime's loop calls ``send`` when a 
 arrives, ``ended`` when the plan has come to its end, and ``close_version`` when the round ends.
 """
 
+from collections import ChainMap
 from collections.abc import Collection
 from functools import cached_property
 
@@ -14,8 +15,6 @@ from ..comms.channel import Channel
 from ..comms.codecs import Array, Arrays, ArraySpec
 from ..comms.errors import MismatchedPacket
 from ..comms.link import State
-from ..comms.make_codec import make_codec
-from ..comms.packet import unseal
 from ..comms.predict import hash_arrays
 from ..learning.aggregation import Fold
 from ..learning.data.types import Samples
@@ -30,10 +29,11 @@ from ..learning.workload import Workload
 from ..policies.plan import Plan
 from ..policies.report import Report
 from .links import ServerLinks
-from .messages import Dispatch, Message, array_specs, update_context, update_stamp
+from .messages import Dispatch, Message, array_specs
 from .plain import PlainDownlinks
 from .split_plans import hosted, provisioned
 from .trunk import BlockHashes
+from .update import open_update
 
 _PLAIN = ServerOptimiser()
 
@@ -59,6 +59,8 @@ class Server:
         # The module that evaluates shares the store's tensors, so that it always is the current version.
         self._model.load_state_dict(self.store["model"], assign=True)
         self._roles = {t.name: t.role for block in workload.spec.blocks for t in block.tensors}
+        # What plans are sent, and updates change: the model, and the auxiliaries that plans have named.
+        self._tensors = ChainMap(self.store["model"], self.store["auxiliaries"])
         self._fold = Fold()
         self._plain = PlainDownlinks(channel, workload.spec)
         self._hashes = BlockHashes(workload.spec, self.store["model"])
@@ -75,6 +77,7 @@ class Server:
         if plan.version != self.version:
             raise AssertionError(f"a plan of version {plan.version} cannot start at version {self.version}")
         self.links.downlinks.count()
+        self._provide(plan.part.auxiliaries)
         if plan.split is not None:
             plan = provisioned(plan, self._hashes)
             return Dispatch(plan, self._send(plan), None, self._send(hosted(plan, self.workload.spec, self._hashes)))
@@ -139,20 +142,21 @@ class Server:
 
     def _send(self, plan: Plan) -> tuple[Message, ...]:
         """The packet of a memoryless downlink; none where there is nothing to send."""
-        return (self._plain.send(plan, self.store["model"]),) if plan.part.sent else ()
+        return (self._plain.send(plan, self._tensors),) if plan.part.sent else ()
+
+    def _provide(self, auxiliaries: tuple[str, ...]) -> None:
+        """Have these auxiliaries in the store, as they start where no plan has named them before."""
+        held = self.store["auxiliaries"]
+        for name in auxiliaries:
+            tensors = self.workload.spec.auxiliary(name).tensors
+            if tensors[0].name not in held:
+                state = self.workload.new_auxiliary(name).state_dict()
+                held.update({f"{name}.{key}": tensor for key, tensor in state.items()})
+                self._roles.update({tensor.name: tensor.role for tensor in tensors})
 
     def _plain_update(self, plan: Plan, packet: Array, *, leg: int = 0) -> dict[str, torch.Tensor]:
         """The differences in an update of a memoryless uplink."""
-        specs = array_specs(up_tensors(self.workload.spec, plan.part, statistics=plan.upload.statistics))
-        arrays = unseal(
-            packet,
-            codec=make_codec(plan.codec_up),
-            expected=specs,
-            context=update_context(specs, plan),
-            stamp=update_stamp(plan, leg=leg),
-            finite=True,
-        )
-        update = as_tensors(arrays)
+        update = as_tensors(open_update(packet, plan, self.workload.spec, leg=leg))
         if plan.upload.payload == "weights":
             start = self._plain.sent(plan)
             update = {name: tensor - start[name] for name, tensor in update.items()}
@@ -200,7 +204,7 @@ class Server:
             for name, mean in self._fold.close().items():
                 self._hashes.changed(name)
                 settings = _PLAIN if self._roles[name] == "statistic" else self._optimiser
-                server_step(settings, name=name, value=model[name], mean=mean, state=state)
+                server_step(settings, name=name, value=self._tensors[name], mean=mean, state=state)
         self.version += 1
         held = self.links.advance(as_arrays(model), self.version)
         pending.clear()

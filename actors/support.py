@@ -6,7 +6,7 @@ from ..clusters.profile import DeviceProfile
 from ..comms.codecs import ArraySpec, CodecSpec
 from ..comms.make_codec import make_codec
 from ..comms.predict import Residual, carried
-from ..learning.part import Part, down_tensors, up_tensors
+from ..learning.part import Part, down_tensors, linear_head, up_tensors
 from ..learning.structure import ModelSpec, TensorSpec
 from ..policies.plan import Objective, Plan, Split
 from .messages import array_specs
@@ -42,8 +42,20 @@ def _part(part: Part, split: Split | None, spec: ModelSpec) -> Iterator[str]:
         yield f"part.blocks is {', '.join(part.blocks) or 'empty'}; only all {len(names)} blocks in order can be held yet"
     if part.width != 1 or part.index_map:
         yield f"part.width is {part.width:g} and part.index_map {part.index_map!r}; only width 1 can be trained yet"
-    if part.head or part.auxiliaries or part.cached:
-        yield "part.head, part.auxiliaries and part.cached must be empty; they cannot be carried out yet"
+    if part.cached:
+        yield "part.cached is set; the runtime fills it in"
+    yield from _auxiliaries(part, split)
+
+
+def _auxiliaries(part: Part, split: Split | None) -> Iterator[str]:
+    """What stands against the networks beside the model: a local loss needs its head, and nothing else has one yet."""
+    wanted = linear_head(split.cut) if split is not None and split.mode == "local_loss" else ""
+    if part.head != wanted or part.auxiliaries != ((wanted,) if wanted else ()):
+        told = f"part.head is {part.head!r} and part.auxiliaries {', '.join(part.auxiliaries) or 'empty'}"
+        if wanted:
+            yield f"{told}; a local loss behind {split.cut if split else ''!r} has the head {wanted!r}, its one auxiliary"
+        else:
+            yield f"{told}; without a local loss both must be empty, since nothing else can be carried out yet"
 
 
 def _cut(part: Part, split: Split, names: tuple[str, ...]) -> Iterator[str]:
@@ -66,11 +78,8 @@ def _cut(part: Part, split: Split, names: tuple[str, ...]) -> Iterator[str]:
 
 def _split(plan: Plan, split: Split) -> Iterator[str]:
     """What stands against the way of splitting."""
-    if split.mode == "local_loss" or split.head != "slots":
-        yield (
-            f"split has mode {split.mode!r} and head {split.head!r}; "
-            "only 'splitfed' and 'ecofed' with 'slots' can be carried out yet"
-        )
+    if split.head != "slots":
+        yield f"split.head is {split.head!r}; only 'slots' can be carried out yet"
     if split.mode == "splitfed" and split.window != 1:
         yield f"split.window is {split.window}; where gradients come back it must be 1"
     if split.view is not None and split.mode != "ecofed":

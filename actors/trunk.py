@@ -48,8 +48,8 @@ class BlockHashes:
         return replace(part, cached=tuple((name, self.block(name)) for name in frozen))
 
     def changed(self, tensor: str) -> None:
-        """A tensor of the model has changed."""
-        self._hashes.pop(self._block_of[tensor], None)
+        """A tensor has changed; one that is not of the model names no block."""
+        self._hashes.pop(self._block_of.get(tensor, ""), None)
 
 
 class Trunk:

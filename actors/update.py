@@ -1,10 +1,10 @@
-"""The update of a memoryless uplink: what a leg of a plan has trained, sealed."""
+"""The update of a memoryless uplink: what a leg of a plan has trained, sealed and opened."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..comms.codecs import Array
+from ..comms.codecs import Array, Arrays
 from ..comms.make_codec import make_codec
-from ..comms.packet import seal
+from ..comms.packet import seal, unseal
 from ..learning.part import Part, up_tensors
 from ..learning.structure import ModelSpec
 from ..learning.tensors import as_arrays
@@ -13,11 +13,13 @@ from .messages import array_specs, update_context, update_stamp
 
 
 def seal_update(
-    model: nn.Module, base: dict[str, Tensor], plan: Plan, *, part: Part, spec: ModelSpec, leg: int = 0
+    held: dict[str, Tensor], base: dict[str, Tensor], plan: Plan, *, part: Part, spec: ModelSpec, leg: int = 0
 ) -> Array:
-    """The packet of what ``part`` of the model trained: differences to what came down, or the weights themselves."""
+    """The packet of what ``part`` has trained: differences to what came down, or the weights themselves.
+
+    ``held``, ``base``: tensors by name, now and as they came.
+    """
     specs = array_specs(up_tensors(spec, part, statistics=plan.upload.statistics))
-    held = model.state_dict()
     values = as_arrays({tensor.name: held[tensor.name] for tensor in specs})
     packet, _ = seal(
         values,
@@ -27,3 +29,16 @@ def seal_update(
         minus=as_arrays({name: base[name] for name in values}) if plan.upload.payload == "difference" else None,
     )
     return packet
+
+
+def open_update(packet: Array, plan: Plan, spec: ModelSpec, *, leg: int = 0) -> Arrays:
+    """What a leg of the plan sent, whose part is the plan's; raises a ``PacketError`` where it is not sound, or not finite."""
+    specs = array_specs(up_tensors(spec, plan.part, statistics=plan.upload.statistics))
+    return unseal(
+        packet,
+        codec=make_codec(plan.codec_up),
+        expected=specs,
+        context=update_context(specs, plan),
+        stamp=update_stamp(plan, leg=leg),
+        finite=True,
+    )

@@ -74,6 +74,7 @@ class Costs:
                 training=training,
                 loss=make_loss(training.loss),
                 entering_gradient=entering_gradient,
+                head=self._workload.new_auxiliary(part.head) if part.head else None,
             )
         return self._rows[key]
 

@@ -50,9 +50,11 @@ class StreamCosts:
         host = self._row(others, training, entering_gradient=answers)
         replay = split.view is not None
         device = None if replay else self._row(plan.part, training)
+        # Without its head: that runs once the packet is out.
+        front = device and self._row(msgspec.structs.replace(plan.part, head="", auxiliaries=()), training)
         return Work(
             samples=self._micro_batches(num_samples, training),
-            forward_flops=device.forward_flops if device else 0,
+            forward_flops=front.forward_flops if front else 0,
             flops=device.training_flops if device else 0,
             host_flops=host.training_flops,
             window=1 if replay else split.window,

@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 import torch
 from fedbonsai.actors.device import Device
+from fedbonsai.actors.plain import open_weights
 from fedbonsai.actors.server import Server
+from fedbonsai.actors.update import seal_update
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.comms.codecs import CodecSpec
 from fedbonsai.comms.errors import CorruptPacket, MismatchedPacket, PacketError, TruncatedPacket, UnfitPacket
 from fedbonsai.learning.data.config import DataConfig
 from fedbonsai.learning.optimisers import ServerOptimiser
-from fedbonsai.learning.part import Part
+from fedbonsai.learning.part import Part, rest, up_tensors
 from fedbonsai.learning.workload import Workload
-from fedbonsai.policies.plan import Upload
+from fedbonsai.policies.plan import Split, Upload
 
 from .steps import IMAGES, LINE, ONE_STEP, TRAINING, make_plan, make_server, one_round, pack, run
 
@@ -265,3 +267,28 @@ def test_digits_are_learned_in_process() -> None:
         ]
         one_round(server, device, plans)
     assert server.evaluate(training, batch_size=256)["accuracy"] > 0.9
+
+
+def test_auxiliaries_start_from_the_seed_are_averaged_and_leave_the_model_alone() -> None:
+    server, name = make_server(IMAGES), "linear@conv"
+    part = Part(blocks=("conv",), trained=("conv",), head=name, auxiliaries=(name,))
+    split = Split(cut="conv", mode="local_loss")
+    plans = [make_plan(server.workload, device, part=part, split=split) for device in (0, 1)]
+    before, hash_before = server.workload.new_auxiliary(name).weight.detach().clone(), server.model_hash()
+    sent = open_weights(server.send(plans[0]).packets[0], plans[0], part, server.workload.spec)
+    assert list(sent)[-2:] == [f"{name}.weight", f"{name}.bias"]
+    assert torch.equal(torch.from_numpy(sent[f"{name}.weight"].copy()), before)
+    server.send(plans[1])
+    for plan, (step, weight) in zip(plans, ((4.0, 1.0), (-1.0, 2.0)), strict=True):
+        base = {key: torch.zeros(array.shape) for key, array in sent.items()}
+        trained = base | {f"{name}.weight": torch.full(base[f"{name}.weight"].shape, step)}
+        own = seal_update(trained, base, plan, part=part, spec=server.workload.spec)
+        others = rest(server.workload.spec, part)
+        still = {t.name: torch.zeros(t.shape) for t in up_tensors(server.workload.spec, others, statistics=True)}
+        host = seal_update(still, still, plan, part=others, spec=server.workload.spec, leg=1)
+        server.fold(plan, own, weight=weight, host=host)
+    server.close_version(in_flight=())
+    after = server.store["auxiliaries"][f"{name}.weight"]
+    torch.testing.assert_close(after, before + (4 * 1 - 1 * 2) / 3)
+    assert server.model_hash() == hash_before
+    assert not [key for key in server.weights() if key.startswith("linear@")]

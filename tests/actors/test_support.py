@@ -48,15 +48,34 @@ REFUSED: dict[str, Row] = {
     "another order": (part(blocks=("fc", "conv")), {}, "part.blocks is fc, conv"),
     "width": (part(width=0.5), {}, "part.width is 0.5"),
     "index map": (part(index_map="ab"), {}, "part.index_map 'ab'"),
-    "head": (part(head="small"), {}, "part.head, part.auxiliaries and part.cached must be empty"),
-    "auxiliaries": (part(auxiliaries=("proxy",)), {}, "part.head, part.auxiliaries and part.cached"),
-    "cached": (part(cached=(("conv", "00"),)), {}, "part.head, part.auxiliaries and part.cached"),
+    "head": (
+        part(head="small"),
+        {},
+        "part.head is 'small' and part.auxiliaries empty; without a local loss",
+    ),
+    "auxiliaries": (
+        part(auxiliaries=("proxy",)),
+        {},
+        "part.head is '' and part.auxiliaries proxy; without a local loss",
+    ),
+    "cached": (part(cached=(("conv", "00"),)), {}, "part.cached is set; the runtime fills it in"),
     "cut": ({"split": Split(cut="fc")}, {}, "split.cut is 'fc'; this model can be cut behind: conv"),
     "blocks of a cut": ({"split": Split(cut="conv")}, {}, "a plan cut behind 'conv' holds conv"),
-    "split mode": (
+    "a local loss without its head": (
         part(blocks=("conv",), trained=("conv",)) | {"split": Split(cut="conv", mode="local_loss")},
         {},
-        "split has mode 'local_loss' and head 'slots'",
+        "part.auxiliaries empty; a local loss behind 'conv' has the head 'linear@conv', its one auxiliary",
+    ),
+    "a local loss with another head": (
+        part(blocks=("conv",), trained=("conv",), head="linear@fc", auxiliaries=("linear@fc",))
+        | {"split": Split(cut="conv", mode="local_loss")},
+        {},
+        "part.head is 'linear@fc' and part.auxiliaries linear@fc; a local loss behind 'conv'",
+    ),
+    "split head": (
+        part(blocks=("conv",), trained=("conv",)) | {"split": Split(cut="conv", head="shared")},
+        {},
+        "split.head is 'shared'; only 'slots'",
     ),
     "window": (
         part(blocks=("conv",), trained=("conv",)) | {"split": Split(cut="conv", window=2)},

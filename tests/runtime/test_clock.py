@@ -10,6 +10,7 @@ from fedbonsai.actors.pool import Task
 from fedbonsai.clusters.fleet import HostProfile, load_fleet
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.ecofed import EcoFed
+from fedbonsai.policies.local_loss import LocalLoss
 from fedbonsai.policies.report import Estimate, Outcome
 from fedbonsai.policies.residuals import Residuals
 from fedbonsai.policies.split import SplitFed
@@ -193,7 +194,7 @@ class OneByOne:
     """One device a round, in order; its plan carries what it was estimated to cost."""
 
     residual: bool = False
-    split: SplitFed | EcoFed | None = None
+    split: SplitFed | LocalLoss | EcoFed | None = None
 
     def init(self):
         return Residuals().init()
@@ -242,7 +243,9 @@ def with_hosts(hosts):
 
 
 @pytest.mark.parametrize("hosts", [UNLIMITED, SLOW], ids=["unlimited", "slow"])
-@pytest.mark.parametrize("split", [SplitFed(), EcoFed(period=1, bits=0), EcoFed(period=1, bits=0, window=1)], ids=str)
+@pytest.mark.parametrize(
+    "split", [SplitFed(), LocalLoss(), EcoFed(period=1, bits=0), EcoFed(period=1, bits=0, window=1)], ids=str
+)
 def test_so_it_is_when_the_model_is_cut(split, hosts):
     for estimate, charged in estimated_and_charged(split=split, **with_hosts(hosts)):
         assert charged == estimate
