@@ -9,15 +9,15 @@ Acts on the plans of the policies before it in a chain.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-import msgspec
 import numpy as np
 from msgspec.structs import replace
 
 from ..comms.codecs import CodecSpec
 from ..learning.part import Part
 from ..learning.spec import Count
+from .activation_codec import Bits, activation_codec, check_bits
 from .decision import Decision
 from .draw import uniform_order
 from .fields import check_fields
@@ -40,7 +40,7 @@ class EcoFed:
     depth: str = ""
     period: Count = 2
     window: Count = 8
-    bits: Annotated[int, msgspec.Meta(ge=0, le=8)] = 4
+    bits: Bits = 4
 
     needs_plans: ClassVar[bool] = True
     freezes: ClassVar[bool] = True
@@ -49,8 +49,7 @@ class EcoFed:
     def __post_init__(self) -> None:
         """Check the fields."""
         check_fields(self)
-        if self.bits == 1:
-            raise ValueError("bits is 1; it must be 0 or between 2 and 8")
+        check_bits(self.bits)
 
     @property
     def cuts(self) -> tuple[str, ...]:
@@ -113,7 +112,4 @@ class EcoFed:
     @property
     def _codec(self) -> tuple[CodecSpec, ...]:
         """The chain for activations."""
-        if not self.bits:
-            return ()
-        grid = {"bits": self.bits, "signed": "auto", "granularity": "channel", "roles": ["activation"]}
-        return (CodecSpec("uniform", grid), CodecSpec("entropy"))
+        return activation_codec(self.bits)

@@ -69,6 +69,11 @@ PRESETS: dict[str, Preset] = {
         source="Thapa et al. 2022, arXiv 2004.12088",
         overrides={"policy": [{"name": "random", "cohort": 1.0}, {"name": "splitfed"}]},
     ),
+    "local_loss": Preset(
+        description="as splitfed, but devices train their blocks by a loss of their own: no gradient comes back",
+        source="Han et al. 2021; Wu et al. 2024, arXiv 2304.05495",
+        overrides={"policy": [{"name": "random", "cohort": 1.0}, {"name": "local_loss"}]},
+    ),
     "ecofed": Preset(
         description="a frozen trunk: devices send coded activations every other round, partition hosts replay them between",
         source="Wu et al. 2024, arXiv 2304.05495",

@@ -21,6 +21,7 @@ from ..learning.resolve import resolve
 from .deadline import ByDeadline
 from .ecofed import EcoFed
 from .fields import convert_field
+from .local_loss import LocalLoss
 from .oort import Oort
 from .policy import Policy, chain
 from .power_of_choice import PowerOfChoice
@@ -41,6 +42,7 @@ BUILT_IN: Mapping[str, type[Policy]] = {
     "oort": Oort,
     "residuals": Residuals,
     "splitfed": SplitFed,
+    "local_loss": LocalLoss,
     "ecofed": EcoFed,
 }
 

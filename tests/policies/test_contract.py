@@ -10,6 +10,7 @@ import pytest
 from fedbonsai.policies.deadline import ByDeadline
 from fedbonsai.policies.decision import Decision, ServerTask
 from fedbonsai.policies.ecofed import EcoFed
+from fedbonsai.policies.local_loss import LocalLoss
 from fedbonsai.policies.oort import Oort
 from fedbonsai.policies.policy import Identity, Policy, chain
 from fedbonsai.policies.power_of_choice import PowerOfChoice
@@ -36,6 +37,8 @@ POLICIES = [
     Identity(),
     Residuals(),
     SplitFed(cut="conv"),
+    LocalLoss(),
+    chain(All(), LocalLoss(cut="conv", window=1, bits=8)),
     chain(All(), SplitFed()),
     EcoFed(),
     chain(All(), EcoFed(depth="conv", bits=0)),

@@ -1,0 +1,83 @@
+"""Split learning by local losses: devices train their blocks through a head of their own, and wait for nobody.
+
+What leaves the device's blocks goes to a partition host, which trains the others on it; but no gradient comes back. The
+device's blocks are trained by the loss of an auxiliary head at the cut, one fully connected layer, which is averaged over the
+devices and sent to them again, as their blocks are (Han et al. 2021; as EcoFed's code has it, Wu et al., IEEE TPDS 2024,
+arXiv 2304.05495). There activations travel as float32; here ``bits`` may code them.
+
+Acts on the plans of the policies before it in a chain.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from msgspec.structs import replace
+
+from ..learning.part import Part, linear_head
+from ..learning.spec import Count
+from .activation_codec import Bits, activation_codec, check_bits
+from .decision import Decision
+from .fields import check_fields
+from .plan import Plan, Split
+from .policy import State
+from .view import View
+
+
+@dataclass(frozen=True)
+class LocalLoss:
+    """The same cut for all devices: behind block ``cut`` of the model ("" for its first).
+
+    ``window``: packets that may be under way. ``bits``: of a code (0: float32, and not coded at all).
+    """
+
+    cut: str = ""
+    window: Count = 8
+    bits: Bits = 0
+
+    needs_plans: ClassVar[bool] = True
+    needs_kinds: ClassVar[tuple[str, ...]] = ("activations", "labels", "weights")
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_fields(self)
+        check_bits(self.bits)
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """Where it cuts, so that a cut that is not clean is found before the run."""
+        return (self.cut,) if self.cut else ()
+
+    @property
+    def needs_codecs(self) -> tuple[str, ...]:
+        """What every device must run."""
+        return tuple(spec.name for spec in activation_codec(self.bits))
+
+    def init(self) -> State:
+        """No state."""
+        return None
+
+    def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
+        """Cut the plans."""
+        return replace(decision, plans=tuple(self._cut(plan, view.hosts) for plan in decision.plans)), state
+
+    def _cut(self, plan: Plan, hosts: int) -> Plan:
+        """One plan, cut."""
+        names = plan.part.blocks
+        cut = self.cut or names[0]
+        if cut not in names[:-1]:
+            raise ValueError(
+                f"cut is {self.cut!r}; this model can be cut behind: {', '.join(names[:-1]) or 'no block'}"
+            )
+        front = names[: names.index(cut) + 1]
+        head = linear_head(cut)
+        return plan.with_(
+            f"local_loss: cut behind {cut}",
+            part=Part(blocks=front, trained=front, head=head, auxiliaries=(head,)),
+            split=Split(
+                cut=cut,
+                host=plan.device % hosts,
+                mode="local_loss",
+                window=self.window,
+                codec_up=activation_codec(self.bits),
+            ),
+        )

@@ -1,0 +1,92 @@
+"""Split training by local losses, whole runs: nobody waits, no gradient travels, heads are averaged and sent again."""
+
+import fedbonsai
+import pytest
+from fedbonsai.clusters.ray_cluster import start_local
+from fedbonsai.runtime.errors import ConfigError
+from fedbonsai.runtime.events import PlanEnded
+
+from .processes import killed_in_mid_stream
+
+LINK = {"memory_bytes": 10**9, "up_bytes_per_s": 10**9, "down_bytes_per_s": 10**9}
+BASE = {
+    "backend": "inline",
+    "seed": 5,
+    # Each device is far slower than the one before, so that updates arrive in one order: sums of float32 in another differ.
+    "fleet": {
+        "classes": [{"name": f"c{i}", "flop_per_s": 1e9 / 16**i} | LINK for i in range(4)],
+        "hosts": {"count": 2},
+    },
+    "data": {"name": "digits", "partition": {"name": "dirichlet", "alpha": 1.0}},
+    "evaluation": {"where": "none"},
+    "stop": {"rounds": 2},
+}
+HEAD = 4 * (10 * 512 + 10)  # bytes of the head behind features.2
+FRONT = 4 * (16 * 9 + 16 + 32 * 16 * 9 + 32)  # and of the blocks up to there
+
+
+def local_loss(**fields):
+    return {"policy": [{"name": "random", "cohort": 1.0}, {"name": "local_loss", "cut": "features.2"} | fields]}
+
+
+def finished(**changes):
+    run = fedbonsai.run(BASE | changes)
+    ended = [event.report for event in run if isinstance(event, PlanEnded)]
+    assert [report.error for report in ended if report.error] == []
+    return run.summary, ended
+
+
+def test_how_many_packets_are_under_way_changes_no_bit():
+    hashes = {finished(**local_loss(window=window))[0]["model_hash"] for window in (1, 2, 8)}
+    assert len(hashes) == 1
+
+
+def test_its_bytes_are_those_of_the_formula():
+    """2 (|Wd| + |Waux|) weights and E n A activations, 4 bytes each; labels, plans and reports beside (EcoFed's cost model)."""
+    summary, ended = finished(stop={"rounds": 1}, **local_loss())
+    samples, batches = sum(report.samples for report in ended), sum(report.steps for report in ended)
+    assert set(summary["up_by_kind"]) == {"activations", "control", "weights"}
+    assert set(summary["down_by_kind"]) == {"control", "weights"}
+    payload = samples * (4 * 512 + 8)
+    assert payload + 64 * batches >= summary["up_by_kind"]["activations"] >= payload + 56 * batches
+    for travelled in (summary["up_by_kind"]["weights"], summary["down_by_kind"]["weights"]):
+        assert 4 * (HEAD + FRONT) < travelled < 4 * (HEAD + FRONT + 100)
+    assert sum(report.virtual.up_bytes for report in ended) == summary["up_bytes"] - summary["up_by_kind"]["control"]
+
+
+def test_it_learns_and_codes_may_be_asked_for():
+    common = {"evaluation": {"where": "server"}, "stop": {"rounds": 6}, "training": {"batch_size": 16, "epochs": 2}}
+    plain, _ = finished(**common, **local_loss())
+    coded, _ = finished(**common, **local_loss(bits=8))
+    assert plain["accuracy"] > 0.85
+    assert coded["accuracy"] > 0.85
+    # 8 bit and less in place of 32, behind labels of 8 bytes for each sample
+    assert coded["up_by_kind"]["activations"] < plain["up_by_kind"]["activations"] / 3
+
+
+def test_mistakes_are_told_with_what_is_allowed():
+    with pytest.raises(
+        ConfigError, match=r"policy\[1\] \(local_loss\) cuts behind 'nowhere'; the clean cuts are: features.0"
+    ):
+        finished(**local_loss(cut="nowhere"))
+    with pytest.raises(ConfigError, match="bits is 1; it must be 0 or between 2 and 8"):
+        finished(**local_loss(bits=1))
+    fleet = {"classes": [{"name": "shy", "flop_per_s": 1e9, "may_send": ["weights", "statistics"]} | LINK]}
+    with pytest.raises(ConfigError, match=r"fleet class 'shy' may send only statistics, weights; policy.* activations"):
+        finished(preset="local_loss", fleet=fleet)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with start_local(num_cpus=2) as running:
+        yield running
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("victim", ["", "PartitionHostActor", "Worker"])
+def test_on_ray_it_is_the_same_also_when_an_actor_is_killed_in_mid_stream(victim):
+    changes = {"training": {"batch_size": 4, "epochs": 3}, "stop": {"rounds": 2}} | local_loss(window=3)
+    expected, _ = finished(**changes)
+    summary = killed_in_mid_stream(BASE | changes, victim)
+    same = ("model_hash", "up_by_kind", "down_by_kind", "virtual_s", "outcomes")
+    assert {key: summary[key] for key in same} == {key: expected[key] for key in same}
