@@ -101,7 +101,7 @@ class ReplayBuffer:
         upload = self._upload(key)
         upload.check(packets)
         if upload.num_bytes > self._budget_bytes:
-            raise ValueError(f"budget_bytes is {self._budget_bytes}; {key} alone needs {upload.num_bytes}")
+            raise ValueError(f"replay.memory_bytes is {self._budget_bytes}; {key} alone needs {upload.num_bytes}")
         del self._uploads[key]
         if key in self._records:
             self._drop(key)
@@ -218,8 +218,8 @@ class ReplayBuffer:
         self.evicted += 1
         if self.evicted.bit_count() == 1:
             self.notices.append(
-                f"{key} was evicted from the replay buffer (number {self.evicted} beyond budget_bytes, "
-                f"{self._budget_bytes}, and disk_bytes, {self._disk_budget})"
+                f"{key} was evicted from the replay buffer (number {self.evicted} beyond replay.memory_bytes, "
+                f"{self._budget_bytes}, and replay.disk_bytes, {self._disk_budget})"
             )
 
     def _lose(self, key: ViewKey, why: str) -> None:

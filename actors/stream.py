@@ -13,9 +13,10 @@ from ..comms.codecs import Array, ArraySpec, Codec, Context
 from ..comms.make_codec import make_codec
 from ..comms.packet import PacketKind, Stamp, read_stamp, seal, unseal
 from ..learning.seeds import derive
-from ..learning.tensors import as_arrays, as_tensors, numpy_name
+from ..learning.tensors import as_arrays, as_tensors
 from ..learning.workload import Workload
 from ..policies.plan import Plan
+from .labels import Labels
 
 ACTIVATIONS, TARGETS, GRADIENT = "activations", "targets", "gradient"
 
@@ -49,12 +50,12 @@ class Stream:
         _, target = workload.example()
         self.crossing = workload.boundary(plan.part.blocks, plan.training)
         self._plan = plan
-        self._target = tuple(target.shape), numpy_name(target.dtype)
+        self._labels = Labels(target, workload.data.num_classes)
         self._up, self._down = make_codec(plan.split.codec_up), make_codec(plan.split.codec_down)
 
     def seal_activations(self, number: int, activations: Tensor, targets: Tensor) -> Array:
         """The packet of one micro-batch."""
-        values = {ACTIVATIONS: _inward(activations), TARGETS: targets}
+        values = {ACTIVATIONS: _inward(activations), TARGETS: self._labels.narrowed(targets)}
         return self._seal(number, values, self._up, self._activations(len(activations)), PacketKind.ACTIVATIONS)
 
     def open_activations(
@@ -65,7 +66,7 @@ class Stream:
         if not of_this_plan:
             stamp = msgspec.structs.replace(read_stamp(packet), kind=stamp.kind, sequence=number)
         opened = self._open(packet, self._up, self._activations(samples), stamp)
-        return _outward(opened[ACTIVATIONS]), opened[TARGETS]
+        return _outward(opened[ACTIVATIONS]), self._labels.widened(opened[TARGETS])
 
     def seal_gradient(self, number: int, gradient: Tensor) -> Array:
         """The packet that answers one micro-batch."""
@@ -82,10 +83,9 @@ class Stream:
         return self._activations(samples), self._gradient(samples)
 
     def _activations(self, samples: int) -> tuple[ArraySpec, ...]:
-        shape, dtype = self._target
         return (
             ArraySpec(ACTIVATIONS, self._shape(samples), "<f4", role="activation"),
-            ArraySpec(TARGETS, (samples, *shape), dtype, role="target"),
+            ArraySpec(TARGETS, (samples, *self._labels.shape), self._labels.dtype, role="target"),
         )
 
     def _gradient(self, samples: int) -> tuple[ArraySpec, ...]:

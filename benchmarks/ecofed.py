@@ -9,7 +9,7 @@ the paper's code sends; top level: the default codec (4 bit for each channel, en
 
 ``seconds``: virtual seconds of a round on a Raspberry Pi 4 of fleet ``testbed-wifi`` that is alone on a link of 10 or 100 Mb/s
 and has a host to itself, for hosts of 0.2, 1 and 5 TFLOP/s; of EcoFed the mean of an upload and a replay.
-``break_even_flop_per_s``: the host's speed from which EcoFed's round is shorter than FedAvg's.
+``buffer_over_payload``: memory of 100 devices' 8 bit views, over their activations (410 MB). ``break_even_flop_per_s``: the host's speed from which EcoFed's round is shorter than FedAvg's.
 
 Wu et al., IEEE TPDS 35(3), 2024, arXiv 2304.05495: up to 133 times fewer bytes than FedAvg and 16 than SplitFed, 21 and 2.86
 times less time. By its formulas, without labels and headers: 275.53, 33.38, 17.65 (local losses) and 2.05 MB.
@@ -24,6 +24,7 @@ from typing import Any
 import fedbonsai
 import torch
 from common import RESULTS, finish
+from ecofed_buffer import memory_over_payload
 from ecofed_training import ROWS, train
 from fedbonsai.clusters.fleet import load_fleet
 from fedbonsai.comms.codecs import CodecSpec
@@ -244,6 +245,7 @@ def count(args: argparse.Namespace) -> None:
         "int8": ratios(fl, splitfed, found["int8"]),
         "formula": ratios(FORMULA["fl"], FORMULA["splitfed"], FORMULA["ecofed"])
         | {"local_loss_bytes": FORMULA["local_loss"]},
+        "buffer_over_payload": memory_over_payload(),
     }
     if not args.quick:
         model = Model(args.data)

@@ -217,7 +217,7 @@ def test_beyond_the_disk_the_oldest_are_evicted_and_that_is_said(folder: Path) -
     assert [row[2] for row in buffer.inventory()] == [0, 2, 3]
     assert buffer.notices == [
         "view 'a' of device 1 (trunk t0, cut 'features.2') was evicted from the replay buffer (number 1 beyond "
-        f"budget_bytes, {COUNTED}, and disk_bytes, {2 * ON_DISK + 1})"
+        f"replay.memory_bytes, {COUNTED}, and replay.disk_bytes, {2 * ON_DISK + 1})"
     ]
     for device in range(4, 12):
         upload(buffer, key(device))
@@ -257,7 +257,7 @@ def test_a_budget_too_small_for_one_view_is_said_when_it_is_complete() -> None:
     for number, packet in enumerate(packets(2)):
         buffer.add(key(0, "new"), number, packet)
     assert buffer.upload_bytes == 0  # what cannot become a view is not held
-    text = rf"^budget_bytes is {COUNTED}; view 'new' of device 0 \(.*\) alone needs {COUNTED + 1}$"
+    text = rf"^replay.memory_bytes is {COUNTED}; view 'new' of device 0 \(.*\) alone needs {COUNTED + 1}$"
     for _ in range(2):
         with pytest.raises(ValueError, match=text):
             buffer.commit(key(0, "new"), 3)

@@ -132,7 +132,7 @@ class Walk:
                 self.buffer.commit(key, count)
         elif VIEW_BYTES + sum(len(p) + PACKET_BYTES for p in self.plain.uploads[key][1].values()) > self.plain.budget:
             self.seen["too large"] += 1
-            with pytest.raises(ValueError, match="budget_bytes is"):
+            with pytest.raises(ValueError, match="memory_bytes is"):
                 self.buffer.commit(key, count)
         else:
             self.buffer.commit(key, count)

@@ -113,7 +113,7 @@ def test_whoever_has_no_view_uploads_and_a_lifetime_ends_views():
 
 
 def test_a_budget_too_small_for_one_view_is_told():
-    with pytest.raises(RunError, match=r"budget_bytes is 1000; view '1' of device 0 .* alone needs \d+"):
+    with pytest.raises(RunError, match=r"replay.memory_bytes is 1000; view '1' of device 0 .* alone needs \d+"):
         finished(**ecofed(), replay={"memory_bytes": 1000})
 
 

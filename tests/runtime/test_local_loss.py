@@ -47,7 +47,7 @@ def test_its_bytes_are_those_of_the_formula():
     samples, batches = sum(report.samples for report in ended), sum(report.steps for report in ended)
     assert set(summary["up_by_kind"]) == {"activations", "control", "weights"}
     assert set(summary["down_by_kind"]) == {"control", "weights"}
-    payload = samples * (4 * 512 + 8)
+    payload = samples * (4 * 512 + 1)
     assert payload + 64 * batches >= summary["up_by_kind"]["activations"] >= payload + 56 * batches
     for travelled in (summary["up_by_kind"]["weights"], summary["down_by_kind"]["weights"]):
         assert 4 * (HEAD + FRONT) < travelled < 4 * (HEAD + FRONT + 100)
@@ -60,7 +60,7 @@ def test_it_learns_and_codes_may_be_asked_for():
     coded, _ = finished(**common, **local_loss(bits=8))
     assert plain["accuracy"] > 0.85
     assert coded["accuracy"] > 0.85
-    # 8 bit and less in place of 32, behind labels of 8 bytes for each sample
+    # 8 bit and less in place of 32
     assert coded["up_by_kind"]["activations"] < plain["up_by_kind"]["activations"] / 3
 
 

@@ -54,8 +54,8 @@ def test_every_byte_that_crosses_the_cut_is_counted():
     summary, ended = finished(preset="splitfed", stop={"rounds": 1})
     samples = sum(report.samples for report in ended)
     batches = sum(report.steps for report in ended)
-    # 16 x 8 x 8 float32 each way and an int64 label up for each sample; 48 + 8 header, 8 checksum at most for each packet
-    for kind, payload in (("up_by_kind", samples * (4096 + 8)), ("down_by_kind", samples * 4096)):
+    # 16 x 8 x 8 float32 each way and a label of one byte up for each sample; 48 + 8 header, 8 checksum at most for each packet
+    for kind, payload in (("up_by_kind", samples * (4096 + 1)), ("down_by_kind", samples * 4096)):
         name = "activations" if kind == "up_by_kind" else "gradients"
         assert payload + 64 * batches >= summary[kind][name] >= payload + 56 * batches
     assert sum(report.virtual.up_bytes for report in ended) == summary["up_bytes"] - summary["up_by_kind"]["control"]

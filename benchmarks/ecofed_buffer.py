@@ -1,0 +1,41 @@
+"""Memory of a full replay buffer: what 100 devices' views take, over what their activations are.
+
+500 samples for each device in packets of ten, plain 8 bit codes behind VGG11's second block (128x8x8): 409.6 MB.
+"""
+
+import os
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from fedbonsai.actors.replay import ReplayBuffer
+from fedbonsai.actors.replay_upload import ViewKey
+
+DEVICES, PACKETS, BATCH, ITEMS = 100, 50, 10, 8192
+HEADER_AND_LABELS = 64 + BATCH
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in use now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def fill() -> float:
+    """In a process of its own: growth of its memory, over the bytes of all activations."""
+    drawn = np.random.default_rng(0)
+    before = resident_bytes()
+    buffer = ReplayBuffer(budget_bytes=10**9)
+    for device in range(DEVICES):
+        key = ViewKey(trunk="trunk", index_map="", cut="features.4", device=device, view="1")
+        buffer.begin(key, version=0, samples=PACKETS * BATCH)
+        for number in range(PACKETS):
+            buffer.add(key, number, drawn.integers(0, 256, BATCH * ITEMS + HEADER_AND_LABELS, np.uint8))
+        buffer.commit(key, PACKETS)
+    assert len(buffer) == DEVICES
+    return (resident_bytes() - before) / (DEVICES * PACKETS * BATCH * ITEMS)
+
+
+def memory_over_payload() -> float:
+    """Growth of a process that holds 100 views, over the bytes of their activations."""
+    with get_context("spawn").Pool(1) as pool:
+        return round(pool.apply(fill), 4)
