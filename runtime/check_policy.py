@@ -3,6 +3,8 @@
 See ``policies.policy`` for the attributes, which may all be missing. A policy that lies is found out later, at dispatch.
 """
 
+from itertools import pairwise
+
 from ..clusters.fleet import Fleet
 from ..learning.spec import Training
 from ..learning.workload import Workload
@@ -61,7 +63,7 @@ def advice(policy: Policy, config: Config) -> list[str]:
 
 
 def check_cuts(policy: Policy, workload: Workload, training: Training) -> None:
-    """Every block behind which a policy cuts must be one that the model has, and not its last; else ``ConfigError``."""
+    """Blocks behind which a policy cuts must be of the model, not its last, and in its order; else ``ConfigError``."""
     names = workload.spec.block_names
     for position, link in enumerate(_links(policy)):
         told = describe_policy(link)[0]["name"]
@@ -73,6 +75,11 @@ def check_cuts(policy: Policy, workload: Workload, training: Training) -> None:
             fronts = [(cut, workload.boundary(names[: names.index(cut) + 1], training)) for cut in names[:-1]]
             clean = ", ".join(f"{cut} ({'x'.join(map(str, found.shape))})" for cut, found in fronts)
             raise ConfigError(f"policy[{position}] ({told}) cuts behind {unknown[0]!r}; the clean cuts are: {clean}")
+        for before, after in pairwise(wanted):
+            if names.index(after) < names.index(before):
+                raise ConfigError(
+                    f"policy[{position}] ({told}) cuts behind {after!r}, which must be {before!r} or a block behind it"
+                )
 
 
 def _check_replaced(where: str, policy: Policy, config: Config) -> None:
