@@ -34,8 +34,8 @@ def allowed_cuts(blocks: Sequence[str], cut: str, *, first: str = "", last: str 
     if cut == AUTO and wanted:
         return wanted
     if not wanted or (cut or wanted[0]) not in wanted:
-        found = cut or f"{AUTO!r} from {first!r} to {last!r}"
-        raise ValueError(f"cut is {found!r}; it may be behind: {', '.join(wanted) or 'no block'}")
+        found = f"{cut!r} from {first!r} to {last!r}" if cut == AUTO else repr(cut)
+        raise ValueError(f"cut is {found}; it may be behind: {', '.join(wanted) or 'no block'}")
     return (cut or wanted[0],)
 
 
