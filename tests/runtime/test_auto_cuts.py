@@ -89,7 +89,7 @@ def test_views_of_different_cuts_are_replayed():
 
 
 def test_memory_that_the_whole_model_would_not_fit_is_no_reason_to_be_left_out():
-    small = {"classes": [kind | {"memory_bytes": "200 kB"} for kind in UNLIKE["classes"]]}
+    small = {"classes": [kind | {"memory_bytes": "400 kB"} for kind in UNLIKE["classes"]]}
     with pytest.raises(RunError, match=r"memory \(device 0: needs 1\.\d+ MB"):
         finished(fleet=small)
     _, cuts, _ = finished(by={"name": "splitfed", "cut": "auto"}, fleet=small)
