@@ -68,7 +68,18 @@ def compare_methods(
     start = dataclasses.replace(view, version=0, dispatched=0, in_flight={}, replay=())
     kinds = _kinds(start)
     share = 1.0 if cohort is None else cohort / max(1, sum(kinds.values()))
-    return [_row(name, method, start, fleet, kinds, min(1.0, share), refusal) for name, method in methods.items()]
+    rows = []
+    for name, method in methods.items():
+        try:
+            rows.append(_row(name, method, start, fleet, kinds, min(1.0, share), refusal))
+        except ValueError as error:  # this model has no head for a local loss, or cannot be cut there
+            unable = ((f"any: {error}", sum(kinds.values())),)
+            rows.append(
+                MethodCost(
+                    method=name, cuts={}, seconds=None, bound="", num_bytes=0.0, peak_memory_bytes=0, unable=unable
+                )
+            )
+    return rows
 
 
 def _kinds(view: View) -> dict[int, int]:

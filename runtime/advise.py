@@ -39,9 +39,11 @@ def advise(config: Config) -> Advice:
         check_policy(policy, config, fleet)
         check_names(config)
         workload = Workload(workload_settings(config, num_devices=fleet.num_devices))
-        check_chains(config, workload.spec, whole(workload.spec))
+        part, costs = whole(workload.spec), Costs(workload, fleet)
+        check_chains(config, workload.spec, part)
         check_cuts(policy, workload, config.training)
-        rows = Comparison(config, workload, fleet, Costs(workload, fleet)).rows(policy)
+        costs.row(part, config.training)  # refuses a model that does not fit the data
+        rows = Comparison(config, workload, fleet, costs).rows(policy)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return Advice(methods=tuple(rows), verdict=verdict(rows))

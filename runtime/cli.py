@@ -116,7 +116,7 @@ def advise(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="print rows and verdict as one line")] = False,
 ) -> None:
-    """Compare what FedAvg, SplitFed and EcoFed would cost CONFIG's fleet; trains nothing."""
+    """Compare what FedAvg and the ways of splitting would cost CONFIG's fleet; trains nothing."""
     from .advise import COLUMNS, table
     from .advise import advise as compare
     from .config import load_config

@@ -1,6 +1,6 @@
 """The methods compared for one experiment: with its fleet, its data, its own plans, and the costs that its clock charges."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 
 from ..actors.support import PlanRefused, check_plan
 from ..clusters.fleet import Fleet
@@ -10,15 +10,18 @@ from ..policies.cheapest_cut import AUTO
 from ..policies.compare_methods import MethodCost, compare_methods
 from ..policies.ecofed import EcoFed
 from ..policies.fields import Cohort, cohort_size
+from ..policies.local_loss import LocalLoss
 from ..policies.plan import Plan
 from ..policies.policy import Identity, Policy
 from ..policies.split import SplitFed
-from ..policies.verdict import cheaper
+from ..policies.verdict import PLAIN, cheaper
 from ..policies.view import View
 from .check_policy import links
 from .config import Config
 from .costs import Costs
 from .plan_maker import PlanMaker
+
+METHODS = ("FedAvg", "SplitFed", "local loss", "EcoFed")
 
 
 class Comparison:
@@ -29,11 +32,13 @@ class Comparison:
         self._config, self._workload, self._fleet, self._costs = config, workload, fleet, costs
         self._profiles = fleet.profiles()
 
-    def rows(self, policy: Policy) -> list[MethodCost]:
-        """Of all methods, with the fields and the cohort that ``policy`` gives them."""
+    def rows(self, policy: Policy, *, names: Collection[str] = METHODS) -> list[MethodCost]:
+        """Of the methods of these names, with the fields and the cohort that ``policy`` gives them."""
         view, chosen = self._view(), cohorts(policy)
         size = min(cohort_size(each, len(view.profiles)) for each in chosen) if chosen else None
-        methods = methods_of(policy) if self._workload.spec.block_names[:-1] else {"FedAvg": Identity()}
+        methods = {name: method for name, method in methods_of(policy).items() if name in names}
+        if not self._workload.spec.block_names[:-1]:
+            methods = {PLAIN: methods[PLAIN]}
         return compare_methods(view, self._fleet, methods, cohort=size, refusal=self._refusal)
 
     def _view(self) -> View:
@@ -66,23 +71,29 @@ def advice(policy: Policy, config: Config, comparison: Comparison) -> list[str]:
     found = []
     if config.init.mode == "random":
         found.append("the frozen trunk has random weights, since init.mode is 'random'; see fedbonsai pretrain")
-    if any(isinstance(link, EcoFed) for link in links(policy)) and (told := cheaper(comparison.rows(policy), "EcoFed")):
-        found.append(f"{told}; see fedbonsai advise")
+    if any(isinstance(link, EcoFed) for link in links(policy)):
+        told = cheaper(comparison.rows(policy, names=("FedAvg", "SplitFed", "EcoFed")), "EcoFed")
+        found += [f"{told}; see fedbonsai advise"] if told else []
     return found
 
 
-def methods_of(policy: Policy) -> Mapping[str, Policy]:
+def methods_of(policy: Policy) -> dict[str, Policy]:
     """The methods, with the fields that ``policy`` gives them; one that it does not hold is cut where it cuts.
 
-    Where it cuts nothing, SplitFed has "auto" cuts, and EcoFed its defaults: how deep a trunk may be is no question of cost.
+    Where it cuts nothing they have "auto" cuts, but EcoFed its defaults: how deep a trunk may be is no question of cost.
     """
-    ecofed = next((link for link in links(policy) if isinstance(link, EcoFed)), None)
-    splitfed = next((link for link in links(policy) if isinstance(link, SplitFed)), None)
-    if splitfed is None:
-        splitfed = SplitFed(cut=ecofed.cut, first=ecofed.first) if ecofed else SplitFed(cut=AUTO)
-    if ecofed is None:
-        ecofed = EcoFed(cut="" if splitfed.cut == AUTO else splitfed.cut, first=splitfed.first)
-    return {"FedAvg": Identity(), "SplitFed": splitfed, "EcoFed": ecofed}
+    held = {type(link): link for link in links(policy)}
+    cutting = next(
+        (link for link in held.values() if isinstance(link, SplitFed | LocalLoss | EcoFed)), SplitFed(cut=AUTO)
+    )
+    cut, first = cutting.cut, cutting.first
+    usual: dict[str, Policy] = {
+        "FedAvg": Identity(),
+        "SplitFed": SplitFed(cut=cut, first=first),
+        "local loss": LocalLoss(cut=cut, first=first),
+        "EcoFed": EcoFed(cut="" if cut == AUTO else cut, first=first),
+    }
+    return {name: held.get(type(method), method) for name, method in usual.items()}
 
 
 def cohorts(policy: Policy) -> list[Cohort]:

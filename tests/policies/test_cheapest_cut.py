@@ -7,6 +7,7 @@ from fedbonsai.learning.part import Part
 from fedbonsai.policies.cheapest_cut import allowed_cuts, cheapest
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.ecofed import EcoFed
+from fedbonsai.policies.local_loss import LocalLoss
 from fedbonsai.policies.policy import chain
 from fedbonsai.policies.report import Estimate
 from fedbonsai.policies.select import All, RandomCohort
@@ -85,7 +86,9 @@ def test_ties_go_to_the_fewest_bytes_then_to_the_shallowest(decide):
     assert decide(SplitFed(cut="auto"), {"a": (2.0, 5, 1), "b": (1.0, 5, 1), "c": (1.0, 5, 1)})[0] == {0: "b"}
 
 
-@pytest.mark.parametrize("policy", [SplitFed(cut="auto"), EcoFed(cut="auto", depth="c")], ids=repr)
+@pytest.mark.parametrize(
+    "policy", [SplitFed(cut="auto"), LocalLoss(cut="auto"), EcoFed(cut="auto", depth="c")], ids=repr
+)
 def test_whom_no_cut_fits_is_left_out_with_the_least_that_one_needs(decide, policy):
     costs = {"a": (1.0, 1, 30), "b": (1.0, 1, 20), "c": (1.0, 1, 40)}
     cuts, left_out, _ = decide(policy, costs, cohort=(0, 1), memory_mb=10, memory_budgets={1: 25 * MB})
@@ -93,7 +96,7 @@ def test_whom_no_cut_fits_is_left_out_with_the_least_that_one_needs(decide, poli
     assert left_out == ((0, "memory: needs at least 20 MB, has 10 MB"),)
 
 
-@pytest.mark.parametrize("policy", [SplitFed(cut="b"), EcoFed(cut="b")], ids=repr)
+@pytest.mark.parametrize("policy", [SplitFed(cut="b"), LocalLoss(cut="b"), EcoFed(cut="b")], ids=repr)
 def test_a_cut_that_was_given_must_fit_too(decide, policy):
     cuts, left_out, _ = decide(policy, COSTS, memory_mb=1)
     assert (cuts, left_out) == ({}, ((0, "memory: needs 2 MB, has 1 MB"),))

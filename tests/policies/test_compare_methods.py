@@ -136,6 +136,12 @@ def test_a_plan_that_would_be_refused_counts_for_nothing():
     assert verdict(rows[1:]) == "no device can take part in any of these methods"
 
 
+def test_a_method_that_the_model_does_not_allow_counts_for_nothing():
+    rows = compared((10, 20), [devices(count=2)], METHODS | {"SplitFed": SplitFed(cut="c")})
+    assert [row.seconds is None for row in rows] == [False, True, False]
+    assert rows[1].unable == (("any: cut is 'c'; this model can be cut behind: a, b", 2),)
+
+
 def test_devices_without_samples_take_part_in_nothing():
     assert compared((10, 0), [devices(count=2)])[0].cuts == {"": 1}
     assert compared((0,), [devices()])[0].seconds is None

@@ -39,6 +39,7 @@ POLICIES = [
     SplitFed(cut="conv"),
     LocalLoss(),
     chain(All(), LocalLoss(cut="conv", window=1, bits=8)),
+    chain(All(), LocalLoss(cut="auto", first="conv")),
     chain(All(), SplitFed()),
     chain(All(), SplitFed(cut="auto", first="conv", whole=True)),
     EcoFed(),

@@ -7,6 +7,7 @@ import fedbonsai
 import pytest
 import yaml
 from fedbonsai.policies.ecofed import EcoFed
+from fedbonsai.policies.local_loss import LocalLoss
 from fedbonsai.policies.policy import chain
 from fedbonsai.policies.select import RandomCohort
 from fedbonsai.policies.split import SplitFed
@@ -45,6 +46,7 @@ def test_on_vgg_ecofed_is_cheaper_in_both_as_the_paper_says():
     formulas = {
         "FedAvg": 8 * 34_440_970,
         "SplitFed": 8 * 76_032 + 8 * 500 * 8192 + 8 * 500,
+        "local loss": 8 * (76_032 + 81_930) + 4 * 500 * 8192 + 8 * 500,
         "EcoFed": (4 * 500 * 8192 + 8 * 500) / 2,
     }
     for method, expected in formulas.items():
@@ -69,6 +71,9 @@ def test_the_fields_of_the_policy_at_hand_are_those_compared():
     own = chain(RandomCohort(cohort=0.5), EcoFed(cut="a", first="a", bits=8))
     assert methods_of(own)["EcoFed"] == EcoFed(cut="a", first="a", bits=8)
     assert methods_of(own)["SplitFed"] == SplitFed(cut="a", first="a")
+    assert methods_of(own)["local loss"] == LocalLoss(cut="a", first="a")
+    assert methods_of(LocalLoss(cut="b", bits=8))["local loss"] == LocalLoss(cut="b", bits=8)
+    assert methods_of(LocalLoss(cut="b"))["EcoFed"] == EcoFed(cut="b")
     assert methods_of(SplitFed(cut="b"))["EcoFed"] == EcoFed(cut="b")
     assert methods_of(SplitFed(cut="auto", first="b"))["EcoFed"] == EcoFed(first="b")
     assert cohorts(own) == [0.5]
@@ -111,10 +116,10 @@ def test_the_verb_prints_a_table_and_a_sentence(call):
     code, out, err = call(settings("digits_cnn", [1, 8, 8], 50))
     lines = [line.split("\t") for line in out.splitlines()]
     assert (code, err) == (0, "")
-    assert [line[0] for line in lines[:4]] == ["method", "FedAvg", "SplitFed", "EcoFed"]
+    assert [line[0] for line in lines[:5]] == ["method", "FedAvg", "SplitFed", "local loss", "EcoFed"]
     assert lines[1][1:5] == ["nothing (4)", lines[1][2], "device class board", "0.306"]
-    assert len(lines) == 5
-    assert "fewer bytes" in lines[4][0]
+    assert len(lines) == 6
+    assert "fewer bytes" in lines[5][0]
 
 
 def test_its_json_is_one_line(call):
@@ -123,7 +128,7 @@ def test_its_json_is_one_line(call):
     )
     found = json.loads(out)
     assert (code, out.count("\n"), sorted(found)) == (0, 1, ["methods", "verdict"])
-    assert [row["method"] for row in found["methods"]] == ["FedAvg", "SplitFed", "EcoFed"]
+    assert [row["method"] for row in found["methods"]] == ["FedAvg", "SplitFed", "local loss", "EcoFed"]
 
 
 @pytest.mark.parametrize(
@@ -131,6 +136,7 @@ def test_its_json_is_one_line(call):
     [
         ("policy.1.cut=x", "error: policy[1] (ecofed) cuts behind 'x'; the clean cuts are: features.0"),
         ("policy.1.bits=1", "error: policy[1] (ecofed): bits is 1"),
+        ("model.kwargs.in_channels=3", "error: "),
         ("training.epoch=1", "error: training.epoch is not a setting"),
         ("model=digits_cnm", "error: model.name is 'digits_cnm', which is unknown"),
         ("codecs.up=[nix]", "error: codecs.up: unknown codec 'nix'"),

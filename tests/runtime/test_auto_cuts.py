@@ -80,6 +80,13 @@ def test_where_a_frozen_trunk_is_cut_changes_no_bit(fixed):
     assert set(cuts) == {("fast", "classifier.0"), ("slow", "features.0")}
 
 
+def test_local_losses_are_cut_where_each_device_is_fastest():
+    _, cuts, _ = finished(by={"name": "local_loss", "cut": "auto"}, fleet=UNLIKE)
+    assert cuts["slow", "features.0"] == 2
+    assert len(cuts) == 2
+    assert "fast" in {kind for kind, cut in cuts if cut != "features.0"}
+
+
 def test_views_of_different_cuts_are_replayed():
     trunk = {"name": "ecofed", "depth": "classifier.0", "cut": "auto", "period": 3}
     summary, cuts, uploads = finished(by=trunk, fleet=UNLIKE, stop={"rounds": 6})
