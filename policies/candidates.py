@@ -62,14 +62,12 @@ class Candidates:
         return cost
 
     def misfit(self, device: int) -> str:
-        """Why the device cannot carry out its plan; "" when it can. A learned memory budget overrules the profile."""
+        """Why the device cannot carry out its plan; "" when it can. Memory is not judged where a policy behind sees to it."""
         if not self.view.samples[device]:
             return "data: no training samples"
-        needed = self.estimate(device).peak_memory_bytes
-        budget = self.view.memory_budgets.get(device, self.view.profiles[device].memory_bytes)
-        if needed > budget:
-            return f"memory: needs {_megabytes(needed, math.ceil)}, has {_megabytes(budget, math.floor)}"
-        return ""
+        if self.view.fits_later:
+            return ""
+        return memory_misfit(self.view, device, self.estimate(device).peak_memory_bytes)
 
     def pick(self, order: Iterable[int], count: int, *, unless: Callable[[int], str] | None = None) -> list[int]:
         """The first ``count`` devices of ``order`` that fit; fewer when there are no more.
@@ -96,6 +94,14 @@ class Candidates:
             plans=tuple(self.plan(device).with_(reason(device)) for device in sorted(picked)),
             left_out=(*self.before.left_out, *sorted(self.ruled_out)),
         )
+
+
+def memory_misfit(view: View, device: int, needed: int, *, verb: str = "needs") -> str:
+    """Why a device cannot hold ``needed`` bytes; "" when it can. A learned memory budget overrules the profile."""
+    budget = view.memory_budgets.get(device, view.profiles[device].memory_bytes)
+    if needed <= budget:
+        return ""
+    return f"memory: {verb} {_megabytes(needed, math.ceil)}, has {_megabytes(budget, math.floor)}"
 
 
 def _megabytes(num_bytes: int, rounding: Callable[[float], int]) -> str:

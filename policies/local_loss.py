@@ -11,11 +11,10 @@ Acts on the plans of the policies before it in a chain.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from msgspec.structs import replace
-
 from ..learning.part import Part, linear_head
 from ..learning.spec import Count
 from .activation_codec import Bits, activation_codec, check_bits
+from .cheapest_cut import AUTO, allowed_cuts, choose_cuts
 from .decision import Decision
 from .fields import check_fields
 from .plan import Plan, Split
@@ -25,16 +24,20 @@ from .view import View
 
 @dataclass(frozen=True)
 class LocalLoss:
-    """The same cut for all devices: behind block ``cut`` of the model ("" for its first).
+    """Behind block ``cut`` of the model ("" for the shallowest allowed), or "auto": each device where it is fastest.
 
+    ``first``: last block of the shallowest cut allowed ("": the model's first block). Every cut has a head of its own, averaged
+    over the devices that are cut there: unlike SplitFed's, cuts change what is trained.
     ``window``: packets that may be under way. ``bits``: of a code (0: float32, and not coded at all).
     """
 
     cut: str = ""
+    first: str = ""
     window: Count = 8
     bits: Bits = 0
 
     needs_plans: ClassVar[bool] = True
+    fits_plans: ClassVar[bool] = True
     needs_kinds: ClassVar[tuple[str, ...]] = ("activations", "labels", "weights")
 
     def __post_init__(self) -> None:
@@ -44,8 +47,8 @@ class LocalLoss:
 
     @property
     def cuts(self) -> tuple[str, ...]:
-        """Where it cuts, so that a cut that is not clean is found before the run."""
-        return (self.cut,) if self.cut else ()
+        """Where it may cut, so that a cut that is not clean is found before the run."""
+        return tuple(name for name in (self.first, self.cut) if name and name != AUTO)
 
     @property
     def needs_codecs(self) -> tuple[str, ...]:
@@ -58,16 +61,15 @@ class LocalLoss:
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
         """Cut the plans."""
-        return replace(decision, plans=tuple(self._cut(plan, view.hosts) for plan in decision.plans)), state
+        return choose_cuts(view, decision, lambda plan: self._alternatives(plan, view.hosts)), state
 
-    def _cut(self, plan: Plan, hosts: int) -> Plan:
+    def _alternatives(self, plan: Plan, hosts: int) -> list[Plan]:
+        """What a device may get: one for each cut."""
+        return [self._cut(plan, cut, hosts) for cut in allowed_cuts(plan.part.blocks, self.cut, first=self.first)]
+
+    def _cut(self, plan: Plan, cut: str, hosts: int) -> Plan:
         """One plan, cut."""
         names = plan.part.blocks
-        cut = self.cut or names[0]
-        if cut not in names[:-1]:
-            raise ValueError(
-                f"cut is {self.cut!r}; this model can be cut behind: {', '.join(names[:-1]) or 'no block'}"
-            )
         front = names[: names.index(cut) + 1]
         head = linear_head(cut)
         return plan.with_(

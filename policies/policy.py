@@ -16,16 +16,19 @@ folder. It keeps nothing to itself: what it must remember is the state, plain da
 goes in and comes out, so that a run can be saved, replayed and resumed. Random numbers come from ``view.seed``.
 
 What a policy may say of itself, as attributes of its class or as properties, is held against the configuration before
-anything is built, so that a mistake is told at once (``runtime.check_policy``); all three may be missing:
+anything is built, so that a mistake is told at once (``runtime.check_policy``); all may be missing:
 
     needs_plans     bool: it only changes plans of the policies before it, so that one of these must choose devices
     needs_codecs    names of codecs that every class of the fleet must run
     needs_kinds     kinds of data that every class of the fleet must be allowed to send (``may_send``)
-    cuts            names of the blocks behind which it cuts the model
+    cuts            names of blocks behind which the model can be cut, in the model's order
     freezes         bool: the blocks before the cut are never trained
+    fits_plans      bool: it makes plans that fit their devices' memory, and leaves out whom none fits; those before it in
+                    a chain see ``view.fits_later``
     replaces        "codec_down", "codec_up": the chains that it sets in every plan, whatever ``codecs`` says
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -78,10 +81,20 @@ class Chain:
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
         """Ask each link in turn."""
         after = []
-        for link, before in zip(self.links, state, strict=True):
-            decision, new = link.decide(view, before, decision)
+        for position, (link, before) in enumerate(zip(self.links, state, strict=True), 1):
+            seen = view
+            if any(_fits_plans(later) for later in self.links[position:]):
+                seen = dataclasses.replace(view, fits_later=True)
+            decision, new = link.decide(seen, before, decision)
             after.append(new)
         return decision, after
+
+
+def _fits_plans(policy: Policy) -> bool:
+    """Whether a policy, or one of a chain, sees to memory."""
+    if isinstance(policy, Chain):
+        return any(_fits_plans(link) for link in policy.links)
+    return bool(getattr(policy, "fits_plans", False))
 
 
 def chain(*links: Policy) -> Policy:

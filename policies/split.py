@@ -6,9 +6,8 @@ SplitFed, first version (Thapa et al., AAAI 2022, arXiv 2004.12088). Acts on the
 from dataclasses import dataclass
 from typing import ClassVar
 
-from msgspec.structs import replace
-
 from ..learning.part import Part
+from .cheapest_cut import AUTO, allowed_cuts, choose_cuts
 from .decision import Decision
 from .fields import check_fields
 from .plan import Plan, Split
@@ -18,21 +17,30 @@ from .view import View
 
 @dataclass(frozen=True)
 class SplitFed:
-    """The same cut for all devices: behind block ``cut`` of the model ("" for its first)."""
+    """Behind block ``cut`` of the model ("" for the shallowest allowed), or "auto": each device where it is fastest.
+
+    ``first``: last block of the shallowest cut allowed ("": the model's first block). ``whole``: a device that is estimated
+    to be faster with the whole model, and has the memory, keeps it ("auto" only).
+    """
 
     cut: str = ""
+    first: str = ""
+    whole: bool = False
 
     needs_plans: ClassVar[bool] = True
+    fits_plans: ClassVar[bool] = True
     needs_kinds: ClassVar[tuple[str, ...]] = ("activations", "labels", "weights")
 
     def __post_init__(self) -> None:
         """Check the fields."""
         check_fields(self)
+        if self.whole and self.cut != AUTO:
+            raise ValueError(f"whole is true and cut is {self.cut!r}; models stay whole only where cut is {AUTO!r}")
 
     @property
     def cuts(self) -> tuple[str, ...]:
-        """Where it cuts, so that a cut that is not clean is found before the run."""
-        return (self.cut,) if self.cut else ()
+        """Where it may cut, so that a cut that is not clean is found before the run."""
+        return tuple(name for name in (self.first, self.cut) if name and name != AUTO)
 
     def init(self) -> State:
         """No state."""
@@ -40,16 +48,16 @@ class SplitFed:
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
         """Cut the plans."""
-        return replace(decision, plans=tuple(self._cut(plan, view.hosts) for plan in decision.plans)), state
+        return choose_cuts(view, decision, lambda plan: self._alternatives(plan, view.hosts)), state
 
-    def _cut(self, plan: Plan, hosts: int) -> Plan:
+    def _alternatives(self, plan: Plan, hosts: int) -> list[Plan]:
+        """What a device may get: one for each cut, and its own."""
+        found = [self._cut(plan, cut, hosts) for cut in allowed_cuts(plan.part.blocks, self.cut, first=self.first)]
+        return [*found, plan.with_("splitfed: whole")] if self.whole else found
+
+    def _cut(self, plan: Plan, cut: str, hosts: int) -> Plan:
         """One plan, cut."""
         names = plan.part.blocks
-        cut = self.cut or names[0]
-        if cut not in names[:-1]:
-            raise ValueError(
-                f"cut is {self.cut!r}; this model can be cut behind: {', '.join(names[:-1]) or 'no block'}"
-            )
         front = names[: names.index(cut) + 1]
         return plan.with_(
             f"splitfed: cut behind {cut}",

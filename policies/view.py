@@ -34,6 +34,7 @@ class View:
     replay          inventory of the replay buffer (EcoFed): (trunk, cut, device, view, age in versions, bytes)
     links           acknowledged downlink version per device (ResFed), where links have memory
     memory_budgets  learned memory budget in bytes, for devices that ran out of memory below their declared one
+    fits_later      a policy behind this one in the chain makes plans that fit memory: whoever chooses need not ask
     remaining_s, remaining_bytes   what is left of the run's budgets; None without one
     """
 
@@ -52,6 +53,7 @@ class View:
     replay: Sequence[tuple[str, str, int, str, int, int]] = ()
     links: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
     memory_budgets: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    fits_later: bool = False
     remaining_s: float | None = None
     remaining_bytes: int | None = None
     plan_maker: Callable[[int], Plan] = field(repr=False)

@@ -3,6 +3,8 @@
 See ``policies.policy`` for the attributes, which may all be missing. A policy that lies is found out later, at dispatch.
 """
 
+from itertools import pairwise
+
 from ..clusters.fleet import Fleet
 from ..learning.spec import Training
 from ..learning.workload import Workload
@@ -15,7 +17,7 @@ from .errors import ConfigError
 def check_policy(policy: Policy, config: Config, fleet: Fleet) -> None:
     """Raise ``ConfigError`` with one sentence for the first thing that does not go together."""
     chosen = False
-    for position, link in enumerate(_links(policy)):
+    for position, link in enumerate(links(policy)):
         name = describe_policy(link)[0]["name"]
         where = f"policy[{position}] ({name})"
         if getattr(link, "needs_plans", False):
@@ -53,17 +55,10 @@ def _check_kinds(where: str, policy: Policy, fleet: Fleet) -> None:
             )
 
 
-def advice(policy: Policy, config: Config) -> list[str]:
-    """What an operator should know of settings that go together, and are seldom meant."""
-    if config.init.mode == "random" and any(getattr(link, "freezes", False) for link in _links(policy)):
-        return ["the frozen trunk has random weights, since init.mode is 'random'; see fedbonsai pretrain"]
-    return []
-
-
 def check_cuts(policy: Policy, workload: Workload, training: Training) -> None:
-    """Every block behind which a policy cuts must be one that the model has, and not its last; else ``ConfigError``."""
+    """Blocks behind which a policy cuts must be of the model, not its last, and in its order; else ``ConfigError``."""
     names = workload.spec.block_names
-    for position, link in enumerate(_links(policy)):
+    for position, link in enumerate(links(policy)):
         told = describe_policy(link)[0]["name"]
         wanted: tuple[str, ...] = getattr(link, "cuts", ())
         if not names[:-1] and getattr(link, "cuts", None) is not None:
@@ -73,6 +68,11 @@ def check_cuts(policy: Policy, workload: Workload, training: Training) -> None:
             fronts = [(cut, workload.boundary(names[: names.index(cut) + 1], training)) for cut in names[:-1]]
             clean = ", ".join(f"{cut} ({'x'.join(map(str, found.shape))})" for cut, found in fronts)
             raise ConfigError(f"policy[{position}] ({told}) cuts behind {unknown[0]!r}; the clean cuts are: {clean}")
+        for before, after in pairwise(wanted):
+            if names.index(after) < names.index(before):
+                raise ConfigError(
+                    f"policy[{position}] ({told}) cuts behind {after!r}, which must be {before!r} or a block behind it"
+                )
 
 
 def _check_replaced(where: str, policy: Policy, config: Config) -> None:
@@ -90,8 +90,8 @@ def _check_replaced(where: str, policy: Policy, config: Config) -> None:
             )
 
 
-def _links(policy: Policy) -> list[Policy]:
+def links(policy: Policy) -> list[Policy]:
     """The policies of a chain, in order."""
     if isinstance(policy, Chain):
-        return [link for inner in policy.links for link in _links(inner)]
+        return [link for inner in policy.links for link in links(inner)]
     return [] if isinstance(policy, Identity) else [policy]

@@ -9,13 +9,14 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .errors import ConfigError, FedbonsaiError
+from .print_table import print_table
 
 app = typer.Typer(
     name="fedbonsai",
@@ -107,11 +108,33 @@ def pretrain(
 
 
 @app.command()
+def advise(
+    config: Annotated[Path, typer.Argument(help="YAML file of the experiment", show_default=False)],
+    preset: Annotated[str | None, typer.Option(help="method by name; see `fedbonsai presets`")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="one setting; repeatable")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="print rows and verdict as one line")] = False,
+) -> None:
+    """Compare what FedAvg and the ways of splitting would cost CONFIG's fleet; trains nothing."""
+    from .advise import COLUMNS, table
+    from .advise import advise as compare
+    from .config import load_config
+
+    found = compare(load_config(config, preset=preset, settings=set_ or []))
+    if json_:
+        print(json.dumps(found.to_dict()))
+        return
+    print_table(COLUMNS, table(found.methods))
+    print(found.verdict)
+
+
+@app.command()
 def presets() -> None:
     """List the methods that `--preset` knows."""
     from ..policies.presets import PRESETS
 
-    _table(("preset", "what it does", "source"), [(name, p.description, p.source) for name, p in PRESETS.items()])
+    print_table(("preset", "what it does", "source"), [(name, p.description, p.source) for name, p in PRESETS.items()])
 
 
 @app.command()
@@ -124,7 +147,7 @@ def fleets() -> None:
         found = fleet.load_fleet(name)
         classes = ", ".join(f"{c.count} {c.name}" for c in found.classes)
         rows.append((name, found.description, classes))
-    _table(("fleet", "what it is", "classes"), rows)
+    print_table(("fleet", "what it is", "classes"), rows)
 
 
 @app.command()
@@ -132,7 +155,7 @@ def models() -> None:
     """List the models that `model:` knows."""
     from ..learning.models import names
 
-    _table(("model", "what it is"), list(names().items()))
+    print_table(("model", "what it is"), list(names().items()))
 
 
 @app.command()
@@ -210,20 +233,3 @@ def guarded(call: Callable[[], Any]) -> int:
     if result == INTERRUPTED:  # Typer's own reading of Ctrl-C, from 0.20 on
         print("interrupted", file=sys.stderr)
     return result if isinstance(result, int) else 0
-
-
-def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a table; plain and tab-separated where nobody looks."""
-    if not sys.stdout.isatty():
-        for row in [columns, *rows]:
-            print("\t".join(row))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)

@@ -6,7 +6,6 @@ In process the caller iterates it; on Ray it lives in the server's actor, and th
 import time
 from collections.abc import Callable, Iterator
 
-import msgspec
 import torch
 
 from ..actors.device import Device
@@ -21,18 +20,18 @@ from ..comms.make_codec import make_codec
 from ..learning.initialisation import pinned
 from ..learning.losses import make_loss
 from ..learning.part import Part, down_tensors, up_tensors, whole
-from ..learning.seeds import derive
 from ..learning.structure import ModelSpec
 from ..learning.workload import Workload, WorkloadSettings
-from ..policies.plan import Plan, Upload
 from ..policies.policy import Policy
-from .check_policy import advice, check_cuts
+from .check_policy import check_cuts
 from .clock import Clock, VirtualClock, WallClock
+from .comparison import Comparison, advice
 from .config import Config
 from .costs import Costs
 from .evaluator import Evaluator, check_evaluation
 from .events import AnyEvent, Notice, RunStarted
 from .loop import Loop
+from .plan_maker import PlanMaker
 from .provenance import describe_init, provenance, seen_samples
 
 PoolMaker = Callable[[WorkloadSettings], Pool]
@@ -64,7 +63,7 @@ class Engine:
         self.config = config
         self._channel = channel or LocalChannel()
         fleet = config.load_fleet()
-        _check_names(config)
+        check_names(config)
         settings = workload_settings(config, num_devices=fleet.num_devices)
         self.workload = Workload(settings)
         check_evaluation(config.evaluation, self.workload)
@@ -76,12 +75,12 @@ class Engine:
             link_disk_bytes=config.server.link_disk_bytes,
         )
         part = whole(self.workload.spec)
-        _check_chains(config, self.workload.spec, part)
+        check_chains(config, self.workload.spec, part)
         check_cuts(policy, self.workload, config.training)
-        self._advice = advice(policy, config)
         costs = Costs(self.workload, fleet, self.server.links)
         # Before the workers start: it refuses a model that does not fit the data, and takes longer than a decision should.
         costs.row(part, config.training)
+        self._advice = advice(policy, config, Comparison(config, self.workload, fleet, costs))
         self._pool = make_pool(settings) if make_pool else self._inline_pool(settings, fleet)
         started = time.perf_counter()
         clock: Clock
@@ -101,7 +100,7 @@ class Engine:
             costs=costs,
             evaluator=Evaluator(config, fleet=fleet, server=self.server, pool=self._pool, ledger=ledger),
             ledger=ledger,
-            new_plan=_PlanMaker(config, part),
+            new_plan=PlanMaker(config, part),
         )
 
     def _inline_pool(self, settings: WorkloadSettings, fleet: Fleet) -> InlinePool:
@@ -150,7 +149,7 @@ class Engine:
         )
 
 
-def _check_names(config: Config) -> None:
+def check_names(config: Config) -> None:
     """Refuse codecs and a loss that are not known, before any data are loaded."""
     for direction in ("down", "up"):
         try:
@@ -160,7 +159,7 @@ def _check_names(config: Config) -> None:
     make_loss(config.training.loss)
 
 
-def _check_chains(config: Config, spec: ModelSpec, part: Part) -> None:
+def check_chains(config: Config, spec: ModelSpec, part: Part) -> None:
     """Refuse chains whose codecs cannot follow one another on what this model sends."""
     up = up_tensors(spec, part, statistics=config.server.statistics == "average")
     for direction, tensors in (("down", down_tensors(spec, part)), ("up", up)):
@@ -168,35 +167,3 @@ def _check_chains(config: Config, spec: ModelSpec, part: Part) -> None:
             chain_layout(getattr(config.codecs, direction), tensors)
         except ValueError as error:
             raise ValueError(f"codecs.{direction}: {error}") from error
-
-
-class _PlanMaker:
-    """The experiment's own plan for a device: whole model, configured codecs, training at the round's learning rate."""
-
-    def __init__(self, config: Config, part: Part) -> None:
-        self._config = config
-        self._part = part
-        self._version = -1
-        self._training = config.training
-        self._upload = Upload(statistics=config.server.statistics == "average")
-
-    def __call__(self, device: int, version: int, earlier: int) -> Plan:
-        """``earlier``: plans of this version that the device was sent before; equal seeds would make equal updates."""
-        config = self._config
-        if version != self._version:
-            factor = config.schedule.factor(version, rounds=config.stop.rounds)
-            rate = config.training.optimiser.learning_rate * factor
-            optimiser = msgspec.structs.replace(config.training.optimiser, learning_rate=rate)
-            self._training = msgspec.structs.replace(config.training, optimiser=optimiser)
-            self._version = version
-        return Plan(
-            id=0,
-            device=device,
-            version=version,
-            part=self._part,
-            training=self._training,
-            seed=derive(config.seed, "plan", device, version, *([earlier] if earlier else [])),
-            upload=self._upload,
-            codec_down=config.codecs.down,
-            codec_up=config.codecs.up,
-        )

@@ -149,8 +149,16 @@ def test_mistakes_are_told_with_what_is_allowed():
     shy = {"classes": [{"name": "shy", "flop_per_s": 1e9, "may_send": ["weights", "activations"]} | LINK]}
     with pytest.raises(ConfigError, match=r"fleet class 'shy' may send only .* makes it send labels"):
         finished(**ecofed(), fleet=shy)
-    with pytest.raises(RunError, match=r"the trunk ends at the cut or behind it, before the last block: features\.2"):
+    with pytest.raises(
+        ConfigError, match=r"cuts behind 'features\.0', which must be 'features\.2' or a block behind it"
+    ):
         finished(**ecofed(cut="features.2", depth="features.0"))
+    with pytest.raises(
+        ConfigError, match=r"cuts behind 'features\.0', which must be 'features\.2' or a block behind it"
+    ):
+        finished(**ecofed(first="features.2", cut="auto", depth="features.0"))
+    with pytest.raises(ConfigError, match=r"depth is ''; depth must name the last block of the trunk, one for all"):
+        finished(**ecofed(cut="auto"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,196 @@
+"""What a round of each method costs a fleet, before anything is trained: which one is cheaper for the job at hand.
+
+By the byte counts of Wu et al. (EcoFed, IEEE TPDS 2024, arXiv 2304.05495) EcoFed sends less than FedAvg iff
+E n A b/8 / period < 8 |W| (epochs, samples, activations a sample, bits of a code, parameters): a tiny model with many samples
+is trained cheaper as a whole. Here both sides are the estimates that the virtual clock charges by.
+
+A round is as long as the slowest device needs alone, and no shorter than what is shared needs for all of them together.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import msgspec
+from msgspec.structs import replace
+
+from ..clusters.fleet import Fleet
+from .candidates import memory_misfit
+from .decision import Decision
+from .plan import Plan
+from .policy import Policy
+from .report import Estimate
+from .view import View
+
+KINDS_PER_CLASS = 16  # where a class has more sample counts, one device stands for several of them
+
+
+class MethodCost(msgspec.Struct, frozen=True, kw_only=True):
+    """One method's row; means over the rounds of a period.
+
+    ``cuts``: devices by the block behind which they are cut, "" for whole models. ``seconds``: of a round; ``bound``: what
+    one with uploads waits for. ``num_bytes``: up and down, mean over the devices. ``peak_memory_bytes``: the most.
+    ``unable``: (reason, devices) of those that cannot take part, and count for nothing else; ``seconds`` None: nobody can.
+    """
+
+    method: str
+    cuts: dict[str, int]
+    seconds: float | None
+    bound: str
+    num_bytes: float
+    peak_memory_bytes: int
+    unable: tuple[tuple[str, int], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """What one device, and ``count`` like it, cost in the rounds of one kind."""
+
+    plan: Plan
+    cost: Estimate
+    count: int
+    weights: tuple[int, int]  # bytes up and down that are the server's and not a host's
+
+
+def compare_methods(
+    view: View,
+    fleet: Fleet,
+    methods: Mapping[str, Policy],
+    *,
+    cohort: int | None = None,
+    refusal: Callable[[Plan], str] = lambda plan: "",
+) -> list[MethodCost]:
+    """A row for each of the ``methods``: policies that change plans, asked as before the first round.
+
+    ``cohort``: devices of a round, of all that there are (None: all); the slowest of all counts even so. ``refusal``: why a
+    plan would not be carried out, "" where it would. Devices without samples take part in nothing.
+    """
+    start = dataclasses.replace(view, version=0, dispatched=0, in_flight={}, replay=())
+    kinds = _kinds(start)
+    share = 1.0 if cohort is None else cohort / max(1, sum(kinds.values()))
+    rows = []
+    for name, method in methods.items():
+        try:
+            rows.append(_row(name, method, start, fleet, kinds, min(1.0, share), refusal))
+        except ValueError as error:  # this model has no head for a local loss, or cannot be cut there
+            unable = ((f"any: {error}", sum(kinds.values())),)
+            rows.append(
+                MethodCost(
+                    method=name, cuts={}, seconds=None, bound="", num_bytes=0.0, peak_memory_bytes=0, unable=unable
+                )
+            )
+    return rows
+
+
+def _kinds(view: View) -> dict[int, int]:
+    """Devices that stand for all: each with the number of those of its class with about as many samples."""
+    classes: dict[int, list[int]] = {}
+    for device in view.devices:
+        if view.samples[device]:
+            classes.setdefault(id(view.profiles[device]), []).append(device)
+    found: Counter[int] = Counter()
+    for devices in classes.values():
+        first: dict[int, int] = {}
+        for device in devices:
+            first.setdefault(view.samples[device], device)
+        *sizes, largest = sorted(first)
+        each = max(1, -(-len(sizes) // (KINDS_PER_CLASS - 1)))
+        chunks = [sizes[start : start + each] for start in range(0, len(sizes), each)]
+        stands_for = {size: chunk[len(chunk) // 2] for chunk in [*chunks, [largest]] for size in chunk}
+        for device in devices:
+            found[first[stands_for[view.samples[device]]]] += 1
+    return dict(sorted(found.items()))
+
+
+def _row(
+    name: str,
+    method: Policy,
+    view: View,
+    fleet: Fleet,
+    kinds: Mapping[int, int],
+    share: float,
+    refusal: Callable[[Plan], str],
+) -> MethodCost:
+    """One method."""
+    unable: Counter[str] = Counter()
+    asked = tuple(view.new_plan(device) for device in kinds)
+    decision, _ = method.decide(view, method.init(), Decision(plans=asked))
+    for device, reason in decision.left_out:
+        unable[f"{view.profiles[device].name}: {reason}"] += kinds[device]
+    uploads: list[_Share] = []
+    for plan in decision.plans:
+        device = plan.device
+        cost = view.estimate(device, plan)
+        reason = refusal(plan) or memory_misfit(view, device, cost.peak_memory_bytes)
+        if reason:
+            unable[f"{view.profiles[device].name}: {reason}"] += kinds[device]
+        else:
+            uploads.append(_Share(plan, cost, kinds[device], _weights(view, plan, cost)))
+    replays = [_replayed(view, each) for each in uploads if each.plan.split and each.plan.split.mode == "ecofed"]
+    period: int = getattr(method, "period", 1) if replays else 1
+    seconds, bound = _round(view, fleet, uploads, share)
+    if period > 1:
+        seconds = (seconds + (period - 1) * _round(view, fleet, replays, share)[0]) / period
+    cuts: Counter[str] = Counter()
+    for each in uploads:
+        cuts[each.plan.split.cut if each.plan.split else ""] += each.count
+    able = sum(cuts.values())
+    total = sum(each.count * (each.cost.up_bytes + each.cost.down_bytes) for each in uploads)
+    return MethodCost(
+        method=name,
+        cuts=dict(cuts),
+        seconds=seconds if able else None,
+        bound=bound,
+        num_bytes=total / able / period if able else 0.0,
+        peak_memory_bytes=max((each.cost.peak_memory_bytes for each in uploads), default=0),
+        unable=tuple(sorted(unable.items())),
+    )
+
+
+def _replayed(view: View, upload: _Share) -> _Share:
+    """The same device in a round in which its view is replayed."""
+    assert upload.plan.split is not None
+    plan = replace(upload.plan, split=replace(upload.plan.split, view="1"))
+    return _Share(plan, view.estimate(plan.device, plan), upload.count, (0, 0))
+
+
+def _weights(view: View, plan: Plan, cost: Estimate) -> tuple[int, int]:
+    """Bytes up and down that go between device and server: what the plan would send if nothing crossed its cut."""
+    if plan.split is None:
+        return cost.up_bytes, cost.down_bytes
+    if plan.split.mode == "ecofed":
+        return 0, 0
+    alone = view.estimate(plan.device, replace(plan, split=None))
+    return alone.up_bytes, alone.down_bytes
+
+
+def _round(view: View, fleet: Fleet, shares: Sequence[_Share], share: float) -> tuple[float, str]:
+    """Seconds of a round, and what it waits for."""
+    slowest = max(shares, key=lambda each: each.cost.seconds, default=None)
+    if slowest is None:
+        return 0.0, ""
+    bounds = [(slowest.cost.seconds, f"device class {view.profiles[slowest.plan.device].name}")]
+    hosts = sum(each.count * each.cost.host_flops for each in shares)
+    bounds.append((share * hosts / (fleet.hosts.flop_per_s * fleet.hosts.count), "hosts"))
+    bounds += [(share * num_bytes / rate, name) for num_bytes, rate, name in _crossings(view, fleet, shares)]
+    return max(bounds, key=lambda bound: bound[0])
+
+
+def _crossings(view: View, fleet: Fleet, shares: Sequence[_Share]) -> Iterator[tuple[float, float, str]]:
+    """Bytes, rate and name of each link that devices share, one direction after the other; hosts' links together."""
+    for index, direction in enumerate(("up", "down")):
+        field = f"{direction}_bytes_per_s"
+        shared: Counter[str] = Counter()
+        weights = streamed = 0
+        for each in shares:
+            num_bytes = each.cost.down_bytes if index else each.cost.up_bytes
+            weights += each.count * each.weights[index]
+            streamed += each.count * (num_bytes - each.weights[index])
+            if link := view.profiles[each.plan.device].shared_link:
+                shared[link] += each.count * num_bytes
+        for link, num_bytes in shared.items():
+            yield num_bytes, getattr(fleet.shared_links[link], field), f"link {link}"
+        if rate := getattr(fleet.server, field):
+            yield weights, rate, "the server's link"
+        if rate := getattr(fleet.hosts, field):
+            yield streamed, rate * fleet.hosts.count, "hosts' links"

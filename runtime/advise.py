@@ -1,0 +1,65 @@
+"""``fedbonsai advise``: what a round of each method costs the configured fleet, told before anything is trained."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from ..learning.part import whole
+from ..learning.workload import Workload
+from ..policies.compare_methods import MethodCost
+from ..policies.resolve_policy import make_policy
+from ..policies.verdict import verdict
+from .check_policy import check_cuts, check_policy
+from .comparison import Comparison
+from .config import Config
+from .costs import Costs
+from .engine import check_chains, check_names, workload_settings
+from .errors import ConfigError
+
+COLUMNS = ("method", "cut behind", "s a round", "waits for", "MB a device and round", "peak MB", "cannot take part")
+
+
+class Advice(msgspec.Struct, frozen=True, kw_only=True):
+    """A row for each method, and one sentence."""
+
+    methods: tuple[MethodCost, ...]
+    verdict: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+
+def advise(config: Config) -> Advice:
+    """Compare the methods for an experiment; nothing is trained, and no worker starts. Raises ``ConfigError``."""
+    try:
+        policy, fleet = make_policy(config.policy), config.load_fleet()
+        check_policy(policy, config, fleet)
+        check_names(config)
+        workload = Workload(workload_settings(config, num_devices=fleet.num_devices))
+        part, costs = whole(workload.spec), Costs(workload, fleet)
+        check_chains(config, workload.spec, part)
+        check_cuts(policy, workload, config.training)
+        costs.row(part, config.training)  # refuses a model that does not fit the data
+        rows = Comparison(config, workload, fleet, costs).rows(policy)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return Advice(methods=tuple(rows), verdict=verdict(rows))
+
+
+def table(rows: Sequence[MethodCost]) -> list[tuple[str, ...]]:
+    """The rows as text, in the order of ``COLUMNS``."""
+    return [
+        (
+            row.method,
+            ", ".join(f"{cut or 'nothing'} ({number})" for cut, number in row.cuts.items()),
+            "" if row.seconds is None else f"{row.seconds:.3g}",
+            row.bound,
+            f"{row.num_bytes / 1e6:.3g}",
+            f"{row.peak_memory_bytes / 1e6:.3g}",
+            "; ".join(f"{number} {reason}" for reason, number in row.unable),
+        )
+        for row in rows
+    ]

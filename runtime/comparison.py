@@ -1,0 +1,102 @@
+"""The methods compared for one experiment: with its fleet, its data, its own plans, and the costs that its clock charges."""
+
+from collections.abc import Collection
+
+from ..actors.support import PlanRefused, check_plan
+from ..clusters.fleet import Fleet
+from ..learning.part import whole
+from ..learning.workload import Workload
+from ..policies.cheapest_cut import AUTO
+from ..policies.compare_methods import MethodCost, compare_methods
+from ..policies.ecofed import EcoFed
+from ..policies.fields import Cohort, cohort_size
+from ..policies.local_loss import LocalLoss
+from ..policies.plan import Plan
+from ..policies.policy import Identity, Policy
+from ..policies.split import SplitFed
+from ..policies.verdict import PLAIN, cheaper
+from ..policies.view import View
+from .check_policy import links
+from .config import Config
+from .costs import Costs
+from .plan_maker import PlanMaker
+
+METHODS = ("FedAvg", "SplitFed", "local loss", "EcoFed")
+
+
+class Comparison:
+    """Methods compared for one experiment, by the costs that its clock charges."""
+
+    def __init__(self, config: Config, workload: Workload, fleet: Fleet, costs: Costs) -> None:
+        """Nothing is estimated yet."""
+        self._config, self._workload, self._fleet, self._costs = config, workload, fleet, costs
+        self._profiles = fleet.profiles()
+
+    def rows(self, policy: Policy, *, names: Collection[str] = METHODS) -> list[MethodCost]:
+        """Of the methods of these names, with the fields and the cohort that ``policy`` gives them."""
+        view, chosen = self._view(), cohorts(policy)
+        size = min(cohort_size(each, len(view.profiles)) for each in chosen) if chosen else None
+        methods = {name: method for name, method in methods_of(policy).items() if name in names}
+        if not self._workload.spec.block_names[:-1]:
+            methods = {PLAIN: methods[PLAIN]}
+        return compare_methods(view, self._fleet, methods, cohort=size, refusal=self._refusal)
+
+    def _view(self) -> View:
+        """The run before its first round."""
+        new_plan = PlanMaker(self._config, whole(self._workload.spec))
+        return View(
+            time_s=0.0,
+            version=0,
+            seed=0,
+            profiles=self._profiles,
+            samples=[self._workload.data.num_samples(device) for device in range(len(self._profiles))],
+            hosts=self._fleet.hosts.count,
+            plan_maker=lambda device: new_plan(device, 0, 0),
+            estimator=self._costs.estimate,
+        )
+
+    def _refusal(self, plan: Plan) -> str:
+        """Why a plan would be refused, without saying whose it is."""
+        try:
+            check_plan(plan, spec=self._workload.spec, profile=self._profiles[plan.device])
+        except PlanRefused as error:
+            return str(error).partition(": ")[2]
+        return ""
+
+
+def advice(policy: Policy, config: Config, comparison: Comparison) -> list[str]:
+    """What an operator should know of settings that go together, and are seldom meant."""
+    if not any(getattr(link, "freezes", False) for link in links(policy)):
+        return []
+    found = []
+    if config.init.mode == "random":
+        found.append("the frozen trunk has random weights, since init.mode is 'random'; see fedbonsai pretrain")
+    if any(isinstance(link, EcoFed) for link in links(policy)):
+        told = cheaper(comparison.rows(policy, names=("FedAvg", "SplitFed", "EcoFed")), "EcoFed")
+        found += [f"{told}; see fedbonsai advise"] if told else []
+    return found
+
+
+def methods_of(policy: Policy) -> dict[str, Policy]:
+    """The methods, with the fields that ``policy`` gives them; one that it does not hold is cut where it cuts.
+
+    Where it cuts nothing they have "auto" cuts, but EcoFed its defaults: how deep a trunk may be is no question of cost.
+    """
+    held = {type(link): link for link in links(policy)}
+    cutting = next(
+        (link for link in held.values() if isinstance(link, SplitFed | LocalLoss | EcoFed)), SplitFed(cut=AUTO)
+    )
+    cut, first = cutting.cut, cutting.first
+    usual: dict[str, Policy] = {
+        "FedAvg": Identity(),
+        "SplitFed": SplitFed(cut=cut, first=first),
+        "local loss": LocalLoss(cut=cut, first=first),
+        "EcoFed": EcoFed(cut="" if cut == AUTO else cut, first=first),
+    }
+    return {name: held.get(type(method), method) for name, method in usual.items()}
+
+
+def cohorts(policy: Policy) -> list[Cohort]:
+    """Of the policies of a chain that choose so many devices."""
+    found = [getattr(link, "cohort", None) for link in links(policy)]
+    return [cohort for cohort in found if cohort is not None]
