@@ -1,7 +1,7 @@
 """What split training costs by EcoFed's cost model (Wu et al., arXiv 2304.05495), on VGG11 and CIFAR-10's shapes.
 
-Of n = 500 samples, E = 1 epoch, A = 8192 activations behind the second block, |W| weights, |Wd| of them on the device, |Waux| in
-its head, a period of 2, without labels, headers and running statistics:
+Of n = 500 samples, E = 1 epoch, A = 8192 activations behind the second block, |W| weights, |Wd| of them on the device, |Waux|
+in its head, a period of 2, without labels, headers and running statistics:
 
     FedAvg 8|W|    SplitFed 8|Wd| + 8EnA    local losses 8(|Wd| + |Waux|) + 4EnA    EcoFed EnA/2 (8 bit)
 """
