@@ -84,7 +84,7 @@ class EcoFed:
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
         """Cut the plans of those who upload, and put replays in place of the others."""
-        if view.dispatched or not decision.plans:
+        if not decision.plans:
             return decision, state
         wanted, rng, left_out = len(decision.plans), np.random.default_rng(view.seed), list[tuple[int, str]]()
         everybody = self.uploads == "period" and view.version % self.period == 0

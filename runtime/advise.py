@@ -11,7 +11,7 @@ from ..policies.compare_methods import MethodCost
 from ..policies.resolve_policy import make_policy
 from ..policies.verdict import verdict
 from .check_policy import check_cuts, check_policy
-from .comparison import Comparison
+from .comparison import Comparison, check_replay
 from .config import Config
 from .costs import Costs
 from .engine import check_chains, check_names, workload_settings
@@ -43,7 +43,9 @@ def advise(config: Config) -> Advice:
         check_chains(config, workload.spec, part)
         check_cuts(policy, workload, config.training)
         costs.row(part, config.training)  # refuses a model that does not fit the data
-        rows = Comparison(config, workload, fleet, costs).rows(policy)
+        comparison = Comparison(config, workload, fleet, costs)
+        check_replay(policy, config, comparison)
+        rows = comparison.rows(policy)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return Advice(methods=tuple(rows), verdict=verdict(rows))

@@ -8,6 +8,7 @@ from ..learning.part import whole
 from ..learning.workload import Workload
 from ..policies.cheapest_cut import AUTO
 from ..policies.compare_methods import MethodCost, compare_methods
+from ..policies.decision import Decision
 from ..policies.ecofed import EcoFed
 from ..policies.fields import Cohort, cohort_size
 from ..policies.local_loss import LocalLoss
@@ -19,6 +20,7 @@ from ..policies.view import View
 from .check_policy import links
 from .config import Config
 from .costs import Costs
+from .errors import ConfigError
 from .plan_maker import PlanMaker
 
 METHODS = ("FedAvg", "SplitFed", "local loss", "EcoFed")
@@ -41,6 +43,13 @@ class Comparison:
             methods = {PLAIN: methods[PLAIN]}
         return compare_methods(view, self._fleet, methods, cohort=size, refusal=self._refusal)
 
+    def largest_upload(self, method: EcoFed) -> tuple[int, int]:
+        """The device with the most samples, and about how many bytes it uploads; 0 where it cannot take part."""
+        view = self._view()
+        device = max(view.devices, key=lambda device: (view.samples[device], -device))
+        decided, _ = method.decide(view, method.init(), Decision(plans=(view.new_plan(device),)))
+        return device, sum(view.estimate(device, plan).up_bytes for plan in decided.plans)
+
     def _view(self) -> View:
         """The run before its first round."""
         new_plan = PlanMaker(self._config, whole(self._workload.spec))
@@ -62,6 +71,17 @@ class Comparison:
         except PlanRefused as error:
             return str(error).partition(": ")[2]
         return ""
+
+
+def check_replay(policy: Policy, config: Config, comparison: Comparison) -> None:
+    """Raise ``ConfigError`` where the replay buffer has no room for a single view."""
+    for method in (link for link in links(policy) if isinstance(link, EcoFed)):
+        device, num_bytes = comparison.largest_upload(method)
+        if num_bytes > config.replay.memory_bytes:
+            raise ConfigError(
+                f"replay.memory_bytes is {config.replay.memory_bytes}; what device {device} uploads takes about {num_bytes} "
+                "bytes, and a host must have room for one view at least"
+            )
 
 
 def advice(policy: Policy, config: Config, comparison: Comparison) -> list[str]:

@@ -25,7 +25,7 @@ from ..learning.workload import Workload, WorkloadSettings
 from ..policies.policy import Policy
 from .check_policy import check_cuts
 from .clock import Clock, VirtualClock, WallClock
-from .comparison import Comparison, advice
+from .comparison import Comparison, advice, check_replay
 from .config import Config
 from .costs import Costs
 from .evaluator import Evaluator, check_evaluation
@@ -80,7 +80,9 @@ class Engine:
         costs = Costs(self.workload, fleet, self.server.links)
         # Before the workers start: it refuses a model that does not fit the data, and takes longer than a decision should.
         costs.row(part, config.training)
-        self._advice = advice(policy, config, Comparison(config, self.workload, fleet, costs))
+        comparison = Comparison(config, self.workload, fleet, costs)
+        check_replay(policy, config, comparison)
+        self._advice = advice(policy, config, comparison)
         self._pool = make_pool(settings) if make_pool else self._inline_pool(settings, fleet)
         started = time.perf_counter()
         clock: Clock

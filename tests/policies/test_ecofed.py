@@ -55,12 +55,15 @@ def test_where_there_are_too_few_views_devices_without_one_upload(make_view, mak
     assert told(found) == [(0, None), (1, "v1"), (2, None)]
 
 
-def test_devices_in_flight_are_left_alone_and_rounds_that_have_begun_too(make_view, make_plan):
+def test_devices_in_flight_are_left_alone(make_view, make_plan):
     busy = {1: make_plan(1)}
     found = plans(EcoFed(), make_view, make_plan, cohort=(0,), version=1, in_flight=busy, replay=[view_of(1)])
     assert told(found) == [(0, None)]
+
+
+def test_whoever_is_chosen_when_a_round_has_begun_is_cut_too(make_view, make_plan):
     (plan,) = plans(EcoFed(), make_view, make_plan, cohort=(0,), dispatched=1)
-    assert plan.split is None
+    assert (plan.split.mode, plan.part.trained) == ("ecofed", ())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from fedbonsai.actors.device import Device
 from fedbonsai.clusters.ray_cluster import start_local
 from fedbonsai.learning.part import Part
 from fedbonsai.policies.decision import Decision
-from fedbonsai.runtime.errors import ConfigError, RunError
+from fedbonsai.runtime.errors import ConfigError
 from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
 from msgspec.structs import replace
 
@@ -113,7 +113,8 @@ def test_whoever_has_no_view_uploads_and_a_lifetime_ends_views():
 
 
 def test_a_budget_too_small_for_one_view_is_told():
-    with pytest.raises(RunError, match=r"replay.memory_bytes is 1000; view '1' of device 0 .* alone needs \d+"):
+    words = r"^replay.memory_bytes is 1000; what device \d uploads takes about \d+ bytes, and a host must have room"
+    with pytest.raises(ConfigError, match=words):
         finished(**ecofed(), replay={"memory_bytes": 1000})
 
 
