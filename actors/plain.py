@@ -29,14 +29,7 @@ class PlainDownlinks:
         """The packet with the plan's part of ``model``."""
         key = _key(plan)
         if key not in self._sealed:
-            expected = array_specs(down_tensors(self._spec, plan.part))
-            packet, _ = seal(
-                as_arrays({spec.name: model[spec.name] for spec in expected}),
-                codec=make_codec(plan.codec_down),
-                context=context_for(expected, seed=plan.version),
-                stamp=weights_stamp(plan.version),
-            )
-            self._sealed[key] = Message(self._channel.put(packet), packet.nbytes, "weights")
+            self._sealed[key] = sealed(plan, model, self._channel, self._spec)
         return self._sealed[key]
 
     def sent(self, plan: Plan) -> dict[str, torch.Tensor]:
@@ -44,11 +37,28 @@ class PlainDownlinks:
         key = _key(plan)
         if key not in self._sealed:
             raise MismatchedPacket(f"the packet of version {plan.version} that plan {plan.id} started from is gone")
-        return as_tensors(open_weights(self._channel.get(self._sealed[key].reference), plan, plan.part, self._spec))
+        return opened(self._sealed[key], plan, self._channel, self._spec)
 
     def keep(self, versions: Collection[int]) -> None:
         """Forget all but these versions."""
         self._sealed = {key: message for key, message in self._sealed.items() if key[0] in versions}
+
+
+def sealed(plan: Plan, model: Mapping[str, torch.Tensor], channel: Channel, spec: ModelSpec) -> Message:
+    """A packet with the plan's part of ``model``, where its receiver can get it."""
+    expected = array_specs(down_tensors(spec, plan.part))
+    packet, _ = seal(
+        as_arrays({tensor.name: model[tensor.name] for tensor in expected}),
+        codec=make_codec(plan.codec_down),
+        context=context_for(expected, seed=plan.version),
+        stamp=weights_stamp(plan.version),
+    )
+    return Message(channel.put(packet), packet.nbytes, "weights")
+
+
+def opened(message: Message, plan: Plan, channel: Channel, spec: ModelSpec) -> dict[str, torch.Tensor]:
+    """The tensors that a packet of ``sealed`` brings."""
+    return as_tensors(open_weights(channel.get(message.reference), plan, plan.part, spec))
 
 
 def open_weights(packet: Array, plan: Plan, part: Part, spec: ModelSpec) -> Arrays:

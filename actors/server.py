@@ -28,9 +28,11 @@ from ..learning.tensors import as_arrays, as_tensors, minus
 from ..learning.workload import Workload
 from ..policies.plan import Plan
 from ..policies.report import Report
+from ..policies.turns import shares
 from .links import ServerLinks
 from .messages import Dispatch, Message, array_specs
 from .plain import PlainDownlinks
+from .shared_heads import SharedHeads
 from .split_plans import hosted, provisioned
 from .trunk import BlockHashes
 from .update import open_update
@@ -63,6 +65,7 @@ class Server:
         self._tensors = ChainMap(self.store["model"], self.store["auxiliaries"])
         self._fold = Fold()
         self._plain = PlainDownlinks(channel, workload.spec)
+        self._heads = SharedHeads(channel, workload.spec)
         self._hashes = BlockHashes(workload.spec, self.store["model"])
         self._starts: dict[tuple[int, str], tuple[int, Arrays]] = {}  # by version and part: the hash, and the model
         self.links = ServerLinks(
@@ -80,7 +83,9 @@ class Server:
         self._provide(plan.part.auxiliaries)
         if plan.split is not None:
             plan = provisioned(plan, self._hashes)
-            return Dispatch(plan, self._send(plan), None, self._send(hosted(plan, self.workload.spec, self._hashes)))
+            of_host = hosted(plan, self.workload.spec, self._hashes)
+            turn = (self._heads.send(of_host, self.store["model"]),) if shares(plan) else self._send(of_host)
+            return Dispatch(plan, self._send(plan), None, turn)
         if plan.link_down is None and plan.link_up is None:
             return Dispatch(plan, self._send(plan), None)
         plan = msgspec.structs.replace(plan, acknowledged=self.links.acknowledged(plan.device))
@@ -104,9 +109,7 @@ class Server:
         """
         local: Arrays | None = None
         if (packet is None) != (not plan.part.trained):
-            told = (
-                "without its device's update" if packet is None else "with an update of blocks that it does not train"
-            )
+            told = "without its device's update" if packet is None else "with one of blocks that it does not train"
             raise MismatchedPacket(f"plan {plan.id} came {told}")
         if packet is not None and plan.link_up is not None:
             specs = array_specs(up_tensors(self.workload.spec, plan.part, statistics=plan.upload.statistics))
@@ -118,17 +121,21 @@ class Server:
                 if host is None:
                     raise MismatchedPacket(f"plan {plan.id} is split, and came without its host's update")
                 update |= self._plain_update(hosted(plan, self.workload.spec, self._hashes), host, leg=1)
+        if shares(plan):
+            update = self._heads.add(plan, update, weight=weight)
         self._fold.add(self._from_start(plan, update), weight=weight)
         if local is not None:
             self.links.folded(plan, local)
 
     def ended(self, plan: Plan, report: Report, state: State | None) -> None:
         """A plan has come to its end, well or not: settle what its link remembers."""
+        self._heads.ended(plan)
         if plan.link_down is not None or plan.link_up is not None:
             self.links.ended(plan, report, state)
 
     def abandon(self, plan: Plan) -> None:
         """Nobody waits for a plan any more."""
+        self._heads.ended(plan)
         self.links.abandon(plan)
 
     def notices(self) -> list[str]:
@@ -158,7 +165,7 @@ class Server:
         """The differences in an update of a memoryless uplink."""
         update = as_tensors(open_update(packet, plan, self.workload.spec, leg=leg))
         if plan.upload.payload == "weights":
-            start = self._plain.sent(plan)
+            start = self._heads.sent(plan) if leg and shares(plan) else self._plain.sent(plan)
             update = {name: tensor - start[name] for name, tensor in update.items()}
         return update
 
@@ -198,6 +205,7 @@ class Server:
         Behind a lossy downlink with feedback the model is what its receivers hold; the rest is pending, and sent later.
         """
         model, pending, state = self.store["model"], self.store["pending"], self.store["optimiser"]
+        self._heads.close(self._fold)
         with torch.no_grad():
             for name, rest in pending.items():
                 model[name].add_(rest)

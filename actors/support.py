@@ -78,8 +78,8 @@ def _cut(part: Part, split: Split, names: tuple[str, ...]) -> Iterator[str]:
 
 def _split(plan: Plan, split: Split) -> Iterator[str]:
     """What stands against the way of splitting."""
-    if split.head != "slots":
-        yield f"split.head is {split.head!r}; only 'slots' can be carried out yet"
+    if split.mode == "ecofed" and split.head != "slots":
+        yield f"split.head is {split.head!r}; under 'ecofed' every device has a copy of the host's blocks: 'slots'"
     if split.mode == "splitfed" and split.window != 1:
         yield f"split.window is {split.window}; where gradients come back it must be 1"
     if split.view is not None and split.mode != "ecofed":

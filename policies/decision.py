@@ -19,7 +19,9 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
     ``plans``: one for each chosen device. ``left_out``: (device, reason) of those that a policy ruled out. ``close_at``:
     folded updates at which the version closes (None: when no plan of it is outstanding). ``close_after_s``: deadline in
-    seconds after the version's first plan was dispatched. The first policy of a chain gets the empty decision.
+    seconds after the version's first plan was dispatched. ``keep_open``: the version stays open though none is outstanding,
+    since there is more to send when the next plan has ended; it holds until the next decision. The first policy of a chain
+    gets the empty decision.
     """
 
     plans: tuple[Plan, ...] = ()
@@ -27,6 +29,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     tasks: tuple[ServerTask, ...] = ()
     close_at: int | None = None
     close_after_s: float | None = None
+    keep_open: bool = False
 
     @property
     def empty(self) -> bool:

@@ -1,10 +1,11 @@
 """Split learning as a policy: each plan's model is cut, the device keeps the first blocks, a partition host takes the rest.
 
-SplitFed, first version (Thapa et al., AAAI 2022, arXiv 2004.12088). Acts on the plans of the policies before it in a chain.
+SplitFed (Thapa et al., AAAI 2022, arXiv 2004.12088): its first version, or with one head that is shared its second. Acts on the
+plans of the policies before it in a chain.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ..learning.part import Part
 from .cheapest_cut import AUTO, allowed_cuts, choose_cuts
@@ -12,6 +13,7 @@ from .decision import Decision
 from .fields import check_fields
 from .plan import Plan, Split
 from .policy import State
+from .turns import in_turn
 from .view import View
 
 
@@ -20,12 +22,15 @@ class SplitFed:
     """Behind block ``cut`` of the model ("" for the shallowest allowed), or "auto": each device where it is fastest.
 
     ``first``: last block of the shallowest cut allowed ("": the model's first block). ``whole``: a device that is estimated
-    to be faster with the whole model, and has the memory, keeps it ("auto" only).
+    to be faster with the whole model, and has the memory, keeps it ("auto" only). ``head``: every device has a copy of the
+    host's blocks to itself (``slots``), or all of a host train one copy, one device after another in an order drawn from the
+    seed (``shared``).
     """
 
     cut: str = ""
     first: str = ""
     whole: bool = False
+    head: Literal["slots", "shared"] = "slots"
 
     needs_plans: ClassVar[bool] = True
     fits_plans: ClassVar[bool] = True
@@ -43,12 +48,13 @@ class SplitFed:
         return tuple(name for name in (self.first, self.cut) if name and name != AUTO)
 
     def init(self) -> State:
-        """No state."""
+        """Nobody waits."""
         return None
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
-        """Cut the plans."""
-        return choose_cuts(view, decision, lambda plan: self._alternatives(plan, view.hosts)), state
+        """Cut the plans; of those that share a host's blocks, only the next is sent now."""
+        decision = choose_cuts(view, decision, lambda plan: self._alternatives(plan, view.hosts))
+        return (decision, state) if self.head == "slots" else in_turn(view, state, decision)
 
     def _alternatives(self, plan: Plan, hosts: int) -> list[Plan]:
         """What a device may get: one for each cut, and its own."""
@@ -62,5 +68,5 @@ class SplitFed:
         return plan.with_(
             f"splitfed: cut behind {cut}",
             part=Part(blocks=front, trained=front),
-            split=Split(cut=cut, host=plan.device % hosts),
+            split=Split(cut=cut, host=plan.device % hosts, head=self.head),
         )

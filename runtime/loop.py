@@ -4,7 +4,7 @@
         view -> policy -> decision -> dispatch each plan
         wait for the clock's next arrival, or the deadline
         fold the update, or count what became of it
-        close the version at K folded updates, when no plan of it is outstanding, or at the deadline
+        close the version at K folded updates, when no plan of it is outstanding (and none is to come), or at the deadline
 
 ``decide`` runs at the start, after every version, and after each outcome that frees a slot. A round is one version. A plan
 that arrives after its version closed is ``late``: it is counted, and not folded. A version in which nothing was dispatched
@@ -28,6 +28,7 @@ from ..learning.seeds import derive
 from ..policies.plan import Plan
 from ..policies.policy import Policy
 from ..policies.report import Outcome, Report
+from ..policies.turns import out_of_turn
 from ..policies.view import View
 from .ask import ask
 from .clock import Arrival, Clock
@@ -127,6 +128,9 @@ class Loop:
     def _step(self) -> Iterator[AnyEvent]:
         """One decision, one arrival, and the version's end if that was it."""
         yield from self._decide()
+        if self._round.complete and not (self._round.keep_open and self._in_flight):
+            yield from self._close()  # the policy kept it open, and sends nothing more
+            return
         if not self._in_flight:
             why = self._round.why_nobody()
             text = f"the policy chose no device while none is in flight, so the run cannot go on{why}"
@@ -216,6 +220,10 @@ class Loop:
                 )
             if plan.split is not None and plan.split.host not in range(self._fleet.hosts.count):
                 raise PlanRefused(f"split.host is {plan.split.host}; hosts are 0 to {self._fleet.hosts.count - 1}")
+            if out_of_turn(plan, self._busy.values()):
+                raise PlanRefused(
+                    f"the policy chose device {plan.device} out of turn: another one has its host's shared blocks"
+                )
             check_plan(plan, spec=self._server.workload.spec, profile=self._profiles[plan.device])
             flops, work = self._costs.flops(plan), self._costs.work(plan)
             memory = self._costs.row(plan.part, plan.training).peak_memory_bytes
@@ -335,7 +343,7 @@ class Loop:
             return True
         if round_.close_at is not None and self._server.folded >= round_.close_at:
             return True
-        return round_.dispatched > 0 and not round_.outstanding
+        return round_.complete and not round_.keep_open
 
     def _close(self) -> Iterator[AnyEvent]:
         """The version goes up by one, even with nothing folded; but not while no update was ever folded and all have failed."""

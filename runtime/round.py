@@ -15,7 +15,7 @@ class Round:
 
     ``dispatched``: its plans so far, ``plans_of`` the same by device, and ``trainings`` those whose updates are to be folded.
     ``delivered``: folded updates by fleet class. ``close_at``: folded updates that close it. ``close_after_s``: see
-    ``deadline_s``.
+    ``deadline_s``. ``keep_open``: the newest decision has more to send.
     """
 
     opened_wall: float
@@ -24,6 +24,7 @@ class Round:
     trainings: int = 0
     close_at: int | None = None
     close_after_s: float | None = None
+    keep_open: bool = False
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     left_out: dict[int, str] = field(default_factory=dict)
     plans_of: Counter[int] = field(default_factory=Counter)
@@ -37,6 +38,7 @@ class Round:
             self.close_at = decision.close_at
         if decision.close_after_s is not None:
             self.close_after_s = decision.close_after_s
+        self.keep_open = decision.keep_open
         self.left_out.update(decision.left_out)
 
     def ended(self, report: Report, *, fleet_class: str) -> None:
@@ -68,6 +70,11 @@ class Round:
     def outstanding(self) -> int:
         """Its plans that have not ended."""
         return self.dispatched - sum(self.outcomes.values())
+
+    @property
+    def complete(self) -> bool:
+        """Whether something was dispatched, and all of it has ended."""
+        return self.dispatched > 0 and not self.outstanding
 
     @property
     def loss(self) -> float | None:

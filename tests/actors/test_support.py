@@ -72,15 +72,15 @@ REFUSED: dict[str, Row] = {
         {},
         "part.head is 'linear@fc' and part.auxiliaries linear@fc; a local loss behind 'conv'",
     ),
-    "split head": (
-        part(blocks=("conv",), trained=("conv",)) | {"split": Split(cut="conv", head="shared")},
-        {},
-        "split.head is 'shared'; only 'slots'",
-    ),
     "window": (
         part(blocks=("conv",), trained=("conv",)) | {"split": Split(cut="conv", window=2)},
         {},
         "split.window is 2; where gradients come back it must be 1",
+    ),
+    "one head for all views": (
+        part(blocks=("conv",), trained=()) | {"split": Split(cut="conv", depth="conv", mode="ecofed", head="shared")},
+        {},
+        "split.head is 'shared'; under 'ecofed' every device has a copy of the host's blocks: 'slots'",
     ),
     "no trunk": (
         part(blocks=("conv",), trained=()) | {"split": Split(cut="conv", mode="ecofed")},

@@ -42,6 +42,7 @@ POLICIES = [
     chain(All(), LocalLoss(cut="auto", first="conv")),
     chain(All(), SplitFed()),
     chain(All(), SplitFed(cut="auto", first="conv", whole=True)),
+    chain(All(), SplitFed(head="shared")),
     EcoFed(),
     chain(All(), EcoFed(cut="auto", depth="conv")),
     chain(All(), EcoFed(uploads="views", refresh=2)),

@@ -336,6 +336,44 @@ def test_a_round_in_which_nothing_was_dispatched_stays_open():
     assert ends(events) == [(0, 0, "done"), (1, 0, "late"), (2, 0, "late"), (2, 1, "done")]
 
 
+def one_at_a_time(view):
+    """Devices 0 and 1 one after the other, while the version is kept open."""
+    if view.in_flight:
+        return Decision(keep_open=True)
+    return Decision(plans=(view.new_plan(view.dispatched),), keep_open=view.dispatched == 0)
+
+
+def test_a_version_stays_open_while_the_policy_has_more_to_send():
+    events, _ = run(one_at_a_time)
+    assert ends(events) == [(device, version, "done") for version in (0, 1) for device in (0, 1)]
+    assert closed(events) == [(1, 2), (2, 2)]
+    arrived = [e.time_s for e in events if isinstance(e, PlanEnded | VersionClosed)]
+    assert arrived[1] == arrived[2]  # closed with the last
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_a_version_that_is_kept_open_closes_when_nothing_more_is_sent(says):
+    """Device 0 alone was sent; then the policy no longer keeps it open, or does with nobody out who could change its mind."""
+
+    def decide(view):
+        if not view.dispatched:
+            return Decision(plans=(view.new_plan(0),), keep_open=True)
+        return Decision(keep_open=says)
+
+    events, _ = run(decide)
+    assert closed(events) == [(1, 1), (2, 1)]
+
+
+def test_a_deadline_closes_what_is_kept_open():
+    def decide(view):
+        deadline = 1.5 * view.estimate(0, view.new_plan(0)).seconds
+        return msgspec.structs.replace(one_at_a_time(view), close_after_s=deadline)
+
+    events, _ = run(decide, stop={"rounds": 1})
+    assert closed(events) == [(1, 1)]
+    assert ends(events) == [(0, 0, "done"), (1, 0, "late")]
+
+
 @pytest.mark.parametrize("close_at", [None, 1, 2])
 def test_every_dispatched_plan_comes_to_exactly_one_end(close_at):
     @start_of_round

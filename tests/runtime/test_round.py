@@ -44,6 +44,17 @@ def test_the_deadline_counts_from_the_first_plan(make_plan):
     assert round_.deadline_s == 17.0
 
 
+def test_what_a_decision_has_yet_to_send_holds_until_the_next(make_plan):
+    round_ = Round(0.0)
+    round_.decided(Decision(keep_open=True))
+    assert (round_.keep_open, round_.complete) == (True, False)
+    round_.sent(make_plan(1), time_s=0.0)
+    assert not round_.complete
+    round_.ended(ended(make_plan, Outcome.FAILED), fleet_class="board")
+    round_.decided(Decision())
+    assert (round_.keep_open, round_.complete) == (False, True)
+
+
 def test_plans_are_counted_by_device_and_by_what_they_are_for(make_plan):
     round_ = Round(0.0)
     for number, device in enumerate((4, 4, 5)):
