@@ -19,15 +19,16 @@ from ..comms.make_codec import make_codec
 from ..comms.packet import seal
 from ..comms.predict import carried, hash_arrays, restore
 from ..comms.receive import left_over, receive_models, sent_model, update_residual
+from ..learning.data.types import Samples
 from ..learning.evaluation import evaluate
 from ..learning.losses import make_loss
 from ..learning.part import down_tensors, up_tensors
 from ..learning.tensors import as_arrays, as_tensors
-from ..learning.training import train
+from ..learning.training import TrainingResult, train
 from ..learning.workload import Workload, WorkloadSettings
 from ..policies.plan import Plan
 from ..policies.report import Measured, Outcome, Report
-from .device_leg import leg, upload
+from .device_leg import train_front, upload
 from .messages import array_specs, update_context, update_stamp
 from .meter import Meter
 from .module import Module
@@ -102,19 +103,7 @@ class Device:
             upload(plan, module, samples, host, self.workload)
             train_s = time.perf_counter() - started
             return Report(plan=plan, samples=len(samples), measured=Measured(train_s=train_s)), None
-        result = train(
-            module.model,
-            samples,
-            training=plan.training,
-            loss=make_loss(plan.training.loss),
-            transform=self.workload.data.train_transform,
-            seed=plan.seed,
-            trainable=self._trainable(plan),
-            gradient=leg(plan, module, host, self.workload) if plan.split is not None else None,
-            auxiliaries=[module.auxiliary(name) for name in plan.part.auxiliaries],
-        )
-        if host is not None:
-            host.flush()
+        result = self._train(plan, module, samples, host)
         train_s = time.perf_counter() - started
         self._stage = "seal"
         update = self._seal(module.state(plan.part.auxiliaries), base, plan)
@@ -127,6 +116,20 @@ class Device:
             measured=Measured(train_s=train_s),
         )
         return report, update
+
+    def _train(self, plan: Plan, module: Module, samples: Samples, host: HostLink | None) -> TrainingResult:
+        """Train the plan's part, with the host's help where it is split."""
+        if plan.split is not None:
+            return train_front(plan, module, samples, host, self.workload)
+        return train(
+            module.model,
+            samples,
+            training=plan.training,
+            loss=make_loss(plan.training.loss),
+            transform=self.workload.data.train_transform,
+            seed=plan.seed,
+            trainable=self._trainable(plan),
+        )
 
     def _module(self, *, channels_last: bool) -> Module:
         """This worker's module."""

@@ -1,19 +1,55 @@
 """The device's leg of a split plan: what its blocks need a host for."""
 
+from ..learning.ahead import train_ahead
 from ..learning.data.types import Samples
 from ..learning.losses import make_loss
 from ..learning.split import DeviceLeg, LocalLeg, forward_only
-from ..learning.training import Gradient
+from ..learning.training import Gradient, TrainingResult, train
 from ..learning.workload import Workload
 from ..policies.plan import Plan
 from .module import Module
 from .stream import DeviceStream, HostLink
 
 
-def leg(plan: Plan, module: Module, host: HostLink | None, workload: Workload) -> Gradient:
-    """How the gradients of the device's blocks come about: by way of the host, or by a loss of their own."""
+def train_front(
+    plan: Plan, module: Module, samples: Samples, host: HostLink | None, workload: Workload
+) -> TrainingResult:
+    """Train the device's blocks, with gradients by way of the host, within the window, or by a loss of their own."""
     assert host is not None, "a split plan came without a host"
-    stream = DeviceStream(plan, host, workload)
+    assert plan.split is not None
+    stream, front = DeviceStream(plan, host, workload), plan.part.blocks
+    transform = workload.data.train_transform
+    trainable = [tensor.name for tensor in workload.spec.tensors_of(plan.part.trained)]
+    if plan.split.window > 1 and not plan.part.head:
+        return train_ahead(
+            module.blocks,
+            front,
+            samples,
+            training=plan.training,
+            transform=transform,
+            seed=plan.seed,
+            trainable=trainable,
+            window=plan.split.window,
+            send=stream.send,
+            receive=stream.receive,
+        )
+    result = train(
+        module.model,
+        samples,
+        training=plan.training,
+        loss=make_loss(plan.training.loss),
+        transform=transform,
+        seed=plan.seed,
+        trainable=trainable,
+        gradient=_gradient(plan, module, stream),
+        auxiliaries=[module.auxiliary(name) for name in plan.part.auxiliaries],
+    )
+    host.flush()
+    return result
+
+
+def _gradient(plan: Plan, module: Module, stream: DeviceStream) -> Gradient:
+    """How the gradients of the device's blocks come about, one micro-batch after another."""
     if plan.part.head:
         return LocalLeg(
             module.blocks,

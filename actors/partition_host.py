@@ -58,13 +58,14 @@ class PartitionHost:
         except Exception as error:  # a packet's, or the model's: this plan's fault, told when its device asks
             self._faults[plan.id] = f"{type(error).__name__}: {error}"
 
-    def exchange(self, plan_id: int, attempt: int, packet: Array) -> Array:
-        """One micro-batch of activations; the packet of its gradient. Raises ``StreamFault``; the slot is then gone."""
-        return self._in_slot(plan_id, attempt, lambda slot: self._step(slot, packet))
+    def take(self, plan_id: int, attempt: int, packet: Array) -> list[Array]:
+        """One micro-batch of activations. One before its turn waits for those that are to come before it.
 
-    def take(self, plan_id: int, attempt: int, packet: Array) -> None:
-        """One micro-batch of activations that nothing answers. Those before their turn wait. Raises ``StreamFault``."""
-        self._in_slot(plan_id, attempt, lambda slot: self._put_in_order(slot, packet))
+        The packets of the gradients that could be computed now, in order; none where nothing is answered. So the answers to
+        packets 0, 1, ..., one list after another, are those of the stream in order. Raises ``StreamFault``; the slot is then
+        gone.
+        """
+        return self._in_slot(plan_id, attempt, lambda slot: self._put_in_order(slot, packet))
 
     def end(self, plan_id: int, attempt: int) -> tuple[bytes, Array | None]:
         """The device has sent all: the answer, and the update of the host's blocks where all went well; the slot is freed."""
@@ -149,18 +150,22 @@ class PartitionHost:
             raise StreamFault(self._faults.get(plan_id) or f"attempt {attempt} of plan {plan_id} has no slot here")
         return slot
 
-    def _put_in_order(self, slot: Slot, packet: Array) -> None:
-        """Train on what comes in its turn, and on those that have waited for it."""
+    def _put_in_order(self, slot: Slot, packet: Array) -> list[Array]:
+        """Train on what comes in its turn, and on those that have waited for it; their answers."""
         number, turn = read_stamp(packet).sequence, len(slot.up_bytes)
         window = slot.plan.split.window if slot.plan.split is not None else 1
         if not turn <= number < turn + window or number in slot.early:
             raise StreamFault(f"packet {number} came where {turn} is next and {window} may be under way")
-        slot.early[number] = packet
+        slot.early[number], answers = packet, []
         while (packet_now := slot.early.pop(len(slot.up_bytes), None)) is not None:
-            number, _ = self._train(slot, packet_now)
+            number, gradient = self._train(slot, packet_now)
             if slot.view is not None:
                 self._replay.add(slot.view, number, packet_now)
             slot.up_bytes.append(packet_now.nbytes)
+            if slot.answers:
+                answers.append(slot.stream.seal_gradient(number, gradient))
+                slot.down_bytes.append(answers[-1].nbytes)
+        return answers
 
     def _train_again(self, slot: Slot) -> None:
         """Train on the view that the slot's plan names."""
@@ -181,11 +186,3 @@ class PartitionHost:
             raise StreamFault(f"packet {number} came after the end of the stream")
         activations, targets = slot.stream.open_activations(number, packet, coming.samples)
         return number, slot.leg.micro_batch(activations, targets)
-
-    def _step(self, slot: Slot, packet: Array) -> Array:
-        """Open, train, answer."""
-        number, gradient = self._train(slot, packet)
-        answer = slot.stream.seal_gradient(number, gradient)
-        slot.up_bytes.append(packet.nbytes)
-        slot.down_bytes.append(answer.nbytes)
-        return answer

@@ -3,9 +3,9 @@
 The runtime submits tasks and asks for results by plan; how many workers there are, and where, changes nothing else.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import msgspec
@@ -167,20 +167,21 @@ class InlinePool:
             host.close()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Here:
     """The way to a host in this process."""
 
     host: PartitionHost
     plan: Plan
-
-    def exchange(self, packet: Array) -> Array:
-        """Ask it."""
-        return self.host.exchange(self.plan.id, self.plan.attempt, packet)
+    answers: deque[Array] = field(default_factory=deque)
 
     def send(self, packet: Array, *, window: int) -> None:
         """Tell it; nothing is ever under way here."""
-        self.host.take(self.plan.id, self.plan.attempt, packet)
+        self.answers += self.host.take(self.plan.id, self.plan.attempt, packet)
+
+    def answer(self) -> Array:
+        """What it said."""
+        return self.answers.popleft()
 
     def flush(self) -> None:
         """Nothing is under way."""

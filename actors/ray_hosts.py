@@ -128,27 +128,30 @@ class RayLink:
 
     way: Way
     under_way: deque[Any] = field(default_factory=deque)
-
-    def exchange(self, packet: Array) -> Array:
-        """Send a packet, and wait for its answer."""
-        answer: Array = self._wait(self._call("exchange", packet))
-        return answer
+    answers: deque[Array] = field(default_factory=deque)
 
     def send(self, packet: Array, *, window: int) -> None:
         """Send a packet, once fewer than ``window`` are under way."""
+        if self.way.begun:  # nothing may come before the slot is there
+            self._wait(self.way.begun.pop())
         while len(self.under_way) >= window:
-            self._wait(self.under_way.popleft())
-        self.under_way.append(self._call("take", packet))
+            self._taken()
+        self.under_way.append(self.way.host.call.remote("take", self.way.plan_id, self.way.attempt, packet))
+
+    def answer(self) -> Array:
+        """Wait until the host has answered the oldest packet."""
+        while not self.answers:
+            self._taken()
+        return self.answers.popleft()
 
     def flush(self) -> None:
         """Wait until the host has taken all."""
         while self.under_way:
-            self._wait(self.under_way.popleft())
+            self._taken()
 
-    def _call(self, method: str, packet: Array) -> Any:
-        if self.way.begun:  # nothing may come before the slot is there
-            self._wait(self.way.begun.pop())
-        return self.way.host.call.remote(method, self.way.plan_id, self.way.attempt, packet)
+    def _taken(self) -> None:
+        """Wait until the host has taken the oldest packet, and keep what it answers."""
+        self.answers += self._wait(self.under_way.popleft())
 
     def _wait(self, reference: Any) -> Any:
         """What a call gave; raises ``StreamFault``."""

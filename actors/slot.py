@@ -30,6 +30,7 @@ class Slot:
     base: dict[str, Tensor]
     stream: Stream
     leg: HostLeg
+    answers: bool  # whether gradients go back
     up_bytes: list[int] = field(default_factory=list)
     down_bytes: list[int] = field(default_factory=list)
     train_s: float = 0.0
@@ -56,7 +57,7 @@ class SlotMaker:
         free = self._free.setdefault(channels_last, [])
         module = free.pop() if free else Module(self.workload, channels_last=channels_last)
         module.load(base)
-        stream = Stream(plan, self.workload)
+        stream, answers = Stream(plan, self.workload), plan.split.mode == "splitfed"
         leg = HostLeg(
             module.blocks,
             plan.part.blocks,
@@ -66,11 +67,11 @@ class SlotMaker:
             num_samples=num_samples,
             crossing=stream.crossing,
             frozen=tuple(name for name in part.blocks if name not in part.trained),
-            answers=plan.split.mode == "splitfed",
+            answers=answers,
         )
         uploads = plan.split.mode == "ecofed" and plan.split.view is None
         view = view_key(plan, str(plan.id)) if uploads else None
-        return Slot(plan, part, module, base, stream, leg, view=view)
+        return Slot(plan, part, module, base, stream, leg, answers, view=view)
 
     def free(self, slot: Slot) -> None:
         """A slot is over."""

@@ -4,6 +4,7 @@ What a packet holds follows from the plan, the workload and the number within th
 counts never come from a header.
 """
 
+from collections import deque
 from typing import Protocol
 
 import msgspec
@@ -28,12 +29,12 @@ class StreamFault(Exception):
 class HostLink(Protocol):
     """A device's way to the host's leg of its plan."""
 
-    def exchange(self, packet: Array) -> Array:
-        """Send activations; the packet with their gradient. Raises ``StreamFault``."""
+    def send(self, packet: Array, *, window: int) -> None:
+        """Send activations; at most ``window`` are under way. Raises ``StreamFault``."""
         ...
 
-    def send(self, packet: Array, *, window: int) -> None:
-        """Send activations that nothing answers; at most ``window`` are under way. Raises ``StreamFault``."""
+    def answer(self) -> Array:
+        """Wait for the packet that answers the oldest of those sent, where they are answered. Raises ``StreamFault``."""
         ...
 
     def flush(self) -> None:
@@ -127,22 +128,28 @@ def _outward(arrived: Tensor) -> Tensor:
 
 
 class DeviceStream:
-    """The device's end: one packet out, one in; or, where nothing comes back, as many as the window allows."""
+    """The device's end: packets out as the window allows, and in, where gradients come back."""
 
     def __init__(self, plan: Plan, host: HostLink, workload: Workload) -> None:
         """At the first packet."""
         assert plan.split is not None
         self._stream, self._host, self._window = Stream(plan, workload), host, plan.split.window
-        self._number = 0
+        self._number, self._answered = 0, plan.split.mode == "splitfed"
+        self._sent: deque[tuple[int, int]] = deque()  # number and samples of packets whose answers are to come
 
     def send(self, activations: Tensor, targets: Tensor) -> None:
-        """Activations there; nothing comes back."""
+        """Activations there."""
         self._host.send(self._stream.seal_activations(self._number, activations, targets), window=self._window)
+        if self._answered:
+            self._sent.append((self._number, len(activations)))
         self._number += 1
+
+    def receive(self) -> Tensor:
+        """The gradient of the oldest activations that have none yet."""
+        number, samples = self._sent.popleft()
+        return self._stream.open_gradient(number, self._host.answer(), samples)
 
     def exchange(self, activations: Tensor, targets: Tensor) -> Tensor:
         """Activations there, their gradient back."""
-        answer = self._host.exchange(self._stream.seal_activations(self._number, activations, targets))
-        gradient = self._stream.open_gradient(self._number, answer, len(activations))
-        self._number += 1
-        return gradient
+        self.send(activations, targets)
+        return self.receive()

@@ -80,8 +80,6 @@ def _split(plan: Plan, split: Split) -> Iterator[str]:
     """What stands against the way of splitting."""
     if split.mode == "ecofed" and split.head != "slots":
         yield f"split.head is {split.head!r}; under 'ecofed' every device has a copy of the host's blocks: 'slots'"
-    if split.mode == "splitfed" and split.window != 1:
-        yield f"split.window is {split.window}; where gradients come back it must be 1"
     if split.view is not None and split.mode != "ecofed":
         yield f"split.view is {split.view!r}; only 'ecofed' buffers views"
     if plan.link_down is not None or plan.link_up is not None:

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._pytree import tree_leaves
 
 from .blocks import Blocks
-from .dry_run import DryRun, Loss
+from .dry_run import DryRun, Loss, Step
 from .flops import flop_counter
 from .memory import LiveTensors
 from .part import Part
@@ -49,6 +49,7 @@ def part_cost(
     loss: Loss,
     entering_gradient: bool = True,
     head: nn.Module | None = None,
+    ahead: int = 1,
 ) -> PartCost:
     """Cost of one part of ``model``, which ``blocks`` cuts.
 
@@ -60,7 +61,8 @@ def part_cost(
     is summed instead. Frozen blocks before the first trained one run without gradients.
 
     ``peak_memory_bytes`` is for one full micro-batch of ``training`` (two samples at least; too much for a device that has
-    fewer), its optimiser and its precision; under ``checkpointing`` each trained block is recomputed in the backward pass,
+    fewer), its optimiser and its precision; with ``ahead`` above 1, for as many that have gone forward and not yet back, with
+    the weights of each (``learning.ahead``). Under ``checkpointing`` each trained block is recomputed in the backward pass,
     which costs FLOPs.
 
     Nothing is allocated, with two exceptions. Where the model or the loss decides by the values of tensors, or does what
@@ -71,7 +73,7 @@ def part_cost(
     assert blocks.model is model
     _check(blocks, part, head)
     spec = ModelSpec(tuple(block for block in blocks.spec.blocks if block.name in part.blocks))
-    run = DryRun(blocks, part, example, training, loss, entering_gradient, head)
+    run = DryRun(blocks, part, example, training, loss, entering_gradient, head, ahead)
     with _modes(blocks, part), torch.random.fork_rng(devices=[]):
         try:
             with _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
@@ -200,12 +202,28 @@ def _peak_memory(run: DryRun) -> int:
         memory.add([step.x, step.y])
         kept = [torch.empty_like(t) for t in step.trained for _ in range(_slots(training.optimiser))]
         # From the second micro-batch on, gradients are there already while activations pile up.
-        for _ in range(min(training.accumulation, 2)):
+        for _ in range(min(training.accumulation, 2) if run.ahead == 1 else 0):
             step.backward(step.forward())
+        if run.ahead > 1:
+            kept += [torch.empty_like(t) for t in step.trained]  # the gradients that accumulate
+            _run_ahead(step, run)
         if training.optimiser.proximal and step.trained:
             memory.add([torch.empty_like(max(step.trained, key=Tensor.numel))])  # the step's one temporary: w - w_base
         del kept
     return int(memory.peak_bytes)
+
+
+def _run_ahead(step: Step, run: DryRun) -> None:
+    """As many forward passes as may be out, then their backward passes. The weights change with every batch."""
+    out = []
+    for number in range(run.ahead):
+        if number % run.training.accumulation == 0:
+            stashed = step.copied()
+        out.append((stashed, stashed.forward()))
+    while out:
+        stashed, output = out.pop(0)
+        stashed.backward(output)
+        stashed.forget_gradients()
 
 
 def _slots(optimiser: Optimiser) -> int:

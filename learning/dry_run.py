@@ -6,7 +6,7 @@ them, autocast and checkpointing as the settings say. The model's own tensors ar
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,10 @@ Loss = Callable[[Any, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class DryRun:
-    """What is asked; ``convert`` makes the tensors that the run uses up out of the model's own."""
+    """What is asked; ``convert`` makes the tensors that the run uses up out of the model's own.
+
+    ``ahead``: micro-batches that are out at once, see ``learning.ahead``.
+    """
 
     blocks: Blocks
     part: Part
@@ -34,6 +37,7 @@ class DryRun:
     loss: Loss
     entering_gradient: bool = True
     head: nn.Module | None = None
+    ahead: int = 1
     convert: Callable[[Tensor], Tensor] = torch.clone
 
     def prepare(self, batch: int) -> "Step":
@@ -111,6 +115,18 @@ class Step:
             else:
                 value = torch.stack([t.sum() for t in tree_leaves(output) if isinstance(t, Tensor)]).sum()
         value.backward()  # type: ignore[no-untyped-call]
+
+    def copied(self) -> "Step":
+        """The same with copies of all tensors of the state."""
+        tensors = {id(t): t for state in self.states.values() for t in state.values()}
+        made = {key: t.detach().clone().requires_grad_(t.requires_grad) for key, t in tensors.items()}
+        states = {name: {key: made[id(t)] for key, t in state.items()} for name, state in self.states.items()}
+        return replace(self, states=states)
+
+    def forget_gradients(self) -> None:
+        """Free those of the state."""
+        for tensor in self.trained:
+            tensor.grad = None
 
     @property
     def trained(self) -> list[Tensor]:

@@ -113,6 +113,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         extras = [f"width {self.part.width:g}"] if self.part.width != 1 else []
         if self.split:
             extras.append(f"cut {self.split.cut}")
+            extras += [f"window {self.split.window}"] if self.split.window > 1 else []
         if self.sparsity:
             extras.append(f"sparsity {self.sparsity.weights:g}")
         codecs = []

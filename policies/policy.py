@@ -25,6 +25,7 @@ anything is built, so that a mistake is told at once (``runtime.check_policy``);
     freezes         bool: the blocks before the cut are never trained
     fits_plans      bool: it makes plans that fit their devices' memory, and leaves out whom none fits; those before it in
                     a chain see ``view.fits_later``
+    notices         sentences that the operator is told when the run is made
     replaces        "codec_down", "codec_up": the chains that it sets in every plan, whatever ``codecs`` says
 """
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..learning.part import Part
+from ..learning.spec import Count
 from .cheapest_cut import AUTO, allowed_cuts, choose_cuts
 from .decision import Decision
 from .fields import check_fields
@@ -24,13 +25,15 @@ class SplitFed:
     ``first``: last block of the shallowest cut allowed ("": the model's first block). ``whole``: a device that is estimated
     to be faster with the whole model, and has the memory, keeps it ("auto" only). ``head``: every device has a copy of the
     host's blocks to itself (``slots``), or all of a host train one copy, one device after another in an order drawn from the
-    seed (``shared``).
+    seed (``shared``). ``window``: micro-batches that a device may have sent and not yet gone back through; with more than 1
+    its gradients are late, and the model is not FedAvg's.
     """
 
     cut: str = ""
     first: str = ""
     whole: bool = False
     head: Literal["slots", "shared"] = "slots"
+    window: Count = 1
 
     needs_plans: ClassVar[bool] = True
     fits_plans: ClassVar[bool] = True
@@ -46,6 +49,14 @@ class SplitFed:
     def cuts(self) -> tuple[str, ...]:
         """Where it may cut, so that a cut that is not clean is found before the run."""
         return tuple(name for name in (self.first, self.cut) if name and name != AUTO)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What an operator should know of a window."""
+        if self.window == 1:
+            return ()
+        late = f"its devices step along gradients that are up to {self.window - 1} micro-batches late"
+        return (f"splitfed has window {self.window}: {late}, for time, and the model is not that of FedAvg",)
 
     def init(self) -> State:
         """Nobody waits."""
@@ -68,5 +79,5 @@ class SplitFed:
         return plan.with_(
             f"splitfed: cut behind {cut}",
             part=Part(blocks=front, trained=front),
-            split=Split(cut=cut, host=plan.device % hosts, head=self.head),
+            split=Split(cut=cut, host=plan.device % hosts, head=self.head, window=self.window),
         )

@@ -85,10 +85,10 @@ def check_replay(policy: Policy, config: Config, comparison: Comparison) -> None
 
 
 def advice(policy: Policy, config: Config, comparison: Comparison) -> list[str]:
-    """What an operator should know of settings that go together, and are seldom meant."""
+    """What an operator should know of a policy, and of settings that go together and are seldom meant."""
+    found = [text for link in links(policy) for text in getattr(link, "notices", ())]
     if not any(getattr(link, "freezes", False) for link in links(policy)):
-        return []
-    found = []
+        return found
     if config.init.mode == "random":
         found.append("the frozen trunk has random weights, since init.mode is 'random'; see fedbonsai pretrain")
     if any(isinstance(link, EcoFed) for link in links(policy)):

@@ -58,12 +58,12 @@ class Costs:
         self._packets: dict[tuple[Any, ...], _Packets] = {}
         self._streams = StreamCosts(workload, fleet, row=self.row)
 
-    def row(self, part: Part, training: Training, *, entering_gradient: bool = True) -> PartCost:
-        """Cost of a part under a training setting, per sample and at its peak. ``entering_gradient``: as in ``part_cost``."""
+    def row(self, part: Part, training: Training, *, entering_gradient: bool = True, ahead: int = 1) -> PartCost:
+        """Cost of a part under a training setting, per sample and at its peak. The last two: as in ``part_cost``."""
         optimiser = training.optimiser
         part = msgspec.structs.replace(part, cached=())  # what it has already costs the same
         key = (part.key, training.batch_size, training.accumulation, training.precision, training.channels_last,
-               entering_gradient, training.checkpointing, optimiser.name, optimiser.momentum > 0, optimiser.proximal > 0,
+               entering_gradient, ahead, training.checkpointing, optimiser.name, optimiser.momentum > 0, optimiser.proximal > 0,
                repr(training.loss))  # fmt: skip
         if key not in self._rows:
             self._rows[key] = part_cost(
@@ -75,6 +75,7 @@ class Costs:
                 loss=make_loss(training.loss),
                 entering_gradient=entering_gradient,
                 head=self._workload.new_auxiliary(part.head) if part.head else None,
+                ahead=ahead,
             )
         return self._rows[key]
 
@@ -87,6 +88,11 @@ class Costs:
             return 0
         samples = self._samples[plan.device if device is None else device]
         return self.row(plan.part, plan.training).training_flops * processed_samples(samples, plan.training)
+
+    def peak_memory_bytes(self, plan: Plan, *, device: int | None = None) -> int:
+        """What a plan needs on its device, or on another one, at its peak."""
+        ahead = self._streams.ahead(plan, self._samples[plan.device if device is None else device])
+        return self.row(plan.part, plan.training, ahead=ahead).peak_memory_bytes
 
     def work(self, plan: Plan) -> Work | None:
         """What a split plan makes its device and its host compute; None for a plan that is not split."""
@@ -166,7 +172,7 @@ class Costs:
             down_bytes=down_bytes,
             flops=self.flops(plan, device=device),
             up_bytes=up_bytes if sends else 0,
-            peak_memory_bytes=self.row(plan.part, plan.training).peak_memory_bytes,
+            peak_memory_bytes=self.peak_memory_bytes(plan, device=device),
             down_s=0.0 if _replays(plan) else seconds(down_bytes, "down"),
             up_s=seconds(up_bytes, "up") if sends else 0.0,
             crossing=self._streams.crossing(plan, self._samples[device], profile),

@@ -226,7 +226,7 @@ class Loop:
                 )
             check_plan(plan, spec=self._server.workload.spec, profile=self._profiles[plan.device])
             flops, work = self._costs.flops(plan), self._costs.work(plan)
-            memory = self._costs.row(plan.part, plan.training).peak_memory_bytes
+            memory = self._costs.peak_memory_bytes(plan)
         except ValueError as error:
             raise RunError(str(error), device=plan.device, round_=self._version, stage="dispatch") from error
         self._next_id += 1

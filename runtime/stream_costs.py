@@ -62,6 +62,12 @@ class StreamCosts:
             replay=replay,
         )
 
+    def ahead(self, plan: Plan, num_samples: int) -> int:
+        """Micro-batches that a device with so many samples has out at once, with all that their gradients will need."""
+        if plan.split is None or plan.split.mode != "splitfed" or plan.split.window == 1:
+            return 1
+        return max(1, min(plan.split.window, len(self._micro_batches(num_samples, plan.training))))
+
     def crossing(self, plan: Plan, num_samples: int, profile: DeviceProfile) -> StreamCharge:
         """What the stream of a plan takes on a device with so many samples, alone on its links and at its host."""
         split = plan.split

@@ -43,14 +43,21 @@ def batch(stream: Stream, number: int, samples: int = 5, value: float = 1.0) -> 
 
 
 class Direct:
-    """A device's way to a host in the same process; ``spoil`` may change or lose what it sends."""
+    """A device's way to a host in the same process."""
 
     def __init__(self, host: PartitionHost, plan: Plan) -> None:
         self.host, self.plan, self.sent = host, plan, 0
+        self.answers: list[Array] = []
 
-    def exchange(self, packet: Array) -> Array:
+    def send(self, packet: Array, *, window: int) -> None:
         self.sent += 1
-        return self.host.exchange(self.plan.id, self.plan.attempt, packet)
+        self.answers += self.host.take(self.plan.id, self.plan.attempt, packet)
+
+    def answer(self) -> Array:
+        return self.answers.pop(0)
+
+    def flush(self) -> None:
+        pass
 
     def send(self, packet: Array, *, window: int) -> None:
         self.sent += 1
@@ -90,7 +97,7 @@ def test_both_legs_make_the_update_of_the_whole_and_the_slot_is_freed() -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda stream, plan: batch(stream, 1), "sequence is 1, expected 0"),
+        (lambda stream, plan: batch(stream, 1), "packet 1 came where 0 is next and 1 may be under way"),
         (lambda stream, plan: batch(stream, 0, samples=4), "bytes"),
         (lambda stream, plan: batch(stream, 0, value=float("nan")), "'activations' holds NaN or infinity"),
         (lambda stream, plan: batch(stream, 0)[:-9], "bytes"),
@@ -104,12 +111,12 @@ def test_a_packet_that_is_not_sound_ends_its_plan_and_no_other(spoil: Any, words
     plan, other = cut_plan(server), cut_plan(server, 1)
     stream, second = begun(server, host, plan), begun(server, host, other)
     with pytest.raises(StreamFault, match=words):
-        host.exchange(plan.id, plan.attempt, spoil(stream, plan))
+        host.take(plan.id, plan.attempt, spoil(stream, plan))
     assert host.num_slots == 1
     answer, update = host.end(plan.id, plan.attempt)
     assert update is None
     assert words in msgspec.msgpack.decode(answer, type=HostAnswer).error
-    assert host.exchange(other.id, other.attempt, batch(second, 0)).nbytes > 0
+    assert host.take(other.id, other.attempt, batch(second, 0))[0].nbytes > 0
 
 
 def test_packets_of_another_plan_or_attempt_are_not_taken() -> None:
@@ -118,22 +125,22 @@ def test_packets_of_another_plan_or_attempt_are_not_taken() -> None:
     begun(server, host, plan)
     foreign = batch(begun(server, host, other), 0)
     with pytest.raises(StreamFault, match="plan is 11, expected 10"):
-        host.exchange(plan.id, plan.attempt, foreign)
+        host.take(plan.id, plan.attempt, foreign)
     with pytest.raises(StreamFault, match="attempt 1 of plan 11 has no slot here"):
-        host.exchange(other.id, 1, foreign)
-    assert host.exchange(other.id, 0, foreign).nbytes > 0
+        host.take(other.id, 1, foreign)
+    assert host.take(other.id, 0, foreign)[0].nbytes > 0
 
 
 def test_the_next_attempt_takes_the_place_of_the_one_before() -> None:
     server, host = make_server(IMAGES), PartitionHost(IMAGES)
     plan = cut_plan(server)
     first = batch(begun(server, host, plan), 0)
-    answer = host.exchange(plan.id, 0, first)
+    (answer,) = host.take(plan.id, 0, first)
     again = msgspec.structs.replace(plan, attempt=1)
     stream = begun(server, host, again)
     with pytest.raises(StreamFault, match="attempt 0 of plan 10 has no slot here"):
-        host.exchange(plan.id, 0, first)
-    repeated = host.exchange(plan.id, 1, batch(stream, 0))
+        host.take(plan.id, 0, first)
+    (repeated,) = host.take(plan.id, 1, batch(stream, 0))
     assert torch.equal(stream.open_gradient(0, repeated, 5), Stream(plan, server.workload).open_gradient(0, answer, 5))
     assert host.num_slots == 1
 
@@ -142,7 +149,7 @@ def test_a_stream_that_ends_too_early_or_goes_on_too_long() -> None:
     server, host = make_server(IMAGES), PartitionHost(IMAGES)
     plan = cut_plan(server)
     stream = begun(server, host, plan)
-    host.exchange(plan.id, 0, batch(stream, 0))
+    host.take(plan.id, 0, batch(stream, 0))
     answer, update = host.end(plan.id, 0)
     assert update is None
     told = msgspec.msgpack.decode(answer, type=HostAnswer)
@@ -150,9 +157,9 @@ def test_a_stream_that_ends_too_early_or_goes_on_too_long() -> None:
     assert (len(told.up_bytes), len(told.down_bytes)) == (1, 1)  # what travelled counts all the same
     stream = begun(server, host, plan)
     for number in range(PACKETS):
-        host.exchange(plan.id, 0, batch(stream, number, samples=(5, 5, 2)[number % 3]))
+        host.take(plan.id, 0, batch(stream, number, samples=(5, 5, 2)[number % 3]))
     with pytest.raises(StreamFault, match="packet 6 came after the end of the stream"):
-        host.exchange(plan.id, 0, batch(stream, PACKETS))
+        host.take(plan.id, 0, batch(stream, PACKETS))
 
 
 def test_a_host_that_could_not_begin_says_so_to_the_device() -> None:

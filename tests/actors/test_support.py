@@ -72,11 +72,6 @@ REFUSED: dict[str, Row] = {
         {},
         "part.head is 'linear@fc' and part.auxiliaries linear@fc; a local loss behind 'conv'",
     ),
-    "window": (
-        part(blocks=("conv",), trained=("conv",)) | {"split": Split(cut="conv", window=2)},
-        {},
-        "split.window is 2; where gradients come back it must be 1",
-    ),
     "one head for all views": (
         part(blocks=("conv",), trained=()) | {"split": Split(cut="conv", depth="conv", mode="ecofed", head="shared")},
         {},
