@@ -9,9 +9,11 @@ from ..comms.codecs import CodecSpec
 from ..comms.predict import Residual
 from ..learning.part import Part
 from ..learning.spec import Optimiser, Training
-from ..policies.plan import Objective, Plan, Upload
+from ..policies.plan import Objective, Plan, Split, Upload
 
 _DEFAULT: dict[str, Any] = msgspec.to_builtins(Training())
+# msgspec omits what *is* the default: not a word equal to it, such as one that came from another process.
+_SPLIT: dict[str, Any] = {field.name: field.default for field in msgspec.structs.fields(Split)}
 _MOST_BYTES = 1 << 22  # of a plan, inflated
 
 
@@ -39,11 +41,13 @@ def _spell(plan: Plan) -> bytes:
     plain["training"] = _changed(plain["training"], _DEFAULT)
     if "optimiser" in plain["training"]:
         plain["training"]["optimiser"] = _changed(plain["training"]["optimiser"], _DEFAULT["optimiser"])
+    if "split" in plain:
+        plain["split"] = _changed(plain["split"], _SPLIT)
     return msgspec.msgpack.encode(plain)
 
 
 def _changed(plain: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    """What of a structure, all of whose fields have a default, is not as in ``default``."""
+    """What of a structure is not as in ``default``."""
     return {key: value for key, value in plain.items() if value != default[key]}
 
 

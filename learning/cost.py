@@ -205,7 +205,8 @@ def _peak_memory(run: DryRun) -> int:
         for _ in range(min(training.accumulation, 2) if run.ahead == 1 else 0):
             step.backward(step.forward())
         if run.ahead > 1:
-            kept += [torch.empty_like(t) for t in step.trained]  # the gradients that accumulate
+            if training.accumulation > 1:
+                kept += [torch.empty_like(t) for t in step.trained]  # the gradients of earlier micro-batches
             _run_ahead(step, run)
         if training.optimiser.proximal and step.trained:
             memory.add([torch.empty_like(max(step.trained, key=Tensor.numel))])  # the step's one temporary: w - w_base

@@ -220,6 +220,23 @@ def test_packets_within_the_window_are_put_in_order() -> None:
     assert len(answer.views) == 1
 
 
+def test_packets_before_their_turn_are_answered_with_those_that_they_waited_for() -> None:
+    server = make_server(IMAGES)
+    plan = cut_plan(server, split=Split(cut="conv", window=3))
+    answers, took = [], []
+    for order in ([0, 1, 2, 3, 4, 5], [2, 0, 1, 4, 3, 5]):
+        host = PartitionHost(IMAGES)
+        stream = begun(server, host, plan)
+        packets = [batch(stream, number, (5, 5, 2)[number % 3], number + 1.0) for number in range(PACKETS)]
+        found = {number: host.take(plan.id, plan.attempt, packets[number]) for number in order}
+        took.append([len(found[number]) for number in range(PACKETS)])
+        answers.append([answer.tobytes() for number in range(PACKETS) for answer in found[number]])
+        told = msgspec.msgpack.decode(host.end(plan.id, plan.attempt)[0], type=HostAnswer)
+        assert (told.error, len(told.down_bytes)) == ("", PACKETS)
+    assert took == [[1] * PACKETS, [1, 2, 0, 2, 0, 1]]
+    assert answers[0] == answers[1]
+
+
 @pytest.mark.parametrize(
     ("order", "words"), [([3], "packet 3 came where 0 is next"), ([0, 0], "packet 0 came where 1")]
 )

@@ -7,7 +7,7 @@ from fedbonsai.comms.codecs import CodecSpec
 from fedbonsai.comms.predict import Residual
 from fedbonsai.learning.spec import Optimiser, Training
 from fedbonsai.learning.workload import Workload
-from fedbonsai.policies.plan import Plan
+from fedbonsai.policies.plan import Plan, Split
 
 from .steps import IMAGES, make_plan
 
@@ -33,6 +33,15 @@ def test_a_plan_arrives_as_it_was_but_for_its_reasons(plan: Plan) -> None:
 
 def test_a_plan_takes_less_than_half_of_what_it_would_spelled_out(plan: Plan) -> None:
     assert len(plan_message(plan)) < len(msgspec.msgpack.encode(plan)) / 2
+
+
+def test_a_word_that_came_from_elsewhere_costs_no_byte_more(plan: Plan) -> None:
+    ours, theirs = Split(cut="conv"), Split(cut="conv", head="-slots"[1:])  # type: ignore[arg-type]
+    assert theirs.head is not ours.head
+    messages = [plan_message(msgspec.structs.replace(plan, split=split)) for split in (ours, theirs)]
+    assert messages[0] == messages[1]
+    shared = msgspec.structs.replace(plan, split=Split(cut="conv", head="shared", window=2), reasons=())
+    assert read_plan(plan_message(shared)) == shared
 
 
 @pytest.mark.parametrize("message", [b"", b"junk", b"\x00" * 40])

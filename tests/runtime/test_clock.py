@@ -244,7 +244,16 @@ def with_hosts(hosts):
 
 @pytest.mark.parametrize("hosts", [UNLIMITED, SLOW], ids=["unlimited", "slow"])
 @pytest.mark.parametrize(
-    "split", [SplitFed(), LocalLoss(), EcoFed(period=1, bits=0), EcoFed(period=1, bits=0, window=1)], ids=str
+    "split",
+    [
+        SplitFed(),
+        SplitFed(window=3),
+        SplitFed(head="shared"),
+        LocalLoss(),
+        EcoFed(period=1, bits=0),
+        EcoFed(period=1, bits=0, window=1),
+    ],
+    ids=str,
 )
 def test_so_it_is_when_the_model_is_cut(split, hosts):
     for estimate, charged in estimated_and_charged(split=split, **with_hosts(hosts)):

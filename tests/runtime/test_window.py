@@ -1,0 +1,72 @@
+"""Windows where gradients come back, whole runs: what they save in time, what they cost in memory, and that it is said."""
+
+import fedbonsai
+import pytest
+from fedbonsai.clusters.ray_cluster import start_local
+from fedbonsai.runtime.events import Notice, PlanEnded
+
+from .processes import killed_in_mid_stream
+from .test_split_run import BASE
+
+
+def cut_with(window, **changes):
+    return BASE | {"policy": ["all", {"name": "splitfed", "window": window}], "stop": {"rounds": 1}} | changes
+
+
+def finished(config):
+    """The summary, the reports, and what was noticed."""
+    run = fedbonsai.run(config)
+    events = list(run)
+    reports = [event.report for event in events if isinstance(event, PlanEnded)]
+    assert [report.error for report in reports if report.error] == []
+    return run.summary, reports, [event.text for event in events if isinstance(event, Notice)]
+
+
+@pytest.fixture(name="found", scope="module")
+def found_fixture():
+    return {window: finished(cut_with(window)) for window in (1, 2, 4)}
+
+
+def test_a_larger_window_takes_less_time_and_more_memory_for_as_many_bytes(found):
+    seconds = [[report.virtual.seconds for report in found[window][1]] for window in (1, 2, 4)]
+    # No faster than the device computes; 4 is no faster than 2 where that leaves it nothing to wait for.
+    for first, second, third in zip(*seconds, strict=True):
+        assert third <= second < first
+    for report in found[4][1]:
+        assert report.virtual.seconds >= report.virtual.compute_s
+    memory = [found[window][1][0].virtual.peak_memory_bytes for window in (1, 2, 4)]
+    assert memory[0] < memory[1] < memory[2]
+    sizes = [{key: found[window][0][key] for key in ("up_by_kind", "down_by_kind")} for window in (1, 2, 4)]
+    for kind, name in (("up_by_kind", "activations"), ("down_by_kind", "gradients")):
+        assert len({size[kind][name] for size in sizes}) == 1
+
+
+def test_the_model_is_another_one_and_it_is_said(found):
+    fedavg = fedbonsai.run(BASE | {"stop": {"rounds": 1}})
+    list(fedavg)
+    hashes = [found[window][0]["model_hash"] for window in (1, 2, 4)]
+    assert hashes[0] == fedavg.summary["model_hash"]
+    assert len(set(hashes)) == 3
+    assert not any("late" in text for text in found[1][2])
+    assert any("up to 3 micro-batches late" in text for text in found[4][2])
+
+
+def test_it_learns_all_the_same():
+    config = cut_with(3, stop={"rounds": 4}, evaluation={"where": "server"}, training={"batch_size": 16})
+    assert finished(config)[0]["accuracy"] > 0.9
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with start_local(num_cpus=2) as running:
+        yield running
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("victim", ["", "PartitionHostActor"])
+def test_on_ray_it_is_the_same_also_when_a_host_is_killed(victim):
+    config = cut_with(3, training={"batch_size": 4, "epochs": 2}, stop={"rounds": 2})
+    expected, _, _ = finished(config)
+    summary = killed_in_mid_stream(config, victim)
+    same = ("model_hash", "up_by_kind", "down_by_kind", "virtual_s", "outcomes")
+    assert {key: summary[key] for key in same} == {key: expected[key] for key in same}
