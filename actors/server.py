@@ -94,7 +94,7 @@ class Server:
             plan, message = self.links.track(plan, message, as_arrays(self._plain.sent(plan)))
             messages = [message]
         else:
-            expected = self._down(plan)
+            expected = array_specs(down_tensors(self.workload.spec, plan.part))
             messages = self.links.send(plan, lambda: self._target(expected), expected)
             start = plan.version, plan.part.key
             if not plan.link_down.feedback and start not in self._starts:
@@ -121,9 +121,8 @@ class Server:
                 if host is None:
                     raise MismatchedPacket(f"plan {plan.id} is split, and came without its host's update")
                 update |= self._plain_update(hosted(plan, self.workload.spec, self._hashes), host, leg=1)
-        if shares(plan):
-            update = self._heads.add(plan, update, weight=weight)
-        self._fold.add(self._from_start(plan, update), weight=weight)
+        own = self._heads.add(plan, update, weight=weight) if shares(plan) else self._from_start(plan, update)
+        self._fold.add(own, weight=weight)
         if local is not None:
             self.links.folded(plan, local)
 
@@ -189,10 +188,6 @@ class Server:
         return as_arrays(
             {s.name: model[s.name] + pending[s.name] if s.name in pending else model[s.name] for s in expected}
         )
-
-    def _down(self, plan: Plan) -> tuple[ArraySpec, ...]:
-        """What travels to the plan's device."""
-        return array_specs(down_tensors(self.workload.spec, plan.part))
 
     @property
     def folded(self) -> int:

@@ -57,13 +57,6 @@ class Direct:
         return self.answers.pop(0)
 
     def flush(self) -> None:
-        pass
-
-    def send(self, packet: Array, *, window: int) -> None:
-        self.sent += 1
-        self.host.take(self.plan.id, self.plan.attempt, packet)
-
-    def flush(self) -> None:
         """Nothing is under way here."""
 
 
