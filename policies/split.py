@@ -55,8 +55,10 @@ class SplitFed:
         """What an operator should know of a window."""
         if self.window == 1:
             return ()
-        late = f"its devices step along gradients that are up to {self.window - 1} micro-batches late"
-        return (f"splitfed has window {self.window}: {late}, for time, and the model is not that of FedAvg",)
+        late = f"{self.window - 1} micro-batch{'es' if self.window > 2 else ''}"
+        return (
+            f"splitfed has window {self.window}: gradients come up to {late} late, and the model is not that of FedAvg",
+        )
 
     def init(self) -> State:
         """Nobody waits."""

@@ -53,8 +53,7 @@ def test_what_a_policy_has_to_tell_is_told():
     config = load_config({})
     assert advice(chain(All(), SplitFed()), config) == []
     assert advice(chain(All(), SplitFed(window=4)), config) == [
-        "splitfed has window 4: its devices step along gradients that are up to 3 micro-batches late, for time, "
-        "and the model is not that of FedAvg"
+        "splitfed has window 4: gradients come up to 3 micro-batches late, and the model is not that of FedAvg"
     ]
 
 
