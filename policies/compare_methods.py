@@ -113,12 +113,14 @@ def _row(
 ) -> MethodCost:
     """One method."""
     unable: Counter[str] = Counter()
-    asked = tuple(view.new_plan(device) for device in kinds)
-    decision, _ = method.decide(view, method.init(), Decision(plans=asked))
-    for device, reason in decision.left_out:
-        unable[f"{view.profiles[device].name}: {reason}"] += kinds[device]
+    plans: list[Plan] = []
+    for device in kinds:  # each for itself: of those that share a head, only one would be sent now
+        decision, _ = method.decide(view, method.init(), Decision(plans=(view.new_plan(device),)))
+        plans += decision.plans
+        for left, reason in decision.left_out:
+            unable[f"{view.profiles[left].name}: {reason}"] += kinds[left]
     uploads: list[_Share] = []
-    for plan in decision.plans:
+    for plan in plans:
         device = plan.device
         cost = view.estimate(device, plan)
         reason = refusal(plan) or memory_misfit(view, device, cost.peak_memory_bytes)
@@ -172,6 +174,10 @@ def _round(view: View, fleet: Fleet, shares: Sequence[_Share], share: float) -> 
     bounds = [(slowest.cost.seconds, f"device class {view.profiles[slowest.plan.device].name}")]
     hosts = sum(each.count * each.cost.host_flops for each in shares)
     bounds.append((share * hosts / (fleet.hosts.flop_per_s * fleet.hosts.count), "hosts"))
+    turns = sum(
+        each.count * each.cost.seconds for each in shares if each.plan.split and each.plan.split.head == "shared"
+    )
+    bounds.append((share * turns / fleet.hosts.count, "turns at hosts"))
     bounds += [(share * num_bytes / rate, name) for num_bytes, rate, name in _crossings(view, fleet, shares)]
     return max(bounds, key=lambda bound: bound[0])
 

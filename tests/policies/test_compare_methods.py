@@ -90,6 +90,15 @@ def test_a_host_has_to_do_with_all_of_them():
     assert (ecofed.seconds, ecofed.bound) == (75.0, "hosts")
 
 
+def test_devices_that_share_a_head_take_turns():
+    # 2 s each by the sample, one after another: 2 + 4 + 6 on one host; on two hosts half of that is no more than the slowest.
+    methods = {"SplitFed": SplitFed(cut="a", head="shared")}
+    (one,) = compared((1, 2, 3), [devices(count=3)], methods)
+    assert (one.seconds, one.bound) == (12.0, "turns at hosts")
+    (two,) = compared((1, 2, 3), [devices(count=3)], methods, hosts={"count": 2})
+    assert two.seconds == 6.0
+
+
 def test_a_cohort_is_a_share_of_what_is_shared_and_as_slow_as_the_slowest():
     rows = compared((10, 20), [devices(count=2)], hosts={"flop_per_s": 10}, cohort=1)
     assert [(row.seconds, row.bound) for row in rows[:2]] == [(60.0, "device class a"), (75.0, "hosts")]

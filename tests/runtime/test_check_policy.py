@@ -8,8 +8,7 @@ import pytest
 from fedbonsai.policies.policy import Identity, chain
 from fedbonsai.policies.residuals import Residuals
 from fedbonsai.policies.select import All
-from fedbonsai.policies.split import SplitFed
-from fedbonsai.runtime.check_policy import advice, check_policy
+from fedbonsai.runtime.check_policy import check_policy
 from fedbonsai.runtime.config import load_config
 from fedbonsai.runtime.errors import ConfigError
 
@@ -47,14 +46,6 @@ def test_a_policy_that_says_nothing_of_itself_goes_with_everything():
 def test_what_changes_plans_comes_after_what_makes_them(policy):
     with pytest.raises(ConfigError, match=r"^policy\[0\] \(.*:Changes\) only changes plans of the policies before it"):
         check(policy)
-
-
-def test_what_a_policy_has_to_tell_is_told():
-    config = load_config({})
-    assert advice(chain(All(), SplitFed()), config) == []
-    assert advice(chain(All(), SplitFed(window=4)), config) == [
-        "splitfed has window 4: gradients come up to 3 micro-batches late, and the model is not that of FedAvg"
-    ]
 
 
 def test_behind_a_selection_it_may_stand_anywhere():

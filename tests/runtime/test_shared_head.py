@@ -135,7 +135,7 @@ def test_what_a_deadline_leaves_over_is_not_sent_in_the_next_round():
 def test_who_is_sent_out_of_turn_is_refused():
     class Impatient(SplitFed):
         def decide(self, view, state, decision):
-            plans = tuple(self._cut(plan, view.hosts) for plan in decision.plans)
+            plans = tuple(self._cut(plan, "a", view.hosts) for plan in decision.plans)
             return Decision(plans=plans), state
 
     with pytest.raises(RunError, match="out of turn: another one has its host's shared blocks"):

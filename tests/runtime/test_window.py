@@ -48,7 +48,9 @@ def test_the_model_is_another_one_and_it_is_said(found):
     assert hashes[0] == fedavg.summary["model_hash"]
     assert len(set(hashes)) == 3
     assert not any("late" in text for text in found[1][2])
-    assert any("up to 3 micro-batches late" in text for text in found[4][2])
+    told = "splitfed has window {}: gradients come up to {} late, and the model is not that of FedAvg"
+    assert told.format(2, "1 micro-batch") in found[2][2]
+    assert told.format(4, "3 micro-batches") in found[4][2]
 
 
 def test_it_learns_all_the_same():
