@@ -115,7 +115,7 @@ def test_help(call, arguments):
 
 def test_every_command_and_option_is_documented(call):
     out = call("--help")[1]
-    assert all(command in out for command in ("run", "presets", "fleets", "models", "probe"))
+    assert all(command in out for command in ("run", "advise", "presets", "fleets", "models", "probe"))
     out = call("run", "--help")[1]
     for option in ("--preset", "--set", "--seed", "--rounds", "--out", "--backend", "--workers", "--json"):
         assert option in out
