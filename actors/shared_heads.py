@@ -62,11 +62,11 @@ class SharedHeads:
         self._sent.pop(plan.id, None)
 
     def close(self, fold: Fold) -> None:
-        """Fold what the turns of each host came to, in the order of their first; afterwards there were none."""
+        """Fold what the turns of each host came to, in the order of their first. Turns that are still out are over."""
         for added in self._added.values():
             for name, (difference, weight) in added.items():
                 fold.add({name: difference}, weight=weight)
-        self._added = {}
+        self._added, self._sent = {}, {}
 
     def _check(self, plan: Plan) -> None:
         if plan.id not in self._sent:

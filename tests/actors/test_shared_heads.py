@@ -127,6 +127,17 @@ def test_an_update_is_never_added_twice_nor_after_its_turn() -> None:
     assert server.folded == 1
 
 
+def test_a_turn_ends_with_its_version() -> None:
+    server, other = make_server(IMAGES), make_server(IMAGES)
+    plan = shared_plan(server, 0)
+    server.send(plan)
+    front, back = turn(other, plan)
+    closed(server)
+    with pytest.raises(MismatchedPacket, match="or it is over"):
+        server.fold(plan, front, weight=1.0, host=back)
+    assert server.folded == 0
+
+
 def test_hosts_enter_the_mean_with_the_samples_of_their_devices() -> None:
     # Host 0 trains with devices 0 and 1, of weight 1 and 2, host 1 with device 2, of weight 5.
     server, alone = make_server(IMAGES), [make_server(IMAGES), make_server(IMAGES)]
