@@ -29,6 +29,7 @@ from ..learning.workload import Workload
 from ..policies.plan import Plan
 from ..policies.report import Report
 from ..policies.turns import shares
+from .auxiliaries import provide
 from .links import ServerLinks
 from .messages import Dispatch, Message, array_specs
 from .plain import PlainDownlinks
@@ -80,7 +81,7 @@ class Server:
         if plan.version != self.version:
             raise AssertionError(f"a plan of version {plan.version} cannot start at version {self.version}")
         self.links.downlinks.count()
-        self._provide(plan.part.auxiliaries)
+        provide(plan.part.auxiliaries, self.workload, held=self.store["auxiliaries"], roles=self._roles)
         if plan.split is not None:
             plan = provisioned(plan, self._hashes)
             of_host = hosted(plan, self.workload.spec, self._hashes)
@@ -102,10 +103,13 @@ class Server:
                 self._starts[start] = hash_arrays(model), {name: a.copy() for name, a in model.items()}
         return Dispatch(plan, tuple(messages), self.links.state(plan.device))
 
-    def fold(self, plan: Plan, packet: Array | None, *, weight: float, host: Array | None = None) -> None:
+    def fold(
+        self, plan: Plan, packet: Array | None, *, weight: float, host: Array | None = None, scale: float = 1.0
+    ) -> None:
         """Check an update and fold it; raises a ``PacketError`` and changes nothing when it is not sound.
 
         ``packet``: None where the device trains nothing. ``host``: the update of the host's leg, where the plan is split.
+        ``scale``: what staleness leaves of it, see ``Fold.add``.
         """
         local: Arrays | None = None
         if (packet is None) != (not plan.part.trained):
@@ -122,7 +126,7 @@ class Server:
                     raise MismatchedPacket(f"plan {plan.id} is split, and came without its host's update")
                 update |= self._plain_update(hosted(plan, self.workload.spec, self._hashes), host, leg=1)
         own = self._heads.add(plan, update, weight=weight) if shares(plan) else self._from_start(plan, update)
-        self._fold.add(own, weight=weight)
+        self._fold.add(own, weight=weight, scale=scale)
         if local is not None:
             self.links.folded(plan, local)
 
@@ -149,16 +153,6 @@ class Server:
     def _send(self, plan: Plan) -> tuple[Message, ...]:
         """The packet of a memoryless downlink; none where there is nothing to send."""
         return (self._plain.send(plan, self._tensors),) if plan.part.sent else ()
-
-    def _provide(self, auxiliaries: tuple[str, ...]) -> None:
-        """Have these auxiliaries in the store, as they start where no plan has named them before."""
-        held = self.store["auxiliaries"]
-        for name in auxiliaries:
-            tensors = self.workload.spec.auxiliary(name).tensors
-            if tensors[0].name not in held:
-                state = self.workload.new_auxiliary(name).state_dict()
-                held.update({f"{name}.{key}": tensor for key, tensor in state.items()})
-                self._roles.update({tensor.name: tensor.role for tensor in tensors})
 
     def _plain_update(self, plan: Plan, packet: Array, *, leg: int = 0) -> dict[str, torch.Tensor]:
         """The differences in an update of a memoryless uplink."""

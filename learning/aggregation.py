@@ -4,7 +4,7 @@ The operand is always the float32 difference to the version that the plan was cu
 its part trains it; elements that nobody trained keep their value. With every part whole this is FedAvg (McMahan et al.,
 AISTATS 2017, arXiv 1602.05629, Algorithm 1):
 
-    mean = sum_k w_k (x_k - x) / sum_k w_k
+    mean = sum_k w_k s_k (x_k - x) / sum_k w_k        s_k: 1, or what staleness leaves of a late update (``staleness``)
 """
 
 import math
@@ -30,19 +30,20 @@ class Fold:
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float | Tensor] = {}  # a tensor where elements have had different holders
 
-    def add(self, differences: Mapping[str, Tensor], *, weight: float) -> None:
-        """Fold one update of whole tensors with ``weight`` (samples, times what staleness leaves of it).
+    def add(self, differences: Mapping[str, Tensor], *, weight: float, scale: float = 1.0) -> None:
+        """Fold one update of whole tensors with ``weight`` (samples).
 
-        Raises ``ValueError`` when the weight is not above 0, and finite.
+        ``scale``: what staleness leaves of the update; it does not change what the others weigh, so that a mean of late
+        updates alone is a smaller step too. Raises ``ValueError`` when the weight is not above 0, and finite.
         """
         _check_weight(weight)
         for name, difference in differences.items():
             held = self._sums.get(name)
             if held is None:
-                self._sums[name] = (difference * weight).contiguous()
+                self._sums[name] = (difference * (weight * scale)).contiguous()
                 self._weights[name] = weight
             else:
-                held.add_(difference, alpha=weight)
+                held.add_(difference, alpha=weight * scale)
                 self._weights[name] = self._weights[name] + weight
         self.updates += 1
 

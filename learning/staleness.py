@@ -4,8 +4,8 @@
     polynomial    (1 + t)^-a
     hinge         1 where t <= b, else 1 / (a (t - b) + 1)
 
-Xie, Koyejo and Gupta, "Asynchronous Federated Optimization", arXiv 1903.03934, section 5.2; with a = 1/2 the polynomial is that of
-FedBuff (Nguyen et al., AISTATS 2022, arXiv 2106.06639).
+Xie, Koyejo and Gupta, "Asynchronous Federated Optimization", arXiv 1903.03934, section 5.2; with a = 1/2 the polynomial is that
+of FedBuff (Nguyen et al., AISTATS 2022, arXiv 2106.06639).
 """
 
 from typing import Annotated, Literal

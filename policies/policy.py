@@ -21,6 +21,7 @@ anything is built, so that a mistake is told at once (``runtime.check_policy``);
     needs_plans     bool: it only changes plans of the policies before it, so that one of these must choose devices
     needs_codecs    names of codecs that every class of the fleet must run
     needs_kinds     kinds of data that every class of the fleet must be allowed to send (``may_send``)
+    needs_staleness bool: updates of versions that have closed must count, by ``server.staleness``
     cuts            names of blocks behind which the model can be cut, in the model's order
     freezes         bool: the blocks before the cut are never trained
     fits_plans      bool: it makes plans that fit their devices' memory, and leaves out whom none fits; those before it in

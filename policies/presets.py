@@ -55,6 +55,22 @@ PRESETS: dict[str, Preset] = {
         source="Lai et al. 2021, arXiv 2010.06081",
         overrides={"policy": [{"name": "oort", "cohort": 0.3}]},
     ),
+    "fedasync": Preset(
+        description="nobody waits: every update closes a version, and counts less the later it comes",
+        source="Xie et al. 2019, arXiv 1903.03934",
+        overrides={
+            "policy": [{"name": "asynchronous", "concurrency": 1.0, "buffer": 1}],
+            "server": {"optimiser": {"learning_rate": 0.6}, "staleness": {"rule": "polynomial", "a": 0.5}},
+        },
+    ),
+    "fedbuff": Preset(
+        description="nobody waits: every four updates close a version, and count less the later they come",
+        source="Nguyen et al. 2022, arXiv 2106.06639",
+        overrides={
+            "policy": [{"name": "asynchronous", "concurrency": 1.0, "buffer": 4}],
+            "server": {"staleness": {"rule": "polynomial", "a": 0.5}},
+        },
+    ),
     "resfed": Preset(
         description="both directions as residuals against shared predictions: 1 % of the entries, entropy coded",
         source="Song et al. 2024, arXiv 2212.05602",

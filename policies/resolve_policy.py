@@ -18,6 +18,7 @@ from importlib.metadata import entry_points
 from typing import Any, get_type_hints
 
 from ..learning.resolve import resolve
+from .asynchronous import Asynchronous
 from .deadline import ByDeadline
 from .ecofed import EcoFed
 from .fields import convert_field
@@ -40,6 +41,7 @@ BUILT_IN: Mapping[str, type[Policy]] = {
     "deadline": ByDeadline,
     "power_of_choice": PowerOfChoice,
     "oort": Oort,
+    "asynchronous": Asynchronous,
     "residuals": Residuals,
     "splitfed": SplitFed,
     "local_loss": LocalLoss,

@@ -31,6 +31,11 @@ def check_policy(policy: Policy, config: Config, fleet: Fleet) -> None:
         _check_codecs(where, link, fleet)
         _check_kinds(where, link, fleet)
         _check_replaced(where, link, config)
+        if getattr(link, "needs_staleness", False) and config.server.staleness is None:
+            raise ConfigError(
+                f"server.staleness is null, so that late updates count nothing; {where} needs a rule: "
+                "constant, polynomial or hinge, as in {rule: polynomial, a: 0.5}"
+            )
 
 
 def _check_codecs(where: str, policy: Policy, fleet: Fleet) -> None:

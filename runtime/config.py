@@ -19,6 +19,7 @@ from ..learning.initialisation import Initialisation
 from ..learning.optimisers import ServerOptimiser
 from ..learning.schedule import Schedule
 from ..learning.spec import Call, Count, CountOrZero, Positive, Training
+from ..learning.staleness import Staleness
 from ..policies.presets import find_preset
 from .convert import convert
 from .errors import ConfigError
@@ -29,6 +30,7 @@ from .yaml_text import parse_yaml
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The server's step, and the rule for running statistics of normalisation.
 
+    ``staleness``: what an update is worth whose version has closed before it came (None: nothing, it is only counted).
     ``statistics``: "average" them like weights; or "batch": normalise by the batch at hand everywhere, none travel.
     ``link_memory_bytes``, ``link_disk_bytes``: what links with memory (ResFed) may keep of all devices together, in memory and
     beyond that on disk; the oldest are dropped then, and their devices resynchronised when they come again.
@@ -36,6 +38,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     optimiser: ServerOptimiser = ServerOptimiser()
     statistics: Literal["average", "batch"] = "average"
+    staleness: Staleness | None = None
     link_memory_bytes: CountOrZero = 2_000_000_000
     link_disk_bytes: CountOrZero = 20_000_000_000
 

@@ -44,22 +44,24 @@ class RoundStarted(Event, frozen=True, kw_only=True):
 
 
 class PlanEnded(Event, frozen=True, kw_only=True):
-    """A plan came to its one end; ``fleet_class`` is the class of its device."""
+    """A plan came to its one end. ``fleet_class``: of its device. ``staleness``: versions that had closed since its own."""
 
     report: Report
     fleet_class: str
+    staleness: int = 0
 
 
 class VersionClosed(Event, frozen=True, kw_only=True):
     """A round is over: updates folded, mean training loss, bytes so far and the wall seconds of this round.
 
-    ``participation``: updates folded by fleet class.
+    ``participation``: updates folded by fleet class. ``staleness``: versions that they were behind, their mean.
     """
 
     version: int
     folded: int
     participation: dict[str, int] = {}
     loss: float | None
+    staleness: float | None = None
     up_bytes: int
     down_bytes: int
     wall_s: float

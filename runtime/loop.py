@@ -7,8 +7,10 @@
         close the version at K folded updates, when no plan of it is outstanding (and none is to come), or at the deadline
 
 ``decide`` runs at the start, after every version, and after each outcome that frees a slot. A round is one version. A plan
-that arrives after its version closed is ``late``: it is counted, and not folded. A version in which nothing was dispatched
-yet stays open while plans of earlier ones are out: they free devices for it, and its deadline has not begun to count.
+that arrives after its version closed is ``late``: it is counted, and not folded, unless ``server.staleness`` says what it is
+worth; FedBuff and FedAsync are this loop with a policy that keeps devices busy and closes versions at K updates. A version in
+which nothing was dispatched yet stays open while plans of earlier ones are out: they free devices for it, and its deadline has
+not begun to count.
 """
 
 import time
@@ -28,7 +30,7 @@ from ..learning.seeds import derive
 from ..policies.plan import Plan
 from ..policies.policy import Policy
 from ..policies.report import Outcome, Report
-from ..policies.turns import out_of_turn
+from ..policies.turns import out_of_turn, shares
 from ..policies.view import View
 from .ask import ask
 from .clock import Arrival, Clock
@@ -294,26 +296,36 @@ class Loop:
         if finished.update is not None:
             self._ledger.record("up", kind="weights", device=plan.device, num_bytes=finished.update.nbytes)
             self._costs.observe(plan, "up", finished.update.nbytes)
-        if report.outcome == Outcome.DONE and plan.version != self._version:
+        behind = self._version - plan.version
+        if report.outcome == Outcome.DONE and not self._counts(plan, behind):
             report = msgspec.structs.replace(report, outcome=Outcome.LATE, error="its version had closed")
         if report.outcome == Outcome.DONE:
-            report = self._fold(report, finished)
+            report = self._fold(report, finished, behind)
         self._server.ended(plan, report, finished.state)
         if report.outcome == Outcome.DONE:
             self._folds += plan.objective.kind != "evaluate"
             self._answers += plan.objective.kind == "evaluate"
         elif report.outcome != Outcome.LATE:
             self._first_fault = self._first_fault or report
-        if plan.version == self._version:
-            self._round.ended(report, fleet_class=self._profiles[plan.device].name)
-        return self._ended(report)
+        if not behind:
+            self._round.ended(report)
+        if report.outcome == Outcome.DONE:
+            self._round.took(report, fleet_class=self._profiles[plan.device].name, behind=behind)
+        return self._ended(report, behind=behind)
 
-    def _fold(self, report: Report, finished: Finished) -> Report:
+    def _counts(self, plan: Plan, behind: int) -> bool:
+        """Whether an update counts that started so many versions ago; a turn at a shared head is part of its own version."""
+        rule = self._config.server.staleness
+        return not behind or (rule is not None and rule.counts(behind) and not shares(plan))
+
+    def _fold(self, report: Report, finished: Finished, behind: int) -> Report:
         """Fold a sound update; one that is not sound makes the outcome ``rejected``."""
         plan = report.plan
         if plan.objective.kind == "evaluate":  # its metrics are in the report; there is nothing to fold
             return report
         known, update = self._samples[plan.device], finished.update
+        rule = self._config.server.staleness
+        scale = rule.scale(behind) if rule is not None else 1.0
         problem = ""
         if not isinstance(update, np.ndarray) and plan.part.trained:
             problem = "it came without an update"
@@ -321,19 +333,21 @@ class Loop:
             problem = f"it reports {report.samples} samples; the device has {known}, and at least 1 must be used"
         else:
             try:
-                self._server.fold(plan, update, weight=float(report.samples), host=finished.host_update)
+                weight = float(report.samples)
+                self._server.fold(plan, update, weight=weight, host=finished.host_update, scale=scale)
             except Exception as error:  # PacketError, or whatever a codec of the user's raises
                 problem = f"{type(error).__name__}: {error}"
         if not problem:
             return report
         return msgspec.structs.replace(report, outcome=Outcome.REJECTED, stage="fold", error=problem)
 
-    def _ended(self, report: Report) -> PlanEnded:
-        """Note a plan's end."""
+    def _ended(self, report: Report, *, behind: int = 0) -> PlanEnded:
+        """Note a plan's end, so many versions after its own."""
         device = report.plan.device
         self._last_reports[device] = report
         self._participation[device] = self._participation.get(device, 0) + 1
-        return PlanEnded(time_s=self._clock.time_s, report=report, fleet_class=self._profiles[device].name)
+        fleet_class = self._profiles[device].name
+        return PlanEnded(time_s=self._clock.time_s, report=report, fleet_class=fleet_class, staleness=behind)
 
     def _closing(self, arrival: Arrival | None) -> bool:
         """Whether the version closes now."""
@@ -368,6 +382,7 @@ class Loop:
             folded=folded,
             participation=dict(round_.delivered),
             loss=round_.loss,
+            staleness=round_.staleness,
             up_bytes=self._travelled("up"),
             down_bytes=self._travelled("down"),
             wall_s=self._round.opened_wall - round_.opened_wall,

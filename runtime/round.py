@@ -14,8 +14,8 @@ class Round:
     it was opened, in those of this machine.
 
     ``dispatched``: its plans so far, ``plans_of`` the same by device, and ``trainings`` those whose updates are to be folded.
-    ``delivered``: folded updates by fleet class. ``close_at``: folded updates that close it. ``close_after_s``: see
-    ``deadline_s``. ``keep_open``: the newest decision has more to send.
+    ``delivered``: folded updates by fleet class, ``behind``: versions that each of them was behind. ``close_at``: folded
+    updates that close it. ``close_after_s``: see ``deadline_s``. ``keep_open``: the newest decision has more to send.
     """
 
     opened_wall: float
@@ -30,6 +30,7 @@ class Round:
     plans_of: Counter[int] = field(default_factory=Counter)
     delivered: Counter[str] = field(default_factory=Counter)
     losses: list[tuple[float, int]] = field(default_factory=list)
+    behind: list[int] = field(default_factory=list)
     first_fault: Report | None = None
 
     def decided(self, decision: Decision) -> None:
@@ -41,14 +42,17 @@ class Round:
         self.keep_open = decision.keep_open
         self.left_out.update(decision.left_out)
 
-    def ended(self, report: Report, *, fleet_class: str) -> None:
-        """Note the end of one of its plans, on a device of ``fleet_class``."""
+    def ended(self, report: Report) -> None:
+        """Note the end of one of its plans."""
         self.outcomes[report.outcome] += 1
-        if report.outcome == Outcome.DONE:
-            self.delivered[fleet_class] += 1
         if report.outcome in (Outcome.FAILED, Outcome.REJECTED) and self.first_fault is None:
             self.first_fault = report
-        if report.outcome == Outcome.DONE and report.loss is not None:
+
+    def took(self, report: Report, *, fleet_class: str, behind: int) -> None:
+        """Note what was folded into it, from a device of ``fleet_class``: of its own plans, or of so many versions before."""
+        self.delivered[fleet_class] += 1
+        self.behind.append(behind)
+        if report.loss is not None:
             self.losses.append((report.loss, report.samples))
 
     def sent(self, plan: Plan, *, time_s: float) -> None:
@@ -81,6 +85,11 @@ class Round:
         """Mean training loss over the samples of the folded updates."""
         total = sum(samples for _, samples in self.losses)
         return sum(loss * samples for loss, samples in self.losses) / total if total else None
+
+    @property
+    def staleness(self) -> float | None:
+        """Mean number of versions that the folded updates were behind."""
+        return sum(self.behind) / len(self.behind) if self.behind else None
 
     def why_nothing(self) -> str:
         """What became of its plans, for a version that closes with nothing folded."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from fedbonsai.policies.asynchronous import Asynchronous
 from fedbonsai.policies.deadline import ByDeadline
 from fedbonsai.policies.decision import Decision, ServerTask
 from fedbonsai.policies.ecofed import EcoFed
@@ -43,6 +44,8 @@ POLICIES = [
     chain(All(), SplitFed()),
     chain(All(), SplitFed(cut="auto", first="conv", whole=True)),
     chain(All(), SplitFed(head="shared")),
+    Asynchronous(),
+    chain(Asynchronous(concurrency=3, buffer=2), SplitFed()),
     EcoFed(),
     chain(All(), EcoFed(cut="auto", depth="conv")),
     chain(All(), EcoFed(uploads="views", refresh=2)),
@@ -119,7 +122,7 @@ def test_chooses_idle_devices_that_fit_once_each_with_a_reason(policy, view):
     assert msgspec.json.decode(msgspec.json.encode(decision), type=Decision) == decision
 
 
-@every_policy
+@pytest.mark.parametrize("policy", [policy for policy in POLICIES if "Asynchronous" not in repr(policy)], ids=repr)
 def test_passes_on_once_the_round_has_begun(policy, view):
     begun = msgspec.structs.replace(Decision(), close_at=2)
     later = copy.copy(view)

@@ -12,22 +12,25 @@ def ended(make_plan, outcome, *, loss=None, samples=1, error=""):
 
 def test_the_loss_is_the_mean_over_samples_of_what_was_folded(make_plan):
     round_ = Round(0.0, dispatched=4)
-    round_.ended(ended(make_plan, Outcome.DONE, loss=1.0, samples=30), fleet_class="board")
-    round_.ended(ended(make_plan, Outcome.DONE, loss=2.0, samples=10), fleet_class="board")
-    round_.ended(ended(make_plan, Outcome.REJECTED, loss=100.0, samples=10), fleet_class="board")
+    for loss, samples, behind in ((1.0, 30, 0), (2.0, 10, 3)):
+        report = ended(make_plan, Outcome.DONE, loss=loss, samples=samples)
+        round_.ended(report)
+        round_.took(report, fleet_class="board", behind=behind)
+    round_.ended(ended(make_plan, Outcome.REJECTED, loss=100.0, samples=10))
+    assert round_.staleness == 1.5
     assert round_.loss == 1.25
     assert round_.delivered == {"board": 2}
     assert round_.outstanding == 1
 
 
 def test_nothing_folded_has_no_loss():
-    assert Round(0.0).loss is None
+    assert (Round(0.0).loss, Round(0.0).staleness) == (None, None)
 
 
 def test_the_first_fault_is_kept_and_lateness_is_none(make_plan):
     round_ = Round(0.0, dispatched=3)
     for outcome, error in ((Outcome.LATE, "a"), (Outcome.FAILED, "b"), (Outcome.REJECTED, "c")):
-        round_.ended(ended(make_plan, outcome, error=error), fleet_class="board")
+        round_.ended(ended(make_plan, outcome, error=error))
     assert round_.first_fault.error == "b"
 
 
@@ -50,7 +53,7 @@ def test_what_a_decision_has_yet_to_send_holds_until_the_next(make_plan):
     assert (round_.keep_open, round_.complete) == (True, False)
     round_.sent(make_plan(1), time_s=0.0)
     assert not round_.complete
-    round_.ended(ended(make_plan, Outcome.FAILED), fleet_class="board")
+    round_.ended(ended(make_plan, Outcome.FAILED))
     round_.decided(Decision())
     assert (round_.keep_open, round_.complete) == (False, True)
 
@@ -67,9 +70,9 @@ def test_plans_are_counted_by_device_and_by_what_they_are_for(make_plan):
 def test_why_nothing_was_folded(make_plan):
     round_ = Round(0.0, dispatched=3)
     for outcome in (Outcome.REJECTED, Outcome.REJECTED):
-        round_.ended(ended(make_plan, outcome), fleet_class="board")
+        round_.ended(ended(make_plan, outcome))
     assert round_.why_nothing() == "2 rejected, 1 still out"
-    round_.ended(ended(make_plan, Outcome.LOST), fleet_class="board")
+    round_.ended(ended(make_plan, Outcome.LOST))
     assert round_.why_nothing() == "2 rejected, 1 lost"
 
 

@@ -1,0 +1,150 @@
+"""Asynchronous rounds, whole runs: staleness by hand, when a policy is asked, every method in flight at once, the same bits."""
+
+from dataclasses import dataclass, field
+
+import fedbonsai
+import pytest
+from fedbonsai.clusters.ray_cluster import start_local
+from fedbonsai.policies.asynchronous import Asynchronous
+from fedbonsai.runtime.errors import ConfigError
+from fedbonsai.runtime.events import PlanEnded, VersionClosed
+
+LINK = {"memory_bytes": 10**9, "up_bytes_per_s": 10**9, "down_bytes_per_s": 10**9}
+GENERATED = {"shape": [1, 8, 8], "samples_per_device": 40, "test_samples": 50}
+STALENESS = {"rule": "polynomial", "a": 0.5}
+BASE = {
+    "backend": "inline",
+    "seed": 5,
+    # All have as many samples: the second takes 2.5 times as long as the first, the third 6.25.
+    "fleet": {
+        "classes": [{"name": f"c{i}", "flop_per_s": 1e8 / 2.5**i} | LINK for i in range(3)],
+        "hosts": {"count": 2},
+    },
+    "data": {"name": "synthetic", "kwargs": GENERATED},
+    "server": {"staleness": STALENESS},
+    "evaluation": {"where": "none"},
+    "stop": {"rounds": 12},
+}
+
+
+def chained(*policies, buffer=1, concurrency=1.0):
+    return {"policy": [{"name": "asynchronous", "buffer": buffer, "concurrency": concurrency}, *policies]}
+
+
+def finished(by=None, **changes):
+    run = fedbonsai.run(BASE | changes, policy=by)
+    events = list(run)
+    ended = [event for event in events if isinstance(event, PlanEnded)]
+    closed = [event for event in events if isinstance(event, VersionClosed)]
+    assert [event.report.error for event in ended if event.report.outcome.value not in ("done", "late")] == []
+    return run.summary, ended, closed
+
+
+def test_nobody_waits_and_staleness_is_the_versions_that_closed_meanwhile():
+    _, ended, closed = finished(**chained())
+    folded = [(event.report.plan.device, event.staleness) for event in ended if event.report.outcome.value == "done"]
+    # The first ends at 1, 2, 3, ..., the second at 2.5, 5, 7.5, the third at 6.25, and each end closes a version.
+    assert folded == [
+        (0, 0), (0, 0), (1, 2), (0, 1), (0, 0), (1, 2), (0, 1), (0, 0), (2, 8), (0, 1), (1, 4), (0, 1),
+    ]  # fmt: skip
+    assert [event.folded for event in closed] == [1] * 12
+    assert [event.staleness for event in closed] == [staleness for _, staleness in folded]
+    # What is out when the run ends is late; the first device is not sent out again.
+    assert sorted(event.report.plan.device for event in ended if event.report.outcome.value == "late") == [1, 2]
+
+
+def test_a_buffer_closes_versions_at_so_many_updates():
+    _, ended, closed = finished(**chained(buffer=3), stop={"rounds": 3})
+    assert [event.folded for event in closed] == [3, 3, 3]
+    assert [event.staleness for event in ended if event.report.outcome.value == "done"] == [0, 0, 0, 1, 0, 0, 1, 0, 2]
+
+
+@dataclass(frozen=True)
+class Counting(Asynchronous):
+    """Notes each time that it is asked."""
+
+    asked: list[int] = field(default_factory=list)
+
+    def decide(self, view, state, decision):
+        self.asked.append(view.version)
+        return super().decide(view, state, decision)
+
+
+@pytest.mark.parametrize("buffer", [1, 2, 4])
+def test_a_policy_is_asked_at_the_start_and_after_every_end_of_a_plan(buffer):
+    policy = Counting(buffer=buffer)
+    _, ended, _ = finished(policy, stop={"rounds": 4})
+    done = sum(event.report.outcome.value == "done" for event in ended)
+    assert len(policy.asked) == done == 4 * buffer  # not after the last, which ends the run
+    assert [policy.asked.count(version) for version in range(4)] == [buffer] * 4
+
+
+def test_a_first_version_that_waits_for_all_is_fedavgs():
+    expected, _, _ = finished(preset="fedavg", stop={"rounds": 1})
+    # The first two have started again meanwhile, but the second update of the first device is the third to come.
+    found, ended, _ = finished(**chained(buffer=3, concurrency=3), stop={"rounds": 1})
+    assert [event.report.plan.device for event in ended[:3]] == [0, 0, 1]
+    assert found["model_hash"] != expected["model_hash"]
+    alike = {"classes": [{"name": "c", "count": 3, "flop_per_s": 1e8} | LINK]}
+    expected, _, _ = finished(preset="fedavg", fleet=alike, stop={"rounds": 1})
+    found, _, _ = finished(**chained(buffer=3), fleet=alike, stop={"rounds": 1})
+    assert found["model_hash"] == expected["model_hash"]
+
+
+def test_what_is_too_old_is_late():
+    _, ended, _ = finished(**chained(), server={"staleness": STALENESS | {"most": 1}})
+    late = [event for event in ended if event.report.outcome.value == "late" and event.staleness]
+    assert {event.report.plan.device for event in late} == {1, 2}
+    assert all(event.staleness > 1 for event in late)
+    assert all(event.report.error == "its version had closed" for event in late)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [{"name": "splitfed", "cut": "features.0"}],
+        [{"name": "local_loss"}],
+        [{"name": "ecofed", "period": 3}],
+        [{"name": "residuals"}],
+        [{"name": "residuals", "up": "half_step", "down": "half_step"}],
+    ],
+    ids=str,
+)
+def test_every_method_may_be_in_flight(others):
+    summary, ended, _ = finished(**chained(*others, buffer=2))
+    assert max(event.staleness for event in ended) >= 2
+    assert summary["resyncs"] == 0
+
+
+def test_it_learns_and_late_updates_are_scaled():
+    common = {
+        "data": {"name": "digits"},
+        "evaluation": {"where": "server"},
+        "training": {"batch_size": 16, "epochs": 2},
+    }
+    rounds = {"stop": {"rounds": 24}}
+    scaled, _, _ = finished(**chained(buffer=2), **common, **rounds)
+    constant, _, _ = finished(**chained(buffer=2), **common, **rounds, server={"staleness": {"rule": "constant"}})
+    assert scaled["accuracy"] > 0.85
+    assert scaled["model_hash"] != constant["model_hash"]
+
+
+def test_without_a_rule_for_late_updates_it_is_refused():
+    with pytest.raises(ConfigError, match=r"^server.staleness is null, .*; policy\[0\] \(asynchronous\) needs a rule"):
+        finished(**chained(), server={})
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with start_local(num_cpus=2) as running:
+        yield running
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_on_ray_it_is_the_same_with_any_number_of_workers(workers):
+    changes = chained(buffer=2)
+    expected, _, _ = finished(**changes)
+    summary, _, _ = finished(**changes, backend="ray", workers=workers)
+    same = ("model_hash", "up_by_kind", "down_by_kind", "virtual_s", "outcomes")
+    assert {key: summary[key] for key in same} == {key: expected[key] for key in same}
