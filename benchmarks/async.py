@@ -1,0 +1,184 @@
+"""Rounds that wait for nobody: virtual seconds to a target accuracy, the server's memory, and updates that it can absorb.
+
+    python benchmarks/async.py --quick      one seed, in under a minute
+    python benchmarks/async.py [--save]     three seeds
+
+``seconds``: virtual seconds until digits_cnn reads 95 % of the digits, on ten devices of which five are of speed 1, two of 1/2,
+one each of 1/4, 1/8 and 1/16, and of which every fifth plan is lost; synchronous rounds, rounds closed by a deadline that those
+of 1/4 and slower miss, FedBuff (every fourth update closes a version) and FedAsync. ``speedup``: synchronous over the faster
+asynchronous one.
+
+``memory``: resident bytes of the process that runs server and devices, at round 50 and at round 500, of FedBuff with residual
+links in both directions, and their growth. ``updates_per_s``: plans that train nothing, a model of 1 MB, every update closes a
+version; the whole way of each: model sealed, opened, update sealed, opened, folded, applied. On Ray with two workers, and in
+process. The last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import fedbonsai
+import torch
+from common import finish
+from fedbonsai.runtime.events import Evaluated, VersionClosed
+
+TARGET = 0.95
+SPEEDS = {1: 5, 2: 2, 4: 1, 8: 1, 16: 1}  # so many devices of 1/n of the speed
+LINK = {"memory_bytes": 10**9, "up_bytes_per_s": 5e6, "down_bytes_per_s": 5e6, "latency_s": 0.005}
+FAST_FLOP_PER_S = 1e9
+STALENESS = {"rule": "polynomial", "a": 0.5}
+POLYNOMIAL = {"server": {"staleness": STALENESS}}
+BUFFER = 4
+
+
+def fleet(dropout: float) -> dict[str, Any]:
+    """The ten devices."""
+    lost = {"dropout": dropout} if dropout else {}
+    return {
+        "classes": [
+            {"name": f"1/{slower}", "count": count, "flop_per_s": FAST_FLOP_PER_S / slower} | LINK | lost
+            for slower, count in SPEEDS.items()
+        ]
+    }
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "synchronous": {"policy": [{"name": "random", "cohort": 1.0}]},
+    "deadline": {},  # what those of 1/2 need is measured first
+    "fedbuff": {"policy": [{"name": "asynchronous", "buffer": BUFFER}]} | POLYNOMIAL,
+    "fedasync": {
+        "policy": [{"name": "asynchronous", "buffer": 1}],
+        "server": {"staleness": STALENESS, "optimiser": {"learning_rate": 0.6}},
+    },
+}
+
+
+def seconds_to_target(method: str, *, seed: int, most: int) -> float | None:
+    """Virtual seconds at which the target was reached; None where it was not, in as many updates as ``most`` rounds of all."""
+    config: dict[str, Any] = {
+        "backend": "inline",
+        "seed": seed,
+        "model": "digits_cnn",
+        "data": {"name": "digits", "partition": {"name": "iid"}},
+        "fleet": fleet(0.2),
+        "training": {"epochs": 2, "batch_size": 16, "optimiser": {"learning_rate": 0.05, "momentum": 0.9}},
+        "stop": {"rounds": most * {"fedbuff": 3, "fedasync": 10}.get(method, 1), "accuracy": TARGET},
+    }
+    config |= METHODS[method]
+    if method == "deadline":
+        slow = longest(config | {"policy": [{"name": "random", "cohort": 1.0}]}, slower=2)
+        config["policy"] = [{"name": "deadline", "deadline_s": 1.05 * slow, "close_after_s": 1.05 * slow}]
+    for event in fedbonsai.run(config):
+        if isinstance(event, Evaluated) and (event.figures.get("accuracy") or 0.0) >= TARGET:
+            return event.time_s
+    return None
+
+
+def longest(config: dict[str, Any], *, slower: int) -> float:
+    """Virtual seconds of a plan on the devices that are so much slower than the fastest."""
+    run = fedbonsai.run(config | {"stop": {"rounds": 1}, "fleet": fleet(0.0)})
+    ended = [event for event in run if type(event).__name__ == "PlanEnded"]
+    return max(event.report.virtual.seconds for event in ended if event.fleet_class == f"1/{slower}")
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in use now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def memory(first: int, last: int) -> dict[str, Any]:
+    """Of this process, at two rounds; run in a process of its own."""
+    config = {
+        "backend": "inline",
+        "model": "digits_cnn",
+        "data": {"name": "digits"},
+        "fleet": fleet(0.0),
+        "training": {"steps": 1, "batch_size": 16},
+        "policy": [{"name": "asynchronous", "buffer": BUFFER}, {"name": "residuals"}],
+        "server": {"staleness": STALENESS, "statistics": "batch"},
+        "evaluation": {"where": "none"},
+        "stop": {"rounds": last},
+    }
+    found: dict[int, int] = {}
+    for event in fedbonsai.run(config):
+        if isinstance(event, VersionClosed) and event.version in (first, last):
+            found[event.version] = resident_bytes()
+    growth = found[last] / found[first] - 1
+    return {f"round_{first}": found[first], f"round_{last}": found[last], "growth": round(growth, 4)}
+
+
+def in_a_process(what: str) -> Any:
+    """What a function of this file finds in a fresh process."""
+    code = f"import importlib, json; print(json.dumps(importlib.import_module('async').{what}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+    )
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def updates_per_s(backend: str, codecs: dict[str, Any], *, rounds: int) -> float:
+    """Updates folded in a second, the first tenth left out."""
+    config = {
+        "backend": backend,
+        "model": {"name": "torch.nn:Linear", "kwargs": {"in_features": 500, "out_features": 500}},
+        "data": {"name": "synthetic", "kwargs": {"shape": [500], "classes": 500, "samples_per_device": 2}},
+        "fleet": {"classes": [{"name": "device", "count": 10, "flop_per_s": 1e12} | LINK]},
+        "training": {"epochs": 0},
+        "policy": [{"name": "asynchronous"}],
+        "codecs": codecs,
+        "evaluation": {"where": "none"},
+        "stop": {"rounds": rounds},
+    } | POLYNOMIAL
+    if backend == "ray":
+        config["workers"] = 2
+    started, warm = 0.0, rounds // 10
+    ended = 0.0
+    for event in fedbonsai.run(config):
+        if isinstance(event, VersionClosed):
+            ended = time.perf_counter()
+            started = ended if event.version == warm else started
+    return round((rounds - warm) / (ended - started), 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, fewer rounds")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    seeds = 1 if args.quick else 3
+    seconds: dict[str, Any] = {}
+    for method in METHODS:
+        found = [seconds_to_target(method, seed=seed, most=60) for seed in range(seeds)]
+        reached = [value for value in found if value is not None]
+        seconds[method] = round(statistics.fmean(reached), 2) if len(reached) == seeds else None
+        print(f"  {method}: {found} virtual seconds to {TARGET:.0%}", flush=True)
+    quicker = [value for value in (seconds["fedbuff"], seconds["fedasync"]) if value is not None]
+    plain: dict[str, Any] = {}
+    coded = {"up": [{"name": "uniform", "bits": 8}, "entropy"], "down": ["lz4"]}
+    rate = {
+        name: {
+            backend: updates_per_s(backend, codecs, rounds=200 if args.quick else 1000) for backend in ("inline", "ray")
+        }
+        for name, codecs in (("dense", plain), ("coded", coded))
+    }
+    print(f"  updates a second: {rate}", flush=True)
+    result = {
+        "target": TARGET,
+        "seconds": seconds,
+        "speedup": round(seconds["synchronous"] / min(quicker), 2) if quicker and seconds["synchronous"] else None,
+        "memory": in_a_process("memory(50, 100)" if args.quick else "memory(50, 500)"),
+        "updates_per_s": rate,
+    }
+    finish(result, name="async", save=args.save)
+
+
+if __name__ == "__main__":
+    main()
