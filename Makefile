@@ -31,8 +31,9 @@ run: $(BIN)/.installed ## train on the bundled digits over eight unequal devices
 test: $(BIN)/.installed-dev ## run the tests
 	$(BIN)/python -m pytest
 
-soak: $(BIN)/.installed ## read a million mutated packets, in about half an hour on two cores
+soak: $(BIN)/.installed ## a million mutated packets, ten minutes of kills: three quarters of an hour on two cores
 	$(BIN)/python benchmarks/soak_packets.py --save
+	$(BIN)/python benchmarks/soak_chaos.py --save
 
 lint: $(BIN)/.installed-dev
 	$(BIN)/ruff check .

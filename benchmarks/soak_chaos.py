@@ -1,0 +1,71 @@
+"""Ten minutes of chaos: a random worker or partition host of a run on Ray is killed every one to four seconds.
+
+    python benchmarks/soak_chaos.py [--seeds 10] [--seconds 60] [--save]
+
+The run is that of tests/runtime/chaos.py: FedBuff over six unequal devices whose models are cut, with a window of two. For each
+seed: what was killed, outcomes, accuracy, and whether the model is, bit for bit, that of a run in process that nobody
+disturbed. A plan that was killed three times is lost, and then it cannot be. The last line is JSON; the exit code is 1 where an
+assertion failed or the accuracy is below 85 %.
+"""
+
+import argparse
+import sys
+import time
+from typing import Any
+
+import fedbonsai
+import torch
+from common import finish
+from fedbonsai.clusters.ray_cluster import start_local
+from fedbonsai.tests.runtime.chaos import CONFIG, survive
+
+
+def undisturbed(rounds: int) -> dict[str, Any]:
+    """The same run in process."""
+    run = fedbonsai.run(CONFIG | {"backend": "inline", "stop": {"rounds": rounds}})
+    for _ in run:
+        pass
+    summary: dict[str, Any] = run.summary
+    return summary
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--rounds", type=int, default=200, help="of each run; default: 200")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    expected, faults, rows = undisturbed(args.rounds), 0, []
+    for seed in range(args.seeds):
+        started = time.perf_counter()
+        try:
+            with start_local(num_cpus=2):
+                killed, summary, _ = survive(seed=seed, seconds=args.seconds, rounds=args.rounds)
+        except AssertionError as error:
+            faults += 1
+            rows.append({"seed": seed, "fault": str(error)})
+        else:
+            faults += summary["accuracy"] < 0.85
+            rows.append(
+                {
+                    "seed": seed,
+                    "killed": dict(killed),
+                    "outcomes": summary["outcomes"],
+                    "accuracy": round(summary["accuracy"], 4),
+                    "same_model": summary["model_hash"] == expected["model_hash"],
+                    "wall_s": round(time.perf_counter() - started, 1),
+                }
+            )
+        print(f"  {rows[-1]}", flush=True)
+    finish(
+        {"undisturbed_accuracy": expected["accuracy"], "faults": faults, "seeds": rows},
+        name="soak_chaos",
+        save=args.save,
+    )
+    sys.exit(1 if faults else 0)
+
+
+if __name__ == "__main__":
+    main()

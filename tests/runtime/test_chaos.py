@@ -1,0 +1,21 @@
+"""Twenty seconds of chaos: workers and partition hosts are killed at random, and the run comes out the same."""
+
+import fedbonsai
+from fedbonsai.clusters.ray_cluster import start_local
+
+from .chaos import CONFIG, survive
+
+ROUNDS = 60
+
+
+def test_a_run_survives_twenty_seconds_of_kills():
+    expected = fedbonsai.run(CONFIG | {"backend": "inline", "stop": {"rounds": ROUNDS}})
+    list(expected)
+    with start_local(num_cpus=2):
+        killed, summary, _ = survive(seed=1, seconds=20, rounds=ROUNDS)
+    assert sum(killed.values()) >= 3, killed
+    assert summary["accuracy"] > 0.85
+    outcomes = summary["outcomes"]
+    assert outcomes["failed"] == outcomes["rejected"] == outcomes["out_of_memory"] == 0
+    if not outcomes["lost"]:  # no plan was killed three times
+        assert summary["model_hash"] == expected.summary["model_hash"]
