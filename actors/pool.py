@@ -193,6 +193,12 @@ def replayed(task: Task) -> Finished:
     return Finished(plan=task.plan, report=report, update=None, state=None, control_bytes=0)
 
 
+def lost(task: Task, why: str) -> Finished:
+    """The end of a plan that nobody could carry out."""
+    report = Report(plan=task.plan, outcome=Outcome.LOST, stage="run", error=why)
+    return Finished(plan=task.plan, report=report, update=None, state=task.state, control_bytes=0)
+
+
 def joined(device: Finished, answer: bytes, host_update: Array | None, notices: list[str]) -> Finished:
     """One end of both legs of a split plan: it is done when both are. What an operator should know goes to ``notices``."""
     host = msgspec.msgpack.decode(answer, type=HostAnswer)

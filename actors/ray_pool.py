@@ -7,42 +7,22 @@ waiting, so that it is never idle between two.
 """
 
 import time
-from collections import deque
-from dataclasses import dataclass, field, replace
+from collections import Counter, deque
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
-from ..comms.link import copy_state
+from ..comms.codecs import Array
+from ..comms.link import State, copy_state
 from ..learning.workload import WorkloadSettings
-from ..policies.plan import Plan
-from ..policies.report import Outcome, Report
 from .plan_message import plan_message
-from .pool import Finished, Task, WorkerFailure, finished, joined, replayed
+from .pool import Finished, Task, WorkerFailure, finished, joined, lost, replayed
 from .ray_hosts import DIED, RayHosts, Way, first_line
 from .ray_worker import Bundle, await_warm, start_worker
-
-_QUEUE_PER_WORKER = 2
-
-
-@dataclass
-class _Seat:
-    """A bundle with the actor that sits in it, and the plans given to it."""
-
-    bundle: Bundle
-    actor: Any
-    running: dict[int, "_Call"] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One plan with a worker: its three references, and the way to its host where it is split."""
-
-    plan: Plan
-    references: list[Any]
-    way: Way | None
+from .seats import Call, Patience, Seat, free_seat, group_name
 
 
 class RayPool:
@@ -57,16 +37,23 @@ class RayPool:
         timeout_s: float,
         hosts: RayHosts | None = None,
         max_attempts: int = 3,
+        stuck_after_s: float | None = None,
     ) -> None:
-        """Start a worker in every bundle and load its data; raises ``ValueError`` for what a worker cannot load."""
+        """A worker in every bundle, its data loaded; raises ``ValueError`` for what a worker cannot load.
+
+        ``max_attempts``: a plan whose worker or host dies so often is lost. ``stuck_after_s``: a worker that runs one plan for
+        longer is ended, and replaced as one that died (None: never).
+        """
         self._settings, self._placement = settings, placement
         self._timeout_s, self._max_attempts, self._hosts = timeout_s, max_attempts, hosts
+        self._patience = Patience(stuck_after_s)
+        self._deaths: Counter[int] = Counter()  # of workers and hosts, by the plan that they were at
         self._notices: list[str] = []
         self._queue: deque[Task] = deque()
         self._tasks: dict[int, Task] = {}
         self._done: dict[int, Finished] = {}
         self._ending: dict[Any, tuple[Finished, Way]] = {}  # by reference: device's leg over, host's asked to end
-        self._seats = [_Seat(bundle, self._start(bundle)) for bundle in bundles]
+        self._seats = [Seat(bundle, self._start(bundle)) for bundle in bundles]
         await_warm([seat.actor for seat in self._seats], timeout_s=timeout_s)
 
     @property
@@ -77,7 +64,7 @@ class RayPool:
     def submit(self, task: Task) -> int:
         """Queue a task and hand it to a worker with a free place."""
         if not any(seat.bundle.group == task.group for seat in self._seats):
-            raise WorkerFailure(f"no worker is left for {_group_name(task.group)}")
+            raise WorkerFailure(f"no worker is left for {group_name(task.group)}")
         self._tasks[task.plan.id] = task
         self._queue.append(task)
         self._hand_out()
@@ -102,6 +89,7 @@ class RayPool:
         """Forget a task: what is queued is dropped, what runs may finish and is not looked at."""
         self._queue = deque(task for task in self._queue if task.plan.id != plan_id)
         self._tasks.pop(plan_id, None)
+        self._deaths.pop(plan_id, None)
         self._done.pop(plan_id, None)
 
     def notices(self) -> list[str]:
@@ -138,17 +126,14 @@ class RayPool:
                 reference, way = self._hosts.replay(task, plan_message(task.plan))
                 self._ending[reference] = replayed(task), way
                 continue
-            free = [s for s in self._seats if s.bundle.group == task.group and len(s.running) < _QUEUE_PER_WORKER]
-            if not free:
+            seat = free_seat(self._seats, task.group)
+            if seat is None:
                 waiting.append(task)
                 continue
-            seat = min(free, key=lambda s: len(s.running))
             message = plan_message(task.plan)
-            meant = (
-                self._hosts.begin(task, message) if self._hosts is not None and task.plan.split is not None else None
-            )
+            meant = self._hosts.begin(task, message) if self._hosts and task.plan.split else None
             references = seat.actor.run.remote(message, task.state, meant, *task.packets)
-            seat.running[task.plan.id] = _Call(task.plan, references, meant)
+            seat.give(Call(task.plan, references, meant))
         self._queue.extendleft(reversed(waiting))
 
     def _wait(self, timeout_s: float | None) -> bool:
@@ -157,7 +142,9 @@ class RayPool:
         waited = [*owners, *self._ending]
         if not waited:
             raise WorkerFailure("plans are waiting, but no worker is left to run them")
-        ready, _ = ray.wait(waited, num_returns=1, timeout=timeout_s)
+        ready, _ = ray.wait(waited, num_returns=1, timeout=self._patience.left_s(self._seats, timeout_s))
+        if not ready:
+            self._end_stuck()
         for reference in ready:
             if reference in self._ending:
                 self._host_ended(reference)
@@ -168,14 +155,24 @@ class RayPool:
         self._hand_out()
         return bool(ready)
 
-    def _ended(self, seat: _Seat, plan_id: int) -> None:
+    def _end_stuck(self) -> None:
+        """End the workers that have run one plan for too long, and replace them."""
+        for seat in self._patience.lost_with(self._seats):
+            ray.kill(seat.actor, no_restart=True)
+            self._replace(seat, f"stuck: it ran one plan for more than {self._patience.seconds:g} s")
+
+    def _ended(self, seat: Seat, plan_id: int) -> None:
         """A call to a worker is over: bring its result to this process, as views of the object store."""
         try:
-            report, update, state = ray.get(seat.running[plan_id].references)
+            answer = ray.get(seat.running[plan_id].references)
         except DIED as error:
             self._replace(seat, first_line(error))
-            return
-        call = seat.running.pop(plan_id)
+        else:
+            self._answered(seat, plan_id, *answer)
+
+    def _answered(self, seat: Seat, plan_id: int, report: bytes, update: Array | None, state: State | None) -> None:
+        """What a worker gave back for a plan."""
+        call = seat.take(plan_id)
         task = self._tasks.get(plan_id)
         if task is None or task.plan.attempt != call.plan.attempt:
             if call.way is not None and self._hosts is not None:
@@ -185,8 +182,7 @@ class RayPool:
         state = copy_state(state) if state is not None else None
         found = finished(call.plan, report, update, state)
         if call.way is None:
-            self._done[plan_id] = found
-            del self._tasks[plan_id]
+            self._finish(found)
         else:
             assert self._hosts is not None
             self._ending[self._hosts.end(call.way)] = found, call.way
@@ -206,13 +202,25 @@ class RayPool:
                 self._again(task, f"its partition host died: {why}")
             return
         if task is not None:
-            del self._tasks[found.plan.id]
-            self._done[found.plan.id] = joined(found, answer, update, self._notices)
+            self._finish(joined(found, answer, update, self._notices))
 
-    def _replace(self, seat: _Seat, why: str) -> None:
-        """A worker has died: put another into its bundle, and place its plans again."""
+    def _finish(self, found: Finished) -> None:
+        """A plan has come to its end."""
+        plan_id = found.plan.id
+        del self._tasks[plan_id]
+        self._deaths.pop(plan_id, None)
+        self._done[plan_id] = found
+
+    def _replace(self, seat: Seat, why: str) -> None:
+        """A worker has died: put another into its bundle, and place its plans again, but those that it was done with."""
+        for plan_id in list(seat.running):
+            try:
+                answer = ray.get(seat.running[plan_id].references, timeout=0)
+            except (GetTimeoutError, *DIED):
+                break
+            self._answered(seat, plan_id, *answer)
         self._seats.remove(seat)
-        lost = [self._tasks[plan_id] for plan_id in seat.running if plan_id in self._tasks]
+        over = [self._tasks[plan_id] for plan_id in seat.running if plan_id in self._tasks]
         try:
             actor = self._start(seat.bundle)
             await_warm([actor], timeout_s=self._timeout_s)
@@ -222,26 +230,21 @@ class RayPool:
                 f"{len(self._seats)} workers are left"
             )
         else:
-            self._seats.append(_Seat(seat.bundle, actor))
+            self._seats.append(Seat(seat.bundle, actor))
             self._notices.append(f"worker of bundle {seat.bundle.index} died ({why}) and was replaced")
-        for task in lost:
-            self._again(task, f"worker died: {why}")
+        for number, task in enumerate(over):
+            self._again(task, f"worker died: {why}", at_it=number == 0)
 
-    def _again(self, task: Task, why: str) -> None:
-        """Place a task again under the next attempt number; after the last attempt its outcome is ``lost``."""
-        if task.plan.attempt + 1 >= self._max_attempts:
-            report = Report(plan=task.plan, outcome=Outcome.LOST, stage="run", error=why)
-            del self._tasks[task.plan.id]
-            self._done[task.plan.id] = Finished(
-                plan=task.plan, report=report, update=None, state=task.state, control_bytes=0
-            )
+    def _again(self, task: Task, why: str, *, at_it: bool = True) -> None:
+        """Place a task again under the next attempt number; after the last attempt its outcome is ``lost``.
+
+        ``at_it``: it was being carried out, and did not just wait behind another one.
+        """
+        self._deaths[task.plan.id] += at_it
+        if self._deaths[task.plan.id] >= self._max_attempts:
+            self._finish(lost(task, why))
             return
         plan = msgspec.structs.replace(task.plan, attempt=task.plan.attempt + 1)
         again = replace(task, plan=plan)
         self._tasks[plan.id] = again
         self._queue.appendleft(again)
-
-
-def _group_name(group: str) -> str:
-    """A group as a person would say it."""
-    return f"fleet class {group!r}" if group else "the simulated devices"

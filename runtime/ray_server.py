@@ -21,6 +21,13 @@ def make_service(config: Config, policy: Policy, *, placement: Any, bundles: lis
         partition_hosts = RayHosts(
             settings, config.replay, placement=placement, bundles=hosts, cpus=config.ray.host_cpus, timeout_s=timeout_s
         )
-        return RayPool(settings, placement=placement, bundles=bundles, timeout_s=timeout_s, hosts=partition_hosts)
+        return RayPool(
+            settings,
+            placement=placement,
+            bundles=bundles,
+            timeout_s=timeout_s,
+            hosts=partition_hosts,
+            stuck_after_s=config.ray.stuck_after_s,
+        )
 
     return Service(Engine(config, policy, make_pool=make_pool, channel=RayChannel()))

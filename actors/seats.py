@@ -1,0 +1,75 @@
+"""Who sits in a bundle of the pool on Ray, the plans that were given to it, and how long it may take over one."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..policies.plan import Plan
+from .ray_hosts import Way
+from .ray_worker import Bundle
+
+_QUEUE_PER_WORKER = 2  # plans: one runs, one waits
+
+
+@dataclass(frozen=True)
+class Call:
+    """One plan with a worker: its three references, and the way to its host where it is split."""
+
+    plan: Plan
+    references: list[Any]
+    way: Way | None
+
+
+@dataclass
+class Seat:
+    """A bundle with the actor that sits in it, and the plans given to it: the first one runs, ``since`` then."""
+
+    bundle: Bundle
+    actor: Any
+    running: dict[int, Call] = field(default_factory=dict)
+    since: float = 0.0
+
+    def give(self, call: Call) -> None:
+        """One plan more."""
+        if not self.running:
+            self.since = time.monotonic()
+        self.running[call.plan.id] = call
+
+    def take(self, plan_id: int) -> Call:
+        """A plan is over; the next one runs."""
+        self.since = time.monotonic()
+        return self.running.pop(plan_id)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Real seconds that a worker may take over one plan; None: any."""
+
+    seconds: float | None
+
+    def left_s(self, seats: Sequence[Seat], timeout_s: float | None) -> float | None:
+        """How long to wait, at most ``timeout_s``, before one of them has taken too long."""
+        begun = [seat.since for seat in seats if seat.running]
+        if self.seconds is None or not begun:
+            return timeout_s
+        left = max(0.0, min(begun) + self.seconds - time.monotonic())
+        return left if timeout_s is None else min(left, timeout_s)
+
+    def lost_with(self, seats: Sequence[Seat]) -> list[Seat]:
+        """Those that have taken too long."""
+        if self.seconds is None:
+            return []
+        now = time.monotonic()
+        return [seat for seat in seats if seat.running and now - seat.since >= self.seconds]
+
+
+def free_seat(seats: Sequence[Seat], group: str) -> Seat | None:
+    """The least loaded of a group that has a place for a plan."""
+    free = [seat for seat in seats if seat.bundle.group == group and len(seat.running) < _QUEUE_PER_WORKER]
+    return min(free, key=lambda seat: len(seat.running)) if free else None
+
+
+def group_name(group: str) -> str:
+    """A group as a person would say it."""
+    return f"fleet class {group!r}" if group else "the simulated devices"

@@ -1,0 +1,93 @@
+"""Workers that hang, and plans that kill whoever carries them out: the run goes on, and nobody else pays for it."""
+
+import os
+import signal
+import textwrap
+
+import fedbonsai
+import pytest
+from fedbonsai.clusters.ray_cluster import start_local
+from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
+
+from .processes import actor_pids
+
+BASE = {
+    "seed": 3,
+    "data": {"name": "digits", "partition": {"name": "dirichlet", "alpha": 1.0}},
+    "fleet": "laptop",
+    "evaluation": {"where": "none"},
+    "stop": {"rounds": 3},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    with start_local(num_cpus=2) as running:
+        yield running
+
+
+def told(run, at_first_version=lambda: None):
+    """Notices and reports of a run, during which something is done when the first version has closed."""
+    notices, ended = [], []
+    for event in run:
+        notices += [event.text] if isinstance(event, Notice) else []
+        ended += [event.report] if isinstance(event, PlanEnded) else []
+        if isinstance(event, VersionClosed) and event.version == 1:
+            at_first_version()
+    return notices, ended
+
+
+def test_a_worker_that_hangs_is_ended_and_replaced():
+    expected = fedbonsai.run(BASE, backend="inline")
+    list(expected)
+    run, stopped = fedbonsai.run(BASE | {"ray": {"stuck_after_s": 6}}, backend="ray", workers=2), []
+
+    def stop_one():
+        stopped.append(actor_pids("Worker")[0])
+        os.kill(stopped[0], signal.SIGSTOP)
+
+    notices, ended = told(run, stop_one)
+    assert stopped[0] not in actor_pids("Worker")
+    assert any("stuck: it ran one plan for more than 6 s" in text and "replaced" in text for text in notices), notices
+    assert {report.outcome.value for report in ended} == {"done"}
+    assert run.summary["model_hash"] == expected.summary["model_hash"]
+
+
+def test_a_plan_that_kills_every_worker_is_lost_and_those_behind_it_are_not(tmp_path, monkeypatch):
+    (tmp_path / "poison.py").write_text(
+        textwrap.dedent(
+            """
+            import os
+            import torch
+            from dataclasses import dataclass
+            from msgspec.structs import replace
+            from fedbonsai.learning.spec import Call
+
+            def loss(output, target):
+                if type(output) is torch.Tensor:  # and not the server's dry run
+                    os._exit(1)
+                return output.sum()
+
+            @dataclass(frozen=True)
+            class ForDeviceTwo:
+                needs_plans = True
+                def init(self):
+                    return None
+                def decide(self, view, state, decision):
+                    plans = tuple(
+                        replace(p, training=replace(p.training, loss=Call("poison:loss"))) if p.device == 2 else p
+                        for p in decision.plans
+                    )
+                    return replace(decision, plans=plans), state
+            """
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    policy = [{"name": "random", "cohort": 1.0}, {"name": "poison:ForDeviceTwo"}]
+    run = fedbonsai.run(BASE | {"policy": policy, "stop": {"rounds": 1}}, backend="ray", workers=1)
+    notices, ended = told(run)
+    outcomes = {report.plan.device: report.outcome.value for report in ended}
+    assert outcomes == {device: "lost" if device == 2 else "done" for device in range(8)}
+    (lost,) = [report for report in ended if report.plan.device == 2]
+    assert lost.error.startswith("worker died: ")
+    assert sum("was replaced" in text for text in notices) == 3
