@@ -81,7 +81,17 @@ def test_a_device_is_not_queued_twice(asked):
     first, _, state = asked(None, cohort=(0, 1, 2))
     waiting = {0, 1, 2} - {first[0].device}
     _, _, state = asked(state, out=first, cohort=sorted(waiting))
-    assert len(state["plans"]) == 2
+    assert sorted(plan["device"] for plan in state["waiting"]["0"]) == sorted(waiting)
+
+
+def test_of_those_that_wait_only_the_one_that_goes_is_read(asked):
+    """Else a round of n turns would read n times n plans."""
+    _, _, state = asked(None, cohort=range(4))
+    next_, *others = state["waiting"]["0"]
+    unread = [{"device": plan["device"]} for plan in others]
+    (sent,), _, state = asked(state | {"waiting": {"0": [next_, *unread]}})
+    assert sent.device == next_["device"]
+    assert state["waiting"]["0"] == unread
 
 
 def test_a_version_that_another_policy_keeps_open_stays_so(asked):
