@@ -8,6 +8,7 @@ tensors are ``linear@CUT.weight`` and ``linear@CUT.bias``.
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from .blocks import tensor_spec
@@ -31,6 +32,12 @@ class LinearHead(nn.Linear):
 def build_head(entering: tuple[int, ...], leaving: tuple[int, ...], *, seed: int) -> LinearHead:
     """A head with torch's initial weights, from the seed; the process's random state stays as it was."""
     with seeded(seed):
+        return LinearHead(entering, leaving)
+
+
+def empty_head(entering: tuple[int, ...], leaving: tuple[int, ...]) -> LinearHead:
+    """A head without weights, on the meta device."""
+    with torch.device("meta"):
         return LinearHead(entering, leaving)
 
 

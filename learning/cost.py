@@ -56,7 +56,8 @@ def part_cost(
     ``example``: one sample of the data, input and target, without batch dimension; any shape and type. A part that does not
     begin with the model's first block gets what the blocks before it make of the input, and makes a gradient for it if
     ``entering_gradient``.
-    ``head``: the auxiliary that ``part.head`` names, which is trained with the part; what leaves it goes to the loss.
+    ``head``: the auxiliary that ``part.head`` names, which is trained with the part; what leaves it goes to the loss. It may be
+    on the meta device.
     ``loss``: mean over the batch, as ``loss(output, target)``; a part without the model's last block has none, and its output
     is summed instead. Frozen blocks before the first trained one run without gradients.
 

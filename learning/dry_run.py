@@ -79,7 +79,9 @@ class DryRun:
         for key, tensor in named:
             if id(tensor) not in made:
                 wanted = isinstance(tensor, nn.Parameter) and name in self.trained
-                made[id(tensor)] = self.convert(tensor).detach().requires_grad_(wanted)
+                # Of a head there may be shapes only: made here, which allocates nothing while tensors are fake.
+                usable = torch.zeros_like(tensor, device="cpu") if tensor.is_meta else self.convert(tensor)
+                made[id(tensor)] = usable.detach().requires_grad_(wanted)
             state[key] = made[id(tensor)]
         return state
 

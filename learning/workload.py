@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .auxiliaries import LinearHead, auxiliary_spec, build_head
+from .auxiliaries import LinearHead, auxiliary_spec, build_head, empty_head
 from .blocks import Blocks, cut
 from .data.config import DataConfig
 from .data.load import load
@@ -91,22 +91,31 @@ class Workload:
         return msgspec.structs.replace(self.blocks.spec, auxiliary=self._auxiliary_spec)
 
     def new_auxiliary(self, name: str) -> LinearHead:
-        """The auxiliary of that name with its initial weights, the same bits at every call.
+        """The auxiliary of that name with its initial weights, the same bits at every call. Raises as ``empty_auxiliary``."""
+        entering, leaving = self._ends(name)
+        return build_head(entering, leaving, seed=derive(self.settings.seed, "auxiliary", name))
+
+    def empty_auxiliary(self, name: str) -> LinearHead:
+        """The same without any memory: shapes, on the meta device. A head on a large map can be larger than its model.
 
         Raises ``ValueError`` where there can be none: behind no clean cut, or where what crosses it or leaves the model is no
         single tensor.
         """
+        return empty_head(*self._ends(name))
+
+    def _ends(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of what enters and leaves the auxiliary of that name, by the sample."""
         behind, names = cut_of(name), self.blocks.spec.block_names
         if behind not in names[:-1]:
             allowed = ", ".join(names[:-1]) or "no block"
             raise ValueError(f"part.auxiliaries names {name!r}; a head can stand behind: {allowed}")
         entering = self.boundary(names[: names.index(behind) + 1], Training())
         leaving = self.boundary(names, Training())
-        return build_head(entering.shape, leaving.shape, seed=derive(self.settings.seed, "auxiliary", name))
+        return entering.shape, leaving.shape
 
     def _auxiliary_spec(self, name: str) -> BlockSpec:
         if name not in self._auxiliaries:
-            self._auxiliaries[name] = auxiliary_spec(name, self.new_auxiliary(name))
+            self._auxiliaries[name] = auxiliary_spec(name, self.empty_auxiliary(name))
         return self._auxiliaries[name]
 
     @cached_property

@@ -74,7 +74,7 @@ class Costs:
                 training=training,
                 loss=make_loss(training.loss),
                 entering_gradient=entering_gradient,
-                head=self._workload.new_auxiliary(part.head) if part.head else None,
+                head=self._workload.empty_auxiliary(part.head) if part.head else None,
                 ahead=ahead,
             )
         return self._rows[key]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fedbonsai.learning.auxiliaries import LinearHead, auxiliary_spec, build_head
+from fedbonsai.learning.auxiliaries import LinearHead, auxiliary_spec, build_head, empty_head
 from fedbonsai.learning.data.config import DataConfig
 from fedbonsai.learning.part import Part, cut_of, down_tensors, linear_head, up_tensors
 from fedbonsai.learning.spec import Call
@@ -49,6 +49,20 @@ def test_one_seed_gives_the_same_bits_and_each_cut_its_own():
     assert not torch.equal(bits[0], bits[2])
     assert torch.equal(torch.random.get_rng_state(), state)
     assert first.new_auxiliary("linear@features.2").weight.shape == (10, 512)
+
+
+def test_shapes_are_told_without_weights(monkeypatch):
+    """Behind VGG11's first block at 224 x 224, with 1000 classes, they would take 3 GB."""
+    built, made = workload().new_auxiliary("linear@features.2"), workload()
+    expected = auxiliary_spec("linear@features.2", built)
+
+    def refused(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("fedbonsai.learning.workload.build_head", refused)
+    assert made.spec.auxiliary("linear@features.2") == expected
+    assert made.empty_auxiliary("linear@features.2").weight.is_meta
+    assert empty_head((10**6, 10**6), (10**6,)).weight.shape == (10**6, 10**12)
 
 
 def test_what_cannot_be_is_told_with_what_can():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from fedbonsai.learning.auxiliaries import LinearHead
+from fedbonsai.learning.auxiliaries import LinearHead, empty_head
 from fedbonsai.learning.blocks import cut
 from fedbonsai.learning.cost import part_cost
 from fedbonsai.learning.models import build
@@ -95,6 +95,14 @@ def test_an_auxiliary_head_is_trained_with_its_part():
         24 + 12,
         36 + 24 + 12 + 12,
     )  # weights of both, the head's input
+    for also in (
+        loss,
+        lambda output, target: loss(output, target) * (1 + 0 * output.sum().item()),
+    ):  # values: only real ones have them
+        shapes = empty_head((3,), (2,))
+        assert found == part_cost(
+            blocks.model, blocks, part, example=example, training=Training(), loss=also, head=shapes
+        )
     alone = part_cost(
         blocks.model, blocks, Part(blocks=("0",), trained=("0",)), example=example, training=Training(), loss=loss
     )
