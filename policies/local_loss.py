@@ -8,6 +8,7 @@ arXiv 2304.05495). There activations travel as float32; here ``bits`` may code t
 Acts on the plans of the policies before it in a chain.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -54,6 +55,10 @@ class LocalLoss:
     def needs_codecs(self) -> tuple[str, ...]:
         """What every device must run."""
         return tuple(spec.name for spec in activation_codec(self.bits))
+
+    def auxiliaries(self, blocks: Sequence[str]) -> tuple[str, ...]:
+        """Heads behind all cuts that it may choose in a model of these blocks."""
+        return tuple(linear_head(cut) for cut in allowed_cuts(blocks, self.cut, first=self.first))
 
     def init(self) -> State:
         """No state."""

@@ -23,6 +23,9 @@ anything is built, so that a mistake is told at once (``runtime.check_policy``);
     needs_kinds     kinds of data that every class of the fleet must be allowed to send (``may_send``)
     needs_staleness bool: updates of versions that have closed must count, by ``server.staleness``
     cuts            names of blocks behind which the model can be cut, in the model's order
+    auxiliaries     method: of the model's block names, names of the auxiliaries that its plans may train
+    takes_turns     bool: it keeps back plans of the policies before it, so that no selection can stand behind it
+    remembers       bool: it gives links a memory
     freezes         bool: the blocks before the cut are never trained
     fits_plans      bool: it makes plans that fit their devices' memory, and leaves out whom none fits; those before it in
                     a chain see ``view.fits_later``

@@ -121,6 +121,11 @@ class Residuals:
         return tuple(field for field, rule in directions.items() if rule != "none")
 
     @property
+    def remembers(self) -> bool:
+        """Whether any link has a memory."""
+        return bool(self.replaces)
+
+    @property
     def needs_codecs(self) -> tuple[str, ...]:
         """The codecs that every device must run; of the entropy coders it takes what there is."""
         return _STAGES if self.replaces else ()

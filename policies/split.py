@@ -51,6 +51,11 @@ class SplitFed:
         return tuple(name for name in (self.first, self.cut) if name and name != AUTO)
 
     @property
+    def takes_turns(self) -> bool:
+        """Whether plans wait for one another."""
+        return self.head == "shared"
+
+    @property
     def notices(self) -> tuple[str, ...]:
         """What an operator should know of a window."""
         if self.window == 1:

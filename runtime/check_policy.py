@@ -3,6 +3,7 @@
 See ``policies.policy`` for the attributes, which may all be missing. A policy that lies is found out later, at dispatch.
 """
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from ..clusters.fleet import Fleet
@@ -18,8 +19,7 @@ def check_policy(policy: Policy, config: Config, fleet: Fleet) -> None:
     """Raise ``ConfigError`` with one sentence for the first thing that does not go together."""
     chosen = False
     for position, link in enumerate(links(policy)):
-        name = describe_policy(link)[0]["name"]
-        where = f"policy[{position}] ({name})"
+        name, where = describe_policy(link)[0]["name"], _told(position, link)
         if getattr(link, "needs_plans", False):
             if not chosen:
                 raise ConfigError(
@@ -35,6 +35,56 @@ def check_policy(policy: Policy, config: Config, fleet: Fleet) -> None:
             raise ConfigError(
                 f"server.staleness is null, so that late updates count nothing; {where} needs a rule: "
                 "constant, polynomial or hinge, as in {rule: polynomial, a: 0.5}"
+            )
+    _check_together(links(policy))
+    _check_cutting(policy, config)
+
+
+def _told(position: int, policy: Policy) -> str:
+    """A policy of a chain, as errors name it."""
+    return f"policy[{position}] ({describe_policy(policy)[0]['name']})"
+
+
+def _first(chain: Sequence[Policy], says: Callable[[Policy], bool]) -> int | None:
+    """Place of the first policy that says something of itself."""
+    return next((position for position, link in enumerate(chain) if says(link)), None)
+
+
+def _cuts(policy: Policy) -> bool:
+    return getattr(policy, "cuts", None) is not None
+
+
+def _check_together(chain: Sequence[Policy]) -> None:
+    """What one policy of a chain does must leave room for what the others do."""
+    turns = _first(chain, lambda link: getattr(link, "takes_turns", False))
+    cutting = _first(chain, _cuts)
+    remembers = _first(chain, lambda link: getattr(link, "remembers", False))
+    for position, link in enumerate(chain):
+        if turns is not None and position > turns and not getattr(link, "needs_plans", False):
+            raise ConfigError(
+                f"{_told(position, link)} would choose among the plans of one turn only, behind {_told(turns, chain[turns])}, "
+                "which sends them one after another; allowed: the selection before it"
+            )
+        if cutting is not None and position > cutting and _cuts(link):
+            raise ConfigError(
+                f"{_told(position, link)} would cut what {_told(cutting, chain[cutting])} has cut; "
+                "allowed: one policy that cuts the model"
+            )
+    if cutting is not None and remembers is not None:
+        raise ConfigError(
+            f"{_told(remembers, chain[remembers])} gives links a memory, which those of a model that "
+            f"{_told(cutting, chain[cutting])} cuts cannot have yet; allowed: one of the two"
+        )
+
+
+def _check_cutting(policy: Policy, config: Config) -> None:
+    """What cannot be trained in two legs must not have been asked for."""
+    norm = config.training.optimiser.clip_norm
+    for position, link in enumerate(links(policy)):
+        if _cuts(link) and norm is not None:
+            raise ConfigError(
+                f"training.optimiser.clip_norm is {norm:g}; {_told(position, link)} cuts the model, and neither side of a cut "
+                "sees the whole gradient; allowed: null"
             )
 
 
@@ -61,23 +111,29 @@ def _check_kinds(where: str, policy: Policy, fleet: Fleet) -> None:
 
 
 def check_cuts(policy: Policy, workload: Workload, training: Training) -> None:
-    """Blocks behind which a policy cuts must be of the model, not its last, and in its order; else ``ConfigError``."""
+    """Blocks behind which a policy cuts must be of the model, not its last, and in its order; else ``ConfigError``.
+
+    The auxiliaries that it trains there must be possible.
+    """
     names = workload.spec.block_names
     for position, link in enumerate(links(policy)):
-        told = describe_policy(link)[0]["name"]
+        told = _told(position, link)
         wanted: tuple[str, ...] = getattr(link, "cuts", ())
-        if not names[:-1] and getattr(link, "cuts", None) is not None:
+        if not names[:-1] and _cuts(link):
             why = workload.blocks.reason or "it has one block only"
-            raise ConfigError(f"policy[{position}] ({told}) cuts the model, which cannot be cut: {why}")
+            raise ConfigError(f"{told} cuts the model, which cannot be cut: {why}")
         if unknown := [cut for cut in wanted if cut not in names[:-1]]:
             fronts = [(cut, workload.boundary(names[: names.index(cut) + 1], training)) for cut in names[:-1]]
             clean = ", ".join(f"{cut} ({'x'.join(map(str, found.shape))})" for cut, found in fronts)
-            raise ConfigError(f"policy[{position}] ({told}) cuts behind {unknown[0]!r}; the clean cuts are: {clean}")
+            raise ConfigError(f"{told} cuts behind {unknown[0]!r}; the clean cuts are: {clean}")
         for before, after in pairwise(wanted):
             if names.index(after) < names.index(before):
-                raise ConfigError(
-                    f"policy[{position}] ({told}) cuts behind {after!r}, which must be {before!r} or a block behind it"
-                )
+                raise ConfigError(f"{told} cuts behind {after!r}, which must be {before!r} or a block behind it")
+        for auxiliary in link.auxiliaries(names) if hasattr(link, "auxiliaries") else ():
+            try:
+                workload.spec.auxiliary(auxiliary)
+            except ValueError as error:
+                raise ConfigError(f"{told} needs {auxiliary!r}, and there can be none: {error}") from error
 
 
 def _check_replaced(where: str, policy: Policy, config: Config) -> None:

@@ -11,6 +11,7 @@ from fedbonsai.policies.select import All
 from fedbonsai.runtime.check_policy import check_policy
 from fedbonsai.runtime.config import load_config
 from fedbonsai.runtime.errors import ConfigError
+from torch import nn
 
 CLASS = {"name": "a", "flop_per_s": 1, "memory_bytes": 1, "up_bytes_per_s": 1, "down_bytes_per_s": 1}
 
@@ -95,6 +96,88 @@ def test_a_run_says_so_before_it_begins(changes, sentence):
         fedbonsai.run({"preset": "resfed"} | changes)
     assert str(caught.value).startswith(sentence)
     assert "\n" not in str(caught.value)
+
+
+SHARED = {"name": "splitfed", "head": "shared"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "sentence"),
+    [
+        (
+            ["all", SHARED, {"name": "fastest", "cohort": 2}],
+            "policy[2] (fastest) would choose among the plans of one turn only, behind policy[1] (splitfed), which sends them "
+            "one after another; allowed: the selection before it",
+        ),
+        (
+            ["all", "splitfed", "local_loss"],
+            "policy[2] (local_loss) would cut what policy[1] (splitfed) has cut; allowed: one policy that cuts the model",
+        ),
+        (
+            ["all", "local_loss", "residuals"],
+            "policy[2] (residuals) gives links a memory, which those of a model that policy[1] (local_loss) cuts cannot have "
+            "yet; allowed: one of the two",
+        ),
+        (["all", "residuals", "ecofed"], "policy[1] (residuals) gives links a memory, which "),
+    ],
+)
+def test_policies_that_leave_no_room_for_each_other_are_refused(policy, sentence):
+    with pytest.raises(ConfigError) as caught:
+        fedbonsai.run({"policy": policy})
+    assert str(caught.value).startswith(sentence)
+
+
+def test_what_leaves_room_may_stand_together():
+    none = {"name": "residuals", "up": "none", "down": "none"}
+    for policy in (
+        [{"name": "fastest", "cohort": 2}, SHARED],
+        ["all", "splitfed", {"name": "fastest", "cohort": 2}],
+        ["all", "splitfed", none],
+        ["all", "residuals"],
+    ):
+        fedbonsai.run({"policy": policy}).close()
+
+
+@pytest.mark.parametrize("name", ["splitfed", "local_loss", "ecofed"])
+def test_no_side_of_a_cut_sees_the_whole_gradient(name):
+    clipped = {"training": {"optimiser": {"clip_norm": 1.5}}}
+    with pytest.raises(
+        ConfigError, match=rf"^training.optimiser.clip_norm is 1.5; policy\[1\] \({name}\) cuts the model, "
+    ):
+        fedbonsai.run(clipped | {"policy": ["all", name]})
+    fedbonsai.run(clipped | {"policy": ["all"]}).close()
+
+
+class ByName(nn.Module):
+    """Gives a dict, which no head can stand in for."""
+
+    def __init__(self):
+        super().__init__()
+        self.front, self.back = nn.Linear(4, 8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return {"scores": self.back(self.front(x))}
+
+
+def first_loss(output, target):
+    return nn.functional.cross_entropy(output["scores"], target)
+
+
+def by_name(*policy):
+    data = {"name": "synthetic", "kwargs": {"shape": [4], "classes": 10, "samples_per_device": 4}}
+    fleet = {"classes": [CLASS | {"memory_bytes": 10**9}]}
+    run = fedbonsai.run({"model": f"{__name__}:ByName", "data": data, "fleet": fleet, "backend": "inline",
+                         "training": {"loss": f"{__name__}:first_loss"}, "stop": {"rounds": 1},
+                         "evaluation": {"where": "none"}, "policy": ["all", *policy]})  # fmt: skip
+    return [type(event).__name__ for event in run]
+
+
+def test_a_local_loss_needs_a_head():
+    expected = r"^policy\[1\] \(local_loss\) needs 'linear@front', and there can be none: what leaves block 'back' is no tensor"
+    for cut in ("front", "", "auto"):
+        with pytest.raises(ConfigError, match=expected):
+            by_name({"name": "local_loss", "cut": cut})
+    assert "RunEnded" in by_name("splitfed")
 
 
 def test_a_run_with_a_policy_object_says_so_too():
