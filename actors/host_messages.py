@@ -22,8 +22,7 @@ class HostAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the host's leg of a split plan came to.
 
     ``steps``, ``loss``, ``loss_square``: as in a report. ``up_bytes``, ``down_bytes``: of each packet of the stream, in order.
-    ``error``: why it did not end well. ``train_s``: wall seconds of computing. ``views``: all that the host has buffered
-    now, see ``ReplayBuffer.inventory``; ``notices``: what became of views.
+    ``error``: why it did not end well. ``train_s``: wall seconds of computing. ``notices``: what became of views.
     """
 
     steps: int = 0
@@ -33,5 +32,4 @@ class HostAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     down_bytes: list[int] = []
     train_s: float = 0.0
     error: str = ""
-    views: list[tuple[str, str, int, str, int, int]] = []
     notices: list[str] = []

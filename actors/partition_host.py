@@ -17,11 +17,13 @@ from ..learning.workload import Workload, WorkloadSettings
 from .host_messages import HostAnswer, ReplaySettings
 from .plan_message import read_plan
 from .replay import ReplayBuffer, ViewGone
+from .replay_upload import ViewKey
 from .slot import Slot, SlotMaker, view_key
 from .stream import StreamFault
 from .update import seal_update
 
 T = TypeVar("T")
+BufferedViews = tuple[tuple[str, str, int, str, int, int], ...]  # trunk, cut, device, view, version, bytes
 
 
 class PartitionHost:
@@ -39,6 +41,7 @@ class PartitionHost:
         self._slots: dict[int, Slot] = {}
         self._faults: dict[int, str] = {}
         self._broken: dict[int, Slot] = {}  # whose streams broke off: what they took counts all the same
+        self._sealed: dict[int, tuple[ViewKey, int]] = {}  # uploads that are complete, and packets, by plan
         self._makes = SlotMaker(self.workload)
 
     @property
@@ -50,6 +53,7 @@ class PartitionHost:
         """Make the slot of a plan from the packet of its blocks; ``num_samples`` of the device tell what will come."""
         plan = read_plan(plan_bytes)
         self.drop(plan.id)  # an attempt before this one may have been left behind
+        self._settle(plan.id, keep=False)
         self._replay.expire(plan.version)
         try:
             self._slots[plan.id] = slot = self._makes.open(plan, num_samples, packets)
@@ -68,14 +72,18 @@ class PartitionHost:
         return self._in_slot(plan_id, attempt, lambda slot: self._put_in_order(slot, packet))
 
     def end(self, plan_id: int, attempt: int) -> tuple[bytes, Array | None]:
-        """The device has sent all: the answer, and the update of the host's blocks where all went well; the slot is freed."""
+        """The device has sent all: the answer, and the update of the host's blocks where all went well; the slot is freed.
+
+        What it has uploaded is no view before the plan is settled.
+        """
         update: Array | None = None
         try:
             slot = self._slot(plan_id, attempt)
             if slot.leg.next is not None:
                 raise StreamFault(f"the stream ended after {len(slot.up_bytes)} packets; more were to come")
             if slot.view is not None:
-                self._replay.commit(slot.view, len(slot.up_bytes))
+                self._replay.check(slot.view, len(slot.up_bytes))
+                self._sealed[plan_id] = slot.view, len(slot.up_bytes)
                 slot.view = None
             update = seal_update(
                 slot.module.state(), slot.base, slot.plan, part=slot.part, spec=self.workload.spec, leg=1
@@ -95,8 +103,16 @@ class PartitionHost:
             answer = HostAnswer(error=text[:2000], up_bytes=took[0], down_bytes=took[1])
         self.drop(plan_id)
         notices, self._replay.notices = self._replay.notices, []
-        answer = msgspec.structs.replace(answer, views=list(self._replay.inventory()), notices=notices)
-        return msgspec.msgpack.encode(answer), update
+        return msgspec.msgpack.encode(msgspec.structs.replace(answer, notices=notices)), update
+
+    def settle(self, plan_id: int, keep: bool) -> tuple[BufferedViews, list[str]]:
+        """A plan is over for the run too, whatever it was: what it has uploaded is a view now, or forgotten.
+
+        All that is buffered then, see ``ReplayBuffer.inventory``, and what became of views.
+        """
+        self._settle(plan_id, keep=keep)
+        notices, self._replay.notices = self._replay.notices, []
+        return self._replay.inventory(), notices
 
     def replay(self, plan_bytes: bytes, num_samples: int, *packets: Array) -> tuple[bytes, Array | None]:
         """A whole plan whose device has nothing to do: training on a view that it uploaded before; as ``end``."""
@@ -121,6 +137,13 @@ class PartitionHost:
         self._give_up(plan_id, "")
         del self._faults[plan_id]
         self._broken.pop(plan_id, None)
+
+    def _settle(self, plan_id: int, *, keep: bool) -> None:
+        sealed = self._sealed.pop(plan_id, None)
+        if sealed is not None and keep:
+            self._replay.commit(*sealed)
+        elif sealed is not None:
+            self._replay.abort(sealed[0])
 
     def _give_up(self, plan_id: int, why: str) -> None:
         """A slot is over; its module is free for another."""

@@ -17,7 +17,7 @@ from ..policies.plan import Plan
 from ..policies.report import Answer, Outcome, Report
 from .device import Device
 from .host_messages import HostAnswer
-from .partition_host import PartitionHost
+from .partition_host import BufferedViews, PartitionHost
 from .plan_message import plan_message
 
 
@@ -41,9 +41,6 @@ class Task:
     num_samples: int = 0
 
 
-BufferedView = tuple[str, str, int, str, int, int]  # trunk, cut, device, view, version, bytes
-
-
 @dataclass(frozen=True)
 class StreamBytes:
     """Bytes of the packets that crossed a cut, in order."""
@@ -56,8 +53,7 @@ class StreamBytes:
 class Finished:
     """What a worker gave back. ``plan`` is the attempt that succeeded; ``control_bytes`` is the size of the report.
 
-    Of a split plan, ``host_update`` is the other leg's, ``stream`` the bytes of each packet that crossed the cut, and ``views``
-    what its host has buffered now.
+    Of a split plan, ``host_update`` is the other leg's, and ``stream`` the bytes of each packet that crossed the cut.
     """
 
     plan: Plan
@@ -67,7 +63,6 @@ class Finished:
     control_bytes: int
     host_update: Array | None = None
     stream: StreamBytes = StreamBytes()
-    views: tuple[BufferedView, ...] = ()
 
 
 class Pool(Protocol):
@@ -92,6 +87,10 @@ class Pool(Protocol):
 
     def cancel(self, plan_id: int) -> None:
         """Forget a task; its result is dropped."""
+        ...
+
+    def settle(self, plan: Plan, *, keep: bool) -> BufferedViews:
+        """A split plan is over: whether what it has uploaded is kept. All that its host has buffered then."""
         ...
 
     def notices(self) -> list[str]:
@@ -150,6 +149,13 @@ class InlinePool:
     def cancel(self, plan_id: int) -> None:
         """Forget a task."""
         self._queue.pop(plan_id, None)
+
+    def settle(self, plan: Plan, *, keep: bool) -> BufferedViews:
+        """Tell the plan's host."""
+        assert plan.split is not None
+        views, notices = self._hosts[plan.split.host].settle(plan.id, keep)
+        self._notices += notices
+        return views
 
     def notices(self) -> list[str]:
         """Nothing happens to workers in process, but to what hosts have buffered."""
@@ -216,7 +222,6 @@ def joined(device: Finished, answer: bytes, host_update: Array | None, notices: 
         update=device.update if done else None,
         host_update=host_update if done else None,
         stream=stream,
-        views=tuple(host.views),
     )
 
 

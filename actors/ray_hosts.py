@@ -16,8 +16,9 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 
 from ..comms.codecs import Array
 from ..learning.workload import WorkloadSettings
+from ..policies.plan import Plan
 from .host_messages import ReplaySettings
-from .partition_host import PartitionHost
+from .partition_host import BufferedViews, PartitionHost
 from .pool import Task, WorkerFailure
 from .ray_host import Host, start_host
 from .stream import StreamFault
@@ -80,9 +81,25 @@ class RayHosts:
         """Have the slot of a plan ended: the reference of answer and update."""
         return way.host.call.remote("end", way.plan_id, way.attempt)
 
+    def settle(self, plan: Plan, *, keep: bool, notices: list[str]) -> BufferedViews:
+        """Have what a plan has uploaded kept or forgotten: what its host has buffered then. ``notices`` grows."""
+        assert plan.split is not None
+        actor = self._actors.get(plan.split.host)
+        if actor is None:  # it has died, with all that it had
+            return ()
+        views: BufferedViews = ()
+        try:
+            views, told = ray.get(actor.call.remote("settle", plan.id, keep))
+            notices += told
+        except DIED as error:
+            if notice := self.replace(Way(actor, plan.id, plan.attempt, []), first_line(error)):
+                notices.append(notice)
+        return views
+
     def drop(self, way: Way) -> None:
-        """Have the slot of a plan freed."""
+        """Have the slot of a plan freed, and what it has uploaded forgotten."""
         way.host.call.remote("drop", way.plan_id)
+        way.host.call.remote("settle", way.plan_id, False)
 
     def replace(self, way: Way, why: str) -> str | None:
         """A host has died: the next plan gets another. What to tell the operator, the first time that it is noticed."""

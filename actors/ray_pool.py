@@ -18,6 +18,8 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 from ..comms.codecs import Array
 from ..comms.link import State, copy_state
 from ..learning.workload import WorkloadSettings
+from ..policies.plan import Plan
+from .partition_host import BufferedViews
 from .plan_message import plan_message
 from .pool import Finished, Task, WorkerFailure, finished, joined, lost, replayed
 from .ray_hosts import DIED, RayHosts, Way, first_line
@@ -91,6 +93,11 @@ class RayPool:
         self._tasks.pop(plan_id, None)
         self._deaths.pop(plan_id, None)
         self._done.pop(plan_id, None)
+
+    def settle(self, plan: Plan, *, keep: bool) -> BufferedViews:
+        """Tell the plan's host."""
+        assert self._hosts is not None
+        return self._hosts.settle(plan, keep=keep, notices=self._notices)
 
     def notices(self) -> list[str]:
         """What happened to workers since the last call."""
@@ -203,6 +210,8 @@ class RayPool:
             return
         if task is not None:
             self._finish(joined(found, answer, update, self._notices))
+        else:
+            self._hosts.drop(way)
 
     def _finish(self, found: Finished) -> None:
         """A plan has come to its end."""

@@ -98,10 +98,7 @@ class ReplayBuffer:
         Raises ``UploadFault`` where it is not complete, ``ValueError`` where the budget is too small for it: then nothing
         has changed, and the upload is still under way.
         """
-        upload = self._upload(key)
-        upload.check(packets)
-        if upload.num_bytes > self._budget_bytes:
-            raise ValueError(f"replay.memory_bytes is {self._budget_bytes}; {key} alone needs {upload.num_bytes}")
+        upload = self.check(key, packets)
         del self._uploads[key]
         if key in self._records:
             self._drop(key)
@@ -113,6 +110,14 @@ class ReplayBuffer:
         self._records[key] = ViewRecord(upload.version, upload.samples, upload.about, upload.num_bytes, lengths)
         self._streams.setdefault(key.stream, OrderedDict())[key] = None
         self._keep(key, body)
+
+    def check(self, key: ViewKey, packets: int) -> Upload:
+        """An upload that can be committed. Raises what ``commit`` does."""
+        upload = self._upload(key)
+        upload.check(packets)
+        if upload.num_bytes > self._budget_bytes:
+            raise ValueError(f"replay.memory_bytes is {self._budget_bytes}; {key} alone needs {upload.num_bytes}")
+        return upload
 
     def abort(self, key: ViewKey) -> None:
         """Forget an upload, if there is one; the views of its device stay."""

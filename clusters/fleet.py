@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import msgspec
 import yaml
 
-from .profile import DeviceProfile, Positive
+from .availability import ALWAYS, NEVER_LOST, STEADY, Availability, Dropout, Jitter, check_availability, load_trace
+from .profile import DeviceProfile, NonNegative, Positive
 from .reading import read_struct
 from .units import format_quantity
 
@@ -27,9 +28,13 @@ class DeviceClass(DeviceProfile, frozen=True, kw_only=True, forbid_unknown_field
 
     Simulated devices run on any worker. A class of real devices says where they are, by one of: ``label_selector``, labels of
     Ray nodes (``{board: rpi4}``), or ``resource``, a custom Ray resource; it gets bundles of its own on those nodes.
+    ``availability``, ``dropout`` and ``jitter`` are for the virtual clock; of them, policies see who can be reached.
     """
 
     count: Count = 1
+    availability: Availability = ALWAYS
+    dropout: Dropout = NEVER_LOST
+    jitter: Jitter = STEADY
     label_selector: dict[str, str] | None = None
     resource: str | None = None
 
@@ -62,11 +67,15 @@ class HostProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class ServerProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The server. Its link (up: from the devices, down: to them) is shared by all devices; None means unlimited."""
+    """The server. Its link (up: from the devices, down: to them) is shared by all devices; None means unlimited.
+
+    ``lost_after_s``: how long after a device is gone the server gives up its plan.
+    """
 
     flop_per_s: Positive = 100e9
     up_bytes_per_s: Positive | None = None
     down_bytes_per_s: Positive | None = None
+    lost_after_s: NonNegative = 0.0
 
 
 class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,6 +96,12 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def profiles(self) -> tuple[DeviceProfile, ...]:
         """[device] profiles; devices of a class share one object."""
         return tuple(profile for kind in self.classes for profile in [kind.profile] * kind.count)
+
+    @property
+    def simulates_faults(self) -> bool:
+        """Whether devices of it come and go, drop out, or vary."""
+        quiet = ALWAYS, NEVER_LOST, STEADY
+        return any((kind.availability, kind.dropout, kind.jitter) != quiet for kind in self.classes)
 
     def class_of(self, device: int) -> DeviceClass:
         """The class of a device. Raises ``IndexError`` for a number that no device has."""
@@ -116,7 +131,7 @@ def load_fleet(source: str | Mapping[str, Any]) -> Fleet:
     Raises ``ValueError`` in one sentence: which field, its value, what is allowed.
     """
     if isinstance(source, Mapping):
-        return _check(read_struct(source, Fleet, "fleet"))
+        return _check(read_struct(source, Fleet, "fleet"), Path())
     path = BUILT_IN / f"{source}.yaml" if source in names() else Path(source)
     if not path.is_file():
         raise ValueError(
@@ -128,7 +143,7 @@ def load_fleet(source: str | Mapping[str, Any]) -> Fleet:
         raise ValueError(f"fleet {source!r} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise ValueError(f"fleet {source!r} holds {type(raw).__name__}; a fleet is a mapping with classes")
-    return _check(read_struct({"name": path.stem} | raw, Fleet, "fleet"))
+    return _check(read_struct({"name": path.stem} | raw, Fleet, "fleet"), path.parent)
 
 
 def describe(fleet: Fleet) -> list[dict[str, str]]:
@@ -148,9 +163,10 @@ def describe(fleet: Fleet) -> list[dict[str, str]]:
     ]
 
 
-def _check(fleet: Fleet) -> Fleet:
-    """The fleet, if its classes agree with one another."""
+def _check(fleet: Fleet, folder: Path) -> Fleet:
+    """The fleet, if its classes agree with one another, with the traces that it names in ``folder``."""
     seen: set[str] = set()
+    classes, first = [], 0
     for position, kind in enumerate(fleet.classes):
         field = f"fleet.classes[{position}]"
         if not kind.name or kind.name in seen:
@@ -169,4 +185,14 @@ def _check(fleet: Fleet) -> Fleet:
             raise ValueError(
                 f"{field}.{'resource' if kind.resource == '' else 'label_selector'} is empty; leave it out, or say where"
             )
-    return fleet
+        check_availability(kind.availability, kind.dropout, field)
+        traced = load_trace(
+            kind.availability,
+            devices=range(first, first + kind.count),
+            num_devices=fleet.num_devices,
+            folder=folder,
+            field=f"{field}.availability.trace",
+        )
+        classes.append(msgspec.structs.replace(kind, availability=traced))
+        first += kind.count
+    return msgspec.structs.replace(fleet, classes=tuple(classes))

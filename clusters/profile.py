@@ -16,9 +16,8 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     ``flop_per_s``: sustained speed of training, not a data sheet's peak. ``memory_bytes``: what training may allocate on
     top of an idle trainer. ``up_bytes_per_s``, ``down_bytes_per_s``, ``latency_s``: its own link; ``shared_link`` names a
-    link of the fleet that it shares with others. ``availability``: share of the time it can be reached. ``codecs``: names
-    it can run (None: all). ``may_send``: kinds of data that may leave it; a plan that would send more is refused.
-    ``watts``: power while training, if known.
+    link of the fleet that it shares with others. ``codecs``: names it can run (None: all). ``may_send``: kinds of data that
+    may leave it; a plan that would send more is refused. ``watts``: power while training, if known.
     """
 
     name: str
@@ -28,7 +27,6 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     down_bytes_per_s: Positive
     latency_s: NonNegative = 0.0
     cpu_share: Annotated[float, msgspec.Meta(gt=0)] = 1.0
-    availability: Fraction = 1.0
     codecs: frozenset[str] | None = None
     may_send: frozenset[Kind] = ALL_KINDS
     watts: NonNegative | None = None

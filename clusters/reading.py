@@ -25,7 +25,8 @@ _WORDS = {
 def read_struct(raw: Mapping[str, Any], kind: type[T], path: str) -> T:
     """``raw`` as ``kind``; a field's unit is told by the end of its name (``memory_bytes``, ``latency_s``).
 
-    ``path``: what the mapping is called, for errors (``fleet``). Raises ``ValueError`` in one sentence.
+    ``path``: what the mapping is called, for errors (``fleet``). Where a struct inside has a ``shorthand``, a plain number sets
+    the fields that it names. Raises ``ValueError`` in one sentence.
     """
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
     for key in raw:
@@ -59,8 +60,11 @@ def _unit(field: str) -> Kind | None:
 def _inner(value: Any, kind: Any, path: str) -> Any:
     """``value`` with the structs inside it read; what is not of the right shape is left for msgspec to refuse."""
     kind = _bare(kind)
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and isinstance(value, Mapping):
-        return read_struct(value, kind, path)
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = dict.fromkeys(getattr(kind, "shorthand", ()), value) or value
+        if isinstance(value, Mapping):
+            return read_struct(value, kind, path)
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
         return [_inner(item, typing.get_args(kind)[0], f"{path}[{position}]") for position, item in enumerate(value)]
     if typing.get_origin(kind) is dict and isinstance(value, Mapping):

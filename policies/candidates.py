@@ -27,7 +27,7 @@ class Candidates:
 
     After a policy that chose devices, the candidates are its plans: a selection after a selection narrows it, and keeps
     the plans as they are. Else they are all devices that nobody before has left out, each with the experiment's own
-    plan. Devices in flight are never candidates.
+    plan. Devices in flight, and those that cannot be reached now, are never candidates.
 
     ``devices``: candidates in ascending order. ``ruled_out``: (device, reason) of those found not to fit so far.
     """
@@ -38,8 +38,9 @@ class Candidates:
         self.given = {plan.device: plan for plan in decision.plans}
         barred = {device for device, _ in decision.left_out} if not self.given else set()
         pool: Iterable[int] = sorted(self.given) if self.given else view.devices
-        self.devices = [device for device in pool if device not in view.in_flight and device not in barred]
-        self.ruled_out: list[tuple[int, str]] = []
+        idle = [device for device in pool if device not in view.in_flight and device not in barred]
+        self.devices = [device for device in idle if device not in view.unreachable]
+        self.ruled_out = [(device, "unreachable: at this time") for device in idle if device in view.unreachable]
         self._costs: dict[tuple[int, ...], Estimate] = {}
 
     def plan(self, device: int) -> Plan:

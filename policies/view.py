@@ -4,7 +4,7 @@ Profiles are what the fleet *declares*, reports what was *measured or charged* s
 for the coming round (jitter, dropouts) is never in here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -25,6 +25,7 @@ class View:
     profiles        [device] declared profile; devices are numbered from 0
     samples         [device] number of local training samples
     hosts           number of partition hosts, which are numbered from 0
+    unreachable     devices that cannot be reached now; a plan for one of them is lost at once
     in_flight       plans dispatched and not yet ended, by device
     dispatched      plans dispatched on the current version so far (0 means: the round has not begun)
     last_reports    newest report of each device that has taken part
@@ -44,6 +45,7 @@ class View:
     profiles: Sequence[DeviceProfile]
     samples: Sequence[int]
     hosts: int = 1
+    unreachable: Set[int] = frozenset()
     in_flight: Mapping[int, Plan] = field(default_factory=lambda: MappingProxyType({}))
     dispatched: int = 0
     last_reports: Mapping[int, Report] = field(default_factory=lambda: EMPTY)

@@ -1,84 +1,78 @@
-"""The clocks. The virtual one says when things would happen on the devices themselves; the wall clock takes them as they come.
+"""The virtual clock says when things would happen on the devices themselves.
 
-Under the virtual clock each plan in flight goes through three stages: its packet travels down, the device computes, its
-update travels up. The size of the update is known only when the work has really been done, so the clock stops at the
-end of a plan's computation until a worker has delivered that plan's result, while others may still be at work. A
-split plan streams while it computes, so its result is needed when that begins. The clock never releases an arrival that a
-plan still in flight could precede: the same seed gives the same order on any number of workers.
+Each plan in flight goes through three stages: its packet travels down, the device computes, its update travels up. The size of
+the update is known only when the work has really been done, so the clock stops at the end of a plan's computation until a
+worker has delivered that plan's result, while others may still be at work. A split plan streams while it computes, so its
+result is needed when that begins. The clock never releases an arrival that a plan still in flight could precede: the same seed
+gives the same order on any number of workers.
+
+In any stage a plan can be lost: its device drops out, by the plan's fate, or cannot be reached any more. Its links and its host
+are free at once; the server learns of it ``lost_after_s`` later. What had travelled and been computed is charged.
 """
 
 import heapq
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable
 
-from ..actors.pool import Finished, Pool
+from ..actors.pool import Pool, StreamBytes
 from ..clusters.fleet import Fleet
-from ..clusters.profile import DeviceProfile
-from ..policies.estimate import NO_STREAM, StreamCharge, charge, compute_s, transfer_s
+from ..policies.estimate import compute_s
 from ..policies.plan import Plan
-from ..policies.report import Estimate, Outcome
-from .links import SERVER_LINK, Direction, Link, Links, capacities, crossed
-from .stream_load import Load, Work, charged, route
+from ..policies.report import Outcome
+from .fate import CALM, Fate, Fates
+from .journey import Arrival, Journey
+from .links import Direction
+from .presence import Presence
+from .stream_load import Work, charged, route
 from .streams import Streams
+from .transfers import Transfers
+from .wall_clock import WallClock
 
-_DOWN, _UP, _STREAMS, _TIMERS = range(4)  # what the clock's next event can be of
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arrival:
-    """A plan's end: when, what came back, and what the clock charged for it."""
-
-    time_s: float
-    finished: Finished
-    virtual: Estimate
-
-
-@dataclass
-class _Journey:
-    """One plan in flight."""
-
-    plan: Plan
-    profile: DeviceProfile
-    down_bytes: int
-    flops: int
-    peak_memory_bytes: int
-    work: Work | None = None
-    stage: str = "down"  # then "compute", or "stream" of a split plan, then "up"
-    sharing: str = ""  # on a shared link: "latency", then "under way"
-    num_bytes: int = 0
-    transfer_s: float = 0.0
-    down_s: float = 0.0
-    load: Load | None = None
-    crossing: StreamCharge = NO_STREAM
-    finished: Finished | None = None
+_DOWN, _UP, _STREAMS, _TIMERS, _LEAVING = range(5)  # what the clock's next event can be of
+_STAGE = {"down": "down", "compute": "train", "stream": "stream", "up": "up"}  # as reports name them
 
 
 class VirtualClock:
     """Simulated seconds; arrivals in their simulated order."""
 
-    def __init__(self, fleet: Fleet, pool: Pool) -> None:
-        """At second 0, nothing in flight."""
+    def __init__(self, fleet: Fleet, pool: Pool, *, seed: int = 0, fates: Callable[[Plan], Fate] | None = None) -> None:
+        """At second 0, nothing in flight. ``seed``: of the run; ``fates``: in place of those drawn from it."""
         self.time_s = 0.0
         self._pool = pool
-        self._down = Links(capacities(fleet, "down"))
-        self._up = Links(capacities(fleet, "up"))
-        self._streams = Streams(up=self._up, down=self._down)
+        self._transfers = Transfers(fleet)
+        self._streams = Streams(up=self._transfers.up, down=self._transfers.down)
         self._fleet = fleet
         self._profiles = fleet.profiles()
-        self._journeys: dict[int, _Journey] = {}
+        self._presence = Presence(fleet, seed=seed)
+        self._fates = fates or Fates(fleet, seed=seed).of
+        self._journeys: dict[int, Journey] = {}
         # (second, plan id): latencies and computations, whose ends are known when they begin
         self._timers: list[tuple[float, int]] = []
+        self._leaving: list[tuple[float, int]] = []  # when devices of plans cannot be reached any more
 
     def dispatch(
         self, plan: Plan, *, down_bytes: int, flops: int, peak_memory_bytes: int, work: Work | None = None
-    ) -> None:
-        """A plan leaves the server now. ``work``: what a split one makes its device and its host compute."""
-        journey = _Journey(plan, self._profiles[plan.device], down_bytes, flops, peak_memory_bytes, work)
+    ) -> bool:
+        """A plan leaves the server now; whether its result will be asked for. ``work``: what a split one computes."""
+        replay = work is not None and work.replay  # the device does not hear of it
+        fate = CALM if replay else self._fates(plan)
+        profile = fate.profile(self._profiles[plan.device])
+        journey = Journey(plan, profile, fate, down_bytes, flops, peak_memory_bytes, work, began_s=self.time_s)
         self._journeys[plan.id] = journey
-        if work is not None and work.replay:  # the device does not hear of it
+        if replay:
             heapq.heappush(self._timers, (self.time_s, plan.id))
-        else:
-            self._send(journey, "down", down_bytes)
+            return True
+        if not self._presence.reachable(plan.device, self.time_s):
+            journey.down_bytes = journey.flops = 0
+            journey.lose(stage="down", error="the device could not be reached", stream=StreamBytes())
+            heapq.heappush(self._timers, (self.time_s, plan.id))
+            return False
+        if (until_s := self._presence.until_s(plan.device, self.time_s)) < math.inf:
+            heapq.heappush(self._leaving, (until_s, plan.id))
+        if fate.lost_in == "down":
+            journey.down_bytes = int(down_bytes * fate.share)
+        self._send(journey, "down", journey.down_bytes)
+        return fate.lost_in in (None, "up") or (fate.lost_in == "train" and work is not None)
 
     def next(self, deadline_s: float | None) -> Arrival | None:
         """Advance to the next arrival; None when ``deadline_s`` comes first (the time is then ``deadline_s``)."""
@@ -97,68 +91,97 @@ class VirtualClock:
     def cancel(self, plan_id: int) -> None:
         """Forget a plan: its transfer, if one is under way, frees its link."""
         journey = self._journeys.pop(plan_id, None)  # None: it has arrived, and what followed went wrong
-        self._timers = [timer for timer in self._timers if timer[1] != plan_id]
-        heapq.heapify(self._timers)
-        if journey is not None and journey.stage == "stream":
-            self._streams.cancel(plan_id, now_s=self.time_s)
-        elif journey is not None and journey.sharing == "under way":
-            (self._down if journey.stage == "down" else self._up).end(plan_id, now_s=self.time_s)
+        if journey is not None:
+            self._free(journey)
+
+    def unreachable(self) -> frozenset[int]:
+        """The devices that cannot be reached now."""
+        return self._presence.unreachable(self.time_s)
+
+    def next_reachable_s(self, devices: Iterable[int]) -> float:
+        """When the first of these can be reached; infinite: none ever."""
+        return min((self._presence.next_s(device, self.time_s) for device in devices), default=math.inf)
+
+    def wait(self, until_s: float) -> None:
+        """Let time pass while nothing is in flight."""
+        assert not self._journeys
+        self.time_s = max(self.time_s, until_s)
 
     def _next_change(self) -> tuple[float, int, int]:
-        """When, for which plan, and of which of the four the next event is; ties go to the plan with the smaller id."""
+        """When, for which plan, and of which of the five the next event is; ties go to the plan with the smaller id."""
+        while self._leaving and self._over(self._leaving[0][1]):
+            heapq.heappop(self._leaving)
         timer = self._timers[0] if self._timers else None
-        firsts = self._down.first(), self._up.first(), self._streams.first(), timer
+        leaving = self._leaving[0] if self._leaving else None
+        firsts = self._transfers.down.first(), self._transfers.up.first(), self._streams.first(), timer, leaving
         return min((*first, source) for source, first in enumerate(firsts) if first is not None)
+
+    def _over(self, plan_id: int) -> bool:
+        return plan_id not in self._journeys or self._journeys[plan_id].stage == "gone"
 
     def _change(self, plan_id: int, source: int) -> Arrival | None:
         """One stage of a plan, or an event of its stream, is over; the arrival, if it was the last."""
         journey = self._journeys[plan_id]
+        if source == _LEAVING:
+            heapq.heappop(self._leaving)
+            self._lose(journey, "the device cannot be reached any more")
+            return None
         if journey.stage == "stream":
             return self._streamed(journey, source)
         if source == _TIMERS:
             heapq.heappop(self._timers)
+        if journey.stage == "gone":
+            return self._arrive(journey)
         if journey.stage == "compute":
+            if journey.fate.lost_in == "train":
+                self._lose(journey)
+                return None
             journey.finished = self._pool.result(plan_id)
             return self._computed(journey)
-        links = self._down if journey.stage == "down" else self._up
         if journey.sharing == "latency":
-            journey.sharing = "under way"
-            size, rate, shared = self._way(journey)
-            links.begin(plan_id, num_bytes=size, cap=rate, links=shared, now_s=self.time_s)
+            self._transfers.join(journey, now_s=self.time_s)
             return None
-        if journey.sharing == "under way":
-            journey.transfer_s = journey.profile.latency_s + links.end(plan_id, now_s=self.time_s)
-            journey.sharing = ""
+        if journey.fate.lost_in == journey.stage:
+            self._lose(journey)
+            return None
+        seconds = self._transfers.landed(journey, now_s=self.time_s)
         if journey.stage == "up":
-            return self._arrive(journey, up_s=journey.transfer_s)
-        journey.down_s = journey.transfer_s
-        if journey.work is not None:
-            self._stream(journey, journey.work)
-            return None
-        journey.stage = "compute"
-        seconds = compute_s(journey.flops, flop_per_s=journey.profile.flop_per_s)
-        heapq.heappush(self._timers, (self.time_s + seconds, plan_id))
+            journey.up_s = seconds
+            return self._arrive(journey)
+        journey.down_s = seconds
+        self._compute(journey)
         return None
 
-    def _stream(self, journey: _Journey, work: Work) -> None:
+    def _compute(self, journey: Journey) -> None:
+        """The device has what it needs: it computes, and a split plan's stream begins."""
+        journey.began_s = self.time_s
+        if journey.work is not None:
+            self._stream(journey, journey.work)
+            return
+        journey.stage = "compute"
+        if journey.fate.lost_in == "train":
+            journey.flops = int(journey.flops * journey.fate.share)
+        seconds = compute_s(journey.flops, flop_per_s=journey.profile.flop_per_s)
+        heapq.heappush(self._timers, (self.time_s + seconds, journey.plan.id))
+
+    def _stream(self, journey: Journey, work: Work) -> None:
         """A split plan's stream begins."""
         plan, profile = journey.plan, journey.profile
         assert plan.split is not None
         finished = journey.finished = self._pool.result(plan.id)
         replayed = work.replay and finished.report.outcome == Outcome.DONE
-        journey.stage, journey.load = (
-            "stream",
-            work.load(
-                work.nothing_sent if replayed else finished.stream.up,
-                finished.stream.down,
-                flop_per_s=profile.flop_per_s,
-                host_flop_per_s=self._fleet.hosts.flop_per_s,
-            ),
+        up = work.nothing_sent if replayed else finished.stream.up
+        if journey.fate.lost_in == "train":
+            up = up[: int(len(up) * journey.fate.share)]
+        host_flop_per_s = self._fleet.hosts.flop_per_s
+        journey.stage = "stream"
+        journey.load = work.load(
+            up, finished.stream.down, flop_per_s=profile.flop_per_s, host_flop_per_s=host_flop_per_s
         )
         journey.flops = journey.load.flops
         self._streams.begin(plan.id, journey.load, route(self._fleet, profile, plan.split), now_s=self.time_s)
 
-    def _streamed(self, journey: _Journey, source: int) -> Arrival | None:
+    def _streamed(self, journey: Journey, source: int) -> Arrival | None:
         """An event of a plan's stream, or one of its packets has landed."""
         if source != _STREAMS:
             direction: Direction = "down" if source == _DOWN else "up"
@@ -169,82 +192,57 @@ class VirtualClock:
             return None
         assert journey.load is not None
         journey.crossing = charged(journey.load, seconds, flop_per_s=journey.profile.flop_per_s)
+        if journey.fate.lost_in == "train":
+            self._lost(journey, "stream", StreamBytes(tuple(journey.load.up), tuple(journey.load.down)))
+            return None
         return self._computed(journey)
 
-    def _computed(self, journey: _Journey) -> Arrival | None:
+    def _computed(self, journey: Journey) -> Arrival | None:
         """The device is done: its update sets out. Without one (it failed, or trained nothing) the server hears at once."""
-        assert journey.finished is not None
-        if journey.finished.update is None:
-            return self._arrive(journey, up_s=0.0)
-        self._send(journey, "up", journey.finished.update.nbytes)
+        finished, fate = journey.finished, journey.fate
+        assert finished is not None
+        if finished.update is None:
+            if fate.lost_in == "up":  # nor does the server hear that it is done
+                self._lost(journey, "up", finished.stream)
+                return None
+            return self._arrive(journey)
+        size = finished.update.nbytes
+        self._send(journey, "up", int(size * fate.share) if fate.lost_in == "up" else size)
         return None
 
-    def _send(self, journey: _Journey, stage: Direction, num_bytes: int) -> None:
-        """A packet sets out: after the latency it joins the shared links, or has its own link to itself."""
-        journey.stage, journey.num_bytes = stage, num_bytes
-        _, rate, shared = self._way(journey)
-        if shared:
-            journey.sharing = "latency"
-            heapq.heappush(self._timers, (self.time_s + journey.profile.latency_s, journey.plan.id))
-        else:
-            seconds = transfer_s(num_bytes, bytes_per_s=rate, latency_s=journey.profile.latency_s)
-            journey.transfer_s = seconds
-            heapq.heappush(self._timers, (self.time_s + seconds, journey.plan.id))
+    def _send(self, journey: Journey, stage: Direction, num_bytes: int) -> None:
+        """A packet sets out."""
+        ends_s = self._transfers.send(journey, stage, num_bytes, now_s=self.time_s)
+        heapq.heappush(self._timers, (ends_s, journey.plan.id))
 
-    def _arrive(self, journey: _Journey, *, up_s: float) -> Arrival:
-        """The record of a journey that is over."""
+    def _arrive(self, journey: Journey) -> Arrival:
+        """A journey is over."""
         del self._journeys[journey.plan.id]
-        assert journey.finished is not None
-        update = journey.finished.update
-        up_bytes = 0 if update is None else update.nbytes
-        virtual = charge(
-            journey.profile,
-            down_bytes=journey.down_bytes,
-            flops=journey.flops,
-            up_bytes=up_bytes,
-            peak_memory_bytes=journey.peak_memory_bytes,
-            down_s=journey.down_s,
-            up_s=up_s,
-            crossing=journey.crossing,
-        )
-        return Arrival(time_s=self.time_s, finished=journey.finished, virtual=virtual)
+        return journey.arrival(time_s=self.time_s)
 
-    def _way(self, journey: _Journey) -> tuple[int, float, tuple[Link, ...]]:
-        """What a packet's way is like: its bytes, the device's own rate, and the shared links that it crosses."""
-        direction: Direction = "down" if journey.stage == "down" else "up"
-        rate = getattr(journey.profile, f"{direction}_bytes_per_s")
-        return journey.num_bytes, rate, crossed(self._fleet, journey.profile, direction, to=SERVER_LINK)
+    def _lose(self, journey: Journey, error: str = "") -> None:
+        """The device is gone: by its fate, at the end of what that lets it do, or, with an ``error``, at any time."""
+        stage = _STAGE[journey.stage]
+        stream = journey.broken_off(*self._free(journey), now_s=self.time_s, by_fate=not error)
+        self._lost(journey, stage, stream, error)
 
+    def _lost(self, journey: Journey, stage: str, stream: StreamBytes, error: str = "") -> None:
+        """The server will learn of it."""
+        if journey.finished is None:
+            self._pool.cancel(journey.plan.id)
+        journey.lose(stage=stage, error=error or "the device dropped out", stream=stream)
+        heapq.heappush(self._timers, (self.time_s + self._fleet.server.lost_after_s, journey.plan.id))
 
-class WallClock:
-    """Real seconds; arrivals as they come. What the virtual clock would charge is recorded as an estimate only."""
-
-    def __init__(self, pool: Pool, *, now: Callable[[], float], estimate: Callable[[int, Plan], Estimate]) -> None:
-        """``now``: seconds since the start of the run."""
-        self._pool = pool
-        self._now = now
-        self._estimate = estimate
-
-    @property
-    def time_s(self) -> float:
-        """Seconds since the start of the run."""
-        return self._now()
-
-    def dispatch(
-        self, plan: Plan, *, down_bytes: int, flops: int, peak_memory_bytes: int, work: Work | None = None
-    ) -> None:
-        """Nothing to simulate."""
-
-    def next(self, deadline_s: float | None) -> Arrival | None:
-        """The next plan that ends; None when ``deadline_s`` comes first."""
-        timeout = None if deadline_s is None else max(0.0, deadline_s - self.time_s)
-        found = self._pool.next(timeout)
-        if found is None:
-            return None
-        return Arrival(time_s=self.time_s, finished=found, virtual=self._estimate(found.plan.device, found.plan))
-
-    def cancel(self, plan_id: int) -> None:
-        """Nothing to forget."""
+    def _free(self, journey: Journey) -> tuple[int, int]:
+        """Take a journey out of what it is in: bytes that had travelled; or packets that the host had got, and those done."""
+        plan_id = journey.plan.id
+        self._timers = [timer for timer in self._timers if timer[1] != plan_id]
+        heapq.heapify(self._timers)
+        if journey.stage == "stream":
+            return self._streams.cancel(plan_id, now_s=self.time_s)
+        if journey.stage in ("down", "up"):
+            return self._transfers.break_off(journey, now_s=self.time_s), 0
+        return 0, 0
 
 
 Clock = VirtualClock | WallClock

@@ -24,7 +24,7 @@ from ..learning.structure import ModelSpec
 from ..learning.workload import Workload, WorkloadSettings
 from ..policies.policy import Policy
 from .check_policy import check_cuts
-from .clock import Clock, VirtualClock, WallClock
+from .clock import Clock, VirtualClock
 from .comparison import Comparison, advice, check_replay
 from .config import Config
 from .costs import Costs
@@ -33,6 +33,7 @@ from .events import AnyEvent, Notice, RunStarted
 from .loop import Loop
 from .plan_maker import PlanMaker
 from .provenance import describe_init, provenance, seen_samples
+from .wall_clock import WallClock
 
 PoolMaker = Callable[[WorkloadSettings], Pool]
 
@@ -87,7 +88,7 @@ class Engine:
         started = time.perf_counter()
         clock: Clock
         if config.clock == "virtual":
-            clock = VirtualClock(fleet, self._pool)
+            clock = VirtualClock(fleet, self._pool, seed=config.seed)
         else:
             clock = WallClock(self._pool, now=lambda: time.perf_counter() - started, estimate=costs.estimate)
         self._fleet = fleet
@@ -116,6 +117,8 @@ class Engine:
         origin = provenance(self.config.init)
         if origin and (seen := seen_samples(origin, self.config.data, self.workload.data.digest()["data"])):
             yield Notice(text=seen)
+        if self._fleet.simulates_faults and self.config.clock == "wall":
+            yield Notice(text="clock is 'wall': availability, dropout and jitter of the fleet are not acted on")
         yield from (Notice(text=text) for text in (*self._advice, *self._pool.notices()))
         yield from self._loop.events()
 

@@ -5,6 +5,7 @@ under a kind of their own.
 """
 
 import math
+from collections.abc import Collection, Iterable
 
 import msgspec
 import numpy as np
@@ -41,8 +42,8 @@ class Evaluator:
             generator = np.random.default_rng(derive(config.seed, "evaluation"))
             self._devices = sorted(generator.choice(fleet.num_devices, count, replace=False).tolist())
 
-    def evaluate(self, version: int, *, time_s: float) -> Evaluated | None:
-        """The figures of this version; None when nothing can be evaluated."""
+    def evaluate(self, version: int, *, time_s: float, unreachable: Collection[int] = frozenset()) -> Evaluated | None:
+        """The figures of this version; None when nothing can be evaluated. Devices that cannot be reached are not asked."""
         where = self._config.evaluation.where
         server: dict[str, float] = {}
         devices: dict[str, dict[str, float]] = {}
@@ -51,7 +52,9 @@ class Evaluator:
         if where in ("server", "both"):
             server = self._server.evaluate(self._config.training, batch_size=self._config.evaluation.batch_size)
         if where in ("devices", "both"):
-            answers, faults = self._ask_devices(version)
+            answers, faults = self._ask_devices(
+                version, [device for device in self._devices if device not in unreachable]
+            )
             for name in answers[0] if answers else ():
                 devices[name] = spread(
                     [answer[name] for answer in answers], worst_is_low=not self._less_is_better(name)
@@ -68,13 +71,13 @@ class Evaluator:
             first_error=faults[0] if faults else "",
         )
 
-    def _ask_devices(self, version: int) -> tuple[list[dict[str, float]], list[str]]:
+    def _ask_devices(self, version: int, devices: Iterable[int]) -> tuple[list[dict[str, float]], list[str]]:
         """Each device's metrics on its own test share, and what went wrong on others; those without a share are left out.
 
         Raises ``RunError`` when all that have one failed.
         """
         plans = []
-        for device in self._devices:
+        for device in devices:
             plan = self._plan(device, version)
             sent = self._server.send(plan)
             group = self._fleet.group_of(device)

@@ -68,6 +68,12 @@ class Links:
             self._share(now_s)
         return now_s - transfer.started_s if transfer.changed else transfer.num_bytes / transfer.rate
 
+    def travelled(self, key: int, *, now_s: float) -> int:
+        """Bytes of a transfer under way that are there by now."""
+        transfer = self._transfers[key]
+        left = transfer.remaining - transfer.rate * (now_s - transfer.updated_s)
+        return min(int(transfer.num_bytes), max(0, int(transfer.num_bytes - left)))
+
     def ends(self) -> dict[int, float]:
         """When each transfer ends, as things stand."""
         return {key: transfer.ends_s for key, transfer in self._transfers.items()}

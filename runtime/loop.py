@@ -13,6 +13,7 @@ which nothing was dispatched yet stays open while plans of earlier ones are out:
 not begun to count.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -21,7 +22,9 @@ from types import MappingProxyType
 import msgspec
 import numpy as np
 
-from ..actors.pool import BufferedView, Finished, Pool, Task
+from ..actors.partition_host import BufferedViews
+from ..actors.plan_message import plan_message
+from ..actors.pool import Finished, Pool, Task
 from ..actors.server import Server
 from ..actors.support import PlanRefused, check_plan
 from ..clusters.fleet import Fleet
@@ -33,12 +36,13 @@ from ..policies.report import Outcome, Report
 from ..policies.turns import out_of_turn, shares
 from ..policies.view import View
 from .ask import ask
-from .clock import Arrival, Clock
+from .clock import Clock
 from .config import Config
 from .costs import Costs
 from .errors import RunError
 from .evaluator import Evaluator
 from .events import AnyEvent, Evaluated, Notice, PlanEnded, RoundStarted, RunEnded, VersionClosed
+from .journey import Arrival
 from .round import Round
 from .stopping import Stopping
 
@@ -75,7 +79,7 @@ class Loop:
         # Training plans sent, updates folded, evaluations that came back.
         self._trainings = self._folds = self._answers = 0
         self._first_fault: Report | None = None
-        self._views: dict[int, tuple[BufferedView, ...]] = {}  # by host
+        self._views: dict[int, BufferedViews] = {}  # by host
         self._next_id = 1
         self._decisions = 0
         self._round = self._open_round()
@@ -134,6 +138,8 @@ class Loop:
             yield from self._close()  # the policy kept it open, and sends nothing more
             return
         if not self._in_flight:
+            if self._wait():
+                return
             why = self._round.why_nobody()
             text = f"the policy chose no device while none is in flight, so the run cannot go on{why}"
             raise RunError(text, round_=self._version, stage="decide")
@@ -146,6 +152,16 @@ class Loop:
             yield self._receive(arrival)
         if self._closing(arrival):
             yield from self._close()
+
+    def _wait(self) -> bool:
+        """Let time pass until a device can be reached that could not be since the last plan was sent; False: there is none."""
+        away = self._clock.unreachable()
+        self._round.reached.update(set(range(len(self._profiles))) - away)
+        until_s = self._clock.next_reachable_s(away - self._round.reached)
+        if until_s == math.inf:
+            return False
+        self._clock.wait(until_s)
+        return True
 
     @property
     def _version(self) -> int:
@@ -172,6 +188,7 @@ class Loop:
             profiles=self._profiles,
             samples=self._samples,
             hosts=self._fleet.hosts.count,
+            unreachable=self._clock.unreachable(),
             in_flight=MappingProxyType(self._busy),
             dispatched=self._round.dispatched,
             last_reports=MappingProxyType(self._last_reports),
@@ -234,23 +251,23 @@ class Loop:
         self._next_id += 1
         sent = self._server.send(plan)
         plan, group = sent.plan, self._fleet.group_of(plan.device)
-        control = self._pool.submit(
-            Task(
-                plan=plan,
-                packets=sent.packets,
-                state=sent.state,
-                group=group,
-                host_packets=tuple(message.reference for message in sent.host_messages),
-                num_samples=self._samples[plan.device],
-            )
+        task = Task(
+            plan=plan,
+            packets=sent.packets,
+            state=sent.state,
+            group=group,
+            host_packets=tuple(message.reference for message in sent.host_messages),
+            num_samples=self._samples[plan.device],
         )
+        # Of a plan that is lost before it has a result, nothing is worked out.
+        wanted = self._clock.dispatch(plan, down_bytes=sent.num_bytes, flops=flops, peak_memory_bytes=memory, work=work)
+        control = self._pool.submit(task) if wanted else len(plan_message(plan))
         for message in sent.messages:
             self._ledger.record("down", kind=message.kind, device=plan.device, num_bytes=message.num_bytes)
         if sent.messages and sent.messages[-1].kind == "weights":
             self._costs.observe(plan, "down", sent.messages[-1].num_bytes)
         if plan.split is None or plan.split.view is None:  # of a replay the device hears nothing
             self._ledger.record("down", kind="control", device=plan.device, num_bytes=control)
-        self._clock.dispatch(plan, down_bytes=sent.num_bytes, flops=flops, peak_memory_bytes=memory, work=work)
         self._in_flight[plan.id] = plan
         self._busy[plan.device] = plan
         self._trainings += plan.objective.kind != "evaluate"
@@ -285,14 +302,17 @@ class Loop:
         plan, report = finished.plan, msgspec.structs.replace(finished.report, virtual=arrival.virtual)
         self._in_flight.pop(plan.id)
         self._busy.pop(plan.device)
-        if plan.split is not None:
-            self._views[plan.split.host] = finished.views
+        if plan.split is not None and plan.split.mode == "ecofed":
+            self._views[plan.split.host] = self._pool.settle(plan, keep=report.outcome != Outcome.LOST)
         self._ledger.record("up", kind="control", device=plan.device, num_bytes=finished.control_bytes)
         for size in finished.stream.up:
             self._ledger.record("up", kind="activations", device=plan.device, num_bytes=size)
         for size in finished.stream.down:
             self._ledger.record("down", kind="gradients", device=plan.device, num_bytes=size)
-        self._costs.observe_stream(plan, finished.stream.up, finished.stream.down)
+        if report.outcome != Outcome.LOST:
+            self._costs.observe_stream(plan, finished.stream.up, finished.stream.down)
+        if arrival.lost_up_bytes:
+            self._ledger.record("up", kind="weights", device=plan.device, num_bytes=arrival.lost_up_bytes)
         if finished.update is not None:
             self._ledger.record("up", kind="weights", device=plan.device, num_bytes=finished.update.nbytes)
             self._costs.observe(plan, "up", finished.update.nbytes)
@@ -301,7 +321,10 @@ class Loop:
             report = msgspec.structs.replace(report, outcome=Outcome.LATE, error="its version had closed")
         if report.outcome == Outcome.DONE:
             report = self._fold(report, finished, behind)
-        self._server.ended(plan, report, finished.state)
+        if report.outcome == Outcome.LOST:  # whether its device holds what it was sent is not known
+            self._server.abandon(plan)
+        else:
+            self._server.ended(plan, report, finished.state)
         if report.outcome == Outcome.DONE:
             self._folds += plan.objective.kind != "evaluate"
             self._answers += plan.objective.kind == "evaluate"
@@ -390,7 +413,8 @@ class Loop:
 
     def _evaluate(self, stopping: Stopping) -> Generator[AnyEvent, None, Evaluated | None]:
         """Evaluate the current version where the configuration says."""
-        evaluated = self._evaluator.evaluate(self._version, time_s=self._clock.time_s)
+        clock = self._clock
+        evaluated = self._evaluator.evaluate(self._version, time_s=clock.time_s, unreachable=clock.unreachable())
         if evaluated is None:
             return None
         self._evaluation = evaluated.figures

@@ -16,6 +16,7 @@ class Round:
     ``dispatched``: its plans so far, ``plans_of`` the same by device, and ``trainings`` those whose updates are to be folded.
     ``delivered``: folded updates by fleet class, ``behind``: versions that each of them was behind. ``close_at``: folded
     updates that close it. ``close_after_s``: see ``deadline_s``. ``keep_open``: the newest decision has more to send.
+    ``reached``: the devices that could be reached while it waited for others, since its last plan was sent.
     """
 
     opened_wall: float
@@ -32,6 +33,7 @@ class Round:
     losses: list[tuple[float, int]] = field(default_factory=list)
     behind: list[int] = field(default_factory=list)
     first_fault: Report | None = None
+    reached: set[int] = field(default_factory=set)
 
     def decided(self, decision: Decision) -> None:
         """Note when a decision wants it closed, and whom it left out."""
@@ -60,6 +62,7 @@ class Round:
         if self.began_s is None:
             self.began_s = time_s
         self.dispatched += 1
+        self.reached.clear()
         self.trainings += plan.objective.kind != "evaluate"
         self.plans_of[plan.device] += 1
 

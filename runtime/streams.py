@@ -55,6 +55,8 @@ class _Stream:
     ran: bool = False  # whether the forward pass of packet ``sent`` is over already
     sent: int = 0
     stepped: int = 0  # backward passes of answers
+    came: int = 0  # packets at the host
+    done: int = 0  # micro-batches that the host is done with
     back: list[float] = field(default_factory=list)  # when the answer to a packet, or word of it, is there
     over: bool = False
 
@@ -121,8 +123,8 @@ class Streams:
             self._join(stream, lane)
         self._through(stream, lane, number)
 
-    def cancel(self, plan_id: int, *, now_s: float) -> None:
-        """Forget a stream: it frees its links and its host."""
+    def cancel(self, plan_id: int, *, now_s: float) -> tuple[int, int]:
+        """Forget a stream: it frees its links and its host. Packets that the host had got, and those it was done with."""
         stream = self._streams.pop(plan_id)
         self._events = [event for event in self._events if event[1] != plan_id]
         heapq.heapify(self._events)
@@ -134,6 +136,7 @@ class Streams:
         if host.busy == plan_id:
             host.busy = None
             self._serve(host, now_s)
+        return stream.came, stream.done
 
     def _run(self, stream: _Stream) -> None:
         """Have the device do all that it can do by what is known now."""
@@ -207,6 +210,7 @@ class Streams:
 
     def _arrive(self, stream: _Stream, number: int, at_s: float) -> None:
         """A packet is at its host."""
+        stream.came += 1
         host = self._hosts[stream.route.host]
         if host.busy is None:
             self._compute(host, stream, number, max(at_s, stream.host_s))
@@ -221,6 +225,7 @@ class Streams:
     def _host_done(self, stream: _Stream, number: int, at_s: float, now_s: float) -> None:
         """The host is done with a micro-batch, and answers."""
         stream.host_s = at_s
+        stream.done += 1
         host = self._hosts[stream.route.host]
         host.busy = None
         self._serve(host, now_s, last=stream)

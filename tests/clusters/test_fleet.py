@@ -78,7 +78,7 @@ def test_a_path_is_read_and_names_the_fleet(tmp_path: Path) -> None:
     [
         ({"memory_bytes": 0}, "fleet.classes[0].memory_bytes is 0; it must be a whole number >= 1"),
         ({"flop_per_s": "-3 GFLOP/s"}, "fleet.classes[0].flop_per_s is '-3 GFLOP/s'; it must be a number > 0"),
-        ({"availability": 2}, "fleet.classes[0].availability is 2; it must be a number <= 1"),
+        ({"availability": 2}, "fleet.classes[0].availability.share is 2; it must be a number <= 1"),
         ({"count": 0}, "fleet.classes[0].count is 0; it must be a whole number >= 1"),
         ({"codecs": "lz4"}, "fleet.classes[0].codecs is 'lz4'; it must be a list or nothing"),
         (

@@ -14,9 +14,10 @@ from fedbonsai.policies.local_loss import LocalLoss
 from fedbonsai.policies.report import Estimate, Outcome
 from fedbonsai.policies.residuals import Residuals
 from fedbonsai.policies.split import SplitFed
-from fedbonsai.runtime.clock import VirtualClock, WallClock
+from fedbonsai.runtime.clock import VirtualClock
 from fedbonsai.runtime.events import PlanEnded
 from fedbonsai.runtime.links import own_rate
+from fedbonsai.runtime.wall_clock import WallClock
 
 
 @pytest.fixture(name="bench")

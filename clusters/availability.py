@@ -1,0 +1,131 @@
+"""When devices can be reached, and what befalls them: what a class of a fleet declares of it, and traces of it in files.
+
+All of it is simulated: the virtual clock acts on it (``runtime/presence.py``, ``runtime/fate.py``), the wall clock does not.
+"""
+
+import csv
+import math
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import msgspec
+
+from .profile import Fraction, NonNegative, Positive
+
+Window = tuple[int, float, float]  # device, from this second, until this one
+HEAD = ["device", "start_s", "end_s"]
+
+
+class Availability(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a device of a class can be reached: while all that is set here says so.
+
+    ``share`` of the time, in periods of random length, those in which it can be reached of ``mean_on_s`` on average.
+    ``on_s`` out of every ``every_s``, from ``phase_s`` on (None: drawn for each device). ``trace``: a file of windows, or the
+    windows. Not before ``joins_s``, nor from ``leaves_s`` on.
+    """
+
+    shorthand: ClassVar[tuple[str, ...]] = ("share",)
+
+    share: Fraction = 1.0
+    mean_on_s: Positive = 600.0
+    on_s: Positive | None = None
+    every_s: Positive | None = None
+    phase_s: NonNegative | None = None
+    trace: str | tuple[Window, ...] | None = None
+    joins_s: NonNegative = 0.0
+    leaves_s: Positive | None = None
+
+
+class Dropout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The chances that a plan is lost: on its way down (``before``), ``during`` its training, on its way up (``after``).
+
+    ``somewhere``: at any of the three, all alike; what a plain number means.
+    """
+
+    shorthand: ClassVar[tuple[str, ...]] = ("somewhere",)
+
+    before: Fraction = 0.0
+    during: Fraction = 0.0
+    after: Fraction = 0.0
+    somewhere: Fraction = 0.0
+
+    @property
+    def chances(self) -> tuple[float, float, float]:
+        """Before, during and after."""
+        each = self.somewhere / 3
+        return self.before + each, self.during + each, self.after + each
+
+
+class Jitter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much seconds of computing (``compute``) and rates of a device's own link (``links``) differ from plan to plan.
+
+    Each is the standard deviation of the logarithm of a factor whose mean is 1. A plain number means both.
+    """
+
+    shorthand: ClassVar[tuple[str, ...]] = ("compute", "links")
+
+    compute: Annotated[float, msgspec.Meta(ge=0, le=3)] = 0.0
+    links: Annotated[float, msgspec.Meta(ge=0, le=3)] = 0.0
+
+
+ALWAYS, NEVER_LOST, STEADY = Availability(), Dropout(), Jitter()
+
+
+def check_availability(found: Availability, dropout: Dropout, field: str) -> None:
+    """Raise ``ValueError`` where what a class declares does not agree with itself. ``field``: of the class."""
+    here = f"{field}.availability"
+    if (found.on_s is None) != (found.every_s is None):
+        there, missing = ("on_s", "every_s") if found.every_s is None else ("every_s", "on_s")
+        raise ValueError(f"{here}.{there} is {getattr(found, there):g} without {missing}; a schedule needs both")
+    if found.on_s is not None and found.every_s is not None and found.on_s > found.every_s:
+        raise ValueError(f"{here}.on_s is {found.on_s:g}; it must be at most every_s, {found.every_s:g}")
+    if found.phase_s is not None and found.every_s is None:
+        raise ValueError(f"{here}.phase_s is {found.phase_s:g} without every_s; a schedule needs on_s and every_s")
+    if found.leaves_s is not None and found.leaves_s <= found.joins_s:
+        raise ValueError(f"{here}.leaves_s is {found.leaves_s:g}; it must be more than joins_s, {found.joins_s:g}")
+    if (total := sum(dropout.chances)) > 1 + 1e-9:
+        raise ValueError(f"{field}.dropout adds up to {total:g}; all chances together must be at most 1")
+
+
+def load_trace(found: Availability, *, devices: range, num_devices: int, folder: Path, field: str) -> Availability:
+    """The same, with the windows of these ``devices`` in place of the file that holds them.
+
+    ``folder``: what a relative path starts from. Raises ``ValueError`` in one sentence.
+    """
+    if found.trace is None:
+        return found
+    windows = found.trace
+    if isinstance(windows, str):
+        path = Path(windows) if Path(windows).is_absolute() else folder / windows
+        windows = _read(path, field)
+    for device, start_s, end_s in windows:
+        if not 0 <= device < num_devices:
+            raise ValueError(f"{field} has a window of device {device}; devices are 0 to {num_devices - 1}")
+        if not (0 <= start_s < end_s and math.isfinite(start_s) and not math.isnan(end_s)):
+            raise ValueError(
+                f"{field} has device {device} from {start_s:g} s to {end_s:g} s; a window begins at 0 or later, and ends later"
+            )
+    kept = tuple(sorted(window for window in windows if window[0] in devices))
+    if not kept:
+        raise ValueError(f"{field} has no window of devices {devices[0]} to {devices[-1]}, those of its class")
+    return msgspec.structs.replace(found, trace=kept)
+
+
+def _read(path: Path, field: str) -> tuple[Window, ...]:
+    """The windows in a CSV file."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{field} is {str(path)!r}, which cannot be read: {error}") from error
+    if not rows or [name.strip() for name in rows[0][1]] != HEAD:
+        raise ValueError(f"{field} is {str(path)!r}, whose first line must be {','.join(HEAD)}")
+    windows = []
+    for number, row in rows[1:]:
+        try:
+            device, start_s, end_s = row
+            windows.append((int(device), float(start_s), float(end_s)))
+        except ValueError as error:
+            text = f"{field}: line {number} of {str(path)!r} is {','.join(row)!r}; it must be a device's number and two numbers"
+            raise ValueError(text) from error
+    return tuple(windows)

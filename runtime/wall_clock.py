@@ -1,0 +1,53 @@
+"""The wall clock takes arrivals as they come. A fleet's availability, dropouts and jitter are not acted on."""
+
+import math
+from collections.abc import Callable, Iterable
+
+from ..actors.pool import Pool
+from ..policies.plan import Plan
+from ..policies.report import Estimate
+from .journey import Arrival
+from .stream_load import Work
+
+
+class WallClock:
+    """Real seconds; arrivals as they come. What the virtual clock would charge is recorded as an estimate only."""
+
+    def __init__(self, pool: Pool, *, now: Callable[[], float], estimate: Callable[[int, Plan], Estimate]) -> None:
+        """``now``: seconds since the start of the run."""
+        self._pool = pool
+        self._now = now
+        self._estimate = estimate
+
+    @property
+    def time_s(self) -> float:
+        """Seconds since the start of the run."""
+        return self._now()
+
+    def dispatch(
+        self, plan: Plan, *, down_bytes: int, flops: int, peak_memory_bytes: int, work: Work | None = None
+    ) -> bool:
+        """Nothing to simulate; the plan is to be carried out."""
+        return True
+
+    def next(self, deadline_s: float | None) -> Arrival | None:
+        """The next plan that ends; None when ``deadline_s`` comes first."""
+        timeout = None if deadline_s is None else max(0.0, deadline_s - self.time_s)
+        found = self._pool.next(timeout)
+        if found is None:
+            return None
+        return Arrival(time_s=self.time_s, finished=found, virtual=self._estimate(found.plan.device, found.plan))
+
+    def cancel(self, plan_id: int) -> None:
+        """Nothing to forget."""
+
+    def unreachable(self) -> frozenset[int]:
+        """Nobody."""
+        return frozenset()
+
+    def next_reachable_s(self, devices: Iterable[int]) -> float:
+        """Never: nobody is waited for."""
+        return math.inf
+
+    def wait(self, until_s: float) -> None:
+        """Time passes by itself."""
