@@ -134,12 +134,12 @@ class Loop:
     def _step(self) -> Iterator[AnyEvent]:
         """One decision, one arrival, and the version's end if that was it."""
         yield from self._decide()
+        if not self._in_flight and (not self._round.complete or self._round.keep_open) and self._wait():
+            return
         if self._round.complete and not (self._round.keep_open and self._in_flight):
             yield from self._close()  # the policy kept it open, and sends nothing more
             return
         if not self._in_flight:
-            if self._wait():
-                return
             why = self._round.why_nobody()
             text = f"the policy chose no device while none is in flight, so the run cannot go on{why}"
             raise RunError(text, round_=self._version, stage="decide")
@@ -158,7 +158,7 @@ class Loop:
         away = self._clock.unreachable()
         self._round.reached.update(set(range(len(self._profiles))) - away)
         until_s = self._clock.next_reachable_s(away - self._round.reached)
-        if until_s == math.inf:
+        if until_s == math.inf or until_s > (self._round.deadline_s or math.inf):
             return False
         self._clock.wait(until_s)
         return True

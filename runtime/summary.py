@@ -31,6 +31,7 @@ class Summary:
         self._evaluated: Evaluated | None = None
         self._best: Evaluated | None = None
         self._outcomes: Counter[str] = Counter()
+        self._lost: Counter[str] = Counter()
         self._time_s = 0.0
         self._peak = 0
         self._dispatched: dict[str, Counter[str]] = {}
@@ -47,6 +48,7 @@ class Summary:
         elif isinstance(event, PlanEnded):
             outcome = event.report.outcome.value
             self._outcomes[outcome] += 1
+            self._lost[event.report.stage] += outcome == "lost"
             self._dispatched.setdefault(event.fleet_class, Counter())[outcome] += 1
             if outcome == "done":
                 self._devices.setdefault(event.fleet_class, set()).add(event.report.plan.device)
@@ -92,6 +94,7 @@ class Summary:
             "resyncs": ended.resyncs if ended else None,
             "peak_memory_bytes": self._peak,
             "outcomes": {outcome.value: self._outcomes[outcome.value] for outcome in Outcome},
+            "lost": dict(sorted((+self._lost).items())),
             "participation": self._participation(),
             "evaluation": {
                 "server": last.server if last else {},
