@@ -110,6 +110,11 @@ class RayHosts:
                 return f"partition host {number} died ({why}) and is replaced"
         return None
 
+    def take_lost(self) -> list[int]:
+        """Numbers of those that have died since the last call."""
+        found, self.lost = self.lost, []
+        return found
+
     def close(self) -> None:
         """End the hosts, and remove what they have on disk."""
         with suppress(*DIED, RayTaskError, GetTimeoutError):

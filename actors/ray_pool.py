@@ -9,6 +9,7 @@ waiting, so that it is never idle between two.
 import time
 from collections import Counter, deque
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -46,7 +47,7 @@ class RayPool:
         ``max_attempts``: a plan whose worker or host dies so often is lost. ``stuck_after_s``: a worker that runs one plan for
         longer is ended, and replaced as one that died (None: never).
         """
-        self._settings, self._placement = settings, placement
+        self._start = partial(start_worker, settings, placement=placement)
         self._timeout_s, self._max_attempts, self._hosts = timeout_s, max_attempts, hosts
         self._patience = Patience(stuck_after_s)
         self._deaths: Counter[int] = Counter()  # of workers and hosts, by the plan that they were at
@@ -55,7 +56,7 @@ class RayPool:
         self._tasks: dict[int, Task] = {}
         self._done: dict[int, Finished] = {}
         self._ending: dict[Any, tuple[Finished, Way]] = {}  # by reference: device's leg over, host's asked to end
-        self._seats = [Seat(bundle, self._start(bundle)) for bundle in bundles]
+        self._seats = [Seat(bundle, self._start(bundle=bundle)) for bundle in bundles]
         await_warm([seat.actor for seat in self._seats], timeout_s=timeout_s)
 
     @property
@@ -96,8 +97,7 @@ class RayPool:
 
     def settle(self, plan: Plan, *, keep: bool) -> BufferedViews:
         """Tell the plan's host."""
-        assert self._hosts is not None
-        return self._hosts.settle(plan, keep=keep, notices=self._notices)
+        return self._hosts.settle(plan, keep=keep, notices=self._notices) if self._hosts is not None else ()
 
     def notices(self) -> list[str]:
         """What happened to workers since the last call."""
@@ -106,10 +106,7 @@ class RayPool:
 
     def lost_hosts(self) -> list[int]:
         """Numbers of the partition hosts that have died since the last call."""
-        if self._hosts is None:
-            return []
-        found, self._hosts.lost = self._hosts.lost, []
-        return found
+        return self._hosts.take_lost() if self._hosts is not None else []
 
     def close(self) -> None:
         """End the workers."""
@@ -119,17 +116,12 @@ class RayPool:
         if self._hosts is not None:
             self._hosts.close()
 
-    def _start(self, bundle: Bundle) -> Any:
-        """A worker actor in its bundle."""
-        return start_worker(self._settings, placement=self._placement, bundle=bundle)
-
     def _hand_out(self) -> None:
         """Give queued tasks to workers of their group, the least loaded first."""
         waiting: deque[Task] = deque()
         while self._queue:
             task = self._queue.popleft()
-            if task.plan.split is not None and task.plan.split.view is not None:  # a host's alone
-                assert self._hosts is not None
+            if self._hosts and task.plan.split and task.plan.split.view is not None:  # a host's alone
                 reference, way = self._hosts.replay(task, plan_message(task.plan))
                 self._ending[reference] = replayed(task), way
                 continue
@@ -190,8 +182,7 @@ class RayPool:
         found = finished(call.plan, report, update, state)
         if call.way is None:
             self._finish(found)
-        else:
-            assert self._hosts is not None
+        elif self._hosts is not None:
             self._ending[self._hosts.end(call.way)] = found, call.way
 
     def _host_ended(self, reference: Any) -> None:
@@ -231,7 +222,7 @@ class RayPool:
         self._seats.remove(seat)
         over = [self._tasks[plan_id] for plan_id in seat.running if plan_id in self._tasks]
         try:
-            actor = self._start(seat.bundle)
+            actor = self._start(bundle=seat.bundle)
             await_warm([actor], timeout_s=self._timeout_s)
         except (WorkerFailure, RayTaskError) as error:
             self._notices.append(

@@ -5,6 +5,7 @@ length are an alternating renewal process with exponential lengths, begun in its
 from second 0.
 """
 
+import heapq
 import math
 from bisect import bisect_right
 from collections import defaultdict, deque
@@ -119,7 +120,7 @@ class Presence:
         """``seed``: of the run. Devices are looked at when they are first asked for."""
         self._fleet, self._seed = fleet, seed
         self._parts: dict[int, tuple[_Part, ...]] = {}
-        first, self._devices = 0, list[int]()  # of which anything is declared
+        first, devices = 0, list[int]()  # those of which anything is declared
         self._windows: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
         for kind in fleet.classes:
             trace = kind.availability.trace or ()
@@ -127,12 +128,22 @@ class Presence:
             for device, start_s, end_s in trace:
                 self._windows[device].append((start_s, end_s))
             if kind.availability != ALWAYS:
-                self._devices += range(first, first + kind.count)
+                devices += range(first, first + kind.count)
             first += kind.count
+        self._away: frozenset[int] = frozenset()
+        self._changes = [(-math.inf, device) for device in devices]  # a heap: when to look at each again
 
     def unreachable(self, now_s: float) -> frozenset[int]:
-        """All devices that cannot be reached now."""
-        return frozenset(device for device in self._devices if not self._state(device, now_s, now_s)[0])
+        """All devices that cannot be reached now. It costs no more than what has changed since it was asked last."""
+        changed: dict[int, bool] = {}
+        while self._changes and self._changes[0][0] <= now_s:
+            device = self._changes[0][1]
+            changed[device], until_s = self._state(device, now_s, now_s)
+            heapq.heapreplace(self._changes, (until_s, device))
+        if changed:
+            gone = {device for device, there in changed.items() if not there}
+            self._away = (self._away - changed.keys()) | gone
+        return self._away
 
     def reachable(self, device: int, now_s: float) -> bool:
         """Whether a device can be reached now."""

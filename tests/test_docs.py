@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from fedbonsai.clusters.availability import Availability, Dropout, Jitter
 from fedbonsai.clusters.fleet import DeviceClass, Fleet, HostProfile, ServerProfile, SharedLink, load_fleet
 from fedbonsai.learning.data.config import Partition
 from fedbonsai.learning.spec import Call
@@ -144,7 +145,9 @@ def test_partitions_events_and_summary_keys_are_documented() -> None:
     assert all(f"`{key}`" in folder for key in Summary().to_dict())
 
 
-@pytest.mark.parametrize("kind", [DeviceClass, SharedLink, HostProfile, ServerProfile, Fleet])
+@pytest.mark.parametrize(
+    "kind", [DeviceClass, SharedLink, HostProfile, ServerProfile, Fleet, Availability, Dropout, Jitter]
+)
 def test_every_field_of_a_fleet_is_documented(kind: type[msgspec.Struct]) -> None:
     text = sections("fleets.md")["Fields"]
     missing = [field for field in kind.__struct_fields__ if f"`{field}`" not in text]
