@@ -40,7 +40,8 @@ def bench_fixture(make_plan, make_fleet, scripted_pool):
             self.clock = VirtualClock(fleet, self.pool, fates=lambda plan: self.fates.get(plan.id, CALM))
 
         def dispatch(self, plan_id, device=0, *, flops=0, up=0, down=0, work=None, stream=None):
-            split = None if work is None else Split(cut="all", mode="splitfed")
+            view = "7" if work is not None and work.replay else None
+            split = None if work is None else Split(cut="all", mode="splitfed", view=view)
             plan = make_plan(plan_id, device, split=split)
             self.pool.sizes[plan_id] = up
             if stream:
@@ -213,6 +214,25 @@ def test_the_host_of_a_lost_stream_is_free_for_others(bench):
     found = two.arrivals()
     assert told(found[1]) == (3.0, "lost", "stream")
     assert told(found[2]) == (8.0, "done", "")
+
+
+def test_without_an_upload_the_news_that_it_is_done_is_lost(bench):
+    one = bench({1: Fate(lost_in="up", share=0.5)})
+    one.dispatch(1, flops=20, up=None, down=100)
+    arrival = one.arrivals()[1]
+    assert told(arrival) == (4.0, "lost", "up")
+    assert arrival.virtual.flops == 20
+
+
+def test_a_replay_needs_no_device(bench):
+    # Neither its device's absence nor its fate matter: the host trains on what it has, 0.5 s of each.
+    one = bench({1: Fate(lost_in="down", share=0.5)}, hosts={"flop_per_s": 100}, availability={"joins_s": 99})
+    replay = Work(samples=(1, 1), forward_flops=0, flops=0, host_flops=50, answers=False, replay=True)
+    assert one.dispatch(1, up=0, work=replay)
+    (time_s, outcome, _), found = told(arrival := one.arrivals()[1]), arrival.virtual
+    assert outcome == "done"
+    assert (found.down_bytes, found.host_flops, found.stream_s) == (0, 100, 1.0)
+    assert time_s >= 1.0
 
 
 def test_jitter_is_what_device_and_links_are_for_one_plan(bench):
