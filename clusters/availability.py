@@ -3,17 +3,17 @@
 All of it is simulated: the virtual clock acts on it (``runtime/presence.py``, ``runtime/fate.py``), the wall clock does not.
 """
 
-import csv
 import math
-from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
 from .profile import Fraction, NonNegative, Positive
+from .traces import load_rows
 
 Window = tuple[int, float, float]  # device, from this second, until this one
-HEAD = ["device", "start_s", "end_s"]
+Rate = tuple[int, float, float, float]  # device, from this second on, bytes per second up, and down
+WINDOW, RATE = ("device", "start_s", "end_s"), ("device", "at_s", "up_bytes_per_s", "down_bytes_per_s")
 
 
 class Availability(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,45 +87,30 @@ def check_availability(found: Availability, dropout: Dropout, field: str) -> Non
         raise ValueError(f"{field}.dropout adds up to {total:g}; all chances together must be at most 1")
 
 
-def load_trace(found: Availability, *, devices: range, num_devices: int, folder: Path, field: str) -> Availability:
-    """The same, with the windows of these ``devices`` in place of the file that holds them.
+def load_trace(found: Availability, field: str, **where: Any) -> Availability:
+    """The same, with the windows of a class's devices in place of the file that holds them. ``where``: see ``load_rows``.
 
-    ``folder``: what a relative path starts from. Raises ``ValueError`` in one sentence.
+    Raises ``ValueError`` in one sentence.
     """
     if found.trace is None:
         return found
-    windows = found.trace
-    if isinstance(windows, str):
-        path = Path(windows) if Path(windows).is_absolute() else folder / windows
-        windows = _read(path, field)
+    field = f"{field}.availability.trace"
+    windows = load_rows(found.trace, head=WINDOW, field=field, **where)
     for device, start_s, end_s in windows:
-        if not 0 <= device < num_devices:
-            raise ValueError(f"{field} has a window of device {device}; devices are 0 to {num_devices - 1}")
-        if not (0 <= start_s < end_s and math.isfinite(start_s) and not math.isnan(end_s)):
-            raise ValueError(
-                f"{field} has device {device} from {start_s:g} s to {end_s:g} s; a window begins at 0 or later, and ends later"
-            )
-    kept = tuple(sorted(window for window in windows if window[0] in devices))
-    if not kept:
-        raise ValueError(f"{field} has no window of devices {devices[0]} to {devices[-1]}, those of its class")
-    return msgspec.structs.replace(found, trace=kept)
+        if not 0 <= start_s < min(end_s, math.inf):
+            text = f"{field} has device {device} from {start_s:g} s to {end_s:g} s"
+            raise ValueError(f"{text}; a window begins at 0 or later, and ends later")
+    return msgspec.structs.replace(found, trace=windows)
 
 
-def _read(path: Path, field: str) -> tuple[Window, ...]:
-    """The windows in a CSV file."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{field} is {str(path)!r}, which cannot be read: {error}") from error
-    if not rows or [name.strip() for name in rows[0][1]] != HEAD:
-        raise ValueError(f"{field} is {str(path)!r}, whose first line must be {','.join(HEAD)}")
-    windows = []
-    for number, row in rows[1:]:
-        try:
-            device, start_s, end_s = row
-            windows.append((int(device), float(start_s), float(end_s)))
-        except ValueError as error:
-            text = f"{field}: line {number} of {str(path)!r} is {','.join(row)!r}; it must be a device's number and two numbers"
-            raise ValueError(text) from error
-    return tuple(windows)
+def load_rates(found: str | tuple[Rate, ...] | None, field: str, **where: Any) -> tuple[Rate, ...] | None:
+    """The rates of a class's devices in place of the file that holds them. As ``load_trace``."""
+    if found is None:
+        return None
+    field = f"{field}.rates"
+    rates = load_rows(found, head=RATE, field=field, **where)
+    for device, at_s, up, down in rates:
+        if not (0 <= at_s < math.inf and 0 < up < math.inf and 0 < down < math.inf):
+            text = f"{field} has device {device} at {at_s:g} s with {up:g} bytes/s up and {down:g} down"
+            raise ValueError(f"{text}; times are 0 or later, rates above 0")
+    return rates

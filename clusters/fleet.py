@@ -13,7 +13,18 @@ from typing import Annotated, Any
 import msgspec
 import yaml
 
-from .availability import ALWAYS, NEVER_LOST, STEADY, Availability, Dropout, Jitter, check_availability, load_trace
+from .availability import (
+    ALWAYS,
+    NEVER_LOST,
+    STEADY,
+    Availability,
+    Dropout,
+    Jitter,
+    Rate,
+    check_availability,
+    load_rates,
+    load_trace,
+)
 from .profile import DeviceProfile, NonNegative, Positive
 from .reading import read_struct
 from .units import format_quantity
@@ -29,12 +40,14 @@ class DeviceClass(DeviceProfile, frozen=True, kw_only=True, forbid_unknown_field
     Simulated devices run on any worker. A class of real devices says where they are, by one of: ``label_selector``, labels of
     Ray nodes (``{board: rpi4}``), or ``resource``, a custom Ray resource; it gets bundles of its own on those nodes.
     ``availability``, ``dropout`` and ``jitter`` are for the virtual clock; of them, policies see who can be reached.
+    ``rates``: a file of what a device's own link carries from when on; a packet keeps the rate at which it sets out.
     """
 
     count: Count = 1
     availability: Availability = ALWAYS
     dropout: Dropout = NEVER_LOST
     jitter: Jitter = STEADY
+    rates: str | tuple[Rate, ...] | None = None
     label_selector: dict[str, str] | None = None
     resource: str | None = None
 
@@ -101,7 +114,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def simulates_faults(self) -> bool:
         """Whether devices of it come and go, drop out, or vary."""
         quiet = ALWAYS, NEVER_LOST, STEADY
-        return any((kind.availability, kind.dropout, kind.jitter) != quiet for kind in self.classes)
+        return any((kind.availability, kind.dropout, kind.jitter) != quiet or kind.rates for kind in self.classes)
 
     def class_of(self, device: int) -> DeviceClass:
         """The class of a device. Raises ``IndexError`` for a number that no device has."""
@@ -186,13 +199,9 @@ def _check(fleet: Fleet, folder: Path) -> Fleet:
                 f"{field}.{'resource' if kind.resource == '' else 'label_selector'} is empty; leave it out, or say where"
             )
         check_availability(kind.availability, kind.dropout, field)
-        traced = load_trace(
-            kind.availability,
-            devices=range(first, first + kind.count),
-            num_devices=fleet.num_devices,
-            folder=folder,
-            field=f"{field}.availability.trace",
-        )
-        classes.append(msgspec.structs.replace(kind, availability=traced))
+        where: dict[str, Any] = {"num_devices": fleet.num_devices, "folder": folder}
+        where["devices"] = range(first, first + kind.count)
+        traced, rates = load_trace(kind.availability, field, **where), load_rates(kind.rates, field, **where)
+        classes.append(msgspec.structs.replace(kind, availability=traced, rates=rates))
         first += kind.count
     return msgspec.structs.replace(fleet, classes=tuple(classes))

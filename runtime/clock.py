@@ -23,6 +23,7 @@ from .fate import CALM, Fate, Fates
 from .journey import Arrival, Journey
 from .links import Direction
 from .presence import Presence
+from .rates import Rates
 from .stream_load import Work, charged, route
 from .streams import Streams
 from .transfers import Transfers
@@ -42,7 +43,7 @@ class VirtualClock:
         self._transfers = Transfers(fleet)
         self._streams = Streams(up=self._transfers.up, down=self._transfers.down)
         self._fleet = fleet
-        self._profiles = fleet.profiles()
+        self._rates = Rates(fleet)
         self._presence = Presence(fleet, seed=seed)
         self._fates = fates or Fates(fleet, seed=seed).of
         self._journeys: dict[int, Journey] = {}
@@ -56,7 +57,7 @@ class VirtualClock:
         """A plan leaves the server now; whether its result will be asked for. ``work``: what a split one computes."""
         replay = work is not None and work.replay  # the device does not hear of it
         fate = CALM if replay else self._fates(plan)
-        profile = fate.profile(self._profiles[plan.device])
+        profile = fate.profile(self._rates.profile(plan.device, self.time_s))
         journey = Journey(plan, profile, fate, down_bytes, flops, peak_memory_bytes, work, began_s=self.time_s)
         self._journeys[plan.id] = journey
         if replay:
@@ -166,7 +167,7 @@ class VirtualClock:
 
     def _stream(self, journey: Journey, work: Work) -> None:
         """A split plan's stream begins."""
-        plan, profile = journey.plan, journey.profile
+        plan, profile = journey.plan, self._rates.update(journey, now_s=self.time_s)
         assert plan.split is not None
         finished = journey.finished = self._pool.result(plan.id)
         replayed = work.replay and finished.report.outcome == Outcome.DONE
@@ -212,6 +213,7 @@ class VirtualClock:
 
     def _send(self, journey: Journey, stage: Direction, num_bytes: int) -> None:
         """A packet sets out."""
+        self._rates.update(journey, now_s=self.time_s)
         ends_s = self._transfers.send(journey, stage, num_bytes, now_s=self.time_s)
         heapq.heappush(self._timers, (ends_s, journey.plan.id))
 

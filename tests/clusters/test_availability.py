@@ -54,15 +54,15 @@ def test_a_trace_is_read_beside_its_fleet_and_written_out(tmp_path):
     ("text", "words"),
     [
         ("device,start,end\n0,1,2\n", "whose first line must be device,start_s,end_s"),
-        ("device,start_s,end_s\n0,1\n", "line 2 of .* is '0,1'; it must be a device's number and two numbers"),
+        ("device,start_s,end_s\n0,1\n", "line 2 of .* is '0,1'; it must be a device's number and 2 numbers"),
         ("device,start_s,end_s\n0,one,2\n", "line 2 of .* is '0,one,2'; it must be"),
-        ("device,start_s,end_s\n7,1,2\n", "has a window of device 7; devices are 0 to 0"),
+        ("device,start_s,end_s\n7,1,2\n", "has a line of device 7; devices are 0 to 0"),
         (
             "device,start_s,end_s\n0,2,1\n",
             "has device 0 from 2 s to 1 s; a window begins at 0 or later, and ends later",
         ),
         ("device,start_s,end_s\n0,nan,1\n", "has device 0 from nan s to 1 s"),
-        ("device,start_s,end_s\n", "has no window of devices 0 to 0, those of its class"),
+        ("device,start_s,end_s\n", "has no line of devices 0 to 0, those of its class"),
         (None, "which cannot be read: "),
     ],
 )
@@ -106,3 +106,25 @@ def test_a_mistake_is_one_sentence(change, sentence):
         load_fleet(fleet_of(change))
     assert str(caught.value).startswith(f"fleet.classes[0].{sentence}")
     assert "\n" not in str(caught.value)
+
+
+def test_rates_of_links_are_a_trace_too(tmp_path):
+    path = tmp_path / "lte.csv"
+    path.write_text("device,at_s,up_bytes_per_s,down_bytes_per_s\n0,60,1000,2000\n0,0,5,6\n")
+    fleet = load_fleet(fleet_of({"rates": str(path)}))
+    assert fleet.classes[0].rates == ((0, 0.0, 5.0, 6.0), (0, 60.0, 1000.0, 2000.0))
+    assert fleet.simulates_faults
+    assert load_fleet(fleet.to_dict()) == fleet
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ([0, 1, 0, 5], "has device 0 at 1 s with 0 bytes/s up and 5 down; times are 0 or later, rates above 0"),
+        ([0, -1, 5, 5], "has device 0 at -1 s"),
+        ([3, 1, 5, 5], "has a line of device 3; devices are 0 to 0"),
+    ],
+)
+def test_a_mistake_in_rates_is_one_sentence(row, words):
+    with pytest.raises(ValueError, match=rf"^fleet.classes\[0\].rates {words}"):
+        load_fleet(fleet_of({"rates": [row]}))

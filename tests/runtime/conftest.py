@@ -23,7 +23,7 @@ def make_plan(plan_id: int, device: int = 0, *, version: int = 0, **changes: Any
 
 def make_fleet(*rates: float, **extras: Any) -> Fleet:
     """One device a rate (FLOP/s): 100 B/s each way, no latency. ``extras``: further fields, ``latency_s`` of every class."""
-    of_class = ("latency_s", "shared_link", "up_bytes_per_s", "availability", "dropout", "jitter")
+    of_class = ("latency_s", "shared_link", "up_bytes_per_s", "availability", "dropout", "jitter", "rates")
     each = {name: extras.pop(name) for name in of_class if name in extras}
     classes = [
         {"name": f"c{i}", "flop_per_s": rate, "memory_bytes": 10**9, "up_bytes_per_s": 100, "down_bytes_per_s": 100}

@@ -246,6 +246,17 @@ def test_jitter_is_what_device_and_links_are_for_one_plan(bench):
     assert one.arrivals()[2].virtual.seconds == 4.0
 
 
+def test_a_link_that_changes_carries_each_packet_at_the_rate_at_which_it_sets_out(bench):
+    # 100 B/s as declared: down until 1. From 2 on 50 B/s up: it sets out at 3, and takes 2 s, whatever comes at 4.
+    one = bench(latency_s=0, rates=[[0, 2, 50, 10], [0, 4, 1, 200]])
+    one.dispatch(1, **PLAN)
+    found = one.arrivals()[1].virtual
+    assert (found.down_s, found.compute_s, found.up_s) == (1.0, 2.0, 2.0)
+    one.dispatch(2, **PLAN)
+    found = one.arrivals()[2].virtual
+    assert (found.down_s, found.up_s) == (0.5, 100.0)
+
+
 @pytest.mark.parametrize("stop_s", [1.0, 2.6, 3.0])
 def test_a_plan_that_is_lost_can_be_cancelled_before_and_after(bench, stop_s):
     two = bench({1: Fate(lost_in="train", share=0.25)}, devices=2, server={"lost_after_s": 0.4})
