@@ -51,7 +51,7 @@ class Stream:
         _, target = workload.example()
         self.crossing = workload.boundary(plan.part.blocks, plan.training)
         self._plan = plan
-        self._labels = Labels(target, workload.data.num_classes)
+        self._labels = Labels(target, workload.data.num_classes, plan.training.loss)
         self._up, self._down = make_codec(plan.split.codec_up), make_codec(plan.split.codec_down)
 
     def seal_activations(self, number: int, activations: Tensor, targets: Tensor) -> Array:

@@ -134,4 +134,5 @@ def _backward(out: _Out, stepper: Stepper, gradient: Tensor) -> None:
     found = torch.autograd.grad(out.activations, out.weights, entering, allow_unused=True)
     for parameter, each in zip(stepper.parameters, found, strict=True):
         if each is not None:
-            parameter.grad = each if parameter.grad is None else parameter.grad.add_(each)
+            # A copy, as autograd itself makes one: two parameters may have been given one and the same tensor.
+            parameter.grad = each.clone() if parameter.grad is None else parameter.grad.add_(each)

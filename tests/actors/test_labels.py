@@ -3,6 +3,7 @@
 import pytest
 import torch
 from fedbonsai.actors.labels import Labels
+from fedbonsai.learning.spec import Call
 
 LABEL = torch.tensor(3)
 
@@ -24,6 +25,13 @@ def test_labels_that_a_loss_leaves_out_are_kept_in_any_shape():
     labels = Labels(targets[0], 3)
     assert labels.shape == (2,)
     assert torch.equal(labels.widened(labels.narrowed(targets)), targets)
+
+
+def test_a_label_that_the_loss_is_told_to_leave_out_fits():
+    labels = Labels(LABEL, 3, Call("cross_entropy", {"ignore_index": 255}))
+    assert labels.dtype == "<i2"
+    assert labels.widened(labels.narrowed(torch.tensor([0, 255]))).tolist() == [0, 255]
+    assert Labels(LABEL, 3, Call("cross_entropy", {"ignore_index": -100})).dtype == "|i1"
 
 
 def test_other_targets_travel_as_they_are():

@@ -155,6 +155,29 @@ def test_at_window_one_it_is_the_usual_training_bit_for_bit(changes, place):
     assert (result, leg.loss) == (usual, other.loss)
 
 
+class Sum(nn.Module):
+    """Two parameters that are given one and the same gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.out = (
+            nn.Parameter(torch.ones(64, 4)),
+            nn.Parameter(torch.ones(64, 4)),
+            nn.Linear(4, 10),
+        )
+
+    def forward(self, x):
+        return self.out(x.flatten(1) @ (self.one + self.two))
+
+
+@pytest.mark.parametrize("changes", [{"accumulation": 2}, {"optimiser": Optimiser(proximal=0.5)}], ids=str)
+def test_parameters_that_share_a_gradient_do_not_add_up_each_others(changes):
+    model, data, training = Sum(), samples(), Training(**({"batch_size": 8} | changes))
+    _, _, expected = split(model, 0, training, data)
+    *_, found = run_ahead(model, 0, training, data, window=1)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 class Counting(nn.Module):
     """A buffer that is changed in place, and is what the backward pass looks at."""
 
