@@ -30,10 +30,16 @@ def check_fields(policy: Any) -> None:
         convert_field(field.name, getattr(policy, field.name), hints[field.name])
 
 
+def is_cohort(value: object) -> bool:
+    """Whether ``value`` is a number of devices or a share of them."""
+    if isinstance(value, int):
+        return value >= 1 and not isinstance(value, bool)
+    return isinstance(value, float) and 0 < value <= 1
+
+
 def check_cohort(name: str, value: Cohort) -> None:
     """Raise ``ValueError`` unless ``value`` is a number of devices or a share of them."""
-    fits = value >= 1 if isinstance(value, int) else 0 < value <= 1
-    if not fits or isinstance(value, bool):
+    if not is_cohort(value):
         raise ValueError(
             f"{name} is {value!r}; allowed: a whole number of devices, at least 1, "
             "or a share of all devices above 0 and up to 1.0"

@@ -10,7 +10,7 @@ from ..policies.cheapest_cut import AUTO
 from ..policies.compare_methods import MethodCost, compare_methods
 from ..policies.decision import Decision
 from ..policies.ecofed import EcoFed
-from ..policies.fields import Cohort, cohort_size
+from ..policies.fields import Cohort, cohort_size, is_cohort
 from ..policies.local_loss import LocalLoss
 from ..policies.plan import Plan
 from ..policies.policy import Identity, Policy
@@ -117,6 +117,5 @@ def methods_of(policy: Policy) -> dict[str, Policy]:
 
 
 def cohorts(policy: Policy) -> list[Cohort]:
-    """Of the policies of a chain that choose so many devices."""
-    found = [getattr(link, "cohort", None) for link in links(policy)]
-    return [cohort for cohort in found if cohort is not None]
+    """Of the policies of a chain that choose so many devices; what a user's policy means by the name may be something else."""
+    return [link.cohort for link in links(policy) if is_cohort(getattr(link, "cohort", None))]  # type: ignore[attr-defined]

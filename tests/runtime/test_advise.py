@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import dataclass
 
 import fedbonsai
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from fedbonsai.policies.ecofed import EcoFed
 from fedbonsai.policies.local_loss import LocalLoss
 from fedbonsai.policies.policy import chain
-from fedbonsai.policies.select import RandomCohort
+from fedbonsai.policies.select import All, RandomCohort
 from fedbonsai.policies.split import SplitFed
 from fedbonsai.runtime import cli
 from fedbonsai.runtime.advise import advise
@@ -161,6 +162,15 @@ def test_a_run_is_told_where_a_frozen_trunk_does_not_pay():
     assert not [
         text for text in notices(model="digits_cnn", shape=[1, 8, 8], samples=50, policy=ECOFED) if dear[:20] in text
     ]
+
+
+def test_a_cohort_is_what_a_selection_says_and_nothing_else():
+    @dataclass(frozen=True)
+    class Mine(All):
+        cohort: object = "big"
+
+    others = [Mine(cohort=value) for value in ("big", 0, True, 2.0, None)]
+    assert cohorts(chain(*others, RandomCohort(cohort=0.5), Mine(cohort=3), EcoFed())) == [0.5, 3]
 
 
 def test_heads_are_compared_without_their_weights(monkeypatch):
