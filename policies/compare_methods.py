@@ -17,20 +17,23 @@ from msgspec.structs import replace
 from ..clusters.fleet import Fleet
 from .candidates import memory_misfit
 from .decision import Decision
+from .ecofed import EcoFed
 from .plan import Plan
 from .policy import Policy
 from .report import Estimate
+from .rhythm import rhythm
 from .view import View
 
 KINDS_PER_CLASS = 16  # where a class has more sample counts, one device stands for several of them
 
 
 class MethodCost(msgspec.Struct, frozen=True, kw_only=True):
-    """One method's row; means over the rounds of a period.
+    """One method's row; means over the rounds of a run.
 
     ``cuts``: devices by the block behind which they are cut, "" for whole models. ``seconds``: of a round; ``bound``: what
     one with uploads waits for. ``num_bytes``: up and down, mean over the devices. ``peak_memory_bytes``: the most.
     ``unable``: (reason, devices) of those that cannot take part, and count for nothing else; ``seconds`` None: nobody can.
+    ``guessed``: activations are coded, so that bytes and seconds are those of a first guess.
     """
 
     method: str
@@ -40,6 +43,19 @@ class MethodCost(msgspec.Struct, frozen=True, kw_only=True):
     num_bytes: float
     peak_memory_bytes: int
     unable: tuple[tuple[str, int], ...] = ()
+    guessed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What all methods are asked: devices that stand for all, share of them in a round, rounds, why a plan would be refused."""
+
+    view: View
+    fleet: Fleet
+    kinds: Mapping[int, int]
+    share: float
+    rounds: int
+    refusal: Callable[[Plan], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +64,7 @@ class _Share:
 
     plan: Plan
     cost: Estimate
-    count: int
+    count: float
     weights: tuple[int, int]  # bytes up and down that are the server's and not a host's
 
 
@@ -57,23 +73,26 @@ def compare_methods(
     fleet: Fleet,
     methods: Mapping[str, Policy],
     *,
+    rounds: int,
     cohort: int | None = None,
     refusal: Callable[[Plan], str] = lambda plan: "",
 ) -> list[MethodCost]:
     """A row for each of the ``methods``: policies that change plans, asked as before the first round.
 
-    ``cohort``: devices of a round, of all that there are (None: all); the slowest of all counts even so. ``refusal``: why a
-    plan would not be carried out, "" where it would. Devices without samples take part in nothing.
+    ``rounds``: of the run, of which a row is the mean. ``cohort``: devices of a round, of all that there are (None: all); the
+    slowest of all counts even so. ``refusal``: why a plan would not be carried out, "" where it would. Devices without
+    samples take part in nothing.
     """
     start = dataclasses.replace(view, version=0, dispatched=0, in_flight={}, replay=())
-    kinds = _kinds(start)
-    share = 1.0 if cohort is None else cohort / max(1, sum(kinds.values()))
+    counts = kinds(start)
+    share = 1.0 if cohort is None else min(1.0, cohort / max(1, sum(counts.values())))
+    asked = _Asked(start, fleet, counts, share, max(1, rounds), refusal)
     rows = []
     for name, method in methods.items():
         try:
-            rows.append(_row(name, method, start, fleet, kinds, min(1.0, share), refusal))
+            rows.append(_row(name, method, asked))
         except ValueError as error:  # this model has no head for a local loss, or cannot be cut there
-            unable = ((f"any: {error}", sum(kinds.values())),)
+            unable = ((f"any: {error}", sum(counts.values())),)
             rows.append(
                 MethodCost(
                     method=name, cuts={}, seconds=None, bound="", num_bytes=0.0, peak_memory_bytes=0, unable=unable
@@ -82,7 +101,7 @@ def compare_methods(
     return rows
 
 
-def _kinds(view: View) -> dict[int, int]:
+def kinds(view: View) -> dict[int, int]:
     """Devices that stand for all: each with the number of those of its class with about as many samples."""
     classes: dict[int, list[int]] = {}
     for device in view.devices:
@@ -102,40 +121,13 @@ def _kinds(view: View) -> dict[int, int]:
     return dict(sorted(found.items()))
 
 
-def _row(
-    name: str,
-    method: Policy,
-    view: View,
-    fleet: Fleet,
-    kinds: Mapping[int, int],
-    share: float,
-    refusal: Callable[[Plan], str],
-) -> MethodCost:
+def _row(name: str, method: Policy, asked: _Asked) -> MethodCost:
     """One method."""
-    unable: Counter[str] = Counter()
-    plans: list[Plan] = []
-    for device in kinds:  # each for itself: of those that share a head, only one would be sent now
-        decision, _ = method.decide(view, method.init(), Decision(plans=(view.new_plan(device),)))
-        plans += decision.plans
-        for left, reason in decision.left_out:
-            unable[f"{view.profiles[left].name}: {reason}"] += kinds[left]
-    uploads: list[_Share] = []
-    for plan in plans:
-        device = plan.device
-        cost = view.estimate(device, plan)
-        reason = refusal(plan) or memory_misfit(view, device, cost.peak_memory_bytes)
-        if reason:
-            unable[f"{view.profiles[device].name}: {reason}"] += kinds[device]
-        else:
-            uploads.append(_Share(plan, cost, kinds[device], _weights(view, plan, cost)))
-    replays = [_replayed(view, each) for each in uploads if each.plan.split and each.plan.split.mode == "ecofed"]
-    period: int = getattr(method, "period", 1) if replays else 1
-    seconds, bound = _round(view, fleet, uploads, share)
-    if period > 1:
-        seconds = (seconds + (period - 1) * _round(view, fleet, replays, share)[0]) / period
+    uploads, unable = _uploads(method, asked)
     cuts: Counter[str] = Counter()
     for each in uploads:
-        cuts[each.plan.split.cut if each.plan.split else ""] += each.count
+        cuts[each.plan.split.cut if each.plan.split else ""] += int(each.count)
+    seconds, bound, often = _mean(method, asked, uploads)
     able = sum(cuts.values())
     total = sum(each.count * (each.cost.up_bytes + each.cost.down_bytes) for each in uploads)
     return MethodCost(
@@ -143,10 +135,50 @@ def _row(
         cuts=dict(cuts),
         seconds=seconds if able else None,
         bound=bound,
-        num_bytes=total / able / period if able else 0.0,
+        num_bytes=often * total / able if able else 0.0,
         peak_memory_bytes=max((each.cost.peak_memory_bytes for each in uploads), default=0),
         unable=tuple(sorted(unable.items())),
+        guessed=any(each.plan.split is not None and bool(each.plan.split.codec_up) for each in uploads),
     )
+
+
+def _uploads(method: Policy, asked: _Asked) -> tuple[list[_Share], Counter[str]]:
+    """What those who can take part cost in a round in which they send; of the others, how many for which reason."""
+    view = asked.view
+    unable: Counter[str] = Counter()
+    plans: list[Plan] = []
+    for device in asked.kinds:  # each for itself: of those that share a head, only one would be sent now
+        decision, _ = method.decide(view, method.init(), Decision(plans=(view.new_plan(device),)))
+        plans += decision.plans
+        for left, reason in decision.left_out:
+            unable[f"{view.profiles[left].name}: {reason}"] += asked.kinds[left]
+    uploads: list[_Share] = []
+    for plan in plans:
+        device = plan.device
+        cost = view.estimate(device, plan)
+        reason = asked.refusal(plan) or memory_misfit(view, device, cost.peak_memory_bytes)
+        if reason:
+            unable[f"{view.profiles[device].name}: {reason}"] += asked.kinds[device]
+        else:
+            uploads.append(_Share(plan, cost, asked.kinds[device], _weights(view, plan, cost)))
+    return uploads, unable
+
+
+def _mean(method: Policy, asked: _Asked, uploads: Sequence[_Share]) -> tuple[float, str, float]:
+    """Seconds of a round, what one waits for in which all send, and how often a device of the cohort sends."""
+    view, fleet, share = asked.view, asked.fleet, asked.share
+    seconds, bound = _round(view, fleet, uploads, share)
+    if not isinstance(method, EcoFed) or not uploads:
+        return seconds, bound, 1.0
+    able = int(sum(each.count for each in uploads))
+    found = rhythm(method, devices=able, cohort=max(1, round(share * able)), rounds=asked.rounds)
+    replays = [_replayed(view, each) for each in uploads]
+    mixed = [dataclasses.replace(each, count=each.count * found.part) for each in uploads]
+    mixed += [dataclasses.replace(each, count=each.count * (1 - found.part)) for each in replays]
+    total = found.full * seconds
+    total += found.some * _round(view, fleet, mixed, share)[0] if found.some else 0.0
+    total += (asked.rounds - found.full - found.some) * _round(view, fleet, replays, share)[0]
+    return total / asked.rounds, bound, (found.full + found.some * found.part) / asked.rounds
 
 
 def _replayed(view: View, upload: _Share) -> _Share:
@@ -186,16 +218,16 @@ def _crossings(view: View, fleet: Fleet, shares: Sequence[_Share]) -> Iterator[t
     """Bytes, rate and name of each link that devices share, one direction after the other; hosts' links together."""
     for index, direction in enumerate(("up", "down")):
         field = f"{direction}_bytes_per_s"
-        shared: Counter[str] = Counter()
-        weights = streamed = 0
+        shared: dict[str, float] = {}
+        weights = streamed = 0.0
         for each in shares:
             num_bytes = each.cost.down_bytes if index else each.cost.up_bytes
             weights += each.count * each.weights[index]
             streamed += each.count * (num_bytes - each.weights[index])
             if link := view.profiles[each.plan.device].shared_link:
-                shared[link] += each.count * num_bytes
-        for link, num_bytes in shared.items():
-            yield num_bytes, getattr(fleet.shared_links[link], field), f"link {link}"
+                shared[link] = shared.get(link, 0.0) + each.count * num_bytes
+        for link, carried in shared.items():
+            yield carried, getattr(fleet.shared_links[link], field), f"link {link}"
         if rate := getattr(fleet.server, field):
             yield weights, rate, "the server's link"
         if rate := getattr(fleet.hosts, field):

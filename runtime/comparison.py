@@ -7,7 +7,7 @@ from ..clusters.fleet import Fleet
 from ..learning.part import whole
 from ..learning.workload import Workload
 from ..policies.cheapest_cut import AUTO
-from ..policies.compare_methods import MethodCost, compare_methods
+from ..policies.compare_methods import MethodCost, compare_methods, kinds
 from ..policies.decision import Decision
 from ..policies.ecofed import EcoFed
 from ..policies.fields import Cohort, cohort_size, is_cohort
@@ -41,14 +41,21 @@ class Comparison:
         methods = {name: method for name, method in methods_of(policy).items() if name in names}
         if not self._workload.spec.block_names[:-1]:
             methods = {PLAIN: methods[PLAIN]}
-        return compare_methods(view, self._fleet, methods, cohort=size, refusal=self._refusal)
+        rounds = self._config.stop.rounds
+        return compare_methods(view, self._fleet, methods, rounds=rounds, cohort=size, refusal=self._refusal)
 
     def largest_upload(self, method: EcoFed) -> tuple[int, int]:
-        """The device with the most samples, and about how many bytes it uploads; 0 where it cannot take part."""
-        view = self._view()
-        device = max(view.devices, key=lambda device: (view.samples[device], -device))
-        decided, _ = method.decide(view, method.init(), Decision(plans=(view.new_plan(device),)))
-        return device, sum(view.estimate(device, plan).up_bytes for plan in decided.plans)
+        """Who uploads most of those that can take part, and about how many bytes: of each kind of devices one is asked.
+
+        Not always who has the most samples: an earlier cut sends more of each. (-1, 0): nobody can take part.
+        """
+        view, found = self._view(), (-1, 0)
+        for device in kinds(view):
+            decided, _ = method.decide(view, method.init(), Decision(plans=(view.new_plan(device),)))
+            for plan in decided.plans:
+                num_bytes = 0 if self._refusal(plan) else view.estimate(device, plan).up_bytes
+                found = (device, num_bytes) if num_bytes > found[1] else found
+        return found
 
     def _view(self) -> View:
         """The run before its first round."""

@@ -1,17 +1,21 @@
 """Rounds of whole fleets with a pencil, and what is said of them."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import pytest
 from fedbonsai.clusters.fleet import load_fleet
 from fedbonsai.learning.part import Part
 from fedbonsai.learning.spec import Training
 from fedbonsai.policies.compare_methods import MethodCost, compare_methods
+from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.ecofed import EcoFed
 from fedbonsai.policies.plan import Plan
 from fedbonsai.policies.policy import Identity
 from fedbonsai.policies.report import Estimate
+from fedbonsai.policies.rhythm import rhythm
 from fedbonsai.policies.split import SplitFed
 from fedbonsai.policies.verdict import cheaper, verdict
 from fedbonsai.policies.view import View
@@ -66,10 +70,12 @@ def devices(name="a", count=1, memory=100, **changes):
     return {"name": name, "count": count, "flop_per_s": 1, "memory_bytes": memory} | rates | changes
 
 
-def compared(samples, classes, methods=METHODS, *, hosts=None, cohort=None, refusal=lambda plan: "", **changes):
+def compared(
+    samples, classes, methods=METHODS, *, hosts=None, cohort=None, refusal=lambda plan: "", rounds=8, **changes
+):
     fleet = {"classes": classes, "hosts": {"flop_per_s": 1e9} | (hosts or {})} | changes
     world = World(tuple(samples), fleet)
-    return compare_methods(world.view, world.fleet, methods, cohort=cohort, refusal=refusal)
+    return compare_methods(world.view, world.fleet, methods, rounds=rounds, cohort=cohort, refusal=refusal)
 
 
 def test_a_row_for_each_method():
@@ -81,6 +87,51 @@ def test_a_row_for_each_method():
     # One round of four uploads: 20 s, 8 bytes by the sample; three replay: 10 s.
     assert (ecofed.cuts, ecofed.seconds, ecofed.num_bytes) == ({"b": 2}, (20 + 3 * 10) / 4, 8 * 15 / 4)
     assert (splitfed.peak_memory_bytes, ecofed.peak_memory_bytes) == (40, 20)
+
+
+def test_uploads_are_counted_as_the_policy_makes_them():
+    """Four devices, 20 rounds. An upload takes 20 s and 8 x 20 bytes, a replay 10 s."""
+
+    def ecofed(**fields):
+        (found,) = compared((20,) * 4, [devices(count=4)], {"EcoFed": EcoFed(cut="b", **fields)}, rounds=20)
+        return found.num_bytes, found.seconds
+
+    assert ecofed(period=1) == (160.0, 20.0)
+    assert ecofed(period=2) == (80.0, 15.0)
+    assert ecofed(period=3) == (160 * 7 / 20, (7 * 20 + 13 * 10) / 20)
+    # One upload each in the first round, and never again.
+    assert ecofed(uploads="views") == (160 / 20, (20 + 19 * 10) / 20)
+    # From round 1 on two of the four upload again in every round, and every round lasts as long as an upload.
+    assert ecofed(uploads="views", refresh=1) == (160 * (4 + 19 * 2) / 80, 20.0)
+    # All are old in rounds 4, 8, 12 and 16: two upload again in each of these, and two in the next.
+    assert ecofed(uploads="views", refresh=4) == (160 * (4 + 4 * 4) / 80, (9 * 20 + 11 * 10) / 20)
+
+
+def test_with_views_a_link_carries_those_who_upload():
+    shared = {"w": {"up_bytes_per_s": 5, "down_bytes_per_s": 100}}
+    methods = {"EcoFed": EcoFed(cut="b", uploads="views", refresh=1)}
+    (row,) = compared((20,) * 4, [devices(count=4, shared_link="w")], methods, rounds=2, shared_links=shared)
+    assert row.seconds == (4 * 160 / 5 + 2 * 160 / 5) / 2
+
+
+@pytest.mark.parametrize("refresh", [0, 1, 3, 6])
+@pytest.mark.parametrize("cohort", [12, 6, 3])
+def test_its_rhythm_is_that_of_the_policys_own_decisions(cohort, refresh):
+    """Against 40 rounds of ``decide``, every upload buffered: bytes and the share of rounds with uploads."""
+    world = World((10,) * 12, {"classes": [devices(count=12)], "hosts": {"flop_per_s": 1e9}})
+    method, rounds = EcoFed(cut="b", period=3, uploads="views", refresh=refresh), 40
+    since, sent, busy = {}, 0, 0
+    for version in range(rounds):
+        chosen = sorted(np.random.default_rng(version).permutation(12)[:cohort].tolist())
+        replay = [("t", "b", device, str(device), version - then, 1) for device, then in since.items()]
+        view = dataclasses.replace(world.view, version=version, seed=version, replay=replay)
+        decision, _ = method.decide(view, None, Decision(plans=tuple(map(world.new_plan, chosen))))
+        uploads = [plan.device for plan in decision.plans if plan.split.view is None]
+        since |= dict.fromkeys(uploads, version)
+        sent, busy = sent + len(uploads), busy + bool(uploads)
+    found = rhythm(method, devices=12, cohort=cohort, rounds=rounds)
+    assert cohort * (found.full + found.some * found.part) == pytest.approx(sent, rel=0.2)
+    assert found.full + found.some == pytest.approx(busy, rel=0.35)
 
 
 def test_a_host_has_to_do_with_all_of_them():
@@ -159,19 +210,26 @@ def test_devices_without_samples_take_part_in_nothing():
 def test_few_devices_stand_for_ten_thousand():
     fleet = {"classes": [devices("a", 6000), devices("b", 4000)], "hosts": {"flop_per_s": 1e9}}
     same = World((10,) * 6000 + (20,) * 4000, fleet)
-    (row,) = compare_methods(same.view, same.fleet, {"FedAvg": Identity()})
+    (row,) = compare_methods(same.view, same.fleet, {"FedAvg": Identity()}, rounds=8)
     assert (same.asked, row.cuts, row.seconds) == (2, {"": 10_000}, 60.0)
     many = World(tuple(1 + device % 500 for device in range(10_000)), fleet)
-    rows = compare_methods(many.view, many.fleet, METHODS)
+    rows = compare_methods(many.view, many.fleet, METHODS, rounds=8)
     assert many.asked <= 2 * 16 * 7  # one estimate of FedAvg, three of each of the others
     assert [row.seconds for row in rows[:2]] == [1500.0, 1000.0]  # the largest stands for itself
     assert rows[1].num_bytes == pytest.approx(2 * (60 + 10 * 250.5), rel=0.01)
     assert sum(rows[2].cuts.values()) == 10_000
 
 
-def row(method, num_bytes, seconds, *, unable=()):
+def row(method, num_bytes, seconds, *, unable=(), guessed=False):
     return MethodCost(
-        method=method, cuts={"": 1}, seconds=seconds, bound="", num_bytes=num_bytes, peak_memory_bytes=1, unable=unable
+        method=method,
+        cuts={"": 1},
+        seconds=seconds,
+        bound="",
+        num_bytes=num_bytes,
+        peak_memory_bytes=1,
+        unable=unable,
+        guessed=guessed,
     )
 
 
@@ -205,3 +263,18 @@ def test_what_would_be_cheaper_is_told():
     assert told == (
         "a round of EcoFed costs more than it must at these settings: FedAvg 3x fewer bytes, SplitFed 3x less time"
     )
+
+
+def test_a_guess_that_may_be_three_times_too_high_is_no_reason_to_say_so():
+    rows = [row("FedAvg", 10, 9), row("EcoFed", 29, 1, guessed=True)]
+    assert cheaper(rows, "EcoFed") == ""
+    assert verdict(rows) == (
+        "FedAvg: 2.9x fewer bytes than EcoFed; EcoFed: 9x less time than FedAvg; "
+        "what EcoFed sends is a first guess, which may be up to 3x too high"
+    )
+    rows = [row("FedAvg", 10, 9), row("SplitFed", 10, 1), row("EcoFed", 60, 12, guessed=True)]
+    assert cheaper(rows, "EcoFed") == (
+        "a round of EcoFed costs more than it must at these settings: "
+        "FedAvg at least 2x fewer bytes, SplitFed at least 2x fewer bytes and at least 4x less time"
+    )
+    assert "guess" not in verdict(rows)
