@@ -212,6 +212,7 @@ def main() -> None:
     parser.add_argument(
         "--train", help=f"only train, some of {','.join(ROWS)}; default with --data: all, after the rest"
     )
+    parser.add_argument("--no-training", action="store_true", help="with --data: bytes and times only")
     parser.add_argument("--rounds", type=int, default=40, help="of training; default: 40")
     parser.add_argument("--epochs", type=int, default=30, help="of pretraining; default: 30")
     parser.add_argument("--weights", help="folder that keeps the pretrained weights for another call")
@@ -224,7 +225,7 @@ def main() -> None:
         parser.error("--train needs --data")
     if not args.train:
         count(args)
-    if args.data and not args.quick:
+    if args.data and not args.quick and not args.no_training:
         found = train(args.data, rows, rounds=args.rounds, epochs=args.epochs, folder=args.weights)
         path = RESULTS / "ecofed_training.json"
         # Read only now: another call may have saved meanwhile.
