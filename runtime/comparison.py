@@ -57,6 +57,21 @@ class Comparison:
                 found = (device, num_bytes) if num_bytes > found[1] else found
         return found
 
+    def left_random(self, policy: Policy) -> str:
+        """Which blocks of a frozen trunk have no pretrained weights, where ``init`` gives them to the first ones only."""
+        init, names = self._config.init, self._workload.spec.block_names
+        if init.mode != "partial" or not isinstance(policy, EcoFed):
+            return ""
+        known = names.index(init.trunk) if init.trunk else 0
+        depth = policy.depth or (policy.cut if policy.cut != AUTO else "") or policy.first or names[0]
+        random = names[known + 1 : names.index(depth) + 1]
+        return (
+            f"{', '.join(random)} of the frozen trunk have random weights: init.trunk ends at {names[known]!r}, the trunk at "
+            f"{depth!r}"
+            if random
+            else ""
+        )
+
     def _view(self) -> View:
         """The run before its first round."""
         new_plan = PlanMaker(self._config, whole(self._workload.spec))
@@ -98,6 +113,7 @@ def advice(policy: Policy, config: Config, comparison: Comparison) -> list[str]:
         return found
     if config.init.mode == "random":
         found.append("the frozen trunk has random weights, since init.mode is 'random'; see fedbonsai pretrain")
+    found += [text for link in links(policy) if (text := comparison.left_random(link))]
     if any(isinstance(link, EcoFed) for link in links(policy)):
         told = cheaper(comparison.rows(policy, names=("FedAvg", "SplitFed", "EcoFed")), "EcoFed")
         found += [f"{told}; see fedbonsai advise"] if told else []

@@ -72,6 +72,27 @@ def test_a_run_takes_it_up_and_its_summary_says_so(public: Path, digits: Any) ->
     assert not {"features.0.weight", "features.2.weight"} & same
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, []),
+        ({"cut": "features.2"}, ["features.2"]),
+        ({"cut": "auto", "depth": "classifier.0"}, ["features.2, classifier.0"]),
+    ],
+    ids=str,
+)
+def test_blocks_of_a_frozen_trunk_that_no_weights_were_given_for_are_told(
+    fields: dict[str, Any], expected: list[str], public: Path, digits: Any
+) -> None:
+    init = {"mode": "partial", "weights": str(public), "trunk": "features.0"}
+    policy = [{"name": "random", "cohort": 1.0}, {"name": "ecofed", **fields}]
+    run = fedbonsai.run(digits(data={"public_share": 0.1}, init=init, stop={"rounds": 0}, policy=policy))
+    for _ in run:
+        pass
+    told = [text for text in run.summary["notices"] if "random weights" in text]
+    assert [text.partition(" of the frozen trunk")[0] for text in told] == expected
+
+
 def test_a_run_whose_devices_have_what_the_weights_saw_says_so(public: Path, digits: Any) -> None:
     init = {"mode": "holistic", "weights": str(public)}
     for data, expected in (({}, 1), ({"public_share": 0.2}, 0), ({"public_share": 0.1, "public_seed": 1}, 1)):
