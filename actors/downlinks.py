@@ -29,6 +29,8 @@ _DENSE = Identity()
 _AGREED_BYTES = 64  # a packet without payload
 _MOST_IDLE = 8  # broadcasts that are kept though no plan of the last version used them
 
+_SAVED = ("_agreed", "_plans", "_used", "_last", "_main")  # by a checkpoint, beside the broadcasts
+
 Specs = tuple[ArraySpec, ...]
 
 
@@ -62,6 +64,22 @@ class Downlinks:
             self._advance(key, plan, {spec.name: model[spec.name] for spec in expected}, version, expected)
         self._plans = 0
         return self._streams[self._main].held.arrays if self._main else None
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint must hold: of each broadcast what is its own, in the order of use."""
+        names = Broadcast.SAVED
+        streams = {key: {name: getattr(each, name) for name in names} for key, each in self._streams.items()}
+        return {"streams": streams} | {name: getattr(self, name) for name in _SAVED}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Put in what was saved."""
+        self._streams.clear()
+        for key, values in saved["streams"].items():
+            self._streams[key] = Broadcast(values["held"], put=self._channel.put)
+            for name in Broadcast.SAVED:
+                setattr(self._streams[key], name, values[name])
+        for name in _SAVED:
+            setattr(self, name, saved[name])
 
     def count(self) -> None:
         """One more plan of this version, whatever its downlink is like."""

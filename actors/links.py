@@ -25,6 +25,8 @@ from .peers import Peer, Peers
 class ServerLinks:
     """Downlinks and uplinks of residuals; knows no clock and no loop."""
 
+    SAVED = ("downlinks", "peers", "_sent")  # by a checkpoint
+
     def __init__(self, channel: Channel, *, first: Mapping[str, Array], memory_bytes: int, disk_bytes: int) -> None:
         """``first``: the model of version 0, which both ends make from the seed."""
         self.downlinks = Downlinks(channel, first=first)

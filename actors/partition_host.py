@@ -5,10 +5,11 @@ modules are kept for the slots after it, so a host has as many as ever streamed 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
 import msgspec
+import numpy as np
 from torch import Tensor
 
 from ..comms.codecs import Array
@@ -16,7 +17,8 @@ from ..comms.packet import read_stamp
 from ..learning.workload import Workload, WorkloadSettings
 from .host_messages import HostAnswer, ReplaySettings
 from .plan_message import read_plan
-from .replay import ReplayBuffer, ViewGone
+from .replay import ViewGone
+from .replay_saved import LastingReplayBuffer, SavedViews
 from .replay_upload import ViewKey
 from .slot import Slot, SlotMaker, view_key
 from .stream import StreamFault
@@ -32,7 +34,7 @@ class PartitionHost:
     def __init__(self, settings: WorkloadSettings, replay: ReplaySettings | None = None) -> None:
         """Nothing is loaded before the first plan."""
         self.workload, replay = Workload(settings), replay or ReplaySettings()
-        self._replay = ReplayBuffer(
+        self._replay = LastingReplayBuffer(
             budget_bytes=replay.memory_bytes,
             disk_bytes=replay.disk_bytes,
             views_per_device=replay.views_per_device,
@@ -127,6 +129,18 @@ class PartitionHost:
     def erase(self, device: int) -> int:
         """Forget all that a device has sent; how many views and uploads that was."""
         return self._replay.erase(device)
+
+    def saved(self, known: Collection[ViewKey]) -> SavedViews:
+        """What a checkpoint must hold that has the bodies of ``known`` views; slots are made again with their plans."""
+        return self._replay.saved(known)
+
+    def restore(self, saved: SavedViews) -> None:
+        """Begin with what was saved; the bodies come by ``restore_body``."""
+        self._replay.restore(saved)
+
+    def restore_body(self, key: ViewKey, body: Array, disk: bool) -> None:
+        """A view's packets."""
+        self._replay.restore_body(key, np.array(body), disk=disk)
 
     def close(self) -> None:
         """Remove what is on disk."""

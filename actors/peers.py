@@ -8,8 +8,10 @@ too: it travels with its plan, and comes back with its report.
 
 import tempfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -19,6 +21,7 @@ from ..comms.errors import OutOfSync
 from ..comms.link import DeviceEnd, Memory, Model, State, state_bytes
 
 _MEMORY, _STATE = "memory:", "state:"
+_SAVED = ("_entries", "_sizes", "_landed", "_files", "_total", "_files_total", "_beyond", "held", "dropped", "notices")
 
 
 @dataclass
@@ -97,6 +100,19 @@ class Peers:
     def streams(self) -> set[str]:
         """The downlinks that devices follow."""
         return {peer.stream for peer in self._entries.values()}
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint must hold: the entries, and the files of those that are on disk, by device."""
+        return {name: getattr(self, name) for name in _SAVED} | {
+            "paths": {device: self._path(device) for device in self._files}
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Put in what was saved. ``paths``: by device, what ``read`` gives the bytes of its file."""
+        for device, stored in saved["paths"].items():
+            self._path(device).write_bytes(stored.read())
+        for name in _SAVED:
+            setattr(self, name, saved[name])
 
     def close(self) -> None:
         """Remove the files."""

@@ -20,6 +20,8 @@ from .messages import Message, array_specs, weights_stamp
 class PlainDownlinks:
     """Packets of versions that plans in flight started from."""
 
+    SAVED = ("_sealed",)  # by a checkpoint
+
     def __init__(self, channel: Channel, spec: ModelSpec) -> None:
         """None yet."""
         self._channel, self._spec = channel, spec

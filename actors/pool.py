@@ -101,6 +101,10 @@ class Pool(Protocol):
         """Numbers of the partition hosts that have died since the last call, with all that they had buffered."""
         ...
 
+    def call_host(self, number: int, method: str, *arguments: Any) -> Any:
+        """Call a method of a partition host; None where it does not live."""
+        ...
+
     def close(self) -> None:
         """End the workers."""
         ...
@@ -165,6 +169,10 @@ class InlinePool:
     def lost_hosts(self) -> list[int]:
         """None ever dies."""
         return []
+
+    def call_host(self, number: int, method: str, *arguments: Any) -> Any:
+        """Call a method of a partition host."""
+        return getattr(self._hosts[number], method)(*arguments)
 
     def close(self) -> None:
         """Forget what is queued."""

@@ -115,6 +115,15 @@ class RayHosts:
         found, self.lost = self.lost, []
         return found
 
+    def call(self, number: int, method: str, *arguments: Any) -> Any:
+        """Call a method of a host that lives, or, with ``arguments`` of a restore, of one that is made for it; else None."""
+        if number not in self._actors and not method.startswith("restore"):
+            return None
+        try:
+            return ray.get(self._actor(number).call.remote(method, *arguments))
+        except DIED:  # what streams to it will notice
+            return None
+
     def close(self) -> None:
         """End the hosts, and remove what they have on disk."""
         with suppress(*DIED, RayTaskError, GetTimeoutError):

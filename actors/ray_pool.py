@@ -52,6 +52,7 @@ class RayPool:
         self._patience = Patience(stuck_after_s)
         self._deaths: Counter[int] = Counter()  # of workers and hosts, by the plan that they were at
         self._notices: list[str] = []
+        self.call_host = hosts.call if hosts is not None else lambda number, method, *arguments: None
         self._queue: deque[Task] = deque()
         self._tasks: dict[int, Task] = {}
         self._done: dict[int, Finished] = {}
@@ -125,8 +126,7 @@ class RayPool:
                 reference, way = self._hosts.replay(task, plan_message(task.plan))
                 self._ending[reference] = replayed(task), way
                 continue
-            seat = free_seat(self._seats, task.group)
-            if seat is None:
+            if (seat := free_seat(self._seats, task.group)) is None:
                 waiting.append(task)
                 continue
             message = plan_message(task.plan)

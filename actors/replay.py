@@ -209,10 +209,10 @@ class ReplayBuffer:
             except OSError as error:
                 self._lose(key, f"could not be written to disk ({error})")
 
-    def _read_file(self, key: ViewKey) -> Array:
+    def _read_file(self, key: ViewKey, *, uses: bool = True) -> Array:
         """A spilled view; one that cannot be read is dropped. Raises ``ViewGone``."""
         try:
-            return self._spill.read(key)
+            return self._spill.read(key, uses=uses)
         except (OSError, DamagedFile) as error:
             self._lose(key, f"could not be read from disk ({error})")
             raise ViewGone(f"{key} could not be read from disk ({error})") from error

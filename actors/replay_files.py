@@ -71,14 +71,19 @@ class Spill:
         self._files[key] = _File(path, body.nbytes + CHECKSUM_BYTES)
         self.num_bytes += body.nbytes + CHECKSUM_BYTES
 
-    def read(self, key: ViewKey) -> Array:
-        """What was written; it is now the one used last. Raises ``OSError`` or ``DamagedFile``; the file stays."""
+    def keys(self) -> tuple[ViewKey, ...]:
+        """All views that are here, used longest ago first."""
+        return tuple(self._files)
+
+    def read(self, key: ViewKey, *, uses: bool = True) -> Array:
+        """What was written. Where that ``uses`` it, it is now the one used last. Raises ``OSError`` or ``DamagedFile``."""
         file = self._files[key]
         found = np.fromfile(file.path, np.uint8)
         body = found[:-CHECKSUM_BYTES]
         if found[-CHECKSUM_BYTES:].tobytes() != _checksum(key, body):
             raise DamagedFile("its checksum is wrong")
-        self._files.move_to_end(key)
+        if uses:
+            self._files.move_to_end(key)
         return body
 
     def remove(self, key: ViewKey) -> None:

@@ -44,6 +44,8 @@ _PLAIN = ServerOptimiser()
 class Server:
     """Holds the store; one version of the model at a time is current, older ones live in the packets still in flight."""
 
+    SAVED = ("version", "store", "links", "_roles", "_fold", "_plain", "_heads", "_hashes", "_starts")  # fmt: skip
+
     def __init__(
         self,
         workload: Workload,

@@ -23,6 +23,8 @@ from .plain import opened, sealed
 class SharedHeads:
     """By host, what its turns have added to each tensor, and their weight."""
 
+    SAVED = ("_sent", "_added")  # by a checkpoint
+
     def __init__(self, channel: Channel, spec: ModelSpec) -> None:
         """No turn yet."""
         self._channel, self._spec = channel, spec

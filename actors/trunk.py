@@ -23,6 +23,8 @@ _HEX = 16  # digits of SHA-256 that name a block
 class BlockHashes:
     """The hashes that name the blocks of a model, of those that were asked for, as long as nobody changes them."""
 
+    SAVED = ("_hashes",)  # by a checkpoint
+
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor]) -> None:
         """``tensors``: of the model, by name; they may change in place."""
         self._spec, self._tensors = spec, tensors

@@ -32,13 +32,15 @@ class Sealed:
 class Broadcast:
     """One stream of residuals. ``held``: the model as every receiver has it that has followed to the end."""
 
+    SAVED = ("held", "_ring", "_ring_bytes", "_dense")  # by a checkpoint
+
     def __init__(self, first: Model, *, put: Callable[[Array], Any]) -> None:
         """``first``: agreed without a message. ``put``: hands a packet to the channel, for a reference."""
         self.held = first
         self._put = put
         self._ring: deque[Sealed] = deque()
         self._ring_bytes = 0
-        self._dense: tuple[int, Any, int] | None = None
+        self._dense: Sealed | None = None
 
     def advance(self, model: Arrays, version: int, *, residual: Residual, codec: Codec, context: Context) -> Sealed:
         """Seal the way from what receivers hold to ``model``; ``held`` is then what they will make of it."""
@@ -67,11 +69,11 @@ class Broadcast:
 
     def dense(self, *, codec: Codec, context: Context) -> Sealed:
         """The whole of ``held``, for a device that nothing else brings there; sealed once a version."""
-        if self._dense is None or self._dense[0] != self.held.version:
+        version = self.held.version
+        if self._dense is None or self._dense.end != version:
             packet = seal_dense(self.held, codec=codec, context=context)
-            self._dense = self.held.version, self._put(packet), packet.nbytes
-        version, reference, num_bytes = self._dense
-        return Sealed(reference, num_bytes, version, version)
+            self._dense = Sealed(self._put(packet), packet.nbytes, version, version)
+        return self._dense
 
 
 def seal_model(

@@ -9,6 +9,8 @@ Direction = Literal["up", "down"]
 class Ledger:
     """Counts bytes and messages. ``kind`` is free text: "weights", "control", "activations", "evaluation", "resync"."""
 
+    SAVED = ("_bytes", "_by_kind", "_messages")  # by a checkpoint
+
     def __init__(self) -> None:
         """An empty ledger."""
         self._bytes: dict[tuple[Direction, str, int], int] = defaultdict(int)

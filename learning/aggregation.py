@@ -24,6 +24,8 @@ class Fold:
     every machine. Weights are summed in float64, so that ``add`` and a ``scatter`` of all elements give the same bits.
     """
 
+    SAVED = ("updates", "_sums", "_weights")  # by a checkpoint
+
     def __init__(self) -> None:
         """Nothing folded."""
         self.updates = 0

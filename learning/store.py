@@ -34,6 +34,19 @@ class Store:
         """The tensors of one section."""
         return self._sections[section]
 
+    def saved(self) -> dict[Section, dict[str, Tensor]]:
+        """All of it."""
+        return self._sections
+
+    def restore(self, sections: Mapping[Section, Mapping[str, Tensor]]) -> None:
+        """Put in what was saved. The model's tensors keep their places: a module may share them."""
+        with torch.no_grad():
+            for name, tensor in sections["model"].items():
+                self["model"][name].copy_(tensor)
+        for section in SECTIONS[1:]:
+            self[section].clear()
+            self[section].update(sections[section])
+
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors held, tied ones once."""

@@ -6,11 +6,13 @@ run(config)  ->  Run: an iterator of events
 """
 
 import copy
+import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import torch
@@ -19,32 +21,17 @@ from torch import nn
 from ..learning.initialisation import Initialisation
 from ..learning.workload import Workload
 from ..policies.policy import Policy
-from ..policies.resolve_policy import make_policy
-from .check_policy import check_policy
+from .check_policy import check_policy, configured_policy
 from .config import Config, load_config
 from .describe_policy import describe_policy
-from .engine import Engine, workload_settings
-from .errors import ConfigError, RunError
-from .events import AnyEvent, PlanEnded
-from .run_folder import RunFolder
-from .service import Fault, Service, Step
+from .engine import workload_settings
+from .errors import RunError, ServerDied
+from .events import AnyEvent, PlanEnded, VersionClosed
+from .resume import Resume, open_folder, plan_saving
+from .session import Session, exception, open_session
 from .summary import Summary
 
-
-class Session(Protocol):
-    """Where the engine lives: in process, or behind Ray."""
-
-    def step(self) -> Step:
-        """The next batch of events."""
-        ...
-
-    def weights(self, which: str, *, timeout_s: float) -> dict[str, torch.Tensor]:
-        """Weights by name: "best" or "final". Raises ``RunError`` when they are not there within ``timeout_s``."""
-        ...
-
-    def close(self) -> None:
-        """Release everything that the run made."""
-        ...
+_MOST_RESTARTS = 3  # of a server that dies again before the next checkpoint
 
 
 class Run:
@@ -56,17 +43,35 @@ class Run:
     folder, if it writes one. ``reports``: the last report of each device that took part.
     """
 
-    def __init__(self, config: Config, *, policy: Policy | None = None, out: str | Path | None = None) -> None:
-        """Nothing is built until the first event is asked for, but the policy and the folder are checked now."""
-        self._policy = policy if policy is not None else _policy(config)
+    def __init__(
+        self,
+        config: Config,
+        *,
+        policy: Policy | None = None,
+        out: str | Path | None = None,
+        resume: Resume = None,
+    ) -> None:
+        """Nothing is built until the first event is asked for, but the policy and the folder are checked now.
+
+        ``resume``: the folder of a run that goes on, or "auto"; see ``runtime.resume``.
+        """
+        self._policy = policy if policy is not None else configured_policy(config)
         if policy is not None:
             config = msgspec.structs.replace(config, policy=describe_policy(policy))
         self.config = config
         check_policy(self._policy, config, config.load_fleet())
-        target = out if out is not None else config.out
-        self.folder = RunFolder(Path(target), config) if target is not None else None
+        named = out if out is not None else config.out
+        self.folder, resumes = open_folder(config, resume, target=Path(named) if named is not None else None)
         self.reports: dict[int, PlanEnded] = {}
         self._summary = Summary()
+        self._leaves = threading.Event()
+        self._restarts: list[int] = []  # versions from which a new server went on
+        try:
+            self._save = plan_saving(config, self.folder, resumes=resumes)
+            self._remember()
+        except BaseException:
+            with closing(self.folder) if self.folder is not None else nullcontext():
+                raise
         self._weights: dict[str, dict[str, torch.Tensor]] = {}
         # The generator holds a copy, which shares all that is in here: without a cycle, a run that is dropped ends at once.
         self._events = copy.copy(self)._run()
@@ -92,6 +97,16 @@ class Run:
         """What the run has come to so far; see ``runtime.summary`` for the keys."""
         return self._summary.to_dict()
 
+    def leave(self) -> bool:
+        """Have the run end when the next version has closed, with a checkpoint of it, as one that is interrupted.
+
+        False where there would be nothing to wait for: no checkpoints are written, or one of every version.
+        """
+        if self._save is None or self.config.checkpoint.every == 1 or self._summary.status != "running":
+            return False
+        self._leaves.set()
+        return True
+
     def close(self) -> None:
         """End the run here, and release what it made; harmless when it is over."""
         self._events.close()
@@ -113,21 +128,35 @@ class Run:
         model.load_state_dict(weights)
         return model.eval()
 
+    def _remember(self) -> None:
+        """What the events of a run that is resumed have told already."""
+        for event in self.folder.events() if self.folder is not None else ():
+            self._summary.note(event)
+            if isinstance(event, PlanEnded):
+                self.reports[event.report.plan.device] = event
+
     def _run(self) -> Generator[AnyEvent, None, None]:
         """Open a session, pass its events on, and leave a readable folder whatever happens."""
-        started = time.perf_counter()
+        started = time.perf_counter() - self._summary.rounds_wall_s
         session: Session | None = None
+        over = settled = False  # settled: all that the session has told is in the log
         try:
-            session = _open(self.config, self._policy)
-            over = False
+            session = open_session(self.config, self._policy, self._save)
             while not over:
-                step = session.step()
+                try:
+                    step = session.step()
+                except ServerDied as error:
+                    session = self._reopen(session, error)
+                    continue
                 for event in step.events:
                     self._note(event, started)
+                    settled = event is step.events[-1]
                     yield event
                 if step.fault is not None:
-                    raise _exception(step.fault)
+                    raise exception(step.fault)
                 over = step.over
+                if self._leaves.is_set() and step.events and isinstance(step.events[-1], VersionClosed):
+                    raise KeyboardInterrupt
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | GeneratorExit)
             self._summary.status = "interrupted" if interrupted else "failed"
@@ -137,7 +166,7 @@ class Run:
             self._summary.wall_s = time.perf_counter() - started
             try:
                 if session is not None and self._summary.status != "failed":
-                    self._fetch(session)
+                    self._fetch(session, settled=settled and not over)
             finally:
                 with closing(session) if session is not None else nullcontext():
                     self._close_folder()
@@ -157,10 +186,27 @@ class Run:
         if isinstance(event, PlanEnded):
             self.reports[event.report.plan.device] = event
 
-    def _fetch(self, session: Session) -> None:
-        """Bring the weights home."""
+    def _reopen(self, session: Session, error: ServerDied) -> Session:
+        """Go on from the newest checkpoint with another server; raises ``error`` where that leads nowhere."""
+        session.close()
+        again = None if self.folder is None else plan_saving(self.config, self.folder, resumes=True)
+        if again is None or again.manifest is None:
+            raise RunError(f"{error.message}; there is no checkpoint to go on from", stage="server") from error
+        self._restarts.append(again.manifest.version)
+        if self._restarts.count(again.manifest.version) > _MOST_RESTARTS:
+            raise error
+        again = replace(again, notices=(f"{error.message}; it is replaced", *again.notices))
+        self._summary.reset()
+        self.reports.clear()
+        self._remember()
+        return open_session(self.config, self._policy, again)
+
+    def _fetch(self, session: Session, *, settled: bool) -> None:
+        """Bring the weights home; of an interrupted run, write the checkpoint first that it can be resumed from."""
         summary, interrupted = self._summary.to_dict(), self._summary.status == "interrupted"
         try:
+            if interrupted and settled:
+                session.save(timeout_s=20.0)
             for which in ("final", "best"):
                 # Whoever presses Ctrl-C wants to leave, even if the server is in the middle of a long plan.
                 self._weights[which] = session.weights(which, timeout_s=10.0 if interrupted else 120.0)
@@ -181,6 +227,7 @@ def run(
     preset: str | None = None,
     settings: Sequence[str] = (),
     out: str | Path | None = None,
+    resume: Resume = None,
     **overrides: Any,
 ) -> Run:
     """Start a run: iterate the result for its events.
@@ -188,63 +235,9 @@ def run(
     ``config``: a YAML file, a mapping, a ``Config``, or None for the bundled digits. ``policy``: a policy object, in place of
     the configured chain. ``settings``: ``"a.b=value"`` strings. ``overrides``: top-level settings by name
     (``seed=1, backend="inline", workers=2``). ``out``: run folder; without one (and none configured) nothing is written.
+    ``resume``: the folder of a run that goes on from its newest checkpoint, or "auto", which starts it where there is none.
     Raises ``ConfigError`` for a user's mistake, at once where it can be known, else at the first event.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
-    return Run(load_config(config, preset=preset, settings=settings, overrides=given), policy=policy, out=out)
-
-
-class InlineSession:
-    """The engine in this process, with one torch thread, as a worker has: the same bits as on Ray."""
-
-    def __init__(self, config: Config, policy: Policy) -> None:
-        """Build the engine."""
-        self._threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            self._service = Service(Engine(config, policy))
-        except BaseException:
-            torch.set_num_threads(self._threads)
-            raise
-
-    def step(self) -> Step:
-        """The next batch of events."""
-        return msgspec.msgpack.decode(self._service.step(), type=Step)
-
-    def weights(self, which: str, *, timeout_s: float) -> dict[str, torch.Tensor]:
-        """Weights by name, at once."""
-        return self._service.weights(which)
-
-    def close(self) -> None:
-        """Give the threads back."""
-        self._service.close()
-        torch.set_num_threads(self._threads)
-
-
-def _open(config: Config, policy: Policy) -> Session:
-    """A session of the configured back end; a user's mistake in what it builds becomes a ``ConfigError``."""
-    try:
-        if config.backend == "inline":
-            return InlineSession(config, policy)
-        from .ray_session import RaySession
-
-        return RaySession(config, policy)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def _policy(config: Config) -> Policy:
-    """The configured chain."""
-    try:
-        return make_policy(config.policy)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def _exception(fault: Fault) -> Exception:
-    """A fault as an exception of this process, with its original trace."""
-    if fault.kind == "config":
-        return ConfigError(fault.text)
-    error = RunError(fault.text, device=fault.device, round_=fault.round, stage=fault.stage)
-    error.trace = fault.trace
-    return error
+    loaded = load_config(config, preset=preset, settings=settings, overrides=given)
+    return Run(loaded, policy=policy, out=out, resume=resume)

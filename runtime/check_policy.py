@@ -10,9 +10,18 @@ from ..clusters.fleet import Fleet
 from ..learning.spec import Training
 from ..learning.workload import Workload
 from ..policies.policy import Chain, Identity, Policy
+from ..policies.resolve_policy import make_policy
 from .config import Config
 from .describe_policy import describe_policy
 from .errors import ConfigError
+
+
+def configured_policy(config: Config) -> Policy:
+    """The chain that is configured; raises ``ConfigError``."""
+    try:
+        return make_policy(config.policy)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def check_policy(policy: Policy, config: Config, fleet: Fleet) -> None:

@@ -5,9 +5,7 @@ Exit codes: 0 done, 1 the run failed, 2 a user's mistake, 130 interrupted by Ctr
 
 import json
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ import typer
 
 from .errors import ConfigError, FedbonsaiError
 from .print_table import print_table
+from .sigterm import SIGTERM
 
 app = typer.Typer(
     name="fedbonsai",
@@ -44,6 +43,10 @@ def run(
     out: Annotated[Path | None, typer.Option(help="run folder; default runs/NAME-TIME")] = None,
     backend: Annotated[str | None, typer.Option(help="ray or inline")] = None,
     workers: Annotated[int | None, typer.Option(help="device workers; default one a core")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="RUN|auto", help="go on with the run in this folder; auto: start it, or go on with it"),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="print summary.json as the last line")] = False,
 ) -> None:
     """Train as CONFIG says."""
@@ -56,11 +59,12 @@ def run(
     settings = [*(set_ or []), *([f"stop.rounds={rounds}"] if rounds is not None else [])]
     given = {name: value for name, value in overrides.items() if value is not None}
     loaded = load_config(config, preset=preset, settings=settings, overrides=given)
-    target = out or (Path(loaded.out) if loaded.out else default_path(loaded))
-    with Progress(loaded, quiet=json_) as progress, Run(loaded, out=target) as running:
+    target = default_path(loaded) if out is None and loaded.out is None and resume is None else out
+    with Progress(loaded, quiet=json_) as progress, Run(loaded, out=target, resume=resume) as running:
+        SIGTERM.grace, SIGTERM.grace_s = running.leave, loaded.checkpoint.grace_s
         for event in running:
             progress.note(event)
-    progress.finish(running.summary, running.reports, folder=target)
+    progress.finish(running.summary, running.reports, folder=running.folder.path if running.folder else None)
     if json_:
         print(json.dumps(running.summary))
 
@@ -178,39 +182,9 @@ def main() -> None:
     """Run the command line; every error becomes one sentence and an exit code."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a user's own modules in the current folder
-    sigterm = Sigterm()
-    with sigterm:
+    with SIGTERM:
         code = guarded(lambda: app(standalone_mode=False))
-    sys.exit(TERMINATED if sigterm.came and code == INTERRUPTED else code)
-
-
-class Sigterm:
-    """While it is entered, SIGTERM interrupts as Ctrl-C does, once: a second one does not break off the leave-taking.
-
-    It raises ``KeyboardInterrupt`` itself, and keeps what it was in ``came``: Ray makes a plain one of any kind of it.
-    """
-
-    def __init__(self) -> None:
-        """None came yet."""
-        self.came = False
-        self._before: Any = None
-
-    def __enter__(self) -> "Sigterm":
-        """Take the signal over; only the main thread can."""
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._interrupt)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the signal as it was."""
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def _interrupt(self, *_: object) -> None:
-        """The signal's handler."""
-        if not self.came:
-            self.came = True
-            raise KeyboardInterrupt
+    sys.exit(TERMINATED if SIGTERM.came and code == INTERRUPTED else code)
 
 
 def guarded(call: Callable[[], Any]) -> int:

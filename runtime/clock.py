@@ -36,6 +36,8 @@ _STAGE = {"down": "down", "compute": "train", "stream": "stream", "up": "up"}  #
 class VirtualClock:
     """Simulated seconds; arrivals in their simulated order."""
 
+    SAVED = ("time_s", "_transfers", "_streams", "journeys", "_timers", "_leaving")  # by a checkpoint
+
     def __init__(self, fleet: Fleet, pool: Pool, *, seed: int = 0, fates: Callable[[Plan], Fate] | None = None) -> None:
         """At second 0, nothing in flight. ``seed``: of the run; ``fates``: in place of those drawn from it."""
         self.time_s = 0.0
@@ -46,7 +48,7 @@ class VirtualClock:
         self._rates = Rates(fleet)
         self._presence = Presence(fleet, seed=seed)
         self._fates = fates or Fates(fleet, seed=seed).of
-        self._journeys: dict[int, Journey] = {}
+        self.journeys: dict[int, Journey] = {}
         # (second, plan id): latencies and computations, whose ends are known when they begin
         self._timers: list[tuple[float, int]] = []
         self._leaving: list[tuple[float, int]] = []  # when devices of plans cannot be reached any more
@@ -59,7 +61,7 @@ class VirtualClock:
         fate = CALM if replay else self._fates(plan)
         profile = fate.profile(self._rates.profile(plan.device, self.time_s))
         journey = Journey(plan, profile, fate, down_bytes, flops, peak_memory_bytes, work, began_s=self.time_s)
-        self._journeys[plan.id] = journey
+        self.journeys[plan.id] = journey
         if replay:
             heapq.heappush(self._timers, (self.time_s, plan.id))
             return True
@@ -77,7 +79,7 @@ class VirtualClock:
 
     def next(self, deadline_s: float | None) -> Arrival | None:
         """Advance to the next arrival; None when ``deadline_s`` comes first (the time is then ``deadline_s``)."""
-        while self._journeys:
+        while self.journeys:
             time_s, plan_id, source = self._next_change()
             if deadline_s is not None and time_s > deadline_s:
                 break
@@ -85,14 +87,12 @@ class VirtualClock:
             arrival = self._change(plan_id, source)
             if arrival is not None:
                 return arrival
-        if deadline_s is not None:
-            self.time_s = max(self.time_s, deadline_s)
+        self.time_s = max(self.time_s, deadline_s or 0.0)
         return None
 
     def cancel(self, plan_id: int) -> None:
         """Forget a plan: its transfer, if one is under way, frees its link."""
-        journey = self._journeys.pop(plan_id, None)  # None: it has arrived, and what followed went wrong
-        if journey is not None:
+        if (journey := self.journeys.pop(plan_id, None)) is not None:  # else something went wrong after it arrived
             self._free(journey)
 
     def unreachable(self) -> frozenset[int]:
@@ -105,7 +105,7 @@ class VirtualClock:
 
     def wait(self, until_s: float) -> None:
         """Let time pass while nothing is in flight."""
-        assert not self._journeys
+        assert not self.journeys
         self.time_s = max(self.time_s, until_s)
 
     def _next_change(self) -> tuple[float, int, int]:
@@ -118,11 +118,11 @@ class VirtualClock:
         return min((*first, source) for source, first in enumerate(firsts) if first is not None)
 
     def _over(self, plan_id: int) -> bool:
-        return plan_id not in self._journeys or self._journeys[plan_id].stage == "gone"
+        return plan_id not in self.journeys or self.journeys[plan_id].stage == "gone"
 
     def _change(self, plan_id: int, source: int) -> Arrival | None:
         """One stage of a plan, or an event of its stream, is over; the arrival, if it was the last."""
-        journey = self._journeys[plan_id]
+        journey = self.journeys[plan_id]
         if source == _LEAVING:
             heapq.heappop(self._leaving)
             self._lose(journey, "the device cannot be reached any more")
@@ -219,7 +219,7 @@ class VirtualClock:
 
     def _arrive(self, journey: Journey) -> Arrival:
         """A journey is over."""
-        del self._journeys[journey.plan.id]
+        del self.journeys[journey.plan.id]
         return journey.arrival(time_s=self.time_s)
 
     def _lose(self, journey: Journey, error: str = "") -> None:

@@ -100,8 +100,25 @@ class RayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     dashboard: bool = False
 
 
+class CheckpointSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When the whole state is written, so that the run can be resumed.
+
+    ``every``, ``seconds``: so many versions, or seconds, after the last time, whichever comes first; both None is never.
+    ``keep``: the newest so many stay. ``to``: a folder or URL (anything that fsspec knows); None is the run folder's own, and
+    nothing is written where there is no run folder. ``grace_s``: how long a run that is told to end (SIGTERM) goes on until
+    its version closes, where not every version is written anyway.
+    """
+
+    every: Count | None = 1
+    seconds: Positive | None = None
+    keep: Count = 3
+    to: str | None = None
+    grace_s: Positive = 20.0
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One run. ``policy``: the chain, each entry a mapping with ``name`` and the policy's own fields.
+    ``max_failures``: plans that fail, are rejected or lost with their workers, more than which end the run (None: any number).
 
     Raises ``ValueError`` for a target of ``stop`` that no evaluation could ever reach.
     """
@@ -121,6 +138,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     replay: ReplaySettings = ReplaySettings()
     evaluation: Evaluation = Evaluation()
     stop: Stop = Stop()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    max_failures: CountOrZero | None = None
     clock: Literal["virtual", "wall"] = "virtual"
     backend: Literal["ray", "inline"] = "ray"
     workers: Count | None = None

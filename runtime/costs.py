@@ -36,16 +36,17 @@ from .typical_size import typical_bytes
 
 @dataclass
 class _Packets:
-    """One kind of packets: what they hold before their codec, and their size. ``num_bytes`` None: not known yet."""
+    """One kind of packets: what they hold before their codec, and their size. ``num_bytes`` None: it depends on the data."""
 
     codec: Codec
     expected: tuple[ArraySpec, ...]
     num_bytes: int | None
-    exact: bool
 
 
 class Costs:
     """Rows by part and training; packet sizes by part and codecs. Equal objects of one experiment share a row."""
+
+    SAVED = ("_observed", "_streams")  # by a checkpoint: what was seen decides estimates
 
     def __init__(self, workload: Workload, fleet: Fleet, links: ServerLinks | None = None) -> None:
         """An empty table. ``links``: tells what a device with a memory has missed (None: no link has one)."""
@@ -56,6 +57,7 @@ class Costs:
         self._rows: dict[tuple[Any, ...], PartCost] = {}
         self._links = links
         self._packets: dict[tuple[Any, ...], _Packets] = {}
+        self._observed: dict[tuple[Any, ...], int] = {}  # of those whose size depends on the data
         self._streams = StreamCosts(workload, fleet, row=self.row)
 
     def row(self, part: Part, training: Training, *, entering_gradient: bool = True, ahead: int = 1) -> PartCost:
@@ -104,9 +106,9 @@ class Costs:
 
     def observe(self, plan: Plan, direction: Direction, num_bytes: int) -> None:
         """A packet of ``plan`` was that large: the next ones of its kind will be about as large."""
-        packets = self._kind(plan, direction)
-        if not packets.exact:
-            packets.num_bytes = num_bytes
+        key, packets = self._kind(plan, direction)
+        if packets.num_bytes is None:
+            self._observed[key] = num_bytes
 
     def observe_stream(self, plan: Plan, up: Sequence[int], down: Sequence[int]) -> None:
         """The packets of the plan's stream were that large."""
@@ -116,12 +118,14 @@ class Costs:
         """The size of a packet; 0 where none is sent: a device has its part of a frozen trunk already."""
         if _frozen(plan):
             return 0
-        packets = self._kind(plan, direction)
-        if packets.num_bytes is None:
-            packets.num_bytes = typical_bytes(packets.codec, packets.expected)
-        return packets.num_bytes
+        key, packets = self._kind(plan, direction)
+        if packets.num_bytes is not None:
+            return packets.num_bytes
+        if key not in self._observed:
+            self._observed[key] = typical_bytes(packets.codec, packets.expected)
+        return self._observed[key]
 
-    def _kind(self, plan: Plan, direction: Direction) -> _Packets:
+    def _kind(self, plan: Plan, direction: Direction) -> tuple[tuple[Any, ...], _Packets]:
         """The packets of a direction that are like those of ``plan``: by which rule they are predicted changes little."""
         down = direction == "down"
         codec, link = (plan.codec_down, plan.link_down) if down else (plan.codec_up, plan.link_up)
@@ -138,8 +142,8 @@ class Costs:
             expected = carried(expected, link) if link else expected
             made = make_codec(codec)
             num_bytes, exact = sealed_bytes(made, expected)
-            self._packets[key] = _Packets(made, expected, num_bytes if exact else None, exact)
-        return self._packets[key]
+            self._packets[key] = _Packets(made, expected, num_bytes if exact else None)
+        return key, self._packets[key]
 
     def _down_bytes(self, device: int, plan: Plan) -> int:
         """Bytes that bring a device to the plan's version, what it missed included."""

@@ -4,7 +4,8 @@ In process the caller iterates it; on Ray it lives in the server's actor, and th
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -33,6 +34,7 @@ from .events import AnyEvent, Notice, RunStarted
 from .loop import Loop
 from .plan_maker import PlanMaker
 from .provenance import describe_init, provenance, seen_samples
+from .snapshot import collect, restore
 from .wall_clock import WallClock
 
 PoolMaker = Callable[[WorkloadSettings], Pool]
@@ -62,7 +64,7 @@ class Engine:
         ``make_pool`` None runs the devices in this process.
         """
         self.config = config
-        self._channel = channel or LocalChannel()
+        self.channel = channel or LocalChannel()
         fleet = config.load_fleet()
         check_names(config)
         settings = workload_settings(config, num_devices=fleet.num_devices)
@@ -70,7 +72,7 @@ class Engine:
         check_evaluation(config.evaluation, self.workload)
         self.server = Server(
             self.workload,
-            channel=self._channel,
+            channel=self.channel,
             optimiser=config.server.optimiser,
             link_memory_bytes=config.server.link_memory_bytes,
             link_disk_bytes=config.server.link_disk_bytes,
@@ -84,13 +86,13 @@ class Engine:
         comparison = Comparison(config, self.workload, fleet, costs)
         check_replay(policy, config, comparison)
         self._advice = advice(policy, config, comparison)
-        self._pool = make_pool(settings) if make_pool else self._inline_pool(settings, fleet)
+        self.pool = make_pool(settings) if make_pool else self._inline_pool(settings, fleet)
         started = time.perf_counter()
         clock: Clock
         if config.clock == "virtual":
-            clock = VirtualClock(fleet, self._pool, seed=config.seed)
+            clock = VirtualClock(fleet, self.pool, seed=config.seed)
         else:
-            clock = WallClock(self._pool, now=lambda: time.perf_counter() - started, estimate=costs.estimate)
+            clock = WallClock(self.pool, now=lambda: time.perf_counter() - started, estimate=costs.estimate)
         self._fleet = fleet
         ledger = Ledger()
         self._loop = Loop(
@@ -98,10 +100,10 @@ class Engine:
             fleet=fleet,
             policy=policy,
             server=self.server,
-            pool=self._pool,
+            pool=self.pool,
             clock=clock,
             costs=costs,
-            evaluator=Evaluator(config, fleet=fleet, server=self.server, pool=self._pool, ledger=ledger),
+            evaluator=Evaluator(config, fleet=fleet, server=self.server, pool=self.pool, ledger=ledger),
             ledger=ledger,
             new_plan=PlanMaker(config, part),
         )
@@ -109,7 +111,27 @@ class Engine:
     def _inline_pool(self, settings: WorkloadSettings, fleet: Fleet) -> InlinePool:
         """Devices and partition hosts in this process."""
         hosts = [PartitionHost(settings, self.config.replay) for _ in range(fleet.hosts.count)]
-        return InlinePool(Device(settings), self._channel, hosts)
+        return InlinePool(Device(settings), self.channel, hosts)
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint must hold, at a moment at which a version has just closed; what hosts buffer is apart from it."""
+        return {"data": self.workload.data.digest(), "loop": collect(self._loop)}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Put in what was saved, and begin again with what was in flight. Raises ``ValueError`` for other data."""
+        digest = self.workload.data.digest()
+        for name, found in digest.items():
+            if saved["data"].get(name) != found:
+                raise ValueError(
+                    f"data: the {name} has hash {found}; the run that is resumed had {saved['data'].get(name)}"
+                )
+        restore(self._loop, saved["loop"])
+        self._loop.resume()
+
+    def go_on(self, notices: Sequence[str]) -> Iterator[AnyEvent]:
+        """Every further event of a run that was resumed."""
+        yield from (Notice(time_s=self._loop.time_s, text=text) for text in (*notices, *self.pool.notices()))
+        yield from self._loop.events()
 
     def events(self) -> Iterator[AnyEvent]:
         """Every event of the run."""
@@ -119,8 +141,13 @@ class Engine:
             yield Notice(text=seen)
         if self._fleet.simulates_faults and self.config.clock == "wall":
             yield Notice(text="clock is 'wall': availability, dropout and jitter of the fleet are not acted on")
-        yield from (Notice(text=text) for text in (*self._advice, *self._pool.notices()))
+        yield from (Notice(text=text) for text in (*self._advice, *self.pool.notices()))
         yield from self._loop.events()
+
+    @property
+    def num_hosts(self) -> int:
+        """Partition hosts of the fleet."""
+        return self._fleet.hosts.count
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The current model's tensors."""
@@ -128,7 +155,7 @@ class Engine:
 
     def close(self) -> None:
         """End the pool's workers, and remove what is on disk."""
-        self._pool.close()
+        self.pool.close()
         self.server.close()
 
     def _started(self) -> RunStarted:
@@ -146,7 +173,7 @@ class Engine:
             parameters=spec.parameters,
             blocks=spec.block_names,
             samples=sum(data.num_samples(device) for device in range(self._fleet.num_devices)),
-            workers=self._pool.num_workers,
+            workers=self.pool.num_workers,
             data=data.digest(),
             init=describe_init(self.workload),
             skipped_files=data.skipped,

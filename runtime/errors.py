@@ -4,6 +4,7 @@ FedbonsaiError
 ├── ConfigError      a user's mistake: one sentence with field, value and what is allowed (exit code 2)
 ├── ClusterError     the cluster cannot be reached, or lacks what the run needs (exit code 2)
 └── RunError         the run cannot go on: carries device, round and stage where they are known (exit code 1)
+    └── ServerDied   the server's actor is gone: a run with checkpoints goes on with another
 """
 
 
@@ -36,3 +37,11 @@ class RunError(FedbonsaiError):
         super().__init__(f"{', '.join(where)}: {message}" if where else message)
         self.message, self.device, self.round, self.stage = message, device, round_, stage
         self.trace = ""  # of a user's code or of a bug, in whichever process it was raised
+
+
+class ServerDied(RunError):
+    """The server's actor is gone, and with it all that no checkpoint holds."""
+
+    def __init__(self, message: str) -> None:
+        """``message``: how it died."""
+        super().__init__(message, stage="server")

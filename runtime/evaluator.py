@@ -30,6 +30,8 @@ _FIRST_ID = 1 << 48  # far above the ids of training plans
 class Evaluator:
     """Runs evaluations; which devices take part is drawn once from the seed."""
 
+    SAVED = ("_next_id",)  # by a checkpoint
+
     def __init__(self, config: Config, *, fleet: Fleet, server: Server, pool: Pool, ledger: Ledger) -> None:
         """Choose the devices."""
         self._config, self._fleet = config, fleet

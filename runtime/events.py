@@ -112,6 +112,15 @@ class RunEnded(Event, frozen=True, kw_only=True):
 
 AnyEvent = RunStarted | RoundStarted | PlanEnded | VersionClosed | Evaluated | Notice | RunEnded
 
+
+def read_event(line: bytes) -> AnyEvent:
+    """An event from its line of JSON, where what is not finite is null."""
+    raw = msgspec.json.decode(line)
+    metrics = raw.get("report", {}).get("metrics", {})
+    metrics.update({name: math.nan for name, value in metrics.items() if value is None})
+    return msgspec.convert(raw, AnyEvent)  # type: ignore[no-any-return]
+
+
 __all__ = [
     "AnyEvent",
     "Evaluated",

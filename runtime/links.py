@@ -42,6 +42,8 @@ class Transfer:
 class Links:
     """All transfers under way."""
 
+    SAVED = ("_transfers", "_first", "_stale")  # by a checkpoint
+
     def __init__(self, capacities: Mapping[Link, float]) -> None:
         """``capacities``: bytes per second of each shared link."""
         self._capacities = dict(capacities)

@@ -22,6 +22,7 @@ from types import MappingProxyType
 import msgspec
 import numpy as np
 
+from ..actors.messages import Dispatch
 from ..actors.partition_host import BufferedViews
 from ..actors.plan_message import plan_message
 from ..actors.pool import Finished, Pool, Task
@@ -50,6 +51,10 @@ from .stopping import Stopping
 class Loop:
     """One run's control: which plans are out, what they cost, what came of them."""
 
+    SAVED = ("_server", "_clock", "_costs", "_evaluator", "_ledger", "_stopping", "_policy_state", "_in_flight", "_busy",
+             "_sent", "_last_reports", "_participation", "_evaluation", "_evaluated", "_trainings", "_folds", "_answers",
+             "_faults", "_first_failure", "_first_fault", "_views", "_next_id", "_decisions", "_round")  # fmt: skip
+
     def __init__(
         self,
         config: Config,
@@ -73,11 +78,16 @@ class Loop:
         self._policy_state = policy.init()
         self._in_flight: dict[int, Plan] = {}  # by plan id
         self._busy: dict[int, Plan] = {}  # by device
+        self._sent: dict[int, Dispatch] = {}  # by plan id
         self._last_reports: dict[int, Report] = {}
         self._participation: dict[int, int] = {}
         self._evaluation: dict[str, float] = {}
+        self._evaluated: Evaluated | None = None
+        self._stopping = Stopping(config.stop)
         # Training plans sent, updates folded, evaluations that came back.
         self._trainings = self._folds = self._answers = 0
+        self._faults = 0  # plans that failed, were rejected, or were lost with their workers
+        self._first_failure: Report | None = None
         self._first_fault: Report | None = None
         self._views: dict[int, BufferedViews] = {}  # by host
         self._next_id = 1
@@ -110,21 +120,36 @@ class Loop:
 
     def _rounds(self) -> Generator[AnyEvent, None, str]:
         """Round after round; why the run ends."""
-        stopping = Stopping(self._config.stop)
-        evaluated: Evaluated | None = None
-        while (reason := self._reason(stopping, evaluated)) is None:
+        every = self._config.evaluation.every
+        while True:
+            if self._version and self._version % every == 0:  # where a run that is resumed goes on
+                yield from self._evaluate()
+            if (reason := self._reason()) is not None:
+                break
             version = self._version
             while self._version == version:
                 yield from self._step()
-            if self._version % self._config.evaluation.every == 0:
-                evaluated = yield from self._evaluate(stopping)
+        evaluated = self._evaluated
         if evaluated is None or evaluated.version != self._version:  # so that the summary speaks of the final model
-            yield from self._evaluate(stopping)
+            yield from self._evaluate()
         return reason
 
-    def _reason(self, stopping: Stopping, evaluated: Evaluated | None) -> str | None:
+    def resume(self) -> None:
+        """All that was saved is in its place: have the pool begin again with what it had not given back."""
+        self._round.opened_wall = time.perf_counter()
+        for plan_id, sent in self._sent.items():
+            journey, split = self._clock.journeys.get(plan_id), sent.plan.split
+            known = journey.finished if journey is not None else None
+            if known is None:
+                self._submit(sent)
+            elif split is not None and split.mode == "ecofed" and known.report.outcome == Outcome.DONE:
+                self._submit(sent)  # what it has uploaded is no view yet, and its host has forgotten it
+                self._pool.result(plan_id)
+
+    def _reason(self) -> str | None:
         """Why the run ends with the version that has just closed, or None."""
-        return stopping.reason(
+        evaluated = self._evaluated
+        return self._stopping.reason(
             version=self._version,
             time_s=self._clock.time_s,
             num_bytes=self._travelled("up") + self._travelled("down"),
@@ -150,6 +175,7 @@ class Loop:
             yield Notice(time_s=self._clock.time_s, text=text)
         if arrival is not None:
             yield self._receive(arrival)
+            self._check_faults()
         if self._closing(arrival):
             yield from self._close()
 
@@ -162,6 +188,11 @@ class Loop:
             return False
         self._clock.wait(until_s)
         return True
+
+    @property
+    def time_s(self) -> float:
+        """The clock's second."""
+        return self._clock.time_s
 
     @property
     def _version(self) -> int:
@@ -250,18 +281,10 @@ class Loop:
             raise RunError(str(error), device=plan.device, round_=self._version, stage="dispatch") from error
         self._next_id += 1
         sent = self._server.send(plan)
-        plan, group = sent.plan, self._fleet.group_of(plan.device)
-        task = Task(
-            plan=plan,
-            packets=sent.packets,
-            state=sent.state,
-            group=group,
-            host_packets=tuple(message.reference for message in sent.host_messages),
-            num_samples=self._samples[plan.device],
-        )
+        plan = sent.plan
         # Of a plan that is lost before it has a result, nothing is worked out.
         wanted = self._clock.dispatch(plan, down_bytes=sent.num_bytes, flops=flops, peak_memory_bytes=memory, work=work)
-        control = self._pool.submit(task) if wanted else len(plan_message(plan))
+        control = self._submit(sent) if wanted else len(plan_message(plan))
         for message in sent.messages:
             self._ledger.record("down", kind=message.kind, device=plan.device, num_bytes=message.num_bytes)
         if sent.messages and sent.messages[-1].kind == "weights":
@@ -269,9 +292,25 @@ class Loop:
         if plan.split is None or plan.split.view is None:  # of a replay the device hears nothing
             self._ledger.record("down", kind="control", device=plan.device, num_bytes=control)
         self._in_flight[plan.id] = plan
+        if wanted:
+            self._sent[plan.id] = sent
         self._busy[plan.device] = plan
         self._trainings += plan.objective.kind != "evaluate"
         self._round.sent(plan, time_s=self._clock.time_s)
+
+    def _submit(self, sent: Dispatch) -> int:
+        """Have the pool work on a plan; the bytes of its message."""
+        plan = sent.plan
+        return self._pool.submit(
+            Task(
+                plan=plan,
+                packets=sent.packets,
+                state=sent.state,
+                group=self._fleet.group_of(plan.device),
+                host_packets=tuple(message.reference for message in sent.host_messages),
+                num_samples=self._samples[plan.device],
+            )
+        )
 
     @property
     def _delivered(self) -> bool:
@@ -296,11 +335,24 @@ class Loop:
             stage=fault.stage,
         )
 
+    def _check_faults(self) -> None:
+        """End the run that has had more faults than it may have."""
+        most, fault = self._config.max_failures, self._first_failure
+        if fault is None or most is None or self._faults <= most:
+            return
+        raise RunError(
+            f"{self._faults} plans have failed, were rejected or lost; max_failures is {most}; the first fault: {fault.error}",
+            device=fault.plan.device,
+            round_=fault.plan.version,
+            stage=fault.stage,
+        )
+
     def _receive(self, arrival: Arrival) -> PlanEnded:
         """A plan has come to its end: fold its update, or count what became of it."""
         finished = arrival.finished
         plan, report = finished.plan, msgspec.structs.replace(finished.report, virtual=arrival.virtual)
         self._in_flight.pop(plan.id)
+        self._sent.pop(plan.id, None)
         self._busy.pop(plan.device)
         if plan.split is not None and plan.split.mode == "ecofed":
             self._views[plan.split.host] = self._pool.settle(plan, keep=report.outcome != Outcome.LOST)
@@ -330,6 +382,10 @@ class Loop:
             self._answers += plan.objective.kind == "evaluate"
         elif report.outcome != Outcome.LATE:
             self._first_fault = self._first_fault or report
+            if (
+                report.outcome in (Outcome.FAILED, Outcome.REJECTED) or report.stage == "run"
+            ):  # devices that drop out are none
+                self._faults, self._first_failure = self._faults + 1, self._first_failure or report
         if not behind:
             self._round.ended(report)
         if report.outcome == Outcome.DONE:
@@ -411,16 +467,15 @@ class Loop:
             wall_s=self._round.opened_wall - round_.opened_wall,
         )
 
-    def _evaluate(self, stopping: Stopping) -> Generator[AnyEvent, None, Evaluated | None]:
+    def _evaluate(self) -> Iterator[AnyEvent]:
         """Evaluate the current version where the configuration says."""
         clock = self._clock
         evaluated = self._evaluator.evaluate(self._version, time_s=clock.time_s, unreachable=clock.unreachable())
         if evaluated is None:
-            return None
+            return
         self._evaluation = evaluated.figures
-        evaluated = msgspec.structs.replace(evaluated, best=stopping.note(evaluated.figures))
-        yield evaluated
-        return evaluated
+        self._evaluated = msgspec.structs.replace(evaluated, best=self._stopping.note(evaluated.figures))
+        yield self._evaluated
 
     def _abandon(self, why: str) -> Iterator[AnyEvent]:
         """The run is over: plans still in flight end as late."""
@@ -429,5 +484,5 @@ class Loop:
             self._clock.cancel(plan.id)
             self._server.abandon(plan)
             yield self._ended(Report(plan=plan, outcome=Outcome.LATE, error=why))
-        self._in_flight.clear()
-        self._busy.clear()
+        for held in (self._in_flight, self._sent, self._busy):
+            held.clear()

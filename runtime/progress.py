@@ -94,7 +94,7 @@ class Progress:
         if isinstance(event, RunEnded) and self._untold:
             self._console.print(self._untold)
 
-    def finish(self, summary: Mapping[str, Any], reports: Mapping[int, PlanEnded], *, folder: Path) -> None:
+    def finish(self, summary: Mapping[str, Any], reports: Mapping[int, PlanEnded], *, folder: Path | None) -> None:
         """Print what each device did, and what the run came to."""
         self._console.print(device_table(reports))
         figures = [f"{summary['rounds']} rounds"]
@@ -104,7 +104,8 @@ class Progress:
         figures.append(f"{summary['virtual_s']:.1f} s simulated, {summary['wall_s']:.1f} s here")
         figures.append(f"{size(summary['up_bytes'])} up, {size(summary['down_bytes'])} down")
         self._console.print("; ".join(figures) + f" ({summary['reason']})")
-        self._console.print(f"run folder: {folder}", soft_wrap=True)
+        if folder is not None:
+            self._console.print(f"run folder: {folder}", soft_wrap=True)
 
     def _round(self, closed: VersionClosed) -> None:
         """Move the bar on, or print a line (the first, the last, and at most two a second)."""

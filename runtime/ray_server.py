@@ -10,10 +10,13 @@ from ..learning.workload import WorkloadSettings
 from ..policies.policy import Policy
 from .config import Config
 from .engine import Engine
+from .saver import SavePlan
 from .service import Service
 
 
-def make_service(config: Config, policy: Policy, *, placement: Any, bundles: list[Bundle], hosts: list[int]) -> Service:
+def make_service(
+    config: Config, policy: Policy, save: SavePlan | None, *, placement: Any, bundles: list[Bundle], hosts: list[int]
+) -> Service:
     """The engine and its service; workers are started in ``bundles`` of the placement group, partition hosts in ``hosts``."""
     timeout_s = config.ray.placement_timeout_s
 
@@ -30,4 +33,4 @@ def make_service(config: Config, policy: Policy, *, placement: Any, bundles: lis
             stuck_after_s=config.ray.stuck_after_s,
         )
 
-    return Service(Engine(config, policy, make_pool=make_pool, channel=RayChannel()))
+    return Service(Engine(config, policy, make_pool=make_pool, channel=RayChannel()), save)

@@ -34,8 +34,9 @@ from ..clusters.ray_cluster import Cluster, join, start_local
 from ..clusters.user_modules import runtime_env_for
 from ..policies.policy import Policy
 from .config import Config
-from .errors import ClusterError, FedbonsaiError, RunError
+from .errors import ClusterError, FedbonsaiError, RunError, ServerDied
 from .ray_server import make_service
+from .saver import SavePlan
 from .service import Step
 
 _SERVER_DIED = (RayActorError, OutOfMemoryError)  # the second: killed by Ray's memory monitor
@@ -44,13 +45,13 @@ _SERVER_DIED = (RayActorError, OutOfMemoryError)  # the second: killed by Ray's 
 class RaySession:
     """Everything on Ray that one run made."""
 
-    def __init__(self, config: Config, policy: Policy) -> None:
+    def __init__(self, config: Config, policy: Policy, save: SavePlan | None = None) -> None:
         """Start or join, place, and build the engine in its actor."""
         self._cluster: Cluster | None = None
         self._placement: Any = None
         self._host: Any = None
         try:
-            self._open(config, policy)
+            self._open(config, policy, save)
         except BaseException:
             self.close()
             raise
@@ -60,18 +61,25 @@ class RaySession:
         try:
             return msgspec.msgpack.decode(ray.get(self._host.call.remote("step")), type=Step)
         except _SERVER_DIED as error:
-            raise RunError(f"the server actor died: {str(error).splitlines()[0]}", stage="server") from error
+            raise _died(error) from error
+
+    def save(self, *, timeout_s: float) -> None:
+        """Write a checkpoint, if there is something new. Raises ``RunError`` where that did not come to an end in time."""
+        self._call("save", timeout_s=timeout_s)
 
     def weights(self, which: str, *, timeout_s: float) -> dict[str, torch.Tensor]:
         """Weights by name, copied out of the object store."""
-        tensors: dict[str, torch.Tensor]
-        try:
-            tensors = ray.get(self._host.call.remote("weights", which), timeout=timeout_s)
-        except GetTimeoutError as error:
-            raise RunError(f"the server did not hand out the weights within {timeout_s:g} s", stage="server") from error
-        except _SERVER_DIED as error:
-            raise RunError(f"the server actor died: {str(error).splitlines()[0]}", stage="server") from error
+        tensors: dict[str, torch.Tensor] = self._call("weights", which, timeout_s=timeout_s)
         return {name: tensor.clone() for name, tensor in tensors.items()}
+
+    def _call(self, method: str, *arguments: Any, timeout_s: float) -> Any:
+        """Call the service."""
+        try:
+            return ray.get(self._host.call.remote(method, *arguments), timeout=timeout_s)
+        except GetTimeoutError as error:
+            raise RunError(f"the server did not answer {method!r} within {timeout_s:g} s", stage="server") from error
+        except _SERVER_DIED as error:
+            raise _died(error) from error
 
     def close(self) -> None:
         """Release what the run made, in the reverse order."""
@@ -93,7 +101,7 @@ class RaySession:
             self._cluster.close()
             self._cluster = None
 
-    def _open(self, config: Config, policy: Policy) -> None:
+    def _open(self, config: Config, policy: Policy, save: SavePlan | None) -> None:
         """The steps of getting ready; each names what is wrong in one sentence."""
         options, fleet = config.ray, config.load_fleet()
         workers = config.workers or _cores()
@@ -126,7 +134,7 @@ class RaySession:
         self._placement = make_placement_group(
             specs, strategy="PACK", timeout_s=options.placement_timeout_s, label_selectors=selectors, names=names
         )
-        make = partial(make_service, config, policy, placement=self._placement, bundles=bundles, hosts=hosts)
+        make = partial(make_service, config, policy, save, placement=self._placement, bundles=bundles, hosts=hosts)
         own_env = runtime_env if not self._cluster.started and not joined else self._cluster.runtime_env
         self._host = start_host(placement=self._placement, bundle=0, cpus=options.server_cpus, runtime_env=own_env)
         try:
@@ -140,6 +148,10 @@ class RaySession:
             raise
         except _SERVER_DIED as error:
             raise RunError(f"the server actor died while it started: {str(error).splitlines()[0]}") from error
+
+
+def _died(error: BaseException) -> ServerDied:
+    return ServerDied(f"the server actor died: {str(error).splitlines()[0]}")
 
 
 @contextmanager

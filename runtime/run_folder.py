@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,27 +26,63 @@ import yaml
 
 from .config import Config
 from .errors import ConfigError, RunError
-from .events import AnyEvent
+from .events import AnyEvent, read_event
 
 PACKAGES = ("fedbonsai", "torch", "torchvision", "ray", "numpy", "msgspec", "lz4", "xxhash", "safetensors")
+
+
+_EVENTS = "events.jsonl"
 
 
 class RunFolder:
     """Writes the folder of one run."""
 
-    def __init__(self, path: Path, config: Config) -> None:
-        """Create the folder; raises ``ConfigError`` when it cannot be written or holds something already."""
+    def __init__(self, path: Path, config: Config, *, resumes: bool = False) -> None:
+        """Create the folder; raises ``ConfigError`` when it cannot be written or holds something already.
+
+        ``resumes``: the folder of a run that goes on. Its log is cut by ``cut``, and what it was stays told in config.yaml.
+        """
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
+            if resumes:
+                self._events: TextIO = (path / _EVENTS).open("a", encoding="utf-8")
+                self._lock()
+                return
             if any(path.iterdir()):
                 raise ConfigError(f"out is {str(path)!r}, which is not empty; name a new folder")
             # First, and only if it is not there: of two runs that found the folder empty, one gets it.
-            self._events: TextIO = (path / "events.jsonl").open("x", encoding="utf-8")
+            self._events = (path / _EVENTS).open("x", encoding="utf-8")
+            self._lock()
             (path / "config.yaml").write_text(yaml.safe_dump(resolved(config), sort_keys=False))
             (path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
         except OSError as error:
             raise ConfigError(f"out is {str(path)!r}, which cannot be written: {error.strerror}") from error
+
+    @property
+    def num_events(self) -> int:
+        """Whole lines of the log."""
+        with (self.path / _EVENTS).open("rb") as file:
+            return sum(line.endswith(b"\n") for line in file)
+
+    def cut(self, num_events: int) -> None:
+        """Keep so many events of the log, in one step: those after them will happen again."""
+        partial = self.path / f"{_EVENTS}.partial"
+        with self._told():
+            with (self.path / _EVENTS).open("rb") as whole, partial.open("wb") as kept:
+                kept.writelines(islice(whole, num_events))
+                kept.flush()
+                os.fsync(kept.fileno())
+            partial.replace(self.path / _EVENTS)
+            self._events.close()
+            self._events = (self.path / _EVENTS).open("a", encoding="utf-8")
+            self._lock()
+
+    def events(self) -> Iterator[AnyEvent]:
+        """The log, as events."""
+        with (self.path / _EVENTS).open("rb") as file:
+            for line in file:
+                yield read_event(line)
 
     def note(self, event: AnyEvent) -> None:
         """Append an event."""
@@ -79,6 +116,18 @@ class RunFolder:
         """No more events."""
         with self._told():
             self._events.close()
+
+    def _lock(self) -> None:
+        """Of two processes that write one folder, the second is told so. The lock goes with its process."""
+        try:
+            import fcntl
+        except ImportError:  # not a POSIX system: there is no such lock
+            return
+        try:
+            fcntl.flock(self._events, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._events.close()
+            raise ConfigError(f"out is {str(self.path)!r}, which another process is writing") from error
 
     @contextmanager
     def _told(self, *others: type[Exception]) -> Iterator[None]:

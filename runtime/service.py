@@ -19,6 +19,7 @@ from ..actors.pool import WorkerFailure
 from .engine import Engine
 from .errors import ConfigError, FedbonsaiError, RunError
 from .events import AnyEvent, Evaluated, RunStarted, VersionClosed
+from .saver import SavePlan, Saver
 
 _BATCH_S = 0.25
 
@@ -48,11 +49,17 @@ class Step(msgspec.Struct, frozen=True):
 class Service:
     """Drives an engine. The best weights so far are kept, so that the driver may fetch them at the end."""
 
-    def __init__(self, engine: Engine) -> None:
-        """Nothing has happened yet."""
+    def __init__(self, engine: Engine, plan: SavePlan | None = None) -> None:
+        """Nothing has happened yet, or all that the checkpoint holds which ``plan`` names. Raises ``ValueError``."""
         self._engine = engine
-        self._events: Iterator[AnyEvent] = engine.events()
         self._best: dict[str, torch.Tensor] | None = None
+        self._count = 0  # events so far
+        self._closed: int | None = None  # the version that closed with the last event
+        self._saver = Saver(engine, plan, num_hosts=engine.num_hosts) if plan is not None else None
+        if self._saver is not None:
+            self._count, self._best = self._saver.start()
+        resumed = plan is not None and plan.manifest is not None
+        self._events: Iterator[AnyEvent] = engine.go_on(plan.notices) if plan and resumed else engine.events()
 
     def step(self) -> bytes:
         """Advance for about a quarter of a second, or to the end of the round or of the start; a ``Step`` in msgpack.
@@ -63,12 +70,17 @@ class Service:
         until = time.monotonic() + _BATCH_S
         over, fault = False, None
         try:
+            if self._saver is not None and self._closed is not None and self._saver.due(self._closed):
+                self.save()  # the driver has written its events by now
+            self._closed = None
             while time.monotonic() < until:
                 event = next(self._events, None)
                 if event is None:
                     over = True
                     break
                 events.append(event)
+                self._count += 1
+                self._closed = event.version if isinstance(event, VersionClosed) else None
                 if isinstance(event, Evaluated) and event.best:
                     self._best = self._engine.weights()
                 if isinstance(
@@ -82,6 +94,11 @@ class Service:
     def weights(self, which: str) -> dict[str, torch.Tensor]:
         """The "final" (current) weights, or the "best" by evaluation (the current ones before the first)."""
         return self._best if which == "best" and self._best is not None else self._engine.weights()
+
+    def save(self) -> None:
+        """Write a checkpoint of the version that closed with the last event; harmless where none did."""
+        if self._saver is not None and self._closed is not None:
+            self._saver.save(self._closed, events=self._count, best=self._best)
 
     def close(self) -> None:
         """End the workers."""

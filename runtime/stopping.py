@@ -9,6 +9,8 @@ from .config import Stop
 class Stopping:
     """Keeps the best evaluation: the highest accuracy where there is one, else the lowest loss."""
 
+    SAVED = ("_best", "_since_best")  # by a checkpoint
+
     def __init__(self, rules: Stop) -> None:
         """No evaluation yet."""
         self._rules = rules

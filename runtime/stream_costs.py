@@ -32,6 +32,8 @@ Row = Callable[..., PartCost]
 class StreamCosts:
     """Work and packets of split plans, remembered by what they depend on."""
 
+    SAVED = ("_observed",)  # by a checkpoint
+
     def __init__(self, workload: Workload, fleet: Fleet, *, row: Row) -> None:
         """``row``: the cost of a part under a training setting, and whether it makes a gradient of what enters it."""
         self._workload, self._fleet, self._row = workload, fleet, row

@@ -18,7 +18,6 @@ import heapq
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
 
 from .links import Direction, Link, Links
 from .stream_load import Load, Route
@@ -72,6 +71,8 @@ class _Host:
 class Streams:
     """All streams under way. Their packets share ``up`` and ``down`` with whatever else is there, under their plan's number."""
 
+    SAVED = ("_streams", "_hosts", "_events", "_next")  # by a checkpoint
+
     def __init__(self, *, up: Links, down: Links) -> None:
         """None yet. Whoever owns the links says when a packet ``landed``."""
         self._links = {"up": up, "down": down}
@@ -79,7 +80,7 @@ class Streams:
         self._hosts: defaultdict[int, _Host] = defaultdict(_Host)
         # (second, plan, number of the event, what, micro-batch, the same second since the stream began)
         self._events: list[tuple[float, int, int, int, int, float]] = []
-        self._order = count()
+        self._next = 0  # number of the next event
 
     def begin(self, plan_id: int, load: Load, route: Route, *, now_s: float) -> None:
         """The device has all that it needs."""
@@ -244,4 +245,5 @@ class Streams:
             self._compute(host, stream, number, max(came_s, free_s))
 
     def _event(self, stream: _Stream, kind: int, number: int, at_s: float) -> None:
-        heapq.heappush(self._events, (stream.began_s + at_s, stream.plan_id, next(self._order), kind, number, at_s))
+        heapq.heappush(self._events, (stream.began_s + at_s, stream.plan_id, self._next, kind, number, at_s))
+        self._next += 1

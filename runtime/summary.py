@@ -22,9 +22,14 @@ class Summary:
 
     def __init__(self) -> None:
         """Nothing has happened yet."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all."""
         self.status = "running"
         self.reason = ""
         self.wall_s = 0.0
+        self.rounds_wall_s = 0.0
         self._started: RunStarted | None = None
         self._ended: RunEnded | None = None
         self._closed: VersionClosed | None = None
@@ -55,6 +60,7 @@ class Summary:
             self._peak = max(self._peak, event.report.measured.peak_memory_bytes)
         elif isinstance(event, VersionClosed):
             self._closed = event
+            self.rounds_wall_s += event.wall_s
             self._round_walls.append(event.wall_s)
         elif isinstance(event, Evaluated):
             self._evaluated = event

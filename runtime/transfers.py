@@ -9,6 +9,8 @@ from .links import SERVER_LINK, Direction, Link, Links, capacities, crossed
 class Transfers:
     """The packets under way. ``down`` and ``up`` hold those on shared links, among others that are not ours."""
 
+    SAVED = ("down", "up")  # by a checkpoint
+
     def __init__(self, fleet: Fleet) -> None:
         """None yet."""
         self.down = Links(capacities(fleet, "down"))

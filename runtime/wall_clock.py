@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from ..actors.pool import Pool
 from ..policies.plan import Plan
 from ..policies.report import Estimate
-from .journey import Arrival
+from .journey import Arrival, Journey
 from .stream_load import Work
 
 
@@ -18,11 +18,21 @@ class WallClock:
         self._pool = pool
         self._now = now
         self._estimate = estimate
+        self._before_s = 0.0  # of a run that was resumed
+        self.journeys: dict[int, Journey] = {}  # nothing is simulated
 
     @property
     def time_s(self) -> float:
         """Seconds since the start of the run."""
-        return self._now()
+        return self._before_s + self._now()
+
+    def saved(self) -> float:
+        """What a checkpoint must hold: the time."""
+        return self.time_s
+
+    def restore(self, time_s: float) -> None:
+        """Go on from there."""
+        self._before_s = time_s - self._now()
 
     def dispatch(
         self, plan: Plan, *, down_bytes: int, flops: int, peak_memory_bytes: int, work: Work | None = None

@@ -9,10 +9,10 @@ import torch
 from fedbonsai.learning.data.digits import load_digits
 from fedbonsai.learning.store import model_hash
 from fedbonsai.policies.select import Fastest
-from fedbonsai.runtime.api import InlineSession
 from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import PlanEnded, RunEnded, RunStarted, VersionClosed
 from fedbonsai.runtime.run_folder import RunFolder
+from fedbonsai.runtime.session import InlineSession
 
 
 def accuracy_of(model):

@@ -13,6 +13,7 @@ from fedbonsai.clusters.fleet import names as fleet_names
 from fedbonsai.policies.presets import PRESETS
 from fedbonsai.runtime import cli
 from fedbonsai.runtime.errors import ClusterError, ConfigError, RunError
+from fedbonsai.runtime.sigterm import Sigterm
 
 
 @pytest.fixture(name="call")
@@ -213,7 +214,7 @@ def test_sigterm_is_left_as_it_was(call):
 
 
 def test_sigterm_interrupts_once():
-    sigterm = cli.Sigterm()
+    sigterm = Sigterm()
     with sigterm:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)

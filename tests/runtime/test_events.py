@@ -15,6 +15,7 @@ from fedbonsai.runtime.events import (
     RunEnded,
     RunStarted,
     VersionClosed,
+    read_event,
 )
 
 
@@ -85,3 +86,15 @@ def test_a_loss_that_is_no_number_can_be_read_back():
     read = msgspec.json.decode(line, type=AnyEvent)
     assert read.server == {"loss": None, "accuracy": 0.5}
     assert math.isnan(read.figures["loss"])
+
+
+def test_a_line_of_the_log_can_be_read_back(examples):
+    for event in examples:
+        assert read_event(msgspec.json.encode(event)) == event
+
+
+def test_metrics_that_are_no_numbers_can_be_read_back(make_plan):
+    event = PlanEnded(report=Report(plan=make_plan(1), metrics={"loss": math.nan, "accuracy": 0.5}), fleet_class="b")
+    found = read_event(msgspec.json.encode(event)).report.metrics
+    assert math.isnan(found["loss"])
+    assert found["accuracy"] == 0.5

@@ -554,6 +554,25 @@ def test_an_answer_without_an_update_is_rejected():
     assert (report.outcome, report.stage, report.error) == (Outcome.REJECTED, "fold", "it came without an update")
 
 
+@pytest.mark.parametrize(("most", "rounds"), [(0, 0), (3, 3), (None, 6)])
+def test_more_faults_than_it_may_have_end_a_run_with_the_first(most, rounds):
+    config = load_config(config_of(stop={"rounds": 6}, max_failures=most))
+    make_pool = lambda settings: AlteringPool(settings, lambda found: replace(found, update=None))  # noqa: E731
+    events, error = [], ""
+    try:
+        for event in Engine(config, Do(everyone), make_pool=make_pool).events():
+            events.append(event)
+    except RunError as raised:
+        error = str(raised)
+    assert len(closed(events)) == rounds
+    assert error == (
+        ""
+        if most is None
+        else f"device 1, round 0, stage fold: {most + 1} plans have failed, were rejected or lost; max_failures is {most}; "
+        "the first fault: it came without an update"
+    )
+
+
 def test_whatever_a_users_codec_raises_at_the_server_is_that_plans_fault():
     fault = {"name": "users_parts:Breaks", "options": {"seed": derive(0, "plan", 1, 0)}}
     report = altered(lambda found: found, codecs={"up": [fault]})

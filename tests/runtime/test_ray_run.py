@@ -244,8 +244,8 @@ def alive(pid):
 
 
 def test_a_signal_waits_until_ray_has_started_and_a_second_one_does_not():
-    from fedbonsai.runtime.cli import Sigterm
     from fedbonsai.runtime.ray_session import _signals_later
+    from fedbonsai.runtime.sigterm import Sigterm
     from ray._private import utils
 
     def start(*numbers):

@@ -13,7 +13,15 @@ from fedbonsai.runtime.events import Notice
 from fedbonsai.runtime.run_folder import PACKAGES, RunFolder, default_path, environment
 from safetensors.torch import load_file, safe_open
 
-FILES = ["best.safetensors", "config.yaml", "environment.json", "events.jsonl", "final.safetensors", "summary.json"]
+FILES = [
+    "best.safetensors",
+    "checkpoints",
+    "config.yaml",
+    "environment.json",
+    "events.jsonl",
+    "final.safetensors",
+    "summary.json",
+]
 
 
 @pytest.fixture(name="finished", scope="module")

@@ -1,0 +1,109 @@
+"""Takes checkpoints of an engine, and puts them back: its state, the best weights so far, and what hosts have buffered.
+
+Lives where the engine lives. What a host has buffered was sent once and never changes, so it is fetched and written once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..actors.replay_saved import SavedViews
+from ..actors.replay_upload import ViewKey
+from .checkpoint_files import open_files
+from .checkpoints import Checkpoints, Damaged, Manifest
+from .config import CheckpointSettings
+from .engine import Engine
+from .errors import RunError
+from .snapshot import Stored
+
+
+@dataclass(frozen=True)
+class SavePlan:
+    """Where checkpoints of a run go and when; and, of one that is resumed, the one that it goes on from, and what to tell.
+
+    ``run``: names what must be equal in all runs that share a checkpoint.
+    """
+
+    place: str
+    settings: CheckpointSettings
+    run: str
+    manifest: Manifest | None = None
+    notices: tuple[str, ...] = ()
+
+
+class Saver:
+    """One engine's checkpoints."""
+
+    def __init__(self, engine: Engine, plan: SavePlan, *, num_hosts: int) -> None:
+        """Raises ``ValueError`` for a place that cannot be used."""
+        self._engine, self._plan, self._num_hosts = engine, plan, num_hosts
+        self._checkpoints = open_checkpoints(plan, channel=engine.channel)
+        self._bodies: list[dict[ViewKey, Stored]] = [{} for _ in range(num_hosts)]
+
+    def start(self) -> tuple[int, dict[str, Tensor] | None]:
+        """Put back the checkpoint that the plan names: events so far, and the best weights. Raises ``ValueError``."""
+        manifest = self._plan.manifest
+        best: dict[str, Tensor] | None = None
+        if manifest is not None:
+            try:
+                saved = self._checkpoints.read(manifest)
+            except Damaged as error:
+                raise RunError(f"the checkpoint changed while it was read: {error}", stage="checkpoint") from error
+            best = saved["best"]
+            for number, (views, bodies) in enumerate(saved["hosts"]):
+                self._restore_host(number, views, bodies)
+            self._engine.restore(saved["engine"])  # last: it begins again with what was in flight
+        self._checkpoints.start(manifest)
+        return (manifest.events, best) if manifest is not None else (0, None)
+
+    def due(self, version: int) -> bool:
+        """Whether a checkpoint of this version is to be written now."""
+        return self._checkpoints.due(version)
+
+    def save(self, version: int, *, events: int, best: Mapping[str, Tensor] | None) -> None:
+        """Write a checkpoint; raises ``RunError`` where that fails."""
+        self._checkpoints.begin()
+        hosts = [self._save_host(number) for number in range(self._num_hosts)]
+        value = {"engine": self._engine.saved(), "best": best, "hosts": hosts}
+        self._checkpoints.write(value, version=version, events=events)
+
+    def _save_host(self, number: int) -> tuple[SavedViews | None, dict[ViewKey, Stored]]:
+        """What a host has buffered; bodies that no checkpoint has had yet are written now."""
+        known = self._bodies[number]
+        views: SavedViews | None = self._engine.pool.call_host(number, "saved", set(known))
+        if views is None:
+            self._bodies[number] = {}
+            return None, {}
+        for key, body in views.bodies.items():
+            known[key] = self._checkpoints.store(body.tobytes())
+        there = {key for key, _ in views.records}
+        self._bodies[number] = {key: stored for key, stored in known.items() if key in there}
+        views.bodies.clear()
+        return views, self._bodies[number]
+
+    def _restore_host(self, number: int, views: SavedViews | None, bodies: Mapping[ViewKey, Any]) -> None:
+        """Fill a host's buffer, one view at a time."""
+        if views is None or not views.records:
+            return
+        self._bodies[number] = dict(bodies)
+        self._engine.pool.call_host(number, "restore", views)
+        for disk, keys in ((False, views.memory), (True, views.disk)):
+            for key in keys:
+                body = np.frombuffer(bodies[key].read(), np.uint8)
+                self._engine.pool.call_host(number, "restore_body", key, body, disk)
+
+
+def open_checkpoints(plan: SavePlan, *, channel: Any) -> Checkpoints:
+    """The checkpoints of a plan's place. Raises ``ValueError``."""
+    settings = plan.settings
+    return Checkpoints(
+        open_files(plan.place),
+        channel=channel,
+        run=plan.run,
+        every=settings.every,
+        seconds=settings.seconds,
+        keep=settings.keep,
+    )

@@ -1,0 +1,91 @@
+"""What the tests of resuming share: a small run for every method, and how two runs are compared."""
+
+import json
+
+import fedbonsai
+from fedbonsai.runtime.events import PlanEnded
+
+LINK = {"memory_bytes": 10**9, "up_bytes_per_s": 10**6, "down_bytes_per_s": 10**6, "latency_s": 0.01}
+BASE = {
+    "backend": "inline",
+    "seed": 5,
+    "fleet": {
+        "classes": [{"name": f"c{i}", "count": 2, "flop_per_s": 1e8 / 2.5**i} | LINK for i in range(3)],
+        "hosts": {"count": 2},
+    },
+    "data": {"name": "synthetic", "kwargs": {"shape": [1, 8, 8], "samples_per_device": 24, "test_samples": 50}},
+    "training": {"batch_size": 8},
+    "evaluation": {"every": 2},
+    "stop": {"rounds": 8},
+}
+POLYNOMIAL = {"staleness": {"rule": "polynomial"}}
+BUFFERED = {"name": "asynchronous", "buffer": 2, "concurrency": 1.0}
+SHARED = {
+    "classes": [
+        {"name": f"c{i}", "count": 2, "flop_per_s": 1e8 / 2.5**i, "shared_link": "air"} | LINK for i in range(3)
+    ],
+    "shared_links": {"air": {"up_bytes_per_s": 10**5, "down_bytes_per_s": 10**5}},
+}
+UNSTEADY = {"dropout": {"before": 0.1, "during": 0.1, "after": 0.1}, "jitter": 0.2}
+METHODS = {
+    "fedavg": {},
+    "adam": {"server": {"optimiser": {"name": "adam", "learning_rate": 0.01}}},
+    "momentum": {"server": {"optimiser": {"name": "momentum"}}},
+    "resfed": {"preset": "resfed"},
+    "resfed, spilled": {"preset": "resfed", "server": {"link_memory_bytes": 60_000}},
+    "fedbuff": {"preset": "fedbuff"},
+    "fedasync": {"preset": "fedasync"},
+    "deadline, late plans": {
+        "policy": [{"name": "deadline", "deadline_s": 10.0, "close_after_s": 10.0}],
+        "server": POLYNOMIAL,
+        "fleet": SHARED,
+    },
+    "splitfed": {"preset": "splitfed"},
+    "ecofed": {"preset": "ecofed"},
+    "splitfed, in flight": {"policy": [BUFFERED, {"name": "splitfed"}], "server": POLYNOMIAL},
+    "ecofed, in flight": {
+        "policy": [BUFFERED, {"name": "ecofed", "period": 3}],
+        "server": POLYNOMIAL,
+    },
+    "devices that come and go": {
+        "preset": "fedbuff",
+        "fleet": {
+            "classes": [
+                {"name": f"c{i}", "count": 2, "flop_per_s": 1e8 / 2.5**i, "availability": 0.7} | LINK | UNSTEADY
+                for i in range(3)
+            ]
+        },
+    },
+    "residuals, in flight": {"policy": [BUFFERED, {"name": "residuals"}], "server": POLYNOMIAL},
+    "shared links": {"preset": "fedbuff", "fleet": SHARED},
+}
+
+
+def told(summary):
+    """What must be equal; the rest is of this machine, or says that the run was resumed."""
+    apart = ("wall_s", "round_wall_s", "peak_memory_bytes", "notices", "num_notices")
+    return {name: value for name, value in summary.items() if name not in apart}
+
+
+def facts(folder):
+    """The log without what depends on this machine."""
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    for event in events:
+        event.pop("wall_s", None)
+        event.get("report", {}).pop("measured", None)
+    return [event for event in events if event["type"] != "Notice"]
+
+
+def uninterrupted(config, out):
+    run = fedbonsai.run(config, out=out)
+    list(run)
+    return run.summary
+
+
+def started(config, out, *, stops=2, **how):
+    """A run that somebody leaves in the middle of a round."""
+    with fedbonsai.run(config, out=out, **how) as run:
+        for event in run:
+            if isinstance(event, PlanEnded) and event.report.plan.version >= stops:
+                break
+    return run

@@ -1,0 +1,133 @@
+"""Checkpoints as files: bounded, incremental, whole or not there; and values that come back as what they were."""
+
+from collections import Counter, OrderedDict, deque
+
+import numpy as np
+import pytest
+import torch
+from fedbonsai.actors.messages import Message
+from fedbonsai.comms.channel import LocalChannel
+from fedbonsai.comms.link import Model
+from fedbonsai.policies.report import Outcome
+from fedbonsai.runtime.checkpoint_files import Folder
+from fedbonsai.runtime.checkpoints import Checkpoints
+from fedbonsai.runtime.errors import ConfigError, RunError
+
+BIG = 4 * 1024 * 5  # bytes of a tensor of 5120 numbers: more than what is kept beside the graph
+
+
+def checkpoints(path, *, keep=2, every=1, seconds=None, run="mine", files=None):
+    files = files or Folder(path)
+    return Checkpoints(files, channel=LocalChannel(), run=run, every=every, seconds=seconds, keep=keep)
+
+
+def write(to, value, version):
+    to.begin()
+    to.write(value, version=version, events=10 * version)
+
+
+def through(value, tmp_path):
+    """A value on its way through a checkpoint."""
+    to = checkpoints(tmp_path)
+    write(to, value, 1)
+    return to.read(checkpoints(tmp_path).newest().manifest)
+
+
+def test_values_come_back_as_what_they_were_and_shared_ones_shared(tmp_path):
+    tensor, array = torch.tensor([[1.0, -0.0]]), np.array(7, np.int64)
+    model = Model(version=3, hash=2**64 - 1, arrays={"a": array})
+    value = {
+        "plain": [None, True, -1, 0.1, float("inf"), "text", b"bytes", (1, 2), {3}, frozenset({4})],
+        ("a", 0): OrderedDict(b=deque([1]), a=Counter({Outcome.DONE: 2})),
+        "models": [model, model, tensor, tensor],
+        "number": np.float64(0.5),
+    }
+    found = through(value, tmp_path)
+    assert found["plain"] == value["plain"]
+    assert found["a", 0] == value["a", 0]
+    assert [type(v) for v in (found["a", 0], *found["a", 0].values())] == [OrderedDict, deque, Counter]
+    first, second, one, other = found["models"]
+    assert first is second
+    assert one is other
+    assert torch.equal(one, tensor)
+    assert torch.signbit(one[0, 1])
+    assert (first.version, first.hash, first.arrays["a"].shape, int(first.arrays["a"])) == (3, 2**64 - 1, (), 7)
+    one.add_(1)  # memory of its own
+    assert found["number"] == 0.5
+
+
+@pytest.mark.parametrize("numbers", [3, BIG // 4])
+def test_what_a_reference_leads_to_is_saved_for_it(numbers, tmp_path):
+    packet = LocalChannel().put(np.arange(numbers, dtype=np.uint8 if numbers == 3 else np.float32).view(np.uint8))
+    found = through(Message(packet, packet.nbytes, "weights"), tmp_path)
+    assert found.reference.tobytes() == packet.tobytes()
+    assert not found.reference.flags.writeable  # it went through the channel
+
+
+def test_of_another_package_nothing_is_saved_and_of_a_file_nothing_runs(tmp_path):
+    with pytest.raises(AssertionError, match=r"a pathlib\S*:PurePosixPath cannot be saved"):
+        through([__import__("pathlib").PurePosixPath("a")], tmp_path)
+
+
+def test_unchanged_tensors_are_not_written_again_and_a_bounded_number_stays(tmp_path):
+    to = checkpoints(tmp_path)
+    frozen, trained = torch.zeros(BIG // 4), torch.ones(BIG // 4)
+    write(to, {"frozen": frozen, "trained": trained}, 1)
+    first = to.written_bytes
+    assert first > 2 * BIG
+    write(to, {"frozen": frozen, "trained": trained}, 2)
+    assert to.written_bytes == first
+    for version in (3, 4, 5):
+        trained += 1
+        write(to, {"frozen": frozen, "trained": trained}, version)
+    assert first + 3 * BIG < to.written_bytes < first + 4 * BIG
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert [name for name in names if name.endswith(".checkpoint")] == ["00000004.checkpoint", "00000005.checkpoint"]
+    assert sum((tmp_path / name).stat().st_size > BIG for name in names) == 3  # the frozen one, and two of the other
+    assert len(names) == 2 + 3 + 2  # each has a graph of its own
+    assert torch.equal(to.read(to.newest().manifest)["trained"], trained)
+
+
+class TornFolder(Folder):
+    """A disk that fills up, or a process that is killed, at some write."""
+
+    def __init__(self, path, *, left):
+        super().__init__(path)
+        self.left = left
+
+    def write(self, name, data):
+        self.left -= 1
+        if self.left < 0:
+            (self._path / (name + ".partial")).write_bytes(data[: len(data) // 2])
+            raise OSError(28, "No space left on device")
+        super().write(name, data)
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_a_write_that_is_broken_off_leaves_the_checkpoint_before(left, tmp_path):
+    write(checkpoints(tmp_path), {"a": torch.zeros(BIG)}, 1)
+    torn = checkpoints(tmp_path, files=TornFolder(tmp_path, left=left))
+    with pytest.raises(
+        RunError, match=r"^stage checkpoint: a checkpoint could not be written: \[Errno 28\] No space left"
+    ):
+        write(torn, {"a": torch.ones(BIG)}, 2)
+    again = checkpoints(tmp_path)
+    found = again.newest()
+    assert (found.manifest.version, found.notices) == (1, ())
+    again.start(found.manifest)
+    assert not torch.any(again.read(found.manifest)["a"])
+    assert len(list(tmp_path.glob("*.data"))) == 2  # what was left lying about is gone
+
+
+def test_it_is_due_after_versions_or_seconds(tmp_path):
+    by_version = checkpoints(tmp_path, every=3)
+    assert [by_version.due(version) for version in (1, 2, 3)] == [False, False, True]
+    assert not checkpoints(tmp_path, every=None, seconds=1000.0).due(99)
+    assert checkpoints(tmp_path, every=100, seconds=1e-9).due(1)
+    assert not checkpoints(tmp_path, every=None).due(99)
+
+
+def test_another_run_s_are_not_touched(tmp_path):
+    write(checkpoints(tmp_path), 1, 1)
+    with pytest.raises(ConfigError, match=r"^checkpoint 00000001\.checkpoint is another run's; "):
+        checkpoints(tmp_path, run="other").newest()
