@@ -141,10 +141,9 @@ def cluster():
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("workers", [1, 2])
-def test_on_ray_it_is_the_same_with_any_number_of_workers(workers):
+def test_on_ray_it_is_the_same():
     changes = chained(buffer=2)
     expected, _, _ = finished(**changes)
-    summary, _, _ = finished(**changes, backend="ray", workers=workers)
+    summary, _, _ = finished(**changes, backend="ray", workers=2)
     same = ("model_hash", "up_by_kind", "down_by_kind", "virtual_s", "outcomes")
     assert {key: summary[key] for key in same} == {key: expected[key] for key in same}

@@ -243,7 +243,7 @@ def cluster():
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize(("workers", "method"), [(1, "asynchronous"), (2, "asynchronous"), (2, "ecofed")])
+@pytest.mark.parametrize(("workers", "method"), [(1, "asynchronous"), (2, "ecofed")])
 def test_on_ray_it_is_the_same_with_any_number_of_workers(workers, method):
     expected, there = events_of(lossy(method), **METHODS[method])
     found, here = events_of(lossy(method), **METHODS[method], backend="ray", workers=workers)

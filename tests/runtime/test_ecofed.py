@@ -169,7 +169,7 @@ def cluster():
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("victim", ["", "PartitionHostActor", "Worker"])
+@pytest.mark.parametrize("victim", ["PartitionHostActor", "Worker"])
 def test_on_ray_it_is_the_same_also_when_an_actor_is_killed_in_mid_stream(victim):
     changes = {**ecofed(period=1), "training": {"batch_size": 4, "epochs": 4}}
     expected, _ = finished(**changes)

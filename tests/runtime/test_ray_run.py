@@ -191,6 +191,7 @@ def test_the_command_line_on_a_ray_of_its_own_is_quiet(tmp_path):
     assert told[-1] == f"run folder: {tmp_path / 'run'}"
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {
+        "checkpoints",
         "config.yaml",
         "environment.json",
         "events.jsonl",

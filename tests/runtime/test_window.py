@@ -65,7 +65,7 @@ def cluster():
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("victim", ["", "PartitionHostActor"])
+@pytest.mark.parametrize("victim", ["PartitionHostActor"])
 def test_on_ray_it_is_the_same_also_when_a_host_is_killed(victim):
     config = cut_with(3, training={"batch_size": 4, "epochs": 2}, stop={"rounds": 2})
     expected, _, _ = finished(config)
