@@ -171,7 +171,7 @@ def cluster():
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("victim", ["PartitionHostActor", "Worker"])
 def test_on_ray_it_is_the_same_also_when_an_actor_is_killed_in_mid_stream(victim):
-    changes = {**ecofed(period=1), "training": {"batch_size": 4, "epochs": 4}}
+    changes = {**ecofed(period=1), "training": {"batch_size": 4, "epochs": 2}}
     expected, _ = finished(**changes)
     summary = killed_in_mid_stream(BASE | changes, victim)
     same = ("model_hash", "up_by_kind", "down_by_kind", "virtual_s", "outcomes")
