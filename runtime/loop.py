@@ -46,14 +46,16 @@ from .events import AnyEvent, Evaluated, Notice, PlanEnded, RoundStarted, RunEnd
 from .journey import Arrival
 from .round import Round
 from .stopping import Stopping
+from .tally import Tally, fault
+from .travelled import Travelled
 
 
 class Loop:
     """One run's control: which plans are out, what they cost, what came of them."""
 
     SAVED = ("_server", "_clock", "_costs", "_evaluator", "_ledger", "_stopping", "_policy_state", "_in_flight", "_busy",
-             "_sent", "_last_reports", "_participation", "_evaluation", "_evaluated", "_trainings", "_folds", "_answers",
-             "_faults", "_first_failure", "_first_fault", "_views", "_next_id", "_decisions", "_round")  # fmt: skip
+             "_sent", "_last_reports", "_participation", "_evaluation", "_evaluated", "_tally", "_views", "_next_id",
+             "_decisions", "_round")  # fmt: skip
 
     def __init__(
         self,
@@ -84,11 +86,7 @@ class Loop:
         self._evaluation: dict[str, float] = {}
         self._evaluated: Evaluated | None = None
         self._stopping = Stopping(config.stop)
-        # Training plans sent, updates folded, evaluations that came back.
-        self._trainings = self._folds = self._answers = 0
-        self._faults = 0  # plans that failed, were rejected, or were lost with their workers
-        self._first_failure: Report | None = None
-        self._first_fault: Report | None = None
+        self._tally, self._travelled = Tally(), Travelled(ledger, costs)
         self._views: dict[int, BufferedViews] = {}  # by host
         self._next_id = 1
         self._decisions = 0
@@ -101,7 +99,7 @@ class Loop:
         """
         try:
             reason = yield from self._rounds()
-            self._check_delivered()
+            self._tally.check_delivered(self._version)
         except Exception:
             yield from self._abandon("the run failed")
             raise
@@ -111,8 +109,8 @@ class Loop:
             reason=reason,
             version=self._version,
             model_hash=self._server.model_hash(),
-            up_bytes=self._travelled("up"),
-            down_bytes=self._travelled("down"),
+            up_bytes=self._travelled.total("up"),
+            down_bytes=self._travelled.total("down"),
             up_by_kind=self._ledger.by_kind("up"),
             down_by_kind=self._ledger.by_kind("down"),
             resyncs=self._ledger.messages("down", kind="resync"),
@@ -152,7 +150,7 @@ class Loop:
         return self._stopping.reason(
             version=self._version,
             time_s=self._clock.time_s,
-            num_bytes=self._travelled("up") + self._travelled("down"),
+            num_bytes=self._travelled.both,
             evaluation=evaluated.figures if evaluated and evaluated.version == self._version else None,
         )
 
@@ -175,7 +173,7 @@ class Loop:
             yield Notice(time_s=self._clock.time_s, text=text)
         if arrival is not None:
             yield self._receive(arrival)
-            self._check_faults()
+            self._tally.check_failures(self._config.max_failures)
         if self._closing(arrival):
             yield from self._close()
 
@@ -198,11 +196,6 @@ class Loop:
     def _version(self) -> int:
         return self._server.version
 
-    def _travelled(self, direction: str) -> int:
-        """Bytes of training in a direction; evaluation is an instrument, counted apart."""
-        assert direction in ("up", "down")
-        return self._ledger.total(direction) - self._ledger.total(direction, kind="evaluation")  # type: ignore[arg-type]
-
     def _open_round(self) -> Round:
         return Round(opened_wall=time.perf_counter())
 
@@ -210,7 +203,7 @@ class Loop:
         """What the policies see now."""
         stop = self._config.stop
         remaining = None if stop.virtual_s is None else max(0.0, stop.virtual_s - self._clock.time_s)
-        budget = None if stop.bytes is None else max(0, stop.bytes - self._travelled("up") - self._travelled("down"))
+        budget = None if stop.bytes is None else max(0, stop.bytes - self._travelled.both)
         version, plans_of = self._version, self._round.plans_of
         return View(
             time_s=self._clock.time_s,
@@ -285,17 +278,12 @@ class Loop:
         # Of a plan that is lost before it has a result, nothing is worked out.
         wanted = self._clock.dispatch(plan, down_bytes=sent.num_bytes, flops=flops, peak_memory_bytes=memory, work=work)
         control = self._submit(sent) if wanted else len(plan_message(plan))
-        for message in sent.messages:
-            self._ledger.record("down", kind=message.kind, device=plan.device, num_bytes=message.num_bytes)
-        if sent.messages and sent.messages[-1].kind == "weights":
-            self._costs.observe(plan, "down", sent.messages[-1].num_bytes)
-        if plan.split is None or plan.split.view is None:  # of a replay the device hears nothing
-            self._ledger.record("down", kind="control", device=plan.device, num_bytes=control)
+        self._travelled.sent(sent, control=control)
         self._in_flight[plan.id] = plan
         if wanted:
             self._sent[plan.id] = sent
         self._busy[plan.device] = plan
-        self._trainings += plan.objective.kind != "evaluate"
+        self._tally.sent(plan)
         self._round.sent(plan, time_s=self._clock.time_s)
 
     def _submit(self, sent: Dispatch) -> int:
@@ -312,41 +300,6 @@ class Loop:
             )
         )
 
-    @property
-    def _delivered(self) -> bool:
-        """Whether an update was ever folded; of a run that only evaluates, whether an answer ever came."""
-        return self._folds > 0 or (not self._trainings and self._answers > 0)
-
-    def _check_delivered(self) -> None:
-        """A run in which every device only ever failed or came late did not end well, whatever rule ended it."""
-        if self._next_id == 1 or self._delivered:  # nothing was ever sent, or something came back
-            return
-        fault = self._first_fault
-        if fault is None:  # only a deadline closes a version with nothing folded and nothing gone wrong
-            why = "none came before its version's deadline: close_after_s is too short"
-            raise RunError(
-                f"no device delivered an update in the whole run; {why}", round_=self._version, stage="close"
-            )
-        why = f"the first fault: {fault.outcome.value}: {fault.error}"
-        raise RunError(
-            f"no device delivered an update in the whole run; {why}",
-            device=fault.plan.device,
-            round_=fault.plan.version,
-            stage=fault.stage,
-        )
-
-    def _check_faults(self) -> None:
-        """End the run that has had more faults than it may have."""
-        most, fault = self._config.max_failures, self._first_failure
-        if fault is None or most is None or self._faults <= most:
-            return
-        raise RunError(
-            f"{self._faults} plans have failed, were rejected or lost; max_failures is {most}; the first fault: {fault.error}",
-            device=fault.plan.device,
-            round_=fault.plan.version,
-            stage=fault.stage,
-        )
-
     def _receive(self, arrival: Arrival) -> PlanEnded:
         """A plan has come to its end: fold its update, or count what became of it."""
         finished = arrival.finished
@@ -356,18 +309,7 @@ class Loop:
         self._busy.pop(plan.device)
         if plan.split is not None and plan.split.mode == "ecofed":
             self._views[plan.split.host] = self._pool.settle(plan, keep=report.outcome != Outcome.LOST)
-        self._ledger.record("up", kind="control", device=plan.device, num_bytes=finished.control_bytes)
-        for size in finished.stream.up:
-            self._ledger.record("up", kind="activations", device=plan.device, num_bytes=size)
-        for size in finished.stream.down:
-            self._ledger.record("down", kind="gradients", device=plan.device, num_bytes=size)
-        if report.outcome != Outcome.LOST:
-            self._costs.observe_stream(plan, finished.stream.up, finished.stream.down)
-        if arrival.lost_up_bytes:
-            self._ledger.record("up", kind="weights", device=plan.device, num_bytes=arrival.lost_up_bytes)
-        if finished.update is not None:
-            self._ledger.record("up", kind="weights", device=plan.device, num_bytes=finished.update.nbytes)
-            self._costs.observe(plan, "up", finished.update.nbytes)
+        self._travelled.came(plan, arrival)
         behind = self._version - plan.version
         if report.outcome == Outcome.DONE and not self._counts(plan, behind):
             report = msgspec.structs.replace(report, outcome=Outcome.LATE, error="its version had closed")
@@ -377,15 +319,7 @@ class Loop:
             self._server.abandon(plan)
         else:
             self._server.ended(plan, report, finished.state)
-        if report.outcome == Outcome.DONE:
-            self._folds += plan.objective.kind != "evaluate"
-            self._answers += plan.objective.kind == "evaluate"
-        elif report.outcome != Outcome.LATE:
-            self._first_fault = self._first_fault or report
-            if (
-                report.outcome in (Outcome.FAILED, Outcome.REJECTED) or report.stage == "run"
-            ):  # devices that drop out are none
-                self._faults, self._first_failure = self._faults + 1, self._first_failure or report
+        self._tally.ended(report)
         if not behind:
             self._round.ended(report)
         if report.outcome == Outcome.DONE:
@@ -442,14 +376,9 @@ class Loop:
         """The version goes up by one, even with nothing folded; but not while no update was ever folded and all have failed."""
         round_, version = self._round, self._version
         folded = self._server.folded
-        fault = round_.first_fault
-        if fault is not None and not round_.outstanding and not self._delivered:
-            raise RunError(
-                f"no device of this round delivered; the first fault: {fault.error}",
-                device=fault.plan.device,
-                round_=version,
-                stage=fault.stage,
-            )
+        first = round_.first_fault
+        if first is not None and not round_.outstanding and not self._tally.delivered:
+            raise fault(f"no device of this round delivered; the first fault: {first.error}", first)
         if round_.trainings and not folded:
             text = f"round {version} closed with nothing folded: {round_.why_nothing()}"
             yield Notice(time_s=self._clock.time_s, text=text)
@@ -462,8 +391,8 @@ class Loop:
             participation=dict(round_.delivered),
             loss=round_.loss,
             staleness=round_.staleness,
-            up_bytes=self._travelled("up"),
-            down_bytes=self._travelled("down"),
+            up_bytes=self._travelled.total("up"),
+            down_bytes=self._travelled.total("down"),
             wall_s=self._round.opened_wall - round_.opened_wall,
         )
 
