@@ -14,7 +14,7 @@ FedProx's term is taken at the weights that step, not at those of the forward pa
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from .blocks import Blocks
-from .data.batches import batches, micro_batches
 from .data.types import Samples, Transform
 from .randomness import seeded
 from .spec import Training
+from .split import walk
 from .training import Stepper, TrainingResult, autocast, laid_out
 
 
@@ -97,7 +97,7 @@ def train_ahead(
     done = processed = 0
     generator = torch.Generator().manual_seed(seed)
     with stepper, seeded(seed):
-        coming = _micro_batches(samples, training, seed)
+        coming = walk(samples, training, seed=seed)
         while True:
             now = next(coming, None) if len(out) < window else None
             if now is not None:
@@ -115,17 +115,6 @@ def train_ahead(
                     processed += oldest.ends_batch_of
             else:
                 return TrainingResult(done, processed, 0.0, 0.0) if done else TrainingResult()
-
-
-def _micro_batches(samples: Samples, training: Training, seed: int) -> Iterator[tuple[Samples, int]]:
-    """Each with the samples of the batch that it ends, 0 for none."""
-    order = batches(
-        len(samples), batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=seed
-    )
-    for indices in order:
-        parts = [part for part, _ in micro_batches(indices, training.accumulation)]
-        for number, part in enumerate(parts, 1):
-            yield samples.take(part), len(indices) if number == len(parts) else 0
 
 
 def _backward(out: _Out, stepper: Stepper, gradient: Tensor) -> None:

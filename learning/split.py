@@ -49,6 +49,17 @@ def schedule(num_samples: int, training: Training) -> Iterator[MicroBatch]:
             yield MicroBatch(len(part), share, number == len(parts))
 
 
+def walk(samples: Samples, training: Training, *, seed: int) -> Iterator[tuple[Samples, int]]:
+    """The micro-batches of a device in the order of ``train``, each with the samples of the batch that it ends, or 0."""
+    order = batches(
+        len(samples), batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=seed
+    )
+    for indices in order:
+        parts = [part for part, _ in micro_batches(indices, training.accumulation)]
+        for number, part in enumerate(parts, 1):
+            yield samples.take(part), len(indices) if number == len(parts) else 0
+
+
 @dataclass(frozen=True)
 class Boundary:
     """What crosses a cut, for each sample: its shape, and its type inside the network (bfloat16 under autocast, perhaps)."""
@@ -109,15 +120,10 @@ def forward_only(
     for name in front:
         blocks.modules[name].eval()
     generator = torch.Generator().manual_seed(seed)
-    order = batches(
-        len(samples), batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=seed
-    )
-    for indices in order:
-        for part, _ in micro_batches(indices, training.accumulation):
-            batch = samples.take(part)
-            with torch.no_grad(), autocast(training):
-                activations = blocks.run(front, laid_out(transform(batch.x, generator), training))
-            send(activations.float(), batch.y)
+    for batch, _ in walk(samples, training, seed=seed):
+        with torch.no_grad(), autocast(training):
+            activations = blocks.run(front, laid_out(transform(batch.x, generator), training))
+        send(activations.float(), batch.y)
 
 
 class LocalLeg:
