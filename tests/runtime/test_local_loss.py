@@ -7,20 +7,8 @@ from fedbonsai.runtime.errors import ConfigError
 from fedbonsai.runtime.events import PlanEnded
 
 from .processes import killed_in_mid_stream
+from .test_ecofed import BASE, LINK
 
-LINK = {"memory_bytes": 10**9, "up_bytes_per_s": 10**9, "down_bytes_per_s": 10**9}
-BASE = {
-    "backend": "inline",
-    "seed": 5,
-    # Each device is far slower than the one before, so that updates arrive in one order: sums of float32 in another differ.
-    "fleet": {
-        "classes": [{"name": f"c{i}", "flop_per_s": 1e9 / 16**i} | LINK for i in range(4)],
-        "hosts": {"count": 2},
-    },
-    "data": {"name": "digits", "partition": {"name": "dirichlet", "alpha": 1.0}},
-    "evaluation": {"where": "none"},
-    "stop": {"rounds": 2},
-}
 HEAD = 4 * (10 * 512 + 10)  # bytes of the head behind features.2
 FRONT = 4 * (16 * 9 + 16 + 32 * 16 * 9 + 32)  # and of the blocks up to there
 
