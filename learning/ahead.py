@@ -84,10 +84,12 @@ def train_ahead(
     window: int,
     send: Callable[[Tensor, Tensor], None],
     receive: Callable[[], Tensor],
+    over: Callable[[], bool] | None = None,
 ) -> TrainingResult:
     """Train the ``front`` blocks with up to ``window`` micro-batches out; otherwise as ``train``.
 
     ``send``: takes activations (float32) and targets; ``receive``: gives the gradient (float32) of the oldest that were sent.
+    ``over``: asked before each batch but the first whether to stop early: what is out is then waited for.
     The loss is the host's to report; here it is 0.
     """
     stepper = Stepper(blocks.model, training=training, trainable=trainable)
@@ -97,7 +99,7 @@ def train_ahead(
     done = processed = 0
     generator = torch.Generator().manual_seed(seed)
     with stepper, seeded(seed):
-        coming = walk(samples, training, seed=seed)
+        coming = walk(samples, training, seed=seed, over=over)
         while True:
             now = next(coming, None) if len(out) < window else None
             if now is not None:

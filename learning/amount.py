@@ -4,6 +4,15 @@ from .data.batches import num_batches
 from .spec import Training
 
 
+def num_steps(num_samples: int, training: Training) -> int:
+    """Optimiser steps that training will make."""
+    if num_samples == 0:
+        return 0
+    if training.steps is not None:
+        return training.steps
+    return training.epochs * num_batches(num_samples, batch_size=training.batch_size)
+
+
 def processed_samples(num_samples: int, training: Training) -> int:
     """Samples that training will process, repeats counted: what FLOPs are charged for."""
     if num_samples == 0:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .blocks import Blocks
-from .data.batches import batches, micro_batches
+from .data.batches import batches, micro_batches, until
 from .data.types import Samples, Transform
 from .losses import Loss, scalar_loss
 from .randomness import Stream
@@ -49,12 +49,17 @@ def schedule(num_samples: int, training: Training) -> Iterator[MicroBatch]:
             yield MicroBatch(len(part), share, number == len(parts))
 
 
-def walk(samples: Samples, training: Training, *, seed: int) -> Iterator[tuple[Samples, int]]:
-    """The micro-batches of a device in the order of ``train``, each with the samples of the batch that it ends, or 0."""
+def walk(
+    samples: Samples, training: Training, *, seed: int, over: Callable[[], bool] | None = None
+) -> Iterator[tuple[Samples, int]]:
+    """The micro-batches of a device in the order of ``train``, each with the samples of the batch that it ends, or 0.
+
+    ``over``: asked before each batch but the first whether to stop early.
+    """
     order = batches(
         len(samples), batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=seed
     )
-    for indices in order:
+    for indices in until(order, over):
         parts = [part for part, _ in micro_batches(indices, training.accumulation)]
         for number, part in enumerate(parts, 1):
             yield samples.take(part), len(indices) if number == len(parts) else 0
@@ -193,6 +198,11 @@ class HostLeg:
     def next(self) -> MicroBatch | None:
         """The micro-batch that must come now; None after the last."""
         return self._next
+
+    @property
+    def between_steps(self) -> bool:
+        """Whether no batch is under way."""
+        return not self._batch
 
     def micro_batch(self, activations: Tensor, targets: Tensor) -> Tensor:
         """Take one: the gradient (float32) of its activations (float32); after the last of a batch, one optimiser step.

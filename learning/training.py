@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .data.batches import batches, micro_batches
+from .data.batches import batches, micro_batches, until
 from .data.types import Samples, Transform
 from .losses import Loss, scalar_loss
 from .optimisers import make_optimiser
@@ -52,6 +52,7 @@ def train(
     trainable: Sequence[str] | None = None,
     gradient: Gradient | None = None,
     auxiliaries: Sequence[nn.Module] = (),
+    over: Callable[[], bool] | None = None,
 ) -> TrainingResult:
     """Train ``model`` in place on ``samples``; without samples, or without anything to train, it is left as it is.
 
@@ -59,8 +60,9 @@ def train(
     ``requires_grad`` off, and modules that hold tensors, but none of those named, stay in evaluation mode, so that frozen
     normalisation does not drift; a module without tensors (dropout) goes with the module that contains it. ``gradient``: adds
     a micro-batch's gradient in another way than by the model and its loss: from inputs, targets and share to the loss (split
-    training). ``auxiliaries``: trained as well, by what ``gradient`` makes of them. The process's random state is left as it
-    was found, and no gradient is kept. Raises ``ValueError`` for a loss that is no scalar.
+    training). ``auxiliaries``: trained as well, by what ``gradient`` makes of them. ``over``: asked after each step whether to
+    stop early. The process's random state is left as it was found, and no gradient is kept. Raises ``ValueError`` for a loss
+    that is no scalar.
     """
     stepper = Stepper(model, training=training, trainable=trainable, auxiliaries=auxiliaries)
     if not stepper.parameters or not len(samples):
@@ -70,7 +72,7 @@ def train(
         len(samples), batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=seed
     )
     with stepper:
-        return steps(stepper, gradient, samples, order, training=training, transform=transform, seed=seed)
+        return steps(stepper, gradient, samples, until(order, over), training=training, transform=transform, seed=seed)
 
 
 def steps(

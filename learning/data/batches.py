@@ -1,6 +1,6 @@
 """Which samples go into which batch: index arrays, from an explicit seed. Needs no torch, so that a planner can count."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -28,6 +28,14 @@ def batches(
         for start, stop in pairwise(edges[: left + 1]):
             yield order[start:stop]
         left -= len(edges) - 1
+
+
+def until(order: Iterable[NDArray[np.intp]], over: Callable[[], bool] | None) -> Iterator[NDArray[np.intp]]:
+    """The batches of ``order`` until ``over`` says so (None: all); the first one in any case."""
+    for indices in order:
+        yield indices
+        if over is not None and over():
+            return
 
 
 def micro_batches(indices: NDArray[np.intp], count: int) -> Iterator[tuple[NDArray[np.intp], float]]:

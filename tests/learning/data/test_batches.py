@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from fedbonsai.learning.data.batches import batches, num_batches
+from fedbonsai.learning.data.batches import batches, num_batches, until
 
 
 def lengths(num_samples: int, **kwargs: int) -> list[int]:
@@ -59,3 +59,11 @@ def test_numpys_global_state_is_left_alone() -> None:
     before = np.random.get_state()[1].copy()
     list(batches(20, batch_size=7, seed=3))
     assert (np.random.get_state()[1] == before).all()
+
+
+def test_until_stops_between_batches_and_takes_the_first_in_any_case() -> None:
+    answers = iter([False, True])
+    order = list(batches(10, batch_size=2, seed=1))
+    assert [list(batch) for batch in until(order, lambda: next(answers))] == [list(batch) for batch in order[:2]]
+    assert len(list(until(order, lambda: True))) == 1
+    assert len(list(until(order, None))) == 5
