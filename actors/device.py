@@ -6,7 +6,7 @@ cache: any worker runs any device and gets the same bits. Only what a user's mod
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -120,7 +120,7 @@ class Device:
     def _train(self, plan: Plan, module: Module, samples: Samples, host: HostLink | None) -> TrainingResult:
         """Train the plan's part, with the host's help where it is split."""
         if plan.split is not None:
-            return train_front(plan, module, samples, host, self.workload)
+            return train_front(plan, module, samples, host, self.workload, over=_clock(plan))
         return train(
             module.model,
             samples,
@@ -129,6 +129,7 @@ class Device:
             transform=self.workload.data.train_transform,
             seed=plan.seed,
             trainable=self._trainable(plan),
+            over=_clock(plan),
         )
 
     def _module(self, *, channels_last: bool) -> Module:
@@ -223,6 +224,14 @@ class Device:
             precision=plan.training.precision,
         )
         return Report(plan=plan, samples=len(samples), metrics=metrics)
+
+
+def _clock(plan: Plan) -> Callable[[], bool] | None:
+    """Whether the seconds are over that a plan may train, which begin now; None where it has no such limit."""
+    if plan.train_s is None:
+        return None
+    end_s = time.monotonic() + plan.train_s
+    return lambda: time.monotonic() >= end_s
 
 
 def _failure(report: Report, stage: str, error: Exception) -> Report:

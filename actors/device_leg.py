@@ -1,5 +1,7 @@
 """The device's leg of a split plan: what its blocks need a host for."""
 
+from collections.abc import Callable
+
 from ..learning.ahead import train_ahead
 from ..learning.data.types import Samples
 from ..learning.losses import make_loss
@@ -12,9 +14,18 @@ from .stream import DeviceStream, HostLink
 
 
 def train_front(
-    plan: Plan, module: Module, samples: Samples, host: HostLink | None, workload: Workload
+    plan: Plan,
+    module: Module,
+    samples: Samples,
+    host: HostLink | None,
+    workload: Workload,
+    *,
+    over: Callable[[], bool] | None,
 ) -> TrainingResult:
-    """Train the device's blocks, with gradients by way of the host, within the window, or by a loss of their own."""
+    """Train the device's blocks, with gradients by way of the host, within the window, or by a loss of their own.
+
+    ``over``: whether to stop early.
+    """
     assert host is not None, "a split plan came without a host"
     assert plan.split is not None
     stream, front = DeviceStream(plan, host, workload), plan.part.blocks
@@ -32,6 +43,7 @@ def train_front(
             window=plan.split.window,
             send=stream.send,
             receive=stream.receive,
+            over=over,
         )
     result = train(
         module.model,
@@ -43,6 +55,7 @@ def train_front(
         trainable=trainable,
         gradient=_gradient(plan, module, stream),
         auxiliaries=[module.auxiliary(name) for name in plan.part.auxiliaries],
+        over=over,
     )
     host.flush()
     return result

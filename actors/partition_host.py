@@ -81,7 +81,8 @@ class PartitionHost:
         update: Array | None = None
         try:
             slot = self._slot(plan_id, attempt)
-            if slot.leg.next is not None:
+            may_stop = slot.plan.train_s is not None and slot.leg.steps and slot.leg.between_steps
+            if slot.leg.next is not None and not may_stop:
                 raise StreamFault(f"the stream ended after {len(slot.up_bytes)} packets; more were to come")
             if slot.view is not None:
                 self._replay.check(slot.view, len(slot.up_bytes))

@@ -106,8 +106,20 @@ def _work(plan: Plan) -> Iterator[str]:
         yield f"{found}; only 'all' with density 1 can be sent yet"
     if plan.training.checkpointing:
         yield "training.checkpointing is true; activation checkpointing cannot be carried out yet"
+    if plan.whole_steps or plan.train_s is not None:
+        yield "whole_steps or train_s is set; the runtime fills them in"
     if plan.deadline_s is not None:
-        yield f"deadline_s is {plan.deadline_s:g}; only rounds can have a deadline yet (close_after_s)"
+        yield from _deadline(plan, plan.deadline_s)
+
+
+def _deadline(plan: Plan, deadline_s: float) -> Iterator[str]:
+    """What stands against stopping early."""
+    if not deadline_s > 0:
+        yield f"deadline_s is {deadline_s:g}; it must be above 0"
+    if plan.objective.kind == "evaluate":
+        yield f"deadline_s is {deadline_s:g}; an evaluation cannot stop early"
+    if plan.split is not None and plan.split.mode == "ecofed":
+        yield f"deadline_s is {deadline_s:g}; under 'ecofed' a device uploads whole views, and cannot stop early"
 
 
 def _codecs(plan: Plan, profile: DeviceProfile, spec: ModelSpec) -> Iterator[str]:

@@ -39,7 +39,8 @@ class Availability(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class Dropout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The chances that a plan is lost: on its way down (``before``), ``during`` its training, on its way up (``after``).
 
-    ``somewhere``: at any of the three, all alike; what a plain number means.
+    ``somewhere``: at any of the three, all alike; what a plain number means. ``early``: the chance that its device must stop
+    training early, after a share of its steps, and sends what it has; nothing is lost.
     """
 
     shorthand: ClassVar[tuple[str, ...]] = ("somewhere",)
@@ -48,6 +49,7 @@ class Dropout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     during: Fraction = 0.0
     after: Fraction = 0.0
     somewhere: Fraction = 0.0
+    early: Fraction = 0.0
 
     @property
     def chances(self) -> tuple[float, float, float]:

@@ -77,8 +77,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     that it starts from. ``codec_down``, ``codec_up``: chains, applied left to right, to models and updates, or to residuals
     where ``link_down``, ``link_up`` say how that direction remembers (ResFed). ``acknowledged``: the newest plan of this
     device whose update was folded, -1 to have it forget its histories; the runtime fills it in at dispatch. ``seed``: source
-    of every random number the device draws. ``deadline_s``: virtual seconds after which the server no longer waits.
-    ``reasons``: one short reason from each policy that touched it.
+    of every random number the device draws. ``deadline_s``: seconds after its dispatch by which its update is to be there: the
+    device stops early, after the last step that fits, and what it has done counts in proportion. For that the runtime fills
+    in, at dispatch, under the virtual clock ``whole_steps``, what ``training.steps`` was before it was cut down (0: it is
+    whole), and under the wall clock ``train_s``, the seconds that the device may train by its own clock. ``reasons``: one short
+    reason from each policy that touched it.
     """
 
     id: int
@@ -98,6 +101,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     link_up: Residual | None = None
     acknowledged: int = 0
     deadline_s: float | None = None
+    whole_steps: int = 0
+    train_s: float | None = None
     reasons: tuple[str, ...] = ()
 
     def with_(self, reason: str, /, **changes: Any) -> "Plan":
@@ -110,6 +115,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.part.trained != self.part.blocks:
             size += f", {len(self.part.trained)} trained"
         amount = f"{self.training.steps} steps" if self.training.steps else f"{self.training.epochs} epochs"
+        amount += f" of {self.whole_steps}" if self.whole_steps else ""
         extras = [f"width {self.part.width:g}"] if self.part.width != 1 else []
         if self.split:
             extras.append(f"cut {self.split.cut}")

@@ -19,6 +19,7 @@ from ..clusters.fleet import Fleet
 from ..policies.estimate import compute_s
 from ..policies.plan import Plan
 from ..policies.report import Outcome
+from .costs import Costs
 from .fate import CALM, Fate, Fates
 from .journey import Arrival, Journey
 from .links import Direction
@@ -27,10 +28,8 @@ from .rates import Rates
 from .stream_load import Work, charged, route
 from .streams import Streams
 from .transfers import Transfers
-from .wall_clock import WallClock
 
 _DOWN, _UP, _STREAMS, _TIMERS, _LEAVING = range(5)  # what the clock's next event can be of
-_STAGE = {"down": "down", "compute": "train", "stream": "stream", "up": "up"}  # as reports name them
 
 
 class VirtualClock:
@@ -52,6 +51,10 @@ class VirtualClock:
         # (second, plan id): latencies and computations, whose ends are known when they begin
         self._timers: list[tuple[float, int]] = []
         self._leaving: list[tuple[float, int]] = []  # when devices of plans cannot be reached any more
+
+    def stop_early(self, plan: Plan, costs: Costs) -> Plan:
+        """A plan that is to be sent, as far as its device will get with it."""
+        return costs.stop_early(plan, self._fates(plan))
 
     def dispatch(
         self, plan: Plan, *, down_bytes: int, flops: int, peak_memory_bytes: int, work: Work | None = None
@@ -224,7 +227,7 @@ class VirtualClock:
 
     def _lose(self, journey: Journey, error: str = "") -> None:
         """The device is gone: by its fate, at the end of what that lets it do, or, with an ``error``, at any time."""
-        stage = _STAGE[journey.stage]
+        stage = journey.told_stage
         stream = journey.broken_off(*self._free(journey), now_s=self.time_s, by_fate=not error)
         self._lost(journey, stage, stream, error)
 
@@ -245,6 +248,3 @@ class VirtualClock:
         if journey.stage in ("down", "up"):
             return self._transfers.break_off(journey, now_s=self.time_s), 0
         return 0, 0
-
-
-Clock = VirtualClock | WallClock

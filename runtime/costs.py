@@ -28,7 +28,9 @@ from ..learning.workload import Workload
 from ..policies.estimate import charge, transfer_s
 from ..policies.plan import Plan
 from ..policies.report import Estimate
+from .fate import CALM, Fate
 from .links import own_rate
+from .stop_early import stop_early
 from .stream_costs import StreamCosts
 from .stream_load import Work
 from .typical_size import typical_bytes
@@ -153,12 +155,22 @@ class Costs:
         dense = sum(spec.num_bytes for spec in array_specs(down_tensors(self._workload.spec, plan.part)))
         return self._links.estimate_bytes(msgspec.structs.replace(plan, device=device), newest=newest, dense=dense)
 
+    def stop_early(self, plan: Plan, fate: Fate = CALM, *, device: int | None = None) -> Plan:
+        """The plan as far as its device, or another one, gets with it; see ``stop_early.stop_early``."""
+        on = plan.device if device is None else device
+        samples = self._samples[on]
+        return stop_early(plan, fate, num_samples=samples, estimate=lambda shorter: self._estimate(on, shorter))
+
     def estimate(self, device: int, plan: Plan) -> Estimate:
-        """What the plan costs on a device that is alone on its links.
+        """What the plan costs on a device that is alone on its links; one with a deadline, as far as it gets.
 
         A plan that only evaluates sends no packet up, nor does one whose device trains nothing. Of a replay the device does
         not hear.
         """
+        return self._estimate(device, self.stop_early(plan, device=device))
+
+    def _estimate(self, device: int, plan: Plan) -> Estimate:
+        """The plan as it stands."""
         profile = self._profiles[device]
         down_bytes, up_bytes = self._down_bytes(device, plan), self._size(plan, "up")
         sends = plan.objective.kind != "evaluate" and not _frozen(plan)

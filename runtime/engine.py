@@ -25,7 +25,7 @@ from ..learning.structure import ModelSpec
 from ..learning.workload import Workload, WorkloadSettings
 from ..policies.policy import Policy
 from .check_policy import check_cuts
-from .clock import Clock, VirtualClock
+from .clock import VirtualClock
 from .comparison import Comparison, advice, check_replay
 from .config import Config
 from .costs import Costs
@@ -35,7 +35,7 @@ from .loop import Loop
 from .plan_maker import PlanMaker
 from .provenance import describe_init, provenance, seen_samples
 from .snapshot import collect, restore
-from .wall_clock import WallClock
+from .wall_clock import Clock, WallClock
 
 PoolMaker = Callable[[WorkloadSettings], Pool]
 

@@ -25,6 +25,7 @@ class Fate:
     """``compute``: factor of the seconds of computing; ``down``, ``up``: of the rates of the device's own link.
 
     ``lost_in``: the stage in which the plan is lost, after this ``share`` of its bytes or of its work; None: it is not.
+    ``steps``: share of its training after which the device must stop.
     """
 
     compute: float = 1.0
@@ -32,6 +33,7 @@ class Fate:
     up: float = 1.0
     lost_in: Stage | None = None
     share: float = 0.0
+    steps: float = 1.0
 
     def profile(self, declared: DeviceProfile) -> DeviceProfile:
         """The device as it is this time."""
@@ -59,10 +61,15 @@ class Fates:
     def of(self, plan: Plan) -> Fate:
         """What befalls a plan."""
         kind = self._classes[plan.device]
-        if (kind.dropout, kind.jitter) == (NEVER_LOST, STEADY):
+        replay = plan.split is not None and plan.split.view is not None  # its device does not hear of it
+        if replay or (kind.dropout, kind.jitter) == (NEVER_LOST, STEADY):
             return CALM
         factors = self._factors(plan, kind.jitter) if kind.jitter != STEADY else (1.0, 1.0, 1.0)
-        return Fate(*factors, *self._loss(plan, kind))
+        lost_in, share = self._loss(plan, kind)
+        steps = self._steps(plan, kind)
+        if lost_in is None and steps < 1 and plan.split is not None and plan.split.mode == "ecofed":
+            lost_in, share, steps = "train", steps, 1.0  # a part of a view is none
+        return Fate(*factors, lost_in, share, steps)
 
     def _factors(self, plan: Plan, jitter: Jitter) -> tuple[float, float, float]:
         """Log-normal factors with mean 1."""
@@ -70,6 +77,14 @@ class Fates:
         spreads = np.array([jitter.compute, jitter.links, jitter.links])
         compute, down, up = np.exp(spreads * rng.standard_normal(3) - spreads**2 / 2).tolist()
         return compute, down, up
+
+    def _steps(self, plan: Plan, kind: DeviceClass) -> float:
+        """The share of its training that it has the time for."""
+        if not kind.dropout.early:
+            return 1.0
+        rng = np.random.default_rng(derive(self._seed, "early", plan.device, plan.id))
+        drawn, share = rng.random(2).tolist()
+        return share if drawn < kind.dropout.early else 1.0
 
     def _loss(self, plan: Plan, kind: DeviceClass) -> tuple[Stage | None, float]:
         """In which stage it is lost, and how far into it."""

@@ -47,6 +47,11 @@ class Journey:
     finished: Finished | None = None
     lost_up_bytes: int = 0
 
+    @property
+    def told_stage(self) -> str:
+        """The stage as reports name it."""
+        return "train" if self.stage == "compute" else self.stage
+
     def broken_off(self, came: int, done: int, *, now_s: float, by_fate: bool) -> StreamBytes:
         """Its stage breaks off: charge what ``came`` by now, in bytes or packets, of which the host has ``done`` so many.
 

@@ -37,7 +37,6 @@ from ..policies.report import Outcome, Report
 from ..policies.turns import out_of_turn, shares
 from ..policies.view import View
 from .ask import ask
-from .clock import Clock
 from .config import Config
 from .costs import Costs
 from .errors import RunError
@@ -45,9 +44,11 @@ from .evaluator import Evaluator
 from .events import AnyEvent, Evaluated, Notice, PlanEnded, RoundStarted, RunEnded, VersionClosed
 from .journey import Arrival
 from .round import Round
+from .stop_early import share_done
 from .stopping import Stopping
 from .tally import Tally, fault
 from .travelled import Travelled
+from .wall_clock import Clock
 
 
 class Loop:
@@ -268,6 +269,7 @@ class Loop:
                     f"the policy chose device {plan.device} out of turn: another one has its host's shared blocks"
                 )
             check_plan(plan, spec=self._server.workload.spec, profile=self._profiles[plan.device])
+            plan = self._clock.stop_early(plan, self._costs)
             flops, work = self._costs.flops(plan), self._costs.work(plan)
             memory = self._costs.peak_memory_bytes(plan)
         except ValueError as error:
@@ -344,9 +346,11 @@ class Loop:
             problem = "it came without an update"
         elif not 1 <= report.samples <= known:  # they are its weight
             problem = f"it reports {report.samples} samples; the device has {known}, and at least 1 must be used"
+        elif not (share := share_done(report, num_samples=known)) > 0:
+            problem = f"it reports {report.steps} steps; a device that stops early makes at least one"
         else:
             try:
-                weight = float(report.samples)
+                weight = report.samples * share
                 self._server.fold(plan, update, weight=weight, host=finished.host_update, scale=scale)
             except Exception as error:  # PacketError, or whatever a codec of the user's raises
                 problem = f"{type(error).__name__}: {error}"

@@ -3,9 +3,13 @@
 import math
 from collections.abc import Callable, Iterable
 
+from msgspec.structs import replace
+
 from ..actors.pool import Pool
 from ..policies.plan import Plan
 from ..policies.report import Estimate
+from .clock import VirtualClock
+from .costs import Costs
 from .journey import Arrival, Journey
 from .stream_load import Work
 
@@ -34,6 +38,13 @@ class WallClock:
         """Go on from there."""
         self._before_s = time_s - self._now()
 
+    def stop_early(self, plan: Plan, costs: Costs) -> Plan:
+        """A plan that is to be sent, with the seconds that its device may train: by its own clock, less the transfers."""
+        if plan.deadline_s is None:
+            return plan
+        cost = self._estimate(plan.device, plan)
+        return replace(plan, train_s=max(0.0, plan.deadline_s - cost.down_s - cost.up_s))
+
     def dispatch(
         self, plan: Plan, *, down_bytes: int, flops: int, peak_memory_bytes: int, work: Work | None = None
     ) -> bool:
@@ -61,3 +72,6 @@ class WallClock:
 
     def wait(self, until_s: float) -> None:
         """Time passes by itself."""
+
+
+Clock = VirtualClock | WallClock

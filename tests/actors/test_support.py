@@ -98,7 +98,20 @@ REFUSED: dict[str, Row] = {
     "selection": ({"upload": Upload(select="top_weights")}, {}, "upload.select is 'top_weights'"),
     "density": ({"upload": Upload(density=0.1)}, {}, "upload.density 0.1; only 'all' with density 1"),
     "checkpointing": ({"training": Training(checkpointing=True)}, {}, "training.checkpointing is true"),
-    "deadline": ({"deadline_s": 2.5}, {}, "deadline_s is 2.5"),
+    "no time": ({"deadline_s": 0.0}, {}, "deadline_s is 0; it must be above 0"),
+    "evaluation that stops early": (
+        {"deadline_s": 2.5, "objective": Objective(kind="evaluate")},
+        {},
+        "deadline_s is 2.5; an evaluation cannot stop early",
+    ),
+    "a view that stops early": (
+        part(blocks=("conv",), trained=())
+        | {"deadline_s": 2.5, "split": Split(cut="conv", depth="conv", mode="ecofed")},
+        {},
+        "deadline_s is 2.5; under 'ecofed' a device uploads whole views, and cannot stop early",
+    ),
+    "steps that were cut down": ({"whole_steps": 5}, {}, "whole_steps or train_s is set; the runtime fills them in"),
+    "seconds of training": ({"train_s": 5.0}, {}, "whole_steps or train_s is set; the runtime fills them in"),
     "codec down": (
         {"codec_down": LZ4},
         {"codecs": frozenset({"identity", "quantise"})},
