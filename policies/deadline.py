@@ -8,12 +8,13 @@ arXiv 1804.08333 (FedCS). Where we depart:
   may still come late.
 - FedCS asks a random share of the clients for their resources first. Here profiles are known; ``cohort`` draws that
   many at random among those that fit, instead of the fastest, so that the same few are not chosen every time.
+
+Whether the version waits for those that come late all the same is for ``closing`` behind it.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from msgspec.structs import replace
 
 from ..learning.spec import Positive
 from .candidates import Candidates
@@ -28,24 +29,17 @@ from .view import View
 class ByDeadline:
     """Devices whose estimate is at most ``deadline_s`` seconds: all of them, or ``cohort`` at random.
 
-    ``close_after_s``: the version closes then, whoever is missing; not before ``deadline_s``. None: wait for all.
     Devices that were looked at and do not fit are listed as left out, with their seconds.
     """
 
     deadline_s: Positive
     cohort: Cohort | None = None
-    close_after_s: Positive | None = None
 
     def __post_init__(self) -> None:
         """Check the fields."""
         check_fields(self)
         if self.cohort is not None:
             check_cohort("cohort", self.cohort)
-        if self.close_after_s is not None and self.close_after_s < self.deadline_s:
-            raise ValueError(
-                f"close_after_s is {self.close_after_s!r}; allowed: at least deadline_s ({self.deadline_s!r}), "
-                "for devices are chosen that need up to that long"
-            )
 
     def init(self) -> State:
         """No state."""
@@ -68,7 +62,4 @@ class ByDeadline:
         def in_time(device: int) -> str:
             return f"deadline: {pool.estimate(device).seconds:.3g} s of {self.deadline_s:g} s"
 
-        chosen = pool.decision(pool.pick(order, count, unless=too_slow), in_time)
-        if self.close_after_s is not None:
-            chosen = replace(chosen, close_after_s=self.close_after_s)
-        return chosen, state
+        return pool.decision(pool.pick(order, count, unless=too_slow), in_time), state

@@ -27,6 +27,7 @@ anything is built, so that a mistake is told at once (``runtime.check_policy``);
     takes_turns     bool: it keeps back plans of the policies before it, so that no selection can stand behind it
     remembers       bool: it gives links a memory
     freezes         bool: the blocks before the cut are never trained
+    stops_early     bool: it gives plans a deadline at which their devices stop early
     fits_plans      bool: it makes plans that fit their devices' memory, and leaves out whom none fits; those before it in
                     a chain see ``view.fits_later``
     notices         sentences that the operator is told when the run is made

@@ -43,7 +43,19 @@ PRESETS: dict[str, Preset] = {
     "deadline": Preset(
         description="only devices that are estimated to finish within 180 s, and rounds that close then (FedCS)",
         source="Nishio and Yonetani 2019, arXiv 1804.08333",
-        overrides={"policy": [{"name": "deadline", "deadline_s": 180.0, "close_after_s": 180.0}]},
+        overrides={"policy": [{"name": "deadline", "deadline_s": 180.0}, {"name": "closing", "after_s": 180.0}]},
+    ),
+    "partial_work": Preset(
+        description="every device takes part; rounds close after 180 s, and whoever is slower sends what it has by then",
+        source="after Li et al. 2020, arXiv 1812.06127",
+        overrides={
+            "policy": [{"name": "random", "cohort": 1.0}, {"name": "closing", "after_s": 180.0, "partial": True}]
+        },
+    ),
+    "over_selection": Preset(
+        description="more devices than are needed, and rounds that close when 77 % of them have delivered",
+        source="Bonawitz et al. 2019, arXiv 1902.01046",
+        overrides={"policy": [{"name": "random", "cohort": 1.0}, {"name": "closing", "at": 0.77}]},
     ),
     "power_of_choice": Preset(
         description="of 60 % drawn by data size, the 30 % of all devices that the model served worst when last asked",

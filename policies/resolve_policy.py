@@ -19,6 +19,7 @@ from typing import Any, get_type_hints
 
 from ..learning.resolve import resolve
 from .asynchronous import Asynchronous
+from .closing import Closing
 from .deadline import ByDeadline
 from .ecofed import EcoFed
 from .fields import convert_field
@@ -39,6 +40,7 @@ BUILT_IN: Mapping[str, type[Policy]] = {
     "random": RandomCohort,
     "fastest": Fastest,
     "deadline": ByDeadline,
+    "closing": Closing,
     "power_of_choice": PowerOfChoice,
     "oort": Oort,
     "asynchronous": Asynchronous,

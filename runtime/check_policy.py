@@ -79,6 +79,13 @@ def _check_together(chain: Sequence[Policy]) -> None:
                 f"{_told(position, link)} would cut what {_told(cutting, chain[cutting])} has cut; "
                 "allowed: one policy that cuts the model"
             )
+    early = _first(chain, lambda link: getattr(link, "stops_early", False))
+    freezing = _first(chain, lambda link: getattr(link, "freezes", False))
+    if early is not None and freezing is not None and early < freezing:
+        raise ConfigError(
+            f"{_told(early, chain[early])} has devices stop early, before {_told(freezing, chain[freezing])} makes some upload "
+            "views, which must be whole; allowed: the other way round"
+        )
     if cutting is not None and remembers is not None:
         raise ConfigError(
             f"{_told(remembers, chain[remembers])} gives links a memory, which those of a model that "

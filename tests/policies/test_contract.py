@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from fedbonsai.policies.asynchronous import Asynchronous
+from fedbonsai.policies.closing import Closing
 from fedbonsai.policies.deadline import ByDeadline
 from fedbonsai.policies.decision import Decision, ServerTask
 from fedbonsai.policies.ecofed import EcoFed
@@ -28,7 +29,7 @@ SELECTIONS = [
     RandomCohort(cohort=0.5),
     Fastest(cohort=2),
     ByDeadline(deadline_s=3.0),
-    ByDeadline(deadline_s=3.0, cohort=2, close_after_s=4.0),
+    ByDeadline(deadline_s=3.0, cohort=2),
     PowerOfChoice(cohort=2, candidates=3),
     Oort(cohort=2),
     Oort(cohort=2, exploration=0.0, pacer_step_s=1.0, pacer_window=1),
@@ -47,6 +48,8 @@ POLICIES = [
     Asynchronous(),
     chain(Asynchronous(concurrency=3, buffer=2), SplitFed()),
     EcoFed(),
+    Closing(after_s=4.0),
+    chain(All(), Closing(at=0.5, after_s=4.0, partial=True)),
     chain(All(), EcoFed(cut="auto", depth="conv")),
     chain(All(), EcoFed(uploads="views", refresh=2)),
     chain(All(), EcoFed(depth="conv", bits=0)),

@@ -26,7 +26,7 @@ SHARED = {
     ],
     "shared_links": {"air": {"up_bytes_per_s": 10**5, "down_bytes_per_s": 10**5}},
 }
-UNSTEADY = {"dropout": {"before": 0.1, "during": 0.1, "after": 0.1}, "jitter": 0.2}
+UNSTEADY = {"dropout": {"before": 0.1, "during": 0.1, "after": 0.1, "early": 0.2}, "jitter": 0.2}
 METHODS = {
     "fedavg": {},
     "adam": {"server": {"optimiser": {"name": "adam", "learning_rate": 0.01}}},
@@ -36,7 +36,7 @@ METHODS = {
     "fedbuff": {"preset": "fedbuff"},
     "fedasync": {"preset": "fedasync"},
     "deadline, late plans": {
-        "policy": [{"name": "deadline", "deadline_s": 10.0, "close_after_s": 10.0}],
+        "policy": [{"name": "deadline", "deadline_s": 10.0}, {"name": "closing", "after_s": 10.0}],
         "server": POLYNOMIAL,
         "fleet": SHARED,
     },

@@ -119,6 +119,11 @@ SHARED = {"name": "splitfed", "head": "shared"}
             "yet; allowed: one of the two",
         ),
         (["all", "residuals", "ecofed"], "policy[1] (residuals) gives links a memory, which "),
+        (
+            ["all", {"name": "closing", "after_s": 9.0, "partial": True}, "ecofed"],
+            "policy[1] (closing) has devices stop early, before policy[2] (ecofed) makes some upload views, which must be "
+            "whole; allowed: the other way round",
+        ),
     ],
 )
 def test_policies_that_leave_no_room_for_each_other_are_refused(policy, sentence):
@@ -133,6 +138,7 @@ def test_what_leaves_room_may_stand_together():
         [{"name": "fastest", "cohort": 2}, SHARED],
         ["all", "splitfed", {"name": "fastest", "cohort": 2}],
         ["all", "splitfed", none],
+        ["all", "ecofed", {"name": "closing", "after_s": 9.0, "partial": True}],
         ["all", "residuals"],
     ):
         fedbonsai.run({"policy": policy}).close()

@@ -32,7 +32,7 @@ class Own:
     [
         All(),
         RandomCohort(cohort=0.5),
-        ByDeadline(deadline_s=3.0, cohort=2, close_after_s=4.0),
+        ByDeadline(deadline_s=3.0, cohort=2),
         Oort(cohort=2),
         chain(ByDeadline(deadline_s=1.0), RandomCohort(cohort=3)),
         Identity(),

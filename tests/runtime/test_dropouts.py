@@ -201,7 +201,12 @@ PLAN_S = {"residuals": 0.8, "splitfed": 0.35, "splitfed shared": 0.35, "local lo
 def lossy(method):
     """Four devices that come and go: the periods in which they can be reached are as long as three plans."""
     mean_on_s = 3 * PLAN_S.get(method.removeprefix("asynchronous").strip(), 1.1)
-    return {"count": 4, "dropout": 0.2, "jitter": 0.2, "availability": FREQUENT | {"mean_on_s": mean_on_s}}
+    return {
+        "count": 4,
+        "dropout": {"somewhere": 0.2, "early": 0.2},
+        "jitter": 0.2,
+        "availability": FREQUENT | {"mean_on_s": mean_on_s},
+    }
 
 
 @pytest.mark.parametrize("method", METHODS)
