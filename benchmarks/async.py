@@ -4,9 +4,10 @@
     python benchmarks/async.py [--save]     three seeds
 
 ``seconds``: virtual seconds until digits_cnn reads 95 % of the digits, on ten devices of which five are of speed 1, two of 1/2,
-one each of 1/4, 1/8 and 1/16, and of which every fifth plan is lost; synchronous rounds, rounds closed by a deadline that those
-of 1/4 and slower miss, FedBuff (every fourth update closes a version) and FedAsync. ``speedup``: synchronous over the faster
-asynchronous one.
+one each of 1/4, 1/8 and 1/16, and of which every fifth plan is lost. Synchronous rounds; rounds closed at seven updates of ten
+(``over_selection``); rounds closed by a deadline that those of 1/4 and slower would miss, who are left out (``deadline``) or
+send what they have by then (``partial_work``); FedBuff (every fourth update closes a version) and FedAsync. ``speedup``:
+synchronous over the faster asynchronous one.
 
 ``memory``: resident bytes of the process that runs server and devices, at round 50 and at round 500, of FedBuff with residual
 links in both directions, and their growth. ``updates_per_s``: plans that train nothing, a model of 1 MB, every update closes a
@@ -51,7 +52,9 @@ def fleet(dropout: float) -> dict[str, Any]:
 
 METHODS: dict[str, dict[str, Any]] = {
     "synchronous": {"policy": [{"name": "random", "cohort": 1.0}]},
+    "over_selection": {"policy": [{"name": "random", "cohort": 1.0}, {"name": "closing", "at": 7}]},
     "deadline": {},  # what those of 1/2 need is measured first
+    "partial_work": {},
     "fedbuff": {"policy": [{"name": "asynchronous", "buffer": BUFFER}]} | POLYNOMIAL,
     "fedasync": {
         "policy": [{"name": "asynchronous", "buffer": 1}],
@@ -72,9 +75,12 @@ def seconds_to_target(method: str, *, seed: int, most: int) -> float | None:
         "stop": {"rounds": most * {"fedbuff": 3, "fedasync": 10}.get(method, 1), "accuracy": TARGET},
     }
     config |= METHODS[method]
-    if method == "deadline":
-        slow = longest(config | {"policy": [{"name": "random", "cohort": 1.0}]}, slower=2)
-        config["policy"] = [{"name": "deadline", "deadline_s": 1.05 * slow, "close_after_s": 1.05 * slow}]
+    if not config.get("policy"):
+        everyone = {"name": "random", "cohort": 1.0}
+        seconds = 1.05 * longest(config | {"policy": [everyone]}, slower=2)
+        partial = method == "partial_work"
+        selection = everyone if partial else {"name": "deadline", "deadline_s": seconds}
+        config["policy"] = [selection, {"name": "closing", "after_s": seconds, "partial": partial}]
     for event in fedbonsai.run(config):
         if isinstance(event, Evaluated) and (event.figures.get("accuracy") or 0.0) >= TARGET:
             return event.time_s
