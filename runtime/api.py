@@ -102,7 +102,9 @@ class Run:
 
         False where there would be nothing to wait for: no checkpoints are written, or one of every version.
         """
-        if self._save is None or self.config.checkpoint.every == 1 or self._summary.status != "running":
+        settings = self.config.checkpoint
+        each = settings.every == 1 and settings.share is None
+        if self._save is None or each or self._summary.status != "running":
             return False
         self._leaves.set()
         return True

@@ -7,7 +7,6 @@ So an unchanged tensor is not written again, and a checkpoint whose writing was 
 and the next one removes them. A manifest says of itself and of all its files how long they are, and their hash (xxh3).
 """
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ import xxhash
 
 from ..comms.channel import Channel
 from .checkpoint_files import Files
+from .checkpoint_rhythm import Rhythm
+from .config import CheckpointSettings
 from .errors import ConfigError, RunError
 from .snapshot import Freezer, Stored, Thawer
 
@@ -54,16 +55,10 @@ class Found:
 class Checkpoints:
     """Writes checkpoints of one run to a place, and reads them."""
 
-    def __init__(
-        self, files: Files, *, channel: Channel, run: str, every: int | None, seconds: float | None, keep: int
-    ) -> None:
-        """``every``: versions, ``seconds``: of this machine; whichever comes first. ``keep``: as many as are kept.
-
-        ``run``: names the run whose they are.
-        """
+    def __init__(self, files: Files, *, channel: Channel, run: str, settings: CheckpointSettings) -> None:
+        """``run``: names the run whose they are."""
         self._files, self._channel, self._run = files, channel, run
-        self._every, self._seconds, self._keep = every, seconds, keep
-        self._last_version, self._last_s = 0, time.monotonic()
+        self._keep, self._rhythm = settings.keep, Rhythm(settings)
         self._sizes: dict[str, int] = {}  # of all files that are there
         self._manifests: list[Manifest] = []
         self._of_paths: dict[tuple[str, int, int], str] = {}
@@ -75,7 +70,7 @@ class Checkpoints:
         self._sizes = self._files.names()
         older = [] if manifest is None else [m for m in self._sound(self._sizes) if m.version < manifest.version]
         self._manifests = [*reversed(older), *([manifest] if manifest is not None else [])]
-        self._last_version = manifest.version if manifest is not None else 0
+        self._rhythm.start(manifest.version if manifest is not None else 0)
         self._clean()
 
     @property
@@ -85,12 +80,12 @@ class Checkpoints:
 
     def due(self, version: int) -> bool:
         """Whether a checkpoint of this version is to be written now."""
-        by_version = self._every is not None and version - self._last_version >= self._every
-        return by_version or (self._seconds is not None and time.monotonic() - self._last_s >= self._seconds)
+        return self._rhythm.due(version)
 
     def begin(self) -> None:
         """A checkpoint is to be written: what is stored from now on belongs to it."""
         self._named = set()
+        self._rhythm.begin()
 
     def store(self, data: bytes) -> Stored:
         """A file of these bytes, which the value of the checkpoint may hold."""
@@ -135,8 +130,8 @@ class Checkpoints:
         self._files.settle()
         self._manifests = [m for m in self._manifests if m.version != version] + [manifest]
         self._sizes[_name(version)] = 0
-        self._last_version, self._last_s = version, time.monotonic()
         self._clean()
+        self._rhythm.end(version)
 
     def _told(self, write: Callable[[], T]) -> T:
         """What fails is told in one sentence."""

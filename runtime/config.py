@@ -104,6 +104,7 @@ class CheckpointSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """When the whole state is written, so that the run can be resumed.
 
     ``every``, ``seconds``: so many versions, or seconds, after the last time, whichever comes first; both None is never.
+    ``share``: of this machine's time that writing may take; after one that took long the next waits (None: it never does).
     ``keep``: the newest so many stay. ``to``: a folder or URL (anything that fsspec knows); None is the run folder's own, and
     nothing is written where there is no run folder. ``grace_s``: how long a run that is told to end (SIGTERM) goes on until
     its version closes, where not every version is written anyway.
@@ -111,6 +112,7 @@ class CheckpointSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
     every: Count | None = 1
     seconds: Positive | None = None
+    share: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = 0.05
     keep: Count = 3
     to: str | None = None
     grace_s: Positive = 20.0

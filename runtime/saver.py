@@ -98,12 +98,4 @@ class Saver:
 
 def open_checkpoints(plan: SavePlan, *, channel: Any) -> Checkpoints:
     """The checkpoints of a plan's place. Raises ``ValueError``."""
-    settings = plan.settings
-    return Checkpoints(
-        open_files(plan.place),
-        channel=channel,
-        run=plan.run,
-        every=settings.every,
-        seconds=settings.seconds,
-        keep=settings.keep,
-    )
+    return Checkpoints(open_files(plan.place), channel=channel, run=plan.run, settings=plan.settings)

@@ -16,6 +16,7 @@ BASE = {
     "data": {"name": "synthetic", "kwargs": {"shape": [1, 8, 8], "samples_per_device": 24, "test_samples": 50}},
     "training": {"batch_size": 8},
     "evaluation": {"every": 2},
+    "checkpoint": {"share": None},  # one of each version, so that tests know which there are
     "stop": {"rounds": 8},
 }
 POLYNOMIAL = {"staleness": {"rule": "polynomial"}}

@@ -11,14 +11,15 @@ from fedbonsai.comms.link import Model
 from fedbonsai.policies.report import Outcome
 from fedbonsai.runtime.checkpoint_files import Folder
 from fedbonsai.runtime.checkpoints import Checkpoints
+from fedbonsai.runtime.config import CheckpointSettings
 from fedbonsai.runtime.errors import ConfigError, RunError
 
 BIG = 4 * 1024 * 5  # bytes of a tensor of 5120 numbers: more than what is kept beside the graph
 
 
-def checkpoints(path, *, keep=2, every=1, seconds=None, run="mine", files=None):
-    files = files or Folder(path)
-    return Checkpoints(files, channel=LocalChannel(), run=run, every=every, seconds=seconds, keep=keep)
+def checkpoints(path, *, keep=2, run="mine", files=None):
+    settings = CheckpointSettings(keep=keep, share=None)
+    return Checkpoints(files or Folder(path), channel=LocalChannel(), run=run, settings=settings)
 
 
 def write(to, value, version):
@@ -117,14 +118,6 @@ def test_a_write_that_is_broken_off_leaves_the_checkpoint_before(left, tmp_path)
     again.start(found.manifest)
     assert not torch.any(again.read(found.manifest)["a"])
     assert len(list(tmp_path.glob("*.data"))) == 2  # what was left lying about is gone
-
-
-def test_it_is_due_after_versions_or_seconds(tmp_path):
-    by_version = checkpoints(tmp_path, every=3)
-    assert [by_version.due(version) for version in (1, 2, 3)] == [False, False, True]
-    assert not checkpoints(tmp_path, every=None, seconds=1000.0).due(99)
-    assert checkpoints(tmp_path, every=100, seconds=1e-9).due(1)
-    assert not checkpoints(tmp_path, every=None).due(99)
 
 
 def test_another_run_s_are_not_touched(tmp_path):

@@ -165,7 +165,7 @@ def test_a_log_that_lost_its_end_falls_back_to_a_checkpoint_that_it_reaches(tmp_
 
 def test_behind_a_url(tmp_path):
     place = f"memory://{tmp_path.name}/checkpoints"
-    config = BASE | METHODS["fedbuff"] | {"checkpoint": {"to": place, "keep": 2}}
+    config = BASE | METHODS["fedbuff"] | {"checkpoint": {"to": place, "keep": 2, "share": None}}
     expected = uninterrupted(BASE | METHODS["fedbuff"], tmp_path / "whole")
     started(config, tmp_path / "run", stops=4)
     names = [path.rpartition("/")[2] for path in MemoryFileSystem().ls(place, detail=False)]
