@@ -182,13 +182,17 @@ class Engine:
 
 
 def check_names(config: Config) -> None:
-    """Refuse codecs and a loss that are not known, before any data are loaded."""
+    """Refuse codecs and a loss that are not known, and training that cannot be carried out, before any data are loaded."""
     for direction in ("down", "up"):
         try:
             make_codec(getattr(config.codecs, direction))
         except ValueError as error:
             raise ValueError(f"codecs.{direction}: {error}") from error
     make_loss(config.training.loss)
+    if config.training.checkpointing:
+        raise ValueError(
+            "training.checkpointing is true; activation checkpointing cannot be carried out yet; allowed: false"
+        )
 
 
 def check_chains(config: Config, spec: ModelSpec, part: Part) -> None:

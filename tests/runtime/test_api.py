@@ -139,9 +139,16 @@ def test_a_run_that_fails_leaves_a_readable_folder_with_the_reason(digits, tmp_p
     assert "deadline" in summary["reason"]
 
 
-def test_a_mistake_found_while_building_is_a_configuration_error(digits, tmp_path):
-    run = fedbonsai.run(digits(model="nonsense"), out=tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"^model.name is 'nonsense'"):
+@pytest.mark.parametrize(
+    ("mistake", "sentence"),
+    [
+        ({"model": "nonsense"}, r"^model.name is 'nonsense'"),
+        ({"training": {"checkpointing": True}}, r"^training.checkpointing is true; .*; allowed: false$"),
+    ],
+)
+def test_a_mistake_found_while_building_is_a_configuration_error(digits, tmp_path, mistake, sentence):
+    run = fedbonsai.run(digits(**mistake), out=tmp_path / "run")
+    with pytest.raises(ConfigError, match=sentence):
         next(run)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
 
