@@ -226,6 +226,7 @@ def test_sigterm_interrupts_once():
 def test_a_signal_ends_the_run_and_leaves_a_readable_folder(experiment, tmp_path, number, code):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "fedbonsai", "run", str(experiment), "--rounds", "100000", "--out", str(folder)]
+    command += ["--set", "checkpoint.every=100000"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         until = time.monotonic() + 60
@@ -245,3 +246,8 @@ def test_a_signal_ends_the_run_and_leaves_a_readable_folder(experiment, tmp_path
     assert (folder / "final.safetensors").exists()
     for line in (folder / "events.jsonl").read_text().splitlines():
         json.loads(line)
+    if number == signal.SIGTERM:  # it had the time to end its round, and to write what it goes on from
+        assert (folder / "checkpoints" / f"{summary['rounds']:08d}.checkpoint").exists()
+        rounds = str(summary["rounds"] + 1)
+        again = process("run", experiment, "--resume", folder, "--rounds", rounds, cwd=tmp_path)
+        assert (again.returncode, again.stderr) == (0, "")

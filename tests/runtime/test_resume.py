@@ -66,6 +66,21 @@ def test_killed_three_times_it_comes_to_the_same_bits(name, tmp_path):
     assert facts(tmp_path / "parts") == facts(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("preset", ["fedavg", "fedbuff"])
+def test_under_the_wall_clock_plans_and_time_go_on(preset, tmp_path):
+    config = BASE | {"preset": preset, "clock": "wall"}
+    started(config, tmp_path / "run", stops=2)
+    run = fedbonsai.run(config, resume=tmp_path / "run")
+    events = list(run)
+    assert run.summary["rounds"] == 8
+    assert events[0].time_s > 0
+    log = facts(tmp_path / "run")
+    ended = [event["report"]["plan"]["id"] for event in log if event["type"] == "PlanEnded"]
+    assert sorted(ended) == list(range(1, len(ended) + 1))
+    times = [event["time_s"] for event in log]
+    assert times == sorted(times)
+
+
 def went_on(config, **how):
     run = fedbonsai.run(config, **how)
     notices = [event.text for event in run if isinstance(event, Notice)]
