@@ -5,9 +5,14 @@ from dataclasses import dataclass, field
 import fedbonsai
 import pytest
 from fedbonsai.clusters.ray_cluster import start_local
+from fedbonsai.comms.codecs import CodecSpec
 from fedbonsai.policies.asynchronous import Asynchronous
+from fedbonsai.policies.policy import chain
+from fedbonsai.policies.residuals import Residuals
+from fedbonsai.policies.split import SplitFed
 from fedbonsai.runtime.errors import ConfigError
 from fedbonsai.runtime.events import PlanEnded, VersionClosed
+from msgspec.structs import replace
 
 LINK = {"memory_bytes": 10**9, "up_bytes_per_s": 10**9, "down_bytes_per_s": 10**9}
 GENERATED = {"shape": [1, 8, 8], "samples_per_device": 40, "test_samples": 50}
@@ -114,6 +119,55 @@ def test_every_method_may_be_in_flight(others):
     summary, ended, _ = finished(**chained(*others, buffer=2))
     assert max(event.staleness for event in ended) >= 2
     assert summary["resyncs"] == 0
+
+
+@dataclass(frozen=True)
+class Varied:
+    """Another way for each plan, by device and version: split, residuals, the head alone, coarse codes, the plain one."""
+
+    needs_plans = True
+
+    def init(self):
+        return None
+
+    def decide(self, view, state, decision):
+        ways = [
+            lambda given: by(SplitFed(cut="features.0"), view, given),
+            lambda given: by(Residuals(), view, given),
+            lambda given: changed(given, lambda plan: {"part": replace(plan.part, trained=plan.part.blocks[-1:])}),
+            lambda given: changed(
+                given, lambda plan: {"codec_up": (CodecSpec("uniform", {"bits": 4}), CodecSpec("entropy"))}
+            ),
+            lambda given: given,
+        ]
+        plans = []
+        for plan in decision.plans:
+            plans += ways[(2 * plan.device + view.version) % len(ways)](replace(decision, plans=(plan,))).plans
+        return replace(decision, plans=tuple(plans)), state
+
+
+def by(policy, view, decision):
+    return policy.decide(view, policy.init(), decision)[0]
+
+
+def changed(decision, change):
+    return replace(decision, plans=tuple(plan.with_("varied", **change(plan)) for plan in decision.plans))
+
+
+def kind(event):
+    plan = event.report.plan
+    return plan.split is not None, plan.link_up is not None, len(plan.part.trained), bool(plan.codec_up)
+
+
+def test_different_plans_parts_and_codecs_of_different_versions_are_in_flight_at_once():
+    policy = chain(Asynchronous(), Varied())
+    summary, ended, _ = finished(policy, stop={"rounds": 40}, codecs={"down": ["lz4"]})
+    done = [event for event in ended if event.report.outcome.value == "done"]
+    assert len({kind(event) for event in done}) == 5
+    assert len({kind(event) for event in done if event.staleness}) >= 3
+    assert len(done) == 40
+    again, _, _ = finished(policy, stop={"rounds": 40}, codecs={"down": ["lz4"]})
+    assert again["model_hash"] == summary["model_hash"]
 
 
 def test_it_learns_and_late_updates_are_scaled():
