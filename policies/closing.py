@@ -28,7 +28,8 @@ class Closing:
     """``at``: updates that close the version, or their share of the plans before it, rounded up. ``after_s``: seconds.
 
     ``partial``: devices stop early, so that their updates are there after ``after_s``; all but those that upload views
-    (``ecofed``), which are sent whole or not at all. Behind ``asynchronous`` the seconds count for each plan by itself.
+    (``ecofed``), which are sent whole or not at all. Behind
+    ``asynchronous``, and for turns at a shared head, the seconds count for each plan by itself.
     """
 
     at: Cohort | None = None
