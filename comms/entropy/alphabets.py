@@ -5,9 +5,11 @@ histogram of few values is not worth 255 frequencies. Frequencies are sent as le
 difference to the one before; the sender takes the number of low bits that costs least.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import CorruptPacket
 from .coders import StageReader, StageWriter, Symbols
@@ -63,8 +65,7 @@ def put_alphabets(encoder: StageWriter, alphabets: list[Alphabet]) -> None:
         return
     heads = np.array([(a.first, len(a.levels) - 1, a.low_bits) for a in alphabets], np.int64).T
     encoder.put((heads[0], _BYTE), (heads[1], _BYTE), (heads[2], _LOW_BITS))
-    steps = [np.diff(a.levels, prepend=0) for a in alphabets]
-    encoder.put((fold(np.concatenate(steps)), peaked(2 * LEVELS)))
+    encoder.put((fold(np.concatenate([_steps(a.levels) for a in alphabets])), peaked(2 * LEVELS)))
 
 
 def take_alphabets(decoder: StageReader, count: int) -> list[Alphabet]:
@@ -117,5 +118,18 @@ def _overlaps(alphabet: Alphabet) -> bool:
 
 def _head_bits(alphabet: Alphabet) -> float:
     """What it costs to say what the alphabet is."""
-    steps = fold(np.diff(alphabet.levels, prepend=0))
-    return 19 + float(np.log2(TOTAL / peaked(2 * LEVELS)[steps]).sum())
+    return 19 + float(_bits_of_steps()[fold(_steps(alphabet.levels))].sum())
+
+
+def _steps(levels: Integers) -> Integers:
+    """Each level's difference to the one before, the first one's to 0."""
+    steps = levels.copy()
+    steps[1:] -= levels[:-1]
+    return steps
+
+
+@lru_cache(maxsize=1)
+def _bits_of_steps() -> npt.NDArray[np.float64]:
+    """What each folded step costs."""
+    bits: npt.NDArray[np.float64] = np.log2(TOTAL / peaked(2 * LEVELS))
+    return bits

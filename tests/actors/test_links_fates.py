@@ -15,12 +15,13 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from .steps import IMAGES, make_server
-from .test_links import DOWN, UP, carry_out, finish, in_step, linked
+from .test_links import BRIEF, DOWN, UP, carry_out, finish, in_step, linked
 
 ROUNDS = 200
 LINKS = {
     "link_down": Residual(rule="half_step", feedback=True),
     "link_up": Residual(rule="drift", feedback=True),
+    "training": BRIEF,
 }
 FATES = st.lists(
     st.tuples(
