@@ -1,5 +1,46 @@
-"""For all tests: one torch thread, as every worker has; two on two busy cores cost far more than they give."""
+"""For all tests: one torch thread, as every worker has (two on two busy cores cost more than they give); one Ray to share."""
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+class SharedRay:
+    """A Ray that stays for whoever asks next: to start and to end one takes seconds."""
+
+    def __init__(self):
+        self._running = None
+
+    def open(self):
+        """The one that is there, or a new one."""
+        import ray
+        from fedbonsai.clusters.ray_cluster import start_local
+
+        if self._running is None or not ray.is_initialized():
+            self._running = start_local(num_cpus=2, resources={"board": 1})
+        return self._running
+
+    def close(self):
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+
+@pytest.fixture(scope="session")
+def shared_ray():
+    shared = SharedRay()
+    yield shared
+    shared.close()
+
+
+@pytest.fixture
+def cluster(shared_ray):
+    """A Ray that others use too, as a user's notebook would have one; runs use it and leave it."""
+    return shared_ray.open()
+
+
+@pytest.fixture(scope="module")
+def own_ray(shared_ray):
+    """For modules whose tests start a Ray of their own: the shared one is not there."""
+    shared_ray.close()

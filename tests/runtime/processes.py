@@ -1,6 +1,7 @@
 """Processes of the actors that a run started, and runs that lose one."""
 
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -33,18 +34,32 @@ def descends(pid, root):
     return pid == root
 
 
-def killed_in_mid_stream(config, victim):
-    """A run on Ray whose second round loses an actor of that kind ("": none) half a second after it began.
+TOLD = {
+    "Worker": re.compile("worker of bundle .* died .* was replaced"),
+    "PartitionHostActor": re.compile("host . died .* replaced"),
+}
+DELAY_S = 0.3
 
-    The streams of that round must be longer. Asserts that it was noticed, and that plans were placed again; the summary.
+
+def killed_in_mid_stream(config, *victims):
+    """A run on Ray that loses an actor of the first kind in its second round, of the second kind in its third, and so on.
+
+    Each dies ``DELAY_S`` after its round began: the streams of these rounds must be longer. Asserts that each was noticed,
+    and that plans were placed again in its round; the summary.
     """
-    run = fedbonsai.run(config, backend="ray", workers=2)
-    notices, ended = [], []
+    run = fedbonsai.run(config | {"stop": {"rounds": 1 + len(victims)}}, backend="ray", workers=2)
+    notices, again = [], set()
     for event in run:
-        if isinstance(event, VersionClosed) and event.version == 1 and victim:
-            threading.Timer(0.5, lambda: os.kill(actor_pids(victim)[0], signal.SIGKILL)).start()
+        if isinstance(event, VersionClosed) and 0 < event.version <= len(victims):
+            threading.Timer(DELAY_S, kill_one, [victims[event.version - 1]]).start()
         notices += [event.text] if isinstance(event, Notice) else []
-        ended += [event.report] if isinstance(event, PlanEnded) else []
-    assert bool(victim) == any("died" in text and "replaced" in text for text in notices), notices
-    assert any(report.plan.attempt for report in ended) == bool(victim)
+        if isinstance(event, PlanEnded) and event.report.plan.attempt:
+            again.add(event.report.plan.version)
+    for victim in victims:
+        assert sum(bool(TOLD[victim].search(text)) for text in notices) == 1, notices
+    assert again == set(range(1, 1 + len(victims)))
     return run.summary
+
+
+def kill_one(kind):
+    os.kill(actor_pids(kind)[0], signal.SIGKILL)

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 import fedbonsai
 import pytest
-from fedbonsai.clusters.ray_cluster import start_local
 from fedbonsai.comms.codecs import CodecSpec
 from fedbonsai.policies.asynchronous import Asynchronous
 from fedbonsai.policies.policy import chain
@@ -186,12 +185,6 @@ def test_it_learns_and_late_updates_are_scaled():
 def test_without_a_rule_for_late_updates_it_is_refused():
     with pytest.raises(ConfigError, match=r"^server.staleness is null, .*; policy\[0\] \(asynchronous\) needs a rule"):
         finished(**chained(), server={})
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with start_local(num_cpus=2) as running:
-        yield running
 
 
 @pytest.mark.usefixtures("cluster")

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import fedbonsai
 import pytest
-from fedbonsai.clusters.ray_cluster import start_local
 from fedbonsai.policies.decision import Decision
 from fedbonsai.runtime.errors import RunError
 from fedbonsai.runtime.events import Evaluated, Notice, PlanEnded, RoundStarted, VersionClosed
@@ -239,12 +238,6 @@ def test_under_the_wall_clock_it_is_said_that_nothing_of_it_happens():
     events, summary = events_of({"count": 2, "dropout": 1.0}, clock="wall", stop={"rounds": 1})
     assert "availability, dropout and jitter" in only(events, Notice)[0].text
     assert summary["outcomes"]["done"] == 2
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with start_local(num_cpus=2) as running:
-        yield running
 
 
 @pytest.mark.usefixtures("cluster")

@@ -2,7 +2,6 @@
 
 import fedbonsai
 import pytest
-from fedbonsai.clusters.ray_cluster import start_local
 from fedbonsai.runtime.errors import ConfigError
 from fedbonsai.runtime.events import PlanEnded
 
@@ -59,18 +58,13 @@ def test_mistakes_are_told_with_what_is_allowed():
         finished(preset="local_loss", fleet=fleet)
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    with start_local(num_cpus=2) as running:
-        yield running
-
-
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize(("victim", "window"), [("", 8), ("PartitionHostActor", 3)])
-def test_on_ray_it_is_the_same_at_any_window_also_when_an_actor_is_killed_in_mid_stream(victim, window):
+@pytest.mark.parametrize(("window", "victims", "epochs"), [(8, [], 1), (3, ["PartitionHostActor"], 2)])
+def test_on_ray_it_is_the_same_at_any_window_also_when_a_host_is_killed_in_mid_stream(window, victims, epochs):
     """In process every packet is taken when it is sent, whatever the window: only on Ray are several under way."""
-    changes = {"training": {"batch_size": 4, "epochs": 3}, "stop": {"rounds": 2}} | local_loss(window=window)
+    changes = {"training": {"batch_size": 4, "epochs": epochs}, "stop": {"rounds": 1 + len(victims)}}
+    changes |= local_loss(window=window)
     expected, _ = finished(**changes)
-    summary = killed_in_mid_stream(BASE | changes, victim)
+    summary = killed_in_mid_stream(BASE | changes, *victims)
     same = ("model_hash", "up_by_kind", "down_by_kind", "virtual_s", "outcomes")
     assert {key: summary[key] for key in same} == {key: expected[key] for key in same}

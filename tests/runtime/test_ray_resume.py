@@ -25,6 +25,7 @@ def on_ray(config, *, kills_in=None, **how):
     return run.summary, notices
 
 
+@pytest.mark.usefixtures("own_ray")  # the server that takes over starts another Ray
 def test_with_plans_in_flight_it_goes_on_there_and_with_another_server(tmp_path):
     config = BASE | METHODS["fedbuff"]
     expected = uninterrupted(config, tmp_path / "whole")
@@ -39,6 +40,7 @@ def test_with_plans_in_flight_it_goes_on_there_and_with_another_server(tmp_path)
     assert went_on == "the run goes on after version 4, from its checkpoint"
 
 
+@pytest.mark.usefixtures("cluster")
 def test_views_are_put_back_into_the_hosts(tmp_path):
     config = BASE | METHODS["ecofed"]
     expected = uninterrupted(config, tmp_path / "whole")
@@ -48,6 +50,7 @@ def test_views_are_put_back_into_the_hosts(tmp_path):
     assert facts(tmp_path / "run") == facts(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("cluster")
 def test_without_checkpoints_the_server_s_death_is_the_end(tmp_path):
     with pytest.raises(
         RunError, match=r"^stage server: the server actor died: .*; there is no checkpoint to go on from$"

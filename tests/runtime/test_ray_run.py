@@ -11,11 +11,12 @@ from pathlib import Path
 
 import fedbonsai
 import pytest
-from fedbonsai.clusters.ray_cluster import start_local
 from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import Notice, PlanEnded, RunStarted, VersionClosed
 
 from .processes import actor_pids, descends
+
+pytestmark = pytest.mark.usefixtures("cluster")
 
 BASE = {
     "name": "on-ray",
@@ -27,13 +28,6 @@ BASE = {
     "evaluation": {"where": "both", "every": 2},
     "stop": {"rounds": 2},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    """One Ray for the module, as a user's notebook would have; runs use it and leave it."""
-    with start_local(num_cpus=2, resources={"board": 1}) as running:
-        yield running
 
 
 def outcome(**changes):

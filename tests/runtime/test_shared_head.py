@@ -4,7 +4,6 @@ import sys
 
 import fedbonsai
 import pytest
-from fedbonsai.clusters.ray_cluster import start_local
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.policy import chain
 from fedbonsai.policies.select import All
@@ -142,17 +141,11 @@ def test_who_is_sent_out_of_turn_is_refused():
         small(policy=chain(All(), Impatient(head="shared")))
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    with start_local(num_cpus=2) as running:
-        yield running
-
-
 @pytest.mark.usefixtures("cluster")
 def test_on_ray_it_is_the_same_also_when_a_host_is_killed():
     changes = {
         "policy": ["all", {"name": "splitfed", "head": "shared"}],
-        "training": {"batch_size": 4, "epochs": 3},
+        "training": {"batch_size": 4, "epochs": 1},
         "stop": {"rounds": 2},
     }
     expected = fedbonsai.run(BASE | changes)

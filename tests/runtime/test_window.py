@@ -2,7 +2,6 @@
 
 import fedbonsai
 import pytest
-from fedbonsai.clusters.ray_cluster import start_local
 from fedbonsai.runtime.events import Notice, PlanEnded
 
 from .processes import killed_in_mid_stream
@@ -58,17 +57,10 @@ def test_it_learns_all_the_same():
     assert finished(config)[0]["accuracy"] > 0.9
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    with start_local(num_cpus=2) as running:
-        yield running
-
-
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("victim", ["PartitionHostActor"])
-def test_on_ray_it_is_the_same_also_when_a_host_is_killed(victim):
+def test_on_ray_it_is_the_same_also_when_a_host_is_killed():
     config = cut_with(3, training={"batch_size": 4, "epochs": 2}, stop={"rounds": 2})
     expected, _, _ = finished(config)
-    summary = killed_in_mid_stream(config, victim)
+    summary = killed_in_mid_stream(config, "PartitionHostActor")
     same = ("model_hash", "up_by_kind", "down_by_kind", "virtual_s", "outcomes")
     assert {key: summary[key] for key in same} == {key: expected[key] for key in same}
