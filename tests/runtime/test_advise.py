@@ -168,7 +168,7 @@ def test_a_run_is_told_where_a_frozen_trunk_does_not_pay():
 
 
 def test_a_run_is_told_nothing_of_the_kind_where_it_really_sends_less():
-    common = {"data": {"name": "digits"}, "training": {"epochs": 2, "batch_size": 16}}
+    common = {"data": {"name": "digits"}, "training": {"epochs": 2, "batch_size": 64}}
     _, fedavg = notices(model="digits_cnn", shape=[], samples=0, rounds=4, **common)
     for uploads in ("period", "views"):
         policy = ["all", {"name": "ecofed", "bits": 8, "uploads": uploads}]

@@ -175,7 +175,7 @@ def test_it_learns_and_late_updates_are_scaled():
         "evaluation": {"where": "server"},
         "training": {"batch_size": 16, "epochs": 2},
     }
-    rounds = {"stop": {"rounds": 16}}
+    rounds = {"stop": {"rounds": 8}}
     scaled, _, _ = finished(**chained(buffer=2), **common, **rounds)
     constant, _, _ = finished(**chained(buffer=2), **common, **rounds, server={"staleness": {"rule": "constant"}})
     assert scaled["accuracy"] > 0.85

@@ -37,7 +37,7 @@ def test_its_bytes_are_those_of_the_formula():
 
 
 def test_it_learns_and_codes_may_be_asked_for():
-    common = {"evaluation": {"where": "server"}, "stop": {"rounds": 6}, "training": {"batch_size": 16, "epochs": 2}}
+    common = {"evaluation": {"where": "server"}, "stop": {"rounds": 3}, "training": {"batch_size": 16, "epochs": 2}}
     plain, _ = finished(**common, **local_loss())
     coded, _ = finished(**common, **local_loss(bits=8))
     assert plain["accuracy"] > 0.85
