@@ -35,7 +35,7 @@ def descends(pid, root):
 
 
 TOLD = {
-    "Worker": re.compile("worker of bundle .* died .* was replaced"),
+    "Worker": re.compile("worker of bundle .* died .* (is|was) replaced"),
     "PartitionHostActor": re.compile("host . died .* replaced"),
 }
 DELAY_S = 0.3
