@@ -20,9 +20,11 @@ class Host:
         keep_freed_memory()
         self._object: Any = None
 
-    def make(self, make: Callable[[], Any]) -> None:
-        """Make the object here. (Not in ``__init__``: what a call raises reaches the caller as it was raised.)"""
+    def make(self, make: Callable[[], Any]) -> str:
+        """Make the object here; the node's id. (Not ``__init__``: what a call raises reaches the caller as it was raised.)"""
         self._object = make()
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the hosted object."""

@@ -4,27 +4,25 @@ Ray neither restarts a host nor repeats a call: what streamed to a host that die
 attempt number.
 """
 
-from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import ray
-from ray import exceptions as faults
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from ..comms.codecs import Array
 from ..learning.workload import WorkloadSettings
 from ..policies.plan import Plan
 from .host_messages import ReplaySettings
+from .host_watch import HostWatch
 from .partition_host import BufferedViews, PartitionHost
 from .pool import Task, WorkerFailure
+from .ray_faults import DIED, await_made, first_line
 from .ray_host import Host, start_host
-from .stream import StreamFault
+from .ray_link import Way
 
-# The last: Ray's memory monitor killed it, because the node (not one plan) was short of memory.
-DIED = (faults.RayActorError, faults.WorkerCrashedError, faults.ObjectLostError, faults.OutOfMemoryError)
+_MOST_STARTS = 3  # of a host, one after another that dies while it starts
 
 
 class PartitionHostActor(Host):
@@ -34,15 +32,8 @@ class PartitionHostActor(Host):
         """Call a method of the partition host."""
         return super().call(method, *arguments)
 
-
-@dataclass(frozen=True)
-class Way:
-    """A device's way to its host, as it travels to the worker: the actor, and what tells that the slot is there."""
-
-    host: Any
-    plan_id: int
-    attempt: int
-    begun: list[Any]  # in a list, so that Ray hands over the reference and does not wait for it
+    def sign(self) -> None:
+        """A sign of life."""
 
 
 class RayHosts:
@@ -57,11 +48,18 @@ class RayHosts:
         bundles: list[int],
         cpus: float,
         timeout_s: float,
+        stuck_after_s: float | None = None,
     ) -> None:
-        """``bundles``: index of each host's bundle. Nothing is started yet."""
+        """``bundles``: index of each host's bundle. Nothing is started yet.
+
+        ``stuck_after_s``: a host that has not answered for longer is ended as one that died (None: never).
+        """
         self._settings, self._replay, self._placement, self._bundles = settings, replay, placement, bundles
         self._cpus, self._timeout_s = cpus, timeout_s
         self._actors: dict[int, Any] = {}
+        self._nodes: dict[int, str] = {}
+        self._watch = HostWatch(stuck_after_s)
+        self._asked: dict[Any, int] = {}  # hosts by the references that ``replay`` and ``end`` gave
         self.lost: list[int] = []
 
     def begin(self, task: Task, message: bytes) -> Way:
@@ -74,12 +72,25 @@ class RayHosts:
     def replay(self, task: Task, message: bytes) -> tuple[Any, Way]:
         """Have a plan carried out on a buffered view: the reference of answer and update, and where."""
         assert task.plan.split is not None
-        way = Way(self._actor(task.plan.split.host), task.plan.id, task.plan.attempt, [])
-        return way.host.call.remote("replay", message, task.num_samples, *task.host_packets), way
+        number = task.plan.split.host
+        way = Way(self._actor(number), task.plan.id, task.plan.attempt, [])
+        reference = way.host.call.remote("replay", message, task.num_samples, *task.host_packets)
+        self._asked[reference] = number
+        return reference, way
 
     def end(self, way: Way) -> Any:
         """Have the slot of a plan ended: the reference of answer and update."""
-        return way.host.call.remote("end", way.plan_id, way.attempt)
+        reference = way.host.call.remote("end", way.plan_id, way.attempt)
+        if (number := self._number(way)) is not None:
+            self._asked[reference] = number
+        return reference
+
+    def ended(self, reference: Any) -> tuple[bytes, Array | None]:
+        """What ``replay`` or ``end`` led to. Raises one of ``DIED``."""
+        if (number := self._asked.pop(reference, None)) is not None:
+            self._watch.heard(number)
+        answer: tuple[bytes, Array | None] = ray.get(reference)
+        return answer
 
     def settle(self, plan: Plan, *, keep: bool, notices: list[str]) -> BufferedViews:
         """Have what a plan has uploaded kept or forgotten: what its host has buffered then. ``notices`` grows."""
@@ -89,7 +100,7 @@ class RayHosts:
             return ()
         views: BufferedViews = ()
         try:
-            views, told = ray.get(actor.call.remote("settle", plan.id, keep))
+            views, told = self._answer(plan.split.host, actor.call.remote("settle", plan.id, keep))
             notices += told
         except DIED as error:
             if notice := self.replace(Way(actor, plan.id, plan.attempt, []), first_line(error)):
@@ -103,12 +114,68 @@ class RayHosts:
 
     def replace(self, way: Way, why: str) -> str | None:
         """A host has died: the next plan gets another. What to tell the operator, the first time that it is noticed."""
-        for number, actor in self._actors.items():
-            if actor is way.host:
-                del self._actors[number]
-                self.lost.append(number)
-                return f"partition host {number} died ({why}) and is replaced"
-        return None
+        number = self._number(way)
+        return self._bury(number, why) if number is not None else None
+
+    def node_of(self, way: Way) -> str:
+        """Where a host lives."""
+        number = self._number(way)
+        return self._nodes[number] if number is not None else ""
+
+    def bury_node(self, node: str, why: str) -> list[str]:
+        """A node is gone, with the hosts that it had; what to tell the operator."""
+        return [self._bury(number, why) for number in list(self._actors) if self._nodes[number] == node]
+
+    def signs(self) -> list[Any]:
+        """References of signs of life that have yet to come; ``came`` takes each."""
+        return self._watch.ask(self._actors)
+
+    def came(self, reference: Any) -> bool:
+        """Whether this was a sign of life."""
+        return self._watch.came(reference)
+
+    def left_s(self) -> float | None:
+        """Seconds until ``end_stuck`` has something to do, or ``signs``."""
+        return self._watch.left_s()
+
+    def is_silent(self, way: Way) -> bool:
+        """Whether a host owes a sign of life, so that nobody can tell yet who hangs."""
+        number = self._number(way)
+        return number is not None and self._watch.is_silent(number)
+
+    def end_stuck(self) -> list[str]:
+        """End the hosts that hang; what to tell the operator. Who waits for them learns it from Ray."""
+        return [self._end(number) for number in self._watch.stuck()]
+
+    def _end(self, number: int) -> str:
+        ray.kill(self._actors[number], no_restart=True)
+        return self._bury(number, self._stuck())
+
+    def _stuck(self) -> str:
+        return f"stuck: it did not answer for more than {self._watch.seconds:g} s"
+
+    def _bury(self, number: int, why: str) -> str:
+        """Forget a host."""
+        del self._actors[number], self._nodes[number]
+        self._watch.forget(number)
+        self.lost.append(number)
+        return f"partition host {number} died ({why}) and is replaced"
+
+    def _number(self, way: Way) -> int | None:
+        """The number of a host that lives, as far as is known."""
+        return next((number for number, actor in self._actors.items() if actor is way.host), None)
+
+    def _answer(self, number: int, reference: Any) -> Any:
+        """Wait for a host's answer. Raises one of ``DIED``, also where it hangs: nothing comes from it in time."""
+        waited = [reference, *(asked for asked, host in self._asked.items() if host == number)]
+        while self._watch.seconds is not None:
+            ready, waited = ray.wait(waited, num_returns=1, timeout=self._watch.seconds)
+            if not ready:
+                ray.kill(self._actors[number], no_restart=True)
+                raise RayActorError(error_msg=self._stuck())
+            if reference in ready:
+                break
+        return ray.get(reference)
 
     def take_lost(self) -> list[int]:
         """Numbers of those that have died since the last call."""
@@ -119,8 +186,9 @@ class RayHosts:
         """Call a method of a host that lives, or, with ``arguments`` of a restore, of one that is made for it; else None."""
         if number not in self._actors and not method.startswith("restore"):
             return None
+        actor = self._actor(number)
         try:
-            return ray.get(self._actor(number).call.remote(method, *arguments))
+            return self._answer(number, actor.call.remote(method, *arguments))
         except DIED:  # what streams to it will notice
             return None
 
@@ -134,7 +202,9 @@ class RayHosts:
 
     def _actor(self, number: int) -> Any:
         """A host's actor, made when it is not there."""
-        if number not in self._actors:
+        for start in range(_MOST_STARTS):
+            if number in self._actors:
+                break
             actor = start_host(
                 placement=self._placement,
                 bundle=self._bundles[number],
@@ -142,59 +212,13 @@ class RayHosts:
                 runtime_env={},
                 kind=PartitionHostActor,
             )
+            made = actor.make.remote(partial(PartitionHost, self._settings, self._replay))
             try:
-                ray.get(
-                    actor.make.remote(partial(PartitionHost, self._settings, self._replay)),
-                    timeout=self._timeout_s + 120,
-                )
-            except (GetTimeoutError, RayTaskError, *DIED) as error:
+                node = await_made(made, placement=self._placement, timeout_s=self._timeout_s)
+            except (TimeoutError, RayTaskError, *DIED) as error:
+                ray.kill(actor, no_restart=True)
+                if isinstance(error, DIED) and start + 1 < _MOST_STARTS:
+                    continue
                 raise WorkerFailure(f"partition host {number} could not be started: {first_line(error)}") from error
-            self._actors[number] = actor
+            self._actors[number], self._nodes[number] = actor, node
         return self._actors[number]
-
-
-@dataclass
-class RayLink:
-    """The way to the host, in the worker."""
-
-    way: Way
-    under_way: deque[Any] = field(default_factory=deque)
-    answers: deque[Array] = field(default_factory=deque)
-
-    def send(self, packet: Array, *, window: int) -> None:
-        """Send a packet, once fewer than ``window`` are under way."""
-        if self.way.begun:  # nothing may come before the slot is there
-            self._wait(self.way.begun.pop())
-        while len(self.under_way) >= window:
-            self._taken()
-        self.under_way.append(self.way.host.call.remote("take", self.way.plan_id, self.way.attempt, packet))
-
-    def answer(self) -> Array:
-        """Wait until the host has answered the oldest packet."""
-        while not self.answers:
-            self._taken()
-        return self.answers.popleft()
-
-    def flush(self) -> None:
-        """Wait until the host has taken all."""
-        while self.under_way:
-            self._taken()
-
-    def _taken(self) -> None:
-        """Wait until the host has taken the oldest packet, and keep what it answers."""
-        self.answers += self._wait(self.under_way.popleft())
-
-    def _wait(self, reference: Any) -> Any:
-        """What a call gave; raises ``StreamFault``."""
-        try:
-            return ray.get(reference)
-        except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, StreamFault) else error from None
-        except DIED as error:
-            raise StreamFault(f"its partition host died: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error, without Ray's advice."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]

@@ -13,7 +13,8 @@ from ..learning.workload import WorkloadSettings
 from .allocator import keep_freed_memory
 from .device import Device
 from .pool import WorkerFailure
-from .ray_hosts import DIED, RayLink, Way, first_line
+from .ray_faults import DIED, LOADING_S, first_line, placing_s
+from .ray_link import RayLink, Way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +38,11 @@ class Worker:
         keep_freed_memory()
         self._device = Device(settings)
 
-    def warm_up(self) -> None:
-        """Load data and model."""
+    def warm_up(self) -> str:
+        """Load data and model; the node's id."""
         self._device.warm_up()
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
 
     @ray.method(num_returns=3)  # type: ignore[untyped-decorator, unused-ignore]
     def run(
@@ -62,13 +65,15 @@ def start_worker(settings: WorkloadSettings, *, placement: Any, bundle: Bundle) 
     return ray.remote(Worker).options(**options).remote(settings)
 
 
-def await_warm(actors: list[Any], *, timeout_s: float) -> None:
-    """Wait until workers have loaded their data."""
+def await_warm(actors: list[Any], *, timeout_s: float) -> list[str]:
+    """Wait until workers have loaded their data; the nodes that they are on."""
+    wait_s = placing_s(timeout_s) + LOADING_S
     try:
-        ray.get([actor.warm_up.remote() for actor in actors], timeout=timeout_s + 120)
+        nodes: list[str] = ray.get([actor.warm_up.remote() for actor in actors], timeout=wait_s)
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, ValueError) else error from None
     except GetTimeoutError as error:
-        raise WorkerFailure(f"a worker was not ready within {timeout_s + 120:g} s") from error
+        raise WorkerFailure(f"a worker was not ready within {wait_s:g} s") from error
     except DIED as error:
         raise WorkerFailure(f"a worker died while it started: {first_line(error)}") from error
+    return nodes

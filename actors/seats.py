@@ -1,12 +1,16 @@
-"""Who sits in a bundle of the pool on Ray, the plans that were given to it, and how long it may take over one."""
+"""Who sits in a bundle of the pool on Ray, its plans, how long it may take over one, and how often one is placed again."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
+
 from ..policies.plan import Plan
-from .ray_hosts import Way
+from .pool import Task
+from .ray_link import Way
 from .ray_worker import Bundle
 
 _QUEUE_PER_WORKER = 2  # plans: one runs, one waits
@@ -23,10 +27,11 @@ class Call:
 
 @dataclass
 class Seat:
-    """A bundle with the actor that sits in it, and the plans given to it: the first one runs, ``since`` then."""
+    """A bundle with the actor that sits in it, its node, and the plans given to it: the first one runs, ``since`` then."""
 
     bundle: Bundle
     actor: Any
+    node: str
     running: dict[int, Call] = field(default_factory=dict)
     since: float = 0.0
 
@@ -35,6 +40,11 @@ class Seat:
         if not self.running:
             self.since = time.monotonic()
         self.running[call.plan.id] = call
+
+    @property
+    def way(self) -> Way | None:
+        """To the host of the plan that runs, where it has one."""
+        return next(iter(self.running.values())).way if self.running else None
 
     def take(self, plan_id: int) -> Call:
         """A plan is over; the next one runs."""
@@ -62,6 +72,26 @@ class Patience:
             return []
         now = time.monotonic()
         return [seat for seat in seats if seat.running and now - seat.since >= self.seconds]
+
+
+class Attempts:
+    """How often plans may be placed again."""
+
+    def __init__(self, most: int) -> None:
+        """``most``: deaths of workers and hosts that were at one plan."""
+        self._most = most
+        self._deaths: Counter[int] = Counter()
+
+    def next(self, task: Task, *, at_it: bool) -> Task | None:
+        """A task under its next attempt number, after one more death, if that was ``at_it``; None: it was the last."""
+        self._deaths[task.plan.id] += at_it
+        if self._deaths[task.plan.id] >= self._most:
+            return None
+        return replace(task, plan=msgspec.structs.replace(task.plan, attempt=task.plan.attempt + 1))
+
+    def forget(self, plan_id: int) -> None:
+        """A plan is over."""
+        self._deaths.pop(plan_id, None)
 
 
 def free_seat(seats: Sequence[Seat], group: str) -> Seat | None:

@@ -92,7 +92,7 @@ class Evaluated(Event, frozen=True, kw_only=True):
 
 
 class Notice(Event, frozen=True, kw_only=True):
-    """Something an operator should know: a worker died and was replaced, the pool shrank."""
+    """Something an operator should know: a worker died and is replaced, the pool shrank."""
 
     text: str
 

@@ -22,7 +22,13 @@ def make_service(
 
     def make_pool(settings: WorkloadSettings) -> RayPool:
         partition_hosts = RayHosts(
-            settings, config.replay, placement=placement, bundles=hosts, cpus=config.ray.host_cpus, timeout_s=timeout_s
+            settings,
+            config.replay,
+            placement=placement,
+            bundles=hosts,
+            cpus=config.ray.host_cpus,
+            timeout_s=timeout_s,
+            stuck_after_s=config.ray.stuck_after_s,
         )
         return RayPool(
             settings,

@@ -26,9 +26,12 @@ MAY_IMPORT = {
 }
 RAY = {
     "comms/ray_channel.py",
-    "actors/ray_pool.py",
+    "actors/crew.py",
+    "actors/ray_faults.py",
     "actors/ray_host.py",
     "actors/ray_hosts.py",
+    "actors/ray_link.py",
+    "actors/ray_pool.py",
     "actors/ray_worker.py",
     "clusters/checks.py",
     "clusters/placement.py",

@@ -3,12 +3,14 @@
 import os
 import signal
 import textwrap
+import time
 
 import fedbonsai
 import pytest
 from fedbonsai.clusters.ray_cluster import start_local
 from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
 
+from .chaos import CONFIG
 from .processes import actor_pids
 
 BASE = {
@@ -47,9 +49,29 @@ def test_a_worker_that_hangs_is_ended_and_replaced():
         os.kill(stopped[0], signal.SIGSTOP)
 
     notices, ended = told(run, stop_one)
+    until = time.monotonic() + 30  # Ray gives a process some seconds to end by itself
+    while stopped[0] in actor_pids("Worker") and time.monotonic() < until:
+        time.sleep(0.2)
     assert stopped[0] not in actor_pids("Worker")
     assert any("stuck: it ran one plan for more than 6 s" in text and "replaced" in text for text in notices), notices
     assert {report.outcome.value for report in ended} == {"done"}
+    assert run.summary["model_hash"] == expected.summary["model_hash"]
+
+
+def test_a_partition_host_that_hangs_is_ended_and_replaced():
+    expected = fedbonsai.run(CONFIG | {"stop": {"rounds": 3}}, backend="inline")
+    list(expected)
+    run, stopped = fedbonsai.run(CONFIG | {"ray": {"stuck_after_s": 4}, "stop": {"rounds": 3}}, backend="ray"), []
+
+    def stop_one():
+        stopped.append(actor_pids("PartitionHostActor")[0])
+        os.kill(stopped[0], signal.SIGSTOP)
+
+    notices, ended = told(run, stop_one)
+    why = "died (stuck: it did not answer for more than 4 s) and is replaced"
+    assert [text for text in notices if text.endswith(why)]
+    assert not [text for text in notices if text.startswith("worker")], "its devices' workers are not to blame"
+    assert {report.outcome.value for report in ended} <= {"done", "late"}
     assert run.summary["model_hash"] == expected.summary["model_hash"]
 
 
@@ -90,4 +112,4 @@ def test_a_plan_that_kills_every_worker_is_lost_and_those_behind_it_are_not(tmp_
     assert outcomes == {device: "lost" if device == 2 else "done" for device in range(8)}
     (lost,) = [report for report in ended if report.plan.device == 2]
     assert lost.error.startswith("worker died: ")
-    assert sum("was replaced" in text for text in notices) == 3
+    assert sum("is replaced" in text for text in notices) == 3

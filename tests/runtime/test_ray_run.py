@@ -64,7 +64,7 @@ def test_links_with_memory_give_the_same_bits_in_process_and_on_ray_with_a_worke
             os.kill(actor_pids("Worker")[0], signal.SIGKILL)
         if isinstance(event, Notice):
             notices.append(event.text)
-    assert any("was replaced" in text for text in notices)
+    assert any("is replaced" in text for text in notices)
     same = ("model_hash", "accuracy", "virtual_s", "up_by_kind", "down_by_kind", "resyncs", "outcomes")
     assert {key: run.summary[key] for key in same} == {key: inline[key] for key in same}
     assert run.summary["resyncs"] == 0
@@ -81,7 +81,7 @@ def test_a_killed_worker_is_replaced_and_its_plans_are_placed_again():
             killed = True
         notices += [event.text] if isinstance(event, Notice) else []
         ended += [event.report] if isinstance(event, PlanEnded) else []
-    assert any("died" in text and "was replaced" in text for text in notices), notices
+    assert any("died" in text and "is replaced" in text for text in notices), notices
     assert run.summary["outcomes"]["done"] == len(ended) == 24
     assert len({report.plan.id for report in ended}) == 24  # no plan ended twice
     assert run.summary["model_hash"] == inline["model_hash"]
