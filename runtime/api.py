@@ -143,19 +143,22 @@ class Run:
         session: Session | None = None
         over = settled = False  # settled: all that the session has told is in the log
         try:
-            session = open_session(self.config, self._policy, self._save)
             while not over:
                 try:
+                    session = session or open_session(self.config, self._policy, self._save)
                     step = session.step()
+                    for event in step.events:
+                        self._note(event, started)
+                        settled = event is step.events[-1]
+                        yield event
+                    if step.fault is not None:
+                        raise exception(step.fault)
+                    if step.over:
+                        self._fetch(session, settled=False)
                 except ServerDied as error:
-                    session = self._reopen(session, error)
+                    ended, session = session, None
+                    self._go_back(ended, error)
                     continue
-                for event in step.events:
-                    self._note(event, started)
-                    settled = event is step.events[-1]
-                    yield event
-                if step.fault is not None:
-                    raise exception(step.fault)
                 over = step.over
                 if self._leaves.is_set() and step.events and isinstance(step.events[-1], VersionClosed):
                     raise KeyboardInterrupt
@@ -167,8 +170,8 @@ class Run:
         finally:
             self._summary.wall_s = time.perf_counter() - started
             try:
-                if session is not None and self._summary.status != "failed":
-                    self._fetch(session, settled=settled and not over)
+                if session is not None and not over and self._summary.status != "failed":
+                    self._fetch(session, settled=settled)
             finally:
                 with closing(session) if session is not None else nullcontext():
                     self._close_folder()
@@ -188,20 +191,25 @@ class Run:
         if isinstance(event, PlanEnded):
             self.reports[event.report.plan.device] = event
 
-    def _reopen(self, session: Session, error: ServerDied) -> Session:
-        """Go on from the newest checkpoint with another server; raises ``error`` where that leads nowhere."""
-        session.close()
+    def _go_back(self, session: Session | None, error: ServerDied) -> None:
+        """To the newest checkpoint, from which another server goes on, or the start; raises ``error`` where that leads nowhere.
+
+        ``session``: of the server that died; None where that was while it started.
+        """
+        if session is not None:
+            session.close()
         again = None if self.folder is None else plan_saving(self.config, self.folder, resumes=True)
-        if again is None or again.manifest is None:
+        if again is None or (again.manifest is None and again.settings.every is again.settings.seconds is None):
             raise RunError(f"{error.message}; there is no checkpoint to go on from", stage="server") from error
-        self._restarts.append(again.manifest.version)
-        if self._restarts.count(again.manifest.version) > _MOST_RESTARTS:
+        version = again.manifest.version if again.manifest is not None else 0
+        self._restarts.append(version)
+        if self._restarts.count(version) > _MOST_RESTARTS:
             raise error
-        again = replace(again, notices=(f"{error.message}; it is replaced", *again.notices))
+        told = f"{error.message}; it is replaced" + ("" if version else ", and the run begins anew")
+        self._save = replace(again, notices=(told, *again.notices))
         self._summary.reset()
         self.reports.clear()
         self._remember()
-        return open_session(self.config, self._policy, again)
 
     def _fetch(self, session: Session, *, settled: bool) -> None:
         """Bring the weights home; of an interrupted run, write the checkpoint first that it can be resumed from."""

@@ -133,9 +133,10 @@ class Engine:
         yield from (Notice(time_s=self._loop.time_s, text=text) for text in (*notices, *self.pool.notices()))
         yield from self._loop.events()
 
-    def events(self) -> Iterator[AnyEvent]:
-        """Every event of the run."""
+    def events(self, notices: Sequence[str] = ()) -> Iterator[AnyEvent]:
+        """Every event of the run, with what happened before it."""
         yield self._started()
+        yield from (Notice(text=text) for text in notices)
         origin = provenance(self.config.init)
         if origin and (seen := seen_samples(origin, self.config.data, self.workload.data.digest()["data"])):
             yield Notice(text=seen)

@@ -147,7 +147,7 @@ class RaySession:
                 raise ClusterError(str(cause)) from None
             raise
         except _SERVER_DIED as error:
-            raise RunError(f"the server actor died while it started: {str(error).splitlines()[0]}") from error
+            raise ServerDied(f"the server actor died while it started: {str(error).splitlines()[0]}") from error
 
 
 def _died(error: BaseException) -> ServerDied:

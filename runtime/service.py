@@ -58,8 +58,8 @@ class Service:
         self._saver = Saver(engine, plan, num_hosts=engine.num_hosts) if plan is not None else None
         if self._saver is not None:
             self._count, self._best = self._saver.start()
-        resumed = plan is not None and plan.manifest is not None
-        self._events: Iterator[AnyEvent] = engine.go_on(plan.notices) if plan and resumed else engine.events()
+        resumed, notices = plan is not None and plan.manifest is not None, plan.notices if plan is not None else ()
+        self._events: Iterator[AnyEvent] = engine.go_on(notices) if resumed else engine.events(notices)
 
     def step(self) -> bytes:
         """Advance for about a quarter of a second, or to the end of the round or of the start; a ``Step`` in msgpack.
