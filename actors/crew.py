@@ -65,10 +65,10 @@ class Crew:
         """Who works on which plan, by the reference that tells when it is over."""
         return {call.references[0]: (seat, id_) for seat in self.seats for id_, call in seat.running.items()}
 
-    def check(self, group: str) -> None:
-        """Raise ``WorkerFailure`` where no worker of a group is left, and none will come."""
+    def check(self, *wanted: str) -> None:
+        """Raise ``WorkerFailure`` where no worker of a group that is wanted is left, and none will come."""
         groups = [seat.bundle.group for seat in self.seats] + [coming.bundle.group for coming in self._coming.values()]
-        if group not in groups:
+        for group in set(wanted).difference(groups):
             raise WorkerFailure(f"no worker is left for {group_name(group)}" + (self._end and f": {self._end}"))
 
     def replace(self, seat: Seat, why: str) -> None:

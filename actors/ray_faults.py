@@ -28,7 +28,7 @@ def first_line(error: BaseException) -> str:
 
 
 def gone(node: str) -> str:
-    """What a node was called, if it is gone; else "".
+    """A sentence on a node that is gone; else "".
 
     Ray itself is sure of it after some 20 s. What is handed to the dead until then is lost once more: so its port is tried.
     """
@@ -36,7 +36,7 @@ def gone(node: str) -> str:
         if found["NodeID"] == node:
             address = found["NodeManagerAddress"], found["NodeManagerPort"]
             if not found["Alive"] or not _is_open(address):
-                return f"node {address[0]} ({node[:8]})"
+                return f"node {address[0]} ({node[:8]}) is gone"
     return ""
 
 

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from ..comms.codecs import Array
+from ..comms.ray_channel import store_told
 from ..learning.workload import WorkloadSettings
 from ..policies.plan import Plan
 from .host_messages import ReplaySettings
@@ -165,6 +166,7 @@ class RayHosts:
         """The number of a host that lives, as far as is known."""
         return next((number for number, actor in self._actors.items() if actor is way.host), None)
 
+    @store_told()
     def _answer(self, number: int, reference: Any) -> Any:
         """Wait for a host's answer. Raises one of ``DIED``, also where it hangs: nothing comes from it in time."""
         waited = [reference, *(asked for asked, host in self._asked.items() if host == number)]

@@ -8,6 +8,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from ..comms.codecs import Array
+from ..comms.ray_channel import store_told
 from .ray_faults import DIED, first_line
 from .stream import StreamFault
 
@@ -30,6 +31,7 @@ class RayLink:
     under_way: deque[Any] = field(default_factory=deque)
     answers: deque[Array] = field(default_factory=deque)
 
+    @store_told()
     def send(self, packet: Array, *, window: int) -> None:
         """Send a packet, once fewer than ``window`` are under way."""
         if self.way.begun:  # nothing may come before the slot is there
@@ -53,6 +55,7 @@ class RayLink:
         """Wait until the host has taken the oldest packet, and keep what it answers."""
         self.answers += self._wait(self.under_way.popleft())
 
+    @store_told()
     def _wait(self, reference: Any) -> Any:
         """What a call gave; raises ``StreamFault``."""
         try:

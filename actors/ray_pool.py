@@ -15,6 +15,7 @@ from ray.exceptions import GetTimeoutError
 
 from ..comms.codecs import Array
 from ..comms.link import State, copy_state
+from ..comms.ray_channel import store_told
 from ..learning.workload import WorkloadSettings
 from ..policies.plan import Plan
 from .crew import Crew
@@ -107,6 +108,7 @@ class RayPool:
         self._crew.close()
         self._hosts.close()
 
+    @store_told()
     def _hand_out(self) -> None:
         """Give queued tasks to workers of their group, the least loaded first."""
         waiting: deque[Task] = deque()
@@ -125,10 +127,10 @@ class RayPool:
             seat.give(Call(task.plan, references, meant))
         self._queue.extendleft(reversed(waiting))
 
+    @store_told()
     def _wait(self, timeout_s: float | None) -> None:
         """Wait until something has ended, well or not, or ``timeout_s`` have passed, or somebody has hung for too long."""
-        for task in self._queue:
-            self._crew.check(task.group)
+        self._crew.check(*(task.group for task in self._queue))
         owners, signs = self._crew.calls(), self._hosts.signs()
         left_s = until(self._patience.left_s(self._blamed(), timeout_s), self._hosts.left_s(), self._crew.left_s())
         ready, _ = ray.wait([*owners, *self._ending, *self._crew.coming, *signs], num_returns=1, timeout=left_s)
@@ -203,10 +205,9 @@ class RayPool:
 
     def _finish(self, found: Finished) -> None:
         """A plan has come to its end."""
-        plan_id = found.plan.id
-        del self._tasks[plan_id]
-        self._attempts.forget(plan_id)
-        self._done[plan_id] = found
+        self._done[found.plan.id] = found
+        self._attempts.forget(found.plan.id)
+        del self._tasks[found.plan.id]
 
     def _replace(self, seat: Seat, why: str) -> None:
         """A worker has died, or is to: another comes, and its plans are placed again, but those that it was done with."""
@@ -216,9 +217,8 @@ class RayPool:
 
     def _bury_node(self, node: str) -> bool:
         """Where a node is gone, all who were there are replaced, before anything is handed out."""
-        if not node or not (name := gone(node)):
+        if not node or not (why := gone(node)):
             return False
-        why = f"{name} is gone"
         self._notices += self._hosts.bury_node(node, why)
         for tasks in [self._unseat(seat, why) for seat in list(self._crew.seats) if seat.node == node]:
             self._all_again(tasks, why)

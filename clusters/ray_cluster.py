@@ -153,7 +153,12 @@ def _attached(runtime_env: dict[str, Any]) -> Cluster:
 
 def _disconnect() -> None:
     """End what ``ray.init`` began: the whole cluster if it started one, else this process's connection."""
-    ray.shutdown()
+    try:
+        ray.shutdown()
+    except OSError:  # where it has spilled to is gone, so it cannot be emptied: Ray is to end all the same
+        worker._global_node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
+        worker._global_node = None
+        ray.shutdown()
     worker._worker_logs_enabled = True
     _reread_settings()
 

@@ -36,3 +36,7 @@ class UnfitPacket(PacketError):
 
 class OutOfSync(PacketError):
     """It builds on a state that the receiver does not hold."""
+
+
+class StoreFull(Exception):
+    """What is to be handed over finds no room in the object store, nor on disk. One sentence says what to do."""

@@ -156,8 +156,8 @@ class Run:
                     if step.over:
                         self._fetch(session, settled=False)
                 except ServerDied as error:
-                    ended, session = session, None
-                    self._go_back(ended, error)
+                    self._go_back(session, error)
+                    session = None
                     continue
                 over = step.over
                 if self._leaves.is_set() and step.events and isinstance(step.events[-1], VersionClosed):
@@ -192,21 +192,17 @@ class Run:
             self.reports[event.report.plan.device] = event
 
     def _go_back(self, session: Session | None, error: ServerDied) -> None:
-        """To the newest checkpoint, from which another server goes on, or the start; raises ``error`` where that leads nowhere.
-
-        ``session``: of the server that died; None where that was while it started.
-        """
+        """To the newest checkpoint, or the start, from where another server goes on; raises ``error`` where there is no way."""
         if session is not None:
             session.close()
         again = None if self.folder is None else plan_saving(self.config, self.folder, resumes=True)
         if again is None or (again.manifest is None and again.settings.every is again.settings.seconds is None):
             raise RunError(f"{error.message}; there is no checkpoint to go on from", stage="server") from error
-        version = again.manifest.version if again.manifest is not None else 0
-        self._restarts.append(version)
+        self._restarts.append(version := again.manifest.version if again.manifest is not None else 0)
         if self._restarts.count(version) > _MOST_RESTARTS:
             raise error
-        told = f"{error.message}; it is replaced" + ("" if version else ", and the run begins anew")
-        self._save = replace(again, notices=(told, *again.notices))
+        told = "it is replaced" if version else "it is replaced, and the run begins anew"
+        self._save = replace(again, notices=(f"{error.message}; {told}", *again.notices))
         self._summary.reset()
         self.reports.clear()
         self._remember()

@@ -32,9 +32,12 @@ from ..clusters.fleet import Fleet
 from ..clusters.placement import make_placement_group
 from ..clusters.ray_cluster import Cluster, join, start_local
 from ..clusters.user_modules import runtime_env_for
+from ..comms.errors import StoreFull
+from ..comms.ray_channel import store_told
 from ..policies.policy import Policy
-from .config import Config
+from .config import Config, RayOptions
 from .errors import ClusterError, FedbonsaiError, RunError, ServerDied
+from .named_modules import named_modules
 from .ray_server import make_service
 from .saver import SavePlan
 from .service import Step
@@ -75,7 +78,10 @@ class RaySession:
     def _call(self, method: str, *arguments: Any, timeout_s: float) -> Any:
         """Call the service."""
         try:
-            return ray.get(self._host.call.remote(method, *arguments), timeout=timeout_s)
+            with store_told():
+                return ray.get(self._host.call.remote(method, *arguments), timeout=timeout_s)
+        except StoreFull as error:
+            raise RunError(str(error), stage="server") from error
         except GetTimeoutError as error:
             raise RunError(f"the server did not answer {method!r} within {timeout_s:g} s", stage="server") from error
         except _SERVER_DIED as error:
@@ -105,21 +111,11 @@ class RaySession:
         """The steps of getting ready; each names what is wrong in one sentence."""
         options, fleet = config.ray, config.load_fleet()
         workers = config.workers or _cores()
-        modules = _user_modules(config, policy)
+        modules = named_modules(config, policy)
         joined = options.address is not None
         runtime_env = runtime_env_for(modules, joined=joined)
         with _signals_later():
-            if options.address is None:
-                self._cluster = start_local(
-                    num_cpus=_cores(),
-                    num_gpus=0,
-                    object_store_bytes=options.object_store_bytes,
-                    preallocate=options.preallocate,
-                    dashboard=options.dashboard,
-                    env_vars=({} if "GLIBC_TUNABLES" in os.environ else HUGE_PAGES) | runtime_env.get("env_vars", {}),
-                )
-            else:
-                self._cluster = join(options.address, runtime_env=runtime_env)
+            self._cluster = _reach(options, runtime_env)
         if not self._cluster.started:
             check_nodes(data_root=None if config.data.download else config.data.root, versions=versions_here())
         cpus = (
@@ -143,11 +139,28 @@ class RaySession:
             cause = error.cause
             if isinstance(cause, ValueError | FedbonsaiError):
                 raise cause from None
-            if isinstance(cause, WorkerFailure):
+            if isinstance(cause, WorkerFailure | StoreFull):
                 raise ClusterError(str(cause)) from None
             raise
         except _SERVER_DIED as error:
             raise ServerDied(f"the server actor died while it started: {str(error).splitlines()[0]}") from error
+
+
+def _reach(options: RayOptions, runtime_env: dict[str, Any]) -> Cluster:
+    """Start a local Ray, or join the one that is named. Raises ``ValueError``, and ``ClusterError`` where none comes up."""
+    if options.address is not None:
+        return join(options.address, runtime_env=runtime_env)
+    try:
+        return start_local(
+            num_cpus=_cores(),
+            num_gpus=0,
+            object_store_bytes=options.object_store_bytes,
+            preallocate=options.preallocate,
+            dashboard=options.dashboard,
+            env_vars=({} if "GLIBC_TUNABLES" in os.environ else HUGE_PAGES) | runtime_env.get("env_vars", {}),
+        )
+    except RuntimeError as error:
+        raise ClusterError(str(error)) from error
 
 
 def _died(error: BaseException) -> ServerDied:
@@ -220,27 +233,3 @@ def _bundles(
 def _cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _user_modules(config: Config, policy: Policy) -> list[str]:
-    """Modules of the user's own that the configuration or the policy names; workers must be able to import them."""
-    sections = {key: value for key, value in config.to_dict().items() if key not in ("name", "fleet")}  # free names
-    named = {text.partition(":")[0] for text in _strings(sections) if _is_path(text)}
-    named.add(type(policy).__module__)
-    return sorted(name for name in named if name.partition(".")[0] not in ("fedbonsai", "__main__"))
-
-
-def _strings(value: Any) -> list[str]:
-    """All ``name`` entries in nested plain data."""
-    if isinstance(value, dict):
-        found = [value["name"]] if isinstance(value.get("name"), str) else []
-        return found + [text for inner in value.values() for text in _strings(inner)]
-    if isinstance(value, list | tuple):
-        return [text for inner in value for text in _strings(inner)]
-    return []
-
-
-def _is_path(text: str) -> bool:
-    """Whether a name is ``module:attribute``."""
-    module, colon, attribute = text.partition(":")
-    return bool(colon) and all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")])

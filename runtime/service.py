@@ -16,6 +16,7 @@ import msgspec
 import torch
 
 from ..actors.pool import WorkerFailure
+from ..comms.errors import StoreFull
 from .engine import Engine
 from .errors import ConfigError, FedbonsaiError, RunError
 from .events import AnyEvent, Evaluated, RunStarted, VersionClosed
@@ -111,6 +112,6 @@ def describe(error: Exception) -> Fault:
         return Fault("config", str(error))
     if isinstance(error, RunError):
         return Fault("run", error.message, error.trace, error.device, error.round, error.stage)
-    if isinstance(error, FedbonsaiError | WorkerFailure):
+    if isinstance(error, FedbonsaiError | WorkerFailure | StoreFull):
         return Fault("run", str(error))
     return Fault("bug", f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))

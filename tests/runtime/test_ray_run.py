@@ -288,8 +288,8 @@ def test_an_unreachable_address_is_one_sentence(tmp_path, address):
 
 def test_only_what_is_code_is_looked_for_as_a_module():
     from fedbonsai.policies.select import RandomCohort
-    from fedbonsai.runtime.ray_session import _user_modules
+    from fedbonsai.runtime.named_modules import named_modules
 
     fleet = {"classes": [small_fleet()["classes"][0] | {"name": "board:second"}]}
     config = fedbonsai.load_config({"name": "digits:second", "fleet": fleet, "model": "mine:net"})
-    assert _user_modules(config, RandomCohort(cohort=1)) == ["mine"]
+    assert named_modules(config, RandomCohort(cohort=1)) == ["mine"]
