@@ -109,10 +109,15 @@ class Peers:
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Put in what was saved. ``paths``: by device, what ``read`` gives the bytes of its file."""
-        for device, stored in saved["paths"].items():
-            self._path(device).write_bytes(stored.read())
         for name in _SAVED:
             setattr(self, name, saved[name])
+        for device, stored in saved["paths"].items():
+            data = stored.read()
+            try:
+                self._path(device).write_bytes(data)
+            except OSError as error:
+                self._remove_file(device)
+                self._unwritten(device, error)
 
     def close(self) -> None:
         """Remove the files."""
@@ -141,19 +146,24 @@ class Peers:
         arrays = {_MEMORY + name: array for name, array in DeviceEnd(memory=peer.memory).to_state().items()}
         if peer.state is not None:
             arrays |= {_STATE + name: array for name, array in peer.state.items()}
-        path = self._path(device)
         try:
+            path = self._path(device)
             # (ascontiguousarray would give a number without dimensions one.)
             save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)
         except (OSError, SafetensorError) as error:
-            path.unlink(missing_ok=True)
-            self._drop(device)
-            self.notices.append(f"the memory of device {device}'s link could not be written to disk ({error}); dropped")
+            if self._folder is not None:
+                self._path(device).unlink(missing_ok=True)
+            self._unwritten(device, error)
             return
         self._files[device] = path.stat().st_size
         self._files_total += self._files[device]
         self._set_size(device, 0)
         peer.memory, peer.state = Memory(), None
+
+    def _unwritten(self, device: int, error: Exception) -> None:
+        """An entry's file could not be written."""
+        self._drop(device)
+        self.notices.append(f"the memory of device {device}'s link could not be written to disk ({error}); dropped")
 
     def _load(self, device: int, peer: Peer) -> None:
         """Bring an entry's arrays back; where its file is gone or damaged, drop it."""

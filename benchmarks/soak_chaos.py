@@ -1,4 +1,4 @@
-"""Ten minutes of chaos: a random worker or partition host of a run on Ray is killed every one to four seconds.
+"""Ten minutes of chaos: a random worker or partition host of a run on Ray, or its server, is killed every one to four seconds.
 
     python benchmarks/soak_chaos.py [--seeds 10] [--seconds 60] [--save]
 

@@ -138,7 +138,8 @@ class Checkpoints:
         try:
             return write()
         except OSError as error:
-            raise RunError(f"a checkpoint could not be written: {error}", stage="checkpoint") from error
+            text = f"a checkpoint could not be written: {error}; those before it are whole"
+            raise RunError(f"{text}: make room, and resume the run", stage="checkpoint") from error
 
     def read(self, manifest: Manifest) -> Any:
         """The value of a checkpoint. Raises ``Damaged``."""

@@ -141,7 +141,8 @@ class RunFolder:
         except kinds as error:
             reason = getattr(error, "strerror", None) or error
             raise RunError(
-                f"out is {str(self.path)!r}, which can no longer be written: {reason}", stage="write"
+                f"out is {str(self.path)!r}, which can no longer be written: {reason}; make room there, and resume the run",
+                stage="write",
             ) from error
 
 

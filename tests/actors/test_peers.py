@@ -2,6 +2,7 @@
 
 import resource
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from fedbonsai.actors.peers import Peer, Peers
 from fedbonsai.comms.codecs import Array
 from fedbonsai.comms.link import DeviceEnd, Memory, Model, Pending, Sent, State
+from fedbonsai.runtime.snapshot import Stored
 from safetensors.numpy import load_file, save_file
 
 ITEMS = 1000  # 4,000 bytes a tensor
@@ -215,6 +217,31 @@ def test_a_full_disk_costs_the_entry_and_is_said(folder: Path) -> None:
     assert notice.endswith("); dropped")
     peers.put(1, peer(1))  # there is room again
     assert files(folder) == ["1.safetensors"]
+    peers.close()
+
+
+def test_a_disk_that_is_full_when_a_run_is_resumed_costs_the_entry_and_is_said(folder: Path) -> None:
+    peers = Peers(memory_bytes=0, disk_bytes=10**6)
+    peers.put(0, peer(0))
+    saved = peers.saved()
+    saved["paths"] = {device: Stored(path.name, path.read_bytes) for device, path in saved["paths"].items()}
+    again = Peers(memory_bytes=0, disk_bytes=10**6)
+    with files_no_larger_than(1024):
+        again.restore(saved)
+    found = again.get(0)
+    assert found == Peer(folded=10, lost=True)
+    (notice,) = again.notices
+    assert notice.startswith("the memory of device 0's link could not be written to disk (")
+    again.close()
+    peers.close()
+
+
+def test_without_a_place_for_files_an_entry_is_dropped_and_that_is_said(folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "gone"))
+    peers = Peers(memory_bytes=0, disk_bytes=10**6)
+    peers.put(0, peer(0))
+    assert peers.get(0) == Peer(folded=10, lost=True)
+    assert "could not be written to disk" in peers.notices[0]
     peers.close()
 
 

@@ -1,11 +1,11 @@
-"""Twenty seconds of chaos: workers and partition hosts are killed at random, and the run comes out the same."""
+"""Twenty seconds of chaos: workers, partition hosts and the server are killed at random, and the run comes out the same."""
 
 import fedbonsai
 from fedbonsai.clusters.ray_cluster import start_local
 
 from .chaos import CONFIG, survive
 
-ROUNDS = 60
+ROUNDS = 45
 
 
 def test_a_run_survives_twenty_seconds_of_kills():

@@ -1,6 +1,7 @@
 """Checkpoints as files: bounded, incremental, whole or not there; and values that come back as what they were."""
 
 from collections import Counter, OrderedDict, deque
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +119,26 @@ def test_a_write_that_is_broken_off_leaves_the_checkpoint_before(left, tmp_path)
     again.start(found.manifest)
     assert not torch.any(again.read(found.manifest)["a"])
     assert len(list(tmp_path.glob("*.data"))) == 2  # what was left lying about is gone
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("kind", ["data", "checkpoint"])
+def test_a_disk_that_is_full_leaves_the_checkpoint_before(kind, tmp_path):
+    """A file that is written goes to a device without room, at the first of the tensors' files and at the manifest."""
+    for folder in ("there", "elsewhere"):
+        write(checkpoints(tmp_path / folder), {"a": torch.zeros(BIG)}, 1)
+    write(checkpoints(tmp_path / "elsewhere"), {"a": torch.ones(BIG)}, 2)
+    names = {path.name: path.stat().st_size for path in (tmp_path / "elsewhere").glob(f"*.{kind}")}
+    new = [name for name in names if not (tmp_path / "there" / name).exists()]
+    for name in new:
+        (tmp_path / "there" / f"{name}.partial").symlink_to("/dev/full")
+    said = r"^stage checkpoint: a checkpoint could not be written: \[Errno 28\] No space left on device; those before it are"
+    with pytest.raises(RunError, match=said):
+        write(checkpoints(tmp_path / "there"), {"a": torch.ones(BIG)}, 2)
+    again = checkpoints(tmp_path / "there")
+    found = again.newest()
+    assert (found.manifest.version, found.notices) == (1, ())
+    assert not torch.any(again.read(found.manifest)["a"])
 
 
 def test_another_run_s_are_not_touched(tmp_path):

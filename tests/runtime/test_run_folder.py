@@ -9,7 +9,7 @@ import torch
 import yaml
 from fedbonsai.runtime.config import load_config
 from fedbonsai.runtime.errors import ConfigError, RunError
-from fedbonsai.runtime.events import Notice
+from fedbonsai.runtime.events import Notice, VersionClosed
 from fedbonsai.runtime.run_folder import PACKAGES, RunFolder, default_path, environment
 from safetensors.torch import load_file, safe_open
 
@@ -161,6 +161,26 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_sentence(tmp_path, digits):
     assert torch.get_num_threads() == threads  # what the run made is released all the same
     assert run.summary["status"] == "failed"
     run.close()  # harmless
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_when_there_is_room_again_the_run_can_be_resumed(tmp_path, digits, of_type):
+    expected = fedbonsai.run(digits())
+    list(expected)
+    run = fedbonsai.run(digits(), out=tmp_path / "run")
+    while not of_type([next(run)], VersionClosed):
+        pass
+    next(run)  # so that version 1 has its checkpoint
+    with (tmp_path / "run" / "events.jsonl").open("a") as log:
+        log.write('{"type": "PlanEn')  # as much as still found room
+    run.folder._events.close()
+    run.folder._events = Path("/dev/full").open("w")  # noqa: SIM115
+    with pytest.raises(RunError, match=r"No space left on device; make room there, and resume the run$"):
+        list(run)
+    again = fedbonsai.run(digits(), resume=tmp_path / "run")
+    events = list(again)
+    assert [event.version for event in of_type(events, VersionClosed)] == [2]
+    assert again.summary["model_hash"] == expected.summary["model_hash"]
 
 
 def test_weights_that_cannot_be_written_fail_the_run(tmp_path, digits):
