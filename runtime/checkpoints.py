@@ -112,10 +112,7 @@ class Checkpoints:
         return self._of_paths[key]
 
     def write(self, value: Any, *, version: int, events: int) -> None:
-        """Write a checkpoint, after ``begin``.
-
-        Raises ``RunError`` where that is not possible: a full disk, a place that is gone.
-        """
+        """Write a checkpoint, after ``begin``. Raises ``RunError`` where that fails: a full disk, a place that is gone."""
         self._told(lambda: self._write(value, version, events))
 
     def _write(self, value: Any, version: int, events: int) -> None:

@@ -84,8 +84,8 @@ class RayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ``cpus``, ``memory_bytes``: of each worker's bundle (cpus None: the local cores divided among the workers).
     ``server_cpus``, ``host_cpus``: of the server's bundle and of each partition host's; a share that is reserved, not a limit.
     ``placement_timeout_s``: how long an autoscaler may take to make room. ``stuck_after_s``: real seconds after which a worker
-    that is still at one plan is ended and replaced (None: never). ``object_store_bytes``: None chooses;
-    ``preallocate`` touches all of it at the start, for faster first rounds.
+    that is still at one plan, or a host that is silent, is ended and replaced (None: never). ``object_store_bytes``: None
+    chooses; ``preallocate`` touches all of it at the start, for faster first rounds.
     """
 
     address: str | None = None
