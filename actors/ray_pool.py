@@ -143,8 +143,9 @@ class RayPool:
                     self._ended(seat, plan_id)
             elif not self._hosts.came(reference):
                 self._crew.arrived(reference)
-        self._crew.give_up()
-        self._end_stuck()
+        if not ready:  # this process may have been busy for long: nobody is judged before all that has come was looked at
+            self._crew.give_up()
+            self._end_stuck()
         self._hand_out()
 
     def _blamed(self) -> list[Seat]:
@@ -155,8 +156,7 @@ class RayPool:
         """End the hosts and workers that hang, and replace them."""
         if notices := self._hosts.end_stuck():
             self._notices += notices
-            for seat in self._crew.seats:  # who has waited for a host begins again
-                seat.since = time.monotonic() if seat.way is not None else seat.since
+            self._patience.renew(self._crew.seats)
         for seat in self._patience.lost_with(self._blamed()):
             self._replace(seat, f"stuck: it ran one plan for more than {self._patience.seconds:g} s")
 

@@ -66,6 +66,11 @@ class Patience:
         left = max(0.0, min(begun) + self.seconds - time.monotonic())
         return left if timeout_s is None else min(left, timeout_s)
 
+    def renew(self, seats: Sequence[Seat]) -> None:
+        """A host was at fault: who may have waited for it begins again."""
+        for seat in seats:
+            seat.since = time.monotonic() if seat.way is not None else seat.since
+
     def lost_with(self, seats: Sequence[Seat]) -> list[Seat]:
         """Those that have taken too long."""
         if self.seconds is None:
