@@ -95,7 +95,7 @@ def groups():
 
 
 def test_what_was_on_a_node_that_dies_is_placed_again(head):
-    config = CONFIG | {"ray": {"cpus": OF_WORKER}, "stop": {"rounds": 10}}
+    config = CONFIG | {"ray": {"cpus": OF_WORKER}, "stop": {"rounds": 6}}
     config["fleet"] = CONFIG["fleet"] | {"hosts": {"count": 1}}
     expected = fedbonsai.run(config, backend="inline")
     list(expected)
