@@ -143,7 +143,7 @@ class RayPool:
                     self._ended(seat, plan_id)
             elif not self._hosts.came(reference):
                 self._crew.arrived(reference)
-        if not ready:  # this process may have been busy for long: nobody is judged before all that has come was looked at
+        if not ready:  # nobody is judged before all that has come was looked at
             self._crew.give_up()
             self._end_stuck()
         self._hand_out()
