@@ -28,20 +28,21 @@ CONFIG = {
     "server": {"staleness": {"rule": "polynomial"}},
     "training": {"batch_size": 16, "epochs": 1},
     "evaluation": {"every": 1000},
+    "checkpoint": {"share": None},
 }
 
 
 class Killer:
     """Kills one of our actors, drawn by the seed, every one to four seconds while it is open.
 
-    A server is killed at any moment, also while it starts, but no more than twice before the run has come further: what dies
-    four times at one checkpoint ends the run, as it should.
+    A server is killed at any moment, also while it starts, but once before the run has come further: what dies four
+    times at one checkpoint ends the run, as it should.
     """
 
     def __init__(self, seed, seconds):
         self._draw, self._seconds, self._over = random.Random(seed), seconds, threading.Event()
         self.killed = Counter()
-        self.spares = 2  # deaths of the server that may follow now
+        self.spares = 1  # deaths of the server that may follow now
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self):
@@ -81,7 +82,7 @@ def survive(*, seed, seconds, rounds):
             for event in run:
                 notices += [event.text] if isinstance(event, Notice) else []
                 if isinstance(event, VersionClosed):
-                    killer.spares = 2
+                    killer.spares = 1
         events = [read_event(line) for line in (out / "events.jsonl").read_bytes().splitlines()]
     summary = run.summary
     assert isinstance(events[-1], RunEnded)

@@ -7,7 +7,6 @@ import time
 
 import fedbonsai
 import pytest
-from fedbonsai.clusters.ray_cluster import start_local
 from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
 
 from .chaos import CONFIG
@@ -22,10 +21,7 @@ BASE = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    with start_local(num_cpus=2) as running:
-        yield running
+pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def told(run, at_first_version=lambda: None):

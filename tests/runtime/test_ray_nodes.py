@@ -37,7 +37,7 @@ class Tenant:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def head():
+def head(own_ray):
     with start_local(num_cpus=HEAD_CPUS, env_vars=QUICK) as cluster:
         yield cluster
 

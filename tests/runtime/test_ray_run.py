@@ -90,7 +90,9 @@ def test_a_killed_worker_is_replaced_and_its_plans_are_placed_again():
 def test_a_killed_server_ends_the_run_in_one_sentence(tmp_path):
     import ray
 
-    run = fedbonsai.run(BASE | {"stop": {"rounds": 50}}, backend="ray", workers=1, out=tmp_path / "run")
+    run = fedbonsai.run(
+        BASE | {"stop": {"rounds": 50}, "checkpoint": {"every": None}}, backend="ray", workers=1, out=tmp_path / "run"
+    )
     assert any(isinstance(event, RunStarted) for event in run)  # iterated this far, and no further
     (host,) = actor_pids("Host")
     os.kill(host, signal.SIGKILL)
