@@ -6,7 +6,7 @@ one from which nothing at all has come since, and that is stuck after ``seconds`
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 _A_SIGN_EVERY = 0.25  # of the seconds
@@ -15,9 +15,9 @@ _A_SIGN_EVERY = 0.25  # of the seconds
 class HostWatch:
     """Signs of life, by number of the host."""
 
-    def __init__(self, seconds: float | None) -> None:
+    def __init__(self, seconds: float | None, *, now: Callable[[], float] = time.monotonic) -> None:
         """``seconds``: real ones without an answer; None: any."""
-        self.seconds = seconds
+        self.seconds, self._now = seconds, now
         self._asked: dict[int, Any] = {}
         self._heard: dict[int, float] = {}  # when something came, or when the first sign was asked for
 
@@ -25,7 +25,7 @@ class HostWatch:
         """Ask those whose turn it is; the references of all signs that have yet to come."""
         if self.seconds is None:
             return []
-        now = time.monotonic()
+        now = self._now()
         for number, actor in actors.items():
             if number not in self._asked and now - self._heard.get(number, 0.0) >= self.seconds * _A_SIGN_EVERY:
                 self._asked[number] = actor.sign.remote()
@@ -43,7 +43,7 @@ class HostWatch:
 
     def heard(self, number: int) -> None:
         """Something has come from a host."""
-        self._heard[number] = time.monotonic()
+        self._heard[number] = self._now()
 
     def is_silent(self, number: int) -> bool:
         """Whether it owes a sign."""
@@ -53,7 +53,7 @@ class HostWatch:
         """Seconds until one is stuck, or is to be asked; None: never."""
         if self.seconds is None or not self._heard:
             return None
-        now = time.monotonic()
+        now = self._now()
         shares = {number: 1.0 if number in self._asked else _A_SIGN_EVERY for number in self._heard}
         return max(0.0, min(self._heard[number] + self.seconds * share - now for number, share in shares.items()))
 
@@ -61,7 +61,7 @@ class HostWatch:
         """Those that have been silent for too long."""
         if self.seconds is None:
             return []
-        now = time.monotonic()
+        now = self._now()
         return [number for number in self._asked if now - self._heard[number] >= self.seconds]
 
     def forget(self, number: int) -> None:

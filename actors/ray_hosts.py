@@ -88,9 +88,10 @@ class RayHosts:
 
     def ended(self, reference: Any) -> tuple[bytes, Array | None]:
         """What ``replay`` or ``end`` led to. Raises one of ``DIED``."""
-        if (number := self._asked.pop(reference, None)) is not None:
-            self._watch.heard(number)
+        number = self._asked.pop(reference, None)
         answer: tuple[bytes, Array | None] = ray.get(reference)
+        if number is not None:
+            self._watch.heard(number)
         return answer
 
     def settle(self, plan: Plan, *, keep: bool, notices: list[str]) -> BufferedViews:

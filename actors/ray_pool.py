@@ -133,7 +133,8 @@ class RayPool:
         self._crew.check(*(task.group for task in self._queue))
         owners, signs = self._crew.calls(), self._hosts.signs()
         left_s = until(self._patience.left_s(self._blamed(), timeout_s), self._hosts.left_s(), self._crew.left_s())
-        ready, _ = ray.wait([*owners, *self._ending, *self._crew.coming, *signs], num_returns=1, timeout=left_s)
+        ready, rest = ray.wait([*owners, *self._ending, *self._crew.coming, *signs], num_returns=1, timeout=left_s)
+        ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0] if ready and rest else []
         for reference in ready:
             if reference in self._ending:
                 self._host_ended(reference)
@@ -143,9 +144,8 @@ class RayPool:
                     self._ended(seat, plan_id)
             elif not self._hosts.came(reference):
                 self._crew.arrived(reference)
-        if not ready:  # nobody is judged before all that has come was looked at
-            self._crew.give_up()
-            self._end_stuck()
+        self._crew.give_up()  # all that has come was looked at, so nobody is judged who has answered
+        self._end_stuck()
         self._hand_out()
 
     def _blamed(self) -> list[Seat]:

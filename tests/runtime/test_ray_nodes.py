@@ -25,12 +25,13 @@ QUICK = {  # Ray notices a dead node after 1 to 2 s instead of 15 to 20
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_failure_threshold": "3",
 }
-HEAD_CPUS, OTHER_CPUS, TAKEN, OF_WORKER = 3, 2, 2.5, 0.97
+HEAD_CPUS, OF_WORKER = 3, 0.97
+BESIDE_SERVER, ALONE = 2.5, 3.0  # what somebody else takes of the head node
 
 
 @ray.remote
 class Tenant:
-    """Somebody else on the head node: while it is there, only the server fits beside it."""
+    """Somebody else on the head node: while it is there, only the server fits beside it, or nothing."""
 
     def is_there(self):
         return True
@@ -43,13 +44,13 @@ def head(own_ray):
 
 
 @contextmanager
-def another_node(cluster):
+def another_node(cluster, *, num_cpus):
     """A second node on this machine; how it is killed, with all that runs there."""
     with _environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token} | QUICK), _loopback_only():
         node = Node(
             RayParams(
                 gcs_address=cluster.address, redis_address=cluster.address, node_ip_address="127.0.0.1",
-                num_cpus=OTHER_CPUS, num_gpus=0, object_store_memory=200 * 2**20, min_worker_port=0, max_worker_port=0,
+                num_cpus=num_cpus, num_gpus=0, object_store_memory=200 * 2**20, min_worker_port=0, max_worker_port=0,
                 node_manager_port=0, include_log_monitor=False,
             ),
             head=False, shutdown_at_exit=False, spawn_reaper=False,
@@ -69,18 +70,23 @@ def another_node(cluster):
         node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
-def lose_the_other_node(cluster, config, *, tenant_leaves):
-    """A run whose server is on the head node and all else on the other one, which is killed in mid-round; events."""
+def lose_the_other_node(cluster, config, *, tenant_leaves, takes=BESIDE_SERVER, **how):
+    """A run that is on the other node, all but the server where the tenant leaves it room; which is killed in mid-round.
+
+    Its events.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    tenant = Tenant.options(num_cpus=TAKEN, scheduling_strategy=here).remote()
+    tenant = Tenant.options(num_cpus=takes, scheduling_strategy=here).remote()
     events = []
     try:
         assert ray.get(tenant.is_there.remote())
-        with another_node(cluster) as kill:
-            for event in fedbonsai.run(config, backend="ray", workers=2):
+        with another_node(cluster, num_cpus=3 if takes == ALONE else 2) as kill:
+            for event in fedbonsai.run(config, backend="ray", workers=2, **how):
                 events.append(event)
                 if isinstance(event, VersionClosed) and event.version == 3:
-                    assert {len(set(found["bundles_to_node_id"].values())) for found in groups()} == {2}
+                    assert {len(set(found["bundles_to_node_id"].values())) for found in groups()} == {
+                        1 + (takes < ALONE)
+                    }
                     if tenant_leaves:
                         ray.kill(tenant)
                     threading.Timer(0.2, kill).start()
@@ -109,6 +115,18 @@ def test_what_was_on_a_node_that_dies_is_placed_again(head):
     reports = [event.report for event in events if isinstance(event, PlanEnded)]
     assert any(report.plan.attempt for report in reports)
     assert {report.outcome.value for report in reports} <= {"done", "late"}
+    assert events[-1].model_hash == expected.summary["model_hash"]
+
+
+def test_with_the_servers_node_the_run_moves_and_goes_on_from_its_checkpoint(head, tmp_path):
+    config = CONFIG | {"ray": {"cpus": OF_WORKER}, "stop": {"rounds": 6}}
+    config["fleet"] = CONFIG["fleet"] | {"hosts": {"count": 1}}
+    expected = fedbonsai.run(config, backend="inline")
+    list(expected)
+    events = lose_the_other_node(head, config, tenant_leaves=True, takes=ALONE, out=tmp_path / "run")
+    (told,) = [event.text for event in events if isinstance(event, Notice) and "server" in event.text]
+    assert told.startswith("the server actor died: ")
+    assert told.endswith("; it is replaced")
     assert events[-1].model_hash == expected.summary["model_hash"]
 
 
