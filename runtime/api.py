@@ -195,9 +195,10 @@ class Run:
         """To the newest checkpoint, or the start, from where another server goes on; raises ``error`` where there is no way."""
         if session is not None:
             session.close()
-        again = None if self.folder is None else plan_saving(self.config, self.folder, resumes=True)
-        if again is None or (again.manifest is None and again.settings.every is again.settings.seconds is None):
+        if self.folder is None or self._save is None:
             raise RunError(f"{error.message}; there is no checkpoint to go on from", stage="server") from error
+        again = plan_saving(self.config, self.folder, resumes=True)
+        assert again is not None, "a run that writes checkpoints no longer does"
         self._restarts.append(version := again.manifest.version if again.manifest is not None else 0)
         if self._restarts.count(version) > _MOST_RESTARTS:
             raise error

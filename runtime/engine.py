@@ -146,6 +146,11 @@ class Engine:
         yield from self._loop.events()
 
     @property
+    def ends(self) -> bool:
+        """Whether the version that has just closed is the last, by rounds, seconds or bytes."""
+        return self._loop.ends
+
+    @property
     def num_hosts(self) -> int:
         """Partition hosts of the fleet."""
         return self._fleet.hosts.count

@@ -145,6 +145,11 @@ class Loop:
                 self._submit(sent)  # what it has uploaded is no view yet, and its host has forgotten it
                 self._pool.result(plan_id)
 
+    @property
+    def ends(self) -> bool:
+        """Whether the version that has just closed is the last, as far as can be known before it is evaluated."""
+        return self._reason() is not None
+
     def _reason(self) -> str | None:
         """Why the run ends with the version that has just closed, or None."""
         evaluated = self._evaluated

@@ -71,7 +71,11 @@ class Service:
         until = time.monotonic() + _BATCH_S
         over, fault = False, None
         try:
-            if self._saver is not None and self._closed is not None and self._saver.due(self._closed):
+            if (
+                self._saver is not None
+                and self._closed is not None
+                and (self._saver.due(self._closed) or self._engine.ends)
+            ):
                 self.save()  # the driver has written its events by now
             self._closed = None
             while time.monotonic() < until:

@@ -56,3 +56,4 @@ def test_without_checkpoints_the_server_s_death_is_the_end(tmp_path):
         RunError, match=r"^stage server: the server actor died: .*; there is no checkpoint to go on from$"
     ):
         on_ray(BASE | {"checkpoint": {"every": None}}, kills_in=1, out=tmp_path / "run")
+    assert "VersionClosed" in {event["type"] for event in facts(tmp_path / "run")}  # the log is left as it was

@@ -228,6 +228,11 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path):
     assert facts(tmp_path / "run") == facts(tmp_path / "whole")
 
 
+def test_the_last_version_is_there_though_its_turn_had_not_come(tmp_path):
+    uninterrupted(BASE | {"checkpoint": {"every": 5}}, tmp_path / "run")
+    assert [path.name for path in manifests(tmp_path / "run")] == ["00000005.checkpoint", "00000008.checkpoint"]
+
+
 def test_two_processes_do_not_write_one_folder(tmp_path):
     run = fedbonsai.run(BASE, out=tmp_path / "run")
     next(run)
