@@ -35,6 +35,7 @@ class Asynchronous:
     buffer: Count = 1
 
     needs_staleness: ClassVar[bool] = True
+    closes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the fields."""

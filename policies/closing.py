@@ -28,8 +28,8 @@ class Closing:
     """``at``: updates that close the version, or their share of the plans before it, rounded up. ``after_s``: seconds.
 
     ``partial``: devices stop early, so that their updates are there after ``after_s``; all but those that upload views
-    (``ecofed``), which are sent whole or not at all. Behind
-    ``asynchronous``, and for turns at a shared head, the seconds count for each plan by itself.
+    (``ecofed``), which are sent whole or not at all. Behind ``asynchronous``, which says itself at how many updates a version
+    closes, the seconds count for each plan by itself.
     """
 
     at: Cohort | None = None
@@ -37,6 +37,16 @@ class Closing:
     partial: bool = False
 
     needs_plans: ClassVar[bool] = True
+
+    @property
+    def closes(self) -> bool:
+        """Whether it counts updates."""
+        return self.at is not None
+
+    @property
+    def counts_plans(self) -> bool:
+        """Whether that is a share of the plans before it."""
+        return isinstance(self.at, float)
 
     @property
     def stops_early(self) -> bool:
@@ -64,10 +74,6 @@ class Closing:
         plans = tuple(self._in_time(plan) for plan in decision.plans)
         if view.dispatched:
             return replace(decision, plans=plans), state
-        if isinstance(self.at, float) and decision.keep_open:
-            raise ValueError(
-                f"closing.at is {self.at}, a share of plans that are sent one after another; allowed: a number"
-            )
         at = self.at if not isinstance(self.at, float) else math.ceil(self.at * len(plans) - 1e-9)
         return (
             replace(

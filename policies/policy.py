@@ -27,6 +27,8 @@ anything is built, so that a mistake is told at once (``runtime.check_policy``);
     takes_turns     bool: it keeps back plans of the policies before it, so that no selection can stand behind it
     remembers       bool: it gives links a memory
     freezes         bool: the blocks before the cut are never trained
+    closes          bool: it says at how many updates a version closes
+    counts_plans    bool: and that is a share of the plans before it, which must be there all at once
     stops_early     bool: it gives plans a deadline at which their devices stop early
     fits_plans      bool: it makes plans that fit their devices' memory, and leaves out whom none fits; those before it in
                     a chain see ``view.fits_later``

@@ -65,6 +65,7 @@ def _cuts(policy: Policy) -> bool:
 
 def _check_together(chain: Sequence[Policy]) -> None:
     """What one policy of a chain does must leave room for what the others do."""
+    _check_closing(chain)
     turns = _first(chain, lambda link: getattr(link, "takes_turns", False))
     cutting = _first(chain, _cuts)
     remembers = _first(chain, lambda link: getattr(link, "remembers", False))
@@ -79,17 +80,39 @@ def _check_together(chain: Sequence[Policy]) -> None:
                 f"{_told(position, link)} would cut what {_told(cutting, chain[cutting])} has cut; "
                 "allowed: one policy that cuts the model"
             )
-    early = _first(chain, lambda link: getattr(link, "stops_early", False))
-    freezing = _first(chain, lambda link: getattr(link, "freezes", False))
-    if early is not None and freezing is not None and early < freezing:
-        raise ConfigError(
-            f"{_told(early, chain[early])} has devices stop early, before {_told(freezing, chain[freezing])} makes some upload "
-            "views, which must be whole; allowed: the other way round"
-        )
     if cutting is not None and remembers is not None:
         raise ConfigError(
             f"{_told(remembers, chain[remembers])} gives links a memory, which those of a model that "
             f"{_told(cutting, chain[cutting])} cuts cannot have yet; allowed: one of the two"
+        )
+
+
+def _check_closing(chain: Sequence[Policy]) -> None:
+    """When versions close, and who stops early for that, must go with how plans are sent and what they are."""
+    turns = _first(chain, lambda link: getattr(link, "takes_turns", False))
+    early = _first(chain, lambda link: getattr(link, "stops_early", False))
+    counting = _first(chain, lambda link: getattr(link, "counts_plans", False))
+    freezing = _first(chain, lambda link: getattr(link, "freezes", False))
+    told = [_told(position, link) for position, link in enumerate(chain)]
+    closing = [name for name, link in zip(told, chain, strict=True) if getattr(link, "closes", False)]
+    if len(closing) > 1:
+        raise ConfigError(
+            f"{closing[1]} says at how many updates a version closes, as {closing[0]} does; allowed: one of the two"
+        )
+    if turns is not None and early is not None:
+        raise ConfigError(
+            f"{told[early]} has devices stop early when their round closes, where {told[turns]} sends them one after another; "
+            "allowed: one of the two"
+        )
+    if turns is not None and counting is not None and counting > turns:
+        raise ConfigError(
+            f"{told[counting]} closes at a share of the plans, of which {told[turns]} sends one after another; "
+            "allowed: a number of updates, or the other way round"
+        )
+    if early is not None and freezing is not None and early < freezing:
+        raise ConfigError(
+            f"{told[early]} has devices stop early, before {told[freezing]} makes some upload views, which must be whole; "
+            "allowed: the other way round"
         )
 
 

@@ -40,10 +40,9 @@ class VirtualClock:
     def __init__(self, fleet: Fleet, pool: Pool, *, seed: int = 0, fates: Callable[[Plan], Fate] | None = None) -> None:
         """At second 0, nothing in flight. ``seed``: of the run; ``fates``: in place of those drawn from it."""
         self.time_s = 0.0
-        self._pool = pool
+        self._pool, self._fleet = pool, fleet
         self._transfers = Transfers(fleet)
         self._streams = Streams(up=self._transfers.up, down=self._transfers.down)
-        self._fleet = fleet
         self._rates = Rates(fleet)
         self._presence = Presence(fleet, seed=seed)
         self._fates = fates or Fates(fleet, seed=seed).of
@@ -54,7 +53,8 @@ class VirtualClock:
 
     def stop_early(self, plan: Plan, costs: Costs) -> Plan:
         """A plan that is to be sent, as far as its device will get with it."""
-        return costs.stop_early(plan, self._fates(plan))
+        fate = self._fates(plan)
+        return costs.stop_early(plan, self._rates.now(plan.device, fate, now_s=self.time_s), share=fate.steps)
 
     def dispatch(
         self, plan: Plan, *, down_bytes: int, flops: int, peak_memory_bytes: int, work: Work | None = None
@@ -62,7 +62,7 @@ class VirtualClock:
         """A plan leaves the server now; whether its result will be asked for. ``work``: what a split one computes."""
         replay = work is not None and work.replay  # the device does not hear of it
         fate = CALM if replay else self._fates(plan)
-        profile = fate.profile(self._rates.profile(plan.device, self.time_s))
+        profile = self._rates.now(plan.device, fate, now_s=self.time_s)
         journey = Journey(plan, profile, fate, down_bytes, flops, peak_memory_bytes, work, began_s=self.time_s)
         self.journeys[plan.id] = journey
         if replay:

@@ -14,6 +14,7 @@ import msgspec
 from ..actors.links import ServerLinks
 from ..actors.messages import array_specs
 from ..clusters.fleet import Fleet
+from ..clusters.profile import DeviceProfile
 from ..comms.codecs import ArraySpec, Codec
 from ..comms.ledger import Direction
 from ..comms.make_codec import make_codec
@@ -28,7 +29,6 @@ from ..learning.workload import Workload
 from ..policies.estimate import charge, transfer_s
 from ..policies.plan import Plan
 from ..policies.report import Estimate
-from .fate import CALM, Fate
 from .links import own_rate
 from .stop_early import stop_early
 from .stream_costs import StreamCosts
@@ -155,11 +155,18 @@ class Costs:
         dense = sum(spec.num_bytes for spec in array_specs(down_tensors(self._workload.spec, plan.part)))
         return self._links.estimate_bytes(msgspec.structs.replace(plan, device=device), newest=newest, dense=dense)
 
-    def stop_early(self, plan: Plan, fate: Fate = CALM, *, device: int | None = None) -> Plan:
-        """The plan as far as its device, or another one, gets with it; see ``stop_early.stop_early``."""
+    def stop_early(self, plan: Plan, profile: DeviceProfile, *, device: int | None = None, share: float = 1.0) -> Plan:
+        """The plan as far as its device, or another one, gets with it that is as ``profile`` says.
+
+        See ``stop_early.stop_early``.
+        """
         on = plan.device if device is None else device
-        samples = self._samples[on]
-        return stop_early(plan, fate, num_samples=samples, estimate=lambda shorter: self._estimate(on, shorter))
+        return stop_early(
+            plan,
+            num_samples=self._samples[on],
+            estimate=lambda shorter: self._estimate(on, shorter, profile),
+            share=share,
+        )
 
     def estimate(self, device: int, plan: Plan) -> Estimate:
         """What the plan costs on a device that is alone on its links; one with a deadline, as far as it gets.
@@ -167,11 +174,11 @@ class Costs:
         A plan that only evaluates sends no packet up, nor does one whose device trains nothing. Of a replay the device does
         not hear.
         """
-        return self._estimate(device, self.stop_early(plan, device=device))
-
-    def _estimate(self, device: int, plan: Plan) -> Estimate:
-        """The plan as it stands."""
         profile = self._profiles[device]
+        return self._estimate(device, self.stop_early(plan, profile, device=device), profile)
+
+    def _estimate(self, device: int, plan: Plan, profile: DeviceProfile) -> Estimate:
+        """The plan as it stands."""
         down_bytes, up_bytes = self._down_bytes(device, plan), self._size(plan, "up")
         sends = plan.objective.kind != "evaluate" and not _frozen(plan)
         shared = self._fleet.shared_links.get(profile.shared_link) if profile.shared_link else None

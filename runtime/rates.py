@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from ..clusters.fleet import Fleet
 from ..clusters.profile import DeviceProfile
+from .fate import Fate
 from .journey import Journey
 
 
@@ -25,12 +26,15 @@ class Rates:
                 self._rates[device].append((at_s, up, down))
 
     def update(self, journey: Journey, *, now_s: float) -> DeviceProfile:
-        """The device of a plan as it is now, and as its fate makes it."""
-        journey.profile = journey.fate.profile(self.profile(journey.plan.device, now_s))
+        """The device of a plan as it is now."""
+        journey.profile = self.now(journey.plan.device, journey.fate, now_s=now_s)
         return journey.profile
 
-    def profile(self, device: int, now_s: float) -> DeviceProfile:
-        """A device now."""
+    def now(self, device: int, fate: Fate, *, now_s: float) -> DeviceProfile:
+        """A device now, as its fate makes it."""
+        return fate.profile(self._declared_now(device, now_s))
+
+    def _declared_now(self, device: int, now_s: float) -> DeviceProfile:
         declared, rates = self._declared[device], self._rates.get(device, [])
         passed = bisect_right(rates, now_s, key=lambda rate: rate[0])
         if not passed:

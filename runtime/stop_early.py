@@ -2,11 +2,11 @@
 
 A plan with a deadline, or whose device will be needed for something else, is cut down to the most steps that fit, one at
 least; these are the first steps of the whole, bit for bit. The weight of its update, its samples, is multiplied by the share
-of the steps that were made, so that half a training counts half. (FedProx, Li et al., MLSys 2020, arXiv 1812.06127, takes
-partial work at its full weight.)
+of the steps that were made: half a training counts half as much as a whole one in the mean of their version. (Alone in its
+version it is the mean, as ever. FedProx, Li et al., MLSys 2020, arXiv 1812.06127, takes partial work at its full weight.)
 
-How long steps take is by the estimate of a device that is alone on its links, with the seconds of computing that its fate
-gives it: a device knows its own speed, but not who will be on its link. There an update may still come late.
+How long steps take is by the estimate of the device as it is this time, alone on its links: it knows its own speed and what
+its link carries now, but not who will be on a shared one. There an update may still come late.
 """
 
 from collections.abc import Callable
@@ -16,29 +16,26 @@ from msgspec.structs import replace
 from ..learning.amount import num_steps
 from ..policies.plan import Plan
 from ..policies.report import Estimate, Report
-from .fate import Fate
 
 
-def stop_early(plan: Plan, fate: Fate, *, num_samples: int, estimate: Callable[[Plan], Estimate]) -> Plan:
-    """The plan cut down to the steps that fit its deadline and its ``fate``; as it is where all fit.
+def stop_early(plan: Plan, *, num_samples: int, estimate: Callable[[Plan], Estimate], share: float = 1.0) -> Plan:
+    """The plan cut down to the steps that fit its deadline, and to ``share`` of all; as it is where all fit.
 
-    ``estimate``: of a plan as it stands, without its fate.
+    ``estimate``: of a plan as it stands, on its device as it is this time.
     """
     whole = num_steps(num_samples, plan.training)
-    if plan.whole_steps or whole <= 1 or (plan.deadline_s is None and fate.steps >= 1):
+    as_it_is = plan.whole_steps or whole <= 1 or (plan.deadline_s is None and share >= 1)
+    if as_it_is or plan.objective.kind == "evaluate":
         return plan
 
     def of(steps: int) -> Plan:
         return replace(plan, training=replace(plan.training, steps=steps), whole_steps=whole)
 
     def fits(steps: int) -> bool:
-        if plan.deadline_s is None:
-            return True
-        cost = estimate(of(steps))
-        needed_s = cost.seconds + (fate.compute - 1) * cost.compute_s
-        return needed_s <= plan.deadline_s * (1 + 1e-9)  # which may have been computed as such an estimate
+        # (The deadline may have been computed as such an estimate.)
+        return plan.deadline_s is None or estimate(of(steps)).seconds <= plan.deadline_s * (1 + 1e-9)
 
-    fewest, most = 1, max(1, int(whole * fate.steps))
+    fewest, most = 1, max(1, int(whole * share))
     if most < whole or not fits(whole):
         while fewest < most:
             middle = (fewest + most + 1) // 2
@@ -48,8 +45,10 @@ def stop_early(plan: Plan, fate: Fate, *, num_samples: int, estimate: Callable[[
 
 
 def share_done(report: Report, *, num_samples: int) -> float:
-    """The share of its plan's steps that a device made, 1 at most: what its update counts. 1 where none stop early."""
+    """The share of its plan's steps that a device made, as far as it was to make them: what its update counts."""
     plan = report.plan
-    if not plan.whole_steps and plan.train_s is None:
-        return 1.0
-    return min(1.0, report.steps / (plan.whole_steps or num_steps(num_samples, plan.training)))
+    if plan.whole_steps:
+        assert plan.training.steps is not None
+        return min(report.steps, plan.training.steps) / plan.whole_steps
+    whole = num_steps(num_samples, plan.training) if plan.train_s is not None else 0
+    return min(report.steps, whole) / whole if whole else 1.0

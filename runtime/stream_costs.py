@@ -22,11 +22,13 @@ from ..learning.workload import Workload
 from ..policies.estimate import NO_STREAM, StreamCharge
 from ..policies.plan import Plan
 from .links import Links, capacities
+from .recent import Recent
 from .stream_load import Load, Route, Work, charged, route
 from .streams import Streams
 from .typical_size import typical_bytes
 
 Row = Callable[..., PartCost]
+_MOST_KEPT = 1000  # sequences of micro-batches, and streams: devices that stop early make as many as they like
 
 
 class StreamCosts:
@@ -37,10 +39,10 @@ class StreamCosts:
     def __init__(self, workload: Workload, fleet: Fleet, *, row: Row) -> None:
         """``row``: the cost of a part under a training setting, and whether it makes a gradient of what enters it."""
         self._workload, self._fleet, self._row = workload, fleet, row
-        self._samples: dict[tuple[Any, ...], tuple[int, ...]] = {}
+        self._samples = Recent[tuple[Any, ...], tuple[int, ...]](_MOST_KEPT)
         self._streams: dict[tuple[Any, ...], Stream] = {}
         self._observed: dict[tuple[Any, ...], tuple[float, float]] = {}  # bytes per sample, up and down
-        self._alone: dict[tuple[Any, ...], tuple[Sequence[int], Sequence[int], StreamCharge]] = {}
+        self._alone = Recent[tuple[Any, ...], tuple[Sequence[int], Sequence[int], StreamCharge]](_MOST_KEPT)
 
     def work(self, plan: Plan, num_samples: int) -> Work | None:
         """What a split plan computes on a device with so many samples; None for a plan that is not split."""

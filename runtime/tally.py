@@ -65,7 +65,7 @@ class Tally:
             return
         text, first = "no device delivered an update in the whole run", self._first_fault
         if first is None:  # only a deadline closes a version with nothing folded and nothing gone wrong
-            why = "none came before its version's deadline: close_after_s is too short"
+            why = "none came before its version closed: its deadline (closing.after_s) is too short"
             raise RunError(f"{text}; {why}", round_=version, stage="close")
         raise fault(f"{text}; the first fault: {first.outcome.value}: {first.error}", first)
 

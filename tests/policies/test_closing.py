@@ -65,9 +65,3 @@ def test_devices_that_train_stop_early_and_others_do_not(make_view, make_plan):
 def test_fields_are_checked(fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         Closing(**fields)
-
-
-def test_a_share_of_plans_that_come_one_after_another_is_refused(make_view, chosen):
-    with pytest.raises(ValueError, match=r"^closing.at is 0.5, a share of plans that are sent one after another; "):
-        closing(make_view(), chosen(2, keep_open=True), at=0.5)
-    assert closing(make_view(), chosen(2, keep_open=True), at=2).close_at == 2

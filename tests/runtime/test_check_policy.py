@@ -120,6 +120,19 @@ SHARED = {"name": "splitfed", "head": "shared"}
         ),
         (["all", "residuals", "ecofed"], "policy[1] (residuals) gives links a memory, which "),
         (
+            ["all", SHARED, {"name": "closing", "at": 0.5}],
+            "policy[2] (closing) closes at a share of the plans, of which policy[1] (splitfed) sends one after another; ",
+        ),
+        (
+            ["all", SHARED, {"name": "closing", "after_s": 9.0, "partial": True}],
+            "policy[2] (closing) has devices stop early when their round closes, where policy[1] (splitfed) sends them one "
+            "after another; allowed: one of the two",
+        ),
+        (
+            ["asynchronous", {"name": "closing", "at": 2}],
+            "policy[1] (closing) says at how many updates a version closes, as policy[0] (asynchronous) does; allowed: one of",
+        ),
+        (
             ["all", {"name": "closing", "after_s": 9.0, "partial": True}, "ecofed"],
             "policy[1] (closing) has devices stop early, before policy[2] (ecofed) makes some upload views, which must be "
             "whole; allowed: the other way round",
@@ -128,7 +141,7 @@ SHARED = {"name": "splitfed", "head": "shared"}
 )
 def test_policies_that_leave_no_room_for_each_other_are_refused(policy, sentence):
     with pytest.raises(ConfigError) as caught:
-        fedbonsai.run({"policy": policy})
+        fedbonsai.run({"policy": policy, "server": {"staleness": {"rule": "constant"}}})
     assert str(caught.value).startswith(sentence)
 
 
@@ -138,6 +151,8 @@ def test_what_leaves_room_may_stand_together():
         [{"name": "fastest", "cohort": 2}, SHARED],
         ["all", "splitfed", {"name": "fastest", "cohort": 2}],
         ["all", "splitfed", none],
+        ["all", {"name": "closing", "at": 0.5}, SHARED],
+        ["all", SHARED, {"name": "closing", "at": 2, "after_s": 9.0}],
         ["all", "ecofed", {"name": "closing", "after_s": 9.0, "partial": True}],
         ["all", "residuals"],
     ):

@@ -9,13 +9,13 @@ import torch
 from fedbonsai.learning.spec import Training
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.local_loss import LocalLoss
+from fedbonsai.policies.plan import Objective
 from fedbonsai.policies.policy import chain
 from fedbonsai.policies.report import Estimate, Report
 from fedbonsai.policies.select import All
 from fedbonsai.policies.split import SplitFed
 from fedbonsai.runtime.errors import RunError
 from fedbonsai.runtime.events import PlanEnded, VersionClosed
-from fedbonsai.runtime.fate import CALM, Fate
 from fedbonsai.runtime.stop_early import share_done, stop_early
 from msgspec.structs import replace
 
@@ -29,22 +29,21 @@ def two_seconds_a_step(plan):
 
 
 @pytest.mark.parametrize(
-    ("deadline_s", "fate", "steps"),
+    ("deadline_s", "share", "steps"),
     [
-        (12.0, CALM, None),
-        (11.9, CALM, 4),
-        (8.0, CALM, 3),
-        (7.99, CALM, 2),
-        (0.1, CALM, 1),  # it comes late, with something
-        (12.0, Fate(compute=2.0), 2),
-        (12.0, Fate(compute=0.5, steps=0.9), 4),
-        (8.0, Fate(steps=0.5), 2),
-        (None, Fate(steps=0.5), 2),
-        (None, Fate(steps=0.01), 1),
-        (None, Fate(compute=9.0), None),
+        (12.0, 1.0, None),
+        (11.9, 1.0, 4),
+        (8.0, 1.0, 3),
+        (7.99, 1.0, 2),
+        (0.1, 1.0, 1),  # it comes late, with something
+        (12.0, 0.9, 4),
+        (8.0, 0.5, 2),
+        (None, 0.5, 2),
+        (None, 0.01, 1),
+        (None, 1.0, None),
     ],
 )
-def test_the_most_steps_that_fit_by_hand(make_plan, deadline_s, fate, steps):
+def test_the_most_steps_that_fit_by_hand(make_plan, deadline_s, share, steps):
     plan = make_plan(1, deadline_s=deadline_s).with_("test", training=Training(batch_size=BATCH))
     counted = []
 
@@ -52,14 +51,19 @@ def test_the_most_steps_that_fit_by_hand(make_plan, deadline_s, fate, steps):
         counted.append(shorter)
         return two_seconds_a_step(shorter)
 
-    found = stop_early(plan, fate, num_samples=SAMPLES, estimate=estimate)
+    def cut(plan, **how):
+        return stop_early(plan, num_samples=SAMPLES, estimate=estimate, **how)
+
+    found = cut(plan, share=share)
     if steps is None:
         assert found is plan
         return
     assert (found.training.steps, found.whole_steps) == (steps, 5)
     assert len(counted) <= 4
-    assert stop_early(found, CALM, num_samples=SAMPLES, estimate=estimate) is found  # once
+    assert cut(found) is found  # once
     assert f"{steps} steps of 5 of batch 8" in str(found)
+    measured = replace(plan, objective=Objective(kind="evaluate"))
+    assert cut(measured, share=share) is measured
 
 
 @pytest.mark.parametrize(
@@ -68,14 +72,16 @@ def test_the_most_steps_that_fit_by_hand(make_plan, deadline_s, fate, steps):
         ({}, 5, 1.0),
         ({}, 0, 1.0),
         ({"whole_steps": 5}, 2, 0.4),
-        ({"whole_steps": 5}, 9, 1.0),  # no device makes itself heavier by what it claims
+        ({"whole_steps": 5}, 5, 0.6),  # no device makes itself heavier by what it claims: it was sent three
         ({"train_s": 1.0}, 5, 1.0),
+        ({"train_s": 1.0}, 9, 1.0),
         ({"train_s": 1.0}, 1, 0.2),
         ({"train_s": 1.0}, 0, 0.0),
     ],
 )
 def test_what_an_update_counts(make_plan, plan, steps, share):
-    plan = make_plan(1, **plan).with_("test", training=Training(batch_size=BATCH))
+    training = Training(batch_size=BATCH, steps=3 if "whole_steps" in plan else None)
+    plan = make_plan(1, **plan).with_("test", training=training)
     assert share_done(Report(plan=plan, steps=steps), num_samples=SAMPLES) == share
 
 
@@ -194,6 +200,17 @@ def test_behind_asynchronous_each_plan_has_its_own_deadline(whole_s):
     assert all(report.virtual.seconds <= 1.5 * whole_s for report in done)
 
 
+def test_what_a_link_carries_this_time_is_known(whole_s):
+    # A device whose link is 0.4 of what its class declares, from the start: without a cut it would come late.
+    slow = {"classes": [{"name": "c", "flop_per_s": 1e8, "rates": [[0, 0, 4 * 10**5, 4 * 10**5]]} | LINK]}
+    _, whole, _ = finished(fleet=slow)
+    deadline_s = 0.5 * (whole_s + whole[0].virtual.seconds)
+    _, ended, closed = finished(fleet=slow, **closing(deadline_s))
+    assert closed[0].folded == 1
+    assert ended[0].steps < 5
+    assert ended[0].virtual.seconds <= deadline_s
+
+
 def early(chance):
     return {"classes": [{"name": "c", "count": 6, "flop_per_s": 1e8, "dropout": {"early": chance}} | LINK]}
 
@@ -214,6 +231,14 @@ def test_a_part_of_a_view_is_none():
     run = fedbonsai.run(BASE | {"fleet": early(1.0), "preset": "ecofed", "stop": {"rounds": 1}})
     with pytest.raises(RunError, match="the device dropped out"):
         list(run)
+
+
+def test_nothing_to_do_is_done_in_any_time():
+    training = {"training": {"epochs": 0}}
+    for clock in ("virtual", "wall"):
+        _, ended, closed = finished(**closing(5.0), **training, clock=clock)
+        assert [report.steps for report in ended.values()] == [0, 0]
+        assert closed[0].folded == 2
 
 
 def slow_transform(x, generator):
