@@ -128,11 +128,11 @@ def device_table(reports: Mapping[int, PlanEnded], *, most: int = 20) -> Table:
         table.add_column(column, no_wrap=True, justify="left" if column in ("class", "outcome") else "right")
     ordered = sorted(reports.values(), key=lambda e: -e.report.virtual.seconds)
     for event in ordered[:most]:
-        report, cost = event.report, event.report.virtual
+        report, cost, whole = event.report, event.report.virtual, event.report.plan.whole_steps
         table.add_row(
             str(report.plan.device),
             event.fleet_class,
-            report.outcome.value,
+            report.outcome.value + (f" ({report.steps} of {whole} steps)" if whole and report.steps else ""),
             str(report.samples),
             "" if report.loss is None else f"{report.loss:.4f}",
             *(f"{seconds:.2f}" for seconds in (cost.down_s, cost.compute_s, cost.up_s, cost.seconds)),

@@ -151,6 +151,12 @@ def test_a_table_of_many_devices_shows_the_slowest(make_plan):
     assert table.caption == "and 27 more"
 
 
+def test_who_stopped_early_is_told(make_plan):
+    report = Report(plan=make_plan(1, 1, whole_steps=5), steps=2)
+    table = device_table({1: PlanEnded(report=report, fleet_class="b")})
+    assert list(table.columns[2].cells) == ["done (2 of 5 steps)"]
+
+
 @pytest.mark.parametrize(
     ("num_bytes", "text"),
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_250_000, "1.2 MB"), (3e9, "3.0 GB"), (5e15, "5000.0 TB")],
