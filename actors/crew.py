@@ -53,8 +53,8 @@ class Crew:
         self._coming: dict[Any, _Coming] = {}
         self._end = ""  # of the last one who was not replaced
         actors = [self._start(bundle=bundle) for bundle in bundles]
-        nodes = await_warm(actors, timeout_s=timeout_s)
-        self.seats = [Seat(*each) for each in zip(bundles, actors, nodes, strict=True)]
+        signs = [actor.warm_up.remote() for actor in actors]
+        self.seats = [self._first(*each, timeout_s=timeout_s) for each in zip(bundles, actors, signs, strict=True)]
 
     @property
     def coming(self) -> list[Any]:
@@ -124,6 +124,18 @@ class Crew:
             ray.kill(actor, no_restart=True)
         self.seats = []
         self._coming.clear()
+
+    def _first(self, bundle: Bundle, actor: Any, sign: Any, *, timeout_s: float, starts: int = 1) -> Seat:
+        """The first one of a bundle; all must come, or ``WorkerFailure``."""
+        try:
+            return Seat(bundle, actor, await_warm(sign, timeout_s=timeout_s))
+        except DIED as error:
+            why = first_line(error)
+            if starts == _MOST_STARTS:
+                raise WorkerFailure(f"a worker died while it started: {why}") from error
+            self._tell(f"worker of bundle {bundle.index} died while it started ({why}) and is replaced")
+        actor = self._start(bundle=bundle)
+        return self._first(bundle, actor, actor.warm_up.remote(), timeout_s=timeout_s, starts=starts + 1)
 
     def _send_for(self, bundle: Bundle, why: str, *, starts: int) -> None:
         actor = self._start(bundle=bundle)

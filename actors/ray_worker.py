@@ -13,7 +13,7 @@ from ..learning.workload import WorkloadSettings
 from .allocator import keep_freed_memory
 from .device import Device
 from .pool import WorkerFailure
-from .ray_faults import DIED, LOADING_S, first_line, placing_s
+from .ray_faults import LOADING_S, placing_s
 from .ray_link import RayLink, Way
 
 
@@ -65,15 +65,16 @@ def start_worker(settings: WorkloadSettings, *, placement: Any, bundle: Bundle) 
     return ray.remote(Worker).options(**options).remote(settings)
 
 
-def await_warm(actors: list[Any], *, timeout_s: float) -> list[str]:
-    """Wait until workers have loaded their data; the nodes that they are on."""
+def await_warm(reference: Any, *, timeout_s: float) -> str:
+    """Wait until a worker has loaded its data; the node that it is on.
+
+    Raises one of ``DIED``, ``WorkerFailure``, or what the user got wrong (``ValueError``).
+    """
     wait_s = placing_s(timeout_s) + LOADING_S
     try:
-        nodes: list[str] = ray.get([actor.warm_up.remote() for actor in actors], timeout=wait_s)
+        node: str = ray.get(reference, timeout=wait_s)
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, ValueError) else error from None
     except GetTimeoutError as error:
         raise WorkerFailure(f"a worker was not ready within {wait_s:g} s") from error
-    except DIED as error:
-        raise WorkerFailure(f"a worker died while it started: {first_line(error)}") from error
-    return nodes
+    return node

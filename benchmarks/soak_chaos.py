@@ -17,6 +17,7 @@ import fedbonsai
 import torch
 from common import finish
 from fedbonsai.clusters.ray_cluster import start_local
+from fedbonsai.runtime.errors import FedbonsaiError
 from fedbonsai.tests.runtime.chaos import CONFIG, survive
 
 
@@ -43,9 +44,9 @@ def main() -> None:
         try:
             with start_local(num_cpus=2):
                 killed, summary, _ = survive(seed=seed, seconds=args.seconds, rounds=args.rounds)
-        except AssertionError as error:
+        except (AssertionError, FedbonsaiError) as error:
             faults += 1
-            rows.append({"seed": seed, "fault": str(error)})
+            rows.append({"seed": seed, "fault": f"{type(error).__name__}: {error}"})
         else:
             faults += summary["accuracy"] < 0.85
             rows.append(

@@ -3,6 +3,7 @@
 import os
 import signal
 import textwrap
+import threading
 import time
 
 import fedbonsai
@@ -69,6 +70,23 @@ def test_a_partition_host_that_hangs_is_ended_and_replaced():
     assert not [text for text in notices if text.startswith("worker")], "its devices' workers are not to blame"
     assert {report.outcome.value for report in ended} <= {"done", "late"}
     assert run.summary["model_hash"] == expected.summary["model_hash"]
+
+
+def test_a_worker_that_dies_while_it_starts_is_replaced():
+    def kill_the_first():
+        deadline = time.monotonic() + 60
+        while not (pids := actor_pids("Worker")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(pids[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_the_first)
+    killer.start()
+    config = BASE | {"stop": {"rounds": 1}}
+    run = fedbonsai.run(config, backend="ray", workers=1)
+    notices, ended = told(run)
+    killer.join()
+    assert any("died while it started (" in text and text.endswith(") and is replaced") for text in notices), notices
+    assert {(report.outcome.value, report.plan.attempt) for report in ended} == {("done", 0)}
 
 
 def test_a_plan_that_kills_every_worker_is_lost_and_those_behind_it_are_not(tmp_path, monkeypatch):
