@@ -16,11 +16,9 @@ from ray.exceptions import RayTaskError
 
 from ..learning.workload import WorkloadSettings
 from .pool import WorkerFailure
-from .ray_faults import DIED, LOADING_S, first_line, is_placed, placing_s, until
+from .ray_faults import DIED, LOADING_S, MOST_STARTS, first_line, is_placed, placing_s, until
 from .ray_worker import Bundle, await_warm, start_worker
 from .seats import Seat, group_name
-
-_MOST_STARTS = 3  # of a bundle, one after another that dies while it starts
 
 
 @dataclass
@@ -84,7 +82,7 @@ class Crew:
         try:
             node = ray.get(reference)
         except DIED as error:
-            if coming.starts < _MOST_STARTS:
+            if coming.starts < MOST_STARTS:
                 self._send_for(coming.bundle, coming.why, starts=coming.starts + 1)
             else:
                 self._give_up(coming, f"the next one died while it started: {first_line(error)}")
@@ -131,7 +129,7 @@ class Crew:
             return Seat(bundle, actor, await_warm(sign, timeout_s=timeout_s))
         except DIED as error:
             why = first_line(error)
-            if starts == _MOST_STARTS:
+            if starts == MOST_STARTS:
                 raise WorkerFailure(f"a worker died while it started: {why}") from error
             self._tell(f"worker of bundle {bundle.index} died while it started ({why}) and is replaced")
         actor = self._start(bundle=bundle)

@@ -7,6 +7,7 @@ import ray
 from ray import exceptions as faults
 
 LOADING_S = 120.0  # that a process may take to load its data and model, once it has a place
+MOST_STARTS = 3  # of one place, one after another that dies while it starts
 _CONNECTING_S = 2.0
 _PLACING_S = 5.0  # even a bundle that fits takes a moment to be placed
 # The last: Ray's memory monitor killed it, because the node (not one plan) was short of memory.

@@ -19,11 +19,9 @@ from .host_messages import ReplaySettings
 from .host_watch import HostWatch
 from .partition_host import BufferedViews, PartitionHost
 from .pool import Task, WorkerFailure
-from .ray_faults import DIED, await_made, first_line
+from .ray_faults import DIED, MOST_STARTS, await_made, first_line
 from .ray_host import Host, start_host
 from .ray_link import Way
-
-_MOST_STARTS = 3  # of a host, one after another that dies while it starts
 
 
 class PartitionHostActor(Host):
@@ -205,7 +203,7 @@ class RayHosts:
 
     def _actor(self, number: int) -> Any:
         """A host's actor, made when it is not there."""
-        for start in range(_MOST_STARTS):
+        for start in range(MOST_STARTS):
             if number in self._actors:
                 break
             actor = start_host(
@@ -220,7 +218,7 @@ class RayHosts:
                 node = await_made(made, placement=self._placement, timeout_s=self._timeout_s)
             except (TimeoutError, RayTaskError, *DIED) as error:
                 ray.kill(actor, no_restart=True)
-                if isinstance(error, DIED) and start + 1 < _MOST_STARTS:
+                if isinstance(error, DIED) and start + 1 < MOST_STARTS:
                     continue
                 raise WorkerFailure(f"partition host {number} could not be started: {first_line(error)}") from error
             self._actors[number], self._nodes[number] = actor, node
