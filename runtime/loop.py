@@ -23,18 +23,16 @@ import msgspec
 import numpy as np
 
 from ..actors.messages import Dispatch
-from ..actors.partition_host import BufferedViews
 from ..actors.plan_message import plan_message
 from ..actors.pool import Finished, Pool, Task
 from ..actors.server import Server
-from ..actors.support import PlanRefused, check_plan
 from ..clusters.fleet import Fleet
 from ..comms.ledger import Ledger
 from ..learning.seeds import derive
 from ..policies.plan import Plan
 from ..policies.policy import Policy
 from ..policies.report import Outcome, Report
-from ..policies.turns import out_of_turn, shares
+from ..policies.turns import shares
 from ..policies.view import View
 from .ask import ask
 from .config import Config
@@ -44,6 +42,8 @@ from .evaluator import Evaluator
 from .events import AnyEvent, Evaluated, Notice, PlanEnded, RoundStarted, RunEnded, VersionClosed
 from .journey import Arrival
 from .round import Round
+from .seen import Seen
+from .sendable import check_sendable
 from .stop_early import share_done
 from .stopping import Stopping
 from .tally import Tally, fault
@@ -55,8 +55,7 @@ class Loop:
     """One run's control: which plans are out, what they cost, what came of them."""
 
     SAVED = ("_server", "_clock", "_costs", "_evaluator", "_ledger", "_stopping", "_policy_state", "_in_flight", "_busy",
-             "_sent", "_last_reports", "_participation", "_evaluation", "_evaluated", "_tally", "_views", "_next_id",
-             "_decisions", "_round")  # fmt: skip
+             "_sent", "_seen", "_evaluation", "_evaluated", "_tally", "_next_id", "_decisions", "_round")  # fmt: skip
 
     def __init__(
         self,
@@ -82,13 +81,10 @@ class Loop:
         self._in_flight: dict[int, Plan] = {}  # by plan id
         self._busy: dict[int, Plan] = {}  # by device
         self._sent: dict[int, Dispatch] = {}  # by plan id
-        self._last_reports: dict[int, Report] = {}
-        self._participation: dict[int, int] = {}
         self._evaluation: dict[str, float] = {}
         self._evaluated: Evaluated | None = None
         self._stopping = Stopping(config.stop)
-        self._tally, self._travelled = Tally(), Travelled(ledger, costs)
-        self._views: dict[int, BufferedViews] = {}  # by host
+        self._seen, self._tally, self._travelled = Seen(), Tally(), Travelled(ledger, costs)
         self._next_id = 1
         self._decisions = 0
         self._round = self._open_round()
@@ -174,7 +170,7 @@ class Loop:
             raise RunError(text, round_=self._version, stage="decide")
         arrival = self._clock.next(self._round.deadline_s)
         for host in self._pool.lost_hosts():
-            self._views.pop(host, None)
+            self._seen.host_died(host)
         for text in (*self._pool.notices(), *self._server.notices()):
             yield Notice(time_s=self._clock.time_s, text=text)
         if arrival is not None:
@@ -221,26 +217,16 @@ class Loop:
             unreachable=self._clock.unreachable(),
             in_flight=MappingProxyType(self._busy),
             dispatched=self._round.dispatched,
-            last_reports=MappingProxyType(self._last_reports),
-            participation=MappingProxyType(self._participation),
+            last_reports=MappingProxyType(self._seen.reports),
+            participation=MappingProxyType(self._seen.participation),
             evaluation=MappingProxyType(self._evaluation),
-            replay=self._replay(version),
+            replay=self._seen.replay(version, lifetime=self._config.replay.lifetime),
             links=MappingProxyType(self._server.links.peers.held),
             remaining_s=remaining,
             remaining_bytes=budget,
             plan_maker=lambda device: self._new_plan(device, version, plans_of[device]),
             estimator=self._costs.estimate,
         )
-
-    def _replay(self, version: int) -> list[tuple[str, str, int, str, int, int]]:
-        """What the hosts have buffered, by age in versions; what has outlived its time is dropped by its host's next plan."""
-        lifetime = self._config.replay.lifetime
-        return [
-            (trunk, cut, device, view, version - since, size)
-            for _, views in sorted(self._views.items())
-            for trunk, cut, device, view, since, size in views
-            if lifetime is None or version - since <= lifetime
-        ]
 
     def _decide(self) -> Iterator[AnyEvent]:
         """Ask the policies, and dispatch what they decide."""
@@ -259,21 +245,14 @@ class Loop:
         """Send one plan out."""
         plan = msgspec.structs.replace(wish, id=self._next_id)
         try:
-            if plan.device not in range(len(self._profiles)):
-                raise PlanRefused(f"the policy chose device {plan.device}; devices are 0 to {len(self._profiles) - 1}")
-            if plan.device in self._busy:
-                raise PlanRefused(f"the policy chose device {plan.device}, which still has a plan in flight")
-            if plan.version != self._version:
-                raise PlanRefused(
-                    f"a plan for device {plan.device} starts at version {plan.version}; the current one is {self._version}"
-                )
-            if plan.split is not None and plan.split.host not in range(self._fleet.hosts.count):
-                raise PlanRefused(f"split.host is {plan.split.host}; hosts are 0 to {self._fleet.hosts.count - 1}")
-            if out_of_turn(plan, self._busy.values()):
-                raise PlanRefused(
-                    f"the policy chose device {plan.device} out of turn: another one has its host's shared blocks"
-                )
-            check_plan(plan, spec=self._server.workload.spec, profile=self._profiles[plan.device])
+            check_sendable(
+                plan,
+                version=self._version,
+                busy=self._busy,
+                profiles=self._profiles,
+                hosts=self._fleet.hosts.count,
+                spec=self._server.workload.spec,
+            )
             plan = self._clock.stop_early(plan, self._costs)
             flops, work = self._costs.flops(plan), self._costs.work(plan)
             memory = self._costs.peak_memory_bytes(plan)
@@ -315,7 +294,8 @@ class Loop:
         self._sent.pop(plan.id, None)
         self._busy.pop(plan.device)
         if plan.split is not None and plan.split.mode == "ecofed":
-            self._views[plan.split.host] = self._pool.settle(plan, keep=report.outcome != Outcome.LOST)
+            views = self._pool.settle(plan, keep=report.outcome != Outcome.LOST)
+            self._seen.buffered(plan.split.host, views)
         self._travelled.came(plan, arrival)
         behind = self._version - plan.version
         if report.outcome == Outcome.DONE and not self._counts(plan, behind):
@@ -365,10 +345,8 @@ class Loop:
 
     def _ended(self, report: Report, *, behind: int = 0) -> PlanEnded:
         """Note a plan's end, so many versions after its own."""
-        device = report.plan.device
-        self._last_reports[device] = report
-        self._participation[device] = self._participation.get(device, 0) + 1
-        fleet_class = self._profiles[device].name
+        self._seen.ended(report)
+        fleet_class = self._profiles[report.plan.device].name
         return PlanEnded(time_s=self._clock.time_s, report=report, fleet_class=fleet_class, staleness=behind)
 
     def _closing(self, arrival: Arrival | None) -> bool:

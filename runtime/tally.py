@@ -11,15 +11,8 @@ class Tally:
     A *failure* failed, was rejected, or was lost with its worker; a device that drops out is none.
     """
 
-    SAVED = (
-        "_sent",
-        "_trainings",
-        "_folds",
-        "_answers",
-        "_failures",
-        "_first_failure",
-        "_first_fault",
-    )  # by a checkpoint
+    # By a checkpoint:
+    SAVED = ("_sent", "_trainings", "_folds", "_answers", "_failures", "_first_failure", "_first_fault")
 
     def __init__(self) -> None:
         """Nothing was sent."""
