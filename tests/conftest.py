@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from .runtime.processes import wait_until_gone
+
 torch.set_num_threads(1)
 
 
@@ -36,8 +38,13 @@ def shared_ray():
 
 @pytest.fixture
 def cluster(shared_ray):
-    """A Ray that others use too, as a user's notebook would have one; runs use it and leave it."""
-    return shared_ray.open()
+    """A Ray that others use too, as a user's notebook would have one; runs use it and leave it.
+
+    Nothing is left of the runs before: who kills "the worker" must not find one that is ending anyway.
+    """
+    running = shared_ray.open()
+    wait_until_gone("Worker", "PartitionHostActor", "Host")
+    return running
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import threading
+import time
 from pathlib import Path
 
 import fedbonsai
@@ -22,6 +23,14 @@ def actor_pids(kind):
             if line.startswith(f"ray::{kind}".encode()) and descends(int(entry.name), os.getpid()):
                 found.append(int(entry.name))
     return found
+
+
+def wait_until_gone(*kinds, seconds=60):
+    """Return when no actor of these classes is left of runs that are over: Ray ends them in its own time."""
+    until = time.monotonic() + seconds
+    while left := [pid for kind in kinds for pid in actor_pids(kind)]:
+        assert time.monotonic() < until, f"processes {left} have outlived their run by {seconds} s"
+        time.sleep(0.05)
 
 
 def descends(pid, root):
