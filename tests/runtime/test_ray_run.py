@@ -207,8 +207,17 @@ def test_a_signal_ends_what_the_run_started(tmp_path, number, send, code):
     process = subprocess.Popen(
         command(tmp_path, "--out", str(tmp_path / "run"), "--workers", "1", "--rounds", "100000"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=alone(), start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
     )  # fmt: skip
-    events = tmp_path / "run" / "events.jsonl"
+    try:
+        told_to_end(process, tmp_path / "run", number, send, code)
+    finally:
+        process.kill()
+
+
+def told_to_end(process, folder, number, send, code):
+    """A run that has trained for a round is sent a signal: it ends with all that it started, and leaves a readable folder."""
+    events = folder / "events.jsonl"
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and not (events.exists() and "VersionClosed" in events.read_text()):
         time.sleep(0.2)
@@ -219,7 +228,7 @@ def test_a_signal_ends_what_the_run_started(tmp_path, number, send, code):
     assert process.returncode == code, errors
     assert errors.strip().splitlines()[-1] == "interrupted"
     assert "Traceback" not in errors
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     assert summary["rounds"] >= 1
     deadline = time.monotonic() + 20
