@@ -60,17 +60,6 @@ def placing_s(timeout_s: float) -> float:
     return max(timeout_s, _PLACING_S)
 
 
-def await_made(reference: Any, *, placement: Any, timeout_s: float) -> Any:
-    """What a process gives that is being started; raises ``TimeoutError`` with a sentence."""
-    wait_s = placing_s(timeout_s)
-    for seconds in (wait_s, LOADING_S):
-        if ray.wait([reference], timeout=seconds)[0]:
-            return ray.get(reference)
-        if not is_placed(placement):
-            raise TimeoutError(f"its bundle has found no place within {wait_s:g} s")
-    raise TimeoutError(f"it was not ready within {wait_s + LOADING_S:g} s")
-
-
 def until(*seconds: float | None) -> float | None:
     """The shortest of some times; None is any."""
     given = [each for each in seconds if each is not None]

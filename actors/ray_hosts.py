@@ -1,4 +1,4 @@
-"""Partition hosts on Ray: an actor in a bundle of its own for each, started when the first split plan needs it.
+"""What the server asks of its partition hosts on Ray, and which of them hang.
 
 Ray neither restarts a host nor repeats a call: what streamed to a host that died is placed again by the pool, under the next
 attempt number.
@@ -15,28 +15,17 @@ from ..comms.codecs import Array
 from ..comms.ray_channel import store_told
 from ..learning.workload import WorkloadSettings
 from ..policies.plan import Plan
+from .host_crew import HostCrew
 from .host_messages import ReplaySettings
 from .host_watch import HostWatch
 from .partition_host import BufferedViews, PartitionHost
-from .pool import Task, WorkerFailure
-from .ray_faults import DIED, MOST_STARTS, await_made, first_line
-from .ray_host import Host, start_host
+from .pool import Task
+from .ray_faults import DIED, first_line, until
 from .ray_link import Way
 
 
-class PartitionHostActor(Host):
-    """The actor of a partition host. Ray names a process after the class in which the method that runs is written."""
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the partition host."""
-        return super().call(method, *arguments)
-
-    def sign(self) -> None:
-        """A sign of life."""
-
-
 class RayHosts:
-    """The hosts of a run, by number."""
+    """The hosts of a run, by number. ``notices``: what to tell the operator; whoever reads them empties the list."""
 
     def __init__(
         self,
@@ -53,26 +42,32 @@ class RayHosts:
 
         ``stuck_after_s``: a host that has not answered for longer is ended as one that died (None: never).
         """
-        self._settings, self._replay, self._placement, self._bundles = settings, replay, placement, bundles
-        self._cpus, self._timeout_s = cpus, timeout_s
-        self._actors: dict[int, Any] = {}
-        self._nodes: dict[int, str] = {}
+        self.notices: list[str] = []
+        self._crew = HostCrew(
+            partial(PartitionHost, settings, replay),
+            placement=placement,
+            bundles=bundles,
+            cpus=cpus,
+            timeout_s=timeout_s,
+            tell=self.notices.append,
+        )
+        self.is_ready, self.give_up = self._crew.is_ready, self._crew.give_up
         self._watch = HostWatch(stuck_after_s)
         self._asked: dict[Any, int] = {}  # hosts by the references that ``replay`` and ``end`` gave
         self.lost: list[int] = []
 
     def begin(self, task: Task, message: bytes) -> Way:
-        """Have a slot made for a split plan."""
+        """Have a slot made for a split plan; its host is ready."""
         assert task.plan.split is not None
-        actor = self._actor(task.plan.split.host)
+        actor = self._crew.actors[task.plan.split.host]
         begun = actor.call.remote("begin", message, task.num_samples, *task.host_packets)
         return Way(actor, task.plan.id, task.plan.attempt, [begun])
 
     def replay(self, task: Task, message: bytes) -> tuple[Any, Way]:
-        """Have a plan carried out on a buffered view: the reference of answer and update, and where."""
+        """Have a plan carried out on a buffered view; its host is ready. The reference of answer and update, and where."""
         assert task.plan.split is not None
         number = task.plan.split.host
-        way = Way(self._actor(number), task.plan.id, task.plan.attempt, [])
+        way = Way(self._crew.actors[number], task.plan.id, task.plan.attempt, [])
         reference = way.host.call.remote("replay", message, task.num_samples, *task.host_packets)
         self._asked[reference] = number
         return reference, way
@@ -92,19 +87,18 @@ class RayHosts:
             self._watch.heard(number)
         return answer
 
-    def settle(self, plan: Plan, *, keep: bool, notices: list[str]) -> BufferedViews:
-        """Have what a plan has uploaded kept or forgotten: what its host has buffered then. ``notices`` grows."""
+    def settle(self, plan: Plan, *, keep: bool) -> BufferedViews:
+        """Have what a plan has uploaded kept or forgotten: what its host has buffered then."""
         assert plan.split is not None
-        actor = self._actors.get(plan.split.host)
+        actor = self._crew.actors.get(plan.split.host)
         if actor is None:  # it has died, with all that it had
             return ()
         views: BufferedViews = ()
         try:
             views, told = self._answer(plan.split.host, actor.call.remote("settle", plan.id, keep))
-            notices += told
+            self.notices += told
         except DIED as error:
-            if notice := self.replace(Way(actor, plan.id, plan.attempt, []), first_line(error)):
-                notices.append(notice)
+            self.replace(Way(actor, plan.id, plan.attempt, []), first_line(error))
         return views
 
     def drop(self, way: Way) -> None:
@@ -112,58 +106,62 @@ class RayHosts:
         way.host.call.remote("drop", way.plan_id)
         way.host.call.remote("settle", way.plan_id, False)
 
-    def replace(self, way: Way, why: str) -> str | None:
-        """A host has died: the next plan gets another. What to tell the operator, the first time that it is noticed."""
-        number = self._number(way)
-        return self._bury(number, why) if number is not None else None
+    def replace(self, way: Way, why: str) -> None:
+        """A host has died: the next plan gets another."""
+        if (number := self._number(way)) is not None:
+            self._bury(number, why)
 
     def node_of(self, way: Way) -> str:
         """Where a host lives."""
         number = self._number(way)
-        return self._nodes[number] if number is not None else ""
+        return self._crew.nodes[number] if number is not None else ""
 
-    def bury_node(self, node: str, why: str) -> list[str]:
-        """A node is gone, with the hosts that it had; what to tell the operator."""
-        return [self._bury(number, why) for number in list(self._actors) if self._nodes[number] == node]
+    def bury_node(self, node: str, why: str) -> None:
+        """A node is gone, with the hosts that it had."""
+        for number in [number for number, where in self._crew.nodes.items() if where == node]:
+            self._bury(number, why)
 
-    def signs(self) -> list[Any]:
-        """References of signs of life that have yet to come; ``came`` takes each."""
-        return self._watch.ask(self._actors)
+    def awaited(self) -> list[Any]:
+        """References of hosts that start, and of signs of life that have yet to come; ``came`` takes each."""
+        return self._crew.coming + self._watch.ask(self._crew.actors)
 
     def came(self, reference: Any) -> bool:
-        """Whether this was a sign of life."""
+        """Whether this was one of them. Raises ``WorkerFailure`` where a host could not start."""
+        if reference in self._crew.coming:
+            self._crew.arrived(reference)
+            return True
         return self._watch.came(reference)
 
     def left_s(self) -> float | None:
-        """Seconds until ``end_stuck`` has something to do, or ``signs``."""
-        return self._watch.left_s()
+        """Seconds until ``give_up`` or ``end_stuck`` has something to do, or ``awaited`` has somebody to ask."""
+        return until(self._watch.left_s(), self._crew.left_s())
 
     def is_silent(self, way: Way) -> bool:
         """Whether a host owes a sign of life, so that nobody can tell yet who hangs."""
         number = self._number(way)
         return number is not None and self._watch.is_silent(number)
 
-    def end_stuck(self) -> list[str]:
-        """End the hosts that hang; what to tell the operator. Who waits for them learns it from Ray."""
-        return [self._end(number) for number in self._watch.stuck()]
-
-    def _end(self, number: int) -> str:
-        ray.kill(self._actors[number], no_restart=True)
-        return self._bury(number, self._stuck())
+    def end_stuck(self) -> bool:
+        """End the hosts that hang; whether there were any. Who waits for them learns it from Ray."""
+        stuck = self._watch.stuck()
+        for number in stuck:
+            ray.kill(self._crew.actors[number], no_restart=True)
+            self._bury(number, self._stuck())
+        return bool(stuck)
 
     def _stuck(self) -> str:
         return f"stuck: it did not answer for more than {self._watch.seconds:g} s"
 
-    def _bury(self, number: int, why: str) -> str:
+    def _bury(self, number: int, why: str) -> None:
         """Forget a host."""
-        del self._actors[number], self._nodes[number]
+        self._crew.forget(number)
         self._watch.forget(number)
         self.lost.append(number)
-        return f"partition host {number} died ({why}) and is replaced"
+        self.notices.append(f"partition host {number} died ({why}) and is replaced")
 
     def _number(self, way: Way) -> int | None:
         """The number of a host that lives, as far as is known."""
-        return next((number for number, actor in self._actors.items() if actor is way.host), None)
+        return next((number for number, actor in self._crew.actors.items() if actor is way.host), None)
 
     @store_told()
     def _answer(self, number: int, reference: Any) -> Any:
@@ -172,7 +170,7 @@ class RayHosts:
         while self._watch.seconds is not None:
             ready, waited = ray.wait(waited, num_returns=1, timeout=self._watch.seconds)
             if not ready:
-                ray.kill(self._actors[number], no_restart=True)
+                ray.kill(self._crew.actors[number], no_restart=True)
                 raise RayActorError(error_msg=self._stuck())
             if reference in ready:
                 break
@@ -185,9 +183,9 @@ class RayHosts:
 
     def call(self, number: int, method: str, *arguments: Any) -> Any:
         """Call a method of a host that lives, or, with ``arguments`` of a restore, of one that is made for it; else None."""
-        if number not in self._actors and not method.startswith("restore"):
+        if number not in self._crew.actors and not method.startswith("restore"):
             return None
-        actor = self._actor(number)
+        actor = self._crew.wait_for(number)
         try:
             return self._answer(number, actor.call.remote(method, *arguments))
         except DIED:  # what streams to it will notice
@@ -196,30 +194,5 @@ class RayHosts:
     def close(self) -> None:
         """End the hosts, and remove what they have on disk."""
         with suppress(*DIED, RayTaskError, GetTimeoutError):
-            ray.get([actor.call.remote("close") for actor in self._actors.values()], timeout=5)
-        for actor in self._actors.values():
-            ray.kill(actor, no_restart=True)
-        self._actors = {}
-
-    def _actor(self, number: int) -> Any:
-        """A host's actor, made when it is not there."""
-        for start in range(MOST_STARTS):
-            if number in self._actors:
-                break
-            actor = start_host(
-                placement=self._placement,
-                bundle=self._bundles[number],
-                cpus=self._cpus,
-                runtime_env={},
-                kind=PartitionHostActor,
-            )
-            made = actor.make.remote(partial(PartitionHost, self._settings, self._replay))
-            try:
-                node = await_made(made, placement=self._placement, timeout_s=self._timeout_s)
-            except (TimeoutError, RayTaskError, *DIED) as error:
-                ray.kill(actor, no_restart=True)
-                if isinstance(error, DIED) and start + 1 < MOST_STARTS:
-                    continue
-                raise WorkerFailure(f"partition host {number} could not be started: {first_line(error)}") from error
-            self._actors[number], self._nodes[number] = actor, node
-        return self._actors[number]
+            ray.get([actor.call.remote("close") for actor in self._crew.actors.values()], timeout=5)
+        self._crew.close()

@@ -17,9 +17,7 @@ from ..comms.codecs import Array
 from ..comms.link import State, copy_state
 from ..comms.ray_channel import store_told
 from ..learning.workload import WorkloadSettings
-from ..policies.plan import Plan
 from .crew import Crew
-from .partition_host import BufferedViews
 from .plan_message import plan_message
 from .pool import Finished, Task, finished, joined, lost, replayed
 from .ray_faults import DIED, first_line, gone, until
@@ -49,8 +47,8 @@ class RayPool:
         longer is ended, and replaced as one that died (None: never).
         """
         self._hosts, self._patience, self._attempts = hosts, Patience(stuck_after_s), Attempts(max_attempts)
-        self._notices: list[str] = []
-        self.call_host, self.lost_hosts = hosts.call, hosts.take_lost
+        self._notices = hosts.notices
+        self.call_host, self.lost_hosts, self.settle = hosts.call, hosts.take_lost, hosts.settle
         self._queue: deque[Task] = deque()
         self._tasks: dict[int, Task] = {}
         self._done: dict[int, Finished] = {}
@@ -94,12 +92,8 @@ class RayPool:
         self._attempts.forget(plan_id)
         self._done.pop(plan_id, None)
 
-    def settle(self, plan: Plan, *, keep: bool) -> BufferedViews:
-        """Tell the plan's host."""
-        return self._hosts.settle(plan, keep=keep, notices=self._notices)
-
     def notices(self) -> list[str]:
-        """What happened to workers since the last call."""
+        """What happened to workers and hosts since the last call."""
         found, self._notices[:] = list(self._notices), []
         return found
 
@@ -110,30 +104,31 @@ class RayPool:
 
     @store_told()
     def _hand_out(self) -> None:
-        """Give queued tasks to workers of their group, the least loaded first."""
+        """Give queued tasks to workers of their group, the least loaded first, once their hosts are there."""
         waiting: deque[Task] = deque()
         while self._queue:
             task = self._queue.popleft()
-            if task.plan.split and task.plan.split.view is not None:  # a host's alone
+            split, seat = task.plan.split, free_seat(self._crew.seats, task.group)
+            if split and not self._hosts.is_ready(split.host):
+                waiting.append(task)
+            elif split and split.view is not None:  # a host's alone
                 reference, way = self._hosts.replay(task, plan_message(task.plan))
                 self._ending[reference] = replayed(task), way
-                continue
-            if (seat := free_seat(self._crew.seats, task.group)) is None:
+            elif seat is None:
                 waiting.append(task)
-                continue
-            message = plan_message(task.plan)
-            meant = self._hosts.begin(task, message) if task.plan.split else None
-            references = seat.actor.run.remote(message, task.state, meant, *task.packets)
-            seat.give(Call(task.plan, references, meant))
+            else:
+                message = plan_message(task.plan)
+                meant = self._hosts.begin(task, message) if split else None
+                seat.give(Call(task.plan, seat.actor.run.remote(message, task.state, meant, *task.packets), meant))
         self._queue.extendleft(reversed(waiting))
 
     @store_told()
     def _wait(self, timeout_s: float | None) -> None:
         """Wait until something has ended, well or not, or ``timeout_s`` have passed, or somebody has hung for too long."""
         self._crew.check(*(task.group for task in self._queue))
-        owners, signs = self._crew.calls(), self._hosts.signs()
+        owners, of_hosts = self._crew.calls(), self._hosts.awaited()
         left_s = until(self._patience.left_s(self._blamed(), timeout_s), self._hosts.left_s(), self._crew.left_s())
-        ready, rest = ray.wait([*owners, *self._ending, *self._crew.coming, *signs], num_returns=1, timeout=left_s)
+        ready, rest = ray.wait([*owners, *self._ending, *self._crew.coming, *of_hosts], num_returns=1, timeout=left_s)
         ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0] if ready and rest else []
         for reference in ready:
             if reference in self._ending:
@@ -145,6 +140,7 @@ class RayPool:
             elif not self._hosts.came(reference):
                 self._crew.arrived(reference)
         self._crew.give_up()  # all that has come was looked at, so nobody is judged who has answered
+        self._hosts.give_up()
         self._end_stuck()
         self._hand_out()
 
@@ -154,8 +150,7 @@ class RayPool:
 
     def _end_stuck(self) -> None:
         """End the hosts and workers that hang, and replace them."""
-        if notices := self._hosts.end_stuck():
-            self._notices += notices
+        if self._hosts.end_stuck():
             self._patience.renew(self._crew.seats)
         for seat in self._patience.lost_with(self._blamed()):
             self._replace(seat, f"stuck: it ran one plan for more than {self._patience.seconds:g} s")
@@ -193,8 +188,8 @@ class RayPool:
             answer, update = self._hosts.ended(reference)
         except DIED as error:
             why, node = first_line(error), self._hosts.node_of(way)
-            if not self._bury_node(node) and (notice := self._hosts.replace(way, why)):
-                self._notices.append(notice)
+            if not self._bury_node(node):
+                self._hosts.replace(way, why)
             if task is not None:
                 self._again(task, f"its partition host died: {why}")
             return
@@ -219,7 +214,7 @@ class RayPool:
         """Where a node is gone, all who were there are replaced, before anything is handed out."""
         if not node or not (why := gone(node)):
             return False
-        self._notices += self._hosts.bury_node(node, why)
+        self._hosts.bury_node(node, why)
         for tasks in [self._unseat(seat, why) for seat in list(self._crew.seats) if seat.node == node]:
             self._all_again(tasks, why)
         return True

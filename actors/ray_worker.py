@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..comms.codecs import Array
@@ -12,8 +11,6 @@ from ..comms.link import State
 from ..learning.workload import WorkloadSettings
 from .allocator import keep_freed_memory
 from .device import Device
-from .pool import WorkerFailure
-from .ray_faults import LOADING_S, placing_s
 from .ray_link import RayLink, Way
 
 
@@ -63,18 +60,3 @@ def start_worker(settings: WorkloadSettings, *, placement: Any, bundle: Bundle) 
     if bundle.memory_bytes:
         options["memory"] = bundle.memory_bytes
     return ray.remote(Worker).options(**options).remote(settings)
-
-
-def await_warm(reference: Any, *, timeout_s: float) -> str:
-    """Wait until a worker has loaded its data; the node that it is on.
-
-    Raises one of ``DIED``, ``WorkerFailure``, or what the user got wrong (``ValueError``).
-    """
-    wait_s = placing_s(timeout_s) + LOADING_S
-    try:
-        node: str = ray.get(reference, timeout=wait_s)
-    except RayTaskError as error:
-        raise error.cause if isinstance(error.cause, ValueError) else error from None
-    except GetTimeoutError as error:
-        raise WorkerFailure(f"a worker was not ready within {wait_s:g} s") from error
-    return node

@@ -1,30 +1,21 @@
 """A whole node of a cluster is killed: what was there is placed again elsewhere, or the run ends and says why."""
 
-import os
-import signal
 import threading
-import time
-from contextlib import contextmanager
-from pathlib import Path
 
 import fedbonsai
 import pytest
 import ray
-from fedbonsai.clusters.ray_cluster import _environment, _loopback_only, start_local
+from fedbonsai.actors import ray_faults
+from fedbonsai.actors.host_crew import HostCrew
+from fedbonsai.actors.pool import WorkerFailure
+from fedbonsai.clusters.ray_cluster import start_local
 from fedbonsai.runtime.errors import RunError
 from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
-from ray._private.node import Node
-from ray._private.parameter import RayParams
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from .chaos import CONFIG
-from .processes import descends
+from .nodes import QUICK, another_node
 
-QUICK = {  # Ray notices a dead node after 1 to 2 s instead of 15 to 20
-    "RAY_health_check_initial_delay_ms": "500",
-    "RAY_health_check_period_ms": "500",
-    "RAY_health_check_failure_threshold": "3",
-}
 HEAD_CPUS, OF_WORKER = 3, 0.97
 BESIDE_SERVER, ALONE = 2.5, 3.0  # what somebody else takes of the head node
 
@@ -41,33 +32,6 @@ class Tenant:
 def head(own_ray):
     with start_local(num_cpus=HEAD_CPUS, env_vars=QUICK) as cluster:
         yield cluster
-
-
-@contextmanager
-def another_node(cluster, *, num_cpus):
-    """A second node on this machine; how it is killed, with all that runs there."""
-    with _environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token} | QUICK), _loopback_only():
-        node = Node(
-            RayParams(
-                gcs_address=cluster.address, redis_address=cluster.address, node_ip_address="127.0.0.1",
-                num_cpus=num_cpus, num_gpus=0, object_store_memory=200 * 2**20, min_worker_port=0, max_worker_port=0,
-                node_manager_port=0, include_log_monitor=False,
-            ),
-            head=False, shutdown_at_exit=False, spawn_reaper=False,
-        )  # fmt: skip
-    while sum(found["Alive"] for found in ray.nodes()) < 2:
-        time.sleep(0.1)
-
-    def kill():
-        roots = [process.process.pid for kind in node.all_processes.values() for process in kind]
-        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        for pid in [pid for pid in pids if any(descends(pid, root) for root in roots)]:
-            os.kill(pid, signal.SIGKILL)
-
-    try:
-        yield kill
-    finally:
-        node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 def lose_the_other_node(cluster, config, *, tenant_leaves, takes=BESIDE_SERVER, **how):
@@ -106,10 +70,10 @@ def test_what_was_on_a_node_that_dies_is_placed_again(head):
     expected = fedbonsai.run(config, backend="inline")
     list(expected)
     events = lose_the_other_node(head, config, tenant_leaves=True)
-    (died,) = {event.text for event in events if isinstance(event, Notice) and "partition host 0 died" in event.text}
+    notices = [event.text for event in events if isinstance(event, Notice)]
+    (died,) = [text for text in notices if text.startswith("partition host 0 died (")]
     gone = died.partition("(")[2].partition(" is gone)")[0]
     assert gone.startswith("node 127.0.0.1 (")
-    notices = [event.text for event in events if isinstance(event, Notice)]
     for bundle in (1, 2):
         assert f"worker of bundle {bundle} died ({gone} is gone) and is replaced" in notices
     reports = [event.report for event in events if isinstance(event, PlanEnded)]
@@ -138,3 +102,35 @@ def test_where_nothing_is_left_to_run_on_the_run_ends(head):
     why = r"died \(node 127.* is gone\) and could not be replaced \(its bundle has found no place within 5 s\)$"
     with pytest.raises(RunError, match=rf"^no worker is left for the simulated devices: worker of bundle \d {why}"):
         lose_the_other_node(head, config | {"stop": {"rounds": 1000}}, tenant_leaves=False)
+
+
+class Echo:
+    """What a host may be."""
+
+    def close(self):
+        pass
+
+
+def test_a_host_whose_bundle_finds_no_place_goes_on_beside_another(head, monkeypatch):
+    monkeypatch.setattr(ray_faults, "_PLACING_S", 2.0)
+    told = []
+    with another_node(head, num_cpus=1, resources={"elsewhere": 1}) as kill:
+        group = ray.util.placement_group([{"CPU": 1}, {"CPU": 0.1, "elsewhere": 1}])
+        hosts = HostCrew(Echo, placement=group, bundles=[0, 1], cpus=0.1, timeout_s=0, tell=told.append)
+        first, second = hosts.wait_for(0), hosts.wait_for(1)
+        kill()
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(second.call.remote("close"), timeout=30)
+    hosts.forget(1)
+    assert not hosts.is_ready(1)
+    ray.get(hosts.wait_for(1).call.remote("close"))
+    assert told == ["partition host 1: its bundle has found no place within 2 s; it goes on beside host 0"]
+    assert hosts.nodes[0] == hosts.nodes[1]
+    assert hosts.actors[0] is first
+    hosts.forget(0)
+    ray.kill(first)
+    hosts.forget(1)
+    with pytest.raises(WorkerFailure, match=r"^partition host 1 could not be started: its bundle has found no place"):
+        hosts.wait_for(1)
+    hosts.close()
+    ray.util.remove_placement_group(group)

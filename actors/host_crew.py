@@ -1,0 +1,124 @@
+"""The partition hosts that there are on Ray, and those that start: an actor in a bundle of its own for each.
+
+One is sent for when a split plan first needs it, and after a death; others go on working meanwhile. Where its bundle finds no
+place any more, it goes on in the bundle of another one, and the run ends only where there is none.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from .pool import WorkerFailure
+from .ray_host import Host, start_host
+from .starts import NotStarted, Starts
+
+
+class PartitionHostActor(Host):
+    """The actor of a partition host. Ray names a process after the class in which the method that runs is written."""
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the partition host."""
+        return super().call(method, *arguments)
+
+    def sign(self) -> None:
+        """A sign of life."""
+
+
+class HostCrew:
+    """``actors``, ``nodes``: of those that are ready, by number."""
+
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        *,
+        placement: Any,
+        bundles: list[int],
+        cpus: float,
+        timeout_s: float,
+        tell: Callable[[str], None],
+    ) -> None:
+        """``make``: a host's object, in its process. ``bundles``: index of each host's. ``tell``: an operator.
+
+        ``timeout_s``: for Ray to find one a place. Nothing is started yet.
+        """
+        self._make, self._placement, self._bundles, self._cpus, self._tell = make, placement, bundles, cpus, tell
+        self._starts = Starts(self._start, placement=placement, timeout_s=timeout_s, tell=self._died_early)
+        self._beside: dict[int, int] = {}  # those in the bundle of another
+        self.actors: dict[int, Any] = {}
+        self.nodes: dict[int, str] = {}
+
+    @property
+    def coming(self) -> list[Any]:
+        """References of those that start; ``arrived`` takes each."""
+        return self._starts.references
+
+    def is_ready(self, number: int) -> bool:
+        """Whether a host is there; one that is not is sent for."""
+        if number not in self.actors and number not in self._starts.places:
+            self._starts.send_for(number)
+        return number in self.actors
+
+    def wait_for(self, number: int) -> Any:
+        """A host's actor, once it is ready. Raises ``WorkerFailure``."""
+        while not self.is_ready(number):
+            for reference in ray.wait(self.coming, num_returns=1, timeout=self.left_s())[0]:
+                self.arrived(reference)
+            self.give_up()
+        return self.actors[number]
+
+    def arrived(self, reference: Any) -> None:
+        """A host is ready. Raises ``WorkerFailure`` where it could not start."""
+        try:
+            arrived = self._starts.came(reference)
+        except NotStarted as error:
+            raise _failed(error.place, str(error)) from error
+        if arrived:
+            self.actors[arrived.place], self.nodes[arrived.place] = arrived.actor, arrived.node
+
+    def left_s(self) -> float | None:
+        """Seconds until ``give_up`` has something to do; None where nobody starts."""
+        return self._starts.left_s()
+
+    def give_up(self) -> None:
+        """Wait no more for those that are late: who has no place goes on beside another. Else ``WorkerFailure``."""
+        for number, placed, why in self._starts.late():
+            self._starts.drop(number)
+            homes = [other for other in self.actors if other not in self._beside]
+            if placed or not homes:
+                raise _failed(number, why)
+            company = Counter(self._beside.values())
+            home = self._beside[number] = min(homes, key=lambda other: (company[other], other))
+            self._tell(f"partition host {number}: {why}; it goes on beside host {home}")
+            self._starts.send_for(number, placed=True)
+
+    def forget(self, number: int) -> None:
+        """A host is gone."""
+        del self.actors[number], self.nodes[number]
+        self._beside.pop(number, None)
+
+    def close(self) -> None:
+        """End all."""
+        for actor in self.actors.values():
+            ray.kill(actor, no_restart=True)
+        self.actors = {}
+        self._starts.close()
+
+    def _start(self, number: int) -> tuple[Any, Any]:
+        """A host's actor, and the reference of its node's id. In the bundle of another it reserves nothing."""
+        actor = start_host(
+            placement=self._placement,
+            bundle=self._bundles[self._beside.get(number, number)],
+            cpus=0.0 if number in self._beside else self._cpus,
+            runtime_env={},
+            kind=PartitionHostActor,
+        )
+        return actor, actor.make.remote(self._make)
+
+    def _died_early(self, number: int, why: str) -> None:
+        self._tell(f"partition host {number} died while it started ({why}) and is replaced")
+
+
+def _failed(number: int, why: str) -> WorkerFailure:
+    return WorkerFailure(f"partition host {number} could not be started: {why}")
