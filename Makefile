@@ -29,7 +29,8 @@ run: $(BIN)/.installed ## train on the bundled digits over eight unequal devices
 	$(BIN)/fedbonsai run examples/digits.yaml
 
 test: $(BIN)/.installed-dev ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 -m "not ray"
+	$(BIN)/python -m pytest -m ray
 
 soak: $(BIN)/.installed ## a million mutated packets, ten minutes of kills: three quarters of an hour on two cores
 	$(BIN)/python benchmarks/soak_packets.py --save

@@ -15,12 +15,12 @@ from ..comms.codecs import Array
 from ..comms.ray_channel import store_told
 from ..learning.workload import WorkloadSettings
 from ..policies.plan import Plan
-from .host_crew import HostCrew
 from .host_messages import ReplaySettings
 from .host_watch import HostWatch
 from .partition_host import BufferedViews, PartitionHost
 from .pool import Task
 from .ray_faults import DIED, first_line, until
+from .ray_host_crew import HostCrew
 from .ray_link import Way
 
 

@@ -17,9 +17,9 @@ from ..comms.codecs import Array
 from ..comms.link import State, copy_state
 from ..comms.ray_channel import store_told
 from ..learning.workload import WorkloadSettings
-from .crew import Crew
 from .plan_message import plan_message
 from .pool import Finished, Task, finished, joined, lost, replayed
+from .ray_crew import Crew
 from .ray_faults import DIED, first_line, gone, until
 from .ray_hosts import RayHosts
 from .ray_link import Way

@@ -8,6 +8,13 @@ from .runtime.processes import wait_until_gone
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """Tests on Ray have both cores to themselves; the others can run beside each other (``make test``)."""
+    for item in items:
+        if "shared_ray" in item.fixturenames:
+            item.add_marker("ray")
+
+
 class SharedRay:
     """A Ray that stays for whoever asks next: to start and to end one takes seconds."""
 

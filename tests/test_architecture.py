@@ -26,7 +26,9 @@ MAY_IMPORT = {
 }
 RAY = {
     "comms/ray_channel.py",
-    "actors/crew.py",
+    "actors/ray_crew.py",
+    "actors/ray_host_crew.py",
+    "actors/ray_starts.py",
     "actors/ray_faults.py",
     "actors/ray_host.py",
     "actors/ray_hosts.py",

@@ -1,6 +1,7 @@
 """Twenty seconds of chaos: workers, partition hosts and the server are killed at random, and the run comes out the same."""
 
 import fedbonsai
+import pytest
 from fedbonsai.clusters.ray_cluster import start_local
 
 from .chaos import CONFIG, survive
@@ -8,6 +9,7 @@ from .chaos import CONFIG, survive
 ROUNDS = 45
 
 
+@pytest.mark.usefixtures("own_ray")
 def test_a_run_survives_twenty_seconds_of_kills():
     expected = fedbonsai.run(CONFIG | {"backend": "inline", "stop": {"rounds": ROUNDS}})
     list(expected)

@@ -227,7 +227,10 @@ def test_a_signal_ends_the_run_and_leaves_a_readable_folder(experiment, tmp_path
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "fedbonsai", "run", str(experiment), "--rounds", "100000", "--out", str(folder)]
     command += ["--set", "checkpoint.every=100000"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+    )  # fmt: skip
     try:
         until = time.monotonic() + 60
         while not (folder / "events.jsonl").exists() or b"VersionClosed" not in (folder / "events.jsonl").read_bytes():

@@ -6,8 +6,8 @@ import fedbonsai
 import pytest
 import ray
 from fedbonsai.actors import ray_faults
-from fedbonsai.actors.host_crew import HostCrew
 from fedbonsai.actors.pool import WorkerFailure
+from fedbonsai.actors.ray_host_crew import HostCrew
 from fedbonsai.clusters.ray_cluster import start_local
 from fedbonsai.runtime.errors import RunError
 from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed

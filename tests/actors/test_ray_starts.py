@@ -6,7 +6,7 @@ import time
 import pytest
 import ray
 from fedbonsai.actors import ray_faults
-from fedbonsai.actors.starts import NotStarted, Starts
+from fedbonsai.actors.ray_starts import NotStarted, Starts
 from ray.exceptions import RayTaskError
 from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -122,7 +122,7 @@ def test_one_that_surely_has_a_place_may_load_for_long(waiting, starts_of, monke
     starts.send_for("a", placed=True)
     time.sleep(0.25)
     assert list(starts.late()) == []
-    monkeypatch.setattr("fedbonsai.actors.starts.LOADING_S", 0.0)
+    monkeypatch.setattr("fedbonsai.actors.ray_starts.LOADING_S", 0.0)
     assert list(starts.late()) == [("a", True, "it was not ready within 0.2 s")]
     starts.close()
     assert starts.places == []

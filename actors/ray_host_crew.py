@@ -12,7 +12,7 @@ import ray
 
 from .pool import WorkerFailure
 from .ray_host import Host, start_host
-from .starts import NotStarted, Starts
+from .ray_starts import NotStarted, Starts
 
 
 class PartitionHostActor(Host):

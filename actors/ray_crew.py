@@ -12,9 +12,9 @@ from ray.exceptions import RayTaskError
 
 from ..learning.workload import WorkloadSettings
 from .pool import WorkerFailure
+from .ray_starts import NotStarted, Starts
 from .ray_worker import Bundle, start_worker
 from .seats import Seat, group_name
-from .starts import NotStarted, Starts
 
 
 class Crew:
