@@ -1,4 +1,5 @@
-"""Ten minutes of chaos: a random worker or partition host of a run on Ray, or its server, is killed every one to four seconds.
+"""Ten minutes of chaos: a random worker or partition host of a run on Ray, its server, or one of its two nodes is killed
+every one to four seconds. (In place of the node another one comes; the other node is Ray's head.)
 
     python benchmarks/soak_chaos.py [--seeds 10] [--seconds 60] [--save]
 
@@ -19,6 +20,7 @@ from common import finish
 from fedbonsai.clusters.ray_cluster import start_local
 from fedbonsai.runtime.errors import FedbonsaiError
 from fedbonsai.tests.runtime.chaos import CONFIG, survive
+from fedbonsai.tests.runtime.nodes import CPUS, QUICK, OtherNode
 
 
 def undisturbed(rounds: int) -> dict[str, Any]:
@@ -42,8 +44,11 @@ def main() -> None:
     for seed in range(args.seeds):
         started = time.perf_counter()
         try:
-            with start_local(num_cpus=2):
-                killed, summary, _ = survive(seed=seed, seconds=args.seconds, rounds=args.rounds)
+            with (
+                start_local(num_cpus=CPUS, env_vars=QUICK) as cluster,
+                OtherNode(cluster, num_cpus=CPUS) as node,
+            ):
+                killed, summary, _ = survive(seed=seed, seconds=args.seconds, rounds=args.rounds, node=node)
         except (AssertionError, FedbonsaiError) as error:
             faults += 1
             rows.append({"seed": seed, "fault": f"{type(error).__name__}: {error}"})

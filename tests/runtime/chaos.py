@@ -11,10 +11,12 @@ from tempfile import TemporaryDirectory
 import fedbonsai
 from fedbonsai.runtime.events import Notice, PlanEnded, RunEnded, VersionClosed, read_event
 
+from .nodes import OF_WORKER
 from .processes import actor_pids
 
 LINK = {"memory_bytes": 10**9, "up_bytes_per_s": 10**9, "down_bytes_per_s": 10**9}
 VICTIMS = {"Worker": 3, "PartitionHostActor": 3, "Host": 2}  # by weight; the last one is the server
+NODE = {"Node": 1}  # with all that is there
 CONFIG = {
     "seed": 7,
     "workers": 2,
@@ -33,14 +35,15 @@ CONFIG = {
 
 
 class Killer:
-    """Kills one of our actors, drawn by the seed, every one to four seconds while it is open.
+    """Kills one of our actors, drawn by the seed, every one to four seconds while it is open; or ``node``, where another comes.
 
     A server is killed at any moment, also while it starts, but once before the run has come further: what dies four
     times at one checkpoint ends the run, as it should.
     """
 
-    def __init__(self, seed, seconds):
+    def __init__(self, seed, seconds, node=None):
         self._draw, self._seconds, self._over = random.Random(seed), seconds, threading.Event()
+        self._node, self._victims = node, VICTIMS | (NODE if node else {})
         self.killed = Counter()
         self.spares = 1  # deaths of the server that may follow now
         self._thread = threading.Thread(target=self._run)
@@ -60,16 +63,32 @@ class Killer:
 
     def _run(self):
         while not self._over.wait(self._draw.uniform(1.0, 4.0)):
-            (kind,) = self._draw.choices(list(VICTIMS), list(VICTIMS.values()))
+            (kind,) = self._draw.choices(list(self._victims), list(self._victims.values()))
+            which = (
+                self._draw.random()
+            )  # drawn whoever is there, so that a seed has the same victims however fast a run is
+            if kind == "Node":
+                self._kill_node()
+                continue
             pids = sorted(actor_pids(kind))
             if pids and (kind != "Host" or self.spares):
-                os.kill(self._draw.choice(pids), signal.SIGKILL)
+                os.kill(pids[int(which * len(pids))], signal.SIGKILL)
                 self.killed[kind] += 1
                 self.spares -= kind == "Host"
 
+    def _kill_node(self):
+        with_server = bool(self._node.pids().intersection(actor_pids("Host")))
+        if not with_server or self.spares:
+            self.killed["Node with the server" if with_server else "Node"] += 1
+            self.spares -= with_server
+            self._node.kill()
+            self._node.start()
 
-def survive(*, seed, seconds, rounds):
+
+def survive(*, seed, seconds, rounds, node=None):
     """Run through it; what was killed, the summary, and notices. The caller's Ray must be there.
+
+    ``node``: a part of it, of ``CPUS`` each, which is among the victims.
 
     Asserts, of the run's log, that each plan has one outcome, no update counts twice, and the ledger is the sum of what plans
     carried; and of what was iterated that what died was noticed. (Who iterates sees again what the log lost with a server.)
@@ -77,8 +96,9 @@ def survive(*, seed, seconds, rounds):
     notices = []
     with TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        run = fedbonsai.run(CONFIG | {"backend": "ray", "stop": {"rounds": rounds}}, out=out)
-        with Killer(seed, seconds) as killer:
+        placed = {"ray": {"cpus": OF_WORKER}} if node else {}
+        run = fedbonsai.run(CONFIG | placed | {"backend": "ray", "stop": {"rounds": rounds}}, out=out)
+        with Killer(seed, seconds, node) as killer:
             for event in run:
                 notices += [event.text] if isinstance(event, Notice) else []
                 if isinstance(event, VersionClosed):

@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import ray
@@ -18,30 +17,50 @@ QUICK = {  # Ray notices a dead node after 1 to 2 s instead of 15 to 20
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_failure_threshold": "3",
 }
+CPUS, OF_WORKER = 2, 1.8  # of nodes on which one worker finds room, beside the server and the hosts
 
 
-@contextmanager
-def another_node(cluster, *, num_cpus, resources=None):
-    """A second node on this machine; how it is killed, with all that runs there."""
-    with _environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token} | QUICK), _loopback_only():
-        node = Node(
-            RayParams(
-                gcs_address=cluster.address, redis_address=cluster.address, node_ip_address="127.0.0.1",
-                num_cpus=num_cpus, num_gpus=0, resources=resources or {}, object_store_memory=200 * 2**20,
-                min_worker_port=0, max_worker_port=0, node_manager_port=0, include_log_monitor=False,
-            ),
-            head=False, shutdown_at_exit=False, spawn_reaper=False,
-        )  # fmt: skip
-    while sum(found["Alive"] for found in ray.nodes()) < 2:
-        time.sleep(0.1)
+class OtherNode:
+    """A second node on this machine, which can be killed with all that runs there, and come again as another one."""
 
-    def kill():
-        roots = [process.process.pid for kind in node.all_processes.values() for process in kind]
+    def __init__(self, cluster, *, num_cpus, resources=None):
+        self._cluster, self._num_cpus, self._resources = cluster, num_cpus, resources or {}
+        self._node = None
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *problem):
+        self._node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+    def start(self):
+        """Have one there."""
+        there = {found["NodeID"] for found in ray.nodes()}
+        with _environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._cluster.token} | QUICK), _loopback_only():
+            self._node = Node(
+                RayParams(
+                    gcs_address=self._cluster.address, redis_address=self._cluster.address, node_ip_address="127.0.0.1",
+                    num_cpus=self._num_cpus, num_gpus=0, resources=self._resources, object_store_memory=200 * 2**20,
+                    min_worker_port=0, max_worker_port=0, node_manager_port=0, include_log_monitor=False,
+                ),
+                head=False, shutdown_at_exit=False, spawn_reaper=False,
+            )  # fmt: skip
+        while not [found for found in ray.nodes() if found["Alive"] and found["NodeID"] not in there]:
+            time.sleep(0.1)
+
+    def pids(self):
+        """All of its processes."""
+        roots = [process.pid for process in self._roots()]
         pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        for pid in [pid for pid in pids if any(descends(pid, root) for root in roots)]:
-            os.kill(pid, signal.SIGKILL)
+        return {pid for pid in pids if any(descends(pid, root) for root in roots)}
 
-    try:
-        yield kill
-    finally:
-        node.kill_all_processes(check_alive=False, allow_graceful=False)
+    def kill(self):
+        """End it as a power cut would."""
+        for pid in self.pids():
+            os.kill(pid, signal.SIGKILL)
+        for process in self._roots():
+            process.wait()
+
+    def _roots(self):
+        return [found.process for kind in self._node.all_processes.values() for found in kind]

@@ -1,10 +1,11 @@
-"""Twenty seconds of chaos: workers, partition hosts and the server are killed at random, and the run comes out the same."""
+"""Twenty seconds of chaos: workers, partition hosts, the server and a node are killed at random; the run comes out the same."""
 
 import fedbonsai
 import pytest
 from fedbonsai.clusters.ray_cluster import start_local
 
 from .chaos import CONFIG, survive
+from .nodes import CPUS, QUICK, OtherNode
 
 ROUNDS = 45
 
@@ -13,9 +14,10 @@ ROUNDS = 45
 def test_a_run_survives_twenty_seconds_of_kills():
     expected = fedbonsai.run(CONFIG | {"backend": "inline", "stop": {"rounds": ROUNDS}})
     list(expected)
-    with start_local(num_cpus=2):
-        killed, summary, _ = survive(seed=1, seconds=20, rounds=ROUNDS)
+    with start_local(num_cpus=CPUS, env_vars=QUICK) as cluster, OtherNode(cluster, num_cpus=CPUS) as node:
+        killed, summary, _ = survive(seed=22, seconds=20, rounds=ROUNDS, node=node)
     assert sum(killed.values()) >= 3, killed
+    assert any(kind.startswith("Node") for kind in killed), killed
     assert summary["accuracy"] > 0.85
     outcomes = summary["outcomes"]
     assert outcomes["failed"] == outcomes["rejected"] == outcomes["out_of_memory"] == 0

@@ -14,7 +14,7 @@ from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from .chaos import CONFIG
-from .nodes import QUICK, another_node
+from .nodes import QUICK, OtherNode
 
 HEAD_CPUS, OF_WORKER = 3, 0.97
 BESIDE_SERVER, ALONE = 2.5, 3.0  # what somebody else takes of the head node
@@ -44,7 +44,7 @@ def lose_the_other_node(cluster, config, *, tenant_leaves, takes=BESIDE_SERVER, 
     events = []
     try:
         assert ray.get(tenant.is_there.remote())
-        with another_node(cluster, num_cpus=3 if takes == ALONE else 2) as kill:
+        with OtherNode(cluster, num_cpus=3 if takes == ALONE else 2) as other:
             for event in fedbonsai.run(config, backend="ray", workers=2, **how):
                 events.append(event)
                 if isinstance(event, VersionClosed) and event.version == 3:
@@ -53,7 +53,7 @@ def lose_the_other_node(cluster, config, *, tenant_leaves, takes=BESIDE_SERVER, 
                     }
                     if tenant_leaves:
                         ray.kill(tenant)
-                    threading.Timer(0.2, kill).start()
+                    threading.Timer(0.2, other.kill).start()
     finally:
         ray.kill(tenant)
     return events
@@ -114,11 +114,11 @@ class Echo:
 def test_a_host_whose_bundle_finds_no_place_goes_on_beside_another(head, monkeypatch):
     monkeypatch.setattr(ray_faults, "_PLACING_S", 2.0)
     told = []
-    with another_node(head, num_cpus=1, resources={"elsewhere": 1}) as kill:
+    with OtherNode(head, num_cpus=1, resources={"elsewhere": 1}) as other:
         group = ray.util.placement_group([{"CPU": 1}, {"CPU": 0.1, "elsewhere": 1}])
         hosts = HostCrew(Echo, placement=group, bundles=[0, 1], cpus=0.1, timeout_s=0, tell=told.append)
         first, second = hosts.wait_for(0), hosts.wait_for(1)
-        kill()
+        other.kill()
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(second.call.remote("close"), timeout=30)
     hosts.forget(1)
