@@ -10,9 +10,11 @@ send what they have by then (``partial_work``); FedBuff (every fourth update clo
 synchronous over the faster asynchronous one.
 
 ``memory``: resident bytes of the process that runs server and devices, at round 50 and at round 500, of FedBuff with residual
-links in both directions, and their growth. ``updates_per_s``: plans that train nothing, a model of 1 MB, every update closes a
-version; the whole way of each: model sealed, opened, update sealed, opened, folded, applied. On Ray with two workers, and in
-process. The last line is JSON.
+links in both directions, and their growth. ``memory_by_devices``: the same of a fleet of 10 and of 1,000 after 100 rounds of
+ten; ``budget``: bytes of memory that links may take; ``remembered``: what the links of all that took part come to.
+
+``updates_per_s``: plans that train nothing, a model of 1 MB, every update closes a version; the whole way of each: model sealed,
+opened, update sealed, opened, folded, applied. On Ray with two workers, and in process. The last line is JSON.
 """
 
 import argparse
@@ -28,7 +30,7 @@ from typing import Any
 import fedbonsai
 import torch
 from common import finish
-from fedbonsai.runtime.events import Evaluated, VersionClosed
+from fedbonsai.runtime.events import Evaluated, PlanEnded, VersionClosed
 
 TARGET = 0.95
 SPEEDS = {1: 5, 2: 2, 4: 1, 8: 1, 16: 1}  # so many devices of 1/n of the speed
@@ -37,6 +39,7 @@ FAST_FLOP_PER_S = 1e9
 STALENESS = {"rule": "polynomial", "a": 0.5}
 POLYNOMIAL = {"server": {"staleness": STALENESS}}
 BUFFER = 4
+LINKS_BUDGET = 8 * 2**20
 
 
 def fleet(dropout: float) -> dict[str, Any]:
@@ -120,6 +123,29 @@ def memory(first: int, last: int) -> dict[str, Any]:
     return {f"round_{first}": found[first], f"round_{last}": found[last], "growth": round(growth, 4)}
 
 
+def memory_of(devices: int, rounds: int) -> dict[str, int]:
+    """Of this process, when so many rounds of ten devices are over; run in a process of its own."""
+    config = {
+        "backend": "inline",
+        "model": "digits_cnn",
+        "data": {"name": "digits", "partition": {"name": "iid"}},
+        "fleet": {"classes": [{"name": "device", "count": devices, "flop_per_s": FAST_FLOP_PER_S} | LINK]},
+        "training": {"steps": 1, "batch_size": 16},
+        "policy": [{"name": "random", "cohort": 10}, {"name": "residuals"}],
+        "server": {"statistics": "batch", "link_memory_bytes": LINKS_BUDGET},
+        "evaluation": {"where": "none"},
+        "stop": {"rounds": rounds},
+    }
+    seen = set()
+    run = fedbonsai.run(config)
+    for event in run:
+        if isinstance(event, PlanEnded):
+            seen.add(event.report.plan.device)
+        if isinstance(event, VersionClosed) and event.version == rounds:
+            found = resident_bytes()
+    return {"took_part": len(seen), "bytes": found, "remembered": 2 * 4 * len(seen) * run.summary["parameters"]}
+
+
 def in_a_process(what: str) -> Any:
     """What a function of this file finds in a fresh process."""
     code = f"import importlib, json; print(json.dumps(importlib.import_module('async').{what}))"
@@ -176,11 +202,15 @@ def main() -> None:
         for name, codecs in (("dense", plain), ("coded", coded))
     }
     print(f"  updates a second: {rate}", flush=True)
+    few, many, rounds = (10, 100, 20) if args.quick else (10, 1000, 100)
+    by_devices = {str(count): in_a_process(f"memory_of({count}, {rounds})") for count in (few, many)}
+    growth = by_devices[str(many)]["bytes"] / by_devices[str(few)]["bytes"] - 1
     result = {
         "target": TARGET,
         "seconds": seconds,
         "speedup": round(seconds["synchronous"] / min(quicker), 2) if quicker and seconds["synchronous"] else None,
         "memory": in_a_process("memory(50, 100)" if args.quick else "memory(50, 500)"),
+        "memory_by_devices": by_devices | {"budget": LINKS_BUDGET, "growth": round(growth, 4)},
         "updates_per_s": rate,
     }
     finish(result, name="async", save=args.save)
