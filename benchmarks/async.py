@@ -13,8 +13,8 @@ synchronous over the faster asynchronous one.
 links in both directions, and their growth. ``memory_by_devices``: the same of a fleet of 10 and of 1,000 after 100 rounds of
 ten; ``budget``: bytes of memory that links may take; ``remembered``: what the links of all that took part come to.
 
-``updates_per_s``: plans that train nothing, a model of 1 MB, every update closes a version; the whole way of each: model sealed,
-opened, update sealed, opened, folded, applied. On Ray with two workers, and in process. The last line is JSON.
+``updates_per_s``: plans that train nothing, a model of 1 MB, every update closes a version; the whole way of each: model
+sealed, opened, update sealed, opened, folded, applied. On Ray with two workers, and in process. The last line is JSON.
 """
 
 import argparse
@@ -202,7 +202,7 @@ def main() -> None:
         for name, codecs in (("dense", plain), ("coded", coded))
     }
     print(f"  updates a second: {rate}", flush=True)
-    few, many, rounds = (10, 100, 20) if args.quick else (10, 1000, 100)
+    few, many, rounds = (10, 40, 10) if args.quick else (10, 1000, 100)
     by_devices = {str(count): in_a_process(f"memory_of({count}, {rounds})") for count in (few, many)}
     growth = by_devices[str(many)]["bytes"] / by_devices[str(few)]["bytes"] - 1
     result = {
