@@ -40,6 +40,11 @@ class Task:
     host_packets: tuple[Any, ...] = ()
     num_samples: int = 0
 
+    @property
+    def needs_device(self) -> bool:
+        """Whether it needs a worker: not on a buffered view, which its host trains alone."""
+        return self.plan.split is None or self.plan.split.view is None
+
 
 @dataclass(frozen=True)
 class StreamBytes:
@@ -137,7 +142,7 @@ class InlinePool:
             return finished(task.plan, *self._device.run(message, packets, task.state))
         host = self._hosts[task.plan.split.host]
         host_packets = [self._channel.get(reference) for reference in task.host_packets]
-        if task.plan.split.view is not None:
+        if not task.needs_device:
             return joined(replayed(task), *host.replay(message, task.num_samples, *host_packets), self._notices)
         host.begin(message, task.num_samples, *host_packets)
         link = _Here(host, task.plan)

@@ -38,7 +38,13 @@ class Crew:
             actor = start_worker(settings, placement=placement, bundle=bundle)
             return actor, actor.warm_up.remote()
 
-        self._starts = Starts(start, placement=placement, timeout_s=timeout_s, tell=self._died_early)
+        self._starts = Starts(
+            start,
+            placement=placement,
+            bundle_of=lambda bundle: bundle.index,
+            timeout_s=timeout_s,
+            tell=self._died_early,
+        )
         self._tell, self._told = tell, set[Bundle]()  # bundles without a place, once told
         self._why: dict[Bundle, str] = {}  # of those who come: the one before has died
         self._end = ""  # of the last one who was not replaced

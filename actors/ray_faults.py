@@ -49,10 +49,10 @@ def _is_open(address: tuple[str, int]) -> bool:
     return True
 
 
-def is_placed(placement: Any) -> bool:
-    """Whether all bundles of a placement group have a place now."""
+def is_placed(placement: Any, bundle: int) -> bool:
+    """Whether a bundle of a placement group has a place now, whatever the others have."""
     table: dict[str, Any] = ray.util.placement_group_table(placement)
-    return bool(table["state"] == "CREATED")
+    return bool(table["bundles_to_node_id"].get(bundle))
 
 
 def placing_s(timeout_s: float) -> float:

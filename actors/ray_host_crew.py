@@ -1,10 +1,9 @@
 """The partition hosts that there are on Ray, and those that start: an actor in a bundle of its own for each.
 
 One is sent for when a split plan first needs it, and after a death; others go on working meanwhile. Where its bundle finds no
-place any more, it goes on in the bundle of another one, and the run ends only where there is none.
+place any more, it goes on in the server's: that has one as long as anybody asks.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,8 @@ import ray
 from .pool import WorkerFailure
 from .ray_host import Host, start_host
 from .ray_starts import NotStarted, Starts
+
+_OF_SERVER = 0  # index of the bundle
 
 
 class PartitionHostActor(Host):
@@ -44,8 +45,12 @@ class HostCrew:
         ``timeout_s``: for Ray to find one a place. Nothing is started yet.
         """
         self._make, self._placement, self._bundles, self._cpus, self._tell = make, placement, bundles, cpus, tell
-        self._starts = Starts(self._start, placement=placement, timeout_s=timeout_s, tell=self._died_early)
-        self._beside: dict[int, int] = {}  # those in the bundle of another
+        self._starts = Starts(
+            self._start, placement=placement, bundle_of=self._bundle_of, timeout_s=timeout_s, tell=self._died_early
+        )
+        self._moved: set[int] = set()  # those in the server's bundle
+        self._failed: dict[int, str] = {}  # those that could not start, and why
+        self._why: dict[int, str] = {}  # of those that have died
         self.actors: dict[int, Any] = {}
         self.nodes: dict[int, str] = {}
 
@@ -55,7 +60,12 @@ class HostCrew:
         return self._starts.references
 
     def is_ready(self, number: int) -> bool:
-        """Whether a host is there; one that is not is sent for."""
+        """Whether a host is there; one that is not is sent for. Raises ``WorkerFailure`` where it could not start."""
+        if number in self._failed:
+            end = f"{self._failed.pop(number)}" + (
+                f" (it had died: {self._why[number]})" if number in self._why else ""
+            )
+            raise WorkerFailure(f"partition host {number} could not be started: {end}")
         if number not in self.actors and number not in self._starts.places:
             self._starts.send_for(number)
         return number in self.actors
@@ -69,34 +79,36 @@ class HostCrew:
         return self.actors[number]
 
     def arrived(self, reference: Any) -> None:
-        """A host is ready. Raises ``WorkerFailure`` where it could not start."""
+        """A host is ready, or could not start: who wants it is told by ``is_ready``."""
         try:
             arrived = self._starts.came(reference)
         except NotStarted as error:
-            raise _failed(error.place, str(error)) from error
+            self._failed[error.place] = str(error)
+            return
         if arrived:
             self.actors[arrived.place], self.nodes[arrived.place] = arrived.actor, arrived.node
+            self._why.pop(arrived.place, None)
 
     def left_s(self) -> float | None:
         """Seconds until ``give_up`` has something to do; None where nobody starts."""
         return self._starts.left_s()
 
     def give_up(self) -> None:
-        """Wait no more for those that are late: who has no place goes on beside another. Else ``WorkerFailure``."""
+        """Wait no more for those that are late: who has no place goes on in the server's bundle."""
         for number, placed, why in self._starts.late():
             self._starts.drop(number)
-            homes = [other for other in self.actors if other not in self._beside]
-            if placed or not homes:
-                raise _failed(number, why)
-            company = Counter(self._beside.values())
-            home = self._beside[number] = min(homes, key=lambda other: (company[other], other))
-            self._tell(f"partition host {number}: {why}; it goes on beside host {home}")
-            self._starts.send_for(number, placed=True)
+            if placed:
+                self._failed[number] = why
+            else:
+                self._moved.add(number)
+                self._tell(f"partition host {number}: {why}; it goes on beside the server")
+                self._starts.send_for(number)
 
-    def forget(self, number: int) -> None:
-        """A host is gone."""
+    def forget(self, number: int, why: str) -> None:
+        """A host has died."""
         del self.actors[number], self.nodes[number]
-        self._beside.pop(number, None)
+        self._moved.discard(number)
+        self._why[number] = why
 
     def close(self) -> None:
         """End all."""
@@ -105,12 +117,15 @@ class HostCrew:
         self.actors = {}
         self._starts.close()
 
+    def _bundle_of(self, number: int) -> int:
+        return _OF_SERVER if number in self._moved else self._bundles[number]
+
     def _start(self, number: int) -> tuple[Any, Any]:
-        """A host's actor, and the reference of its node's id. In the bundle of another it reserves nothing."""
+        """A host's actor, and the reference of its node's id. In the server's bundle it reserves nothing."""
         actor = start_host(
             placement=self._placement,
-            bundle=self._bundles[self._beside.get(number, number)],
-            cpus=0.0 if number in self._beside else self._cpus,
+            bundle=self._bundle_of(number),
+            cpus=0.0 if number in self._moved else self._cpus,
             runtime_env={},
             kind=PartitionHostActor,
         )
@@ -118,7 +133,3 @@ class HostCrew:
 
     def _died_early(self, number: int, why: str) -> None:
         self._tell(f"partition host {number} died while it started ({why}) and is replaced")
-
-
-def _failed(number: int, why: str) -> WorkerFailure:
-    return WorkerFailure(f"partition host {number} could not be started: {why}")

@@ -83,7 +83,7 @@ class RayHosts:
         """What ``replay`` or ``end`` led to. Raises one of ``DIED``."""
         number = self._asked.pop(reference, None)
         answer: tuple[bytes, Array | None] = ray.get(reference)
-        if number is not None:
+        if number in self._crew.actors:  # it may have died since
             self._watch.heard(number)
         return answer
 
@@ -126,7 +126,7 @@ class RayHosts:
         return self._crew.coming + self._watch.ask(self._crew.actors)
 
     def came(self, reference: Any) -> bool:
-        """Whether this was one of them. Raises ``WorkerFailure`` where a host could not start."""
+        """Whether this was one of them."""
         if reference in self._crew.coming:
             self._crew.arrived(reference)
             return True
@@ -154,7 +154,7 @@ class RayHosts:
 
     def _bury(self, number: int, why: str) -> None:
         """Forget a host."""
-        self._crew.forget(number)
+        self._crew.forget(number, why)
         self._watch.forget(number)
         self.lost.append(number)
         self.notices.append(f"partition host {number} died ({why}) and is replaced")

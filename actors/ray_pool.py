@@ -62,7 +62,7 @@ class RayPool:
 
     def submit(self, task: Task) -> int:
         """Queue a task and hand it to a worker with a free place."""
-        self._crew.check(task.group)
+        self._check(task)
         self._tasks[task.plan.id] = task
         self._queue.append(task)
         self._hand_out()
@@ -102,6 +102,10 @@ class RayPool:
         self._crew.close()
         self._hosts.close()
 
+    def _check(self, *tasks: Task) -> None:
+        """Raise ``WorkerFailure`` where nobody is left, or will come, for one of these."""
+        self._crew.check(*(task.group for task in tasks if task.needs_device))
+
     @store_told()
     def _hand_out(self) -> None:
         """Give queued tasks to workers of their group, the least loaded first, once their hosts are there."""
@@ -111,7 +115,7 @@ class RayPool:
             split, seat = task.plan.split, free_seat(self._crew.seats, task.group)
             if split and not self._hosts.is_ready(split.host):
                 waiting.append(task)
-            elif split and split.view is not None:  # a host's alone
+            elif not task.needs_device:
                 reference, way = self._hosts.replay(task, plan_message(task.plan))
                 self._ending[reference] = replayed(task), way
             elif seat is None:
@@ -125,7 +129,7 @@ class RayPool:
     @store_told()
     def _wait(self, timeout_s: float | None) -> None:
         """Wait until something has ended, well or not, or ``timeout_s`` have passed, or somebody has hung for too long."""
-        self._crew.check(*(task.group for task in self._queue))
+        self._check(*self._queue)
         owners, of_hosts = self._crew.calls(), self._hosts.awaited()
         left_s = until(self._patience.left_s(self._blamed(), timeout_s), self._hosts.left_s(), self._crew.left_s())
         ready, rest = ray.wait([*owners, *self._ending, *self._crew.coming, *of_hosts], num_returns=1, timeout=left_s)
@@ -137,8 +141,8 @@ class RayPool:
                 seat, plan_id = owners[reference]
                 if seat in self._crew.seats and plan_id in seat.running:
                     self._ended(seat, plan_id)
-            elif not self._hosts.came(reference):
-                self._crew.arrived(reference)
+            elif not self._hosts.came(reference) and reference in self._crew.coming:
+                self._crew.arrived(reference)  # else the sign of a host that has died in the meantime
         self._crew.give_up()  # all that has come was looked at, so nobody is judged who has answered
         self._hosts.give_up()
         self._end_stuck()

@@ -36,13 +36,15 @@ class NotStarted(Exception, Generic[Place]):
         self.place = place
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Start(Generic[Place]):
+    """``since``: when it was sent for. ``placed_since``: from when on it may have had a place, as far as anybody has looked."""
+
     place: Place
     actor: Any
     number: int
     since: float
-    placed: bool  # for certain
+    placed_since: float
 
 
 class Starts(Generic[Place]):
@@ -53,15 +55,18 @@ class Starts(Generic[Place]):
         start: Callable[[Place], tuple[Any, Any]],
         *,
         placement: Any,
+        bundle_of: Callable[[Place], int],
         timeout_s: float,
         tell: Callable[[Place, str], None],
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """``start`` gives an actor and the reference of its node's id, which comes when it is ready.
 
-        ``timeout_s``: that Ray may take to find one a place. ``tell``: that one has died while it started, and why.
+        ``bundle_of``: the index of its bundle. ``timeout_s``: that Ray may take to find it a place. ``tell``: that one has
+        died while it started, and why.
         """
-        self._start, self._placement, self._tell = start, placement, tell
-        self._timeout_s = placing_s(timeout_s)
+        self._start, self._placement, self._bundle_of, self._tell = start, placement, bundle_of, tell
+        self._timeout_s, self._now = placing_s(timeout_s), now
         self._under_way: dict[Any, _Start[Place]] = {}
 
     @property
@@ -74,9 +79,9 @@ class Starts(Generic[Place]):
         """Where somebody is to come."""
         return [start.place for start in self._under_way.values()]
 
-    def send_for(self, place: Place, *, placed: bool = False) -> None:
-        """Start an actor. ``placed``: its bundle has a place, whatever the others of the group have."""
-        self._send(place, 1, placed=placed)
+    def send_for(self, place: Place) -> None:
+        """Start an actor."""
+        self._send(place, 1)
 
     def came(self, reference: Any) -> Arrived[Place] | None:
         """Who is ready; None where it has died, and another was sent for. Raises ``NotStarted``."""
@@ -91,27 +96,23 @@ class Starts(Generic[Place]):
             ray.kill(start.actor, no_restart=True)
             raise NotStarted(start.place, first_line(error.cause)) from error
         self._tell(start.place, why)
-        self._send(start.place, start.number + 1, placed=start.placed)
+        self._send(start.place, start.number + 1)
         return None
 
     def left_s(self) -> float | None:
         """Seconds until ``late`` is to be looked at; None where nobody is under way."""
-        now = time.monotonic()
-        return min(
-            (max(_LOOK_EVERY_S, start.since + self._timeout_s - now) for start in self._under_way.values()),
-            default=None,
-        )
+        ends = [start.since + self._timeout_s - self._now() for start in self._under_way.values()]
+        return max(_LOOK_EVERY_S, min(ends)) if ends else None
 
     def late(self) -> Iterator[tuple[Place, bool, str]]:
         """Those that should have a place, or be ready: where, whether it has a place, and a sentence without its subject."""
-        now = time.monotonic()
-        late = [start for start in self._under_way.values() if now - start.since >= self._timeout_s]
-        placed = not late or is_placed(self._placement)
-        for start in late:
-            if not (placed or start.placed):
+        now = self._now()
+        for start in [start for start in self._under_way.values() if now - start.since >= self._timeout_s]:
+            if not is_placed(self._placement, self._bundle_of(start.place)):
+                start.placed_since = now
                 yield start.place, False, f"its bundle has found no place within {self._timeout_s:g} s"
-            elif now - start.since >= self._timeout_s + LOADING_S:
-                yield start.place, True, f"it was not ready within {self._timeout_s + LOADING_S:g} s"
+            elif now - start.placed_since >= LOADING_S:
+                yield start.place, True, f"it was not ready {LOADING_S:g} s after it had a place"
 
     def drop(self, place: Place) -> None:
         """Wait no more for who was to come here."""
@@ -123,6 +124,7 @@ class Starts(Generic[Place]):
         for place in self.places:
             self.drop(place)
 
-    def _send(self, place: Place, number: int, *, placed: bool) -> None:
+    def _send(self, place: Place, number: int) -> None:
         actor, ready = self._start(place)
-        self._under_way[ready] = _Start(place, actor, number, time.monotonic(), placed)
+        now = self._now()
+        self._under_way[ready] = _Start(place, actor, number, since=now, placed_since=now + self._timeout_s)

@@ -171,8 +171,7 @@ class Loop:
         arrival = self._clock.next(self._round.deadline_s)
         for host in self._pool.lost_hosts():
             self._seen.host_died(host)
-        for text in (*self._pool.notices(), *self._server.notices()):
-            yield Notice(time_s=self._clock.time_s, text=text)
+        yield from self._notices()
         if arrival is not None:
             yield self._receive(arrival)
             self._tally.check_failures(self._config.max_failures)
@@ -393,8 +392,14 @@ class Loop:
         self._evaluated = msgspec.structs.replace(evaluated, best=self._stopping.note(evaluated.figures))
         yield self._evaluated
 
+    def _notices(self) -> Iterator[AnyEvent]:
+        """What happened to workers, hosts and links since the last time."""
+        for text in (*self._pool.notices(), *self._server.notices()):
+            yield Notice(time_s=self._clock.time_s, text=text)
+
     def _abandon(self, why: str) -> Iterator[AnyEvent]:
         """The run is over: plans still in flight end as late."""
+        yield from self._notices()  # of what has ended it, if that was a fault
         for plan in list(self._in_flight.values()):
             self._pool.cancel(plan.id)
             self._clock.cancel(plan.id)

@@ -1,11 +1,10 @@
 """Actors that start, on Ray: one that dies is tried again, one without a place is waited for as long as its caller likes."""
 
 import os
-import time
 
 import pytest
 import ray
-from fedbonsai.actors import ray_faults
+from fedbonsai.actors.ray_faults import is_placed
 from fedbonsai.actors.ray_starts import NotStarted, Starts
 from ray.exceptions import RayTaskError
 from ray.util import placement_group, remove_placement_group
@@ -40,16 +39,20 @@ def group():
 
 
 @pytest.fixture
-def waiting(monkeypatch):
-    """A placement group that will never have a place. Nobody waits for it for longer than a moment."""
-    monkeypatch.setattr(ray_faults, "_PLACING_S", 0.2)
+def waiting():
+    """A placement group that will never have a place."""
     made = placement_group([{"unheard_of": 1}])
     yield made
     remove_placement_group(made)
 
 
 @pytest.fixture
-def starts_of(tmp_path):
+def now():
+    return [100.0]
+
+
+@pytest.fixture
+def starts_of(tmp_path, now):
     """``starts_of(group, deaths=1)``: of one kind of beginner; what it told."""
 
     def make(group, *, deaths=0, mistake=False):
@@ -60,7 +63,15 @@ def starts_of(tmp_path):
             actor = Beginner.options(scheduling_strategy=strategy).remote()
             return actor, actor.begin.remote(tmp_path / place, deaths, mistake)
 
-        return Starts(start, placement=group, timeout_s=0.0, tell=lambda *each: told.append(each)), told
+        starts = Starts(
+            start,
+            placement=group,
+            bundle_of=lambda place: 0,
+            timeout_s=10.0,
+            tell=lambda *each: told.append(each),
+            now=lambda: now[0],
+        )
+        return starts, told
 
     return make
 
@@ -106,23 +117,49 @@ def test_what_one_raises_is_not_tried_again(group, starts_of):
     assert (starts.places, told) == ([], [])
 
 
-def test_one_without_a_place_is_late_until_it_is_dropped(waiting, starts_of):
+def test_one_without_a_place_is_late_until_it_is_dropped(waiting, starts_of, now):
     starts, _ = starts_of(waiting)
     starts.send_for("a")
-    assert list(starts.late()) == []
-    time.sleep(0.25)
-    assert list(starts.late()) == [("a", False, "its bundle has found no place within 0.2 s")]
+    now[0] += 9.0
+    assert (list(starts.late()), starts.left_s()) == ([], 1.0)
+    now[0] += 1000.0
+    assert list(starts.late()) == [("a", False, "its bundle has found no place within 10 s")]
     assert starts.left_s() == 1.0
     starts.drop("a")
-    assert (starts.places, list(starts.late())) == ([], [])
+    assert (starts.places, starts.left_s(), list(starts.late())) == ([], None, [])
 
 
-def test_one_that_surely_has_a_place_may_load_for_long(waiting, starts_of, monkeypatch):
-    starts, _ = starts_of(waiting)
-    starts.send_for("a", placed=True)
-    time.sleep(0.25)
+def test_one_that_has_a_place_may_load_for_two_minutes(group, starts_of, now):
+    starts, _ = starts_of(group)
+    starts.send_for("a")
+    assert starts.left_s() == 10.0
+    now[0] += 129.0
     assert list(starts.late()) == []
-    monkeypatch.setattr("fedbonsai.actors.ray_starts.LOADING_S", 0.0)
-    assert list(starts.late()) == [("a", True, "it was not ready within 0.2 s")]
+    now[0] += 1.0
+    assert list(starts.late()) == [("a", True, "it was not ready 120 s after it had a place")]
     starts.close()
     assert starts.places == []
+
+
+def test_one_that_was_placed_late_has_its_two_minutes_from_then_on(waiting, group, starts_of, now, monkeypatch):
+    placed = []
+    monkeypatch.setattr("fedbonsai.actors.ray_starts.is_placed", lambda *where: bool(placed))
+    starts, _ = starts_of(waiting)
+    starts.send_for("a")
+    now[0] += 500.0
+    assert [placed for _, placed, _ in starts.late()] == [False]
+    placed.append(True)
+    now[0] += 119.0
+    assert list(starts.late()) == []
+    now[0] += 1.0
+    assert [placed for _, placed, _ in starts.late()] == [True]
+    starts.close()
+
+
+def test_a_bundle_is_looked_at_alone():
+    """Another one of its group may have lost its place."""
+    group = placement_group([{"CPU": 0.1}])
+    assert group.wait(30)
+    assert is_placed(group, 0)
+    remove_placement_group(group)
+    assert not is_placed(group, 1)

@@ -127,3 +127,25 @@ def test_a_plan_that_kills_every_worker_is_lost_and_those_behind_it_are_not(tmp_
     (lost,) = [report for report in ended if report.plan.device == 2]
     assert lost.error.startswith("worker died: ")
     assert sum("is replaced" in text for text in notices) == 3
+
+
+def test_a_host_that_dies_while_it_owes_a_sign_of_life_is_replaced():
+    """Its sign and what it was asked to end fail at once: the server was stopped while it died."""
+    config = CONFIG | {"ray": {"stuck_after_s": 8}, "stop": {"rounds": 3}}
+    expected = fedbonsai.run(config, backend="inline")
+    list(expected)
+    run = fedbonsai.run(config, backend="ray")
+
+    def stop_and_kill():
+        (server,), host = actor_pids("Host"), actor_pids("PartitionHostActor")[0]
+        os.kill(host, signal.SIGSTOP)
+        time.sleep(2.5)  # a sign is asked for every two seconds
+        os.kill(server, signal.SIGSTOP)
+        os.kill(host, signal.SIGKILL)
+        time.sleep(1.5)
+        os.kill(server, signal.SIGCONT)
+
+    notices, ended = told(run, lambda: threading.Timer(0.2, stop_and_kill).start())
+    assert [text for text in notices if text.startswith("partition host") and text.endswith("and is replaced")]
+    assert {report.outcome.value for report in ended} <= {"done", "late"}
+    assert run.summary["model_hash"] == expected.summary["model_hash"]

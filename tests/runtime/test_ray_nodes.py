@@ -111,26 +111,40 @@ class Echo:
         pass
 
 
-def test_a_host_whose_bundle_finds_no_place_goes_on_beside_another(head, monkeypatch):
+class FailsToStart:
+    """What a host should not be."""
+
+    def __init__(self):
+        raise OSError("no such disk")
+
+
+def test_a_host_whose_bundle_finds_no_place_goes_on_beside_the_server(head, monkeypatch):
     monkeypatch.setattr(ray_faults, "_PLACING_S", 2.0)
     told = []
     with OtherNode(head, num_cpus=1, resources={"elsewhere": 1}) as other:
-        group = ray.util.placement_group([{"CPU": 1}, {"CPU": 0.1, "elsewhere": 1}])
-        hosts = HostCrew(Echo, placement=group, bundles=[0, 1], cpus=0.1, timeout_s=0, tell=told.append)
+        group = ray.util.placement_group([{"CPU": 1}, {"CPU": 0.1}, {"CPU": 1, "elsewhere": 1}])
+        hosts = HostCrew(Echo, placement=group, bundles=[1, 2], cpus=0.1, timeout_s=0, tell=told.append)
         first, second = hosts.wait_for(0), hosts.wait_for(1)
         other.kill()
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(second.call.remote("close"), timeout=30)
-    hosts.forget(1)
+    hosts.forget(1, "power cut")
     assert not hosts.is_ready(1)
     ray.get(hosts.wait_for(1).call.remote("close"))
-    assert told == ["partition host 1: its bundle has found no place within 2 s; it goes on beside host 0"]
-    assert hosts.nodes[0] == hosts.nodes[1]
+    assert told == ["partition host 1: its bundle has found no place within 2 s; it goes on beside the server"]
+    assert hosts.nodes[0] == hosts.nodes[1] == ray.get_runtime_context().get_node_id()
     assert hosts.actors[0] is first
-    hosts.forget(0)
-    ray.kill(first)
-    hosts.forget(1)
-    with pytest.raises(WorkerFailure, match=r"^partition host 1 could not be started: its bundle has found no place"):
-        hosts.wait_for(1)
     hosts.close()
+    ray.util.remove_placement_group(group)
+
+
+def test_a_host_that_cannot_start_ends_the_run_only_where_somebody_wants_it(head):
+    group = ray.util.placement_group([{"CPU": 1}, {"CPU": 0.1}])
+    hosts = HostCrew(FailsToStart, placement=group, bundles=[1], cpus=0.1, timeout_s=5, tell=[].append)
+    assert not hosts.is_ready(0)
+    while hosts.coming:
+        hosts.arrived(ray.wait(hosts.coming)[0][0])
+    hosts.give_up()
+    with pytest.raises(WorkerFailure, match=r"^partition host 0 could not be started: no such disk$"):
+        hosts.is_ready(0)
     ray.util.remove_placement_group(group)
