@@ -5,6 +5,7 @@ import random
 import signal
 import threading
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -57,10 +58,6 @@ class Killer:
         self._over.set()
         self._thread.join()
 
-    @property
-    def at_work(self):
-        return not self._over.is_set()
-
     def _run(self):
         while not self._over.wait(self._draw.uniform(1.0, 4.0)):
             (kind,) = self._draw.choices(list(self._victims), list(self._victims.values()))
@@ -72,9 +69,10 @@ class Killer:
                 continue
             pids = sorted(actor_pids(kind))
             if pids and (kind != "Host" or self.spares):
-                os.kill(pids[int(which * len(pids))], signal.SIGKILL)
-                self.killed[kind] += 1
-                self.spares -= kind == "Host"
+                with suppress(ProcessLookupError):  # it has just gone by itself
+                    os.kill(pids[int(which * len(pids))], signal.SIGKILL)
+                    self.killed[kind] += 1
+                    self.spares -= kind == "Host"
 
     def _kill_node(self):
         with_server = bool(self._node.pids().intersection(actor_pids("Host")))

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import ray
@@ -46,7 +47,9 @@ class OtherNode:
                 ),
                 head=False, shutdown_at_exit=False, spawn_reaper=False,
             )  # fmt: skip
+        until = time.monotonic() + 60
         while not [found for found in ray.nodes() if found["Alive"] and found["NodeID"] not in there]:
+            assert time.monotonic() < until, "the node has not come up"
             time.sleep(0.1)
 
     def pids(self):
@@ -58,7 +61,8 @@ class OtherNode:
     def kill(self):
         """End it as a power cut would."""
         for pid in self.pids():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # gone with the one before
+                os.kill(pid, signal.SIGKILL)
         for process in self._roots():
             process.wait()
 
