@@ -163,7 +163,7 @@ def test_mistakes_are_told_with_what_is_allowed():
 
 @pytest.mark.usefixtures("cluster")
 def test_on_ray_it_is_the_same_also_when_actors_are_killed_in_mid_stream():
-    changes = {**ecofed(period=1), "training": {"batch_size": 4, "epochs": 2}, "stop": {"rounds": 3}}
+    changes = {**ecofed(period=1), "training": {"batch_size": 4}, "stop": {"rounds": 3}}
     expected, _ = finished(**changes)
     summary = killed_in_mid_stream(BASE | changes, "PartitionHostActor", "Worker")
     same = ("model_hash", "up_by_kind", "down_by_kind", "virtual_s", "outcomes")
