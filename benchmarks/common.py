@@ -13,6 +13,12 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
+def _git(*arguments: str) -> str:
+    """What git says of this checkout; "" where there is none."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores, memory, versions and commit: what a figure must be read with."""
     import torch
@@ -23,10 +29,8 @@ def machine() -> dict[str, Any]:
         model = next(
             (line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), model
         )
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True, text=True, check=False,
-    ).stdout.strip()  # fmt: skip
+    changed = ["status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)benchmarks/results"]
+    commit = _git("describe", "--always", "--abbrev=12") + ("-dirty" if _git(*changed) else "")
     return {
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
