@@ -138,14 +138,16 @@ def test_a_host_that_dies_while_it_owes_a_sign_of_life_is_replaced():
 
     def stop_and_kill():
         (server,), host = actor_pids("Host"), actor_pids("PartitionHostActor")[0]
-        os.kill(host, signal.SIGSTOP)
-        time.sleep(2.5)  # a sign is asked for every two seconds
+        os.kill(host, signal.SIGSTOP)  # now, before the run has been asked for its next round
+        threading.Timer(3.0, kill, [server, host]).start()  # a sign is asked for every two seconds
+
+    def kill(server, host):
         os.kill(server, signal.SIGSTOP)
         os.kill(host, signal.SIGKILL)
         time.sleep(1.5)
         os.kill(server, signal.SIGCONT)
 
-    notices, ended = told(run, lambda: threading.Timer(0.2, stop_and_kill).start())
+    notices, ended = told(run, stop_and_kill)
     assert [text for text in notices if text.startswith("partition host") and text.endswith("and is replaced")]
     assert {report.outcome.value for report in ended} <= {"done", "late"}
     assert run.summary["model_hash"] == expected.summary["model_hash"]
