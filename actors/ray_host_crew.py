@@ -62,10 +62,8 @@ class HostCrew:
     def is_ready(self, number: int) -> bool:
         """Whether a host is there; one that is not is sent for. Raises ``WorkerFailure`` where it could not start."""
         if number in self._failed:
-            end = f"{self._failed.pop(number)}" + (
-                f" (it had died: {self._why[number]})" if number in self._why else ""
-            )
-            raise WorkerFailure(f"partition host {number} could not be started: {end}")
+            died = f" (it had died: {self._why[number]})" if number in self._why else ""
+            raise WorkerFailure(f"partition host {number} could not be started: {self._failed.pop(number)}{died}")
         if number not in self.actors and number not in self._starts.places:
             self._starts.send_for(number)
         return number in self.actors

@@ -87,17 +87,18 @@ class Starts(Generic[Place]):
         """Who is ready; None where it has died, and another was sent for. Raises ``NotStarted``."""
         start = self._under_way.pop(reference)
         try:
-            return Arrived(start.place, start.actor, ray.get(reference))
+            node = ray.get(reference)
         except DIED as error:
             why = first_line(error)
             if start.number == MOST_STARTS:
                 raise NotStarted(start.place, f"it died while it started: {why}") from error
+            self._tell(start.place, why)
+            self._send(start.place, start.number + 1)
+            return None
         except RayTaskError as error:
             ray.kill(start.actor, no_restart=True)
             raise NotStarted(start.place, first_line(error.cause)) from error
-        self._tell(start.place, why)
-        self._send(start.place, start.number + 1)
-        return None
+        return Arrived(start.place, start.actor, node)
 
     def left_s(self) -> float | None:
         """Seconds until ``late`` is to be looked at; None where nobody is under way."""

@@ -61,9 +61,8 @@ class Killer:
     def _run(self):
         while not self._over.wait(self._draw.uniform(1.0, 4.0)):
             (kind,) = self._draw.choices(list(self._victims), list(self._victims.values()))
-            which = (
-                self._draw.random()
-            )  # drawn whoever is there, so that a seed has the same victims however fast a run is
+            # Drawn whoever is there, so that a seed has the same victims however fast a run is.
+            which = self._draw.random()
             if kind == "Node":
                 self._kill_node()
                 continue

@@ -33,6 +33,11 @@ def wait_until_gone(*kinds, seconds=60):
         time.sleep(0.05)
 
 
+def heed_interrupts():
+    """For a command that is to be sent SIGINT: where the tests run in the background, it would inherit that it is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def descends(pid, root):
     """Whether a process is ours or below us: other Rays on the machine are left alone."""
     while pid > 1 and pid != root:

@@ -15,6 +15,8 @@ from fedbonsai.runtime import cli
 from fedbonsai.runtime.errors import ClusterError, ConfigError, RunError
 from fedbonsai.runtime.sigterm import Sigterm
 
+from .processes import heed_interrupts
+
 
 @pytest.fixture(name="call")
 def call_fixture(monkeypatch, capsys):
@@ -229,7 +231,7 @@ def test_a_signal_ends_the_run_and_leaves_a_readable_folder(experiment, tmp_path
     command += ["--set", "checkpoint.every=100000"]
     running = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+        preexec_fn=heed_interrupts,
     )  # fmt: skip
     try:
         until = time.monotonic() + 60

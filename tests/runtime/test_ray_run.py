@@ -14,7 +14,7 @@ import pytest
 from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import Notice, PlanEnded, RunStarted, VersionClosed
 
-from .processes import actor_pids, descends
+from .processes import actor_pids, descends, heed_interrupts
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -207,7 +207,7 @@ def test_a_signal_ends_what_the_run_started(tmp_path, number, send, code):
     process = subprocess.Popen(
         command(tmp_path, "--out", str(tmp_path / "run"), "--workers", "1", "--rounds", "100000"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=alone(), start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+        preexec_fn=heed_interrupts,
     )  # fmt: skip
     try:
         told_to_end(process, tmp_path / "run", number, send, code)
