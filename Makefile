@@ -32,7 +32,7 @@ test: $(BIN)/.installed-dev ## run the tests
 	$(BIN)/python -m pytest -n 2 -m "not ray"
 	$(BIN)/python -m pytest -m ray
 
-soak: $(BIN)/.installed ## a million mutated packets, ten minutes of kills: three quarters of an hour on two cores
+soak: $(BIN)/.installed ## a million mutated packets, ten minutes of kills: 35 minutes on two cores
 	$(BIN)/python benchmarks/soak_packets.py --save
 	$(BIN)/python benchmarks/soak_chaos.py --save
 
