@@ -121,9 +121,7 @@ def train_ahead(
 
 def _backward(out: _Out, stepper: Stepper, gradient: Tensor) -> None:
     """Add a micro-batch's gradient, at the weights that made it, to what the parameters have accumulated."""
-    found = torch.autograd.grad(
-        out.activations, out.weights, returned(gradient, out.activations), allow_unused=True
-    )
+    found = torch.autograd.grad(out.activations, out.weights, returned(gradient, out.activations), allow_unused=True)
     for parameter, each in zip(stepper.parameters, found, strict=True):
         if each is not None:
             # A copy, as autograd itself makes one: two parameters may have been given one and the same tensor.

@@ -21,7 +21,10 @@ def axis_order(tensor: Tensor) -> int:
     """The number of ``tensor``'s memory format; 0 (row-major) where it has more than 12 axes."""
     if tensor.dim() > _MOST_AXES:
         return 0
-    order = sorted(range(tensor.dim()), key=lambda axis: -tensor.stride(axis))  # stable: axes of equal stride as they stand
+    strides = tensor.stride()
+    order = sorted(
+        range(tensor.dim()), key=lambda axis: -strides[axis]
+    )  # stable: equal strides in the order of the axes
     left, rank = list(range(tensor.dim())), 0
     for axis in order:
         position = left.index(axis)

@@ -224,8 +224,9 @@ class HostLeg:
         assert len(activations) == now.samples
         entering = activations.to(self._crossing.dtype, copy=True).requires_grad_(self._answers)
         gradients: list[Tensor] = []
-        if self._answers:  # a hook, since ``grad`` has the memory format of ``entering``, whatever that of the gradient was
-            entering.register_hook(gradients.append)
+        if self._answers:
+            # A hook, since ``grad`` takes the memory format of ``entering``, whatever that of the gradient was.
+            entering.register_hook(gradients.append)  # type: ignore[no-untyped-call]  # of torch
         with self._random.drawn():
             with autocast(self._training):
                 value = scalar_loss(self._loss(self._blocks.run(self._back, entering), targets))

@@ -16,7 +16,9 @@ def test_the_formats_that_torch_names_have_their_numbers():
     assert axis_order(torch.tensor(1.0)) == axis_order(torch.zeros(5)) == axis_order(torch.zeros(0, 3)) == 0
 
 
-@pytest.mark.parametrize("shape", [(), (4,), (2, 3), (2, 1, 3), (2, 3, 4, 5), (8, 64, 1, 1), (1, 3, 2, 2), (2, 1, 2, 1, 3)])
+@pytest.mark.parametrize(
+    "shape", [(), (4,), (2, 3), (2, 1, 3), (2, 3, 4, 5), (8, 64, 1, 1), (1, 3, 2, 2), (2, 1, 2, 1, 3)]
+)
 def test_every_dense_format_comes_back_stride_by_stride(shape):
     values = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
     for order in itertools.permutations(range(len(shape))):
