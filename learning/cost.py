@@ -27,6 +27,7 @@ from .dry_run import DryRun, Loss, Step
 from .flops import flop_counter
 from .memory import LiveTensors
 from .part import Part
+from .randomness import undisturbed
 from .spec import Optimiser, PartCost, Training
 from .structure import ModelSpec
 
@@ -75,7 +76,7 @@ def part_cost(
     _check(blocks, part, head)
     spec = ModelSpec(tuple(block for block in blocks.spec.blocks if block.name in part.blocks))
     run = DryRun(blocks, part, example, training, loss, entering_gradient, head, ahead)
-    with _modes(blocks, part), torch.random.fork_rng(devices=[]):
+    with undisturbed(), _modes(blocks, part):
         try:
             with _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
                 figures = _figures(replace(run, convert=fake.from_tensor))
