@@ -111,8 +111,8 @@ class Server:
         if plan.objective.kind != "evaluate":
             self.links.downlinks.count()
         provide(plan.part.auxiliaries, self.workload, held=self.store["auxiliaries"], roles=self._roles)
+        plan = provisioned(plan, self.workload.spec, self._hashes)
         if plan.split is not None:
-            plan = provisioned(plan, self._hashes)
             of_host = hosted(plan, self.workload.spec, self._hashes)
             turn = (self._heads.send(of_host, self.store["model"]),) if shares(plan) else self._send(of_host)
             return Dispatch(plan, self._send(plan), None, turn)
@@ -138,6 +138,7 @@ class Server:
         That is the current model. Where downlinks have a memory it is the model that the device holds, without a byte, of the
         version that it has acknowledged; None where it holds none.
         """
+        plan = provisioned(plan, self.workload.spec, self._hashes)
         if not self.links.remember:
             return Dispatch(plan, self._send(plan), None)
         held = self.links.held(plan)
@@ -194,7 +195,7 @@ class Server:
 
     def _send(self, plan: Plan) -> tuple[Message, ...]:
         """The packet of a memoryless downlink; none where there is nothing to send."""
-        return (self._plain.send(plan, self._tensors),) if plan.part.sent else ()
+        return (self._plain.send(plan, self._tensors),) if down_tensors(self.workload.spec, plan.part) else ()
 
     def _plain_update(self, plan: Plan, packet: Array, *, leg: int = 0) -> dict[str, torch.Tensor]:
         """The differences in an update of a memoryless uplink."""

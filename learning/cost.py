@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from .blocks import Blocks
 from .dry_run import DryRun, Loss, Step
 from .flops import flop_counter
+from .frozen import frozen_modules
 from .memory import LiveTensors
 from .part import Part
 from .randomness import undisturbed
@@ -129,6 +130,8 @@ def _modes(blocks: Blocks, part: Part) -> Iterator[None]:
     try:
         for name, block in blocks.modules.items():
             block.train(name in part.trained)
+            for module in frozen_modules(block):
+                module.eval()
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
