@@ -233,14 +233,14 @@ def test_frozen_layers_work_as_in_evaluation() -> None:
 def test_what_the_models_author_has_frozen_is_not_trained() -> None:
     """Without names the model's own flags hold; normalisation whose parameters are frozen keeps its statistics."""
     model = mixed()
-    model[1].requires_grad_(False)
+    model[2][1].requires_grad_(False)
     model[4].bias.requires_grad_(False)
     start = copy.deepcopy(model.state_dict())
     run(model, images(), loss=F.cross_entropy)
-    frozen = [name for name in start if name.startswith("1.") or name == "4.bias"]
+    frozen = [name for name in start if name.startswith("2.1.") or name == "4.bias"]
     assert_same(model.state_dict(), start, frozen)
-    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["1.weight", "1.bias", "4.bias"]
-    assert not model[1].training
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["2.1.weight", "2.1.bias", "4.bias"]
+    assert not model[2][1].training
     assert model[4].training
     assert not torch.equal(model.state_dict()["4.weight"], start["4.weight"])
 
