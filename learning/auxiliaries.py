@@ -22,11 +22,11 @@ class LinearHead(nn.Linear):
     def __init__(self, entering: tuple[int, ...], leaving: tuple[int, ...]) -> None:
         """Shapes of one sample."""
         super().__init__(math.prod(entering), math.prod(leaving))
-        self._leaving = leaving
+        self.leaving = leaving
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, *entering] to [n, *leaving]."""
-        return super().forward(x.flatten(1)).reshape(len(x), *self._leaving)
+        return super().forward(x.flatten(1)).reshape(len(x), *self.leaving)
 
 
 def build_head(entering: tuple[int, ...], leaving: tuple[int, ...], *, seed: int) -> LinearHead:

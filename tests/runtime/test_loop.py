@@ -783,6 +783,5 @@ def test_a_model_that_does_not_fit_the_data_is_refused_before_the_first_round():
 
 
 def test_labels_of_a_type_that_the_loss_does_not_take_are_refused_before_the_first_round():
-    """The dry run on fake tensors lets them pass."""
     with pytest.raises(ConfigError, match=r"target of shape \(\) \(torch.int32\): RuntimeError: expected target dtype"):
         next(fedbonsai.run(config_of(data={"kwargs": {"labels": "int32"}})))
