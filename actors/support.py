@@ -106,6 +106,8 @@ def _work(plan: Plan) -> Iterator[str]:
         yield f"{found}; only 'all' with density 1 can be sent yet"
     if plan.training.checkpointing:
         yield "training.checkpointing is true; activation checkpointing cannot be carried out yet"
+    if plan.training.precision == "auto":
+        yield "training.precision is 'auto'; of a plan it must be float32 or bf16"
     if plan.whole_steps or plan.train_s is not None:
         yield "whole_steps or train_s is set; the runtime fills them in"
     if plan.deadline_s is not None:

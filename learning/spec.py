@@ -9,7 +9,7 @@ NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 CountOrZero = Annotated[int, msgspec.Meta(ge=0)]
-Precision = Literal["float32", "bf16"]
+Precision = Literal["float32", "bf16", "auto"]
 
 
 class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,7 +47,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """One device's local training: loss, optimiser, amount and precision.
 
     ``epochs`` passes over the local data, or exactly ``steps`` optimiser steps when given. ``accumulation`` splits each
-    batch into that many micro-batches, to bound memory. ``precision`` "bf16" is autocast; weights stay float32.
+    batch into that many micro-batches, to bound memory. ``precision`` "bf16" is autocast; weights stay float32. "auto" is of
+    a configuration only: it is settled before plans are made (``runtime.measured``).
     """
 
     loss: Call = Call("cross_entropy")

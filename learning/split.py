@@ -6,7 +6,9 @@
 
 SplitFed's first version (Thapa et al., AAAI 2022, arXiv 2004.12088): one copy of the host's blocks for each device, both legs
 with an optimiser of their own. Each does to its blocks, bit for bit, what training of the whole model does; so with gradients
-that come back before the next batch (window 1) both together are FedAvg.
+that come back before the next batch (window 1) both together are FedAvg. That holds in float32 and under bf16 autocast, in any
+memory format and on any processor, as long as both legs run on processors of one kind: what crosses the cut keeps the memory
+format that it had (``memory_format``).
 
 Random numbers (dropout) that are drawn on one side of the cut only are those of the whole model too; where both sides draw,
 the host's come from the same seed, but are others than a whole model's.
@@ -95,7 +97,10 @@ class DeviceLeg:
     """Gradients of a device's blocks by way of the host: for ``train``, in place of a whole model's."""
 
     def __init__(self, blocks: Blocks, front: tuple[str, ...], *, training: Training, exchange: Exchange) -> None:
-        """``exchange``: sends activations (float32) and targets, and gives back the gradient of the former (float32)."""
+        """``exchange``: sends activations (float32) and targets, and gives back the gradient of the former (float32).
+
+        Both are in the memory format that they have inside the network.
+        """
         self._blocks, self._front, self._training, self._exchange = blocks, front, training, exchange
 
     def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> float:
@@ -103,9 +108,13 @@ class DeviceLeg:
         with autocast(self._training):
             activations = self._blocks.run(self._front, laid_out(inputs, self._training))
         gradient = self._exchange(activations.detach().float(), targets)
-        # A copy: what came is a view of a packet, which nobody may write to, and autograd may keep it as a gradient.
-        activations.backward(torch.empty_like(activations).copy_(gradient))
+        activations.backward(returned(gradient, activations))
         return 0.0
+
+
+def returned(gradient: Tensor, activations: Tensor) -> Tensor:
+    """The gradient of ``activations`` that came back, in their type: a copy, since autograd may keep what it is given."""
+    return gradient.to(activations.dtype, copy=True)
 
 
 def forward_only(
@@ -207,15 +216,17 @@ class HostLeg:
     def micro_batch(self, activations: Tensor, targets: Tensor) -> Tensor:
         """Take one: the gradient (float32) of its activations (float32); after the last of a batch, one optimiser step.
 
-        Where none goes back, it is zeros.
+        ``activations`` come, and their gradient goes, in the memory format that it has inside the network. Where no gradient
+        goes back, it is zeros.
         """
         now = self._next
         assert now is not None
         assert len(activations) == now.samples
-        entering = activations.to(self._crossing.dtype).clone(memory_format=torch.contiguous_format)
-        if self._training.channels_last and entering.dim() == 4:
-            entering = entering.contiguous(memory_format=torch.channels_last)
-        entering.requires_grad_(self._answers)
+        entering = activations.to(self._crossing.dtype, copy=True).requires_grad_(self._answers)
+        gradients: list[Tensor] = []
+        if self._answers:
+            # A hook, since ``grad`` takes the memory format of ``entering``, whatever that of the gradient was.
+            entering.register_hook(gradients.append)  # type: ignore[no-untyped-call]  # of torch
         with self._random.drawn():
             with autocast(self._training):
                 value = scalar_loss(self._loss(self._blocks.run(self._back, entering), targets))
@@ -230,8 +241,7 @@ class HostLeg:
             self._total_square += self._value**2 * self._batch
             self._value, self._batch = 0.0, 0
         self._next = next(self._coming, None)
-        gradient = entering.grad
-        return torch.zeros_like(activations) if gradient is None else gradient.float()
+        return gradients[0].float() if gradients else torch.zeros_like(activations)
 
     def close(self) -> None:
         """Give up what is under way: no gradient stays behind."""

@@ -16,6 +16,7 @@ from .config import Config
 from .costs import Costs
 from .engine import check_chains, check_names, workload_settings
 from .errors import ConfigError
+from .measured import measure, settle
 
 COLUMNS = ("method", "cut behind", "s a round", "waits for", "MB a device and round", "peak MB", "cannot take part")
 
@@ -34,6 +35,7 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
 
 def advise(config: Config) -> Advice:
     """Compare the methods for an experiment; nothing is trained, and no worker starts. Raises ``ConfigError``."""
+    config = settle(config, measure(config))
     try:
         policy, fleet = make_policy(config.policy), config.load_fleet()
         check_policy(policy, config, fleet)

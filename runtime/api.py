@@ -23,10 +23,12 @@ from ..learning.workload import Workload
 from ..policies.policy import Policy
 from .check_policy import check_policy, configured_policy
 from .config import Config, load_config
+from .convert import convert
 from .describe_policy import describe_policy
 from .engine import workload_settings
 from .errors import RunError, ServerDied
-from .events import AnyEvent, PlanEnded, VersionClosed
+from .events import AnyEvent, PlanEnded, RunStarted, VersionClosed
+from .measured import Measured, settle
 from .resume import Resume, open_folder, plan_saving
 from .session import Session, exception, open_session
 from .summary import Summary
@@ -145,7 +147,7 @@ class Run:
         try:
             while not over:
                 try:
-                    session = session or open_session(self.config, self._policy, self._save)
+                    session = session or open_session(self._settled(), self._policy, self._save)
                     step = session.step()
                     for event in step.events:
                         self._note(event, started)
@@ -187,9 +189,17 @@ class Run:
         self._summary.wall_s = time.perf_counter() - started
         self._summary.note(event)
         if self.folder is not None:
+            if isinstance(event, RunStarted) and event.measured:
+                self.folder.write_measured(event.measured)
             self.folder.note(event)
         if isinstance(event, PlanEnded):
             self.reports[event.report.plan.device] = event
+
+    def _settled(self) -> Config:
+        """The configuration, with what a run that goes on has measured at its start."""
+        if self.folder is None:
+            return self.config
+        return settle(self.config, convert(self.folder.measured, Measured))
 
     def _go_back(self, session: Session | None, error: ServerDied) -> None:
         """To the newest checkpoint, or the start, from where another server goes on; raises ``error`` where there is no way."""

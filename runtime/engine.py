@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
 import torch
 
 from ..actors.device import Device
@@ -32,6 +33,7 @@ from .costs import Costs
 from .evaluator import Evaluator, check_evaluation
 from .events import AnyEvent, Notice, RunStarted
 from .loop import Loop
+from .measured import advise, measure, settle
 from .plan_maker import PlanMaker
 from .provenance import describe_init, provenance, seen_samples
 from .snapshot import collect, restore
@@ -63,10 +65,11 @@ class Engine:
 
         ``make_pool`` None runs the devices in this process.
         """
-        self.config = config
         self.channel = channel or LocalChannel()
         fleet = config.load_fleet()
         check_names(config)
+        self._measured = measure(config)
+        self.config = config = settle(config, self._measured)
         settings = workload_settings(config, num_devices=fleet.num_devices)
         self.workload = Workload(settings)
         check_evaluation(config.evaluation, self.workload)
@@ -85,7 +88,7 @@ class Engine:
         costs.row(part, config.training)
         comparison = Comparison(config, self.workload, fleet, costs)
         check_replay(policy, config, comparison)
-        self._advice = advice(policy, config, comparison)
+        self._advice = [*advise(config, self._measured), *advice(policy, config, comparison)]
         self.pool = make_pool(settings) if make_pool else self._inline_pool(settings, fleet)
         started = time.perf_counter()
         clock: Clock
@@ -115,16 +118,28 @@ class Engine:
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint must hold, at a moment at which a version has just closed; what hosts buffer is apart from it."""
-        return {"data": self.workload.data.digest(), "loop": collect(self._loop)}
+        return {
+            "data": self.workload.data.digest(),
+            "precision": self.config.training.precision,
+            "loop": collect(self._loop),
+        }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Put in what was saved, and begin again with what was in flight. Raises ``ValueError`` for other data."""
+        """Put in what was saved, and begin again with what was in flight.
+
+        Raises ``ValueError`` for other data, and for another precision: what was measured then must decide now.
+        """
         digest = self.workload.data.digest()
         for name, found in digest.items():
             if saved["data"].get(name) != found:
                 raise ValueError(
                     f"data: the {name} has hash {found}; the run that is resumed had {saved['data'].get(name)}"
                 )
+        if (now := self.config.training.precision) != saved["precision"]:
+            raise ValueError(
+                f"training.precision is 'auto', which is {now} here; the run that is resumed trained in {saved['precision']}, "
+                "and its folder lacks measured.json, which says so"
+            )
         restore(self._loop, saved["loop"])
         self._loop.resume()
 
@@ -184,6 +199,7 @@ class Engine:
             init=describe_init(self.workload),
             skipped_files=data.skipped,
             block_reason=self.workload.blocks.reason,
+            measured=msgspec.to_builtins(self._measured),
         )
 
 

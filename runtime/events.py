@@ -5,6 +5,7 @@ Progress bars, summaries, reports and trackers are consumers of this stream; use
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -18,7 +19,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=Tru
 
 
 class RunStarted(Event, frozen=True, kw_only=True):
-    """The run begins: what was built from the configuration. ``init``: see ``provenance.describe_init``."""
+    """The run begins: what was built from the configuration. ``init``: see ``provenance.describe_init``.
+
+    ``measured``: what was measured on the machine and decides settings that were left open, see ``runtime.measured``.
+    """
 
     name: str
     preset: str
@@ -33,6 +37,7 @@ class RunStarted(Event, frozen=True, kw_only=True):
     init: dict[str, str] = {}
     skipped_files: int = 0
     block_reason: str = ""
+    measured: dict[str, Any] = {}
 
 
 class RoundStarted(Event, frozen=True, kw_only=True):
