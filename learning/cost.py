@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._pytree import tree_leaves
 
 from .blocks import Blocks
+from .data.batches import largest_micro_batch
 from .dry_run import DryRun, Loss, Step
 from .flops import flop_counter
 from .memory import LiveTensors
@@ -197,7 +198,7 @@ def _clearly(run: DryRun) -> Iterator[None]:
 def _peak_memory(run: DryRun) -> int:
     """Peak of live bytes over one optimiser step, with the state that earlier steps have left."""
     training = run.training
-    step = run.prepare(max(FLOP_BATCH, -(-training.batch_size // training.accumulation)))
+    step = run.prepare(max(FLOP_BATCH, largest_micro_batch(training.batch_size, training.accumulation)))
     with LiveTensors() as memory:
         memory.add([t for state in step.states.values() for t in state.values()])
         memory.add([step.x, step.y])

@@ -92,7 +92,9 @@ def steps(
     with seeded(seed):  # for dropout, which takes no generator
         for indices in order:
             value = 0.0
-            for part, share in micro_batches(indices, training.accumulation):
+            for part, share in micro_batches(
+                indices, batch_size=training.batch_size, accumulation=training.accumulation
+            ):
                 batch = samples.take(part)
                 value += share * gradient(transform(batch.x, generator), batch.y, share)
             stepper.step()
