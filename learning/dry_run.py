@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from .blocks import Blocks
 from .part import Part
 from .spec import Training
+from .training import densify
 
 Loss = Callable[[Any, Tensor], Tensor]
 
@@ -117,6 +118,7 @@ class Step:
             else:
                 value = torch.stack([t.sum() for t in tree_leaves(output) if isinstance(t, Tensor)]).sum()
         value.backward()  # type: ignore[no-untyped-call]
+        densify(self.trained)
 
     def copied(self) -> "Step":
         """The same with copies of all tensors of the state."""

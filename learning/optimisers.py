@@ -33,6 +33,20 @@ def make_optimiser(settings: Optimiser, parameters: list[nn.Parameter]) -> torch
     return kind(parameters, lr=rate, betas=settings.betas, eps=settings.epsilon, weight_decay=decay, fused=True)
 
 
+def start_momentum(optimiser: torch.optim.Optimizer) -> None:
+    """Give parameters whose first gradient comes now, later than others', a momentum of 0, to be called before each step.
+
+    A branch of the model may take part in some steps only. Fused SGD wants a momentum of all parameters or of none; from 0 it
+    makes what torch's other kernels begin with, the gradient itself.
+    """
+    for group in optimiser.param_groups:
+        now = [parameter for parameter in group["params"] if parameter.grad is not None]
+        new = [parameter for parameter in now if "momentum_buffer" not in optimiser.state[parameter]]
+        if group.get("momentum") and len(new) < len(now):
+            for parameter in new:
+                optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 class ServerOptimiser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the mean update enters the model: ``mean`` with learning rate 1 is FedAvg. ``momentum`` is b1, ``beta2`` b2."""
 
@@ -56,14 +70,15 @@ class ServerOptimiser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 def server_step(settings: ServerOptimiser, *, name: str, value: Tensor, mean: Tensor, state: dict[str, Tensor]) -> None:
     """Move ``value`` by the mean update, in place; ``state`` holds this optimiser's slots as ``m/name`` and ``v/name``.
 
-    ``mean``: mean difference of the folded updates, same shape as ``value``; it may be overwritten.
+    ``mean``: mean difference of the folded updates, same shape as ``value``, float32 at least; it may be overwritten. State has
+    its type.
     """
     if settings.name == "mean":
         value.add_(mean, alpha=settings.learning_rate)
         return
     beta1 = settings.momentum
     if f"m/{name}" not in state:
-        state[f"m/{name}"] = torch.zeros_like(value)
+        state[f"m/{name}"] = torch.zeros_like(mean)
     m = state[f"m/{name}"]
     if settings.name == "momentum":
         m.mul_(beta1).add_(mean)
@@ -71,7 +86,7 @@ def server_step(settings: ServerOptimiser, *, name: str, value: Tensor, mean: Te
         return
     m.mul_(beta1).add_(mean, alpha=1 - beta1)
     if f"v/{name}" not in state:
-        state[f"v/{name}"] = torch.full_like(value, settings.tau**2)
+        state[f"v/{name}"] = torch.full_like(mean, settings.tau**2)
     v = state[f"v/{name}"]
     square = mean.square_()
     if settings.name == "adam":

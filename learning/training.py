@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .data.batches import batches, micro_batches, until
 from .data.types import Samples, Transform
 from .losses import Loss, scalar_loss
-from .optimisers import make_optimiser
+from .optimisers import make_optimiser, start_momentum
 from .randomness import seeded
 from .spec import Optimiser, Training
 
@@ -157,7 +157,9 @@ class Stepper:
     def step(self) -> None:
         """One optimiser step along the gradients that have accumulated."""
         assert self._optimiser is not None
+        densify(self.parameters)
         _adjust_gradients(self.parameters, self._base, settings=self._settings)
+        start_momentum(self._optimiser)
         self._optimiser.step()
         self._clear()
 
@@ -182,6 +184,13 @@ def laid_out(inputs: Tensor, training: Training) -> Tensor:
     if training.channels_last and inputs.dim() == 4:
         return inputs.contiguous(memory_format=torch.channels_last)
     return inputs
+
+
+def densify(parameters: Iterable[Tensor]) -> None:
+    """Make dense what gradients are sparse (of embeddings): momentum, decay and FedProx's term reach every row anyway."""
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.to_dense()
 
 
 def _adjust_gradients(parameters: list[nn.Parameter], base: list[Tensor], *, settings: Optimiser) -> None:

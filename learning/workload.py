@@ -125,7 +125,8 @@ class Workload:
     def new_auxiliary(self, name: str) -> LinearHead:
         """The auxiliary of that name with its initial weights, the same bits at every call. Raises as ``empty_auxiliary``."""
         entering, leaving = self._ends(name)
-        return build_head(entering, leaving, seed=derive(self.settings.seed, "auxiliary", name))
+        seed = derive(self.settings.seed, "auxiliary", name)
+        return build_head(entering.shape, leaving.shape, seed=seed, dtype=entering.dtype)
 
     def empty_auxiliary(self, name: str) -> LinearHead:
         """The same without any memory: shapes, on the meta device. A head on a large map can be larger than its model.
@@ -133,17 +134,18 @@ class Workload:
         Raises ``ValueError`` where there can be none: behind no clean cut, or where what crosses it or leaves the model is no
         single tensor.
         """
-        return empty_head(*self._ends(name))
+        entering, leaving = self._ends(name)
+        return empty_head(entering.shape, leaving.shape, dtype=entering.dtype)
 
-    def _ends(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of what enters and leaves the auxiliary of that name, by the sample."""
+    def _ends(self, name: str) -> tuple[Boundary, Boundary]:
+        """What enters and leaves the auxiliary of that name, by the sample, in the types of the model's own weights."""
         behind, names = cut_of(name), self.blocks.spec.block_names
         if behind not in names[:-1]:
             allowed = ", ".join(names[:-1]) or "no block"
             raise ValueError(f"part.auxiliaries names {name!r}; a head can stand behind: {allowed}")
         entering = self.boundary(names[: names.index(behind) + 1], Training())
         leaving = self.boundary(names, Training())
-        return entering.shape, leaving.shape
+        return entering, leaving
 
     def _auxiliary_spec(self, name: str) -> BlockSpec:
         if name not in self._auxiliaries:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..learning.data.batches import largest_micro_batch
 from ..learning.data.targets import known_targets, unfit_targets
@@ -101,11 +101,12 @@ def _transformed(x: Tensor, transform: Transform, field: str) -> Tensor:
 def _output(config: Config, workload: Workload, inputs: Tensor) -> Any:
     """What the model makes of a batch; one tensor of most models. Raises ``ValueError`` where it fails."""
     precision, channels_last = config.training.precision, config.training.channels_last
+    model = workload.blocks.model  # built here: what stands against it has a sentence of its own
     try:
-        return _run(workload, inputs, precision, channels_last)
+        return _run(model, inputs, precision, channels_last)
     except Exception as error:  # of a user's code: anything
         told = f"{type(error).__name__}: {error}"
-        if precision == "bf16" and _runs_in_float32(workload, inputs, channels_last):
+        if precision == "bf16" and _runs_in_float32(model, inputs, channels_last):
             raise ValueError(
                 f"training.precision is 'bf16', in which this processor cannot run the model; allowed: 'float32' ({told})"
             ) from error
@@ -115,18 +116,17 @@ def _output(config: Config, workload: Workload, inputs: Tensor) -> Any:
         ) from error
 
 
-def _runs_in_float32(workload: Workload, inputs: Tensor, channels_last: bool) -> bool:
+def _runs_in_float32(model: nn.Module, inputs: Tensor, channels_last: bool) -> bool:
     """Whether it is only the precision that the model fails for."""
     try:
-        _run(workload, inputs, "float32", channels_last)
+        _run(model, inputs, "float32", channels_last)
     except Exception:  # the first fault is told
         return False
     return True
 
 
-def _run(workload: Workload, inputs: Tensor, precision: Precision, channels_last: bool) -> Any:
+def _run(model: nn.Module, inputs: Tensor, precision: Precision, channels_last: bool) -> Any:
     """A forward pass in evaluation mode, which leaves nothing behind."""
-    model = workload.blocks.model
     state = ModuleState(model, values=True)
     model.eval()
     try:
