@@ -26,10 +26,10 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
 
     Scores ``[sample, class, ...]``, labels ``[sample, ...]``. Raises ``ValueError`` for other shapes.
     """
-    if output.dim() < 2 or output.shape[:1] + output.shape[2:] != target.shape:
+    if output.dim() < 2 or output.shape[1] < 2 or output.shape[:1] + output.shape[2:] != target.shape:
         raise ValueError(
             f"the model gives shape {tuple(output.shape)} for targets of shape {tuple(target.shape)}; accuracy takes scores "
-            "[sample, class, ...] and labels [sample, ...]"
+            "[sample, class, ...] of two classes or more, and labels [sample, ...]"
         )
     hit = (output.argmax(dim=1) == target).float()
     return hit.reshape(hit.shape[0], -1).mean(dim=1)

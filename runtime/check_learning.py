@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..learning.data.batches import largest_micro_batch
 from ..learning.data.targets import known_targets, unfit_targets
-from ..learning.data.types import Samples, Transform
+from ..learning.data.types import FederatedData, Samples, Transform
 from ..learning.evaluation import FigureError, figures, predict
 from ..learning.losses import Metric, make_loss
 from ..learning.module_state import ModuleState
@@ -63,30 +63,35 @@ def _first_samples(config: Config, workload: Workload) -> tuple[Samples, Transfo
     Raises ``ValueError`` when there is nothing to evaluate.
     """
     where, data = config.evaluation.where, workload.data
-    few = np.arange(_FEW)
-    if where in ("server", "both"):
-        test = data.server_test()
-        if test is None or not len(test):
-            raise ValueError(
-                f"evaluation.where is {where!r}, but the server has no test set in these data; 'devices' (with "
-                "data.test_share) and 'none' do without"
-            )
-    if where in ("devices", "both"):
-        shares = (data.test(device) for device in range(data.num_devices))
-        share = next((found for found in shares if found is not None and len(found)), None)
-        if share is None:
-            raise ValueError(
-                f"evaluation.where is {where!r}, but no device has a test set; set data.test_share above 0"
-            )
-        test = test if where == "both" else share
-    if where == "none":
-        counts = [data.num_samples(device) for device in range(data.num_devices)]
-        if not any(counts):
-            raise ValueError("data: no device has a single sample")
-        samples = data.train(int(np.argmax(counts)))
-        return samples.take(few[: len(samples)]), data.train_transform, "data.train_transforms"
-    assert test is not None
-    return test.take(few[: len(test)]), data.test_transform, "data.test_transforms"
+    few = min(_FEW, config.evaluation.batch_size)
+    server = data.server_test() if where in ("server", "both") else None
+    if where in ("server", "both") and (server is None or not len(server)):
+        raise ValueError(
+            f"evaluation.where is {where!r}, but the server has no test set in these data; 'devices' (with data.test_share) "
+            "and 'none' do without"
+        )
+    share = _share(data, few) if where in ("devices", "both") else None
+    if where in ("devices", "both") and share is None:
+        raise ValueError(f"evaluation.where is {where!r}, but no device has a test set; set data.test_share above 0")
+    test = server or share
+    if test is not None:
+        return test.take(np.arange(min(few, len(test)))), data.test_transform, "data.test_transforms"
+    counts = [data.num_samples(device) for device in range(data.num_devices)]
+    if not any(counts):
+        raise ValueError("data: no device has a single sample")
+    samples = data.train(int(np.argmax(counts)))
+    return samples.take(np.arange(min(few, len(samples)))), data.train_transform, "data.train_transforms"
+
+
+def _share(data: FederatedData, few: int) -> Samples | None:
+    """The first test share of a device that has so many samples, or the largest; None where no device has any."""
+    largest: Samples | None = None
+    for share in (data.test(device) for device in range(data.num_devices)):
+        if share is not None and len(share) > (len(largest) if largest is not None else 0):
+            largest = share
+            if len(share) >= few:
+                break
+    return largest
 
 
 def _transformed(x: Tensor, transform: Transform, field: str) -> Tensor:
@@ -111,6 +116,8 @@ def _output(config: Config, workload: Workload, inputs: Tensor) -> Any:
                 f"training.precision is 'bf16', in which this processor cannot run the model; allowed: 'float32' ({told})"
             ) from error
         hint = "; most models take float32 samples" if inputs.dtype != torch.float32 else ""
+        if inputs.dtype == torch.uint8:  # images have been scaled
+            hint += ", and the transform normalize scales bytes to 0..1"
         raise ValueError(
             f"the model fails on samples of shape {tuple(inputs.shape)} ({inputs.dtype}): {told}{hint}"
         ) from error
