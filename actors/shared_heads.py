@@ -41,7 +41,7 @@ class SharedHeads:
 
     def sent(self, plan: Plan) -> dict[str, Tensor]:
         """The tensors that a turn which is not over started from; raises ``MismatchedPacket`` when there is none."""
-        self._check(plan)
+        self.check(plan)
         return opened(self._sent[plan.id], plan, self._channel, self._spec)
 
     def add(self, plan: Plan, update: Mapping[str, Tensor], *, weight: float) -> dict[str, Tensor]:
@@ -49,7 +49,7 @@ class SharedHeads:
 
         Raises ``MismatchedPacket`` for a plan whose turn was over already, and adds nothing.
         """
-        self._check(plan)
+        self.check(plan)
         self.ended(plan)
         own = {t.name for t in up_tensors(self._spec, plan.part, statistics=plan.upload.statistics)}
         added = self._added.setdefault(_host(plan), {})
@@ -72,7 +72,8 @@ class SharedHeads:
                 fold.add({name: difference}, weight=weight)
         self._added, self._sent = {}, {}
 
-    def _check(self, plan: Plan) -> None:
+    def check(self, plan: Plan) -> None:
+        """Raise ``MismatchedPacket`` for a plan that has no turn, or whose turn is over."""
         if plan.id not in self._sent:
             raise MismatchedPacket(f"plan {plan.id} has no turn at host {_host(plan)}, or it is over")
 

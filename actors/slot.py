@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
 from torch import Tensor
 
 from ..comms.codecs import Array
-from ..comms.errors import OutOfSync
+from ..comms.errors import MismatchedPacket, OutOfSync
 from ..learning.losses import make_loss
-from ..learning.part import Part, rest
+from ..learning.part import Part, down_tensors, rest
 from ..learning.split import HostLeg
 from ..learning.tensors import as_tensors
 from ..learning.workload import Workload
@@ -51,11 +52,14 @@ class SlotMaker:
         """A slot at its start; raises a ``PacketError`` for packets that are not sound, or another trunk."""
         assert plan.split is not None
         part = self._part(plan)
-        (packet,) = packets
-        arrays = open_weights(packet, plan, part, self.workload.spec)
+        expected = 1 if down_tensors(self.workload.spec, part) else 0
+        if len(packets) != expected:
+            raise MismatchedPacket(f"{len(packets)} packets came, where {expected} bring the host's blocks")
+        arrays = open_weights(packets[0], plan, part, self.workload.spec) if packets else {}
         base, channels_last = as_tensors(arrays) | self._trunk.tensors(part), plan.training.channels_last
         free = self._free.setdefault(channels_last, [])
         module = free.pop() if free else Module(self.workload, channels_last=channels_last)
+        module.check_frozen(replace(part, frozen=plan.split.frozen))
         module.load(base)
         stream, answers = Stream(plan, self.workload), plan.split.mode == "splitfed"
         leg = HostLeg(

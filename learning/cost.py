@@ -26,8 +26,10 @@ from .blocks import Blocks
 from .data.batches import largest_micro_batch
 from .dry_run import DryRun, Loss, Step
 from .flops import flop_counter
+from .frozen import frozen_modules
 from .memory import LiveTensors
 from .part import Part
+from .randomness import undisturbed
 from .spec import Optimiser, PartCost, Training
 from .structure import ModelSpec
 
@@ -76,7 +78,7 @@ def part_cost(
     _check(blocks, part, head)
     spec = ModelSpec(tuple(block for block in blocks.spec.blocks if block.name in part.blocks))
     run = DryRun(blocks, part, example, training, loss, entering_gradient, head, ahead)
-    with _modes(blocks, part), torch.random.fork_rng(devices=[]):
+    with undisturbed(), _modes(blocks, part):
         try:
             with _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
                 figures = _figures(replace(run, convert=fake.from_tensor))
@@ -129,6 +131,8 @@ def _modes(blocks: Blocks, part: Part) -> Iterator[None]:
     try:
         for name, block in blocks.modules.items():
             block.train(name in part.trained)
+            for module in frozen_modules(block):
+                module.eval()
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -79,7 +79,7 @@ class DryRun:
         named = [*block.named_parameters(remove_duplicate=False), *block.named_buffers(remove_duplicate=False)]
         for key, tensor in named:
             if id(tensor) not in made:
-                wanted = isinstance(tensor, nn.Parameter) and name in self.trained
+                wanted = isinstance(tensor, nn.Parameter) and tensor.requires_grad and name in self.trained
                 # Of a head there may be shapes only: made here, which allocates nothing while tensors are fake.
                 usable = torch.zeros_like(tensor, device="cpu") if tensor.is_meta else self.convert(tensor)
                 made[id(tensor)] = usable.detach().requires_grad_(wanted)

@@ -10,7 +10,7 @@ Without bias correction, and with v starting at tau^2, as in that paper. Running
 the optimiser: they are measurements, not parameters. (The caller sees to that.)
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 import torch
@@ -51,7 +51,7 @@ class ServerOptimiser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """How the mean update enters the model: ``mean`` with learning rate 1 is FedAvg. ``momentum`` is b1, ``beta2`` b2."""
 
     name: Literal["mean", "momentum", "adam", "yogi"] = "mean"
-    learning_rate: Positive = 1.0
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=3e38)] = 1.0  # float32 holds no more
     momentum: Fraction = 0.9
     beta2: Fraction = 0.99
     tau: Positive = 1e-3
@@ -67,23 +67,23 @@ class ServerOptimiser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         return {"mean": 0, "momentum": 1, "adam": 2, "yogi": 2}[self.name]
 
 
-def server_step(settings: ServerOptimiser, *, name: str, value: Tensor, mean: Tensor, state: dict[str, Tensor]) -> None:
-    """Move ``value`` by the mean update, in place; ``state`` holds this optimiser's slots as ``m/name`` and ``v/name``.
+def server_step(
+    settings: ServerOptimiser, *, name: str, value: Tensor, mean: Tensor, state: dict[str, Tensor]
+) -> Tensor:
+    """``value`` moved by the mean update, in the memory of ``mean``; ``value`` itself stays as it is.
 
-    ``mean``: mean difference of the folded updates, same shape as ``value``, float32 at least; it may be overwritten. State has
-    its type.
+    ``mean``: mean difference of the folded updates, same shape as ``value``, float32 at least: the type of the result, too.
+    ``state`` holds this optimiser's slots as ``m/name`` and ``v/name``, in the type of ``mean``, and is changed in place.
     """
     if settings.name == "mean":
-        value.add_(mean, alpha=settings.learning_rate)
-        return
+        return torch.add(value, mean, alpha=settings.learning_rate, out=mean)
     beta1 = settings.momentum
     if f"m/{name}" not in state:
         state[f"m/{name}"] = torch.zeros_like(mean)
     m = state[f"m/{name}"]
     if settings.name == "momentum":
         m.mul_(beta1).add_(mean)
-        value.add_(m, alpha=settings.learning_rate)
-        return
+        return torch.add(value, m, alpha=settings.learning_rate, out=mean)
     m.mul_(beta1).add_(mean, alpha=1 - beta1)
     if f"v/{name}" not in state:
         state[f"v/{name}"] = torch.full_like(mean, settings.tau**2)
@@ -93,4 +93,4 @@ def server_step(settings: ServerOptimiser, *, name: str, value: Tensor, mean: Te
         v.mul_(settings.beta2).add_(square, alpha=1 - settings.beta2)
     else:
         v.addcmul_(square, torch.sign(v - square), value=-(1 - settings.beta2))
-    value.add_(m / (v.sqrt() + settings.tau), alpha=settings.learning_rate)
+    return torch.add(value, m / (v.sqrt() + settings.tau), alpha=settings.learning_rate, out=mean)

@@ -25,6 +25,7 @@ from .blocks import Blocks
 from .data.batches import batches, micro_batches, until
 from .data.types import Samples, Transform
 from .losses import Loss, scalar_loss
+from .part import trained_tensors
 from .randomness import Stream
 from .spec import Training
 from .training import Stepper, autocast, laid_out
@@ -111,7 +112,8 @@ class DeviceLeg:
         with autocast(self._training):
             activations = self._blocks.run(self._front, laid_out(inputs, self._training))
         gradient = self._exchange(activations.detach().float(), targets)
-        activations.backward(returned(gradient, activations))
+        if activations.requires_grad:  # a front may be frozen as a whole
+            activations.backward(returned(gradient, activations))
         return 0.0
 
 
@@ -196,7 +198,9 @@ class HostLeg:
         """
         self._blocks, self._training, self._loss, self._answers = blocks, training, loss, answers
         self._back = tuple(name for name in blocks.spec.block_names if name not in front)
-        names = [tensor.name for tensor in blocks.spec.tensors_of(tuple(n for n in self._back if n not in frozen))]
+        names = [
+            tensor.name for tensor in trained_tensors(blocks.spec, tuple(n for n in self._back if n not in frozen))
+        ]
         self._stepper = Stepper(blocks.model, training=training, trainable=names)
         self._crossing = crossing
         self._coming = schedule(num_samples, training)
@@ -233,7 +237,10 @@ class HostLeg:
         with self._random.drawn():
             with autocast(self._training):
                 value = scalar_loss(self._loss(self._blocks.run(self._back, entering), targets))
-            (value * now.share if now.share != 1 else value).backward()  # type: ignore[no-untyped-call]
+            if (
+                value.requires_grad
+            ):  # of blocks that are frozen as a whole, for a device that waits for no gradient, nothing
+                (value * now.share if now.share != 1 else value).backward()  # type: ignore[no-untyped-call]
         self._value += now.share * float(value.detach())
         self._batch += now.samples
         if now.ends_batch:

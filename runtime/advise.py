@@ -15,7 +15,7 @@ from .check_policy import check_cuts, check_policy
 from .comparison import Comparison, check_replay
 from .config import Config
 from .costs import Costs
-from .engine import check_chains, check_names, workload_settings
+from .engine import check_chains, check_names, check_trainable, workload_settings
 from .errors import ConfigError
 from .measured import measure, settle
 
@@ -44,6 +44,7 @@ def advise(config: Config) -> Advice:
         workload = Workload(workload_settings(config, num_devices=fleet.num_devices))
         check_learning(config, workload)
         part, costs = whole(workload.spec), Costs(workload, fleet)
+        check_trainable(workload.spec)
         check_chains(config, workload.spec, part)
         check_cuts(policy, workload, config.training)
         costs.row(part, config.training)  # refuses a model that does not fit the data

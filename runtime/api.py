@@ -143,7 +143,7 @@ class Run:
         """Open a session, pass its events on, and leave a readable folder whatever happens."""
         started = time.perf_counter() - self._summary.rounds_wall_s
         session: Session | None = None
-        over = settled = False  # settled: all that the session has told is in the log
+        over = settled = answers = False  # settled: all that the session has told is in the log
         try:
             while not over:
                 try:
@@ -154,6 +154,7 @@ class Run:
                         settled = event is step.events[-1]
                         yield event
                     if step.fault is not None:
+                        answers = True
                         raise exception(step.fault)
                     if step.over:
                         self._fetch(session, settled=False)
@@ -172,7 +173,7 @@ class Run:
         finally:
             self._summary.wall_s = time.perf_counter() - started
             try:
-                if session is not None and not over and self._summary.status != "failed":
+                if session is not None and not over and (answers or self._summary.status != "failed"):
                     self._fetch(session, settled=settled)
             finally:
                 with closing(session) if session is not None else nullcontext():
@@ -219,20 +220,24 @@ class Run:
         self._remember()
 
     def _fetch(self, session: Session, *, settled: bool) -> None:
-        """Bring the weights home; of an interrupted run, write the checkpoint first that it can be resumed from."""
+        """Bring the weights home, of a run that failed those of its newest version.
+
+        Of an interrupted run, write the checkpoint first that it can be resumed from.
+        """
         summary, interrupted = self._summary.to_dict(), self._summary.status == "interrupted"
+        cut_short = interrupted or self._summary.status == "failed"
         try:
             if interrupted and settled:
                 session.save(timeout_s=20.0)
             for which in ("final", "best"):
                 # Whoever presses Ctrl-C wants to leave, even if the server is in the middle of a long plan.
-                self._weights[which] = session.weights(which, timeout_s=10.0 if interrupted else 120.0)
+                self._weights[which] = session.weights(which, timeout_s=10.0 if cut_short else 120.0)
                 if self.folder is not None:
                     rounds = (summary["best_round"] if which == "best" else None) or summary["rounds"]
                     metadata = {"rounds": str(rounds), "model": self.config.model.name, "name": self.config.name}
                     self.folder.write_weights(which, self._weights[which], metadata=metadata)
         except RunError as error:
-            if not interrupted:  # else it ends without weights: the server is busy for long, or gone
+            if not cut_short:  # else it ends without weights: the server is busy for long, or gone
                 self._summary.status, self._summary.reason = "failed", str(error)
                 raise
 

@@ -117,10 +117,12 @@ class Costs:
         self._streams.observe(plan, self._samples[plan.device], up, down)
 
     def _size(self, plan: Plan, direction: Direction) -> int:
-        """The size of a packet; 0 where none is sent: a device has its part of a frozen trunk already."""
+        """The size of a packet; 0 where none is sent: a device has its part of a frozen trunk already, or all is frozen."""
         if _frozen(plan):
             return 0
         key, packets = self._kind(plan, direction)
+        if direction == "down" and not packets.expected:
+            return 0
         if packets.num_bytes is not None:
             return packets.num_bytes
         if key not in self._observed:

@@ -83,6 +83,7 @@ class Engine:
             link_disk_bytes=config.server.link_disk_bytes,
         )
         part = whole(self.workload.spec)
+        check_trainable(self.workload.spec)
         check_chains(config, self.workload.spec, part)
         check_cuts(policy, self.workload, config.training)
         costs = Costs(self.workload, fleet, self.server.links)
@@ -198,6 +199,7 @@ class Engine:
             devices=self._fleet.num_devices,
             classes=classes,
             parameters=spec.parameters,
+            frozen_parameters=spec.frozen_parameters,
             blocks=spec.block_names,
             samples=sum(data.num_samples(device) for device in range(self._fleet.num_devices)),
             workers=self.pool.num_workers,
@@ -220,6 +222,14 @@ def check_names(config: Config) -> None:
     if config.training.checkpointing:
         raise ValueError(
             "training.checkpointing is true; activation checkpointing cannot be carried out yet; allowed: false"
+        )
+
+
+def check_trainable(spec: ModelSpec) -> None:
+    """Refuse a model of which nothing would be trained."""
+    if spec.parameters and spec.parameters == spec.frozen_parameters:
+        raise ValueError(
+            f"model: all {spec.parameters:,} parameters are frozen (requires_grad is False); at least one must be trained"
         )
 
 

@@ -73,18 +73,20 @@ class Evaluator:
         )
 
     def _ask_devices(self, version: int, devices: Iterable[int]) -> tuple[list[dict[str, float]], list[str]]:
-        """Each device's metrics on its own test share, and what went wrong on others; those without a share are left out.
+        """Each device's metrics on its own test share, and what went wrong on others.
 
+        Devices without a test share are left out, and, where downlinks have a memory, devices that hold no model.
         Raises ``RunError`` when all that have one failed.
         """
         plans = []
         for device in devices:
-            plan = self._plan(device, version)
-            sent = self._server.send(plan)
+            sent = self._server.send_to_evaluate(self._plan(device, version))
+            if sent is None:
+                continue
             group = self._fleet.group_of(device)
-            control = self._pool.submit(Task(plan=plan, packets=sent.packets, group=group))
+            control = self._pool.submit(Task(plan=sent.plan, packets=sent.packets, state=sent.state, group=group))
             self._ledger.record("down", kind="evaluation", device=device, num_bytes=sent.num_bytes + control)
-            plans.append(plan)
+            plans.append(sent.plan)
         answers: list[dict[str, float]] = []
         faults: list[Report] = []
         for plan in plans:
@@ -106,7 +108,7 @@ class Evaluator:
         return name == "loss" or lower_is_better(self._server.workload.metrics[name])
 
     def _plan(self, device: int, version: int) -> Plan:
-        """The whole model down, metrics up; in batches of evaluation's size (batch statistics differ by it)."""
+        """Metrics of the whole model, in batches of evaluation's size (batch statistics differ by it)."""
         self._next_id += 1
         return Plan(
             id=self._next_id,

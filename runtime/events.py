@@ -21,7 +21,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=Tru
 class RunStarted(Event, frozen=True, kw_only=True):
     """The run begins: what was built from the configuration. ``init``: see ``provenance.describe_init``.
 
-    ``measured``: what was measured on the machine and decides settings that were left open, see ``runtime.measured``.
+    ``frozen_parameters``: of the ``parameters``, those that the model's author has frozen. ``measured``: what was measured on
+    the machine and decides settings that were left open, see ``runtime.measured``.
     """
 
     name: str
@@ -30,6 +31,7 @@ class RunStarted(Event, frozen=True, kw_only=True):
     devices: int
     classes: dict[str, int]
     parameters: int
+    frozen_parameters: int = 0
     blocks: tuple[str, ...]
     samples: int
     workers: int

@@ -197,7 +197,7 @@ before = server.model_hash()
 packet = server.send(plan).packets[0]
 report, update, state = Device(settings).run(plan_message(plan), [bytearray_of(packet)])
 assert msgspec.msgpack.decode(report, type=Answer).outcome.value == "done"
-server.fold(plan, bytearray_of(update), weight=1.0)
+server.fold(plan, server.open(plan, bytearray_of(update)), weight=1.0)
 server.close_version(in_flight=())
 assert server.model_hash() != before
 print("ok")

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from ..randomness import seeded
 from ..resolve import resolve
 from ..spec import Call
 from .cnn import digits_cnn, resfed_cnn, small
@@ -48,8 +49,7 @@ def build(call: Call, *, seed: int, outputs: int | None) -> nn.Module:
     """
     make = _find(call, outputs=outputs)
     # The global generator is restored afterwards; only the CPU's is seeded, for models start on the CPU.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         model = make()
     if not isinstance(model, nn.Module):
         kind = type(model).__name__

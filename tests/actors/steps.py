@@ -59,7 +59,7 @@ def one_round(server: Server, device: Device, plans: list[Plan]) -> None:
     for plan in plans:
         report, update = run(device, plan, server.send(plan).packets[0])
         assert update is not None, report.error
-        server.fold(plan, update, weight=report.samples)
+        server.fold(plan, server.open(plan, update), weight=report.samples)
     server.close_version(in_flight=())
 
 

@@ -13,7 +13,9 @@ def steps(
     """The scalar after each step, and the final state. Everything in float64, to compare with a pencil."""
     value, state, found = torch.tensor([start], dtype=torch.float64), {}, []
     for mean in means:
-        server_step(settings, name="w", value=value, mean=torch.tensor([mean], dtype=torch.float64), state=state)
+        value = server_step(
+            settings, name="w", value=value, mean=torch.tensor([mean], dtype=torch.float64), state=state
+        )
         found.append(value.item())
     return found, state
 

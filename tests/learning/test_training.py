@@ -225,9 +225,24 @@ def test_frozen_layers_work_as_in_evaluation() -> None:
         "4",
     ]  # Flatten has no tensors: it goes with the whole
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["4.weight", "4.bias"]
-    run(model, images(), loss=F.cross_entropy)
+    run(model, images(), loss=F.cross_entropy, trainable=list(mixed().state_dict()))
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_what_the_models_author_has_frozen_is_not_trained() -> None:
+    """Without names the model's own flags hold; normalisation whose parameters are frozen keeps its statistics."""
+    model = mixed()
+    model[2][1].requires_grad_(False)
+    model[4].bias.requires_grad_(False)
+    start = copy.deepcopy(model.state_dict())
+    run(model, images(), loss=F.cross_entropy)
+    frozen = [name for name in start if name.startswith("2.1.") or name == "4.bias"]
+    assert_same(model.state_dict(), start, frozen)
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["2.1.weight", "2.1.bias", "4.bias"]
+    assert not model[2][1].training
+    assert model[4].training
+    assert not torch.equal(model.state_dict()["4.weight"], start["4.weight"])
 
 
 def test_tied_parameters_are_trained_once() -> None:
