@@ -30,7 +30,7 @@ from ..learning.optimisers import ServerOptimiser, server_step
 from ..learning.part import down_tensors, up_tensors
 from ..learning.spec import Training
 from ..learning.store import Store, model_hash
-from ..learning.tensors import as_arrays, as_tensors, minus
+from ..learning.tensors import as_arrays, as_tensors, minus, widened
 from ..learning.workload import Workload
 from ..policies.plan import Plan
 from ..policies.report import Report
@@ -217,14 +217,13 @@ class Server:
         if held.hash == start_hash:
             return update
         offsets = minus({name: held.arrays[name] for name in update}, start)
-        return {name: tensor + offsets[name] for name, tensor in update.items()}
+        return {name: widened(tensor) + offsets[name] for name, tensor in update.items()}
 
     def _target(self, expected: tuple[ArraySpec, ...]) -> Arrays:
         """Where the downlinks lead: the model, with what of it has yet to be sent."""
         model, pending = self.store["model"], self.store["pending"]
-        return as_arrays(
-            {s.name: model[s.name] + pending[s.name] if s.name in pending else model[s.name] for s in expected}
-        )
+        target = {s.name: model[s.name] + pending[s.name] if s.name in pending else model[s.name] for s in expected}
+        return as_arrays({name: tensor.to(model[name].dtype) for name, tensor in target.items()})
 
     @property
     def folded(self) -> int:
@@ -248,7 +247,7 @@ class Server:
         pending.clear()
         for name, tensor in as_tensors(held or {}).items():
             if not torch.equal(model[name], tensor):
-                pending[name] = model[name] - tensor
+                pending[name] = widened(model[name]) - tensor
                 model[name].copy_(tensor)
         keep = set(in_flight)
         self._plain.keep(keep)
@@ -262,7 +261,8 @@ class Server:
             settings = _PLAIN if self._roles[name] == "statistic" else self._optimiser
             largest = _largest(mean)
             start = stepped.get(name, self._tensors[name])
-            stepped[name] = server_step(settings, name=name, value=start, mean=mean, state=state)
+            moved = server_step(settings, name=name, value=start, mean=mean, state=state)
+            stepped[name] = moved.to(self._tensors[name].dtype)  # where float16 may be infinite
             if not _finite(stepped[name]):
                 raise NotFinite(
                     f"version {self.version + 1} would hold values that are not finite in {name!r}, so it is not closed, and "
@@ -276,9 +276,7 @@ class Server:
         samples = self._test
         if samples is None:
             return {}
-        # A model may count its calls in a buffer: evaluation changes nothing of the run.
-        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-        figures = evaluate(
+        return evaluate(
             self._model,
             samples,
             loss=make_loss(training.loss),
@@ -288,9 +286,6 @@ class Server:
             channels_last=training.channels_last,
             precision=training.precision,
         )
-        for name, buffer in self._model.named_buffers():
-            buffer.copy_(buffers[name])
-        return figures
 
     @cached_property
     def _test(self) -> Samples | None:

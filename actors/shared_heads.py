@@ -15,6 +15,7 @@ from ..comms.errors import MismatchedPacket
 from ..learning.aggregation import Fold
 from ..learning.part import up_tensors
 from ..learning.structure import ModelSpec
+from ..learning.tensors import widened
 from ..policies.plan import Plan
 from .messages import Message
 from .plain import opened, sealed
@@ -34,7 +35,7 @@ class SharedHeads:
     def send(self, plan: Plan, model: Mapping[str, Tensor]) -> Message:
         """The packet that the next turn of a host starts from; ``plan`` as its host has it."""
         added = self._added.get(_host(plan), {})
-        start = {name: model[name] + difference for name, (difference, _) in added.items()}
+        start = {name: (model[name] + sum_).to(model[name].dtype) for name, (sum_, _) in added.items()}
         self._sent[plan.id] = sealed(plan, {**model, **start}, self._channel, self._spec)
         return self._sent[plan.id]
 
@@ -56,7 +57,8 @@ class SharedHeads:
             if name in own:
                 continue
             before, known = added.get(name, (None, 0.0))
-            added[name] = difference.clone() if before is None else before.add_(difference), known + weight
+            # Sums are float32 at least, as in the fold.
+            added[name] = widened(difference).clone() if before is None else before.add_(difference), known + weight
         return {name: difference for name, difference in update.items() if name in own}
 
     def ended(self, plan: Plan) -> None:

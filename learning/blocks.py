@@ -14,7 +14,8 @@ from .cuts import attribute, block_names, places, used_tensors, weight_layer
 from .frozen import frozen_names
 from .structure import BlockSpec, ModelSpec, Role, TensorSpec
 from .tensors import numpy_name
-from .trace import FLAG, Trace, TrainingFlag, Untraceable, trace
+from .trace import FLAG, Trace, TrainingFlag, trace
+from .unrecorded import Untraceable
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from .auxiliaries import LinearHead
 from .blocks import Blocks
+from .data.batches import largest_micro_batch
 from .dry_run import DryRun, Loss, Step
 from .flops import FlopCounter
 from .frozen import frozen_modules
@@ -43,7 +44,7 @@ class PartProfile:
 
     def cost(self, training: Training) -> PartCost:
         """With the micro-batches of a training setting that differs in its batch size alone."""
-        batch = max(SMALL, -(-training.batch_size // training.accumulation))
+        batch = max(SMALL, largest_micro_batch(training.batch_size, training.accumulation))
         return PartCost(
             parameters=self.parameters,
             forward_flops=self.forward_flops,
@@ -176,9 +177,8 @@ def _measured(run: DryRun, batch: int) -> tuple[Allocations, int, int, int]:
             step.backward(output)
             training_flops = flops.total
             del output
-            if (
-                training.accumulation > 1
-            ):  # from the second micro-batch on, gradients are there while activations pile up
+            if training.accumulation > 1:
+                # From the second micro-batch on, gradients are there while activations pile up.
                 step.backward(step.forward())
         else:
             if training.accumulation > 1:

@@ -22,6 +22,7 @@ from .flops import FlopCounter
 from .memory import Allocations
 from .part import Part
 from .spec import Training
+from .training import densify
 
 Loss = Callable[[Any, Tensor], Tensor]
 
@@ -167,6 +168,7 @@ class Step:
             else:
                 value = torch.stack([t.sum() for t in tree_leaves(output) if isinstance(t, Tensor)]).sum()
         value.backward()  # type: ignore[no-untyped-call]
+        densify(self.trained)
 
     def copied(self) -> "Step":
         """The same with copies of all tensors of the state."""

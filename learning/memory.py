@@ -44,6 +44,9 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tensors:
             if not isinstance(tensor, Tensor):
                 continue
+            if tensor.is_sparse:
+                self.add([tensor._indices(), tensor._values()])
+                continue
             storage = tensor.untyped_storage()
             key = id(storage)  # torch keeps one Python object per storage while that lives
             if key not in self._references:

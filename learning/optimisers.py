@@ -33,6 +33,20 @@ def make_optimiser(settings: Optimiser, parameters: list[nn.Parameter]) -> torch
     return kind(parameters, lr=rate, betas=settings.betas, eps=settings.epsilon, weight_decay=decay, fused=True)
 
 
+def start_momentum(optimiser: torch.optim.Optimizer) -> None:
+    """Give parameters whose first gradient comes now, later than others', a momentum of 0, to be called before each step.
+
+    A branch of the model may take part in some steps only. Fused SGD wants a momentum of all parameters or of none; from 0 it
+    makes what torch's other kernels begin with, the gradient itself.
+    """
+    for group in optimiser.param_groups:
+        now = [parameter for parameter in group["params"] if parameter.grad is not None]
+        new = [parameter for parameter in now if "momentum_buffer" not in optimiser.state[parameter]]
+        if group.get("momentum") and len(new) < len(now):
+            for parameter in new:
+                optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 class ServerOptimiser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the mean update enters the model: ``mean`` with learning rate 1 is FedAvg. ``momentum`` is b1, ``beta2`` b2."""
 
@@ -58,21 +72,21 @@ def server_step(
 ) -> Tensor:
     """``value`` moved by the mean update, in the memory of ``mean``; ``value`` itself stays as it is.
 
-    ``mean``: mean difference of the folded updates, same shape as ``value``. ``state`` holds this optimiser's slots as
-    ``m/name`` and ``v/name``, and is changed in place.
+    ``mean``: mean difference of the folded updates, same shape as ``value``, float32 at least: the type of the result, too.
+    ``state`` holds this optimiser's slots as ``m/name`` and ``v/name``, in the type of ``mean``, and is changed in place.
     """
     if settings.name == "mean":
         return torch.add(value, mean, alpha=settings.learning_rate, out=mean)
     beta1 = settings.momentum
     if f"m/{name}" not in state:
-        state[f"m/{name}"] = torch.zeros_like(value)
+        state[f"m/{name}"] = torch.zeros_like(mean)
     m = state[f"m/{name}"]
     if settings.name == "momentum":
         m.mul_(beta1).add_(mean)
         return torch.add(value, m, alpha=settings.learning_rate, out=mean)
     m.mul_(beta1).add_(mean, alpha=1 - beta1)
     if f"v/{name}" not in state:
-        state[f"v/{name}"] = torch.full_like(value, settings.tau**2)
+        state[f"v/{name}"] = torch.full_like(mean, settings.tau**2)
     v = state[f"v/{name}"]
     square = mean.square_()
     if settings.name == "adam":

@@ -46,7 +46,7 @@ def schedule(num_samples: int, training: Training) -> Iterator[MicroBatch]:
     for indices in batches(
         num_samples, batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=0
     ):
-        parts = list(micro_batches(indices, training.accumulation))
+        parts = list(micro_batches(indices, batch_size=training.batch_size, accumulation=training.accumulation))
         for number, (part, share) in enumerate(parts, 1):
             yield MicroBatch(len(part), share, number == len(parts))
 
@@ -62,7 +62,10 @@ def walk(
         len(samples), batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=seed
     )
     for indices in until(order, over):
-        parts = [part for part, _ in micro_batches(indices, training.accumulation)]
+        parts = [
+            part
+            for part, _ in micro_batches(indices, batch_size=training.batch_size, accumulation=training.accumulation)
+        ]
         for number, part in enumerate(parts, 1):
             yield samples.take(part), len(indices) if number == len(parts) else 0
 

@@ -21,7 +21,7 @@ from .data.batches import batches, micro_batches, until
 from .data.types import Samples, Transform
 from .frozen import frozen_names
 from .losses import Loss, scalar_loss
-from .optimisers import make_optimiser
+from .optimisers import make_optimiser, start_momentum
 from .randomness import seeded
 from .spec import Optimiser, Training
 
@@ -96,7 +96,9 @@ def steps(
     with seeded(seed):  # for dropout, which takes no generator
         for indices in order:
             value = 0.0
-            for part, share in micro_batches(indices, training.accumulation):
+            for part, share in micro_batches(
+                indices, batch_size=training.batch_size, accumulation=training.accumulation
+            ):
                 batch = samples.take(part)
                 value += share * gradient(transform(batch.x, generator), batch.y, share)
             stepper.step()
@@ -120,7 +122,8 @@ class WholeModel:
         """Add ``share`` of a micro-batch's gradient to what has accumulated; its loss."""
         with autocast(self._training):
             value = scalar_loss(self._loss(self._model(laid_out(inputs, self._training)), targets))
-        (value * share if share != 1 else value).backward()  # type: ignore[no-untyped-call]
+        if value.requires_grad:  # of this micro-batch, perhaps, no parameter was used
+            (value * share if share != 1 else value).backward()  # type: ignore[no-untyped-call]
         return float(value.detach())
 
 
@@ -163,7 +166,9 @@ class Stepper:
         """One optimiser step along the gradients that have accumulated."""
         if self._optimiser is None:  # nothing is trained here
             return
+        densify(self.parameters)
         _adjust_gradients(self.parameters, self._base, settings=self._settings)
+        start_momentum(self._optimiser)
         self._optimiser.step()
         self._clear()
 
@@ -197,6 +202,13 @@ def laid_out(inputs: Tensor, training: Training) -> Tensor:
     if training.channels_last and inputs.dim() == 4:
         return inputs.contiguous(memory_format=torch.channels_last)
     return inputs
+
+
+def densify(parameters: Iterable[Tensor]) -> None:
+    """Make dense what gradients are sparse (of embeddings): momentum, decay and FedProx's term reach every row anyway."""
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.to_dense()
 
 
 def _adjust_gradients(parameters: list[nn.Parameter], base: list[Tensor], *, settings: Optimiser) -> None:

@@ -10,6 +10,7 @@ from ..learning.workload import Workload
 from ..policies.compare_methods import MethodCost
 from ..policies.resolve_policy import make_policy
 from ..policies.verdict import verdict
+from .check_learning import check_learning
 from .check_policy import check_cuts, check_policy
 from .comparison import Comparison, check_replay
 from .config import Config
@@ -41,6 +42,7 @@ def advise(config: Config) -> Advice:
         check_policy(policy, config, fleet)
         check_names(config)
         workload = Workload(workload_settings(config, num_devices=fleet.num_devices))
+        check_learning(config, workload)
         part, costs = whole(workload.spec), Costs(workload, fleet)
         check_trainable(workload.spec)
         check_chains(config, workload.spec, part)

@@ -25,12 +25,13 @@ from ..learning.part import Part, down_tensors, up_tensors, whole
 from ..learning.structure import ModelSpec
 from ..learning.workload import Workload, WorkloadSettings
 from ..policies.policy import Policy
+from .check_learning import check_learning, left_out
 from .check_policy import check_cuts
 from .clock import VirtualClock
 from .comparison import Comparison, advice, check_replay
 from .config import Config
 from .costs import Costs
-from .evaluator import Evaluator, check_evaluation
+from .evaluator import Evaluator
 from .events import AnyEvent, Notice, RunStarted
 from .loop import Loop
 from .measured import advise, measure, settle
@@ -48,6 +49,7 @@ def workload_settings(config: Config, *, num_devices: int) -> WorkloadSettings:
         model=config.model,
         data=config.data,
         metrics=config.evaluation.metrics,
+        loss=config.training.loss,
         num_devices=num_devices,
         seed=config.seed,
         batch_statistics=config.server.statistics == "batch",
@@ -72,7 +74,7 @@ class Engine:
         self.config = config = settle(config, self._measured)
         settings = workload_settings(config, num_devices=fleet.num_devices)
         self.workload = Workload(settings)
-        check_evaluation(config.evaluation, self.workload)
+        check_learning(config, self.workload)
         self.server = Server(
             self.workload,
             channel=self.channel,
@@ -89,7 +91,11 @@ class Engine:
         costs.row(part, config.training)
         comparison = Comparison(config, self.workload, fleet, costs)
         check_replay(policy, config, comparison)
-        self._advice = [*advise(config, self._measured), *advice(policy, config, comparison)]
+        self._advice = [
+            *advise(config, self._measured),
+            *left_out(self.workload),
+            *advice(policy, config, comparison),
+        ]
         self.pool = make_pool(settings) if make_pool else self._inline_pool(settings, fleet)
         started = time.perf_counter()
         clock: Clock

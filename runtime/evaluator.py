@@ -17,10 +17,9 @@ from ..comms.ledger import Ledger
 from ..learning.losses import lower_is_better
 from ..learning.part import whole
 from ..learning.seeds import derive
-from ..learning.workload import Workload
 from ..policies.plan import Objective, Plan
 from ..policies.report import Outcome, Report
-from .config import Config, Evaluation
+from .config import Config
 from .errors import RunError
 from .events import Evaluated
 
@@ -121,20 +120,6 @@ class Evaluator:
             objective=Objective(kind="evaluate"),
             codec_down=self._config.codecs.down,
         )
-
-
-def check_evaluation(evaluation: Evaluation, workload: Workload) -> None:
-    """Raise ``ValueError`` for an unknown metric, and when those who are to evaluate have nothing to test on."""
-    where, data = evaluation.where, workload.data
-    if where != "none":
-        _ = workload.metrics
-    if where in ("server", "both") and data.server_test() is None:
-        raise ValueError(
-            f"evaluation.where is {where!r}, but the server has no test set in these data; 'devices' (with data.test_share) "
-            "and 'none' do without"
-        )
-    if where in ("devices", "both") and all(data.test(device) is None for device in range(data.num_devices)):
-        raise ValueError(f"evaluation.where is {where!r}, but no device has a test set; set data.test_share above 0")
 
 
 def spread(values: list[float], *, worst_is_low: bool) -> dict[str, float]:

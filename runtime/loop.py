@@ -212,6 +212,7 @@ class Loop:
             seed=derive(self._config.seed, "policy", self._decisions),
             profiles=self._profiles,
             samples=self._samples,
+            min_samples=self._server.workload.min_samples,
             hosts=self._fleet.hosts.count,
             unreachable=self._clock.unreachable(),
             in_flight=MappingProxyType(self._busy),

@@ -109,3 +109,11 @@ def test_local_optimisers_by_hand(settings: Optimiser, expected: list[float]) ->
 def test_local_settings_that_torch_would_refuse_on_every_device(fields: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Optimiser(**fields)
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam", "yogi"])
+def test_the_state_of_a_float16_parameter_is_float32(name: str) -> None:
+    state: dict[str, Tensor] = {}
+    value = torch.ones(2, dtype=torch.float16)
+    server_step(ServerOptimiser(name=name), name="w", value=value, mean=torch.ones(2), state=state)
+    assert {slot.dtype for slot in state.values()} == {torch.float32}
