@@ -26,9 +26,9 @@ from ..learning.aggregation import Fold
 from ..learning.data.types import Samples
 from ..learning.evaluation import evaluate
 from ..learning.losses import make_loss
-from ..learning.optimisers import ServerOptimiser, server_step
+from ..learning.optimisers import server_step
 from ..learning.part import down_tensors, up_tensors
-from ..learning.spec import Training
+from ..learning.spec import ServerOptimiser, Training
 from ..learning.store import Store, model_hash
 from ..learning.tensors import as_arrays, as_tensors, minus, widened
 from ..learning.workload import Workload

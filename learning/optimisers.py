@@ -10,61 +10,92 @@ Without bias correction, and with v starting at tau^2, as in that paper. Running
 the optimiser: they are measurements, not parameters. (The caller sees to that.)
 """
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
 
-import msgspec
 import torch
 from torch import Tensor, nn
 
-from .spec import Fraction, Optimiser, Positive
+from .spec import Optimiser, ServerOptimiser
 
 
-def make_optimiser(settings: Optimiser, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The device's optimiser over ``parameters``, with empty state.
+class LocalOptimiser:
+    """SGD, Adam or AdamW over parameters, by torch's fused kernels, which take one pass over each tensor. State starts empty.
 
-    The fused kernels take one pass over each tensor; they are what the throughput figures are measured with.
+    A step is, bit for bit, that of ``torch.optim`` with ``fused=True``. Those classes are not used, since the first one that is
+    made imports torch's compiler, which takes longer than importing torch.
+
+    ``learning_rate``: of the steps from now on; what the state has gathered stays.
     """
-    rate, decay = settings.learning_rate, settings.weight_decay
-    if settings.name == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=rate, momentum=settings.momentum, nesterov=settings.nesterov, weight_decay=decay, fused=True
+
+    def __init__(self, settings: Optimiser, parameters: Sequence[nn.Parameter]) -> None:
+        """Parameters may be of several types."""
+        self.learning_rate = settings.learning_rate
+        self._settings, self._parameters = settings, list(parameters)
+        self._first: dict[int, Tensor] = {}  # by place: momentum, or Adam's first moment
+        self._second: dict[int, Tensor] = {}
+        self._steps: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the parameters that have a gradient; the others, and their state, stay as they are."""
+        kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+        for place, parameter in enumerate(self._parameters):
+            if parameter.grad is not None:
+                kinds.setdefault((parameter.dtype, parameter.device), []).append(place)
+        starts = not self._first
+        for places in kinds.values():
+            moved: list[Tensor] = [self._parameters[place] for place in places]
+            gradients = [parameter.grad for parameter in moved if parameter.grad is not None]
+            if self._settings.name == "sgd":
+                self._sgd(places, moved, gradients, starts=starts)
+            else:
+                self._adam(places, moved, gradients)
+
+    def _sgd(self, places: list[int], moved: list[Tensor], gradients: list[Tensor], *, starts: bool) -> None:
+        """``starts``: nothing has a momentum yet; the kernel then takes the gradient as the first one."""
+        settings = self._settings
+        for place, gradient in zip(places, gradients, strict=True) if settings.momentum else ():
+            if place not in self._first:
+                # One whose first gradient comes later than others' begins at 0, from which the same follows.
+                self._first[place] = torch.empty_like(gradient) if starts else torch.zeros_like(gradient)
+        torch._fused_sgd_(
+            moved,
+            gradients,
+            [self._first[place] for place in places] if settings.momentum else [],
+            weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
+            lr=self.learning_rate,
+            dampening=0.0,
+            nesterov=settings.nesterov,
+            maximize=False,
+            is_first_step=starts and settings.momentum > 0,
         )
-    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=rate, betas=settings.betas, eps=settings.epsilon, weight_decay=decay, fused=True)
 
-
-def start_momentum(optimiser: torch.optim.Optimizer) -> None:
-    """Give parameters whose first gradient comes now, later than others', a momentum of 0, to be called before each step.
-
-    A branch of the model may take part in some steps only. Fused SGD wants a momentum of all parameters or of none; from 0 it
-    makes what torch's other kernels begin with, the gradient itself.
-    """
-    for group in optimiser.param_groups:
-        now = [parameter for parameter in group["params"] if parameter.grad is not None]
-        new = [parameter for parameter in now if "momentum_buffer" not in optimiser.state[parameter]]
-        if group.get("momentum") and len(new) < len(now):
-            for parameter in new:
-                optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-
-
-class ServerOptimiser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the mean update enters the model: ``mean`` with learning rate 1 is FedAvg. ``momentum`` is b1, ``beta2`` b2."""
-
-    name: Literal["mean", "momentum", "adam", "yogi"] = "mean"
-    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=3e38)] = 1.0  # float32 holds no more
-    momentum: Fraction = 0.9
-    beta2: Fraction = 0.99
-    tau: Positive = 1e-3
-
-    def __post_init__(self) -> None:
-        """Refuse a momentum of 1, which would never move."""
-        if self.name != "mean" and self.momentum >= 1:
-            raise ValueError(f"server.optimiser.momentum is {self.momentum}; it must be below 1")
-
-    @property
-    def slots(self) -> int:
-        """Tensors of state per parameter."""
-        return {"mean": 0, "momentum": 1, "adam": 2, "yogi": 2}[self.name]
+    def _adam(self, places: list[int], moved: list[Tensor], gradients: list[Tensor]) -> None:
+        settings = self._settings
+        for place, parameter in zip(places, moved, strict=True):
+            if place not in self._first:
+                self._first[place] = torch.zeros_like(parameter)
+                self._second[place] = torch.zeros_like(parameter)
+                self._steps[place] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        steps = [self._steps[place] for place in places]
+        torch._foreach_add_(steps, 1)
+        kernel = torch._fused_adam_ if settings.name == "adam" else torch._fused_adamw_
+        kernel(
+            moved,
+            gradients,
+            [self._first[place] for place in places],
+            [self._second[place] for place in places],
+            [],
+            steps,
+            lr=self.learning_rate,
+            beta1=settings.betas[0],
+            beta2=settings.betas[1],
+            weight_decay=settings.weight_decay,
+            eps=settings.epsilon,
+            amsgrad=False,
+            maximize=False,
+        )
 
 
 def server_step(

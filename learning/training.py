@@ -21,7 +21,7 @@ from .data.batches import batches, micro_batches, until
 from .data.types import Samples, Transform
 from .frozen import frozen_names
 from .losses import Loss, scalar_loss
-from .optimisers import make_optimiser, start_momentum
+from .optimisers import LocalOptimiser
 from .randomness import seeded
 from .spec import Optimiser, Training
 
@@ -150,7 +150,7 @@ class Stepper:
         self.parameters = [p for module, _ in self._chosen for p in module.parameters() if p.requires_grad]
         self.set_modes()
         self._settings = training.optimiser
-        self._optimiser = make_optimiser(training.optimiser, self.parameters) if self.parameters else None
+        self._optimiser = LocalOptimiser(training.optimiser, self.parameters)
         self._base = [p.detach().clone() for p in self.parameters] if training.optimiser.proximal else []
 
     def __enter__(self) -> "Stepper":
@@ -164,11 +164,8 @@ class Stepper:
 
     def step(self) -> None:
         """One optimiser step along the gradients that have accumulated."""
-        if self._optimiser is None:  # nothing is trained here
-            return
         densify(self.parameters)
         _adjust_gradients(self.parameters, self._base, settings=self._settings)
-        start_momentum(self._optimiser)
         self._optimiser.step()
         self._clear()
 
@@ -183,9 +180,7 @@ class Stepper:
 
     def set_learning_rate(self, rate: float) -> None:
         """Of all steps from now on; what the optimiser has gathered stays."""
-        assert self._optimiser is not None
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
+        self._optimiser.learning_rate = rate
 
     def _clear(self) -> None:
         for parameter in self.parameters:

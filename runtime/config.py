@@ -16,9 +16,8 @@ from ..clusters.fleet import Fleet, load_fleet
 from ..comms.codecs import CodecSpec
 from ..learning.data.config import DataConfig
 from ..learning.initialisation import Initialisation
-from ..learning.optimisers import ServerOptimiser
 from ..learning.schedule import Schedule
-from ..learning.spec import Call, Count, CountOrZero, Positive, Training
+from ..learning.spec import Call, Count, CountOrZero, Positive, ServerOptimiser, Training
 from ..learning.staleness import Staleness
 from ..policies.presets import find_preset
 from .convert import convert

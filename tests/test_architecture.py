@@ -183,7 +183,7 @@ from fedbonsai.actors.plan_message import plan_message
 from fedbonsai.actors.server import Server
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.learning.data.config import DataConfig
-from fedbonsai.learning.optimisers import ServerOptimiser
+from fedbonsai.learning.spec import ServerOptimiser
 from fedbonsai.learning.part import whole
 from fedbonsai.learning.spec import Call, Training
 from fedbonsai.learning.workload import Workload, WorkloadSettings

@@ -11,9 +11,8 @@ from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.comms.codecs import NO_CONTEXT, Array, Arrays, Identity
 from fedbonsai.comms.packet import seal
 from fedbonsai.learning.data.config import DataConfig
-from fedbonsai.learning.optimisers import ServerOptimiser
 from fedbonsai.learning.part import whole
-from fedbonsai.learning.spec import Call, Optimiser, Training
+from fedbonsai.learning.spec import Call, Optimiser, ServerOptimiser, Training
 from fedbonsai.learning.workload import Workload, WorkloadSettings
 from fedbonsai.policies.plan import Plan
 from fedbonsai.policies.report import Answer, Report

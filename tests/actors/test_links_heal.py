@@ -11,7 +11,7 @@ from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.comms.errors import OutOfSync
 from fedbonsai.comms.link import FORGET, DeviceEnd, state_bytes
 from fedbonsai.comms.predict import Residual
-from fedbonsai.learning.optimisers import ServerOptimiser
+from fedbonsai.learning.spec import ServerOptimiser
 from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Upload
 from fedbonsai.policies.report import Outcome, Report

@@ -13,9 +13,8 @@ from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.comms.codecs import CodecSpec
 from fedbonsai.comms.errors import CorruptPacket, MismatchedPacket, PacketError, TruncatedPacket, UnfitPacket
 from fedbonsai.learning.data.config import DataConfig
-from fedbonsai.learning.optimisers import ServerOptimiser
 from fedbonsai.learning.part import Part, rest, up_tensors
-from fedbonsai.learning.spec import Call
+from fedbonsai.learning.spec import Call, ServerOptimiser
 from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Split, Upload
 
