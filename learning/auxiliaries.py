@@ -24,11 +24,11 @@ class LinearHead(nn.Linear):
     ) -> None:
         """Shapes of one sample; ``dtype``: of weights and samples."""
         super().__init__(math.prod(entering), math.prod(leaving), dtype=dtype)
-        self._leaving = leaving
+        self.leaving = leaving
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, *entering] to [n, *leaving]."""
-        return super().forward(x.flatten(1)).reshape(len(x), *self._leaving)
+        return super().forward(x.flatten(1)).reshape(len(x), *self.leaving)
 
 
 def build_head(

@@ -19,14 +19,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .blocks import Blocks
 from .data.batches import batches, micro_batches, until
 from .data.types import Samples, Transform
 from .losses import Loss, scalar_loss
 from .part import trained_tensors
-from .randomness import Stream
+from .randomness import Stream, undisturbed
 from .spec import Training
 from .training import Stepper, autocast, laid_out
 
@@ -80,18 +79,16 @@ class Boundary:
 
 
 def boundary(blocks: Blocks, front: tuple[str, ...], *, example: Tensor, training: Training) -> Boundary:
-    """Shape and type of what leaves the last of the ``front`` blocks, for inputs like ``example``; nothing is computed.
+    """Shape and type of what leaves the last of the ``front`` blocks, for inputs like ``example``, of which two are run.
 
     Raises ``ValueError`` when that is not one tensor of floating point with a batch dimension.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad(), autocast(training):
-        x = fake.from_tensor(example).unsqueeze(0).expand(2, *example.shape).contiguous()
+    with undisturbed(), torch.no_grad(), autocast(training):
+        x = example.unsqueeze(0).expand(2, *example.shape).contiguous()
         for name in front:
             block = blocks.modules[name]
-            state: dict[str, Tensor] = {
-                key: fake.from_tensor(tensor) for key, tensor in block.state_dict(keep_vars=True).items()
-            }
-            x = torch.func.functional_call(block, state, (x,))
+            buffers = {key: buffer.clone() for key, buffer in block.named_buffers()}  # the model is left as it is
+            x = torch.func.functional_call(block, buffers, (x,))
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 1 or x.shape[0] != 2:
         raise ValueError(f"what leaves block {front[-1]!r} is no tensor of floating point with a batch dimension")
     return Boundary(tuple(x.shape[1:]), x.dtype)
