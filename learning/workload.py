@@ -22,6 +22,7 @@ from .models import build, use_batch_statistics
 from .module_state import ModuleState
 from .part import cut_of
 from .randomness import seeded
+from .resolve import told
 from .seeds import derive
 from .spec import Call, Training
 from .split import Boundary, boundary
@@ -99,7 +100,7 @@ class Workload:
             with seeded(0), torch.no_grad():
                 model.train()(self.few(1)[0])
         except Exception as error:  # of a user's code: anything
-            return f"{type(error).__name__}: {error}"
+            return told(error)
         finally:
             state.restore()
         return ""
