@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..learning.data.batches import largest_micro_batch
 from ..learning.data.targets import known_targets, unfit_targets
+from ..learning.data.transforms import tried
 from ..learning.data.types import FederatedData, Samples, Transform
 from ..learning.evaluation import FigureError, figures, predict
 from ..learning.losses import Metric, make_loss
@@ -39,7 +40,7 @@ def check_learning(config: Config, workload: Workload) -> None:
             "name it in evaluation.metrics, or use stop.loss"
         )
     samples, transform, field = _first_samples(config, workload)
-    output = _output(config, workload, _transformed(samples.x, transform, field))
+    output = _output(config, workload, tried(transform, samples.x, field=field))
     _check_targets(config, workload, output)
     _try_figures(config, output, samples.y, metrics)
     _check_alone(config, workload)
@@ -93,14 +94,6 @@ def _share(data: FederatedData, few: int) -> Samples | None:
             if len(share) >= few:
                 break
     return largest
-
-
-def _transformed(x: Tensor, transform: Transform, field: str) -> Tensor:
-    """A batch of samples after the transforms that the setting ``field`` names. Raises ``ValueError`` where they fail."""
-    try:
-        return transform(x, torch.Generator().manual_seed(0))
-    except Exception as error:  # of a user's code: anything
-        raise ValueError(f"{field} fail on a batch of shape {tuple(x.shape)} ({x.dtype}): {told(error)}") from error
 
 
 def _output(config: Config, workload: Workload, inputs: Tensor) -> Any:
