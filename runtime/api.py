@@ -21,9 +21,8 @@ from torch import nn
 from ..learning.initialisation import Initialisation
 from ..learning.workload import Workload
 from ..policies.policy import Policy
-from .check_policy import check_policy, configured_policy
+from .check_policy import check_policy, configured_policy, described
 from .config import Config, load_config
-from .describe_policy import describe_policy
 from .engine import workload_settings
 from .errors import RunError, ServerDied
 from .events import AnyEvent, PlanEnded, VersionClosed
@@ -55,9 +54,9 @@ class Run:
 
         ``resume``: the folder of a run that goes on, or "auto"; see ``runtime.resume``.
         """
-        self._policy = policy if policy is not None else configured_policy(config)
         if policy is not None:
-            config = msgspec.structs.replace(config, policy=describe_policy(policy))
+            config = msgspec.structs.replace(config, policy=described(policy))
+        self._policy = policy if policy is not None else configured_policy(config)
         self.config = config
         check_policy(self._policy, config, config.load_fleet())
         named = out if out is not None else config.out
@@ -230,7 +229,7 @@ class Run:
 def run(
     config: str | Path | Mapping[str, Any] | Config | None = None,
     *,
-    policy: Policy | None = None,
+    policy: Policy | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | str | None = None,
     preset: str | None = None,
     settings: Sequence[str] = (),
     out: str | Path | None = None,
@@ -239,12 +238,15 @@ def run(
 ) -> Run:
     """Start a run: iterate the result for its events.
 
-    ``config``: a YAML file, a mapping, a ``Config``, or None for the bundled digits. ``policy``: a policy object, in place of
-    the configured chain. ``settings``: ``"a.b=value"`` strings. ``overrides``: top-level settings by name
-    (``seed=1, backend="inline", workers=2``). ``out``: run folder; without one (and none configured) nothing is written.
-    ``resume``: the folder of a run that goes on from its newest checkpoint, or "auto", which starts it where there is none.
+    ``config``: a YAML file, a mapping, a ``Config``, or None for the bundled digits. ``policy``: a policy object, or the
+    setting ``policy`` as it stands in YAML, in place of the configured chain. ``settings``: ``"a.b=value"`` strings.
+    ``overrides``: top-level settings by name (``seed=1, backend="inline", workers=2``). ``out``: run folder; without one
+    (and none configured) nothing is written. ``resume``: the folder of a run that goes on from its newest checkpoint, or
+    "auto", which starts it where there is none.
     Raises ``ConfigError`` for a user's mistake, at once where it can be known, else at the first event.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
+    if isinstance(policy, str | Mapping | list | tuple):  # the setting, not an object
+        given["policy"], policy = policy, None
     loaded = load_config(config, preset=preset, settings=settings, overrides=given)
     return Run(loaded, policy=policy, out=out, resume=resume)

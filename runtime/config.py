@@ -13,6 +13,8 @@ import msgspec
 
 from ..actors.host_messages import ReplaySettings
 from ..clusters.fleet import Fleet, load_fleet
+from ..clusters.units import shown
+from ..clusters.yaml_text import is_unicode, parse_yaml
 from ..comms.codecs import CodecSpec
 from ..learning.data.config import DataConfig
 from ..learning.initialisation import Initialisation
@@ -23,8 +25,7 @@ from ..learning.staleness import Staleness
 from ..policies.presets import find_preset
 from .convert import convert
 from .errors import ConfigError
-from .layers import merge, setting, spell_out
-from .yaml_text import parse_yaml
+from .layers import merge, plain, setting, spell_out
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -150,6 +151,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def __post_init__(self) -> None:
         """Check what no single field can tell."""
+        paths = {"out": self.out, "checkpoint.to": self.checkpoint.to, "data.root": self.data.root}
+        for name, path in (paths | {"init.weights": self.init.weights, "fleet": self.fleet}).items():
+            if isinstance(path, str) and (problem := path_problem(path)):
+                raise ValueError(f"{name} is {shown(path)}, {problem}")
         for name in ("accuracy", "loss", "patience"):
             value = getattr(self.stop, name)
             if value is not None and self.evaluation.where == "none":
@@ -174,6 +179,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return plain
 
 
+def path_problem(path: str) -> str:
+    """Why there can be no file of this name, as the end of a sentence; "" where there can be."""
+    if "\0" in path:
+        return "which holds a NUL; no file can be named so"
+    if not is_unicode(path):
+        return "which is not text in UTF-8; name another path"
+    return ""
+
+
 def load_config(
     source: str | Path | Mapping[str, Any] | Config | None = None,
     *,
@@ -191,7 +205,7 @@ def load_config(
     name = preset or raw.get("preset") or _DEFAULT_PRESET
     layers = [_preset(name), raw] if preset is None else [raw, _preset(preset)]
     merged = Config().to_dict()
-    for layer in [*layers, *given, spell_out(dict(overrides or {})), {"preset": name}]:
+    for layer in [*layers, *given, spell_out(plain(overrides or {})), {"preset": name}]:
         merged = merge(merged, layer)
     config = convert(merged, Config)
     if config.init.file is None:
@@ -211,7 +225,11 @@ def _read(source: str | Path | Mapping[str, Any] | Config | None) -> dict[str, A
     if isinstance(source, Config):
         return source.to_dict()
     if isinstance(source, Mapping):
-        return dict(source)
+        return dict(plain(source))
+    if not isinstance(source, str | Path):
+        raise ConfigError(f"config is {shown(source)}; it must be a YAML file, a mapping or a Config")
+    if problem := path_problem(str(source)):
+        raise ConfigError(f"config is {shown(str(source))}, {problem}")
     path = Path(source)
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"))

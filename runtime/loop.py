@@ -34,7 +34,7 @@ from ..policies.policy import Policy
 from ..policies.report import Outcome, Report
 from ..policies.turns import shares
 from ..policies.view import View
-from .ask import ask
+from .ask import ask, first_state
 from .config import Config
 from .costs import Costs
 from .errors import RunError
@@ -77,7 +77,7 @@ class Loop:
         self._evaluator, self._ledger, self._new_plan = evaluator, ledger, new_plan
         self._profiles = fleet.profiles()
         self._samples = [server.workload.data.num_samples(device) for device in range(fleet.num_devices)]
-        self._policy_state = policy.init()
+        self._policy_state = first_state(policy)
         self._in_flight: dict[int, Plan] = {}  # by plan id
         self._busy: dict[int, Plan] = {}  # by device
         self._sent: dict[int, Dispatch] = {}  # by plan id

@@ -13,6 +13,7 @@ import msgspec
 import torch
 from torch import nn
 
+from ..clusters.yaml_text import parse_yaml
 from ..learning.blocks import cut
 from ..learning.cost import part_cost
 from ..learning.data.config import DataConfig
@@ -32,7 +33,6 @@ from .convert import convert
 from .errors import ConfigError, RunError
 from .layers import spell_out
 from .run_folder import environment
-from .yaml_text import parse_yaml
 
 
 def pretrain(

@@ -34,6 +34,36 @@ def test_a_run_is_iterated_for_its_events(digits):
     assert list(run) == []
 
 
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("all", ({"name": "all"},)),
+        ({"name": "random", "cohort": 2}, ({"name": "random", "cohort": 2},)),
+        ([{"name": "random", "cohort": np.int64(2)}], ({"name": "random", "cohort": 2},)),
+        (("all", {"name": "fastest", "cohort": 0.5}), ({"name": "all"}, {"name": "fastest", "cohort": 0.5})),
+        (Fastest(cohort=1), ({"name": "fastest", "cohort": 1},)),
+    ],
+)
+def test_the_policy_is_an_object_or_the_setting(digits, policy, expected):
+    with fedbonsai.run(digits(), policy=policy) as run:
+        assert run.config.policy == expected
+        assert isinstance(next(run), RunStarted)
+
+
+def test_settings_may_be_paths_and_numbers_of_numpy(digits, tmp_path):
+    numbers = {"seed": np.int64(4), "workers": np.uint8(1), "stop": {"rounds": np.int32(1)}}
+    numbers |= {"training": {"optimiser": {"learning_rate": np.float32(0.5), "nesterov": np.bool_(True)}}}
+    run = fedbonsai.run(
+        digits() | numbers, out=tmp_path / "run", checkpoint={"to": tmp_path / "to"}, evaluation={"every": np.int64(2)}
+    )
+    assert (run.config.seed, run.config.stop.rounds, run.config.evaluation.every) == (4, 1, 2)
+    assert (run.config.training.optimiser.learning_rate, run.config.training.optimiser.nesterov) == (0.5, True)
+    assert run.config.checkpoint.to == str(tmp_path / "to")
+    assert isinstance(list(run)[-1], RunEnded)
+    assert fedbonsai.load_config({"out": tmp_path}).out == str(tmp_path)
+    assert fedbonsai.run(digits(), seed=np.int64(4)).config.seed == 4
+
+
 def test_the_summary_can_be_watched(digits):
     run = fedbonsai.run(digits())
     rounds = [run.summary["rounds"] for event in run if isinstance(event, VersionClosed)]
