@@ -53,9 +53,8 @@ def test_the_policy_is_an_object_or_the_setting(digits, policy, expected):
 def test_settings_may_be_paths_and_numbers_of_numpy(digits, tmp_path):
     numbers = {"seed": np.int64(4), "workers": np.uint8(1), "stop": {"rounds": np.int32(1)}}
     numbers |= {"training": {"optimiser": {"learning_rate": np.float32(0.5), "nesterov": np.bool_(True)}}}
-    run = fedbonsai.run(
-        digits() | numbers, out=tmp_path / "run", checkpoint={"to": tmp_path / "to"}, evaluation={"every": np.int64(2)}
-    )
+    sections = {"checkpoint": {"to": tmp_path / "to"}, "evaluation": {"every": np.int64(2)}}
+    run = fedbonsai.run(digits() | numbers, out=tmp_path / "run", **sections)
     assert (run.config.seed, run.config.stop.rounds, run.config.evaluation.every) == (4, 1, 2)
     assert (run.config.training.optimiser.learning_rate, run.config.training.optimiser.nesterov) == (0.5, True)
     assert run.config.checkpoint.to == str(tmp_path / "to")
