@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """A node, if it is small enough."""
-        event = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if self._depth == MOST_DEPTH:
             raise _error(f"values are nested more than {MOST_DEPTH} deep", event.start_mark)
         self._depth += 1
@@ -65,7 +65,7 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         """The value of a node."""
         try:
-            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            return super().construct_object(node, deep)
         except (ValueError, KeyError, IndexError) as error:  # "!!int foo", "!!bool 3", a number with too many digits
             if not isinstance(node, yaml.ScalarNode):
                 raise

@@ -9,6 +9,7 @@ names to annotations stands for a dict with exactly these keys.
 import collections
 import dataclasses
 import functools
+import operator
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,10 +21,10 @@ from ..clusters.units import shown
 
 Problems = Iterator[tuple[str, str]]
 _BOUNDS = {
-    "ge": ("at least", lambda value, bound: value >= bound),
-    "gt": ("above", lambda value, bound: value > bound),
-    "le": ("at most", lambda value, bound: value <= bound),
-    "lt": ("below", lambda value, bound: value < bound),
+    "ge": ("at least", operator.ge),
+    "gt": ("above", operator.gt),
+    "le": ("at most", operator.le),
+    "lt": ("below", operator.lt),
 }
 _WORDS = {"int": "a whole number", "float": "a number", "str": "text", "bool": "True or False", "NoneType": "None"}
 # What an annotation of a container allows, by its exact type: a Counter where a dict is expected counts what is missing.
@@ -80,7 +81,7 @@ class _Check:
         elif not _is(value, hint):
             yield path, f"is {shown(value)}; it must be {_name(hint)}"
         elif dataclasses.is_dataclass(value) or (self._into_structs and isinstance(value, msgspec.Struct)):
-            for name, inner in fields_of(type(value)).items():
+            for name, inner in fields_of(value.__class__).items():
                 yield from self.problems(getattr(value, name), inner, _join(path, name))
 
     def _record(self, value: Any, hints: Mapping[str, Any], path: str) -> Problems:
@@ -127,7 +128,7 @@ class _Check:
 
 
 @functools.cache
-def fields_of(kind: type) -> dict[str, Any]:
+def fields_of(kind: Any) -> dict[str, Any]:
     """The annotations of the fields of a dataclass or a struct, by name."""
     hints = typing.get_type_hints(kind, include_extras=True)
     if issubclass(kind, msgspec.Struct):

@@ -246,7 +246,10 @@ def run(
     Raises ``ConfigError`` for a user's mistake, at once where it can be known, else at the first event.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
-    if isinstance(policy, str | Mapping | list | tuple):  # the setting, not an object
-        given["policy"], policy = policy, None
+    chosen: Policy | None = None
+    if isinstance(policy, str | Mapping | Sequence):
+        given["policy"] = policy
+    else:
+        chosen = policy
     loaded = load_config(config, preset=preset, settings=settings, overrides=given)
-    return Run(loaded, policy=policy, out=out, resume=resume)
+    return Run(loaded, policy=chosen, out=out, resume=resume)
