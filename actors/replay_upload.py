@@ -99,6 +99,11 @@ def split(body: Array, lengths: Array) -> list[Array]:
     return [frozen[start : start + length] for start, length in zip(_starts(lengths), lengths.tolist(), strict=False)]
 
 
+def joined_bytes(lengths: Array) -> int:
+    """[packet] lengths: the bytes of the one array that ``join`` makes of such packets."""
+    return _starts(lengths)[-1]
+
+
 def _starts(lengths: Array) -> list[int]:
     """[packet] where each starts, and where the last one's padding ends."""
     padded = -(-lengths // _ALIGNMENT) * _ALIGNMENT

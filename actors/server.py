@@ -7,6 +7,7 @@ arrives, ``ended`` when the plan has come to its end, and ``close_version`` when
 from collections import ChainMap
 from collections.abc import Collection
 from functools import cached_property
+from typing import ClassVar
 
 import msgspec
 import torch
@@ -22,8 +23,9 @@ from ..learning.evaluation import evaluate
 from ..learning.losses import make_loss
 from ..learning.optimisers import ServerOptimiser, server_step
 from ..learning.part import down_tensors, up_tensors
-from ..learning.spec import Training
+from ..learning.spec import CountOrZero, Training
 from ..learning.store import Store, model_hash
+from ..learning.structure import Role
 from ..learning.tensors import as_arrays, as_tensors, minus
 from ..learning.workload import Workload
 from ..policies.plan import Plan
@@ -44,7 +46,11 @@ _PLAIN = ServerOptimiser()
 class Server:
     """Holds the store; one version of the model at a time is current, older ones live in the packets still in flight."""
 
-    SAVED = ("version", "store", "links", "_roles", "_fold", "_plain", "_heads", "_hashes", "_starts")  # fmt: skip
+    # By a checkpoint.
+    SAVED: ClassVar = {"version": CountOrZero, "store": Store, "links": ServerLinks, "_fold": Fold, "_plain": PlainDownlinks,
+                       "_heads": SharedHeads, "_hashes": BlockHashes, "_roles": dict[str, Role],
+                       "_starts": dict[tuple[int, str], tuple[int, dict[str, Array]]]}  # fmt: skip
+    NOT_SAVED = ("workload", "_optimiser", "_model", "_tensors", "_test")
 
     def __init__(
         self,

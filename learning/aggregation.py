@@ -9,9 +9,12 @@ AISTATS 2017, arXiv 1602.05629, Algorithm 1):
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from .spec import CountOrZero
 
 # The one number that changes no bit of what it is added to: 0.0 would turn a -0.0 of the model into 0.0.
 _NOTHING = -0.0
@@ -24,7 +27,9 @@ class Fold:
     every machine. Weights are summed in float64, so that ``add`` and a ``scatter`` of all elements give the same bits.
     """
 
-    SAVED = ("updates", "_sums", "_weights")  # by a checkpoint
+    # By a checkpoint.
+    SAVED: ClassVar = {"updates": CountOrZero, "_sums": dict[str, Tensor], "_weights": dict[str, float | Tensor]}
+    NOT_SAVED = ()
 
     def __init__(self) -> None:
         """Nothing folded."""

@@ -41,34 +41,39 @@ def mismatch(value: Any, hint: Any, *, into_structs: bool = True) -> tuple[str, 
     ``into_structs`` False takes the fields of msgspec structs for sound, as they are after decoding. An object that
     occurs often is looked at once for each annotation. The annotations must not be recursive.
     """
-    return next(_Check(into_structs=into_structs).problems(value, hint, ""), None)
+    return TypeCheck(into_structs=into_structs).mismatch(value, hint)
 
 
-class _Check:
-    """One value's check."""
+class TypeCheck:
+    """Checks of several values that share parts: a part that was sound by an annotation is not looked at again."""
 
-    def __init__(self, *, into_structs: bool) -> None:
+    def __init__(self, *, into_structs: bool = True) -> None:
+        """See ``mismatch``. The values must not change as long as the object lives."""
         self._into_structs = into_structs
         self._sound: dict[
             tuple[int, int], tuple[Any, Any]
         ] = {}  # keeps what it names alive, else an id might be given away
 
-    def problems(self, value: Any, hint: Any, path: str) -> Problems:
+    def mismatch(self, value: Any, hint: Any) -> tuple[str, str] | None:
+        """As the function ``mismatch``."""
+        return next(self._problems(value, hint, ""), None)
+
+    def _problems(self, value: Any, hint: Any, path: str) -> Problems:
         """(where, what) of what does not suit."""
         key = id(value), id(hint)
         if key in self._sound:
             return
-        yield from self._problems(value, hint, path)
+        yield from self._looked_at(value, hint, path)
         self._sound[key] = value, hint
 
-    def _problems(self, value: Any, hint: Any, path: str) -> Problems:
+    def _looked_at(self, value: Any, hint: Any, path: str) -> Problems:
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if hint is Any:
             return
         if isinstance(hint, Mapping):
             yield from self._record(value, hint, path)
         elif origin is typing.Annotated:
-            yield from self.problems(value, arguments[0], path)
+            yield from self._problems(value, arguments[0], path)
             for meta in hint.__metadata__:
                 yield from _out_of_bounds(value, meta, path)
         elif origin in (typing.Union, types.UnionType):
@@ -76,13 +81,16 @@ class _Check:
         elif origin is typing.Literal:
             if not any(value == each and type(value) is type(each) for each in arguments):
                 yield path, f"is {shown(value)}; it must be one of {', '.join(map(repr, arguments))}"
+        elif origin is collections.abc.Callable:
+            if not callable(value):
+                yield path, f"is {shown(value)}; it must be callable"
         elif origin is not None:
             yield from self._container(value, origin, arguments, path)
         elif not _is(value, hint):
             yield path, f"is {shown(value)}; it must be {_name(hint)}"
         elif dataclasses.is_dataclass(value) or (self._into_structs and isinstance(value, msgspec.Struct)):
             for name, inner in fields_of(value.__class__).items():
-                yield from self.problems(getattr(value, name), inner, _join(path, name))
+                yield from self._problems(getattr(value, name), inner, _join(path, name))
 
     def _record(self, value: Any, hints: Mapping[str, Any], path: str) -> Problems:
         if type(value) is not dict or set(value) != set(hints):
@@ -90,11 +98,11 @@ class _Check:
             yield path, f"holds {found}; it must hold {sorted(hints)}"
             return
         for name, inner in hints.items():
-            yield from self.problems(value[name], inner, _join(path, name))
+            yield from self._problems(value[name], inner, _join(path, name))
 
     def _union(self, value: Any, choices: tuple[Any, ...], path: str) -> Problems:
         """Sound by one of several; where only one may hold such a value, what that one says."""
-        found = [next(self.problems(value, choice, path), None) for choice in choices]
+        found = [next(self._problems(value, choice, path), None) for choice in choices]
         if None in found:
             return
         inside = [problem for problem in found if problem is not None and problem[0] != path]
@@ -102,7 +110,7 @@ class _Check:
         if inside:
             yield inside[0]
         elif len(others) == 1:
-            where, what = next(self.problems(value, others[0], path))
+            where, what = next(self._problems(value, others[0], path))
             yield where, f"{what} or None"
         else:
             yield path, f"is {shown(value)}; it must be {' or '.join(map(_name, choices))}"
@@ -116,15 +124,15 @@ class _Check:
                 yield path, f"is {shown(value)}; it must have {len(arguments)} entries"
                 return
             for place, (item, inner) in enumerate(zip(value, arguments, strict=True)):
-                yield from self.problems(item, inner, f"{path}[{place}]")
+                yield from self._problems(item, inner, f"{path}[{place}]")
         elif isinstance(value, dict):
             inner = arguments[1] if len(arguments) > 1 else int  # a Counter's
             for key, item in value.items():
-                yield from self.problems(key, arguments[0], f"{path}, key {shown(key)}")
-                yield from self.problems(item, inner, f"{path}[{shown(key)}]")
+                yield from self._problems(key, arguments[0], f"{path}, key {shown(key)}")
+                yield from self._problems(item, inner, f"{path}[{shown(key)}]")
         elif isinstance(value, Iterable) and origin in (tuple, list, set, frozenset, collections.deque, *_CONTAINERS):
             for place, item in enumerate(value):
-                yield from self.problems(item, arguments[0], f"{path}[{place}]")
+                yield from self._problems(item, arguments[0], f"{path}[{place}]")
 
 
 @functools.cache

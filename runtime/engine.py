@@ -24,17 +24,20 @@ from ..learning.part import Part, down_tensors, up_tensors, whole
 from ..learning.structure import ModelSpec
 from ..learning.workload import Workload, WorkloadSettings
 from ..policies.policy import Policy
+from ..policies.type_check import mismatch
 from .check_policy import check_cuts
 from .clock import VirtualClock
 from .comparison import Comparison, advice, check_replay
 from .config import Config
 from .costs import Costs
+from .errors import Damaged
 from .evaluator import Evaluator, check_evaluation
 from .events import AnyEvent, Notice, RunStarted
 from .loop import Loop
+from .loop_state import state_problem
 from .plan_maker import PlanMaker
 from .provenance import describe_init, provenance, seen_samples
-from .snapshot import collect, restore
+from .state import check, collect, restore
 from .wall_clock import Clock, WallClock
 
 PoolMaker = Callable[[WorkloadSettings], Pool]
@@ -117,14 +120,29 @@ class Engine:
         """What a checkpoint must hold, at a moment at which a version has just closed; what hosts buffer is apart from it."""
         return {"data": self.workload.data.digest(), "loop": collect(self._loop)}
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Put in what was saved, and begin again with what was in flight. Raises ``ValueError`` for other data."""
+    def check(self, saved: dict[str, Any]) -> None:
+        """Raise ``ValueError`` for what was saved of a run on other data, and ``Damaged`` for what is of no such engine."""
+        if found := mismatch(saved, {"data": dict[str, str], "loop": dict[str, Any]}, into_structs=False):
+            raise Damaged(f"{found[0]} {found[1]}")
         digest = self.workload.data.digest()
-        for name, found in digest.items():
-            if saved["data"].get(name) != found:
+        for name, here in digest.items():
+            if saved["data"].get(name) != here:
                 raise ValueError(
-                    f"data: the {name} has hash {found}; the run that is resumed had {saved['data'].get(name)}"
+                    f"data: the {name} has hash {here}; the run that is resumed had {saved['data'].get(name)}"
                 )
+        check(self._loop, saved["loop"])
+        problem = state_problem(
+            saved["loop"],
+            model=self.server.store["model"],
+            spec=self.workload.spec,
+            profiles=self._fleet.profiles(),
+            hosts=self.num_hosts,
+        )
+        if problem:
+            raise Damaged(problem)
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Put in what was saved and checked, and begin again with what was in flight."""
         restore(self._loop, saved["loop"])
         self._loop.resume()
 

@@ -7,13 +7,20 @@ where, and on what. So ``--resume auto`` is one command that starts a run, and g
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import msgspec
+
+from ..clusters.units import shown
 from ..comms.channel import LocalChannel
-from .config import Config, load_config
+from .checkpoint_files import read_file
+from .checkpoints import Checkpoints
+from .config import Config, load_config, path_problem
 from .errors import ConfigError
-from .run_folder import RunFolder, default_path, resolved
+from .run_folder import RunFolder, default_path, is_run_folder, resolved
 from .saver import SavePlan, open_checkpoints
 
 # What a run that is resumed may have otherwise.
@@ -21,12 +28,18 @@ FREE = ("name", "stop", "checkpoint", "max_failures", "backend", "workers", "ray
 
 Resume = str | Path | None
 
+_NONE: Mapping[int, str] = MappingProxyType({})
+_MOST_SUMMARY_BYTES = 64 * 1024**2
+
 
 def open_folder(config: Config, resume: Resume, *, target: Path | None) -> tuple[RunFolder | None, bool]:
     """The run folder, and whether the run in it is resumed; None where nothing is written.
 
     ``target``: the folder that was named, if any. Raises ``ConfigError``.
     """
+    for path in (target, resume if resume != "auto" else None):
+        if path is not None and (problem := path_problem(str(path))):
+            raise ConfigError(f"out is {shown(str(path))}, {problem}")
     path, resumes = choose_folder(config, resume, target=target)
     if path is None:
         return (RunFolder(default_path(config), config), False) if resume == "auto" else (None, False)
@@ -47,14 +60,14 @@ def choose_folder(config: Config, resume: Resume, *, target: Path | None) -> tup
         path = Path(resume)
         if target is not None and target.absolute() != path.absolute():
             raise ConfigError(f"resume is {str(path)!r}, and out is {str(target)!r}; a run goes on in its own folder")
-        if not (path / "config.yaml").is_file():
+        if not is_run_folder(path):
             raise ConfigError(f"resume is {str(path)!r}, which is not the folder of a run")
         return path, True
     if target is not None:
-        return target, (target / "config.yaml").is_file()
-    found = [path.parent for path in Path("runs").glob("*/config.yaml")]
-    for folder in sorted(found, key=lambda path: ((path / "config.yaml").stat().st_mtime, path), reverse=True):
-        if not _ended(folder) and _is_same(folder, config):
+        return target, is_run_folder(target)
+    found = [(_modified(path), path.parent) for path in Path("runs").glob("*/config.yaml")]
+    for _, folder in sorted(found, reverse=True):
+        if is_run_folder(folder) and not _ended(folder) and _is_same(folder, config):
             return folder, True
     return None, False
 
@@ -68,10 +81,13 @@ def check_same(folder: Path, config: Config) -> None:
         raise ConfigError(f"resume is {str(folder)!r}, which is another run: {listed}")
 
 
-def plan_saving(config: Config, folder: RunFolder | None, *, resumes: bool) -> SavePlan | None:
+def plan_saving(
+    config: Config, folder: RunFolder | None, *, resumes: bool, unfit: Mapping[int, str] = _NONE
+) -> SavePlan | None:
     """Where checkpoints go, and the one to go on from; None where nothing is written. Cuts the folder's log to that.
 
-    Raises ``ConfigError`` where there are checkpoints, but none is sound, or where the place holds those of another run.
+    ``unfit``: versions whose checkpoints turned out to be damaged, and why. Raises ``ConfigError`` where there are checkpoints,
+    but none is sound, or where the place is not this run's own.
     """
     settings = config.checkpoint
     place = settings.to or (str((folder.path / "checkpoints").absolute()) if folder is not None else None)
@@ -79,17 +95,11 @@ def plan_saving(config: Config, folder: RunFolder | None, *, resumes: bool) -> S
         return None
     text = json.dumps(_identity(config), sort_keys=True)
     plan = SavePlan(place=place, settings=settings, run=hashlib.sha256(text.encode()).hexdigest()[:32])
-    try:
-        checkpoints = open_checkpoints(plan, channel=LocalChannel())
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    checkpoints = _checkpoints(plan)
+    checkpoints.place.claim(resumes=resumes)
     if not resumes or folder is None:
-        if not checkpoints.is_empty:
-            raise ConfigError(
-                f"checkpoint.to is {place!r}, which holds checkpoints already; resume their run, or name a new place"
-            )
         return plan
-    found = checkpoints.newest(most_events=folder.num_events)
+    found = checkpoints.newest(most_events=folder.log.num_events, unfit=unfit)
     folder.cut(found.manifest.events if found.manifest is not None else 0)
     if found.manifest is None:
         return plan
@@ -97,6 +107,22 @@ def plan_saving(config: Config, folder: RunFolder | None, *, resumes: bool) -> S
     return SavePlan(
         place=place, settings=settings, run=plan.run, manifest=found.manifest, notices=(*found.notices, told)
     )
+
+
+def discard(folder: RunFolder | None, plan: SavePlan | None) -> None:
+    """Remove what a run has made that never began, so that the corrected command finds the names free."""
+    if plan is not None and plan.manifest is None:
+        with suppress(OSError):  # it stays, and is empty
+            _checkpoints(plan).place.release()
+    if folder is not None:
+        folder.discard()
+
+
+def _checkpoints(plan: SavePlan) -> Checkpoints:
+    try:
+        return open_checkpoints(plan, channel=LocalChannel())
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _identity(config: Config) -> dict[str, Any]:
@@ -110,17 +136,32 @@ def _is_same(folder: Path, config: Config) -> bool:
     """Whether the run in a folder is that of ``config``."""
     try:
         check_same(folder, config)
-    except ConfigError:  # another run, or a folder that somebody has changed
+    except ConfigError:  # another run, or a folder that was changed
         return False
     return True
 
 
+class _Summary(msgspec.Struct):
+    """What of a summary says whether its run has ended."""
+
+    status: str
+
+
 def _ended(folder: Path) -> bool:
-    """Whether the run in a folder has ended by itself."""
+    """Whether the run in a folder has ended by itself. One whose summary cannot be read is taken for one that has not."""
     try:
-        return bool(json.loads((folder / "summary.json").read_text())["status"] == "finished")
-    except (OSError, ValueError, KeyError):
+        data = read_file(folder / "summary.json", most=_MOST_SUMMARY_BYTES)
+        return msgspec.json.decode(data, type=_Summary).status == "finished"
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
+
+
+def _modified(path: Path) -> float:
+    """When a file was written; of one that is gone, long ago."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 _MISSING = object()

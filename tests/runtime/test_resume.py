@@ -155,13 +155,21 @@ def test_where_all_are_damaged_one_sentence_says_so(tmp_path):
         fedbonsai.run(BASE, resume=tmp_path / "run")
 
 
-def test_a_newer_format_is_refused_in_one_sentence(tmp_path):
+@pytest.mark.parametrize(("number", "age"), [(1, "older"), (3, "newer")])
+def test_another_format_is_refused_in_one_sentence(number, age, tmp_path):
     started(BASE, tmp_path / "run")
     newest = manifests(tmp_path / "run")[-1]
-    newest.write_bytes(newest.read_bytes().replace(b"checkpoint/1 ", b"checkpoint/2 ", 1))
-    with pytest.raises(
-        ConfigError, match=r"00000002\.checkpoint has format 2, which is newer than the 1 that this fedbonsai"
-    ):
+    newest.write_bytes(newest.read_bytes().replace(b"checkpoint/2 ", b"checkpoint/%d " % number, 1))
+    sentence = rf"00000002\.checkpoint has format {number}, which is {age} than the 2 that this fedbonsai reads$"
+    with pytest.raises(ConfigError, match=sentence):
+        fedbonsai.run(BASE, resume=tmp_path / "run")
+
+
+def test_a_place_of_a_newer_format_is_refused_in_one_sentence(tmp_path):
+    started(BASE, tmp_path / "run")
+    marker = tmp_path / "run" / "checkpoints" / "fedbonsai.json"
+    marker.write_bytes(marker.read_bytes().replace(b'"format":2', b'"format":3'))
+    with pytest.raises(ConfigError, match=r"checkpoints', which has format 3, which is newer than the 2 that this"):
         fedbonsai.run(BASE, resume=tmp_path / "run")
 
 
@@ -222,7 +230,7 @@ def test_one_command_starts_goes_on_and_has_ended(tmp_path, monkeypatch):
 def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path):
     expected = uninterrupted(BASE, tmp_path / "whole")
     started(BASE, tmp_path / "run", stops=0)
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["fedbonsai.json"]
     summary, notices = went_on(BASE, resume=tmp_path / "run")
     assert (told(summary), notices) == (told(expected), [])
     assert facts(tmp_path / "run") == facts(tmp_path / "whole")
