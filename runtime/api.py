@@ -25,6 +25,7 @@ from .config import Config, load_config
 from .engine import workload_settings
 from .errors import RunError, ServerDied, UnfitCheckpoint
 from .events import AnyEvent, PlanEnded, VersionClosed
+from .named_modules import find_named_modules
 from .recovery import Recovery
 from .resume import Resume, discard, open_folder
 from .session import Session, exception, open_session
@@ -244,4 +245,5 @@ def run(
     else:
         chosen = policy
     loaded = load_config(config, preset=preset, settings=settings, overrides=given)
+    find_named_modules(config, loaded)
     return Run(loaded, policy=chosen, out=out, resume=resume)

@@ -4,7 +4,6 @@ Layers, later ones win: defaults, the preset that the YAML names, the YAML, the 
 what a caller sets in Python or by a flag of its own (``runtime.layers`` merges them).
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -216,6 +215,7 @@ def load_config(
 
 
 _DEFAULT_PRESET: str = Config().preset
+_MOST_BYTES = 256 * 1024**2  # of a YAML file
 
 
 def _read(source: str | Path | Mapping[str, Any] | Config | None) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def _read(source: str | Path | Mapping[str, Any] | Config | None) -> dict[str, A
         raise ConfigError(f"config is {shown(str(source))}, {problem}")
     path = Path(source)
     try:
-        raw = parse_yaml(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(_text(path))
     except OSError as error:
         raise ConfigError(f"configuration {str(path)!r} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -243,9 +243,6 @@ def _read(source: str | Path | Mapping[str, Any] | Config | None) -> dict[str, A
         raw = {}
     if not isinstance(raw, dict):
         raise ConfigError(f"configuration {str(path)!r} must be a mapping of settings, not a {type(raw).__name__}")
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:  # a user's own policy or model beside the YAML
-        sys.path.append(folder)
     fleet = raw.get("fleet")
     if isinstance(fleet, str) and fleet.endswith((".yaml", ".yml")) and not Path(fleet).exists():
         raw["fleet"] = str(path.parent / fleet)
@@ -254,6 +251,15 @@ def _read(source: str | Path | Mapping[str, Any] | Config | None) -> dict[str, A
     if isinstance(weights, str) and not Path(weights).exists() and (path.parent / weights).is_file():
         raw["init"] = {**raw["init"], "weights": str(path.parent / weights)}
     return raw
+
+
+def _text(path: Path) -> str:
+    """What a file or a pipe holds; a device that never ends is not read for ever. Raises ``OSError`` and ``ValueError``."""
+    with path.open("rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES} bytes")
+    return data.decode()
 
 
 def _preset(name: Any) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from .config import Config
 from .convert import convert
 from .errors import ConfigError, RunError
 from .layers import spell_out
+from .named_modules import find_named_modules
 from .run_folder import environment
 
 
@@ -140,6 +141,7 @@ def _section(path: str) -> DataConfig:
     except (OSError, ValueError) as error:
         raise ConfigError(f"--data is {path!r}, which cannot be read: {error}") from error
     source = convert(spell_out({"data": raw})["data"], DataConfig)
+    find_named_modules(path, source)
     if source.test_share or source.public_share:
         raise ConfigError(f"--data is {path!r}, which sets test_share or public_share; all its samples are public")
     return source

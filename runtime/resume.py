@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from ..clusters.units import shown
+from ..clusters.yaml_text import parse_yaml
 from ..comms.channel import LocalChannel
 from .checkpoint_files import read_file
 from .checkpoints import Checkpoints
@@ -29,7 +30,7 @@ FREE = ("name", "stop", "checkpoint", "max_failures", "backend", "workers", "ray
 Resume = str | Path | None
 
 _NONE: Mapping[int, str] = MappingProxyType({})
-_MOST_SUMMARY_BYTES = 64 * 1024**2
+_MOST_BYTES = 256 * 1024**2  # of a file that is read whole
 
 
 def open_folder(config: Config, resume: Resume, *, target: Path | None) -> tuple[RunFolder | None, bool]:
@@ -74,11 +75,22 @@ def choose_folder(config: Config, resume: Resume, *, target: Path | None) -> tup
 
 def check_same(folder: Path, config: Config) -> None:
     """Raise ``ConfigError``, with all that differs, where the run in ``folder`` is another than that of ``config``."""
-    before, now = _identity(load_config(folder / "config.yaml")), _identity(config)
+    before, now = _identity(_config_of(folder)), _identity(config)
     differing = [f"{name} is {new}, and was {old}" for name, new, old in _differences(now, before)]
     if differing:
         listed = "; ".join(differing[:5]) + (f"; and {len(differing) - 5} more" if len(differing) > 5 else "")
         raise ConfigError(f"resume is {str(folder)!r}, which is another run: {listed}")
+
+
+def _config_of(folder: Path) -> Config:
+    """The configuration of the run in a folder. Raises ``ConfigError``."""
+    try:
+        raw = parse_yaml(read_file(folder / "config.yaml", most=_MOST_BYTES).decode())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"resume is {str(folder)!r}, whose config.yaml cannot be read: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"resume is {str(folder)!r}, whose config.yaml is no mapping of settings")
+    return load_config(raw)
 
 
 def plan_saving(
@@ -150,7 +162,7 @@ class _Summary(msgspec.Struct):
 def _ended(folder: Path) -> bool:
     """Whether the run in a folder has ended by itself. One whose summary cannot be read is taken for one that has not."""
     try:
-        data = read_file(folder / "summary.json", most=_MOST_SUMMARY_BYTES)
+        data = read_file(folder / "summary.json", most=_MOST_BYTES)
         return msgspec.json.decode(data, type=_Summary).status == "finished"
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False

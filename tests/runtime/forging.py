@@ -52,14 +52,18 @@ def _scalar(draw, nodes):
 
 def _reference(draw, nodes):
     node, place = _place(draw, nodes)
-    node[place] = [draw.choice([draw.randrange(len(nodes)), nodes.index(node), len(nodes), -1, 2**40, 0.5, "0", True, None])]
+    node[place] = [
+        draw.choice([draw.randrange(len(nodes)), nodes.index(node), len(nodes), -1, 2**40, 0.5, "0", True, None])
+    ]
     return f"{node[0]}[{place}] is node {node[place]}"
 
 
 def _number(draw, nodes):
-    places = [(n, p) for n in nodes for p in range(1, len(n)) if isinstance(n[p], int | float) and not isinstance(n[p], bool)]
+    places = [
+        (n, p) for n in nodes for p in range(1, len(n)) if isinstance(n[p], int | float) and not isinstance(n[p], bool)
+    ]
     node, place = draw.choice(places)
-    before, node[place] = node[place], draw.choice([-1, 0, 1, 7, -node[place], node[place] + 1, 10**15])
+    before, node[place] = node[place], draw.choice([-1, 0, 1, 7, node[place] / -2, node[place] // 2, 10**15])
     return f"{node[0]}[{place}]: {before} is {node[place]}"
 
 
@@ -88,7 +92,12 @@ def _swapped(draw, nodes):
 
 
 def _bytes(draw, nodes):
-    places = [(node, place) for node in nodes for place in range(1, len(node)) if isinstance(node[place], bytes) and node[place]]
+    places = [
+        (node, place)
+        for node in nodes
+        for place in range(1, len(node))
+        if isinstance(node[place], bytes) and node[place]
+    ]
     node, place = draw.choice(places)
     data = bytearray(node[place])
     data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)

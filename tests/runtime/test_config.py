@@ -131,10 +131,10 @@ def test_a_fleet_beside_the_yaml_is_found(write, tmp_path, monkeypatch):
     assert load_config(write("fleet: mine.yaml")).load_fleet().name == "mine"
 
 
-def test_modules_beside_the_yaml_are_found(write, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    load_config(write("seed: 1"))
-    assert str(tmp_path) in sys.path
+def test_to_read_a_configuration_changes_nothing_in_the_process(write, monkeypatch):
+    path, finders = list(sys.path), list(sys.meta_path)
+    load_config(write("policy: [{name: 'beside_the_yaml:Mine'}]"))
+    assert (sys.path, sys.meta_path) == (path, finders)
 
 
 BAD_SETTINGS = [
