@@ -4,18 +4,22 @@ A plan travels as msgspec bytes, and a state as a part of a checkpoint, so what 
 it is returned, with the policy's name.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import msgspec
 
 from ..clusters.units import shown
+from ..clusters.yaml_text import is_unicode
 from .decision import Decision
 from .plan import Plan
 from .type_check import mismatch
 
 MOST_DEPTH = 100  # of a state
 _SCALARS = frozenset({type(None), bool, int, float, str, bytes})
+_NUMBERS = frozenset({bool, int, float})
+_USUAL = frozenset({type(None), bool, float, bytes})  # always plain
+_CONTAINERS = frozenset({dict, list, tuple, set, frozenset})
 _PLAIN = "plain data: None, bool, int, float, str, bytes, and lists, tuples, sets and dicts of these"
 
 
@@ -47,8 +51,9 @@ def check_answer(answer: Any, *, who: str) -> None:
 
 def check_state(state: Any, *, who: str) -> None:
     """Raise ``BadAnswer`` for a state that is not plain data."""
-    if found := next(_not_plain(state, "", 0, {}), None):
-        where, what = found
+    if not _is_plain(state, MOST_DEPTH, set()):
+        keys, what = next(_not_plain(state, (), {}))
+        where = "".join(f"[{shown(key)}]" for key in keys[:5]) + ("..." if len(keys) > 5 else "")
         raise BadAnswer(
             f"{who} returned a state that no checkpoint can hold: state{where} is {what}; allowed is {_PLAIN}"
         )
@@ -72,44 +77,58 @@ def _kind(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def _not_plain(value: Any, path: str, depth: int, seen: dict[int, Any]) -> Iterator[tuple[str, str]]:
-    """(where, what) of what is not plain. ``seen``: containers that were looked at already."""
+def _is_plain(value: Any, depth: int, seen: set[int]) -> bool:
+    """Whether a value is plain: quickly, for policies are asked often, and some have large states.
+
+    ``seen``: containers that are sound, so that one that occurs often is looked at once.
+    """
     kind = type(value)
     if kind in _SCALARS:
-        yield from _too_wide(value, path)
-        return
-    if id(value) in seen or isinstance(value, float):  # (the second: numpy's float64, which is saved as a float)
-        return
-    if depth > MOST_DEPTH:
-        yield path[:80], f"nested more than {MOST_DEPTH} deep"
-    elif kind is dict:
-        if not _flat(value) or not _flat(value.values()):
-            for key, item in value.items():
-                yield from _not_plain(key, f"{path}, key {shown(key)},", depth + 1, seen)
-                yield from _not_plain(item, f"{path}[{shown(key)}]", depth + 1, seen)
-    elif kind in (list, tuple, set, frozenset):
-        if not _flat(value):
-            for place, item in enumerate(value):
-                yield from _not_plain(item, f"{path}[{place}]", depth + 1, seen)
-    else:
-        yield path, f"{shown(value)}, a {kind.__module__}.{kind.__qualname__}"
-    seen[id(value)] = value  # last: one inside itself is found to be nested without end
-
-
-def _flat(values: Iterable[Any]) -> bool:
-    """Whether all are numbers of the usual size: what large states are made of, told without a loop."""
-    kinds = set(map(type, values))
-    if not kinds <= {type(None), bool, int, float}:
+        return not _too_wide(value)
+    if kind not in _CONTAINERS:
+        return isinstance(value, float)  # numpy's float64, which is saved as a float
+    if id(value) in seen:
+        return True
+    if depth == 0:  # one inside itself, too
         return False
-    return int not in kinds or all(-(2**63) <= value < 2**63 for value in values if type(value) is int)
+    for items in (value, value.values()) if kind is dict else (value,):
+        if not _are_numbers(items):
+            for item in items:
+                if type(item) not in _USUAL and not _is_plain(item, depth - 1, seen):
+                    return False
+    seen.add(id(value))
+    return True
 
 
-def _too_wide(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    """What is plain, and yet cannot be written."""
+def _are_numbers(values: Collection[Any]) -> bool:
+    """Whether all are numbers of the usual size: what large states are made of, found without a loop."""
+    kinds = set(map(type, values))
+    return kinds <= _NUMBERS and (int not in kinds or (max(values) < 2**63 and min(values) >= -(2**63)))
+
+
+def _not_plain(value: Any, keys: tuple[Any, ...], seen: dict[int, Any]) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """What is not plain: the keys and positions that lead to it, and what it is. As ``_is_plain``, for the error's sentence."""
+    kind = type(value)
+    if kind in _SCALARS:
+        if problem := _too_wide(value):
+            yield keys, problem
+    elif id(value) in seen or isinstance(value, float):
+        return
+    elif kind not in _CONTAINERS:
+        yield keys, f"{shown(value)}, a {kind.__module__}.{kind.__qualname__}"
+    elif len(keys) >= MOST_DEPTH:
+        yield keys, f"nested more than {MOST_DEPTH} deep"
+    else:
+        for place, item in value.items() if kind is dict else enumerate(value):
+            for part in (place, item) if kind is dict else (item,):
+                yield from _not_plain(part, (*keys, place), seen)
+        seen[id(value)] = value
+
+
+def _too_wide(value: Any) -> str:
+    """Why a scalar that is plain cannot be written all the same; "" where it can."""
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
-        yield path, f"{shown(value)}, which has more than 64 bits"
-    elif isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            yield path, f"{shown(value)}, which holds half of a surrogate pair"
+        return f"{shown(value)}, which has more than 64 bits"
+    if isinstance(value, str) and not value.isascii() and not is_unicode(value):
+        return f"{shown(value)}, which holds half of a surrogate pair"
+    return ""

@@ -13,13 +13,29 @@ import operator
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from ..clusters.units import shown
 
-Problems = Iterator[tuple[str, str]]
+Path = tuple[tuple[str, Any], ...]  # ("." or "[" or "key", and the name, the position or the key), outermost first
+
+
+class Problem(NamedTuple):
+    """A part of a value that does not suit its annotation: where, the part, and what it must be. In words only when asked."""
+
+    path: Path
+    value: Any
+    must: str
+
+    def told(self) -> tuple[str, str]:
+        """Where it is, and what is wrong with it."""
+        where = "".join(map(_step, self.path)).removeprefix(".")
+        return where, f"is {shown(self.value)}; it must {self.must}"
+
+
+Problems = Iterator[Problem]
 _BOUNDS = {
     "ge": ("at least", operator.ge),
     "gt": ("above", operator.gt),
@@ -56,17 +72,17 @@ class TypeCheck:
 
     def mismatch(self, value: Any, hint: Any) -> tuple[str, str] | None:
         """As the function ``mismatch``."""
-        return next(self._problems(value, hint, ""), None)
+        problem = next(self._problems(value, hint, ()), None)
+        return problem.told() if problem is not None else None
 
-    def _problems(self, value: Any, hint: Any, path: str) -> Problems:
-        """(where, what) of what does not suit."""
+    def _problems(self, value: Any, hint: Any, path: Path) -> Problems:
         key = id(value), id(hint)
         if key in self._sound:
             return
         yield from self._looked_at(value, hint, path)
         self._sound[key] = value, hint
 
-    def _looked_at(self, value: Any, hint: Any, path: str) -> Problems:
+    def _looked_at(self, value: Any, hint: Any, path: Path) -> Problems:
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if hint is Any:
             return
@@ -80,59 +96,62 @@ class TypeCheck:
             yield from self._union(value, arguments, path)
         elif origin is typing.Literal:
             if not any(value == each and type(value) is type(each) for each in arguments):
-                yield path, f"is {shown(value)}; it must be one of {', '.join(map(repr, arguments))}"
+                yield Problem(path, value, f"be one of {', '.join(map(repr, arguments))}")
         elif origin is collections.abc.Callable:
             if not callable(value):
-                yield path, f"is {shown(value)}; it must be callable"
+                yield Problem(path, value, "be callable")
         elif origin is not None:
             yield from self._container(value, origin, arguments, path)
         elif not _is(value, hint):
-            yield path, f"is {shown(value)}; it must be {_name(hint)}"
+            yield Problem(path, value, f"be {_name(hint)}")
         elif dataclasses.is_dataclass(value) or (self._into_structs and isinstance(value, msgspec.Struct)):
             for name, inner in fields_of(value.__class__).items():
-                yield from self._problems(getattr(value, name), inner, _join(path, name))
+                yield from self._problems(getattr(value, name), inner, (*path, (".", name)))
 
-    def _record(self, value: Any, hints: Mapping[str, Any], path: str) -> Problems:
+    def _record(self, value: Any, hints: Mapping[str, Any], path: Path) -> Problems:
         if type(value) is not dict or set(value) != set(hints):
-            found = sorted(map(str, value)) if isinstance(value, dict) else shown(value)
-            yield path, f"holds {found}; it must hold {sorted(hints)}"
+            yield Problem(path, sorted(map(str, value)) if isinstance(value, dict) else value, f"hold {sorted(hints)}")
             return
         for name, inner in hints.items():
-            yield from self._problems(value[name], inner, _join(path, name))
+            yield from self._problems(value[name], inner, (*path, (".", name)))
 
-    def _union(self, value: Any, choices: tuple[Any, ...], path: str) -> Problems:
+    def _union(self, value: Any, choices: tuple[Any, ...], path: Path) -> Problems:
         """Sound by one of several; where only one may hold such a value, what that one says."""
-        found = [next(self._problems(value, choice, path), None) for choice in choices]
-        if None in found:
-            return
-        inside = [problem for problem in found if problem is not None and problem[0] != path]
         others = [choice for choice in choices if choice is not types.NoneType]
+        if value is None and len(others) < len(choices):
+            return
+        found = []
+        for choice in others:
+            problem = next(self._problems(value, choice, path), None)
+            if problem is None:
+                return
+            found.append(problem)
+        inside = [problem for problem in found if problem.path != path]
         if inside:
             yield inside[0]
         elif len(others) == 1:
-            where, what = next(self._problems(value, others[0], path))
-            yield where, f"{what} or None"
+            yield found[0]._replace(must=f"{found[0].must} or None")
         else:
-            yield path, f"is {shown(value)}; it must be {' or '.join(map(_name, choices))}"
+            yield Problem(path, value, f"be {' or '.join(map(_name, choices))}")
 
-    def _container(self, value: Any, origin: Any, arguments: tuple[Any, ...], path: str) -> Problems:
+    def _container(self, value: Any, origin: Any, arguments: tuple[Any, ...], path: Path) -> Problems:
         allowed = _CONTAINERS.get(origin, (origin,))
         if type(value) not in allowed:
-            yield path, f"is {shown(value)}; it must be a {' or '.join(kind.__name__ for kind in allowed)}"
+            yield Problem(path, value, f"be a {' or '.join(kind.__name__ for kind in allowed)}")
         elif origin is tuple and arguments[-1] is not Ellipsis:
             if len(value) != len(arguments):
-                yield path, f"is {shown(value)}; it must have {len(arguments)} entries"
+                yield Problem(path, value, f"have {len(arguments)} entries")
                 return
             for place, (item, inner) in enumerate(zip(value, arguments, strict=True)):
-                yield from self._problems(item, inner, f"{path}[{place}]")
+                yield from self._problems(item, inner, (*path, ("[", place)))
         elif isinstance(value, dict):
             inner = arguments[1] if len(arguments) > 1 else int  # a Counter's
             for key, item in value.items():
-                yield from self._problems(key, arguments[0], f"{path}, key {shown(key)}")
-                yield from self._problems(item, inner, f"{path}[{shown(key)}]")
+                yield from self._problems(key, arguments[0], (*path, ("key", key)))
+                yield from self._problems(item, inner, (*path, ("[", key)))
         elif isinstance(value, Iterable) and origin in (tuple, list, set, frozenset, collections.deque, *_CONTAINERS):
             for place, item in enumerate(value):
-                yield from self._problems(item, arguments[0], f"{path}[{place}]")
+                yield from self._problems(item, arguments[0], (*path, ("[", place)))
 
 
 @functools.cache
@@ -153,12 +172,20 @@ def _is(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def _out_of_bounds(value: Any, meta: Any, path: str) -> Problems:
+def _out_of_bounds(value: Any, meta: Any, path: Path) -> Problems:
     if isinstance(meta, msgspec.Meta) and isinstance(value, int | float):
         for name, (word, holds) in _BOUNDS.items():
             bound = getattr(meta, name)
             if bound is not None and not holds(value, bound):
-                yield path, f"is {shown(value)}; it must be {word} {bound:g}"
+                yield Problem(path, value, f"be {word} {bound:g}")
+
+
+def _step(step: tuple[str, Any]) -> str:
+    """One step of a path, in words."""
+    kind, key = step
+    if kind == ".":
+        return f".{key}"
+    return f"[{shown(key)}]" if kind == "[" else f", key {shown(key)},"
 
 
 def _name(hint: Any) -> str:
@@ -167,7 +194,3 @@ def _name(hint: Any) -> str:
         return _name(typing.get_args(hint)[0])
     name = "NoneType" if hint is None else getattr(hint, "__name__", str(hint))
     return _WORDS.get(name, f"a {name}")
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name

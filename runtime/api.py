@@ -64,7 +64,8 @@ class Run:
         self._summary = Summary()
         self._leaves, self._begun = threading.Event(), threading.Event()
         try:
-            self._recovery = Recovery(config, self.folder, resumes=resumes, remember=self._remember)
+            self._recovery = Recovery(config, self.folder, resumes=resumes)
+            self._remember()
         except BaseException:
             if self.folder is not None:
                 self.folder.close() if resumes else self.folder.discard()
@@ -156,14 +157,12 @@ class Run:
                         raise exception(step.fault)
                     if step.over:
                         self._fetch(session, settled=False)
-                except ServerDied as error:
+                except (ServerDied, UnfitCheckpoint) as error:
                     if session is not None:
                         session.close()
                     session = None
-                    self._recovery.after_death(error)
-                    continue
-                except UnfitCheckpoint as error:
-                    self._recovery.pass_over(error)
+                    self._recovery.go_back(error)
+                    self._remember()
                     continue
                 over = step.over
                 if self._leaves.is_set() and step.events and isinstance(step.events[-1], VersionClosed):

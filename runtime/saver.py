@@ -62,7 +62,9 @@ class Saver:
         best: dict[str, Tensor] | None = None
         if manifest is not None:
             try:
-                best = self._restore(self._checkpoints.read(manifest))
+                saved = self._checkpoints.read(manifest)
+                self.check(saved)
+                best = self._restore(saved)
             except Damaged as error:
                 raise UnfitCheckpoint(manifest.version, str(error)) from error
         self._checkpoints.start(manifest)
@@ -79,8 +81,8 @@ class Saver:
         value = {"engine": self._engine.saved(), "best": best, "hosts": hosts}
         self._checkpoints.write(value, version=version, events=events)
 
-    def _restore(self, saved: Any) -> dict[str, Tensor] | None:
-        """Check all of it, then put it in its places; the best weights. Raises ``Damaged``."""
+    def check(self, saved: Any) -> None:
+        """Raise ``Damaged`` for what is no checkpoint of this engine, and ``ValueError`` for one on other data."""
         if found := mismatch(saved, _SAVED, into_structs=False):
             raise Damaged(f"{found[0]} {found[1]}")
         best: dict[str, Tensor] | None = saved["best"]
@@ -89,10 +91,17 @@ class Saver:
             raise Damaged("the best weights are those of another model")
         if len(saved["hosts"]) != self._num_hosts:
             raise Damaged(f"it has {len(saved['hosts'])} hosts; the fleet has {self._num_hosts}")
+        for number, (views, bodies) in enumerate(saved["hosts"]):
+            if {key for key, _ in views.records} != set(bodies) if views is not None else bodies:
+                raise Damaged(f"the views of host {number} are not those whose packets it names")
         self._engine.check(saved["engine"])
+
+    def _restore(self, saved: Any) -> dict[str, Tensor] | None:
+        """Put what was checked in its places; the best weights. Raises ``Damaged``."""
         for number, (views, bodies) in enumerate(saved["hosts"]):
             self._restore_host(number, views, bodies)
         self._engine.restore(saved["engine"])  # last: it begins again with what was in flight
+        best: dict[str, Tensor] | None = saved["best"]
         return best
 
     def _save_host(self, number: int) -> tuple[SavedViews | None, dict[ViewKey, Stored]]:
@@ -114,8 +123,6 @@ class Saver:
         if views is None or not views.records:
             return
         records = dict(views.records)
-        if set(records) != set(bodies):
-            raise Damaged(f"the views of host {number} are not those whose packets it names")
         self._bodies[number] = dict(bodies)
         self._engine.pool.call_host(number, "restore", views)
         for disk, keys in ((False, views.memory), (True, views.disk)):

@@ -151,11 +151,11 @@ def test_leaving_early_leaves_a_readable_folder(digits, tmp_path, leave):
     run.close()  # harmless
 
 
-def test_a_run_that_never_began_leaves_a_readable_folder(digits, tmp_path):
-    with fedbonsai.run(digits(), out=tmp_path / "run") as run:
-        pass
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
-    assert run.summary["rounds"] == 0
+def test_a_run_that_never_began_leaves_nothing(digits, tmp_path):
+    with fedbonsai.run(digits(), out=tmp_path / "a" / "b") as run:
+        assert (tmp_path / "a" / "b" / "config.yaml").exists()
+    assert list(tmp_path.iterdir()) == []
+    assert (run.summary["status"], run.summary["rounds"]) == ("interrupted", 0)
 
 
 def test_a_run_that_fails_leaves_a_readable_folder_with_the_reason(digits, tmp_path):
@@ -179,7 +179,37 @@ def test_a_mistake_found_while_building_is_a_configuration_error(digits, tmp_pat
     run = fedbonsai.run(digits(**mistake), out=tmp_path / "run")
     with pytest.raises(ConfigError, match=sentence):
         next(run)
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+    assert run.summary["status"] == "failed"
+    corrected = fedbonsai.run(digits(stop={"rounds": 1}), out=tmp_path / "run")  # it finds the name free
+    assert isinstance(list(corrected)[-1], RunEnded)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+
+
+def test_what_is_removed_of_a_run_that_never_began_is_what_it_has_made(digits, tmp_path):
+    """A folder that was there stays, and so does one into which somebody has put a file; so does a place of checkpoints."""
+    for name in ("empty", "filled"):
+        (tmp_path / name).mkdir()
+    for name in ("empty", "filled", "new"):
+        to = {"checkpoint": {"to": str(tmp_path / f"{name} to")}}
+        run = fedbonsai.run(digits(model="nonsense") | to, out=tmp_path / name)
+        assert (tmp_path / f"{name} to" / "fedbonsai.json").exists()
+        if name == "filled":
+            (tmp_path / name / "mine.txt").write_text("mine")
+            (tmp_path / f"{name} to" / "mine.data").write_text("mine")
+        with pytest.raises(ConfigError, match=r"^model.name is 'nonsense'"):
+            next(run)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "filled", "filled to"]
+    assert list((tmp_path / "empty").iterdir()) == []
+    assert (tmp_path / "filled" / "mine.txt").read_text() == "mine"
+    assert (tmp_path / "filled to" / "mine.data").read_text() == "mine"
+
+
+def test_of_two_commands_that_race_for_a_folder_the_second_is_refused_and_harms_nothing(digits, tmp_path):
+    first = fedbonsai.run(digits(stop={"rounds": 1}), out=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"which is not empty; name a new folder$"):
+        fedbonsai.run(digits(), out=tmp_path / "run")
+    assert isinstance(list(first)[-1], RunEnded)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
 
 
 @pytest.mark.parametrize("end", ["finished", "closed", "failed"])

@@ -1,5 +1,6 @@
 """Checkpoints as files: bounded, incremental, whole or not there; and values that come back as what they were."""
 
+import os
 from collections import Counter, OrderedDict, deque
 from pathlib import Path, PurePosixPath
 
@@ -10,6 +11,7 @@ from fedbonsai.actors.messages import Message
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.comms.link import Model
 from fedbonsai.policies.report import Outcome
+from fedbonsai.runtime import manifest as manifests
 from fedbonsai.runtime.checkpoint_files import Folder
 from fedbonsai.runtime.checkpoints import Checkpoints
 from fedbonsai.runtime.config import CheckpointSettings
@@ -165,3 +167,100 @@ def test_another_run_s_are_not_touched(tmp_path):
     with pytest.raises(RunError, match=r"which is no longer this run's own$"):
         other.start(None)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def users_files(folder):
+    """Somebody's own data, some of it named as ours is."""
+    folder.mkdir(exist_ok=True)
+    for name in (
+        "ring.data",
+        "wdbc.data",
+        "0" * 32 + ".data",
+        "notes.partial",
+        "best.checkpoint",
+        "00000009.checkpoint.old",
+    ):
+        (folder / name).write_text(f"{name}: the user's own")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_folder_of_the_users_own_files_is_refused_and_left_alone(resumes, tmp_path):
+    before = users_files(tmp_path)
+    with pytest.raises(ConfigError, match=r"which is not empty, and holds no checkpoints of fedbonsai \(0{32}\.data, "):
+        checkpoints(tmp_path).place.claim(resumes=resumes)
+    with pytest.raises(RunError, match=r"which is no longer this run's own$"):
+        checkpoints(tmp_path).start(None)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_the_user_puts_among_our_files_is_left_alone(tmp_path):
+    to = opened(tmp_path)
+    write(to, torch.zeros(BIG), 1)
+    loose = manifests.data_name(b"of a write that was broken off")
+    (tmp_path / loose).write_bytes(b"of a write that was broken off")
+    (tmp_path / f"{loose}{to._files.partial}").write_bytes(b"of a write")
+    before = users_files(tmp_path)
+    again = opened(tmp_path)
+    for version in range(2, 6):
+        write(again, torch.full([BIG], float(version)), version)
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    ours = {loose, f"{loose}{to._files.partial}"}
+    assert not ours & set(after)  # named by what it holds; and by our marker's token
+    kept = {name: data for name, data in before.items() if "the user's own" in str(data)}
+    assert kept.items() <= after.items()
+    assert sum(name.endswith(".checkpoint") and name[0] == "0" for name in after) == 2
+
+
+def test_a_place_that_cannot_be_one_is_refused_in_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file', which cannot be used: Not a directory$"):
+        checkpoints(tmp_path / "file").place.claim(resumes=False)
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_place_in_which_nothing_was_written_is_given_up(tmp_path):
+    to = checkpoints(tmp_path / "to")
+    to.place.claim(resumes=False)
+    other = checkpoints(tmp_path / "to", run="other")
+    other.place.claim(resumes=False)  # of a run that died before it wrote anything: nothing is lost
+    other.place.release()
+    assert not (tmp_path / "to").exists()
+    write(opened(tmp_path / "to"), 1, 1)
+    before = sorted(path.name for path in (tmp_path / "to").iterdir())
+    to.place.release()
+    assert sorted(path.name for path in (tmp_path / "to").iterdir()) == before
+    with pytest.raises(
+        ConfigError, match=r"to', which holds checkpoints already; resume their run, or name a new place$"
+    ):
+        to.place.claim(resumes=False)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists() or not hasattr(os, "mkfifo"), reason="needs POSIX")
+@pytest.mark.parametrize("what", ["zero", "pipe", "folder", "missing", "longer", "shorter"])
+@pytest.mark.parametrize("kind", ["data", "checkpoint", "fedbonsai.json"])
+def test_what_is_no_file_of_the_right_length_is_not_read(what, kind, tmp_path):
+    to = opened(tmp_path)
+    for version in (1, 2):
+        write(to, torch.full([BIG], float(version)), version)
+    newest, before = to._manifests[1], to._manifests[0]
+    data = next(name for name in newest.files if name not in before.files and newest.files[name] > BIG)
+    victim = tmp_path / {"data": data, "checkpoint": newest.name}.get(kind, kind)
+    content = victim.read_bytes()
+    victim.unlink()
+    if what == "zero":
+        victim.symlink_to("/dev/zero")
+    elif what == "pipe":
+        os.mkfifo(victim)
+    elif what == "folder":
+        victim.mkdir()
+    elif what != "missing":
+        victim.write_bytes(content + b"x" if what == "longer" else content[:-2])
+    again = checkpoints(tmp_path)
+    if kind == "fedbonsai.json":  # without it the files are no one's
+        with pytest.raises(ConfigError, match=r"which is not empty, and holds no checkpoints of fedbonsai"):
+            again.place.claim(resumes=True)
+        return
+    found = again.newest()
+    assert found.manifest.version == 1
+    assert len(found.notices) == (0 if (what, kind) == ("missing", "checkpoint") else 1)
