@@ -56,8 +56,8 @@ class Upload:
 
     def add(self, number: int, packet: Array) -> None:
         """Packets may come in any order, each once. Raises ``UploadFault``."""
-        assert packet.dtype == np.uint8
-        assert packet.ndim == 1
+        if not isinstance(packet, np.ndarray) or packet.dtype != np.uint8 or packet.ndim != 1:
+            raise UploadFault(f"packet {number} of {self._key} is no array of bytes")
         if number < 0 or number in self._lengths:
             why = "is there already" if number in self._lengths else "cannot be"
             raise UploadFault(f"packet {number} of {self._key} {why}")

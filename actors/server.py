@@ -46,7 +46,6 @@ _PLAIN = ServerOptimiser()
 class Server:
     """Holds the store; one version of the model at a time is current, older ones live in the packets still in flight."""
 
-    # By a checkpoint.
     SAVED: ClassVar = {"version": CountOrZero, "store": Store, "links": ServerLinks, "_fold": Fold, "_plain": PlainDownlinks,
                        "_heads": SharedHeads, "_hashes": BlockHashes, "_roles": dict[str, Role],
                        "_starts": dict[tuple[int, str], tuple[int, dict[str, Array]]]}  # fmt: skip

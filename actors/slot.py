@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..comms.codecs import Array
-from ..comms.errors import OutOfSync
+from ..comms.errors import MismatchedPacket, OutOfSync
 from ..learning.losses import make_loss
 from ..learning.part import Part, rest
 from ..learning.split import HostLeg
 from ..learning.tensors import as_tensors
 from ..learning.workload import Workload
-from ..policies.plan import Plan
+from ..policies.plan import Plan, Split
 from .module import Module
 from .plain import open_weights
 from .replay_upload import ViewKey
@@ -49,8 +49,11 @@ class SlotMaker:
 
     def open(self, plan: Plan, num_samples: int, packets: Sequence[Array]) -> Slot:
         """A slot at its start; raises a ``PacketError`` for packets that are not sound, or another trunk."""
-        assert plan.split is not None
-        part = self._part(plan)
+        if plan.split is None or len(packets) != 1:
+            raise MismatchedPacket(
+                f"plan {plan.id} came to a host with {len(packets)} packets; a split plan comes with one"
+            )
+        part = self._part(plan, plan.split)
         (packet,) = packets
         arrays = open_weights(packet, plan, part, self.workload.spec)
         base, channels_last = as_tensors(arrays) | self._trunk.tensors(part), plan.training.channels_last
@@ -78,16 +81,13 @@ class SlotMaker:
         slot.leg.close()
         self._free.setdefault(slot.plan.training.channels_last, []).append(slot.module)
 
-    def _part(self, plan: Plan) -> Part:
+    def _part(self, plan: Plan, split: Split) -> Part:
         """The host's blocks of a plan; of its frozen ones it has its own, which must be the trunk of this model."""
-        assert plan.split is not None
-        part = rest(self.workload.spec, plan.part, frozen_to=plan.split.depth)
-        if plan.split.mode != "ecofed":
+        part = rest(self.workload.spec, plan.part, frozen_to=split.depth)
+        if split.mode != "ecofed":
             return part
-        if (found := self._trunk.hashes.trunk(plan.split.depth)) != plan.split.trunk:
-            raise OutOfSync(
-                f"the trunk up to {plan.split.depth!r} is {found} here, where the plan names {plan.split.trunk}"
-            )
+        if (found := self._trunk.hashes.trunk(split.depth)) != split.trunk:
+            raise OutOfSync(f"the trunk up to {split.depth!r} is {found} here, where the plan names {split.trunk}")
         return self._trunk.hashes.cached(part)
 
 

@@ -27,7 +27,7 @@ from .availability import (
 from .profile import DeviceProfile, NonNegative, Positive
 from .reading import read_struct
 from .units import format_quantity
-from .yaml_text import parse_yaml
+from .yaml_text import read_yaml
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Bytes = Annotated[int, msgspec.Meta(gt=0)]
@@ -152,7 +152,7 @@ def load_fleet(source: str | Mapping[str, Any]) -> Fleet:
             f"fleet is {source!r}, neither a file nor a built-in fleet; the built-in ones are: {', '.join(names())}"
         )
     try:
-        raw = parse_yaml(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path)
     except (OSError, ValueError) as error:  # the second: not UTF-8, or not YAML
         raise ValueError(f"fleet {source!r} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):

@@ -8,10 +8,12 @@ needs and what could exhaust the process: tags of other types, text that is not 
 """
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+MOST_BYTES = 256 * 1024**2  # of a file
 MOST_DEPTH = 100
 MOST_ALIASED = 100_000
 _EXPONENT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
@@ -89,6 +91,15 @@ def parse_yaml(text: str) -> Any:
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise ValueError(f"{problem}{where}") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """Plain data from a file or a pipe; of one that never ends a part is read. Raises ``OSError`` and ``ValueError``."""
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+    return parse_yaml(data.decode())
 
 
 def is_unicode(text: str) -> bool:

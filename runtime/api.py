@@ -27,7 +27,7 @@ from .errors import RunError, ServerDied, UnfitCheckpoint
 from .events import AnyEvent, PlanEnded, VersionClosed
 from .named_modules import find_named_modules
 from .recovery import Recovery
-from .resume import Resume, discard, open_folder
+from .resume import Resume, discard, going_on, open_folder
 from .session import Session, exception, open_session
 from .summary import Summary
 
@@ -56,10 +56,12 @@ class Run:
         if policy is not None:
             config = msgspec.structs.replace(config, policy=described(policy))
         self._policy = policy if policy is not None else configured_policy(config)
-        self.config = config
         check_policy(self._policy, config, config.load_fleet())
         named = out if out is not None else config.out
         self.folder, resumes = open_folder(config, resume, target=Path(named) if named is not None else None)
+        if self.folder is not None and resumes:
+            config = going_on(config, self.folder.path)
+        self.config = config
         self.reports: dict[int, PlanEnded] = {}
         self._summary = Summary()
         self._leaves, self._begun = threading.Event(), threading.Event()

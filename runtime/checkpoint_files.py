@@ -163,7 +163,7 @@ class Remote:
 
     def remove_place(self) -> None:
         """Remove the folder, where the place has folders."""
-        with suppress(OSError, NotImplementedError):
+        with suppress(OSError):
             self._system.rmdir(self._root)
 
 

@@ -88,6 +88,14 @@ def _saved_views(views: SavedViews) -> str:
     return ""
 
 
+def _round(round_: Round) -> str:
+    if (round_.began_s is None) != (round_.dispatched == 0):
+        return "it began with its first plan, or not at all"
+    if round_.outstanding < 0 or min(round_.outcomes.values(), default=0) < 0:
+        return f"of {round_.dispatched} plans {round_.dispatched - round_.outstanding} have ended"
+    return ""
+
+
 def _finished(finished: Finished) -> str:
     for name in ("update", "host_update"):
         packet = getattr(finished, name)
@@ -114,7 +122,7 @@ KINDS: Mapping[str, Kind] = {
     "load": Kind(Load),
     "message": Kind(Message, packet="reference"),
     "peer": Kind(Peer),
-    "round": Kind(Round),
+    "round": Kind(Round, problem=_round),
     "route": Kind(Route),
     "saved-views": Kind(SavedViews, problem=_saved_views),
     "sealed": Kind(Sealed, packet="reference"),

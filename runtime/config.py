@@ -13,7 +13,7 @@ import msgspec
 from ..actors.host_messages import ReplaySettings
 from ..clusters.fleet import Fleet, load_fleet
 from ..clusters.units import shown
-from ..clusters.yaml_text import is_unicode, parse_yaml
+from ..clusters.yaml_text import read_yaml
 from ..comms.codecs import CodecSpec
 from ..learning.data.config import DataConfig
 from ..learning.initialisation import Initialisation
@@ -24,7 +24,7 @@ from ..learning.staleness import Staleness
 from ..policies.presets import find_preset
 from .convert import convert
 from .errors import ConfigError
-from .layers import merge, plain, setting, spell_out
+from .layers import merge, path_problem, plain, setting, spell_out
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -178,15 +178,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return plain
 
 
-def path_problem(path: str) -> str:
-    """Why there can be no file of this name, as the end of a sentence; "" where there can be."""
-    if "\0" in path:
-        return "which holds a NUL; no file can be named so"
-    if not is_unicode(path):
-        return "which is not text in UTF-8; name another path"
-    return ""
-
-
 def load_config(
     source: str | Path | Mapping[str, Any] | Config | None = None,
     *,
@@ -215,7 +206,6 @@ def load_config(
 
 
 _DEFAULT_PRESET: str = Config().preset
-_MOST_BYTES = 256 * 1024**2  # of a YAML file
 
 
 def _read(source: str | Path | Mapping[str, Any] | Config | None) -> dict[str, Any]:
@@ -232,15 +222,14 @@ def _read(source: str | Path | Mapping[str, Any] | Config | None) -> dict[str, A
         raise ConfigError(f"config is {shown(str(source))}, {problem}")
     path = Path(source)
     try:
-        raw = parse_yaml(_text(path))
+        raw = read_yaml(path)
     except OSError as error:
         raise ConfigError(f"configuration {str(path)!r} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"configuration {str(path)!r} is not text in UTF-8: {error}") from error
     except ValueError as error:
         raise ConfigError(f"configuration {str(path)!r} is not YAML: {error}") from error
-    if raw is None:
-        raw = {}
+    raw = {} if raw is None else raw
     if not isinstance(raw, dict):
         raise ConfigError(f"configuration {str(path)!r} must be a mapping of settings, not a {type(raw).__name__}")
     fleet = raw.get("fleet")
@@ -251,15 +240,6 @@ def _read(source: str | Path | Mapping[str, Any] | Config | None) -> dict[str, A
     if isinstance(weights, str) and not Path(weights).exists() and (path.parent / weights).is_file():
         raw["init"] = {**raw["init"], "weights": str(path.parent / weights)}
     return raw
-
-
-def _text(path: Path) -> str:
-    """What a file or a pipe holds; a device that never ends is not read for ever. Raises ``OSError`` and ``ValueError``."""
-    with path.open("rb") as file:
-        data = file.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise ValueError(f"it has more than {_MOST_BYTES} bytes")
-    return data.decode()
 
 
 def _preset(name: Any) -> dict[str, Any]:

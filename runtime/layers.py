@@ -57,6 +57,15 @@ def plain(value: Any, path: str = "", *, depth: int = 0) -> Any:
     )
 
 
+def path_problem(path: str) -> str:
+    """Why there can be no file of this name, as the end of a sentence; "" where there can be."""
+    if "\0" in path:
+        return "which holds a NUL; no file can be named so"
+    if not is_unicode(path):
+        return "which is not text in UTF-8; name another path"
+    return ""
+
+
 def setting(text: str) -> dict[str, Any]:
     """``a.b=value`` as a layer; the value is read as YAML. Raises ``ConfigError``."""
     path, sign, value = text.partition("=")

@@ -21,6 +21,7 @@ from .journey import Journey
 from .streams import StreamProgress
 
 Saved = Mapping[str, Any]
+_RESULT_KNOWN = ("stream", "up", "gone")  # stages that a journey enters with the result of its plan
 
 
 def state_problem(
@@ -133,6 +134,11 @@ def _plans(saved: Saved, spec: ModelSpec, profiles: Sequence[DeviceProfile], hos
                 check_plan(wish, spec=spec, profile=profiles[plan.device])
             except PlanRefused as error:
                 yield str(error)
+    links = saved["_server"]["links"]
+    remembering = {plan.id for plan in in_flight.values() if plan.link_down is not None or plan.link_up is not None}
+    known = {plan.id for plan in in_flight.values() if plan.device in links["peers"]["_entries"]}
+    if not remembering <= known & set(links["_sent"]):
+        yield "a plan is in flight over a link that remembers nothing of it"
     if any(sent.plan.id != plan_id or plan_id not in in_flight for plan_id, sent in saved["_sent"].items()):
         yield "a message was sent for a plan that is not in flight"
 
@@ -144,6 +150,16 @@ def _clock(clock: Saved | float, in_flight: Mapping[int, Plan]) -> Iterator[str]
     journeys: Mapping[int, Journey] = clock["journeys"]
     if set(journeys) != set(in_flight) or any(journey.plan.id != plan_id for plan_id, journey in journeys.items()):
         yield "the plans on their way are not those in flight"
+    for plan_id, journey in journeys.items():
+        split, finished = journey.plan.split is not None, journey.finished
+        if (journey.work is not None) != split or (journey.stage == "stream" and not split):
+            yield f"plan {plan_id} streams to a host without being split, or is split without work for one"
+        if (journey.stage == "stream" and journey.load is None) or (
+            journey.stage in _RESULT_KNOWN and finished is None
+        ):
+            yield f"plan {plan_id} is at stage {journey.stage!r} without what it has there"
+        if journey.stage == "up" and finished is not None and finished.update is None:
+            yield f"plan {plan_id} sends an update that it does not have"
     transfers = clock["_transfers"]
     named = {plan_id for _, plan_id in clock["_timers"]}
     named |= {*transfers["down"]["_transfers"], *transfers["up"]["_transfers"]}

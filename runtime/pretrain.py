@@ -14,7 +14,7 @@ import msgspec
 import torch
 from torch import nn
 
-from ..clusters.yaml_text import parse_yaml
+from ..clusters.yaml_text import read_yaml
 from ..learning.blocks import cut
 from ..learning.cost import part_cost
 from ..learning.data.config import DataConfig
@@ -149,7 +149,7 @@ def _named(own: DataConfig, name: str) -> DataConfig:
 def _section(path: str) -> DataConfig:
     """The data section that a file holds."""
     try:
-        raw = parse_yaml(Path(path).read_text(encoding="utf-8"))
+        raw = read_yaml(Path(path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--data is {path!r}, which cannot be read: {error}") from error
     source = convert(spell_out({"data": raw})["data"], DataConfig)

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,10 +18,12 @@ import msgspec
 from ..clusters.units import shown
 from ..clusters.yaml_text import parse_yaml
 from ..comms.channel import LocalChannel
+from ..learning.schedule import Schedule
 from .checkpoint_files import read_file
 from .checkpoints import Checkpoints
-from .config import Config, load_config, path_problem
+from .config import Config, load_config
 from .errors import ConfigError
+from .layers import path_problem
 from .run_folder import RunFolder, default_path, is_run_folder, resolved
 from .saver import SavePlan, open_checkpoints
 
@@ -73,9 +76,22 @@ def choose_folder(config: Config, resume: Resume, *, target: Path | None) -> tup
     return None, False
 
 
+def going_on(config: Config, folder: Path) -> Config:
+    """``config`` for going on with the run in ``folder``: its schedule keeps the horizon that the run began with."""
+    return msgspec.structs.replace(config, schedule=_schedule(config, _config_of(folder)))
+
+
+def _schedule(config: Config, before: Config) -> Schedule:
+    """The schedule of a run that goes on: its horizon is the one that it began with, unless the configuration sets one."""
+    began = before.schedule.within(before.stop.rounds)
+    return config.schedule if began.rounds is None else config.schedule.within(began.rounds)
+
+
 def check_same(folder: Path, config: Config) -> None:
     """Raise ``ConfigError``, with all that differs, where the run in ``folder`` is another than that of ``config``."""
-    before, now = _identity(_config_of(folder)), _identity(config)
+    there = _config_of(folder)
+    now = _identity(msgspec.structs.replace(config, schedule=_schedule(config, there)))
+    before = _identity(there)
     differing = [f"{name} is {new}, and was {old}" for name, new, old in _differences(now, before)]
     if differing:
         listed = "; ".join(differing[:5]) + (f"; and {len(differing) - 5} more" if len(differing) > 5 else "")
@@ -113,12 +129,16 @@ def plan_saving(
         return plan
     found = checkpoints.newest(most_events=folder.log.num_events, unfit=unfit)
     folder.cut(found.manifest.events if found.manifest is not None else 0)
-    if found.manifest is None:
-        return plan
-    told = f"the run goes on after version {found.manifest.version}, from its checkpoint"
-    return SavePlan(
-        place=place, settings=settings, run=plan.run, manifest=found.manifest, notices=(*found.notices, told)
-    )
+    notices = list(found.notices)
+    if found.manifest is not None:
+        notices.append(f"the run goes on after version {found.manifest.version}, from its checkpoint")
+    horizon = config.schedule.rounds
+    if config.schedule.has_horizon and horizon is not None and horizon < config.stop.rounds:
+        notices.append(
+            f"stop.rounds is {config.stop.rounds}, and the schedule of the learning rate ends with round {horizon}, as when the "
+            f"run began: from there on the rate is {config.schedule.final:g} of the first"
+        )
+    return replace(plan, manifest=found.manifest, notices=tuple(notices))
 
 
 def discard(folder: RunFolder | None, plan: SavePlan | None) -> None:

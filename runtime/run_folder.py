@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 
 from . import event_log, marker
@@ -146,8 +147,9 @@ def is_run_folder(path: Path) -> bool:
 
 
 def resolved(config: Config) -> dict[str, Any]:
-    """The configuration with its fleet written out, so that it does not depend on a file elsewhere."""
-    return config.to_dict() | {"fleet": config.load_fleet().to_dict()}
+    """The configuration with its fleet and the horizon of its schedule written out, so that it says all by itself."""
+    schedule = config.schedule.within(config.stop.rounds)
+    return config.to_dict() | {"fleet": config.load_fleet().to_dict(), "schedule": msgspec.to_builtins(schedule)}
 
 
 def default_path(config: Config) -> Path:
