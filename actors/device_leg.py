@@ -6,6 +6,7 @@ from ..comms.errors import MismatchedPacket
 from ..learning.ahead import train_ahead
 from ..learning.data.types import Samples
 from ..learning.losses import make_loss
+from ..learning.part import trained_tensors
 from ..learning.split import DeviceLeg, LocalLeg, forward_only
 from ..learning.training import Gradient, TrainingResult, train
 from ..learning.workload import Workload
@@ -31,7 +32,7 @@ def train_front(
         raise MismatchedPacket(f"plan {plan.id} is split, and came without a host")
     stream, front = DeviceStream(plan, host, workload), plan.part.blocks
     transform = workload.data.train_transform
-    trainable = [tensor.name for tensor in workload.spec.tensors_of(plan.part.trained)]
+    trainable = [tensor.name for tensor in trained_tensors(workload.spec, plan.part.trained)]
     if plan.split.window > 1 and not plan.part.head:
         return train_ahead(
             module.blocks,

@@ -14,7 +14,7 @@ from ..comms.codecs import Array, Arrays, ArraySpec
 from ..comms.errors import MismatchedPacket, OutOfSync
 from ..comms.link import FORGET, Memory, Model, Sent, State, copy_state, depths
 from ..comms.make_codec import make_codec
-from ..comms.predict import hash_arrays
+from ..comms.predict import Residual, hash_arrays
 from ..comms.receive import receive_update
 from ..policies.plan import Plan
 from ..policies.report import Report
@@ -137,6 +137,21 @@ class ServerLinks:
             peer = self._peer(plan)
             peer.on_its_way = None
             self.peers.put(plan.device, peer)
+
+    @property
+    def remember(self) -> bool:
+        """Whether downlinks of this run have a memory."""
+        return any(self.peers.streams())
+
+    def held(self, plan: Plan) -> tuple[Plan, State] | None:
+        """An evaluation of the model that the plan's device holds by its downlink: the plan for it, and the device's state.
+
+        None where it holds none that is known. Nothing is marked as used.
+        """
+        peer = self.peers.read(plan.device)
+        if peer is None or peer.held is None or peer.lost or not peer.stream or peer.state is None:
+            return None
+        return replace(plan, version=peer.held, link_down=Residual(rule="stationary")), peer.state
 
     def state(self, device: int) -> State | None:
         """What a simulated device remembers."""

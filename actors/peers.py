@@ -9,7 +9,7 @@ too: it travels with its plan, and comes back with its report.
 import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -98,6 +98,19 @@ class Peers:
         """The entry of a device without its arrays, which may be on disk."""
         return self._entries.get(device)
 
+    def read(self, device: int) -> Peer | None:
+        """A copy of a device's entry with its arrays, which are read from disk if they are there; it does not count as used.
+
+        None where there is none, or where its file cannot be read.
+        """
+        peer = self._entries.get(device)
+        if peer is None or device not in self._files:
+            return peer
+        try:
+            return replace(peer, **self._read_file(device))
+        except (OSError, SafetensorError, OutOfSync):  # told when the entry is used
+            return None
+
     def put(self, device: int, peer: Peer) -> None:
         """Keep an entry, as the newest. While its plan is on its way it stays in memory."""
         if device in self._files:
@@ -164,8 +177,10 @@ class Peers:
             arrays |= {_STATE + name: array for name, array in peer.state.items()}
         try:
             path = self._path(device)
-            # (ascontiguousarray would give a number without dimensions one.)
-            save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)
+            # (ascontiguousarray would give a number without dimensions one.) The format sorts tensors, and the order of a
+            # model's is part of its hash.
+            numbered = {f"{number:06} {name}": array for number, (name, array) in enumerate(arrays.items())}
+            save_file({name: np.asarray(array, order="C") for name, array in numbered.items()}, path)
         except (OSError, SafetensorError) as error:
             if self._folder is not None:
                 self._path(device).unlink(missing_ok=True)
@@ -184,19 +199,24 @@ class Peers:
     def _load(self, device: int, peer: Peer) -> None:
         """Bring an entry's arrays back; where its file is gone or damaged, drop it."""
         try:
-            arrays = load_file(self._path(device))
-            memory = {name.removeprefix(_MEMORY): a for name, a in arrays.items() if name.startswith(_MEMORY)}
-            peer.memory = DeviceEnd.from_state(memory).memory
+            found = self._read_file(device)
         except (OSError, SafetensorError, OutOfSync) as error:
             self._remove_file(device)
             self._drop(device)
             self.notices.append(f"the memory of device {device}'s link could not be read from disk ({error}); dropped")
             return
-        state = {name.removeprefix(_STATE): a for name, a in arrays.items() if name.startswith(_STATE)}
-        peer.state = state or None
+        peer.memory, peer.state = found["memory"], found["state"]
         self._remove_file(device)
         self._set_size(device, peer.num_bytes)
         self._landed[device] = None
+
+    def _read_file(self, device: int) -> dict[str, Any]:
+        """The arrays of an entry on disk: its ``memory`` and ``state``. Raises what they are read with."""
+        numbered = load_file(self._path(device))
+        arrays = {name.partition(" ")[2]: numbered[name] for name in sorted(numbered)}
+        memory = {name.removeprefix(_MEMORY): a for name, a in arrays.items() if name.startswith(_MEMORY)}
+        state = {name.removeprefix(_STATE): a for name, a in arrays.items() if name.startswith(_STATE)}
+        return {"memory": DeviceEnd.from_state(memory).memory, "state": state or None}
 
     def _drop(self, device: int) -> None:
         """Forget what an entry holds: its device will be resynchronised."""

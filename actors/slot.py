@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
 from torch import Tensor
 
 from ..comms.codecs import Array
 from ..comms.errors import MismatchedPacket, OutOfSync
 from ..learning.losses import make_loss
-from ..learning.part import Part, rest
+from ..learning.part import Part, down_tensors, rest
 from ..learning.split import HostLeg
 from ..learning.tensors import as_tensors
 from ..learning.workload import Workload
@@ -49,16 +50,17 @@ class SlotMaker:
 
     def open(self, plan: Plan, num_samples: int, packets: Sequence[Array]) -> Slot:
         """A slot at its start; raises a ``PacketError`` for packets that are not sound, or another trunk."""
-        if plan.split is None or len(packets) != 1:
-            raise MismatchedPacket(
-                f"plan {plan.id} came to a host with {len(packets)} packets; a split plan comes with one"
-            )
+        if plan.split is None:
+            raise MismatchedPacket(f"plan {plan.id} came to a host, and is not split")
         part = self._part(plan, plan.split)
-        (packet,) = packets
-        arrays = open_weights(packet, plan, part, self.workload.spec)
+        expected = 1 if down_tensors(self.workload.spec, part) else 0
+        if len(packets) != expected:
+            raise MismatchedPacket(f"{len(packets)} packets came, where {expected} bring the host's blocks")
+        arrays = open_weights(packets[0], plan, part, self.workload.spec) if packets else {}
         base, channels_last = as_tensors(arrays) | self._trunk.tensors(part), plan.training.channels_last
         free = self._free.setdefault(channels_last, [])
         module = free.pop() if free else Module(self.workload, channels_last=channels_last)
+        module.check_frozen(replace(part, frozen=plan.split.frozen))
         module.load(base)
         stream, answers = Stream(plan, self.workload), plan.split.mode == "splitfed"
         leg = HostLeg(

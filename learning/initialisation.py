@@ -34,13 +34,15 @@ class Initialisation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     ``weights``: a safetensors file, or "torchvision" for the published weights of a model ``torchvision/NAME``. ``trunk``: the
     last block that is taken over by the mode partial (None: the first). ``hash``: what ``model_hash`` of the weights must be
-    (None: anything). Raises ``ValueError`` for settings that the mode does not use, or lacks.
+    (None: anything). ``missing``: "keep" leaves tensors that the weights lack as they are built, such as adapters on a
+    pretrained base; "refuse" names the first. Raises ``ValueError`` for settings that the mode does not use, or lacks.
     """
 
     mode: Literal["random", "partial", "holistic"] = "random"
     weights: str | None = None
     trunk: str | None = None
     hash: str | None = None
+    missing: Literal["refuse", "keep"] = "refuse"
 
     def __post_init__(self) -> None:
         """Refuse weights that would be ignored without a word."""
@@ -52,6 +54,8 @@ class Initialisation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             value = getattr(self, name)
             if self.mode == "random" and value is not None:
                 raise ValueError(f"init.{name} is {value!r}, but init.mode is 'random'; use 'partial' or 'holistic'")
+        if self.mode == "random" and self.missing == "keep":
+            raise ValueError("init.missing is 'keep', but init.mode is 'random'; use 'partial' or 'holistic'")
         if self.mode == "holistic" and self.trunk is not None:
             raise ValueError(f"init.trunk is {self.trunk!r}, which is for the mode 'partial'; init.mode is 'holistic'")
 
@@ -83,7 +87,7 @@ def read_weights(init: Initialisation, *, model: str) -> dict[str, Tensor]:
 
 
 def initialise(model: nn.Module, found: Mapping[str, Tensor], init: Initialisation) -> tuple[str, ...]:
-    """Take tensors of ``found`` over into ``model``, in place; the names of those that stay random though in mode holistic.
+    """Take tensors of ``found`` over into ``model``, in place; the names of those that the mode asks for and that stay random.
 
     Tensors that the model does not have are passed over, and a counter that is missing starts at its start. Raises
     ``ValueError`` for a trunk that is no block, and for a tensor that is missing, of another shape or kind, or not finite.
@@ -93,6 +97,9 @@ def initialise(model: nn.Module, found: Mapping[str, Tensor], init: Initialisati
     held, last = model.state_dict(), {tensor.name for tensor in spec.blocks[-1].tensors}
     for tensor in wanted:
         if tensor.name not in found and tensor.role == "counter":
+            continue
+        if tensor.name not in found and init.missing == "keep":
+            kept.append(tensor.name)
             continue
         if _other_shape(tensor, found) and init.mode == "holistic" and tensor.name in last:
             kept.append(tensor.name)

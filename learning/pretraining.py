@@ -82,7 +82,7 @@ def pretrain(
         epoch_seed = derive(seed, "epoch", number)
         order = batches(len(samples), batch_size=training.batch_size, seed=epoch_seed)
         stepper.set_learning_rate(recipe.rate(number))
-        model.train()
+        stepper.set_modes()
         with stepper:
             steps(stepper, gradient, samples, order, training=training, transform=data.train_transform, seed=epoch_seed)
         figures = evaluate(

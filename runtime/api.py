@@ -22,9 +22,11 @@ from ..learning.workload import Workload
 from ..policies.policy import Policy
 from .check_policy import check_policy, configured_policy, described
 from .config import Config, load_config
+from .convert import convert
 from .engine import workload_settings
 from .errors import RunError, ServerDied, UnfitCheckpoint
-from .events import AnyEvent, PlanEnded, VersionClosed
+from .events import AnyEvent, PlanEnded, RunStarted, VersionClosed
+from .measured import Measured, settle
 from .named_modules import find_named_modules
 from .recovery import Recovery
 from .resume import Resume, discard, going_on, open_folder
@@ -145,17 +147,18 @@ class Run:
         """Open a session, pass its events on, and leave a readable folder whatever happens."""
         started = time.perf_counter() - self._summary.rounds_wall_s
         session: Session | None = None
-        over = settled = False  # settled: all that the session has told is in the log
+        over = settled = answers = False  # settled: all that the session has told is in the log
         try:
             while not over:
                 try:
-                    session = session or open_session(self.config, self._policy, self._recovery.plan)
+                    session = session or open_session(self._settled(), self._policy, self._recovery.plan)
                     step = session.step()
                     for event in step.events:
                         self._note(event, started)
                         settled = event is step.events[-1]
                         yield event
                     if step.fault is not None:
+                        answers = True
                         raise exception(step.fault)
                     if step.over:
                         self._fetch(session, settled=False)
@@ -177,7 +180,7 @@ class Run:
         finally:
             self._summary.wall_s = time.perf_counter() - started
             try:
-                if session is not None and not over and self._summary.status != "failed":
+                if session is not None and not over and (answers or self._summary.status != "failed"):
                     self._fetch(session, settled=settled)
             finally:
                 with closing(session) if session is not None else nullcontext():
@@ -197,25 +200,37 @@ class Run:
         self._summary.wall_s = time.perf_counter() - started
         self._summary.note(event)
         if self.folder is not None:
+            if isinstance(event, RunStarted) and event.measured:
+                self.folder.write_measured(event.measured)
             self.folder.note(event)
         if isinstance(event, PlanEnded):
             self.reports[event.report.plan.device] = event
 
+    def _settled(self) -> Config:
+        """The configuration, with what a run that goes on has measured at its start."""
+        if self.folder is None:
+            return self.config
+        return settle(self.config, convert(self.folder.measured, Measured))
+
     def _fetch(self, session: Session, *, settled: bool) -> None:
-        """Bring the weights home; of an interrupted run, write the checkpoint first that it can be resumed from."""
+        """Bring the weights home, of a run that failed those of its newest version.
+
+        Of an interrupted run, write the checkpoint first that it can be resumed from.
+        """
         summary, interrupted = self._summary.to_dict(), self._summary.status == "interrupted"
+        cut_short = interrupted or self._summary.status == "failed"
         try:
             if interrupted and settled:
                 session.save(timeout_s=20.0)
             for which in ("final", "best"):
                 # Whoever presses Ctrl-C wants to leave, even if the server is in the middle of a long plan.
-                self._weights[which] = session.weights(which, timeout_s=10.0 if interrupted else 120.0)
+                self._weights[which] = session.weights(which, timeout_s=10.0 if cut_short else 120.0)
                 if self.folder is not None:
                     rounds = (summary["best_round"] if which == "best" else None) or summary["rounds"]
                     metadata = {"rounds": str(rounds), "model": self.config.model.name, "name": self.config.name}
                     self.folder.write_weights(which, self._weights[which], metadata=metadata)
         except RunError as error:
-            if not interrupted:  # else it ends without weights: the server is busy for long, or gone
+            if not cut_short:  # else it ends without weights: the server is busy for long, or gone
                 self._summary.status, self._summary.reason = "failed", str(error)
                 raise
 

@@ -170,9 +170,8 @@ def check_cuts(policy: Policy, workload: Workload, training: Training) -> None:
     for position, link in enumerate(links(policy)):
         told = _told(position, link)
         wanted: tuple[str, ...] = getattr(link, "cuts", ())
-        if not names[:-1] and _cuts(link):
-            why = workload.blocks.reason or "it has one block only"
-            raise ConfigError(f"{told} cuts the model, which cannot be cut: {why}")
+        if _cuts(link) and (fault := workload.cut_fault):
+            raise ConfigError(f"{told} cuts the model, which cannot be cut: {fault}")
         if unknown := [cut for cut in wanted if cut not in names[:-1]]:
             fronts = [(cut, workload.boundary(names[: names.index(cut) + 1], training)) for cut in names[:-1]]
             clean = ", ".join(f"{cut} ({'x'.join(map(str, found.shape))})" for cut, found in fronts)

@@ -39,7 +39,7 @@ class Comparison:
         view, chosen = self._view(), cohorts(policy)
         size = min(cohort_size(each, len(view.profiles)) for each in chosen) if chosen else None
         methods = {name: method for name, method in methods_of(policy).items() if name in names}
-        if not self._workload.spec.block_names[:-1]:
+        if self._workload.cut_fault:
             methods = {PLAIN: methods[PLAIN]}
         rounds = self._config.stop.rounds
         return compare_methods(view, self._fleet, methods, rounds=rounds, cohort=size, refusal=self._refusal)
@@ -81,6 +81,7 @@ class Comparison:
             seed=0,
             profiles=self._profiles,
             samples=[self._workload.data.num_samples(device) for device in range(len(self._profiles))],
+            min_samples=self._workload.min_samples,
             hosts=self._fleet.hosts.count,
             plan_maker=lambda device: new_plan(device, 0, 0),
             estimator=self._costs.estimate,

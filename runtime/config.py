@@ -17,9 +17,8 @@ from ..clusters.yaml_text import read_yaml
 from ..comms.codecs import CodecSpec
 from ..learning.data.config import DataConfig
 from ..learning.initialisation import Initialisation
-from ..learning.optimisers import ServerOptimiser
 from ..learning.schedule import Schedule
-from ..learning.spec import Call, Count, CountOrZero, Positive, Training
+from ..learning.spec import Call, Count, CountOrZero, Positive, ServerOptimiser, Training
 from ..learning.staleness import Staleness
 from ..policies.presets import find_preset
 from .convert import convert
@@ -53,14 +52,15 @@ class Codecs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where, how often and by what the global model is evaluated; the last version of a run always is.
 
-    ``devices``: how many of them at most (None: all), drawn once from the seed.
+    ``devices``: how many of them at most (None: all), drawn once from the seed. ``metrics``: beside the loss; None: what
+    follows from loss and targets (``losses.default_metrics``).
     """
 
     where: Literal["server", "devices", "both", "none"] = "server"
     every: Count = 1
     batch_size: Count = 256
     devices: Count | None = None
-    metrics: tuple[Call, ...] = (Call("accuracy"),)
+    metrics: tuple[Call, ...] | None = None
 
 
 class Stop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -158,9 +158,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             value = getattr(self.stop, name)
             if value is not None and self.evaluation.where == "none":
                 raise ValueError(f"stop.{name} is {value!r}, which needs an evaluation; evaluation.where is 'none'")
-        metrics = [call.name.rpartition(":")[2] for call in self.evaluation.metrics]
-        if self.stop.accuracy is not None and "accuracy" not in metrics:
-            listed = ", ".join(metrics) or "nothing"
+        metrics = self.evaluation.metrics
+        names = None if metrics is None else [call.name.rpartition(":")[2] for call in metrics]
+        if self.stop.accuracy is not None and names is not None and "accuracy" not in names:
+            listed = ", ".join(names) or "nothing"
             raise ValueError(
                 f"stop.accuracy is {self.stop.accuracy!r}, but evaluation.metrics holds {listed}, not accuracy"
             )

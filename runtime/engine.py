@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
 import torch
 
 from ..actors.device import Device
@@ -25,16 +26,18 @@ from ..learning.structure import ModelSpec
 from ..learning.workload import Workload, WorkloadSettings
 from ..policies.policy import Policy
 from ..policies.type_check import mismatch
+from .check_learning import check_learning, left_out
 from .check_policy import check_cuts
 from .clock import VirtualClock
 from .comparison import Comparison, advice, check_replay
 from .config import Config
 from .costs import Costs
 from .errors import Damaged
-from .evaluator import Evaluator, check_evaluation
+from .evaluator import Evaluator
 from .events import AnyEvent, Notice, RunStarted
 from .loop import Loop
 from .loop_state import state_problem
+from .measured import advise, measure, settle
 from .plan_maker import PlanMaker
 from .provenance import describe_init, provenance, seen_samples
 from .state import check, collect, restore
@@ -49,6 +52,7 @@ def workload_settings(config: Config, *, num_devices: int) -> WorkloadSettings:
         model=config.model,
         data=config.data,
         metrics=config.evaluation.metrics,
+        loss=config.training.loss,
         num_devices=num_devices,
         seed=config.seed,
         batch_statistics=config.server.statistics == "batch",
@@ -66,13 +70,14 @@ class Engine:
 
         ``make_pool`` None runs the devices in this process.
         """
-        self.config = config
         self.channel = channel or LocalChannel()
         fleet = config.load_fleet()
         check_names(config)
+        self._measured = measure(config)
+        self.config = config = settle(config, self._measured)
         settings = workload_settings(config, num_devices=fleet.num_devices)
         self.workload = Workload(settings)
-        check_evaluation(config.evaluation, self.workload)
+        check_learning(config, self.workload)
         self.server = Server(
             self.workload,
             channel=self.channel,
@@ -81,6 +86,7 @@ class Engine:
             link_disk_bytes=config.server.link_disk_bytes,
         )
         part = whole(self.workload.spec)
+        check_trainable(self.workload.spec)
         check_chains(config, self.workload.spec, part)
         check_cuts(policy, self.workload, config.training)
         costs = Costs(self.workload, fleet, self.server.links)
@@ -88,7 +94,11 @@ class Engine:
         costs.row(part, config.training)
         comparison = Comparison(config, self.workload, fleet, costs)
         check_replay(policy, config, comparison)
-        self._advice = advice(policy, config, comparison)
+        self._advice = [
+            *advise(config, self._measured),
+            *left_out(self.workload),
+            *advice(policy, config, comparison),
+        ]
         self.pool = make_pool(settings) if make_pool else self._inline_pool(settings, fleet)
         started = time.perf_counter()
         clock: Clock
@@ -118,11 +128,20 @@ class Engine:
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint must hold, at a moment at which a version has just closed; what hosts buffer is apart from it."""
-        return {"data": self.workload.data.digest(), "loop": collect(self._loop)}
+        return {
+            "data": self.workload.data.digest(),
+            "precision": self.config.training.precision,
+            "loop": collect(self._loop),
+        }
 
     def check(self, saved: dict[str, Any]) -> None:
-        """Raise ``ValueError`` for what was saved of a run on other data, and ``Damaged`` for what is of no such engine."""
-        if found := mismatch(saved, {"data": dict[str, str], "loop": dict[str, Any]}, into_structs=False):
+        """Raise ``Damaged`` for what was saved of no such engine, ``ValueError`` for that of one on other data.
+
+        And for another precision: what was measured then must decide now.
+        """
+        if found := mismatch(
+            saved, {"data": dict[str, str], "precision": str, "loop": dict[str, Any]}, into_structs=False
+        ):
             raise Damaged(f"{found[0]} {found[1]}")
         digest = self.workload.data.digest()
         for name, here in digest.items():
@@ -130,6 +149,11 @@ class Engine:
                 raise ValueError(
                     f"data: the {name} has hash {here}; the run that is resumed had {saved['data'].get(name)}"
                 )
+        if (now := self.config.training.precision) != saved["precision"]:
+            raise ValueError(
+                f"training.precision is 'auto', which is {now} here; the run that is resumed trained in {saved['precision']}, "
+                "and its folder lacks measured.json, which says so"
+            )
         check(self._loop, saved["loop"])
         problem = state_problem(
             saved["loop"],
@@ -195,6 +219,7 @@ class Engine:
             devices=self._fleet.num_devices,
             classes=classes,
             parameters=spec.parameters,
+            frozen_parameters=spec.frozen_parameters,
             blocks=spec.block_names,
             samples=sum(data.num_samples(device) for device in range(self._fleet.num_devices)),
             workers=self.pool.num_workers,
@@ -202,6 +227,7 @@ class Engine:
             init=describe_init(self.workload),
             skipped_files=data.skipped,
             block_reason=self.workload.blocks.reason,
+            measured=msgspec.to_builtins(self._measured),
         )
 
 
@@ -216,6 +242,14 @@ def check_names(config: Config) -> None:
     if config.training.checkpointing:
         raise ValueError(
             "training.checkpointing is true; activation checkpointing cannot be carried out yet; allowed: false"
+        )
+
+
+def check_trainable(spec: ModelSpec) -> None:
+    """Refuse a model of which nothing would be trained."""
+    if spec.parameters and spec.parameters == spec.frozen_parameters:
+        raise ValueError(
+            f"model: all {spec.parameters:,} parameters are frozen (requires_grad is False); at least one must be trained"
         )
 
 

@@ -10,6 +10,8 @@ FedbonsaiError
 Damaged, which no run raises: a checkpoint is not what was written, and the one before it is used.
 """
 
+import traceback
+
 
 class FedbonsaiError(Exception):
     """Anything that ends a run."""
@@ -40,6 +42,15 @@ class RunError(FedbonsaiError):
         super().__init__(f"{', '.join(where)}: {message}" if where else message)
         self.message, self.device, self.round, self.stage = message, device, round_, stage
         self.trace = ""  # of a user's code or of a bug, in whichever process it was raised
+
+    @classmethod
+    def of(
+        cls, error: Exception, *, device: int | None = None, round_: int | None = None, stage: str = ""
+    ) -> "RunError":
+        """What another exception ended, with its trace."""
+        found = cls(f"{type(error).__name__}: {error}", device=device, round_=round_, stage=stage)
+        found.trace = "".join(traceback.format_exception(error))
+        return found
 
 
 class ServerDied(RunError):

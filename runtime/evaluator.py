@@ -19,10 +19,9 @@ from ..learning.losses import lower_is_better
 from ..learning.part import whole
 from ..learning.seeds import derive
 from ..learning.spec import CountOrZero
-from ..learning.workload import Workload
 from ..policies.plan import Objective, Plan
 from ..policies.report import Outcome, Report
-from .config import Config, Evaluation
+from .config import Config
 from .errors import RunError
 from .events import Evaluated
 
@@ -77,18 +76,20 @@ class Evaluator:
         )
 
     def _ask_devices(self, version: int, devices: Iterable[int]) -> tuple[list[dict[str, float]], list[str]]:
-        """Each device's metrics on its own test share, and what went wrong on others; those without a share are left out.
+        """Each device's metrics on its own test share, and what went wrong on others.
 
+        Devices without a test share are left out, and, where downlinks have a memory, devices that hold no model.
         Raises ``RunError`` when all that have one failed.
         """
         plans = []
         for device in devices:
-            plan = self._plan(device, version)
-            sent = self._server.send(plan)
+            sent = self._server.send_to_evaluate(self._plan(device, version))
+            if sent is None:
+                continue
             group = self._fleet.group_of(device)
-            control = self._pool.submit(Task(plan=plan, packets=sent.packets, group=group))
+            control = self._pool.submit(Task(plan=sent.plan, packets=sent.packets, state=sent.state, group=group))
             self._ledger.record("down", kind="evaluation", device=device, num_bytes=sent.num_bytes + control)
-            plans.append(plan)
+            plans.append(sent.plan)
         answers: list[dict[str, float]] = []
         faults: list[Report] = []
         for plan in plans:
@@ -110,7 +111,7 @@ class Evaluator:
         return name == "loss" or lower_is_better(self._server.workload.metrics[name])
 
     def _plan(self, device: int, version: int) -> Plan:
-        """The whole model down, metrics up; in batches of evaluation's size (batch statistics differ by it)."""
+        """Metrics of the whole model, in batches of evaluation's size (batch statistics differ by it)."""
         self._next_id += 1
         return Plan(
             id=self._next_id,
@@ -122,20 +123,6 @@ class Evaluator:
             objective=Objective(kind="evaluate"),
             codec_down=self._config.codecs.down,
         )
-
-
-def check_evaluation(evaluation: Evaluation, workload: Workload) -> None:
-    """Raise ``ValueError`` for an unknown metric, and when those who are to evaluate have nothing to test on."""
-    where, data = evaluation.where, workload.data
-    if where != "none":
-        _ = workload.metrics
-    if where in ("server", "both") and data.server_test() is None:
-        raise ValueError(
-            f"evaluation.where is {where!r}, but the server has no test set in these data; 'devices' (with data.test_share) "
-            "and 'none' do without"
-        )
-    if where in ("devices", "both") and all(data.test(device) is None for device in range(data.num_devices)):
-        raise ValueError(f"evaluation.where is {where!r}, but no device has a test set; set data.test_share above 0")
 
 
 def spread(values: list[float], *, worst_is_low: bool) -> dict[str, float]:

@@ -19,7 +19,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=Tru
 
 
 class RunStarted(Event, frozen=True, kw_only=True):
-    """The run begins: what was built from the configuration. ``init``: see ``provenance.describe_init``."""
+    """The run begins: what was built from the configuration. ``init``: see ``provenance.describe_init``.
+
+    ``frozen_parameters``: of the ``parameters``, those that the model's author has frozen. ``measured``: what was measured on
+    the machine and decides settings that were left open, see ``runtime.measured``.
+    """
 
     name: str
     preset: str
@@ -27,6 +31,7 @@ class RunStarted(Event, frozen=True, kw_only=True):
     devices: int
     classes: dict[str, int]
     parameters: int
+    frozen_parameters: int = 0
     blocks: tuple[str, ...]
     samples: int
     workers: int
@@ -34,6 +39,7 @@ class RunStarted(Event, frozen=True, kw_only=True):
     init: dict[str, str] = {}
     skipped_files: int = 0
     block_reason: str = ""
+    measured: dict[str, Any] = {}
 
 
 class RoundStarted(Event, frozen=True, kw_only=True):

@@ -26,7 +26,7 @@ import numpy as np
 from ..actors.messages import Dispatch
 from ..actors.plan_message import plan_message
 from ..actors.pool import Finished, Pool, Task
-from ..actors.server import Server
+from ..actors.server import NotFinite, Server
 from ..clusters.fleet import Fleet
 from ..comms.ledger import Ledger
 from ..learning.seeds import derive
@@ -232,6 +232,7 @@ class Loop:
             seed=derive(self._config.seed, "policy", self._decisions),
             profiles=self._profiles,
             samples=self._samples,
+            min_samples=self._server.workload.min_samples,
             hosts=self._fleet.hosts.count,
             unreachable=self._clock.unreachable(),
             in_flight=MappingProxyType(self._busy),
@@ -354,13 +355,16 @@ class Loop:
             problem = f"it reports {report.steps} steps; a device that stops early makes at least one"
         else:
             try:
-                weight = report.samples * share
-                self._server.fold(plan, update, weight=weight, host=finished.host_update, scale=scale)
+                opened = self._server.open(plan, update, host=finished.host_update)
             except Exception as error:  # PacketError, or whatever a codec of the user's raises
                 problem = f"{type(error).__name__}: {error}"
-        if not problem:
-            return report
-        return msgspec.structs.replace(report, outcome=Outcome.REJECTED, stage="fold", error=problem)
+        if problem:
+            return msgspec.structs.replace(report, outcome=Outcome.REJECTED, stage="fold", error=problem)
+        try:
+            self._server.fold(plan, opened, weight=report.samples * share, scale=scale)
+        except Exception as error:  # a fault of ours: what is half folded must not become a version
+            raise RunError.of(error, device=plan.device, round_=plan.version, stage="fold") from error
+        return report
 
     def _ended(self, report: Report, *, behind: int = 0) -> PlanEnded:
         """Note a plan's end, so many versions after its own."""
@@ -386,9 +390,13 @@ class Loop:
         if first is not None and not round_.outstanding and not self._tally.delivered:
             raise fault(f"no device of this round delivered; the first fault: {first.error}", first)
         if round_.trainings and not folded:
+            self._check_diverged()
             text = f"round {version} closed with nothing folded: {round_.why_nothing()}"
             yield Notice(time_s=self._clock.time_s, text=text)
-        self._server.close_version(in_flight={plan.version for plan in self._in_flight.values()})
+        try:
+            self._server.close_version(in_flight={plan.version for plan in self._in_flight.values()})
+        except NotFinite as error:
+            raise RunError(str(error), round_=version, stage="close") from error
         self._round = self._open_round()
         yield VersionClosed(
             time_s=self._clock.time_s,
@@ -400,6 +408,34 @@ class Loop:
             up_bytes=self._travelled.total("up"),
             down_bytes=self._travelled.total("down"),
             wall_s=self._round.opened_wall - round_.opened_wall,
+        )
+
+    def _check_diverged(self) -> None:
+        """Raise ``RunError`` where every update holds NaN or infinity because the model itself makes them.
+
+        That is so where its own loss is not finite; without an evaluation, where more than one device was asked.
+        """
+        round_, version = self._round, self._version
+        if not round_.unfit or round_.unfit < round_.trainings:
+            return
+        evaluated = self._evaluated
+        if evaluated is None or evaluated.version != version:
+            clock = self._clock
+            evaluated = self._evaluator.evaluate(version, time_s=clock.time_s, unreachable=clock.unreachable())
+        if evaluated is not None and math.isfinite(evaluated.figures["loss"]):
+            return
+        if evaluated is None and len(round_.plans_of) < 2:
+            return
+        loss = f"; its loss is {evaluated.figures['loss']:g}" if evaluated is not None else ""
+        rates = (
+            f"server.optimiser.learning_rate is {self._config.server.optimiser.learning_rate:g}, "
+            f"training.optimiser.learning_rate {self._config.training.optimiser.learning_rate:g}"
+        )
+        raise RunError(
+            f"all {round_.unfit} updates of this round hold NaN or infinity, since the model of version {version} has "
+            f"diverged{loss}; {rates}",
+            round_=version,
+            stage="close",
         )
 
     def _evaluate(self) -> Iterator[AnyEvent]:

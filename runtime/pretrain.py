@@ -33,6 +33,7 @@ from .config import Config
 from .convert import convert
 from .errors import ConfigError, RunError
 from .layers import spell_out
+from .measured import measure, settle
 from .named_modules import find_named_modules
 from .run_folder import environment
 
@@ -52,7 +53,7 @@ def pretrain(
     Raises ``ConfigError`` for a user's mistake, before training; ``RunError`` when no epoch has a finite loss, or the file can
     no longer be written.
     """
-    recipe = recipe or Recipe()
+    recipe, config = recipe or Recipe(), settle(config, measure(config))
     partial = _reserve(out)
     try:
         source, samples = _data(config, data)

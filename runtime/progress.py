@@ -57,9 +57,10 @@ class Progress:
     def note(self, event: AnyEvent) -> None:
         """Show what an event tells."""
         if isinstance(event, RunStarted):
+            frozen = f" ({event.frozen_parameters:,} of them frozen)" if event.frozen_parameters else ""
             self._console.print(
                 f"{event.name}: {event.preset} on {event.devices} devices ({len(event.classes)} classes), "
-                f"{event.parameters:,} parameters, {event.samples:,} samples, {event.workers} workers"
+                f"{event.parameters:,} parameters{frozen}, {event.samples:,} samples, {event.workers} workers"
             )
             if event.skipped_files:
                 self._console.print(f"{event.skipped_files} corrupt files were skipped")

@@ -1,5 +1,6 @@
 """What the server's actor builds in its own process: the engine, with workers on Ray and packets in the object store."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..actors.ray_hosts import RayHosts
@@ -15,9 +16,19 @@ from .service import Service
 
 
 def make_service(
-    config: Config, policy: Policy, save: SavePlan | None, *, placement: Any, bundles: list[Bundle], hosts: list[int]
+    config: Config,
+    policy: Policy,
+    save: SavePlan | None,
+    *,
+    placement: Any,
+    bundles: list[Bundle],
+    hosts: list[int],
+    notices: Sequence[str] = (),
 ) -> Service:
-    """The engine and its service; workers are started in ``bundles`` of the placement group, partition hosts in ``hosts``."""
+    """The engine and its service; workers are started in ``bundles`` of the placement group, partition hosts in ``hosts``.
+
+    ``notices``: what an operator should know of the cluster.
+    """
     timeout_s = config.ray.placement_timeout_s
 
     def make_pool(settings: WorkloadSettings) -> RayPool:
@@ -39,4 +50,4 @@ def make_service(
             stuck_after_s=config.ray.stuck_after_s,
         )
 
-    return Service(Engine(config, policy, make_pool=make_pool, channel=RayChannel()), save)
+    return Service(Engine(config, policy, make_pool=make_pool, channel=RayChannel()), save, notices)

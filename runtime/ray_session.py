@@ -116,8 +116,11 @@ class RaySession:
         runtime_env = runtime_env_for(modules, joined=joined)
         with _signals_later():
             self._cluster = _reach(options, runtime_env)
+        notices: list[str] = []
         if not self._cluster.started:
-            check_nodes(data_root=None if config.data.download else config.data.root, versions=versions_here())
+            notices = check_nodes(
+                data_root=None if config.data.download else config.data.root, versions=versions_here()
+            )
         cpus = (
             options.cpus
             or (max(float(_cores()), 1.0) - options.server_cpus - options.host_cpus * fleet.hosts.count) / workers
@@ -130,7 +133,9 @@ class RaySession:
         self._placement = make_placement_group(
             specs, strategy="PACK", timeout_s=options.placement_timeout_s, label_selectors=selectors, names=names
         )
-        make = partial(make_service, config, policy, save, placement=self._placement, bundles=bundles, hosts=hosts)
+        make = partial(
+            make_service, config, policy, save, placement=self._placement, bundles=bundles, hosts=hosts, notices=notices
+        )
         own_env = runtime_env if not self._cluster.started and not joined else self._cluster.runtime_env
         self._host = start_host(placement=self._placement, bundle=0, cpus=options.server_cpus, runtime_env=own_env)
         try:

@@ -135,8 +135,8 @@ def plan_saving(
     horizon = config.schedule.rounds
     if config.schedule.has_horizon and horizon is not None and horizon < config.stop.rounds:
         notices.append(
-            f"stop.rounds is {config.stop.rounds}, and the schedule of the learning rate ends with round {horizon}, as when the "
-            f"run began: from there on the rate is {config.schedule.final:g} of the first"
+            f"stop.rounds is {config.stop.rounds}, and the schedule of the learning rate ends with round {horizon}, as when "
+            f"the run began: from there on the rate is {config.schedule.final:g} of the first"
         )
     return replace(plan, manifest=found.manifest, notices=tuple(notices))
 

@@ -2,7 +2,8 @@
 
 fedbonsai.json     says that the folder is a run's (``marker``); in a folder without it nothing is ever replaced or removed
 config.yaml        resolved configuration: loads again to the same run
-environment.json   versions, commit, platform
+environment.json   versions, commit, platform, processor
+measured.json      what was measured before the first round and decides settings that were left open
 events.jsonl       every event, one per line, flushed as it happens (``event_log``)
 summary.json       what it came to; rewritten at the end, also of an interrupted run
 best.safetensors, final.safetensors
@@ -24,6 +25,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from ..clusters.processor import numerics_here
 from . import event_log, marker
 from .checkpoint_files import read_file
 from .config import Config
@@ -33,6 +35,8 @@ from .events import AnyEvent
 
 PACKAGES = ("fedbonsai", "torch", "torchvision", "ray", "numpy", "msgspec", "lz4", "xxhash", "safetensors")
 
+_MEASURED = "measured.json"
+_MOST_BYTES = 1024**2  # of it
 _FIRST = ("config.yaml", "environment.json", event_log.NAME, marker.NAME)  # what is there before a run begins
 
 
@@ -95,10 +99,31 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, in one step."""
-        partial = self.path / "summary.json.partial"
+        self._write_json("summary.json", summary)
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What was measured at the start of the run; empty where nothing was yet. Raises ``ConfigError``."""
+        path = self.path / _MEASURED
+        try:
+            found: dict[str, Any] = msgspec.json.decode(read_file(path, most=_MOST_BYTES), type=dict[str, Any])
+        except FileNotFoundError:
+            return {}
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise ConfigError(
+                f"{str(path)!r} cannot be read: {error}; it holds what the run measured at its start"
+            ) from error
+        return found
+
+    def write_measured(self, measured: dict[str, Any]) -> None:
+        """Write measured.json, in one step."""
+        self._write_json(_MEASURED, measured)
+
+    def _write_json(self, name: str, value: dict[str, Any]) -> None:
+        partial = self.path / f"{name}.partial"
         with self._told():
-            partial.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-            partial.replace(self.path / "summary.json")
+            partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+            partial.replace(self.path / name)
 
     def write_weights(self, name: str, tensors: dict[str, Any], *, metadata: dict[str, str]) -> None:
         """Write ``name``.safetensors, in one step."""
@@ -172,6 +197,7 @@ def environment() -> dict[str, Any]:
         "commit": _commit(),
         "platform": platform.platform(),
         "machine": platform.machine(),
+        "numerics": numerics_here(),
         "cpus": os.cpu_count(),
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -10,7 +10,7 @@ Errors cross as (kind, sentence, trace): an exception of the user's code may not
 
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import torch
@@ -50,8 +50,11 @@ class Step(msgspec.Struct, frozen=True):
 class Service:
     """Drives an engine. The best weights so far are kept, so that the driver may fetch them at the end."""
 
-    def __init__(self, engine: Engine, plan: SavePlan | None = None) -> None:
-        """Nothing has happened yet, or all that the checkpoint holds which ``plan`` names. Raises ``ValueError``."""
+    def __init__(self, engine: Engine, plan: SavePlan | None = None, notices: Sequence[str] = ()) -> None:
+        """Nothing has happened yet, or all that the checkpoint holds which ``plan`` names. Raises ``ValueError``.
+
+        ``notices``: what an operator should know before the first event.
+        """
         self._engine = engine
         self._best: dict[str, torch.Tensor] | None = None
         self._count = 0  # events so far
@@ -59,7 +62,8 @@ class Service:
         self._saver = Saver(engine, plan, num_hosts=engine.num_hosts) if plan is not None else None
         if self._saver is not None:
             self._count, self._best = self._saver.start()
-        resumed, notices = plan is not None and plan.manifest is not None, plan.notices if plan is not None else ()
+        resumed = plan is not None and plan.manifest is not None
+        notices = (*(plan.notices if plan is not None else ()), *notices)
         self._events: Iterator[AnyEvent] = engine.go_on(notices) if resumed else engine.events(notices)
 
     def step(self) -> bytes:

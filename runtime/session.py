@@ -5,6 +5,7 @@ from typing import Protocol
 import msgspec
 import torch
 
+from ..learning.randomness import one_thread
 from ..policies.policy import Policy
 from .config import Config
 from .engine import Engine
@@ -34,34 +35,33 @@ class Session(Protocol):
 
 
 class InlineSession:
-    """The engine in this process, with one torch thread, as a worker has: the same bits as on Ray."""
+    """The engine in this process, with one torch thread, as a worker has: the same bits as on Ray.
+
+    Between two steps the process is as the caller has it, so other runs, in turn or in other threads, change nothing.
+    """
 
     def __init__(self, config: Config, policy: Policy, save: SavePlan | None = None) -> None:
         """Build the engine."""
-        self._threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             self._service = Service(Engine(config, policy), save)
-        except BaseException:
-            torch.set_num_threads(self._threads)
-            raise
 
     def step(self) -> Step:
         """The next batch of events."""
-        return msgspec.msgpack.decode(self._service.step(), type=Step)
+        with one_thread():
+            return msgspec.msgpack.decode(self._service.step(), type=Step)
 
     def save(self, *, timeout_s: float) -> None:
         """Write a checkpoint, if there is something new."""
-        self._service.save()
+        with one_thread():
+            self._service.save()
 
     def weights(self, which: str, *, timeout_s: float) -> dict[str, torch.Tensor]:
         """Weights by name, at once."""
         return self._service.weights(which)
 
     def close(self) -> None:
-        """Give the threads back."""
+        """Remove what the engine has on disk."""
         self._service.close()
-        torch.set_num_threads(self._threads)
 
 
 def open_session(config: Config, policy: Policy, save: SavePlan | None) -> Session:

@@ -50,6 +50,8 @@ class StreamCosts:
         split, training = plan.split, plan.training
         if split is None:
             return None
+        if fault := self._workload.cut_fault:
+            raise ValueError(f"split.cut is {split.cut!r}, but the model cannot be cut: {fault}")
         answers = split.mode == "splitfed"
         others = rest(self._workload.spec, plan.part, frozen_to=split.depth)
         host = self._row(others, training, entering_gradient=answers)

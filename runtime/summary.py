@@ -111,6 +111,7 @@ class Summary:
             },
             "workers": started.workers if started else 0,
             "parameters": started.parameters if started else 0,
+            "frozen_parameters": started.frozen_parameters if started else 0,
             "data": started.data if started else {},
             "init": started.init if started else {},
             "skipped_files": started.skipped_files if started else 0,

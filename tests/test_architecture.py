@@ -50,8 +50,6 @@ TORCH_FREE = [
     "learning.seeds",
     "comms.codecs",
 ]
-# Looked at twice, and left: one idea each that two files would only tear apart.
-LONG_FILES = {"runtime/clock.py", "runtime/loop.py", "runtime/streams.py"}
 LIBRARY = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 OUTSIDE = sorted(path for folder in ("examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 OWN_ROOT = [ROOT / "__init__.py", ROOT / "__main__.py"]
@@ -185,7 +183,7 @@ from fedbonsai.actors.plan_message import plan_message
 from fedbonsai.actors.server import Server
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.learning.data.config import DataConfig
-from fedbonsai.learning.optimisers import ServerOptimiser
+from fedbonsai.learning.spec import ServerOptimiser
 from fedbonsai.learning.part import whole
 from fedbonsai.learning.spec import Call, Training
 from fedbonsai.learning.workload import Workload, WorkloadSettings
@@ -199,7 +197,7 @@ before = server.model_hash()
 packet = server.send(plan).packets[0]
 report, update, state = Device(settings).run(plan_message(plan), [bytearray_of(packet)])
 assert msgspec.msgpack.decode(report, type=Answer).outcome.value == "done"
-server.fold(plan, bytearray_of(update), weight=1.0)
+server.fold(plan, server.open(plan, bytearray_of(update)), weight=1.0)
 server.close_version(in_flight=())
 assert server.model_hash() != before
 print("ok")
@@ -270,10 +268,6 @@ def test_functions_fit_on_a_screen(path):
         node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef)
     ]
     assert not [node.name for node in functions if node.end_lineno - node.lineno >= 60]
-
-
-def test_long_files_are_looked_at_twice():
-    assert {name_of(path) for path in LIBRARY if len(path.read_text(encoding="utf-8").splitlines()) > 250} == LONG_FILES
 
 
 def test_nothing_is_left_undone():

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .types import Indices, Samples
 
 Arrays = dict[str, NDArray[Any]]
-VERSION = "1"  # of what is in the files; older ones are left alone
+VERSION = "2"  # of what is in the files; older ones are left alone
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,7 +38,7 @@ def turn(server: Server, plan: Plan, *, fails: bool = False, weight: float = 1.0
     _, back = host.end(plan.id, plan.attempt)
     assert front is not None
     if not fails:
-        server.fold(plan, front, weight=weight, host=back)
+        server.fold(plan, server.open(plan, front, host=back), weight=weight)
     server.ended(plan, Report(plan=plan), None)
     return front, back
 
@@ -123,7 +123,7 @@ def test_an_update_is_never_added_twice_nor_after_its_turn() -> None:
     plan = shared_plan(server, 0)
     front, back = turn(server, plan)
     with pytest.raises(MismatchedPacket, match="plan 10 has no turn at host 0, or it is over"):
-        server.fold(plan, front, weight=1.0, host=back)
+        server.fold(plan, server.open(plan, front, host=back), weight=1.0)
     assert server.folded == 1
 
 
@@ -134,7 +134,7 @@ def test_a_turn_ends_with_its_version() -> None:
     front, back = turn(other, plan)
     closed(server)
     with pytest.raises(MismatchedPacket, match="or it is over"):
-        server.fold(plan, front, weight=1.0, host=back)
+        server.fold(plan, server.open(plan, front, host=back), weight=1.0)
     assert server.folded == 0
 
 

@@ -271,7 +271,7 @@ class Noisy(Branching):
         (nn.Sequential(Leaf(), nn.Linear(2, 2)), ""),
         (Branching(), "torch.fx cannot trace it: TraceError"),
         (TwoNetworks(), "training and evaluation are different networks"),
-        (Noisy(), "it makes a value of its own that is not the same at every call"),
+        (Noisy(), "its forward draws numbers from torch's generator that do not depend on its input"),
         (nn.Linear(2, 2), "it is a single layer, Linear"),
     ],
 )

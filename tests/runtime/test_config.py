@@ -70,7 +70,8 @@ def test_a_preset_of_the_command_line_wins_over_the_yaml_and_loses_to_set(write)
 
 
 def test_an_entry_of_a_list_is_set_by_its_number():
-    raw = {"policy": [{"name": "deadline", "deadline_s": 9}, {"name": "random", "cohort": 2}]}
+    chain = [{"name": "deadline", "deadline_s": 9}, {"name": "random", "cohort": 2}]
+    raw = {"policy": chain, "evaluation": {"metrics": ["accuracy"]}}
     config = load_config(raw, settings=["policy.1.cohort=4", "evaluation.metrics.0.name=squared_error"])
     assert config.policy == ({"name": "deadline", "deadline_s": 9}, {"name": "random", "cohort": 4})
     assert [metric.name for metric in config.evaluation.metrics] == ["squared_error"]
@@ -233,7 +234,7 @@ BAD_NAMES = [
 FIELDS = [
     "model.name", "model.kwargs", "fleet", "data.name", "data.kwargs", "policy[0].name", "policy[0].cohort", "policy[0]", "training.loss",
     "evaluation.metrics", "codecs.up", "codecs.down", "data.train_transforms", "the fleet has 2000 devices", "evaluation.where",
-    "evaluation.where", "the model and its loss fail",
+    "evaluation.where", "the model fails on samples of shape",
 ]  # fmt: skip
 
 

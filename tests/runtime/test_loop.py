@@ -11,10 +11,12 @@ from typing import Any
 import fedbonsai
 import msgspec
 import pytest
+import torch
 from fedbonsai.actors.device import Device
 from fedbonsai.actors.plan_message import plan_message
 from fedbonsai.actors.pool import InlinePool
 from fedbonsai.comms.channel import LocalChannel
+from fedbonsai.learning.aggregation import Fold
 from fedbonsai.learning.seeds import derive
 from fedbonsai.policies.decision import Decision, ServerTask
 from fedbonsai.policies.plan import Objective, Split
@@ -612,6 +614,51 @@ def test_an_update_that_is_not_finite_is_rejected_and_the_round_goes_on():
     assert summary["model_hash"] != run(everyone)[1]["model_hash"]
 
 
+def test_a_fault_in_folding_ends_the_run_with_device_round_and_stage(monkeypatch):
+    """Half an update in the mean must not become a version, nor the device's fault."""
+    whole, folded = Fold.add, []
+
+    def add(self, differences, **weights):
+        whole(self, dict(list(differences.items())[:1]), **weights)
+        folded.append(1)
+        if len(folded) == 2:
+            raise IndexError("of the second tensor")
+        self.updates -= 1
+        whole(self, dict(list(differences.items())[1:]), **weights)
+
+    monkeypatch.setattr(Fold, "add", add)
+    with pytest.raises(RunError, match=r"^device 1, round 0, stage fold: IndexError: of the second tensor$") as caught:
+        run(everyone)
+    assert "in add" in caught.value.trace
+
+
+@pytest.mark.parametrize("where", ["server", "none"])
+def test_a_model_that_has_diverged_ends_the_run_as_its_own_fault(where, digits):
+    """Every device would be blamed, round after round, and the run would end as finished."""
+    config = digits(server={"optimiser": {"learning_rate": 1e20}}, stop={"rounds": 9}, evaluation={"where": where})
+    running = fedbonsai.run(config, policy=Do(everyone))
+    loss = r"; its loss is (nan|inf)" if where == "server" else ""
+    told = rf"^round \d, stage close: all 3 updates of this round hold NaN or infinity, since the model of version \d has diverged{loss}; "
+    with pytest.raises(RunError, match=told + r"server.optimiser.learning_rate is 1e\+20, training"):
+        list(running)
+    assert running.summary["rounds"] < 4
+    assert running.summary["status"] == "failed"
+
+
+def test_a_server_that_steps_too_far_ends_the_run_and_its_model_before_is_kept(tmp_path):
+    first = fedbonsai.run(config_of(stop={"rounds": 0}), policy=Do(everyone))
+    list(first)
+    step = {"optimiser": {"learning_rate": 100.0}}
+    config = config_of(server={"optimiser": {"learning_rate": 3e38}}, training=step, stop={"rounds": 5})
+    running = fedbonsai.run(config, policy=Do(everyone), out=tmp_path / "run")
+    with pytest.raises(RunError, match=r"^round 0, stage close: version 1 would hold values that are not finite in"):
+        list(running)
+    assert running.summary["status"] == "failed"
+    kept, start = running.weights(), first.weights()
+    assert all(torch.equal(kept[name], start[name]) for name in start)
+    assert (tmp_path / "run" / "final.safetensors").is_file()
+
+
 def test_a_round_whose_only_update_is_rejected_is_survived_once_something_was_folded():
     """One device a round: 0, 1 (whose data are NaN), 2."""
 
@@ -832,13 +879,15 @@ def test_the_order_of_arrival_does_not_depend_on_the_machine():
 
 
 def test_a_model_that_does_not_fit_the_data_is_refused_before_the_first_round():
-    with pytest.raises(ConfigError, match=r"^the model and its loss fail on a sample of shape \(4,\)"):
+    with pytest.raises(ConfigError, match=r"^the model fails on samples of shape \(2, 4\)"):
         next(
             fedbonsai.run(config_of(model={"name": "torch.nn:Linear", "kwargs": {"in_features": 3, "out_features": 3}}))
         )
 
 
 def test_labels_of_a_type_that_the_loss_does_not_take_are_refused_before_the_first_round():
-    """The dry run on fake tensors lets them pass."""
-    with pytest.raises(ConfigError, match=r"target of shape \(\) \(torch.int32\): RuntimeError: expected target dtype"):
+    sentence = (
+        r"^training\.loss fails: RuntimeError: expected target dtype .*, targets have shape \(2,\) \(torch\.int32\)\)$"
+    )
+    with pytest.raises(ConfigError, match=sentence):
         next(fedbonsai.run(config_of(data={"kwargs": {"labels": "int32"}})))
