@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from ..comms.errors import MismatchedPacket
 from ..learning.ahead import train_ahead
 from ..learning.data.types import Samples
 from ..learning.losses import make_loss
@@ -27,8 +28,8 @@ def train_front(
 
     ``over``: whether to stop early.
     """
-    assert host is not None, "a split plan came without a host"
-    assert plan.split is not None
+    if host is None or plan.split is None:
+        raise MismatchedPacket(f"plan {plan.id} is split, and came without a host")
     stream, front = DeviceStream(plan, host, workload), plan.part.blocks
     transform = workload.data.train_transform
     trainable = [tensor.name for tensor in trained_tensors(workload.spec, plan.part.trained)]
@@ -78,7 +79,8 @@ def _gradient(plan: Plan, module: Module, stream: DeviceStream) -> Gradient:
 
 def upload(plan: Plan, module: Module, samples: Samples, host: HostLink | None, workload: Workload) -> None:
     """What leaves the frozen front, to the host; nothing comes back."""
-    assert host is not None, "a split plan came without a host"
+    if host is None:
+        raise MismatchedPacket(f"plan {plan.id} is split, and came without a host")
     stream = DeviceStream(plan, host, workload)
     forward_only(
         module.blocks,

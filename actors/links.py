@@ -5,6 +5,7 @@ opened. See ``comms.link`` for when which end advances.
 """
 
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 from msgspec.structs import replace
 
@@ -25,7 +26,8 @@ from .peers import Peer, Peers
 class ServerLinks:
     """Downlinks and uplinks of residuals; knows no clock and no loop."""
 
-    SAVED = ("downlinks", "peers", "_sent")  # by a checkpoint
+    SAVED: ClassVar = {"downlinks": Downlinks, "peers": Peers, "_sent": dict[int, Model]}  # by a checkpoint
+    NOT_SAVED = ()
 
     def __init__(self, channel: Channel, *, first: Mapping[str, Array], memory_bytes: int, disk_bytes: int) -> None:
         """``first``: the model of version 0, which both ends make from the seed."""

@@ -11,17 +11,18 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from ..comms.channel import Stored
+from ..comms.codecs import NumBytes
 from ..comms.errors import OutOfSync
 from ..comms.link import DeviceEnd, Memory, Model, State, state_bytes
 
 _MEMORY, _STATE = "memory:", "state:"
-_SAVED = ("_entries", "_sizes", "_landed", "_files", "_total", "_files_total", "_beyond", "held", "dropped", "notices")
 
 
 @dataclass
@@ -53,6 +54,21 @@ class Peer:
 
 class Peers:
     """Entries by device, and which of them may go: what one ``put`` costs does not grow with their number."""
+
+    SAVED: ClassVar[dict[str, Any]] = {  # by a checkpoint
+        "_entries": dict[int, Peer],
+        "_sizes": dict[int, NumBytes],
+        "_landed": OrderedDict[int, None],
+        "_files": OrderedDict[int, NumBytes],
+        "_total": NumBytes,
+        "_files_total": NumBytes,
+        "_beyond": NumBytes,
+        "held": dict[int, int],
+        "dropped": NumBytes,
+        "notices": list[str],
+    }
+    SAVED_AS: ClassVar = SAVED | {"paths": dict[int, Stored]}
+    NOT_SAVED = ("_memory_bytes", "_disk_bytes", "_folder")
 
     def __init__(self, *, memory_bytes: int, disk_bytes: int) -> None:
         """No entry yet; the folder for files is made when it is first needed."""
@@ -116,13 +132,13 @@ class Peers:
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint must hold: the entries, and the files of those that are on disk, by device."""
-        return {name: getattr(self, name) for name in _SAVED} | {
+        return {name: getattr(self, name) for name in self.SAVED} | {
             "paths": {device: self._path(device) for device in self._files}
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Put in what was saved. ``paths``: by device, what ``read`` gives the bytes of its file."""
-        for name in _SAVED:
+        for name in self.SAVED:
             setattr(self, name, saved[name])
         for device, stored in saved["paths"].items():
             data = stored.read()

@@ -12,6 +12,7 @@ from collections import ChainMap
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import msgspec
 import torch
@@ -28,8 +29,9 @@ from ..learning.evaluation import evaluate
 from ..learning.losses import make_loss
 from ..learning.optimisers import server_step
 from ..learning.part import down_tensors, up_tensors
-from ..learning.spec import ServerOptimiser, Training
+from ..learning.spec import CountOrZero, ServerOptimiser, Training
 from ..learning.store import Store, model_hash
+from ..learning.structure import Role
 from ..learning.tensors import as_arrays, as_tensors, minus, widened
 from ..learning.workload import Workload
 from ..policies.plan import Plan
@@ -62,7 +64,10 @@ class Opened:
 class Server:
     """Holds the store; one version of the model at a time is current, older ones live in the packets still in flight."""
 
-    SAVED = ("version", "store", "links", "_roles", "_fold", "_plain", "_heads", "_hashes", "_starts")  # fmt: skip
+    SAVED: ClassVar = {"version": CountOrZero, "store": Store, "links": ServerLinks, "_fold": Fold, "_plain": PlainDownlinks,
+                       "_heads": SharedHeads, "_hashes": BlockHashes, "_roles": dict[str, Role],
+                       "_starts": dict[tuple[int, str], tuple[int, dict[str, Array]]]}  # fmt: skip
+    NOT_SAVED = ("workload", "_optimiser", "_model", "_tensors", "_test")
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ host's blocks enter the mean once, with the samples of all devices that trained 
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -24,7 +25,9 @@ from .plain import opened, sealed
 class SharedHeads:
     """By host, what its turns have added to each tensor, and their weight."""
 
-    SAVED = ("_sent", "_added")  # by a checkpoint
+    # By a checkpoint.
+    SAVED: ClassVar = {"_sent": dict[int, Message], "_added": dict[int, dict[str, tuple[Tensor, float]]]}
+    NOT_SAVED = ("_channel", "_spec")
 
     def __init__(self, channel: Channel, spec: ModelSpec) -> None:
         """No turn yet."""

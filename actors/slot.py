@@ -13,7 +13,7 @@ from ..learning.part import Part, down_tensors, rest
 from ..learning.split import HostLeg
 from ..learning.tensors import as_tensors
 from ..learning.workload import Workload
-from ..policies.plan import Plan
+from ..policies.plan import Plan, Split
 from .module import Module
 from .plain import open_weights
 from .replay_upload import ViewKey
@@ -50,8 +50,9 @@ class SlotMaker:
 
     def open(self, plan: Plan, num_samples: int, packets: Sequence[Array]) -> Slot:
         """A slot at its start; raises a ``PacketError`` for packets that are not sound, or another trunk."""
-        assert plan.split is not None
-        part = self._part(plan)
+        if plan.split is None:
+            raise MismatchedPacket(f"plan {plan.id} came to a host, and is not split")
+        part = self._part(plan, plan.split)
         expected = 1 if down_tensors(self.workload.spec, part) else 0
         if len(packets) != expected:
             raise MismatchedPacket(f"{len(packets)} packets came, where {expected} bring the host's blocks")
@@ -82,16 +83,13 @@ class SlotMaker:
         slot.leg.close()
         self._free.setdefault(slot.plan.training.channels_last, []).append(slot.module)
 
-    def _part(self, plan: Plan) -> Part:
+    def _part(self, plan: Plan, split: Split) -> Part:
         """The host's blocks of a plan; of its frozen ones it has its own, which must be the trunk of this model."""
-        assert plan.split is not None
-        part = rest(self.workload.spec, plan.part, frozen_to=plan.split.depth)
-        if plan.split.mode != "ecofed":
+        part = rest(self.workload.spec, plan.part, frozen_to=split.depth)
+        if split.mode != "ecofed":
             return part
-        if (found := self._trunk.hashes.trunk(plan.split.depth)) != plan.split.trunk:
-            raise OutOfSync(
-                f"the trunk up to {plan.split.depth!r} is {found} here, where the plan names {plan.split.trunk}"
-            )
+        if (found := self._trunk.hashes.trunk(split.depth)) != split.trunk:
+            raise OutOfSync(f"the trunk up to {split.depth!r} is {found} here, where the plan names {split.trunk}")
         return self._trunk.hashes.cached(part)
 
 

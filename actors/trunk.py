@@ -7,6 +7,7 @@ one checks that its own is the same (EcoFed; Wu et al., TPDS 2024, arXiv 2304.05
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
+from typing import ClassVar
 
 from msgspec.structs import replace
 from torch import Tensor
@@ -23,7 +24,8 @@ _HEX = 16  # digits of SHA-256 that name a block
 class BlockHashes:
     """The hashes that name the blocks of a model, of those that were asked for, as long as nobody changes them."""
 
-    SAVED = ("_hashes",)  # by a checkpoint
+    SAVED: ClassVar = {"_hashes": dict[str, str]}  # by a checkpoint
+    NOT_SAVED = ("_spec", "_tensors", "_block_of")
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor]) -> None:
         """``tensors``: of the model, by name; they may change in place."""

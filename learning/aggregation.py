@@ -9,10 +9,12 @@ counts for a plan when its part trains it; elements that nobody trained keep the
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from .spec import CountOrZero
 from .tensors import widened
 
 # The one number that changes no bit of what it is added to: 0.0 would turn a -0.0 of the model into 0.0.
@@ -27,7 +29,9 @@ class Fold:
     and a ``scatter`` of all elements give the same bits.
     """
 
-    SAVED = ("updates", "_sums", "_weights")  # by a checkpoint
+    # By a checkpoint.
+    SAVED: ClassVar = {"updates": CountOrZero, "_sums": dict[str, Tensor], "_weights": dict[str, float | Tensor]}
+    NOT_SAVED = ()
 
     def __init__(self) -> None:
         """Nothing folded."""

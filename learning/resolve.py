@@ -38,7 +38,7 @@ def _import(module_name: str, *, path: str, what: str) -> Any:
             raise
         raise ValueError(
             f"{what} is {path!r}, but there is no module {error.name!r} on the import path "
-            f"(the current folder and PYTHONPATH are searched)"
+            f"(the current folder, that of the configuration, and PYTHONPATH are searched)"
         ) from error
 
 

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,18 @@ from torch import nn
 from ..learning.initialisation import Initialisation
 from ..learning.workload import Workload
 from ..policies.policy import Policy
-from .check_policy import check_policy, configured_policy
+from .check_policy import check_policy, configured_policy, described
 from .config import Config, load_config
 from .convert import convert
-from .describe_policy import describe_policy
 from .engine import workload_settings
-from .errors import RunError, ServerDied
+from .errors import RunError, ServerDied, UnfitCheckpoint
 from .events import AnyEvent, PlanEnded, RunStarted, VersionClosed
 from .measured import Measured, settle
-from .resume import Resume, open_folder, plan_saving
+from .named_modules import find_named_modules
+from .recovery import Recovery
+from .resume import Resume, discard, going_on, open_folder
 from .session import Session, exception, open_session
 from .summary import Summary
-
-_MOST_RESTARTS = 3  # of a server that dies again before the next checkpoint
 
 
 class Run:
@@ -57,23 +55,27 @@ class Run:
 
         ``resume``: the folder of a run that goes on, or "auto"; see ``runtime.resume``.
         """
-        self._policy = policy if policy is not None else configured_policy(config)
         if policy is not None:
-            config = msgspec.structs.replace(config, policy=describe_policy(policy))
-        self.config = config
+            config = msgspec.structs.replace(config, policy=described(policy))
+        self._policy = policy if policy is not None else configured_policy(config)
         check_policy(self._policy, config, config.load_fleet())
         named = out if out is not None else config.out
         self.folder, resumes = open_folder(config, resume, target=Path(named) if named is not None else None)
+        if self.folder is not None and resumes:
+            config = going_on(config, self.folder.path)
+        self.config = config
         self.reports: dict[int, PlanEnded] = {}
         self._summary = Summary()
-        self._leaves = threading.Event()
-        self._restarts: list[int] = []  # versions from which a new server went on
+        self._leaves, self._begun = threading.Event(), threading.Event()
         try:
-            self._save = plan_saving(config, self.folder, resumes=resumes)
+            self._recovery = Recovery(config, self.folder, resumes=resumes)
             self._remember()
         except BaseException:
-            with closing(self.folder) if self.folder is not None else nullcontext():
-                raise
+            if self.folder is not None:
+                self.folder.close() if resumes else self.folder.discard()
+            raise
+        if resumes:
+            self._begun.set()
         self._weights: dict[str, dict[str, torch.Tensor]] = {}
         # The generator holds a copy, which shares all that is in here: without a cycle, a run that is dropped ends at once.
         self._events = copy.copy(self)._run()
@@ -106,7 +108,7 @@ class Run:
         """
         settings = self.config.checkpoint
         each = settings.every == 1 and settings.share is None
-        if self._save is None or each or self._summary.status != "running":
+        if self._recovery.plan is None or each or self._summary.status != "running":
             return False
         self._leaves.set()
         return True
@@ -133,8 +135,10 @@ class Run:
         return model.eval()
 
     def _remember(self) -> None:
-        """What the events of a run that is resumed have told already."""
-        for event in self.folder.events() if self.folder is not None else ():
+        """What the log of a run that goes on says already."""
+        self._summary.reset()
+        self.reports.clear()
+        for event in self.folder.log.events() if self.folder is not None else ():
             self._summary.note(event)
             if isinstance(event, PlanEnded):
                 self.reports[event.report.plan.device] = event
@@ -147,7 +151,7 @@ class Run:
         try:
             while not over:
                 try:
-                    session = session or open_session(self._settled(), self._policy, self._save)
+                    session = session or open_session(self._settled(), self._policy, self._recovery.plan)
                     step = session.step()
                     for event in step.events:
                         self._note(event, started)
@@ -158,9 +162,12 @@ class Run:
                         raise exception(step.fault)
                     if step.over:
                         self._fetch(session, settled=False)
-                except ServerDied as error:
-                    self._go_back(session, error)
+                except (ServerDied, UnfitCheckpoint) as error:
+                    if session is not None:
+                        session.close()
                     session = None
+                    self._recovery.go_back(error)
+                    self._remember()
                     continue
                 over = step.over
                 if self._leaves.is_set() and step.events and isinstance(step.events[-1], VersionClosed):
@@ -180,13 +187,16 @@ class Run:
                     self._close_folder()
 
     def _close_folder(self) -> None:
-        """Write the summary, the last thing in a run folder."""
-        if self.folder is not None and not self.folder.closed:
+        """Write the summary, the last thing in a run folder; of a run that never began nothing stays."""
+        if not self._begun.is_set():
+            discard(self.folder, self._recovery.plan)
+        elif self.folder is not None and not self.folder.closed:
             with closing(self.folder):
                 self.folder.write_summary(self.summary)
 
     def _note(self, event: AnyEvent, started: float) -> None:
         """Consumers of every run: summary, folder, last reports."""
+        self._begun.set()
         self._summary.wall_s = time.perf_counter() - started
         self._summary.note(event)
         if self.folder is not None:
@@ -201,23 +211,6 @@ class Run:
         if self.folder is None:
             return self.config
         return settle(self.config, convert(self.folder.measured, Measured))
-
-    def _go_back(self, session: Session | None, error: ServerDied) -> None:
-        """To the newest checkpoint, or the start, from where another server goes on; raises ``error`` where there is no way."""
-        if session is not None:
-            session.close()
-        if self.folder is None or self._save is None:
-            raise RunError(f"{error.message}; there is no checkpoint to go on from", stage="server") from error
-        again = plan_saving(self.config, self.folder, resumes=True)
-        assert again is not None, "a run that writes checkpoints no longer does"
-        self._restarts.append(version := again.manifest.version if again.manifest is not None else 0)
-        if self._restarts.count(version) > _MOST_RESTARTS:
-            raise error
-        told = "it is replaced" if version else "it is replaced, and the run begins anew"
-        self._save = replace(again, notices=(f"{error.message}; {told}", *again.notices))
-        self._summary.reset()
-        self.reports.clear()
-        self._remember()
 
     def _fetch(self, session: Session, *, settled: bool) -> None:
         """Bring the weights home, of a run that failed those of its newest version.
@@ -245,7 +238,7 @@ class Run:
 def run(
     config: str | Path | Mapping[str, Any] | Config | None = None,
     *,
-    policy: Policy | None = None,
+    policy: Policy | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | str | None = None,
     preset: str | None = None,
     settings: Sequence[str] = (),
     out: str | Path | None = None,
@@ -254,12 +247,19 @@ def run(
 ) -> Run:
     """Start a run: iterate the result for its events.
 
-    ``config``: a YAML file, a mapping, a ``Config``, or None for the bundled digits. ``policy``: a policy object, in place of
-    the configured chain. ``settings``: ``"a.b=value"`` strings. ``overrides``: top-level settings by name
-    (``seed=1, backend="inline", workers=2``). ``out``: run folder; without one (and none configured) nothing is written.
-    ``resume``: the folder of a run that goes on from its newest checkpoint, or "auto", which starts it where there is none.
+    ``config``: a YAML file, a mapping, a ``Config``, or None for the bundled digits. ``policy``: a policy object, or the
+    setting ``policy`` as it stands in YAML, in place of the configured chain. ``settings``: ``"a.b=value"`` strings.
+    ``overrides``: top-level settings by name (``seed=1, backend="inline", workers=2``). ``out``: run folder; without one
+    (and none configured) nothing is written. ``resume``: the folder of a run that goes on from its newest checkpoint, or
+    "auto", which starts it where there is none.
     Raises ``ConfigError`` for a user's mistake, at once where it can be known, else at the first event.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
+    chosen: Policy | None = None
+    if isinstance(policy, str | Mapping | Sequence):
+        given["policy"] = policy
+    else:
+        chosen = policy
     loaded = load_config(config, preset=preset, settings=settings, overrides=given)
-    return Run(loaded, policy=policy, out=out, resume=resume)
+    find_named_modules(config, loaded)
+    return Run(loaded, policy=chosen, out=out, resume=resume)

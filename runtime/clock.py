@@ -13,9 +13,11 @@ are free at once; the server learns of it ``lost_after_s`` later. What had trave
 import heapq
 import math
 from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 from ..actors.pool import Pool, StreamBytes
 from ..clusters.fleet import Fleet
+from ..learning.spec import NonNegative
 from ..policies.estimate import compute_s
 from ..policies.plan import Plan
 from ..policies.report import Outcome
@@ -35,7 +37,10 @@ _DOWN, _UP, _STREAMS, _TIMERS, _LEAVING = range(5)  # what the clock's next even
 class VirtualClock:
     """Simulated seconds; arrivals in their simulated order."""
 
-    SAVED = ("time_s", "_transfers", "_streams", "journeys", "_timers", "_leaving")  # by a checkpoint
+    # By a checkpoint.
+    SAVED: ClassVar = {"time_s": NonNegative, "_transfers": Transfers, "_streams": Streams, "journeys": dict[int, Journey],
+                       **dict.fromkeys(("_timers", "_leaving"), list[tuple[NonNegative, int]])}  # fmt: skip
+    NOT_SAVED = ("_pool", "_fleet", "_rates", "_presence", "_fates")  # which follow from the seed and the time
 
     def __init__(self, fleet: Fleet, pool: Pool, *, seed: int = 0, fates: Callable[[Plan], Fate] | None = None) -> None:
         """At second 0, nothing in flight. ``seed``: of the run; ``fates``: in place of those drawn from it."""

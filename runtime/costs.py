@@ -7,7 +7,7 @@ estimated at the size of the last one of their kind, and before the first one at
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -15,7 +15,7 @@ from ..actors.links import ServerLinks
 from ..actors.messages import array_specs
 from ..clusters.fleet import Fleet
 from ..clusters.profile import DeviceProfile
-from ..comms.codecs import ArraySpec, Codec
+from ..comms.codecs import ArraySpec, Codec, NumBytes
 from ..comms.ledger import Direction
 from ..comms.make_codec import make_codec
 from ..comms.packet import sealed_bytes
@@ -49,7 +49,9 @@ class _Packets:
 class Costs:
     """Rows by part and training; packet sizes by part and codecs. Equal objects of one experiment share a row."""
 
-    SAVED = ("_observed", "_streams")  # by a checkpoint: what was seen decides estimates
+    # By a checkpoint: what was seen decides estimates.
+    SAVED: ClassVar = {"_observed": dict[tuple[Any, ...], NumBytes], "_streams": StreamCosts}
+    NOT_SAVED = ("_workload", "_fleet", "_profiles", "_samples", "_rows", "_links", "_packets")
 
     def __init__(self, workload: Workload, fleet: Fleet, links: ServerLinks | None = None) -> None:
         """An empty table. ``links``: tells what a device with a memory has missed (None: no link has one)."""

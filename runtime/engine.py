@@ -25,19 +25,22 @@ from ..learning.part import Part, down_tensors, up_tensors, whole
 from ..learning.structure import ModelSpec
 from ..learning.workload import Workload, WorkloadSettings
 from ..policies.policy import Policy
+from ..policies.type_check import mismatch
 from .check_learning import check_learning, left_out
 from .check_policy import check_cuts
 from .clock import VirtualClock
 from .comparison import Comparison, advice, check_replay
 from .config import Config
 from .costs import Costs
+from .errors import Damaged
 from .evaluator import Evaluator
 from .events import AnyEvent, Notice, RunStarted
 from .loop import Loop
+from .loop_state import state_problem
 from .measured import advise, measure, settle
 from .plan_maker import PlanMaker
 from .provenance import describe_init, provenance, seen_samples
-from .snapshot import collect, restore
+from .state import check, collect, restore
 from .wall_clock import Clock, WallClock
 
 PoolMaker = Callable[[WorkloadSettings], Pool]
@@ -131,22 +134,39 @@ class Engine:
             "loop": collect(self._loop),
         }
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Put in what was saved, and begin again with what was in flight.
+    def check(self, saved: dict[str, Any]) -> None:
+        """Raise ``Damaged`` for what was saved of no such engine, ``ValueError`` for that of one on other data.
 
-        Raises ``ValueError`` for other data, and for another precision: what was measured then must decide now.
+        And for another precision: what was measured then must decide now.
         """
+        if found := mismatch(
+            saved, {"data": dict[str, str], "precision": str, "loop": dict[str, Any]}, into_structs=False
+        ):
+            raise Damaged(f"{found[0]} {found[1]}")
         digest = self.workload.data.digest()
-        for name, found in digest.items():
-            if saved["data"].get(name) != found:
+        for name, here in digest.items():
+            if saved["data"].get(name) != here:
                 raise ValueError(
-                    f"data: the {name} has hash {found}; the run that is resumed had {saved['data'].get(name)}"
+                    f"data: the {name} has hash {here}; the run that is resumed had {saved['data'].get(name)}"
                 )
         if (now := self.config.training.precision) != saved["precision"]:
             raise ValueError(
                 f"training.precision is 'auto', which is {now} here; the run that is resumed trained in {saved['precision']}, "
                 "and its folder lacks measured.json, which says so"
             )
+        check(self._loop, saved["loop"])
+        problem = state_problem(
+            saved["loop"],
+            model=self.server.store["model"],
+            spec=self.workload.spec,
+            profiles=self._fleet.profiles(),
+            hosts=self.num_hosts,
+        )
+        if problem:
+            raise Damaged(problem)
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Put in what was saved and checked, and begin again with what was in flight."""
         restore(self._loop, saved["loop"])
         self._loop.resume()
 

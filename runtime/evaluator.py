@@ -6,6 +6,7 @@ under a kind of their own.
 
 import math
 from collections.abc import Collection, Iterable
+from typing import ClassVar
 
 import msgspec
 import numpy as np
@@ -17,6 +18,7 @@ from ..comms.ledger import Ledger
 from ..learning.losses import lower_is_better
 from ..learning.part import whole
 from ..learning.seeds import derive
+from ..learning.spec import CountOrZero
 from ..policies.plan import Objective, Plan
 from ..policies.report import Outcome, Report
 from .config import Config
@@ -29,7 +31,8 @@ _FIRST_ID = 1 << 48  # far above the ids of training plans
 class Evaluator:
     """Runs evaluations; which devices take part is drawn once from the seed."""
 
-    SAVED = ("_next_id",)  # by a checkpoint
+    SAVED: ClassVar = {"_next_id": CountOrZero}  # by a checkpoint
+    NOT_SAVED = ("_config", "_fleet", "_server", "_pool", "_ledger", "_training", "_devices")
 
     def __init__(self, config: Config, *, fleet: Fleet, server: Server, pool: Pool, ledger: Ledger) -> None:
         """Choose the devices."""

@@ -127,11 +127,16 @@ AnyEvent = RunStarted | RoundStarted | PlanEnded | VersionClosed | Evaluated | N
 
 
 def read_event(line: bytes) -> AnyEvent:
-    """An event from its line of JSON, where what is not finite is null."""
-    raw = msgspec.json.decode(line)
-    metrics = raw.get("report", {}).get("metrics", {})
-    metrics.update({name: math.nan for name, value in metrics.items() if value is None})
-    return msgspec.convert(raw, AnyEvent)  # type: ignore[no-any-return]
+    """An event from its line of JSON, where what is not finite is null. Raises ``ValueError`` for a line that holds none."""
+    try:
+        raw = msgspec.json.decode(line, type=dict[str, Any])
+        report = raw.get("report")
+        metrics = report.get("metrics") if isinstance(report, dict) else None
+        if isinstance(metrics, dict):
+            metrics.update({name: math.nan for name, value in metrics.items() if value is None})
+        return msgspec.convert(raw, AnyEvent)  # type: ignore[no-any-return]
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(f"it holds no event: {error}") from error
 
 
 __all__ = [

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from types import MappingProxyType
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -29,12 +30,13 @@ from ..actors.server import NotFinite, Server
 from ..clusters.fleet import Fleet
 from ..comms.ledger import Ledger
 from ..learning.seeds import derive
+from ..learning.spec import CountOrZero
 from ..policies.plan import Plan
 from ..policies.policy import Policy
 from ..policies.report import Outcome, Report
 from ..policies.turns import shares
 from ..policies.view import View
-from .ask import ask
+from .ask import ask, first_state
 from .config import Config
 from .costs import Costs
 from .errors import RunError
@@ -54,8 +56,26 @@ from .wall_clock import Clock
 class Loop:
     """One run's control: which plans are out, what they cost, what came of them."""
 
-    SAVED = ("_server", "_clock", "_costs", "_evaluator", "_ledger", "_stopping", "_policy_state", "_in_flight", "_busy",
-             "_sent", "_seen", "_evaluation", "_evaluated", "_tally", "_next_id", "_decisions", "_round")  # fmt: skip
+    SAVED: ClassVar = {  # by a checkpoint
+        "_server": Server,
+        "_clock": Clock,
+        "_costs": Costs,
+        "_evaluator": Evaluator,
+        "_ledger": Ledger,
+        "_stopping": Stopping,
+        "_seen": Seen,
+        "_tally": Tally,
+        "_policy_state": Any,
+        "_in_flight": dict[int, Plan],
+        "_busy": dict[int, Plan],
+        "_sent": dict[int, Dispatch],
+        "_evaluation": dict[str, float],
+        "_evaluated": Evaluated | None,
+        "_next_id": CountOrZero,
+        "_decisions": CountOrZero,
+        "_round": Round,
+    }
+    NOT_SAVED = ("_config", "_fleet", "_policy", "_pool", "_new_plan", "_profiles", "_samples", "_travelled")
 
     def __init__(
         self,
@@ -77,7 +97,7 @@ class Loop:
         self._evaluator, self._ledger, self._new_plan = evaluator, ledger, new_plan
         self._profiles = fleet.profiles()
         self._samples = [server.workload.data.num_samples(device) for device in range(fleet.num_devices)]
-        self._policy_state = policy.init()
+        self._policy_state = first_state(policy)
         self._in_flight: dict[int, Plan] = {}  # by plan id
         self._busy: dict[int, Plan] = {}  # by device
         self._sent: dict[int, Dispatch] = {}  # by plan id

@@ -6,6 +6,7 @@ devices hold samples that the weights have seen (``provenance``).
 """
 
 import json
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import msgspec
 import torch
 from torch import nn
 
+from ..clusters.yaml_text import read_yaml
 from ..learning.blocks import cut
 from ..learning.cost import part_cost
 from ..learning.data.config import DataConfig
@@ -31,8 +33,8 @@ from .convert import convert
 from .errors import ConfigError, RunError
 from .layers import spell_out
 from .measured import measure, settle
+from .named_modules import find_named_modules
 from .run_folder import environment
-from .yaml_text import parse_yaml
 
 
 def pretrain(
@@ -76,7 +78,7 @@ def pretrain(
     except (IndexError, RuntimeError) as error:  # a label that the model has no output for; no memory
         raise RunError(f"pretraining failed: {error}", stage="train") from error
     finally:
-        partial.unlink(missing_ok=True)
+        _give_up(out, partial)
 
 
 def report(metadata: dict[str, str], *, out: Path) -> str:
@@ -94,16 +96,27 @@ def report(metadata: dict[str, str], *, out: Path) -> str:
 
 
 def _reserve(out: Path) -> Path:
-    """A new, empty file beside ``out``, which must not exist yet: whether it can be written is known before training."""
-    if out.exists():
-        raise ConfigError(f"--out is {str(out)!r}, which exists already; name a new file")
-    partial = out.with_name(f"{out.name}.partial")
+    """A new, empty file beside ``out``, which is made too and must not exist yet: that it can be written is known early.
+
+    So nobody else's file is ever replaced, and of two processes that name one file the second is refused.
+    """
+    partial = out.with_name(f".{out.name}.{secrets.token_hex(8)}.partial")  # a name that no other file has
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
+        out.open("xb").close()
+        partial.open("xb").close()
     except OSError as error:
+        if out.exists():
+            raise ConfigError(f"--out is {str(out)!r}, which exists already; name a new file") from error
         raise ConfigError(f"--out is {str(out)!r}, which cannot be written: {error.strerror}") from error
     return partial
+
+
+def _give_up(out: Path, partial: Path) -> None:
+    """Remove what ``_reserve`` made, but for a file that was written."""
+    partial.unlink(missing_ok=True)
+    if out.is_file() and not out.stat().st_size:
+        out.unlink()
 
 
 def _data(config: Config, other: str | None) -> tuple[DataConfig, FederatedData]:
@@ -136,10 +149,11 @@ def _named(own: DataConfig, name: str) -> DataConfig:
 def _section(path: str) -> DataConfig:
     """The data section that a file holds."""
     try:
-        raw = parse_yaml(Path(path).read_text(encoding="utf-8"))
+        raw = read_yaml(Path(path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--data is {path!r}, which cannot be read: {error}") from error
     source = convert(spell_out({"data": raw})["data"], DataConfig)
+    find_named_modules(path, source)
     if source.test_share or source.public_share:
         raise ConfigError(f"--data is {path!r}, which sets test_share or public_share; all its samples are public")
     return source

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from ..comms.errors import UnfitPacket
+from ..learning.spec import CountOrZero
 from ..policies.decision import Decision
 from ..policies.plan import Plan
 from ..policies.report import Outcome, Report
@@ -23,8 +24,8 @@ class Round:
 
     opened_wall: float
     began_s: float | None = None
-    dispatched: int = 0
-    trainings: int = 0
+    dispatched: CountOrZero = 0
+    trainings: CountOrZero = 0
     close_at: int | None = None
     close_after_s: float | None = None
     keep_open: bool = False

@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
+from ..learning.spec import CountOrZero
 from .config import Stop
 
 
 class Stopping:
     """Keeps the best evaluation: the highest accuracy where there is one, else the lowest loss."""
 
-    SAVED = ("_best", "_since_best")  # by a checkpoint
+    SAVED: ClassVar = {"_best": float | None, "_since_best": CountOrZero}  # by a checkpoint
+    NOT_SAVED = ("_rules",)
 
     def __init__(self, rules: Stop) -> None:
         """No evaluation yet."""

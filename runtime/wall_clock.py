@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 from msgspec.structs import replace
 
 from ..actors.pool import Pool
+from ..learning.spec import NonNegative
 from ..policies.plan import Plan
 from ..policies.report import Estimate
 from .clock import VirtualClock
@@ -16,6 +18,10 @@ from .stream_load import Work
 
 class WallClock:
     """Real seconds; arrivals as they come. What the virtual clock would charge is recorded as an estimate only."""
+
+    SAVED: ClassVar = {"_before_s": NonNegative}  # by a checkpoint
+    SAVED_AS = NonNegative
+    NOT_SAVED = ("_pool", "_now", "_estimate", "journeys")
 
     def __init__(self, pool: Pool, *, now: Callable[[], float], estimate: Callable[[int, Plan], Estimate]) -> None:
         """``now``: seconds since the start of the run."""

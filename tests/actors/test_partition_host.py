@@ -155,6 +155,24 @@ def test_a_stream_that_ends_too_early_or_goes_on_too_long() -> None:
         host.take(plan.id, 0, batch(stream, PACKETS))
 
 
+def test_messages_that_no_server_sends_are_told_of_and_harm_no_host() -> None:
+    """A plan that is not split, one without its packet, one that is to be trained again and names no view."""
+    server, host = make_server(IMAGES), PartitionHost(IMAGES)
+    whole, split = make_plan(server.workload, 0), cut_plan(server, 1)
+    packet = server.send(whole).packets[0]
+    for plan, packets, told in (
+        (whole, (packet,), "came to a host with 1 packets; a split plan comes with one"),
+        (split, (), "came to a host with 0 packets; a split plan comes with one"),
+    ):
+        host.begin(plan_message(plan), SAMPLES, *packets)
+        with pytest.raises(StreamFault, match=told):
+            host.take(plan.id, plan.attempt, packet)
+    again = server.send(cut_plan(server, 2)).host_messages[0].reference
+    answer, update = host.replay(plan_message(cut_plan(server, 2)), SAMPLES, again)
+    assert msgspec.msgpack.decode(answer, type=HostAnswer).error.endswith("is to be trained again, and names no view")
+    assert update is None
+
+
 def test_a_host_that_could_not_begin_says_so_to_the_device() -> None:
     server, host, device = make_server(IMAGES), PartitionHost(IMAGES), Device(IMAGES)
     plan = cut_plan(server)

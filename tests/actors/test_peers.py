@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from fedbonsai.actors.peers import Peer, Peers
+from fedbonsai.comms.channel import Stored
 from fedbonsai.comms.codecs import Array
 from fedbonsai.comms.link import DeviceEnd, Memory, Model, Pending, Sent, State
-from fedbonsai.runtime.snapshot import Stored
 from safetensors.numpy import load_file, save_file
 
 ITEMS = 1000  # 4,000 bytes a tensor

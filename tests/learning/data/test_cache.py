@@ -58,6 +58,17 @@ def test_damaged_files_are_made_again(tmp_path: Path, content: bytes) -> None:
     assert make.calls == 2
 
 
+def test_of_a_damaged_folder_only_our_own_files_are_removed(tmp_path: Path) -> None:
+    make = Maker()
+    cached(tmp_path, "toy", make)
+    folder = tmp_path / ".fedbonsai" / "toy-v1"
+    (folder / "x.npy").write_bytes(b"")
+    (folder / "mine.txt").write_text("mine")
+    for _ in range(2):
+        assert cached(tmp_path, "toy", make)["x"].tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]
+
+
 def test_another_process_may_be_faster(tmp_path: Path) -> None:
     other = Maker()
 
