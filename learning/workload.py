@@ -17,11 +17,12 @@ from .data.config import DataConfig
 from .data.load import load
 from .data.transforms import tried
 from .data.types import FederatedData
-from .initialisation import Initialisation, initialise, read_weights
+from .initialisation import Initialisation
 from .losses import Metric, default_metrics, make_metric
 from .models import build, use_batch_statistics
 from .module_state import ModuleState
 from .part import cut_of
+from .pretrained import initialise, read_weights
 from .randomness import seeded
 from .resolve import told
 from .seeds import derive
