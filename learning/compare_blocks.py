@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_flatten
 from .blocks import Blocks
 from .module_state import ModuleState
 from .randomness import seeded
+from .resolve import told
+from .tensors import dense
 
 # Of the largest value. The same operations on the same numbers give equal bits, except where a kernel adds in no fixed order.
 _TOLERANCE = 1e-3
@@ -42,7 +44,7 @@ def lost_in_blocks(blocks: Blocks, x: Tensor) -> str:
         try:
             parts = _forward(blocks, lambda value: blocks.run(blocks.modules, value), x, train=train)
         except Exception as error:  # of a user's code: anything
-            return f"its blocks fail where the model does not: {type(error).__name__}: {error}"
+            return f"its blocks fail where the model does not: {told(error)}"
         if difference := _difference(whole, parts):
             return difference
     return ""
@@ -93,8 +95,9 @@ def _alike(one: Any, other: Any) -> bool:
     """Whether two values are the same up to rounding."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return bool(one == other)
-    if one.shape != other.shape or one.dtype != other.dtype:
+    if (one.shape, one.dtype, one.layout) != (other.shape, other.dtype, other.layout):
         return False
+    one, other = dense(one), dense(other)
     if not one.is_floating_point():
         return torch.equal(one, other)
     scale = float(one.detach().abs().nan_to_num(0, 0, 0).max()) if one.numel() else 0.0

@@ -10,6 +10,7 @@ from .data.types import Samples, Transform
 from .losses import Loss, Metric, WrongShape, scalar_loss, summed_metric
 from .module_state import ModuleState
 from .randomness import seeded
+from .resolve import told
 from .spec import Precision
 
 
@@ -76,5 +77,5 @@ def figures(output: Tensor, targets: Tensor, *, loss: Loss, metrics: Mapping[str
     except (MemoryError, WrongShape):
         raise
     except Exception as error:  # of a user's code: anything
-        raise FigureError(f"{name} fails: {type(error).__name__}: {error}") from error
+        raise FigureError(f"{name} fails: {told(error)}") from error
     return found

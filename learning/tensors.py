@@ -34,6 +34,11 @@ def widened(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor
 
 
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor as it is, or in dense form where it is sparse: few operations take both."""
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
+
+
 def numpy_name(dtype: torch.dtype) -> str:
     """numpy's name of a torch type, e.g. ``<f4``."""
     return np.dtype(torch.empty(0, dtype=dtype).numpy().dtype).str

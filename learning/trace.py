@@ -18,6 +18,8 @@ import torch
 from torch import fx, nn
 
 from .module_state import ModuleState
+from .resolve import told
+from .tensors import dense
 from .unrecorded import Untraceable, Watch, refuse_hooks, watching
 
 ROOT = "model"
@@ -86,7 +88,7 @@ def trace(model: nn.Module) -> Trace:
     except Untraceable:
         raise
     except Exception as error:  # the user's code, on symbols: it may fail in any way, and then the model is one block
-        raise Untraceable(f"torch.fx cannot trace it: {type(error).__name__}: {error}") from error
+        raise Untraceable(f"torch.fx cannot trace it: {told(error)}") from error
     finally:
         state.restore()
     _reconcile(train, evaluate)
@@ -116,7 +118,7 @@ def _reconcile(train: Trace, evaluate: Trace) -> None:
     if len(train.nodes) != len(evaluate.nodes) or train.constants.keys() != evaluate.constants.keys():
         raise Untraceable(DIFFERENT)
     for name, constant in train.constants.items():
-        if not (isinstance(constant, torch.Tensor) and torch.equal(constant, evaluate.constants[name])):
+        if not (isinstance(constant, torch.Tensor) and torch.equal(dense(constant), dense(evaluate.constants[name]))):
             raise Untraceable("it makes a value of its own that is not the same at every call")
     twin = dict(zip(evaluate.nodes, train.nodes, strict=True))
     for theirs, node in twin.items():

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .module_state import ModuleState
+from .randomness import undisturbed
 
 _HOOKS = {
     "_forward_hooks": "forward hook",
@@ -83,8 +84,8 @@ def watching(model: nn.Module) -> Iterator[Watch]:
     Afterwards the random generators of torch (on the CPU), numpy and Python go on from where they were.
     """
     attributes = ModuleState(model)
-    drawn = {name: get() for name, (get, _) in _GENERATORS.items()}
-    with torch.enable_grad(), ExitStack() as modes:
+    with undisturbed(), torch.enable_grad(), ExitStack() as modes:
+        drawn = {name: get() for name, (get, _) in _GENERATORS.items()}
         modes.enter_context(calls := _GradientCalls())
         modes.enter_context(reached := _Reached(model))
         watch = Watch()
@@ -154,14 +155,21 @@ class _Reached(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         own = [*model.named_parameters(), *model.named_buffers()]
+        storages = [(name, storage) for name, tensor in own if (storage := _storage(tensor)) is not None]
         # torch keeps one Python object for each storage while that object lives.
-        self._own = {id(storage): (name, storage) for name, tensor in own for storage in [tensor.untyped_storage()]}
+        self._own = {id(storage): (name, storage) for name, storage in storages}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor) and (found := self._own.get(id(tensor.untyped_storage()))) and self.watch:
+        for value in tree_leaves((args, kwargs)):
+            found = self._own.get(id(_storage(value))) if isinstance(value, Tensor) else None
+            if found is not None and self.watch is not None:
                 self.watch.lost(f"computes with {found[0]!r} other than by reading it as an attribute")
         return func(*args, **(kwargs or {}))
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
+    """The memory of a tensor; None of a sparse one, which has several pieces of it."""
+    return tensor.untyped_storage() if tensor.layout == torch.strided else None
 
 
 def _equal_states(one: Any, other: Any) -> bool:

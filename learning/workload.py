@@ -15,13 +15,16 @@ from .blocks import Blocks, cut
 from .compare_blocks import lost_in_blocks
 from .data.config import DataConfig
 from .data.load import load
+from .data.transforms import tried
 from .data.types import FederatedData
-from .initialisation import Initialisation, initialise, read_weights
+from .initialisation import Initialisation
 from .losses import Metric, default_metrics, make_metric
 from .models import build, use_batch_statistics
 from .module_state import ModuleState
 from .part import cut_of
+from .pretrained import initialise, read_weights
 from .randomness import seeded
+from .resolve import told
 from .seeds import derive
 from .spec import Call, Training
 from .split import Boundary, boundary
@@ -99,7 +102,7 @@ class Workload:
             with seeded(0), torch.no_grad():
                 model.train()(self.few(1)[0])
         except Exception as error:  # of a user's code: anything
-            return f"{type(error).__name__}: {error}"
+            return told(error)
         finally:
             state.restore()
         return ""
@@ -177,7 +180,7 @@ class Workload:
     def few(self, count: int) -> tuple[Tensor, Tensor]:
         """So many transformed training samples and their targets, of the first device that has as many.
 
-        Fewer where no device has; raises ``ValueError`` where none has any.
+        Fewer where no device has; raises ``ValueError`` where none has any, or the transforms fail.
         """
         counts = [self.data.num_samples(device) for device in range(self.settings.num_devices)]
         found = min(count, max(counts, default=0))
@@ -185,4 +188,4 @@ class Workload:
             raise ValueError("data: no device has a single sample")
         device = next(device for device, have in enumerate(counts) if have >= found)
         samples = self.data.train(device).take(np.arange(found))
-        return self.data.train_transform(samples.x, torch.Generator().manual_seed(0)), samples.y
+        return tried(self.data.train_transform, samples.x, field="data.train_transforms"), samples.y

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from ..learning.data.batches import largest_micro_batch
 from ..learning.data.targets import known_targets, unfit_targets
+from ..learning.data.transforms import tried
 from ..learning.data.types import FederatedData, Samples, Transform
 from ..learning.evaluation import FigureError, figures, predict
 from ..learning.losses import Metric, make_loss
 from ..learning.module_state import ModuleState
 from ..learning.randomness import seeded
+from ..learning.resolve import told
 from ..learning.spec import Precision
 from ..learning.workload import Workload
 from .config import Config
@@ -38,7 +40,7 @@ def check_learning(config: Config, workload: Workload) -> None:
             "name it in evaluation.metrics, or use stop.loss"
         )
     samples, transform, field = _first_samples(config, workload)
-    output = _output(config, workload, _transformed(samples.x, transform, field))
+    output = _output(config, workload, tried(transform, samples.x, field=field))
     _check_targets(config, workload, output)
     _try_figures(config, output, samples.y, metrics)
     _check_alone(config, workload)
@@ -94,15 +96,6 @@ def _share(data: FederatedData, few: int) -> Samples | None:
     return largest
 
 
-def _transformed(x: Tensor, transform: Transform, field: str) -> Tensor:
-    """A batch of samples after the transforms that the setting ``field`` names. Raises ``ValueError`` where they fail."""
-    try:
-        return transform(x, torch.Generator().manual_seed(0))
-    except Exception as error:  # of a user's code: anything
-        told = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{field} fail on a batch of shape {tuple(x.shape)} ({x.dtype}): {told}") from error
-
-
 def _output(config: Config, workload: Workload, inputs: Tensor) -> Any:
     """What the model makes of a batch; one tensor of most models. Raises ``ValueError`` where it fails."""
     precision, channels_last = config.training.precision, config.training.channels_last
@@ -110,16 +103,16 @@ def _output(config: Config, workload: Workload, inputs: Tensor) -> Any:
     try:
         return _run(model, inputs, precision, channels_last)
     except Exception as error:  # of a user's code: anything
-        told = f"{type(error).__name__}: {error}"
         if precision == "bf16" and _runs_in_float32(model, inputs, channels_last):
             raise ValueError(
-                f"training.precision is 'bf16', in which this processor cannot run the model; allowed: 'float32' ({told})"
+                "training.precision is 'bf16', in which this processor cannot run the model; allowed: 'float32' "
+                f"({told(error)})"
             ) from error
         hint = "; most models take float32 samples" if inputs.dtype != torch.float32 else ""
         if inputs.dtype == torch.uint8:  # images have been scaled
             hint += ", and the transform normalize scales bytes to 0..1"
         raise ValueError(
-            f"the model fails on samples of shape {tuple(inputs.shape)} ({inputs.dtype}): {told}{hint}"
+            f"the model fails on samples of shape {tuple(inputs.shape)} ({inputs.dtype}): {told(error)}{hint}"
         ) from error
 
 
@@ -173,9 +166,9 @@ def _check_alone(config: Config, workload: Workload) -> None:
     """A model that cannot be trained on one sample at a time must not have to."""
     training = config.training
     if largest_micro_batch(training.batch_size, training.accumulation) == 1 and (fault := workload.alone_fault):
-        told = f"training.batch_size is {training.batch_size} and training.accumulation {training.accumulation}"
+        settings = f"training.batch_size is {training.batch_size} and training.accumulation {training.accumulation}"
         raise ValueError(
-            f"{told}, which trains on one sample at a time; the model cannot ({fault}); allowed: a batch_size of twice the "
+            f"{settings}, which trains on one sample at a time; the model cannot ({fault}); allowed: a batch_size of twice the "
             "accumulation or more"
         )
     counts = [workload.data.num_samples(device) for device in range(workload.settings.num_devices)]

@@ -19,9 +19,9 @@ from ..clusters.fleet import Fleet
 from ..comms.channel import Channel, LocalChannel
 from ..comms.ledger import Ledger
 from ..comms.make_codec import make_codec
-from ..learning.initialisation import pinned
 from ..learning.losses import make_loss
 from ..learning.part import Part, down_tensors, up_tensors, whole
+from ..learning.pretrained import pinned
 from ..learning.structure import ModelSpec
 from ..learning.workload import Workload, WorkloadSettings
 from ..policies.policy import Policy

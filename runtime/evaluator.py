@@ -54,7 +54,10 @@ class Evaluator:
         answers: list[dict[str, float]] = []
         faults: list[str] = []
         if where in ("server", "both"):
-            server = self._server.evaluate(self._config.training, batch_size=self._config.evaluation.batch_size)
+            try:
+                server = self._server.evaluate(self._config.training, batch_size=self._config.evaluation.batch_size)
+            except Exception as error:  # of a user's code: anything
+                raise RunError.of(error, round_=version, stage="evaluate") from error
         if where in ("devices", "both"):
             answers, faults = self._ask_devices(
                 version, [device for device in self._devices if device not in unreachable]

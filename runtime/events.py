@@ -61,6 +61,8 @@ class PlanEnded(Event, frozen=True, kw_only=True):
 class VersionClosed(Event, frozen=True, kw_only=True):
     """A round is over: updates folded, mean training loss, bytes so far and the wall seconds of this round.
 
+    ``evaluation_bytes``, ``host_bytes``: of evaluation on devices, and between the server and partition hosts, both ways; they
+    are not in ``up_bytes`` and ``down_bytes``.
     ``participation``: updates folded by fleet class. ``staleness``: versions that they were behind, their mean.
     """
 
@@ -71,6 +73,8 @@ class VersionClosed(Event, frozen=True, kw_only=True):
     staleness: float | None = None
     up_bytes: int
     down_bytes: int
+    evaluation_bytes: int = 0
+    host_bytes: int = 0
     wall_s: float
 
 
@@ -112,6 +116,8 @@ class RunEnded(Event, frozen=True, kw_only=True):
     model_hash: str
     up_bytes: int
     down_bytes: int
+    evaluation_bytes: int = 0
+    host_bytes: int = 0
     up_by_kind: dict[str, int] = {}
     down_by_kind: dict[str, int] = {}
     resyncs: int = 0

@@ -128,6 +128,8 @@ class Loop:
             model_hash=self._server.model_hash(),
             up_bytes=self._travelled.total("up"),
             down_bytes=self._travelled.total("down"),
+            evaluation_bytes=self._travelled.evaluation,
+            host_bytes=self._travelled.hosts,
             up_by_kind=self._ledger.by_kind("up"),
             down_by_kind=self._ledger.by_kind("down"),
             resyncs=self._ledger.messages("down", kind="resync"),
@@ -407,6 +409,8 @@ class Loop:
             staleness=round_.staleness,
             up_bytes=self._travelled.total("up"),
             down_bytes=self._travelled.total("down"),
+            evaluation_bytes=self._travelled.evaluation,
+            host_bytes=self._travelled.hosts,
             wall_s=self._round.opened_wall - round_.opened_wall,
         )
 

@@ -21,13 +21,12 @@ from ..learning.data.config import DataConfig
 from ..learning.data.load import load, load_public
 from ..learning.data.types import FederatedData
 from ..learning.evaluation import evaluate
-from ..learning.losses import make_loss, make_metric
+from ..learning.losses import default_metrics, make_loss, make_metric
 from ..learning.models import build, use_batch_statistics
 from ..learning.part import whole
 from ..learning.pretraining import Epoch, Recipe
 from ..learning.pretraining import pretrain as train_epochs
 from ..learning.seeds import derive
-from ..learning.spec import Call
 from ..learning.store import model_hash
 from .config import Config
 from .convert import convert
@@ -186,7 +185,7 @@ def _provenance(
     """The file's metadata: text, as safetensors wants it."""
     test, tested = data.server_test(), dict[str, float]()
     if test is not None:
-        metrics = {} if data.num_classes is None else {"accuracy": make_metric(Call("accuracy"))}
+        metrics = {call.name: make_metric(call) for call in default_metrics(config.training.loss, test.y[0])}
         loss = make_loss(config.training.loss)
         tested = evaluate(model, test, loss=loss, metrics=metrics, transform=data.test_transform)
     made_by = environment()

@@ -95,6 +95,8 @@ class Summary:
             "round_wall_s": round(float(np.median(self._round_walls)), 4) if self._round_walls else None,
             "up_bytes": latest.up_bytes if latest else 0,
             "down_bytes": latest.down_bytes if latest else 0,
+            "evaluation_bytes": latest.evaluation_bytes if latest else 0,
+            "host_bytes": latest.host_bytes if latest else 0,
             "up_by_kind": ended.up_by_kind if ended else {},
             "down_by_kind": ended.down_by_kind if ended else {},
             "resyncs": ended.resyncs if ended else None,

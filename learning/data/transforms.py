@@ -14,7 +14,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from ..resolve import resolve
+from ..resolve import resolve, told
 from ..spec import Call, Count, Fraction, Positive
 from .types import Transform
 
@@ -126,6 +126,14 @@ def build(calls: Sequence[Call], *, field: str, mean: tuple[float, ...] = (), st
     if not calls:
         return Chain((standard,)) if mean else Chain()
     return Chain(tuple(_link(call, field=field, standard=standard) for call in calls))
+
+
+def tried(transform: Transform, x: Tensor, *, field: str) -> Tensor:
+    """``x`` after a transform, with random numbers of seed 0. Raises ``ValueError`` with the setting's name where it fails."""
+    try:
+        return transform(x, torch.Generator().manual_seed(0))
+    except Exception as error:  # of a user's code: anything
+        raise ValueError(f"{field} fail on a batch of shape {tuple(x.shape)} ({x.dtype}): {told(error)}") from error
 
 
 def _link(call: Call, *, field: str, standard: Normalize) -> Transform:

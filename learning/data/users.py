@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..resolve import resolve
+from ..resolve import resolve, told
 from .config import DataConfig, Iid
 from .transforms import build
 from .types import FederatedData, Pool, Samples, Transform
@@ -93,7 +93,7 @@ class Configured:
         except MemoryError:
             raise
         except Exception as error:  # of a user's code: anything
-            raise ValueError(f"{self._told(member, *device)} fails: {type(error).__name__}: {error}") from error
+            raise ValueError(f"{self._told(member, *device)} fails: {told(error)}") from error
 
     def _told(self, member: str, *device: int) -> str:
         """A member and its device, as errors name it."""

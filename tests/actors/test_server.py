@@ -315,3 +315,26 @@ def test_auxiliaries_start_from_the_seed_are_averaged_and_leave_the_model_alone(
     torch.testing.assert_close(after, before + (4 * 1 - 1 * 2) / 3)
     assert server.model_hash() == hash_before
     assert not [key for key in server.weights() if key.startswith("linear@")]
+
+
+HALF = msgspec.structs.replace(LINE, model=Call("my_models:HalfLine"))
+
+
+@pytest.mark.parametrize("optimiser", [{}, {"name": "momentum", "momentum": 0.0}], ids=str)
+def test_updates_of_float16_are_averaged_in_float32(optimiser: dict[str, Any]) -> None:
+    """Three of 0.5 with 60,000 samples each: their sum is above what float16 holds."""
+    server = make_server(HALF, **optimiser)
+    for device in range(3):
+        plan = make_plan(server.workload, 0, id=10 + device)
+        server.fold(plan, server.open(plan, pack(plan, {"w": np.array([[0.5]], "<f2")})), weight=60_000)
+    server.close_version(in_flight=())
+    assert (server.weights()["w"].dtype, weight(server)) == (torch.float16, 0.5)
+
+
+def test_a_version_that_would_not_be_finite_in_float16_is_not_closed() -> None:
+    server = make_server(HALF, learning_rate=2.0)
+    plan = make_plan(server.workload)
+    server.fold(plan, server.open(plan, pack(plan, {"w": np.array([[60_000]], "<f2")})), weight=1)
+    with pytest.raises(NotFinite, match="would hold values that are not finite in 'w'"):
+        server.close_version(in_flight=())
+    assert weight(server) == 0.0

@@ -3,22 +3,24 @@
 import copy
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from fedbonsai.actors.device import Device
 from fedbonsai.actors.partition_host import PartitionHost
 from fedbonsai.actors.plan_message import plan_message
-from fedbonsai.actors.server import Server
+from fedbonsai.actors.server import Opened, Server
 from fedbonsai.comms.errors import MismatchedPacket
 from fedbonsai.learning.blocks import cut
 from fedbonsai.learning.losses import make_loss
 from fedbonsai.learning.part import Part
+from fedbonsai.learning.spec import Call
 from fedbonsai.learning.split import DeviceLeg, HostLeg
 from fedbonsai.learning.training import train
 from fedbonsai.policies.plan import Plan, Split, Upload
 from fedbonsai.policies.report import Report
 
-from .steps import IMAGES, TRAINING, make_plan, make_server
+from .steps import IMAGES, LINE, TRAINING, make_plan, make_server
 from .test_partition_host import SAMPLES, Direct
 
 FRONT = Part(blocks=("conv",), trained=("conv",))
@@ -155,3 +157,16 @@ def test_hosts_enter_the_mean_with_the_samples_of_their_devices() -> None:
     slots = server.send(shared_plan(server, 0, version=1, head="slots"))
     (shared,), (own,) = ([message.reference.tobytes() for message in each.host_messages] for each in (sent, slots))
     assert shared == own
+
+
+def test_turns_of_float16_add_up_in_float32() -> None:
+    """2048 and two ones: float16 knows even numbers only up there."""
+    server = make_server(msgspec.structs.replace(LINE, model=Call("my_models:HalfLayers")))
+    part, split = Part(blocks=("0",), trained=("0",)), Split(cut="0", head="shared")
+    for number, difference in enumerate((2048.0, 1.0, 1.0)):
+        plan = make_plan(server.workload, 0, id=10 + number, part=part, split=split)
+        server.send(plan)
+        update = {name: torch.tensor([[difference]], dtype=torch.float16) for name in ("0.weight", "1.weight")}
+        server.fold(plan, Opened(update), weight=1.0)
+        server.ended(plan, Report(plan=plan), None)
+    assert closed(server)["1.weight"].item() == 2050.0

@@ -111,12 +111,13 @@ def test_both_legs_are_the_whole_bit_for_bit(make, place, changes):
 
 
 def test_the_schedule_tells_sizes_and_shares_and_where_batches_end():
-    # 7 samples in batches of 4: 4 and 3, each in two halves
-    assert list(schedule(7, Training(batch_size=4, accumulation=2))) == [
-        MicroBatch(2, 0.5, False),
-        MicroBatch(2, 0.5, True),
-        MicroBatch(2, 2 / 3, False),
-        MicroBatch(1, 1 / 3, True),
+    # 11 samples in batches of 6: 6 and 5, in parts of two samples at least
+    assert list(schedule(11, Training(batch_size=6, accumulation=3))) == [
+        MicroBatch(2, 1 / 3, False),
+        MicroBatch(2, 1 / 3, False),
+        MicroBatch(2, 1 / 3, True),
+        MicroBatch(3, 3 / 5, False),
+        MicroBatch(2, 2 / 5, True),
     ]
     assert list(schedule(0, Training())) == []
 

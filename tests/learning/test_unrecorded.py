@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fedbonsai.learning.blocks import cut
+from fedbonsai.learning.compare_blocks import lost_in_blocks
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -266,3 +267,31 @@ def test_hooks_are_kept_where_modules_stay_whole_and_else_the_model_is_one_block
     assert len(blocks.modules) == (1 if reason else 2)
     assert blocks.reason.startswith(reason)
     assert bool(blocks.reason) == bool(reason)
+
+
+class Graph(nn.Module):
+    """A graph convolution whose adjacency is sparse: a buffer, and a constant that it computes with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 3), nn.Linear(3, 2)
+        self.register_buffer("adjacency", torch.eye(2).to_sparse(), persistent=False)
+        self.constant = torch.eye(2).to_sparse()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sparse.mm(self.adjacency, self.first(x))
+        return self.second(torch.sparse.mm(self.constant.t(), x))
+
+
+def test_sparse_buffers_and_constants_are_cut_like_others():
+    blocks = cut(Graph())
+    assert (list(blocks.modules), blocks.reason) == (["first", "second"], "")
+    assert lost_in_blocks(blocks, torch.ones(2, 2)) == ""
+
+
+@pytest.mark.parametrize("normalised", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_layers_with_normalised_weights_are_layers(normalised):
+    model = nn.Sequential(normalised(nn.Linear(2, 3)), nn.ReLU(), nn.Linear(3, 2))
+    blocks = cut(model)
+    assert (len(blocks.modules), blocks.reason) == (2, "")
+    assert lost_in_blocks(blocks, torch.ones(2, 2)) == ""

@@ -159,6 +159,10 @@ REFUSED = {
         ("linear", {"transforms": [{"name": "users_learning:shift"}]}),
         "data.test_transforms fail on a batch of shape (2, 4) (torch.float32): AttributeError",
     ),
+    "transform of training": (
+        ("linear", {"train_transforms": [{"name": "users_learning:shift"}]}),
+        "data.train_transforms fail on a batch of shape (1, 4) (torch.float32): AttributeError",
+    ),
     "default metric": (
         (named("linear", outputs=1), {"training": {"loss": "users_learning:poisson"}, "data": {"targets": "counts"}}),
         "metric 'accuracy' fails: ValueError: the model gives shape (2, 1)",
@@ -212,8 +216,9 @@ def test_what_does_not_work_is_refused_before_the_first_round(config, case):
     (model, changes), sentence = REFUSED[case]
     changes = dict(changes)
     share, transforms = changes.pop("data_share", 0.0), changes.pop("transforms", [])
+    training = changes.pop("train_transforms", [])
     made = config(model, data=changes.pop("data", None), **changes)
-    made["data"] |= {"test_share": share, "test_transforms": transforms}
+    made["data"] |= {"test_share": share, "test_transforms": transforms, "train_transforms": training}
     with pytest.raises(ConfigError) as caught:
         next(fedbonsai.run(made))
     assert str(caught.value).startswith(sentence)

@@ -131,6 +131,10 @@ def unequal(*, num_devices, seed, root):
     x = torch.arange(48.0).reshape(12, 4) % 7
     return Pool(train=Samples(x, torch.arange(12) % 4), owners=owners.numpy(), num_classes=4)
 
+def tested(**arguments):
+    pool = unequal(**arguments)
+    return Pool(train=pool.train, test=pool.train, owners=pool.owners, num_classes=4)
+
 calls = []
 
 def once(output, target):
@@ -190,3 +194,12 @@ def test_batches_that_the_model_cannot_be_evaluated_on_are_refused_before_the_fi
 def test_what_nobody_could_evaluate_is_refused_before_the_first_round(digits, changes, sentence):
     with pytest.raises(ConfigError, match=sentence):
         next(fedbonsai.run(digits(**changes)))
+
+
+def test_a_metric_that_fails_on_the_server_in_mid_run_ends_it_with_its_name_and_round(unequal):
+    config = unequal(64, ["users_shares:once"])
+    config["evaluation"] |= {"where": "server"}
+    config["data"] |= {"name": "users_shares:tested"}
+    with pytest.raises(RunError) as caught:
+        list(fedbonsai.run(config))
+    assert str(caught.value) == "round 1, stage evaluate: FigureError: metric 'once' fails: IndexError: no more"

@@ -305,3 +305,19 @@ def test_what_federated_data_return_by_mistake_is_named(
 ) -> None:
     with pytest.raises(ValueError, match=f"^data.name: {sentence}"):
         ask(load(config(name=f"{__name__}:make_wrong", kwargs={"wrong": wrong}), num_devices=3, seed=0))
+
+
+class Listed(Samples):
+    """Tells its targets as a list."""
+
+    def targets(self) -> list[int]:
+        return self.y.tolist()
+
+
+def make_listed(*, num_devices: int, seed: int, root: str | None) -> Pool:
+    return Pool(train=Listed(torch.zeros(3, 1), torch.arange(3)))
+
+
+def test_targets_of_a_source_must_be_an_array() -> None:
+    with pytest.raises(ValueError, match=r"^data: targets\(\) of Listed is a list; it must be a numpy.ndarray$"):
+        load(config(name=f"{__name__}:make_listed"), num_devices=3, seed=0)
