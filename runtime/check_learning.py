@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..learning.data.batches import largest_micro_batch
-from ..learning.data.targets import known_targets, unfit_targets
+from ..learning.data.targets import check_targets
 from ..learning.data.transforms import tried
 from ..learning.data.types import FederatedData, Samples, Transform
 from ..learning.evaluation import FigureError, figures, predict
@@ -20,7 +20,7 @@ from ..learning.losses import Metric, make_loss
 from ..learning.module_state import ModuleState
 from ..learning.randomness import seeded
 from ..learning.resolve import told
-from ..learning.spec import Precision
+from ..learning.spec import Precision, Training
 from ..learning.workload import Workload
 from .config import Config
 
@@ -40,8 +40,8 @@ def check_learning(config: Config, workload: Workload) -> None:
             "name it in evaluation.metrics, or use stop.loss"
         )
     samples, transform, field = _first_samples(config, workload)
-    output = _output(config, workload, tried(transform, samples.x, field=field))
-    _check_targets(config, workload, output)
+    output = try_model(workload.blocks.model, tried(transform, samples.x, field=field), config.training)
+    check_targets(workload.data, loss=config.training.loss, output=output)
     _try_figures(config, output, samples.y, metrics)
     _check_alone(config, workload)
 
@@ -96,10 +96,9 @@ def _share(data: FederatedData, few: int) -> Samples | None:
     return largest
 
 
-def _output(config: Config, workload: Workload, inputs: Tensor) -> Any:
-    """What the model makes of a batch; one tensor of most models. Raises ``ValueError`` where it fails."""
-    precision, channels_last = config.training.precision, config.training.channels_last
-    model = workload.blocks.model  # built here: what stands against it has a sentence of its own
+def try_model(model: nn.Module, inputs: Tensor, training: Training) -> Any:
+    """What a model makes of a batch in evaluation, one tensor of most models. Raises ``ValueError`` where it fails."""
+    precision, channels_last = training.precision, training.channels_last
     try:
         return _run(model, inputs, precision, channels_last)
     except Exception as error:  # of a user's code: anything
@@ -134,15 +133,6 @@ def _run(model: nn.Module, inputs: Tensor, precision: Precision, channels_last: 
             return predict(model, inputs, channels_last=channels_last, precision=precision)
     finally:
         state.restore()
-
-
-def _check_targets(config: Config, workload: Workload, output: Any) -> None:
-    """Targets must go with the loss and the output; of a model that gives no single tensor nothing is known."""
-    if not isinstance(output, Tensor):
-        return
-    for place, each in known_targets(workload.data):
-        if problem := unfit_targets(each, place=place, loss=config.training.loss, output=tuple(output.shape)):
-            raise ValueError(problem)
 
 
 def _try_figures(config: Config, output: Any, targets: Tensor, metrics: Mapping[str, Metric]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,6 +20,8 @@ from ..learning.blocks import cut
 from ..learning.cost import part_cost
 from ..learning.data.config import DataConfig
 from ..learning.data.load import load, load_public
+from ..learning.data.targets import check_targets
+from ..learning.data.transforms import tried
 from ..learning.data.types import FederatedData
 from ..learning.evaluation import evaluate
 from ..learning.losses import default_metrics, make_loss, make_metric
@@ -28,6 +31,7 @@ from ..learning.pretraining import Epoch, Recipe
 from ..learning.pretraining import pretrain as train_epochs
 from ..learning.seeds import derive
 from ..learning.store import model_hash
+from .check_learning import try_model
 from .config import Config
 from .convert import convert
 from .errors import ConfigError, RunError
@@ -167,13 +171,16 @@ def _model(config: Config, data: FederatedData, recipe: Recipe) -> nn.Module:
     model = build(config.model, seed=derive(config.seed, "model"), outputs=data.num_classes)
     if config.server.statistics == "batch":
         use_batch_statistics(model)
-    blocks, one = cut(model), data.train(0)
+    blocks, few = cut(model), data.train(0)
+    few = few.take(np.arange(min(2, len(few))))
+    inputs, training = tried(data.test_transform, few.x, field="data.test_transforms"), recipe.training(config.training)
+    check_targets(data, loss=config.training.loss, output=try_model(model, inputs, training))
     part_cost(
         model,
         blocks,
         whole(blocks.spec),
-        example=(data.test_transform(one.x[:1], torch.Generator().manual_seed(0))[0], one.y[0]),
-        training=recipe.training(config.training),
+        example=(inputs[0], few.y[0]),
+        training=training,
         loss=make_loss(config.training.loss),
     )
     return model

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..spec import Call
 from .devices import DeviceData, PoolShares
@@ -40,6 +41,17 @@ def known_targets(data: FederatedData) -> Iterator[tuple[str, Targets]]:
             yield f"device {device}'s", found
             if (seen := seen + len(found)) >= _ENOUGH:
                 return
+
+
+def check_targets(data: FederatedData, *, loss: Call, output: Any) -> None:
+    """Raise ``ValueError`` for targets of ``data`` that do not go with the loss and what the model gives for some samples.
+
+    Of a model that gives anything else than one tensor, nothing is known.
+    """
+    if isinstance(output, Tensor):
+        for place, targets in known_targets(data):
+            if problem := unfit_targets(targets, place=place, loss=loss, output=tuple(output.shape)):
+                raise ValueError(problem)
 
 
 def unfit_targets(targets: Targets, *, place: str, loss: Call, output: tuple[int, ...]) -> str:

@@ -61,7 +61,7 @@ def test_damaged_files_are_made_again(tmp_path: Path, content: bytes) -> None:
 def test_of_a_damaged_folder_only_our_own_files_are_removed(tmp_path: Path) -> None:
     make = Maker()
     cached(tmp_path, "toy", make)
-    folder = tmp_path / ".fedbonsai" / "toy-v1"
+    folder = tmp_path / ".fedbonsai" / "toy-v2"
     (folder / "x.npy").write_bytes(b"")
     (folder / "mine.txt").write_text("mine")
     for _ in range(2):
