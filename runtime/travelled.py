@@ -19,7 +19,7 @@ _APART = ("evaluation", "host")
 
 
 class Travelled:
-    """Records packets in a ledger and tells the costs of their sizes; both are their owner's, who saves them."""
+    """Records packets in a ledger and tells the costs of their sizes; both belong to the loop, which saves them."""
 
     SAVED: ClassVar = {"_under_way": dict[int, tuple[tuple[str, NumBytes], ...]]}  # by a checkpoint
     NOT_SAVED = ("_ledger", "_costs")
