@@ -205,7 +205,7 @@ class Downlinks:
         peer.memory.models, peer.memory.sent = [], []
         if peer.stream not in self._agreed:
             packet = seal_agreed(self._start(expected))
-            self._agreed[peer.stream] = Message(self._channel.put(packet), packet.nbytes, "control")
+            self._agreed[peer.stream] = Message(self._channel.put(packet), packet.nbytes, "agreed")
         return self._agreed[peer.stream]
 
 

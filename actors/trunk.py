@@ -25,7 +25,7 @@ class BlockHashes:
     """The hashes that name the blocks of a model, of those that were asked for, as long as nobody changes them."""
 
     SAVED: ClassVar = {"_hashes": dict[str, str]}  # by a checkpoint
-    NOT_SAVED = ("_spec", "_tensors", "_block_of")
+    NOT_SAVED = ("_spec", "_tensors", "_block_of", "_frozen")
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor]) -> None:
         """``tensors``: of the model, by name; they may change in place."""

@@ -106,7 +106,7 @@ def _location(spec: ModuleSpec) -> Path:
 
 
 def _neighbours(path: Path) -> list[Path]:
-    """Modules beside ``path`` that its files import; a file that cannot be read is told of by its import."""
+    """Modules beside ``path`` that its files import; importing a file that cannot be parsed reports the error."""
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
     names: set[str] = set()
     for file in files:

@@ -60,7 +60,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
                 raise _error(f"key {key.value!r} occurs twice", key.start_mark)
-            if isinstance(key, yaml.ScalarNode):  # others cannot be keys, which is told when they are constructed
+            if isinstance(key, yaml.ScalarNode):  # others cannot be keys, which is an error when they are constructed
                 seen.add((key.tag, key.value))
         return node
 

@@ -5,12 +5,12 @@ copied, and training a block trains the model.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from .cuts import attribute, block_names, places, used_tensors, weight_layer
+from .cuts import attribute, block_names, places, used_tensors, weight_layer, why_whole
 from .frozen import frozen_names
 from .structure import BlockSpec, ModelSpec, Role, TensorSpec
 from .tensors import numpy_name
@@ -45,15 +45,17 @@ def cut(model: nn.Module) -> Blocks:
     """``model`` in as many blocks as there are clean places before its weight layers.
 
     All blocks in sequence equal the model bit for bit, in training and evaluation mode. A model that cannot be traced
-    comes back as one block, named ``model``, with ``reason`` set. Parameters and buffers that no operation uses belong to the
-    last block. Tied tensors are listed once, under their first name. Raises ``ValueError`` for a tensor of a type that
-    numpy, and so a packet, does not have.
+    comes back as one block, named ``model``; it and any other model of one block have a ``reason``. Parameters and buffers that
+    no operation uses belong to the last block. Tied tensors are listed once, under their first name. Raises ``ValueError`` for
+    a tensor of a type that numpy, and so a packet, does not have.
     """
     try:
         found = trace(model)
     except Untraceable as error:
         return Blocks(model, {"model": model}, _spec(model, {}, ["model"]), reason=str(error))
-    return _assemble(model, found, places(model, found))
+    cuts = places(model, found)
+    whole = _assemble(model, found, cuts)
+    return whole if cuts else replace(whole, reason=why_whole(model, found))
 
 
 def model_spec(model: nn.Module) -> ModelSpec:

@@ -90,7 +90,7 @@ class Workload:
     def cut_fault(self) -> str:
         """Why the model cannot be cut: it is one block, or its blocks do not do what it does; "" where it can."""
         if len(self.blocks.modules) == 1:
-            return self.blocks.reason or "it has one block only"
+            return self.blocks.reason
         return lost_in_blocks(self.blocks, self.few(2)[0])
 
     @cached_property

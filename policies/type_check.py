@@ -29,7 +29,7 @@ class Problem(NamedTuple):
     value: Any
     must: str
 
-    def told(self) -> tuple[str, str]:
+    def describe(self) -> tuple[str, str]:
         """Where it is, and what is wrong with it."""
         where = "".join(map(_step, self.path)).removeprefix(".")
         return where, f"is {shown(self.value)}; it must {self.must}"
@@ -73,7 +73,7 @@ class TypeCheck:
     def mismatch(self, value: Any, hint: Any) -> tuple[str, str] | None:
         """As the function ``mismatch``."""
         problem = next(self._problems(value, hint, ()), None)
-        return problem.told() if problem is not None else None
+        return problem.describe() if problem is not None else None
 
     def _problems(self, value: Any, hint: Any, path: Path) -> Problems:
         key = id(value), id(hint)

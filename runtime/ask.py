@@ -14,7 +14,7 @@ from .errors import RunError
 
 def first_state(policy: Policy) -> State:
     """The policy's state before its first decision. Raises ``RunError`` as ``ask`` does, of stage "init"."""
-    with _told(round_=None, stage="init"):
+    with _reported(round_=None, stage="init"):
         state = policy.init()
         if not isinstance(policy, Chain):  # which checks those of its links
             check_state(state, who=_name(policy))
@@ -26,7 +26,7 @@ def ask(policy: Policy, view: View, state: State) -> tuple[Decision, State]:
 
     Raises ``RunError`` of stage "decide", with the policy's own trace when it raised something itself.
     """
-    with _told(round_=view.version, stage="decide"):
+    with _reported(round_=view.version, stage="decide"):
         answer: Any = policy.decide(view, state, Decision())
         if not isinstance(policy, Chain):
             check_answer(answer, who=_name(policy))
@@ -41,8 +41,8 @@ def _name(policy: Policy) -> str:
 
 
 @contextmanager
-def _told(*, round_: int | None, stage: str) -> Iterator[None]:
-    """What breaks the contract is a sentence; whatever else a user's policy raises comes with its trace."""
+def _reported(*, round_: int | None, stage: str) -> Iterator[None]:
+    """Raise ``RunError`` for a breach of the contract, and, with its trace, for any other exception of the policy."""
     try:
         yield
     except BadAnswer as error:

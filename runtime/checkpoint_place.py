@@ -14,7 +14,7 @@ class Place:
     def __init__(self, files: Files, *, run: str) -> None:
         """Nothing is read yet."""
         self._files, self._run = files, run
-        self._told = f"checkpoint.to is {files.place!r}, which"
+        self._subject = f"checkpoint.to is {files.place!r}, which"
 
     def claim(self, *, resumes: bool) -> None:
         """Make the place this run's own: an empty one, or, where it ``resumes``, its own. Raises ``ConfigError``."""
@@ -24,12 +24,12 @@ class Place:
             if names and not (found is not None and found.run == self._run):
                 self._check_free(found, names)
             if not resumes and any(map(manifest.is_manifest, names)):
-                raise ConfigError(f"{self._told} holds checkpoints already; resume their run, or name a new place")
+                raise ConfigError(f"{self._subject} holds checkpoints already; resume their run, or name a new place")
             if found is None or found.run != self._run:
                 self._files.remove(marker.NAME)  # of a run that has written nothing
                 self._files.create(marker.NAME, marker.encode(marker.new_marker("checkpoints", run=self._run)))
         except OSError as error:
-            raise ConfigError(f"{self._told} cannot be used: {error.strerror or error}") from error
+            raise ConfigError(f"{self._subject} cannot be used: {error.strerror or error}") from error
 
     def release(self) -> None:
         """Give up what ``claim`` has made this run's own, where nothing was written to it."""
@@ -42,7 +42,7 @@ class Place:
         names = self._files.names()
         found = self._marker(names)
         if found is None or found.run != self._run:
-            raise RunError(f"{self._told} is no longer this run's own", stage="checkpoint")
+            raise RunError(f"{self._subject} is no longer this run's own", stage="checkpoint")
         self._files.partial = found.partial
         for name in names:
             if name.endswith(found.partial):
@@ -57,7 +57,7 @@ class Place:
         found = marker.decode(self._files.read(marker.NAME, most=marker.MOST_BYTES))
         if found is not None and found.format > marker.FORMAT:
             raise ConfigError(
-                f"{self._told} has format {found.format}, which is newer than the {marker.FORMAT} that this fedbonsai reads"
+                f"{self._subject} has format {found.format}, which is newer than the {marker.FORMAT} that this fedbonsai reads"
             )
         return found if found is not None and found.kind == "checkpoints" else None
 
@@ -67,12 +67,12 @@ class Place:
             return  # of a run that has written nothing
         if found is not None:
             raise ConfigError(
-                f"{self._told} holds those of another run; checkpoint.to must be a place of this run's own"
+                f"{self._subject} holds those of another run; checkpoint.to must be a place of this run's own"
             )
         for name in manifest.newest_first(names):
             with suppress(Damaged):  # raises for one of another format
                 manifest.decode(self._files.read(name, most=manifest.MOST_BYTES), name=name, run=self._run)
         listed = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         raise ConfigError(
-            f"{self._told} is not empty, and holds no checkpoints of fedbonsai ({listed}); name a new folder"
+            f"{self._subject} is not empty, and holds no checkpoints of fedbonsai ({listed}); name a new folder"
         )

@@ -77,7 +77,7 @@ class Checkpoints:
 
     def store(self, data: bytes) -> Stored:
         """A file of these bytes, which the value of the checkpoint may hold."""
-        name = self._told(lambda: self.keep(data))
+        name = self._reported(lambda: self.keep(data))
         return Stored(name, lambda: self._data(name, len(data)))
 
     def keep(self, data: bytes) -> str:
@@ -102,7 +102,7 @@ class Checkpoints:
 
     def write(self, value: Any, *, version: int, events: int) -> None:
         """Write a checkpoint, after ``begin``. Raises ``RunError`` where that fails: a full disk, a place that is gone."""
-        self._told(lambda: self._write(value, version, events))
+        self._reported(lambda: self._write(value, version, events))
 
     def _write(self, value: Any, version: int, events: int) -> None:
         """Files first, then the manifest; then what is too many goes."""
@@ -118,8 +118,8 @@ class Checkpoints:
         self._clean()
         self._rhythm.end(version)
 
-    def _told(self, write: Callable[[], T]) -> T:
-        """What fails is told in one sentence."""
+    def _reported(self, write: Callable[[], T]) -> T:
+        """The result of ``write``; its failure becomes a ``RunError`` of one sentence."""
         try:
             return write()
         except OSError as error:

@@ -98,10 +98,16 @@ class VirtualClock:
         self.time_s = max(self.time_s, deadline_s or 0.0)
         return None
 
-    def cancel(self, plan_id: int) -> None:
-        """Forget a plan: its transfer, if one is under way, frees its link."""
-        if (journey := self.journeys.pop(plan_id, None)) is not None:  # else something went wrong after it arrived
-            self._free(journey)
+    def abandon(self, plan_id: int) -> Arrival | None:
+        """Forget a plan, which frees its links and its host: what is charged for it until now. None: it has arrived already."""
+        journey = self.journeys.pop(plan_id, None)
+        if journey is None:  # something went wrong after it arrived
+            return None
+        stage, travelled = journey.told_stage, self._free(journey)
+        if stage != "gone":
+            stream = journey.broken_off(*travelled, now_s=self.time_s, by_fate=False)
+            journey.lose(stage=stage, error="", stream=stream)
+        return journey.arrival(time_s=self.time_s)
 
     def unreachable(self) -> frozenset[int]:
         """The devices that cannot be reached now."""

@@ -51,7 +51,7 @@ class Costs:
 
     # By a checkpoint: what was seen decides estimates.
     SAVED: ClassVar = {"_observed": dict[tuple[Any, ...], NumBytes], "_streams": StreamCosts}
-    NOT_SAVED = ("_workload", "_fleet", "_profiles", "_samples", "_rows", "_links", "_packets")
+    NOT_SAVED = ("_workload", "_fleet", "_profiles", "_samples", "_rows", "_parts", "_links", "_packets")
 
     def __init__(self, workload: Workload, fleet: Fleet, links: ServerLinks | None = None) -> None:
         """An empty table. ``links``: tells what a device with a memory has missed (None: no link has one)."""

@@ -2,8 +2,8 @@
 
     {"number":1,"type":"RunStarted",...}
 
-What can be read back are the *sound* lines: those from the first on whose numbers follow one another. A line that repeats the
-one before it is left out, and nothing behind a garbled or missing line is believed.
+What is read back are the *sound* lines: those from the first on whose numbers follow one another. A line that repeats the one
+before it is left out, and reading ends at a garbled or missing line.
 """
 
 import os

@@ -17,13 +17,15 @@ from .stream_load import Load, Work
 class Arrival:
     """A plan's end: when, what came back, and what the clock charged for it.
 
-    ``lost_up_bytes``: of a plan that is lost, what of its update had travelled.
+    ``lost_up_bytes``: of a plan that is lost, what of its update had travelled. ``down_bytes``: of its packets down, what had
+    travelled (None: all).
     """
 
     time_s: float
     finished: Finished
     virtual: Estimate
     lost_up_bytes: int = 0
+    down_bytes: int | None = None
 
 
 @dataclass
@@ -108,4 +110,10 @@ class Journey:
             up_s=self.up_s,
             crossing=self.crossing,
         )
-        return Arrival(time_s=time_s, finished=self.finished, virtual=virtual, lost_up_bytes=self.lost_up_bytes)
+        return Arrival(
+            time_s=time_s,
+            finished=self.finished,
+            virtual=virtual,
+            lost_up_bytes=self.lost_up_bytes,
+            down_bytes=self.down_bytes,
+        )

@@ -65,6 +65,7 @@ class Loop:
         "_stopping": Stopping,
         "_seen": Seen,
         "_tally": Tally,
+        "_travelled": Travelled,
         "_policy_state": Any,
         "_in_flight": dict[int, Plan],
         "_busy": dict[int, Plan],
@@ -75,7 +76,7 @@ class Loop:
         "_decisions": CountOrZero,
         "_round": Round,
     }
-    NOT_SAVED = ("_config", "_fleet", "_policy", "_pool", "_new_plan", "_profiles", "_samples", "_travelled")
+    NOT_SAVED = ("_config", "_fleet", "_policy", "_pool", "_new_plan", "_profiles", "_samples")
 
     def __init__(
         self,
@@ -462,8 +463,10 @@ class Loop:
         yield from self._notices()  # of what has ended it, if that was a fault
         for plan in list(self._in_flight.values()):
             self._pool.cancel(plan.id)
-            self._clock.cancel(plan.id)
+            arrival = self._clock.abandon(plan.id)
+            self._travelled.came(plan, arrival)
             self._server.abandon(plan)
-            yield self._ended(Report(plan=plan, outcome=Outcome.LATE, error=why))
+            report = Report(plan=plan, outcome=Outcome.LATE, error=why)
+            yield self._ended(report if arrival is None else msgspec.structs.replace(report, virtual=arrival.virtual))
         for held in (self._in_flight, self._sent, self._busy):
             held.clear()

@@ -139,6 +139,8 @@ def _plans(saved: Saved, spec: ModelSpec, profiles: Sequence[DeviceProfile], hos
     known = {plan.id for plan in in_flight.values() if plan.device in links["peers"]["_entries"]}
     if not remembering <= known & set(links["_sent"]):
         yield "a plan is in flight over a link that remembers nothing of it"
+    if set(saved["_travelled"]["_under_way"]) != set(in_flight):
+        yield "the packets under way are not those of the plans in flight"
     if any(sent.plan.id != plan_id or plan_id not in in_flight for plan_id, sent in saved["_sent"].items()):
         yield "a message was sent for a plan that is not in flight"
 

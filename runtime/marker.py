@@ -1,4 +1,4 @@
-"""The marker of a folder that fedbonsai writes: what proves that files in it are ours, so that they may be replaced or removed.
+"""The marker of a folder that fedbonsai writes: the proof that files in it are its own, and may be replaced or removed.
 
     fedbonsai.json    {"kind": "run", "format": 2, "run": "", "token": "5d1c..."}
 

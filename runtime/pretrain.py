@@ -102,7 +102,7 @@ def report(metadata: dict[str, str], *, out: Path) -> str:
 def _reserve(out: Path) -> Path:
     """A new, empty file beside ``out``, which is made too and must not exist yet: that it can be written is known early.
 
-    So nobody else's file is ever replaced, and of two processes that name one file the second is refused.
+    So no other file is ever replaced, and of two processes that name one file the second is refused.
     """
     partial = out.with_name(f".{out.name}.{secrets.token_hex(8)}.partial")  # a name that no other file has
     try:

@@ -39,8 +39,8 @@ class Recovery:
         self._restarts.append(version := again.manifest.version if again.manifest is not None else 0)
         if self._restarts.count(version) > _MOST_RESTARTS:
             raise error
-        told = "it is replaced" if version else "it is replaced, and the run begins anew"
-        self.plan = replace(again, notices=(f"{error.message}; {told}", *again.notices))
+        outcome = "it is replaced" if version else "it is replaced, and the run begins anew"
+        self.plan = replace(again, notices=(f"{error.message}; {outcome}", *again.notices))
 
     def _plan_again(self) -> SavePlan:
         """The plan as the files are now, with the log cut to it."""

@@ -1,6 +1,6 @@
 """Reads what ``snapshot`` writes: whatever the bytes are, a value whose every field has its declared type, or ``Damaged``.
 
-Nothing is believed: sizes, numbers of nodes and names of files are checked before they are used, types of fields, bounds and
+Nothing in the bytes is trusted: sizes, numbers of nodes and names of files are checked before use, types of fields, bounds and
 lengths of packets after an object was put together, and no object of an unknown kind is made.
 """
 

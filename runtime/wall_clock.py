@@ -65,8 +65,9 @@ class WallClock:
             return None
         return Arrival(time_s=self.time_s, finished=found, virtual=self._estimate(found.plan.device, found.plan))
 
-    def cancel(self, plan_id: int) -> None:
-        """Nothing to forget."""
+    def abandon(self, plan_id: int) -> Arrival | None:
+        """Nothing to forget, and nothing that is known."""
+        return None
 
     def unreachable(self) -> frozenset[int]:
         """Nobody."""

@@ -162,7 +162,7 @@ def test_messages_that_no_server_sends_are_told_of_and_harm_no_host() -> None:
     packet = server.send(whole).packets[0]
     for plan, packets, told in (
         (whole, (packet,), "came to a host, and is not split"),
-        (split, (), "came to a host with 0 packets; a split plan comes with one"),
+        (split, (), "0 packets came, where 1 bring the host's blocks"),
     ):
         host.begin(plan_message(plan), SAMPLES, *packets)
         with pytest.raises(StreamFault, match=told):

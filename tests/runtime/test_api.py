@@ -223,7 +223,7 @@ def test_torchs_threads_are_given_back(digits, end):
                 next(run)
         else:
             next(run)
-            assert torch.get_num_threads() == 3  # between two steps the process is as it was
+            assert torch.get_num_threads() == 3  # between two steps the process is as the caller has it
             _ = run.close() if end == "closed" else list(run)
         assert torch.get_num_threads() == 3
     finally:

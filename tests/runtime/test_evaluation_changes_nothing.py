@@ -22,7 +22,7 @@ BASE = {
     "stop": {"rounds": 5},
 }
 LATE = {"policy": [{"name": "random", "cohort": 3}, {"name": "closing", "after_s": 2.0}, {"name": "residuals"}]}
-OF_TRAINING = ("weights", "control", "activations", "gradients", "resync")
+OF_TRAINING = ("weights", "agreed", "control", "activations", "gradients", "resync")
 
 
 def finished(**changes):

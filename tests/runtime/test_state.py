@@ -75,7 +75,17 @@ def test_what_a_service_and_a_saver_hold_is_known(tmp_path):
     """They save by hand: a new attribute of theirs is looked at here."""
     engine = engine_of()
     assert set(vars(Service(engine))) == {"_engine", "_best", "_count", "_closed", "_saver", "_events"}
-    assert set(vars(engine)) == {"config", "channel", "workload", "server", "_advice", "pool", "_fleet", "_loop"}
+    assert set(vars(engine)) == {
+        "config",
+        "channel",
+        "workload",
+        "server",
+        "_advice",
+        "pool",
+        "_fleet",
+        "_loop",
+        "_measured",
+    }
     plan = SavePlan(place=str(tmp_path), settings=engine.config.checkpoint, run="r")
     assert set(vars(Saver(engine, plan, num_hosts=1))) == {"_engine", "_plan", "_num_hosts", "_checkpoints", "_bodies"}
     buffer = vars(LastingReplayBuffer(budget_bytes=1))
