@@ -9,18 +9,13 @@ A placement group dies with the process that made it, so the driver makes it; al
 """
 
 import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import msgspec
 import ray
 import torch
-from ray._private import utils as ray_utils
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 
 from ..actors.allocator import HUGE_PAGES
@@ -114,8 +109,7 @@ class RaySession:
         modules = named_modules(config, policy)
         joined = options.address is not None
         runtime_env = runtime_env_for(modules, joined=joined)
-        with _signals_later():
-            self._cluster = _reach(options, runtime_env)
+        self._cluster = _reach(options, runtime_env)
         if not self._cluster.started:
             check_nodes(data_root=None if config.data.download else config.data.root, versions=versions_here())
         cpus = (
@@ -165,40 +159,6 @@ def _reach(options: RayOptions, runtime_env: dict[str, Any]) -> Cluster:
 
 def _died(error: BaseException) -> ServerDied:
     return ServerDied(f"the server actor died: {str(error).splitlines()[0]}")
-
-
-@contextmanager
-def _signals_later() -> Iterator[None]:
-    """What is to interrupt the run while Ray starts or is joined does so afterwards; a second signal does it at once.
-
-    ``ray.init`` that is broken off halfway leaves processes for a minute, or crashes. It also puts a handler of SIGTERM of
-    its own in place of the caller's, and Ray offers no argument for that; where the caller has none, Ray's is better than none.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handlers = {number: handler for number, handler in found.items() if callable(handler)}
-    came: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        if len(came) > 1:
-            handlers[signal.Signals(number)](number, frame)
-
-    rays_own = ray_utils.set_sigterm_handler
-    if signal.SIGTERM in handlers:
-        ray_utils.set_sigterm_handler = lambda handler: None
-    for number in handlers:
-        signal.signal(number, note)
-    try:
-        yield
-    finally:
-        ray_utils.set_sigterm_handler = rays_own
-        for number, handler in handlers.items():
-            signal.signal(number, handler)  # also where Ray's core has put its own below Python's
-    for first in came[:1]:
-        handlers[signal.Signals(first)](first, None)
 
 
 def _bundles(

@@ -38,6 +38,8 @@ RAY = {
     "clusters/checks.py",
     "clusters/placement.py",
     "clusters/ray_cluster.py",
+    "clusters/ray_launcher.py",
+    "clusters/ray_signals.py",
     "clusters/reach.py",
     "runtime/ray_session.py",
 }

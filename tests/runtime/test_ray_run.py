@@ -250,12 +250,12 @@ def alive(pid):
 
 
 def test_a_signal_waits_until_ray_has_started_and_a_second_one_does_not():
-    from fedbonsai.runtime.ray_session import _signals_later
+    from fedbonsai.clusters.ray_signals import signals_later
     from fedbonsai.runtime.sigterm import Sigterm
     from ray._private import utils
 
     def start(*numbers):
-        with _signals_later():
+        with signals_later():
             utils.set_sigterm_handler(lambda *_: sys.exit(1))  # as ray.init does
             for number in numbers:
                 signal.raise_signal(number)
@@ -273,12 +273,12 @@ def test_a_signal_waits_until_ray_has_started_and_a_second_one_does_not():
 
 
 def test_where_nobody_handles_sigterm_rays_own_handler_stays():
-    from fedbonsai.runtime.ray_session import _signals_later
+    from fedbonsai.clusters.ray_signals import signals_later
     from ray._private import utils
 
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        with _signals_later():
+        with signals_later():
             utils.set_sigterm_handler(sys.exit)
         assert signal.getsignal(signal.SIGTERM) is sys.exit
     finally:
