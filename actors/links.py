@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from msgspec.structs import replace
 
+from ..clusters.scratch import Scratch
 from ..comms.channel import Channel
 from ..comms.codecs import Array, Arrays, ArraySpec
 from ..comms.errors import MismatchedPacket, OutOfSync
@@ -27,10 +28,18 @@ class ServerLinks:
 
     SAVED = ("downlinks", "peers", "_sent")  # by a checkpoint
 
-    def __init__(self, channel: Channel, *, first: Mapping[str, Array], memory_bytes: int, disk_bytes: int) -> None:
-        """``first``: the model of version 0, which both ends make from the seed."""
+    def __init__(
+        self,
+        channel: Channel,
+        *,
+        first: Mapping[str, Array],
+        memory_bytes: int,
+        disk_bytes: int,
+        scratch: Scratch | None = None,
+    ) -> None:
+        """``first``: the model of version 0, which both ends make from the seed. ``scratch``: for temporary files."""
         self.downlinks = Downlinks(channel, first=first)
-        self.peers = Peers(memory_bytes=memory_bytes, disk_bytes=disk_bytes)
+        self.peers = Peers(memory_bytes=memory_bytes, disk_bytes=disk_bytes, scratch=scratch)
         self._sent: dict[int, Model] = {}  # by plan in flight: what it was sent
 
     def send(self, plan: Plan, model: Callable[[], Arrays], expected: tuple[ArraySpec, ...]) -> list[Message]:
@@ -135,6 +144,12 @@ class ServerLinks:
             peer = self._peer(plan)
             peer.on_its_way = None
             self.peers.put(plan.device, peer)
+
+    def lose(self, device: int) -> None:
+        """What a device holds is not known any more; where it has taken part, it is resynchronised with its next plan."""
+        if (peer := self.peers.get(device)) is not None:
+            peer.lost, peer.restarting = True, 0
+            self.peers.put(device, peer)
 
     def state(self, device: int) -> State | None:
         """What a simulated device remembers."""

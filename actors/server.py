@@ -11,6 +11,7 @@ from functools import cached_property
 import msgspec
 import torch
 
+from ..clusters.scratch import Scratch
 from ..comms.channel import Channel
 from ..comms.codecs import Array, Arrays, ArraySpec
 from ..comms.errors import MismatchedPacket
@@ -54,8 +55,12 @@ class Server:
         optimiser: ServerOptimiser,
         link_memory_bytes: int = 2 * 10**9,
         link_disk_bytes: int = 20 * 10**9,
+        scratch: Scratch | None = None,
     ) -> None:
-        """Version 0 is the workload's initial model. ``link_...``: budgets for what links remember, see ``peers``."""
+        """Version 0 is the workload's initial model. ``link_...``: budgets for what links remember, see ``peers``.
+
+        ``scratch``: for temporary files.
+        """
         self.workload = workload
         self.version = 0
         self._optimiser = optimiser
@@ -76,6 +81,7 @@ class Server:
             first={name: array.copy() for name, array in as_arrays(self.store["model"]).items()},
             memory_bytes=link_memory_bytes,
             disk_bytes=link_disk_bytes,
+            scratch=scratch,
         )
 
     def send(self, plan: Plan) -> Dispatch:
@@ -142,6 +148,10 @@ class Server:
         """Nobody waits for a plan any more."""
         self._heads.ended(plan)
         self.links.abandon(plan)
+
+    def lose_link(self, device: int) -> None:
+        """What a device holds is not known any more: its link is resynchronised when it comes again."""
+        self.links.lose(device)
 
     def notices(self) -> list[str]:
         """What an operator should know of the links' memory since the last call."""

@@ -80,6 +80,13 @@ class LocalRay:
             env=os.environ | self.env,
             start_new_session=True,  # Ctrl-C is for this process, which ends the other
         )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+
+    def is_ready(self, timeout_s: float) -> bool:
+        """Whether ``address`` has an answer; waits so long for it."""
+        return bool(self._answer or select.select([self._stdout], [], [], timeout_s)[0])
 
     def address(self) -> str:
         """The address, once Ray has started. Raises ``ValueError`` for a setting that is refused, ``RuntimeError``.
@@ -102,7 +109,7 @@ class LocalRay:
     def ended(self) -> str:
         """Why this Ray is no more, in a sentence without its subject; "" while it lives."""
         over = self._process.poll() is not None
-        if "error" not in self._answer and (over or select.select([self._process.stdout], [], [], 0)[0]):
+        if "error" not in self._answer and (over or select.select([self._stdout], [], [], 0)[0]):
             self._answer = json.loads(self._line() or "{}")
             if "error" not in self._answer:  # it was killed
                 self._answer["error"] = f"its launcher has ended (exit code {self._process.wait()})"
@@ -110,25 +117,21 @@ class LocalRay:
 
     def close(self) -> None:
         """End it, if that has not happened yet, and wait until nothing of it is left."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         with suppress(BrokenPipeError, ValueError):  # it has ended by itself; it was closed before
-            self._process.stdin.write(b".")
+            self._stdin.write(b".")
         with suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._stdin.close()
         try:
             self._process.wait(_END_S)
         except subprocess.TimeoutExpired:  # what is left then ends with the launcher, its parent
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
+        self._stdout.close()
 
     def _line(self) -> str:
         """The next line of the launcher; "" where it has ended. Raises ``RuntimeError`` where none comes in time."""
-        stdout = self._process.stdout
-        assert stdout is not None
         until = time.monotonic() + self._start_s + _END_S  # the launcher itself gives up before
-        while not select.select([stdout], [], [], _LOOK_EVERY_S)[0]:
+        while not select.select([self._stdout], [], [], _LOOK_EVERY_S)[0]:
             if time.monotonic() > until:
                 raise RuntimeError(f"a local Ray could not be started: it has not started within {self._start_s:g} s")
-        return stdout.readline().decode()
+        return self._stdout.readline().decode()

@@ -78,8 +78,8 @@ def start_local(
     worker. Raises ``ValueError`` for a store that does not fit, ``RuntimeError`` where Ray does not come up within five
     minutes; nothing of it is left then.
     """
-    if ray.is_initialized():
-        return _attached({})
+    if (cluster := attached({})) is not None:
+        return cluster
     return connect(
         LocalRay(
             num_cpus=num_cpus,
@@ -128,8 +128,8 @@ def join(address: str, *, runtime_env: Mapping[str, Any] | None = None) -> Clust
     for the options of each actor. Raises ``ValueError`` in one sentence, within seconds, for an address that is malformed,
     cannot be reached or is no Ray's, for a token that is refused, and for a Ray or Python of another version.
     """
-    if ray.is_initialized():
-        return _attached(dict(runtime_env or {}))
+    if (cluster := attached(dict(runtime_env or {}))) is not None:
+        return cluster
     target = resolve_auto() if address == "auto" else address
     host, port, client = parse_address(target)
     shown = repr(address) if address == target else f"{address!r} ({target})"
@@ -152,8 +152,10 @@ def join(address: str, *, runtime_env: Mapping[str, Any] | None = None) -> Clust
 _QUIET = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
 
 
-def _attached(runtime_env: dict[str, Any]) -> Cluster:
-    """The Ray that the caller had initialised: nothing of it is ours to release or to silence."""
+def attached(runtime_env: dict[str, Any]) -> Cluster | None:
+    """The Ray to which this process is connected already: nothing of it is ours to release or to silence. None: to none."""
+    if not ray.is_initialized():
+        return None
     address = ray.get_runtime_context().gcs_address
     return Cluster(address, f"fedbonsai-{uuid.uuid4().hex}", started=False, runtime_env=runtime_env)
 

@@ -35,18 +35,22 @@ class Scratch:
 
     def folder(self, kind: str) -> "ScratchFolder":
         """A new folder, owned by this process. Raises ``OSError``."""
-        for _ in range(_MOST_TRIES):
-            path = base() / self.run / f"{kind}-{secrets.token_hex(8)}"
-            with suppress(FileNotFoundError):
+        for left in reversed(range(_MOST_TRIES)):
+            try:
+                path = base() / self.run / f"{kind}-{secrets.token_hex(8)}"
                 path.parent.mkdir(mode=0o700, exist_ok=True)
                 path.mkdir(mode=0o700)
-                return ScratchFolder(path)
-        raise FileNotFoundError(f"{str(path.parent)!r} is removed again and again")
+                break
+            except FileNotFoundError:
+                if not left:
+                    raise
+        return ScratchFolder(path)
 
     def close(self) -> None:
         """Remove all folders of the run, also of processes that were killed. No process of the run may live any more."""
         with suppress(OSError):  # the folder of all runs belongs to another user, or cannot be read
             shutil.rmtree(base() / self.run, ignore_errors=True)
+            base().rmdir()  # fails where another run is there
 
 
 class ScratchFolder:
@@ -88,7 +92,9 @@ def reap_runs() -> None:
     with suppress(OSError):
         for run in base().iterdir():
             reap(run.iterdir())
-            run.rmdir()  # fails where another folder of it is in use
+            with suppress(OSError):  # a folder of it is in use
+                run.rmdir()
+        base().rmdir()  # fails where there is a run
 
 
 def reap(paths: Iterable[Path]) -> None:
@@ -121,6 +127,9 @@ def _remove(path: Path, file: BinaryIO, pid: int) -> None:
     """Remove a folder; not in a process that was forked from its owner."""
     if os.getpid() == pid:
         shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # another folder of the run, or another run, is there
+            path.parent.rmdir()
+            path.parent.parent.rmdir()
     file.close()
 
 

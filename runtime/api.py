@@ -25,8 +25,8 @@ from .check_policy import check_policy, configured_policy
 from .config import Config, load_config
 from .describe_policy import describe_policy
 from .engine import workload_settings
-from .errors import RunError, ServerDied
-from .events import AnyEvent, PlanEnded, VersionClosed
+from .errors import ClusterError, ConfigError, RunError, ServerDied
+from .events import AnyEvent, Notice, PlanEnded, VersionClosed
 from .resume import Resume, open_folder, plan_saving
 from .session import Session, exception, open_session
 from .summary import Summary
@@ -63,7 +63,8 @@ class Run:
         named = out if out is not None else config.out
         self.folder, resumes = open_folder(config, resume, target=Path(named) if named is not None else None)
         self.reports: dict[int, PlanEnded] = {}
-        self._summary = Summary()
+        self._summary = Summary(name=config.name, preset=config.preset, seed=config.seed)
+        self._logged = 0  # events of the run that were told so far
         self._leaves = threading.Event()
         self._restarts: list[int] = []  # versions from which a new server went on
         try:
@@ -132,7 +133,9 @@ class Run:
 
     def _remember(self) -> None:
         """What the events of a run that is resumed have told already."""
+        self._logged = 0
         for event in self.folder.events() if self.folder is not None else ():
+            self._logged += 1
             self._summary.note(event)
             if isinstance(event, PlanEnded):
                 self.reports[event.report.plan.device] = event
@@ -141,12 +144,13 @@ class Run:
         """Open a session, pass its events on, and leave a readable folder whatever happens."""
         started = time.perf_counter() - self._summary.rounds_wall_s
         session: Session | None = None
+        died: ServerDied | None = None
         over = settled = False  # settled: all that the session has told is in the log
         try:
             while not over:
                 try:
-                    session = session or open_session(self.config, self._policy, self._save)
-                    step = session.step()
+                    session = session or (yield from self._open(started, died))
+                    step = session.step(self._logged)
                     for event in step.events:
                         self._note(event, started)
                         settled = event is step.events[-1]
@@ -157,7 +161,7 @@ class Run:
                         self._fetch(session, settled=False)
                 except ServerDied as error:
                     self._go_back(session, error)
-                    session = None
+                    session, died = None, error
                     continue
                 over = step.over
                 if self._leaves.is_set() and step.events and isinstance(step.events[-1], VersionClosed):
@@ -176,6 +180,28 @@ class Run:
                 with closing(session) if session is not None else nullcontext():
                     self._close_folder()
 
+    def _open(self, started: float, died: ServerDied | None) -> Generator[AnyEvent, None, Session]:
+        """A session, with notices of what is waited for. ``died``: the server that it is to replace."""
+        opening = open_session(self.config, self._policy, self._save, replaces=died.message if died is not None else "")
+        try:
+            while True:
+                try:
+                    text = next(opening)
+                except StopIteration as opened:
+                    session: Session = opened.value
+                    return session
+                notice = Notice(time_s=self._summary.time_s, text=text)
+                self._note(notice, started)
+                yield notice
+        except (ClusterError, ConfigError) as error:
+            if died is None:
+                raise
+            assert self.folder is not None, "only a run with checkpoints goes on"
+            text = f"{died.message}, and no other can take its place: {error}; go on with --resume {str(self.folder.path)!r}"
+            raise RunError(text, stage="server") from error
+        finally:
+            opening.close()
+
     def _close_folder(self) -> None:
         """Write the summary, the last thing in a run folder."""
         if self.folder is not None and not self.folder.closed:
@@ -186,6 +212,7 @@ class Run:
         """Consumers of every run: summary, folder, last reports."""
         self._summary.wall_s = time.perf_counter() - started
         self._summary.note(event)
+        self._logged += 1
         if self.folder is not None:
             self.folder.note(event)
         if isinstance(event, PlanEnded):
@@ -213,7 +240,7 @@ class Run:
         summary, interrupted = self._summary.to_dict(), self._summary.status == "interrupted"
         try:
             if interrupted and settled:
-                session.save(timeout_s=20.0)
+                session.save(self._logged, timeout_s=20.0)
             for which in ("final", "best"):
                 # Whoever presses Ctrl-C wants to leave, even if the server is in the middle of a long plan.
                 self._weights[which] = session.weights(which, timeout_s=10.0 if interrupted else 120.0)

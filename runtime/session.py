@@ -1,10 +1,12 @@
 """Where the engine of a run lives: in this process, or behind Ray."""
 
+from collections.abc import Generator, Iterator
 from typing import Protocol
 
 import msgspec
 import torch
 
+from ..clusters.scratch import Scratch, reap_runs
 from ..policies.policy import Policy
 from .config import Config
 from .engine import Engine
@@ -16,11 +18,15 @@ from .service import Fault, Service, Step
 class Session(Protocol):
     """Where the engine lives: in process, or behind Ray."""
 
-    def step(self) -> Step:
-        """The next batch of events."""
+    def open(self) -> Iterator[str]:
+        """Build the engine; what is waited for meanwhile, one sentence each. Nothing else works before."""
         ...
 
-    def save(self, *, timeout_s: float) -> None:
+    def step(self, logged: int) -> Step:
+        """The next batch of events. ``logged``: events of the run that have been written by now."""
+        ...
+
+    def save(self, logged: int, *, timeout_s: float) -> None:
         """Write a checkpoint of the version that closed with the last step, if one did, and no other was written of it."""
         ...
 
@@ -37,43 +43,72 @@ class InlineSession:
     """The engine in this process, with one torch thread, as a worker has: the same bits as on Ray."""
 
     def __init__(self, config: Config, policy: Policy, save: SavePlan | None = None) -> None:
-        """Build the engine."""
+        """Nothing is built yet."""
+        self._config, self._policy, self._save = config, policy, save
+        self._scratch = Scratch()
+        self._service: Service | None = None
+
+    def open(self) -> Iterator[str]:
+        """Build the engine; nothing is waited for."""
+        reap_runs()
         self._threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            self._service = Service(Engine(config, policy), save)
+            self._service = Service(Engine(self._config, self._policy, scratch=self._scratch), self._save)
         except BaseException:
             torch.set_num_threads(self._threads)
             raise
+        return iter(())
 
-    def step(self) -> Step:
+    def step(self, logged: int) -> Step:
         """The next batch of events."""
-        return msgspec.msgpack.decode(self._service.step(), type=Step)
+        return msgspec.msgpack.decode(self._built.step(logged), type=Step)
 
-    def save(self, *, timeout_s: float) -> None:
+    def save(self, logged: int, *, timeout_s: float) -> None:
         """Write a checkpoint, if there is something new."""
-        self._service.save()
+        self._built.save(logged)
 
     def weights(self, which: str, *, timeout_s: float) -> dict[str, torch.Tensor]:
         """Weights by name, at once."""
-        return self._service.weights(which)
+        return self._built.weights(which)
 
     def close(self) -> None:
         """Give the threads back."""
-        self._service.close()
-        torch.set_num_threads(self._threads)
+        if self._service is not None:
+            self._service.close()
+            torch.set_num_threads(self._threads)
+        self._scratch.close()
+
+    @property
+    def _built(self) -> Service:
+        assert self._service is not None, "the session is not open"
+        return self._service
 
 
-def open_session(config: Config, policy: Policy, save: SavePlan | None) -> Session:
-    """A session of the configured back end; a user's mistake in what it builds becomes a ``ConfigError``."""
+def open_session(
+    config: Config, policy: Policy, save: SavePlan | None, *, replaces: str = ""
+) -> Generator[str, None, Session]:
+    """A session of the configured back end; what is waited for until it is open, one sentence each.
+
+    ``replaces``: of the session before it, how its server died. A user's mistake in what is built becomes a ``ConfigError``.
+    """
+    session = _new_session(config, policy, save, replaces)
     try:
-        if config.backend == "inline":
-            return InlineSession(config, policy, save)
-        from .ray_session import RaySession
+        yield from session.open()
+    except BaseException as error:
+        session.close()
+        if isinstance(error, ValueError):
+            raise ConfigError(str(error)) from error
+        raise
+    return session
 
-        return RaySession(config, policy, save)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+
+def _new_session(config: Config, policy: Policy, save: SavePlan | None, replaces: str) -> Session:
+    if config.backend == "inline":
+        return InlineSession(config, policy, save)
+    from .ray_session import RaySession
+
+    return RaySession(config, policy, save, replaces=replaces)
 
 
 def exception(fault: Fault) -> Exception:
