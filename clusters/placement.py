@@ -33,13 +33,20 @@ class Request:
 class Reservation:
     """A placement group of one bundle for each request, in ``groups``. They die with the process that makes them."""
 
-    def __init__(self, requests: Sequence[Request], *, keep_off: Collection[str] = ()) -> None:
-        """Ask for all. ``keep_off``: ids of nodes that are used only where the others could not hold all bundles."""
+    def __init__(
+        self, requests: Sequence[Request], *, keep_off: Collection[str] = (), order: Sequence[int] | None = None
+    ) -> None:
+        """Ask for all. ``keep_off``: ids of nodes that are used only where the others could not hold all bundles.
+
+        ``order``: in which Ray finds them places, by index; None: the largest first, which leaves no gaps where none need be.
+        """
         self._requests = list(requests)
         rest = [node for node in cluster_nodes() if node.id not in keep_off]
         self._keep_off = sorted(keep_off) if keep_off and _never(self._requests, rest) is None else []
         selector = {NODE_ID: f"!in({','.join(self._keep_off)})"} if self._keep_off else {}
-        self.groups = [_group(request, selector) for request in requests]
+        ranked = order if order is not None else sorted(range(len(requests)), key=lambda i: -_cpus(requests[i]))
+        made = {index: _group(requests[index], selector) for index in ranked}
+        self.groups = [made[index] for index in range(len(requests))]
 
     def wait(self, *, timeout_s: float, enough: Callable[[list[bool]], bool] = all) -> Iterator[str]:
         """Wait for their places; yields what is waited for, from time to time.
@@ -101,6 +108,10 @@ def _group(request: Request, selector: Mapping[str, str]) -> PlacementGroup:
     return placement_group([dict(request.resources)], strategy="PACK", bundle_label_selector=[dict(selector)])
 
 
+def _cpus(request: Request) -> float:
+    return request.resources.get("CPU", 0.0)
+
+
 def _never(requests: list[Request], nodes: list[Node]) -> str | None:
     """The bundle that these nodes could not hold even if nobody else used them; None where one cannot be sure."""
     if problem := _misfit(requests, nodes, each_alone=True):
@@ -119,7 +130,7 @@ def _misfit(requests: Sequence[Request | None], nodes: list[Node], *, each_alone
     """
     numbered = [(index, request) for index, request in enumerate(requests) if request is not None]
     if not each_alone:
-        numbered.sort(key=lambda each: -each[1].resources.get("CPU", 0))
+        numbered.sort(key=lambda each: -_cpus(each[1]))
     for index, request in numbered:
         fitting = [node for node in nodes if node.has(request.resources)]
         if not fitting:

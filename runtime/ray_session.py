@@ -219,8 +219,12 @@ class RaySession:
         workers = [Request("worker", wanted)] * (count if len(devices) < fleet.num_devices else 0)
         requests = [Request("server", {"CPU": options.server_cpus}), *workers]
         requests += [Request("partition host", {"CPU": options.host_cpus})] * fleet.hosts.count
-        self._reservation = Reservation(requests, keep_off={site.node for site in sites.values()})
         last = 1 + len(workers)
+        order = (
+            [0, *range(last, len(requests)), *range(1, last)] if self._replaces else None
+        )  # what must be there first
+        kept = {site.node for site in sites.values()}
+        self._reservation = Reservation(requests, keep_off=kept, order=order)
 
         def one_of_each(placed: list[bool]) -> bool:
             return placed[0] and (not workers or any(placed[1:last]))
