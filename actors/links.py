@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from msgspec.structs import replace
 
+from ..clusters.scratch import Scratch
 from ..comms.channel import Channel
 from ..comms.codecs import Array, Arrays, ArraySpec
 from ..comms.errors import MismatchedPacket, OutOfSync
@@ -29,10 +30,18 @@ class ServerLinks:
     SAVED: ClassVar = {"downlinks": Downlinks, "peers": Peers, "_sent": dict[int, Model]}  # by a checkpoint
     NOT_SAVED = ()
 
-    def __init__(self, channel: Channel, *, first: Mapping[str, Array], memory_bytes: int, disk_bytes: int) -> None:
-        """``first``: the model of version 0, which both ends make from the seed."""
+    def __init__(
+        self,
+        channel: Channel,
+        *,
+        first: Mapping[str, Array],
+        memory_bytes: int,
+        disk_bytes: int,
+        scratch: Scratch | None = None,
+    ) -> None:
+        """``first``: the model of version 0, which both ends make from the seed. ``scratch``: for temporary files."""
         self.downlinks = Downlinks(channel, first=first)
-        self.peers = Peers(memory_bytes=memory_bytes, disk_bytes=disk_bytes)
+        self.peers = Peers(memory_bytes=memory_bytes, disk_bytes=disk_bytes, scratch=scratch)
         self._sent: dict[int, Model] = {}  # by plan in flight: what it was sent
 
     def send(self, plan: Plan, model: Callable[[], Arrays], expected: tuple[ArraySpec, ...]) -> list[Message]:
@@ -152,6 +161,12 @@ class ServerLinks:
         if peer is None or peer.held is None or peer.lost or not peer.stream or peer.state is None:
             return None
         return replace(plan, version=peer.held, link_down=Residual(rule="stationary")), peer.state
+
+    def lose(self, device: int) -> None:
+        """What a device holds is not known any more; where it has taken part, it is resynchronised with its next plan."""
+        if (peer := self.peers.get(device)) is not None:
+            peer.lost, peer.restarting = True, 0
+            self.peers.put(device, peer)
 
     def state(self, device: int) -> State | None:
         """What a simulated device remembers."""

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from torch import Tensor
 
+from ..clusters.scratch import Scratch
 from ..comms.codecs import Array
 from ..comms.packet import read_stamp
 from ..learning.workload import Workload, WorkloadSettings
@@ -31,14 +32,17 @@ BufferedViews = tuple[tuple[str, str, int, str, int, int], ...]  # trunk, cut, d
 class PartitionHost:
     """Slots by plan. What goes wrong with one plan is told to its device and in its answer, and harms no other."""
 
-    def __init__(self, settings: WorkloadSettings, replay: ReplaySettings | None = None) -> None:
-        """Nothing is loaded before the first plan."""
+    def __init__(
+        self, settings: WorkloadSettings, replay: ReplaySettings | None = None, scratch: Scratch | None = None
+    ) -> None:
+        """Nothing is loaded before the first plan. ``scratch``: for temporary files."""
         self.workload, replay = Workload(settings), replay or ReplaySettings()
         self._replay = LastingReplayBuffer(
             budget_bytes=replay.memory_bytes,
             disk_bytes=replay.disk_bytes,
             views_per_device=replay.views_per_device,
             lifetime=replay.lifetime,
+            scratch=scratch,
         )
         self._slots: dict[int, Slot] = {}
         self._faults: dict[int, str] = {}

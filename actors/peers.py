@@ -6,7 +6,6 @@ again. A notice says so for the first, and whenever their number has doubled. A 
 too: it travels with its plan, and comes back with its report.
 """
 
-import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from ..clusters.scratch import Scratch, ScratchFolder
 from ..comms.channel import Stored
 from ..comms.codecs import NumBytes
 from ..comms.errors import OutOfSync
@@ -70,8 +70,8 @@ class Peers:
     SAVED_AS: ClassVar = SAVED | {"paths": dict[int, Stored]}
     NOT_SAVED = ("_memory_bytes", "_disk_bytes", "_folder")
 
-    def __init__(self, *, memory_bytes: int, disk_bytes: int) -> None:
-        """No entry yet; the folder for files is made when it is first needed."""
+    def __init__(self, *, memory_bytes: int, disk_bytes: int, scratch: Scratch | None = None) -> None:
+        """No entry yet; the folder for files is made in ``scratch`` when it is first needed."""
         self._memory_bytes, self._disk_bytes = memory_bytes, disk_bytes
         self._entries: dict[int, Peer] = {}
         self._sizes: dict[int, int] = {}  # bytes of each entry in memory
@@ -79,7 +79,8 @@ class Peers:
         self._files: OrderedDict[int, int] = OrderedDict()  # bytes of each device's file, oldest first
         self._total = self._files_total = 0  # of sizes, of files
         self._beyond = 0  # dropped for the budget
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch = scratch or Scratch()
+        self._folder: ScratchFolder | None = None
         self.held: dict[int, int] = {}  # version that each device has acknowledged
         self.dropped = 0
         self.notices: list[str] = []
@@ -151,7 +152,7 @@ class Peers:
     def close(self) -> None:
         """Remove the files."""
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()
             self._folder = None
 
     def _keep_budget(self) -> None:
@@ -239,5 +240,5 @@ class Peers:
     def _path(self, device: int) -> Path:
         """The file of a device."""
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="fedbonsai-links-")
-        return Path(self._folder.name) / f"{device}.safetensors"
+            self._folder = self._scratch.folder("links")
+        return self._folder.path / f"{device}.safetensors"

@@ -3,6 +3,7 @@
 The runtime submits tasks and asks for results by plan; how many workers there are, and where, changes nothing else.
 """
 
+import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -98,6 +99,22 @@ class Pool(Protocol):
         """A split plan is over: whether what it has uploaded is kept. All that its host has buffered then."""
         ...
 
+    def wait(self, seconds: float) -> None:
+        """Let so much time pass while nothing is queued."""
+        ...
+
+    def unreachable(self) -> frozenset[int]:
+        """Real devices that cannot be reached now; none of those that are simulated."""
+        ...
+
+    def awaited(self) -> frozenset[int]:
+        """Those of them that may still join: none of those that have been away for longer than they are awaited."""
+        ...
+
+    def take_lost_devices(self) -> list[int]:
+        """Real devices that have gone away since the last call: what they held is not known any more."""
+        ...
+
     def notices(self) -> list[str]:
         """What happened to workers since the last call, one sentence each."""
         ...
@@ -166,6 +183,22 @@ class InlinePool:
         self._notices += notices
         return views
 
+    def wait(self, seconds: float) -> None:
+        """Nothing comes of it here."""
+        time.sleep(seconds)
+
+    def unreachable(self) -> frozenset[int]:
+        """None: all devices are here."""
+        return frozenset()
+
+    def awaited(self) -> frozenset[int]:
+        """None: all devices are here."""
+        return frozenset()
+
+    def take_lost_devices(self) -> list[int]:
+        """None: all devices are here."""
+        return []
+
     def notices(self) -> list[str]:
         """Nothing happens to workers in process, but to what hosts have buffered."""
         found, self._notices = self._notices, []
@@ -212,9 +245,9 @@ def replayed(task: Task) -> Finished:
     return Finished(plan=task.plan, report=report, update=None, state=None, control_bytes=0)
 
 
-def lost(task: Task, why: str) -> Finished:
-    """The end of a plan that nobody could carry out."""
-    report = Report(plan=task.plan, outcome=Outcome.LOST, stage="run", error=why)
+def lost(task: Task, why: str, *, stage: str) -> Finished:
+    """The end of a plan that no worker could carry out. ``stage``: "run"; of a real device that went away, where it was."""
+    report = Report(plan=task.plan, outcome=Outcome.LOST, stage=stage, error=why)
     return Finished(plan=task.plan, report=report, update=None, state=task.state, control_bytes=0)
 
 

@@ -1,19 +1,25 @@
-"""The workers of the pool on Ray: who sits in which bundle, and who comes after one that has died.
+"""The workers of the pool on Ray: who is at which place, and who comes after one that has died.
 
-Another one is started in its bundle while the others go on working. Nobody waits for a bundle without a place who can work,
-and the run ends only where a group has no worker left and none comes in time.
+Another one is started in its place while the others go on working. Nobody waits for a bundle without a place who can work, and
+the run ends only where a group has no worker left and none comes in time. The worker of a real device is there as long as its
+node is; without it the device cannot be reached, and nothing waits for it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
 
+from ..clusters.checks import versions_here
+from ..clusters.real_devices import RealDevice
 from ..learning.workload import WorkloadSettings
 from .pool import WorkerFailure
+from .ray_devices import RealDevices
+from .ray_faults import until
+from .ray_place import Place
 from .ray_starts import NotStarted, Starts
-from .ray_worker import Bundle, start_worker
+from .ray_worker import start_worker
 from .seats import Seat, group_name
 
 
@@ -23,58 +29,83 @@ class Crew:
     def __init__(
         self,
         settings: WorkloadSettings,
-        bundles: list[Bundle],
+        places: Sequence[Place],
+        devices: RealDevices,
         *,
-        placement: Any,
+        least: int = 0,
         timeout_s: float,
         tell: Callable[[str], None],
     ) -> None:
-        """A worker in every bundle, its data loaded. ``timeout_s``: for Ray to find a bundle a place. ``tell``: an operator.
+        """A worker in each of ``places``, and for each real device that is there, its data loaded.
 
-        Raises ``ValueError`` for what a worker cannot load, ``WorkerFailure`` where one does not come.
+        ``least``: real devices without which nothing is begun. ``timeout_s``: for Ray to find a bundle a place. ``tell``: an
+        operator. Raises ``ValueError`` for what a worker cannot load, ``WorkerFailure`` where one does not come.
         """
+        versions = versions_here()
 
-        def start(bundle: Bundle) -> tuple[Any, Any]:
-            actor = start_worker(settings, placement=placement, bundle=bundle)
-            return actor, actor.warm_up.remote()
+        def start(place: Place) -> tuple[Any, Any]:
+            site = devices.sites[place.device.number] if place.device is not None else None
+            actor = start_worker(settings, place, site)
+            return actor, actor.warm_up.remote(versions)
 
-        self._starts = Starts(
-            start,
-            placement=placement,
-            bundle_of=lambda bundle: bundle.index,
-            timeout_s=timeout_s,
-            tell=self._died_early,
-        )
-        self._tell, self._told = tell, set[Bundle]()  # bundles without a place, once told
-        self._why: dict[Bundle, str] = {}  # of those who come: the one before has died
+        self._starts: Starts[Place] = Starts(start, has_room=Place.has_room, timeout_s=timeout_s, tell=self._died_early)
+        self._devices = devices
+        self._tell, self._told = tell, set[Place]()  # places without room, once told
+        self._why: dict[Place, str] = {}  # of those who come: the one before has died
         self._end = ""  # of the last one who was not replaced
         self.seats: list[Seat] = []
-        for bundle in bundles:
-            self._starts.send_for(bundle)
-        self._await_all()
+        for place in places:
+            self._starts.send_for(place)
+        self.look()
+        self._missed = set(devices.numbers) - devices.sites.keys()  # real devices that are not there, as is told
+        self._await_all(least)
 
     @property
     def coming(self) -> list[Any]:
         """References of those that come; ``arrived`` takes each."""
         return self._starts.references
 
+    @property
+    def unreachable(self) -> frozenset[int]:
+        """Real devices that have no worker which is ready."""
+        return self._devices.numbers - {
+            seat.place.device.number for seat in self.seats if seat.place.device is not None
+        }
+
     def calls(self) -> dict[Any, tuple[Seat, int]]:
         """Who works on which plan, by the reference that tells when it is over."""
         return {call.references[0]: (seat, id_) for seat in self.seats for id_, call in seat.running.items()}
 
     def check(self, *wanted: str) -> None:
-        """Raise ``WorkerFailure`` where no worker of a group that is wanted is left, and none will come."""
-        groups = [seat.bundle.group for seat in self.seats] + [bundle.group for bundle in self._starts.places]
-        for group in set(wanted).difference(groups):
+        """Raise ``WorkerFailure`` where a group that is wanted has no worker, and none will come; or no device is left."""
+        groups = [seat.place.group for seat in self.seats] + [place.group for place in self._starts.places]
+        if not groups and (why := self._devices.why_none()):
+            raise WorkerFailure(f"no device is left: {why}")
+        for group in set(wanted).difference(groups, self._devices.groups):
             raise WorkerFailure(f"no worker is left for {group_name(group)}" + (self._end and f": {self._end}"))
 
-    def replace(self, seat: Seat, why: str) -> None:
-        """A worker has died, or is to: start another in its bundle."""
+    def replace(self, seat: Seat, why: str, *, gone: bool = False) -> None:
+        """A worker has died, or is to: start another in its place. ``gone``: its node is too, and with it a real device."""
         ray.kill(seat.actor, no_restart=True)  # where it lives
         self.seats.remove(seat)
-        self._tell(f"worker of bundle {seat.bundle.index} died ({why}) and is replaced")
-        self._why[seat.bundle] = why
-        self._starts.send_for(seat.bundle)
+        if gone and seat.place.device is not None:
+            self._lose(seat.place.device, why)
+            return
+        self._tell(f"worker of {seat.place.name} died ({why}) and is replaced")
+        self._why[seat.place] = why
+        self._starts.send_for(seat.place)
+
+    def look(self) -> list[tuple[Seat, str]]:
+        """Start workers on the nodes of real devices that have joined. The workers of those that are gone, and why."""
+        joined, gone = self._devices.look()
+        for place in joined:
+            self._starts.send_for(place)
+        workers = {seat.place: seat for seat in self.seats}
+        for place, why in gone:
+            if place not in workers and place.device is not None:  # it was starting
+                self._starts.drop(place)
+                self._lose(place.device, why)
+        return [(workers[place], why) for place, why in gone if place in workers]
 
     def arrived(self, reference: Any) -> None:
         """Somebody is ready, or could not start."""
@@ -84,18 +115,18 @@ class Crew:
             self._give_up(error.place, str(error))
 
     def left_s(self) -> float | None:
-        """Seconds until ``give_up`` has something to do; None where nobody comes."""
-        return self._starts.left_s()
+        """Seconds until ``give_up`` or ``look`` has something to do; None where nobody comes or goes."""
+        return until(self._starts.left_s(), self._devices.left_s())
 
     def give_up(self) -> None:
         """Wait no more for those that were placed and are not ready, nor for one without a place whose group has nobody."""
-        for bundle, placed, why in self._starts.late():
-            if placed or not any(seat.bundle.group == bundle.group for seat in self.seats):
-                self._starts.drop(bundle)
-                self._give_up(bundle, why)
-            elif bundle not in self._told:
-                self._told.add(bundle)
-                self._tell(f"bundle {bundle.index} has found no place yet; {len(self.seats)} workers are left")
+        for place, placed, why in self._starts.late():
+            if placed or not any(seat.place.group == place.group for seat in self.seats):
+                self._starts.drop(place)
+                self._give_up(place, why)
+            elif place not in self._told:
+                self._told.add(place)
+                self._tell(f"{place.name} has found no place yet; {len(self.seats)} workers are left")
 
     def close(self) -> None:
         """End all."""
@@ -104,34 +135,62 @@ class Crew:
         self.seats = []
         self._starts.close()
 
-    def _await_all(self) -> None:
-        """The first ones: all must come."""
+    def _await_all(self, least: int) -> None:
+        """The first ones: all that have a place must come, and so many real devices."""
         try:
-            while self.coming:
+            while any(place.has_room() for place in self._starts.places):
                 for reference in ray.wait(self.coming, num_returns=1, timeout=self._starts.left_s())[0]:
-                    self._take_seat(reference)
-                for bundle, _, why in self._starts.late():
-                    raise NotStarted(bundle, why)
+                    self._take_first(reference)
+                for place, placed, why in self._starts.late():
+                    if placed:
+                        raise NotStarted(place, why)
         except NotStarted as error:
             self.close()
             if isinstance(raised := error.__cause__, RayTaskError):  # a ``ValueError`` is the user's mistake
                 raise (raised.cause if isinstance(raised.cause, ValueError) else raised) from None
-            raise WorkerFailure(f"the worker of bundle {error.place.index} could not be started: {error}") from error
-        self.seats.sort(key=lambda seat: seat.bundle.index)
+            raise WorkerFailure(f"the worker of {error.place.name} could not be started: {error}") from error
+        if (there := len(self._devices.numbers - self.unreachable)) < least:
+            self.close()
+            raise WorkerFailure(
+                f"{there} real devices are there, and {least} are needed; {self._devices.why_missing()}"
+            )
+        self.seats.sort(key=lambda seat: seat.place.name)
+
+    def _take_first(self, reference: Any) -> None:
+        """One of the first is ready. Raises ``NotStarted``, but for a real device whose node is lost meanwhile."""
+        try:
+            self._take_seat(reference)
+        except NotStarted as error:
+            if error.place.device is None or isinstance(error.__cause__, RayTaskError):
+                raise
+            self._give_up(error.place, str(error))
 
     def _take_seat(self, reference: Any) -> None:
         """Somebody is ready. Raises ``NotStarted``."""
         if arrived := self._starts.came(reference):
-            self.seats.append(Seat(arrived.place, arrived.actor, arrived.node))
-            self._told.discard(arrived.place)
-            self._why.pop(arrived.place, None)
+            place = arrived.place
+            self.seats.append(Seat(place, arrived.actor, arrived.node))
+            self._told.discard(place)
+            if place.device is not None and place.device.number in self._missed:
+                self._missed.remove(place.device.number)
+                self._tell(f"{place.name} has joined ({self._devices.sites[place.device.number].told})")
+            self._why.pop(place, None)
 
-    def _died_early(self, bundle: Bundle, why: str) -> None:
-        self._tell(f"worker of bundle {bundle.index} died while it started ({why}) and is replaced")
+    def _died_early(self, place: Place, why: str) -> None:
+        self._tell(f"worker of {place.name} died while it started ({why}) and is replaced")
 
-    def _give_up(self, bundle: Bundle, error: str) -> None:
+    def _give_up(self, place: Place, error: str) -> None:
         """Nobody comes."""
-        self._end = (
-            f"worker of bundle {bundle.index} died ({self._why.pop(bundle)}) and could not be replaced ({error})"
-        )
+        died = self._why.pop(place, "")
+        told = f"died ({died}) and could not be replaced ({error})" if died else f"could not be started ({error})"
+        if place.device is not None:
+            self._lose(place.device, f"its worker {told}")
+            return
+        self._end = f"worker of {place.name} {told}"
         self._tell(f"{self._end}; {len(self.seats)} workers are left")
+
+    def _lose(self, device: RealDevice, why: str) -> None:
+        """A real device cannot be reached any more."""
+        self._devices.forget(device, why)
+        self._missed.add(device.number)
+        self._tell(f"{device.name} cannot be reached: {why}")

@@ -1,7 +1,6 @@
 """What death looks like on Ray, and what is known of its nodes."""
 
 import socket
-from typing import Any
 
 import ray
 from ray import exceptions as faults
@@ -10,13 +9,13 @@ LOADING_S = 120.0  # that a process may take to load its data and model, once it
 MOST_STARTS = 3  # of one place, one after another that dies while it starts
 _CONNECTING_S = 2.0
 _PLACING_S = 5.0  # even a bundle that fits takes a moment to be placed
-# The last: Ray's memory monitor killed it, because the node (not one plan) was short of memory.
 DIED = (
     faults.RayActorError,
     faults.WorkerCrashedError,
     faults.ObjectLostError,  # the only copy was on a node that is gone
     faults.NodeDiedError,
-    faults.OutOfMemoryError,
+    faults.OutOfMemoryError,  # Ray's memory monitor killed it, because the node (not one plan) was short of memory
+    faults.ActorUnschedulableError,  # the node where it was to be is gone
 )
 
 
@@ -47,12 +46,6 @@ def _is_open(address: tuple[str, int]) -> bool:
     except OSError:
         return False
     return True
-
-
-def is_placed(placement: Any, bundle: int) -> bool:
-    """Whether a bundle of a placement group has a place now, whatever the others have."""
-    table: dict[str, Any] = ray.util.placement_group_table(placement)
-    return bool(table["bundles_to_node_id"].get(bundle))
 
 
 def placing_s(timeout_s: float) -> float:

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from ..clusters.scratch import reap_runs
 from .allocator import keep_freed_memory
+from .ray_place import Place
 
 
 class Host:
@@ -18,6 +19,7 @@ class Host:
 
         torch.set_num_threads(1)
         keep_freed_memory()
+        reap_runs()
         self._object: Any = None
 
     def make(self, make: Callable[[], Any]) -> str:
@@ -31,22 +33,7 @@ class Host:
         return getattr(self._object, method)(*arguments)
 
 
-def start_host(
-    *, placement: Any, bundle: int, cpus: float, runtime_env: Mapping[str, Any], kind: type[Host] = Host
-) -> Any:
-    """A host actor in a bundle of a placement group; its handle. Ray neither restarts it nor repeats a call.
-
-    ``kind``: gives its process another name.
-    """
-    strategy = PlacementGroupSchedulingStrategy(
-        placement, placement_group_bundle_index=bundle, placement_group_capture_child_tasks=False
-    )
-    options: dict[str, Any] = {
-        "num_cpus": cpus,
-        "max_restarts": 0,
-        "max_task_retries": 0,
-        "scheduling_strategy": strategy,
-    }
-    if runtime_env:
-        options["runtime_env"] = dict(runtime_env)
+def start_host(place: Place, *, runtime_env: Mapping[str, Any] | None = None, kind: type[Host] = Host) -> Any:
+    """A host actor; its handle. ``kind``: gives its process another name."""
+    options = place.options() | ({"runtime_env": dict(runtime_env)} if runtime_env else {})
     return ray.remote(kind).options(**options).remote()

@@ -4,16 +4,16 @@ One is sent for when a split plan first needs it, and after a death; others go o
 place any more, it goes on in the server's: that has one as long as anybody asks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
 
 from .pool import WorkerFailure
 from .ray_host import Host, start_host
+from .ray_place import Place
 from .ray_starts import NotStarted, Starts
-
-_OF_SERVER = 0  # index of the bundle
 
 
 class PartitionHostActor(Host):
@@ -34,19 +34,23 @@ class HostCrew:
         self,
         make: Callable[[], Any],
         *,
-        placement: Any,
-        bundles: list[int],
-        cpus: float,
+        places: Sequence[Place],
+        server: Place,
         timeout_s: float,
         tell: Callable[[str], None],
     ) -> None:
-        """``make``: a host's object, in its process. ``bundles``: index of each host's. ``tell``: an operator.
+        """``make``: a host's object, in its process. ``places``: of each host, and ``server``: the server's.
 
-        ``timeout_s``: for Ray to find one a place. Nothing is started yet.
+        ``timeout_s``: for Ray to find one a place. ``tell``: an operator. Nothing is started yet.
         """
-        self._make, self._placement, self._bundles, self._cpus, self._tell = make, placement, bundles, cpus, tell
+        self._make, self._own, self._tell = make, places, tell
+        # In the server's bundle it reserves nothing.
+        self._beside_server = [replace(place, placement=server.placement, cpus=0.0) for place in places]
         self._starts = Starts(
-            self._start, placement=placement, bundle_of=self._bundle_of, timeout_s=timeout_s, tell=self._died_early
+            self._start,
+            has_room=lambda number: self._place(number).has_room(),
+            timeout_s=timeout_s,
+            tell=self._died_early,
         )
         self._moved: set[int] = set()  # those in the server's bundle
         self._failed: dict[int, str] = {}  # those that could not start, and why
@@ -115,18 +119,12 @@ class HostCrew:
         self.actors = {}
         self._starts.close()
 
-    def _bundle_of(self, number: int) -> int:
-        return _OF_SERVER if number in self._moved else self._bundles[number]
+    def _place(self, number: int) -> Place:
+        return (self._beside_server if number in self._moved else self._own)[number]
 
     def _start(self, number: int) -> tuple[Any, Any]:
-        """A host's actor, and the reference of its node's id. In the server's bundle it reserves nothing."""
-        actor = start_host(
-            placement=self._placement,
-            bundle=self._bundle_of(number),
-            cpus=0.0 if number in self._moved else self._cpus,
-            runtime_env={},
-            kind=PartitionHostActor,
-        )
+        """A host's actor, and the reference of its node's id."""
+        actor = start_host(self._place(number), kind=PartitionHostActor)
         return actor, actor.make.remote(self._make)
 
     def _died_early(self, number: int, why: str) -> None:

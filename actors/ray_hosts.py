@@ -4,6 +4,7 @@ Ray neither restarts a host nor repeats a call: what streamed to a host that die
 attempt number.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from ..clusters.scratch import Scratch
 from ..comms.codecs import Array
 from ..comms.ray_channel import store_told
 from ..learning.workload import WorkloadSettings
@@ -22,6 +24,7 @@ from .pool import Task
 from .ray_faults import DIED, first_line, until
 from .ray_host_crew import HostCrew
 from .ray_link import Way
+from .ray_place import Place
 
 
 class RayHosts:
@@ -32,22 +35,21 @@ class RayHosts:
         settings: WorkloadSettings,
         replay: ReplaySettings,
         *,
-        placement: Any,
-        bundles: list[int],
-        cpus: float,
+        scratch: Scratch,
+        places: Sequence[Place],
+        server: Place,
         timeout_s: float,
         stuck_after_s: float | None = None,
     ) -> None:
-        """``bundles``: index of each host's bundle. Nothing is started yet.
+        """``scratch``: for temporary files. ``places``: of each host, and ``server``: the server's. Nothing is started yet.
 
         ``stuck_after_s``: a host that has not answered for longer is ended as one that died (None: never).
         """
         self.notices: list[str] = []
         self._crew = HostCrew(
-            partial(PartitionHost, settings, replay),
-            placement=placement,
-            bundles=bundles,
-            cpus=cpus,
+            partial(PartitionHost, settings, replay, scratch),
+            places=places,
+            server=server,
             timeout_s=timeout_s,
             tell=self.notices.append,
         )
@@ -105,6 +107,11 @@ class RayHosts:
         """Have the slot of a plan freed, and what it has uploaded forgotten."""
         way.host.call.remote("drop", way.plan_id)
         way.host.call.remote("settle", way.plan_id, False)
+
+    def discard(self, plan: Plan) -> None:
+        """Have the slot of a plan freed that is lost, if it has one."""
+        if plan.split is not None and (actor := self._crew.actors.get(plan.split.host)) is not None:
+            actor.call.remote("drop", plan.id)
 
     def replace(self, way: Way, why: str) -> None:
         """A host has died: the next plan gets another."""

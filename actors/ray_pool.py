@@ -1,4 +1,4 @@
-"""The pool on Ray: one worker actor per placement-group bundle.
+"""The pool on Ray: a worker actor in each bundle, and on the node of each real device.
 
 Ray restarts and retries nothing here (``max_restarts=0``, ``max_task_retries=0``): the runtime does, under an attempt
 number, so that an update is never folded twice. A worker's report, update and device state are separate returns owned by
@@ -8,6 +8,7 @@ waiting, so that it is never idle between two. Where a whole node is gone, all t
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -20,11 +21,14 @@ from ..learning.workload import WorkloadSettings
 from .plan_message import plan_message
 from .pool import Finished, Task, finished, joined, lost, replayed
 from .ray_crew import Crew
+from .ray_devices import RealDevices
 from .ray_faults import DIED, first_line, gone, until
 from .ray_hosts import RayHosts
 from .ray_link import Way
-from .ray_worker import Bundle
+from .ray_place import Place
 from .seats import Attempts, Call, Patience, Seat, free_seat
+
+_IDLE_S = 1.0  # between two looks at whether somebody has come
 
 
 class RayPool:
@@ -34,17 +38,19 @@ class RayPool:
         self,
         settings: WorkloadSettings,
         *,
-        placement: Any,
-        bundles: list[Bundle],
+        places: Sequence[Place],
+        devices: RealDevices,
+        least_devices: int = 0,
         timeout_s: float,
         hosts: RayHosts,
         max_attempts: int = 3,
         stuck_after_s: float | None = None,
     ) -> None:
-        """A worker in every bundle, its data loaded; raises ``ValueError`` for what a worker cannot load.
+        """A worker in each place and for each real device that is there; raises ``ValueError`` for what a worker cannot load.
 
-        ``max_attempts``: a plan whose worker or host dies so often is lost. ``stuck_after_s``: a worker that runs one plan for
-        longer is ended, and replaced as one that died (None: never).
+        ``least_devices``: real devices without which it does not begin (``WorkerFailure``). ``max_attempts``: a plan whose
+        worker or host dies so often is lost. ``stuck_after_s``: a worker that runs one plan for longer is ended, and replaced
+        as one that died (None: never).
         """
         self._hosts, self._patience, self._attempts = hosts, Patience(stuck_after_s), Attempts(max_attempts)
         self._notices = hosts.notices
@@ -53,11 +59,13 @@ class RayPool:
         self._tasks: dict[int, Task] = {}
         self._done: dict[int, Finished] = {}
         self._ending: dict[Any, tuple[Finished, Way]] = {}  # by reference: device's leg over, host's asked to end
-        self._crew = Crew(settings, bundles, placement=placement, timeout_s=timeout_s, tell=self._notices.append)
+        self._devices = devices
+        tell = self._notices.append
+        self._crew = Crew(settings, places, devices, least=least_devices, timeout_s=timeout_s, tell=tell)
 
     @property
     def num_workers(self) -> int:
-        """Workers that sit in a bundle now."""
+        """Workers that are at work now."""
         return len(self._crew.seats)
 
     def submit(self, task: Task) -> int:
@@ -84,6 +92,26 @@ class RayPool:
             if not self._done and end is not None and time.monotonic() >= end:
                 return None
         return self._done.pop(next(iter(self._done)))
+
+    def wait(self, seconds: float) -> None:
+        """Let so much time pass; workers may come and go meanwhile."""
+        end = time.monotonic() + seconds
+        while (left_s := end - time.monotonic()) > 0:
+            self._wait(left_s)
+
+    def unreachable(self) -> frozenset[int]:
+        """Real devices that cannot be reached now."""
+        return self._crew.unreachable
+
+    def awaited(self) -> frozenset[int]:
+        """Those of them that may still join. Raises ``WorkerFailure`` where no device is left, nor awaited."""
+        self._crew.check()
+        return self._devices.awaited
+
+    def take_lost_devices(self) -> list[int]:
+        """Real devices that have gone away since the last call."""
+        found, self._devices.lost = self._devices.lost, []
+        return found
 
     def cancel(self, plan_id: int) -> None:
         """Forget a task: what is queued is dropped, what runs may finish and is not looked at."""
@@ -113,7 +141,9 @@ class RayPool:
         while self._queue:
             task = self._queue.popleft()
             split, seat = task.plan.split, free_seat(self._crew.seats, task.group)
-            if split and not self._hosts.is_ready(split.host):
+            if away := task.needs_device and self._devices.why_away(task.group):
+                self._lose(task, away, stage="down")
+            elif split and not self._hosts.is_ready(split.host):
                 waiting.append(task)
             elif not task.needs_device:
                 reference, way = self._hosts.replay(task, plan_message(task.plan))
@@ -132,7 +162,9 @@ class RayPool:
         self._check(*self._queue)
         owners, of_hosts = self._crew.calls(), self._hosts.awaited()
         left_s = until(self._patience.left_s(self._blamed(), timeout_s), self._hosts.left_s(), self._crew.left_s())
-        ready, rest = ray.wait([*owners, *self._ending, *self._crew.coming, *of_hosts], num_returns=1, timeout=left_s)
+        if not (awaited := [*owners, *self._ending, *self._crew.coming, *of_hosts]):
+            time.sleep(until(left_s, _IDLE_S) or 0.0)
+        ready, rest = ray.wait(awaited, num_returns=1, timeout=left_s) if awaited else ([], [])
         ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0] if ready and rest else []
         for reference in ready:
             if reference in self._ending:
@@ -144,6 +176,8 @@ class RayPool:
             elif not self._hosts.came(reference) and reference in self._crew.coming:
                 self._crew.arrived(reference)  # else the sign of a host that has died in the meantime
         self._crew.give_up()  # all that has come was looked at, so nobody is judged who has answered
+        for seat, why in self._crew.look():
+            self._all_again(self._unseat(seat, why, gone=True), why)
         self._hosts.give_up()
         self._end_stuck()
         self._hand_out()
@@ -208,6 +242,11 @@ class RayPool:
         self._attempts.forget(found.plan.id)
         del self._tasks[found.plan.id]
 
+    def _lose(self, task: Task, why: str, *, stage: str) -> None:
+        """A plan ends as lost; its host has nothing to wait for."""
+        self._hosts.discard(task.plan)
+        self._finish(lost(task, why, stage=stage))
+
     def _replace(self, seat: Seat, why: str) -> None:
         """A worker has died, or is to: another comes, and its plans are placed again, but those that it was done with."""
         if self._bury_node(seat.node):
@@ -219,19 +258,20 @@ class RayPool:
         if not node or not (why := gone(node)):
             return False
         self._hosts.bury_node(node, why)
-        for tasks in [self._unseat(seat, why) for seat in list(self._crew.seats) if seat.node == node]:
+        there = [seat for seat in self._crew.seats if seat.node == node]
+        for tasks in [self._unseat(seat, why, gone=True) for seat in there]:
             self._all_again(tasks, why)
         return True
 
-    def _unseat(self, seat: Seat, why: str) -> list[Task]:
-        """Send for another worker in place of one; the plans that it was not done with."""
+    def _unseat(self, seat: Seat, why: str, *, gone: bool = False) -> list[Task]:
+        """Send for another worker in place of one; the plans that it was not done with. ``gone``: with its node."""
         for plan_id in list(seat.running):
             try:
                 answer = ray.get(seat.running[plan_id].references, timeout=0)
             except (GetTimeoutError, *DIED):
                 break
             self._answered(seat, plan_id, *answer)
-        self._crew.replace(seat, why)
+        self._crew.replace(seat, why, gone=gone)
         return [self._tasks[plan_id] for plan_id in seat.running if plan_id in self._tasks]
 
     def _all_again(self, tasks: list[Task], why: str) -> None:
@@ -241,9 +281,12 @@ class RayPool:
 
     def _again(self, task: Task, why: str, *, at_it: bool = True) -> None:
         """Place a task again, which was being carried out if ``at_it``; after the last attempt its outcome is ``lost``."""
+        if away := task.needs_device and self._devices.why_away(task.group):
+            self._lose(task, away, stage="train" if at_it else "down")
+            return
         again = self._attempts.next(task, at_it=at_it)
         if again is None:
-            self._finish(lost(task, why))
+            self._lose(task, why, stage="run")
             return
         self._tasks[again.plan.id] = again
         self._queue.appendleft(again)

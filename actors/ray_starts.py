@@ -12,62 +12,61 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.exceptions import RayTaskError
 
-from .ray_faults import DIED, LOADING_S, MOST_STARTS, first_line, is_placed, placing_s
+from .ray_faults import DIED, LOADING_S, MOST_STARTS, first_line, placing_s
 
 _LOOK_EVERY_S = 1.0  # at one that is late
-Place = TypeVar("Place")
+AnyPlace = TypeVar("AnyPlace")
 
 
 @dataclass(frozen=True)
-class Arrived(Generic[Place]):
+class Arrived(Generic[AnyPlace]):
     """Who is ready: where it was wanted, the actor, and the id of its node."""
 
-    place: Place
+    place: AnyPlace
     actor: Any
     node: str
 
 
-class NotStarted(Exception, Generic[Place]):
+class NotStarted(Exception, Generic[AnyPlace]):
     """Nobody comes to ``place``. The cause is what Ray says: a ``RayTaskError`` of what was raised there, or a death."""
 
-    def __init__(self, place: Place, why: str) -> None:
+    def __init__(self, place: AnyPlace, why: str) -> None:
         """``why``: a sentence without its subject."""
         super().__init__(why)
         self.place = place
 
 
 @dataclass
-class _Start(Generic[Place]):
+class _Start(Generic[AnyPlace]):
     """``since``: when it was sent for. ``placed_since``: from when on it may have had a place, as far as anybody has looked."""
 
-    place: Place
+    place: AnyPlace
     actor: Any
     number: int
     since: float
     placed_since: float
 
 
-class Starts(Generic[Place]):
+class Starts(Generic[AnyPlace]):
     """Actors under way, by the reference that tells when each is ready."""
 
     def __init__(
         self,
-        start: Callable[[Place], tuple[Any, Any]],
+        start: Callable[[AnyPlace], tuple[Any, Any]],
         *,
-        placement: Any,
-        bundle_of: Callable[[Place], int],
+        has_room: Callable[[AnyPlace], bool],
         timeout_s: float,
-        tell: Callable[[Place, str], None],
+        tell: Callable[[AnyPlace, str], None],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """``start`` gives an actor and the reference of its node's id, which comes when it is ready.
 
-        ``bundle_of``: the index of its bundle. ``timeout_s``: that Ray may take to find it a place. ``tell``: that one has
-        died while it started, and why.
+        ``has_room``: whether Ray has found it a place. ``timeout_s``: that this may take. ``tell``: that one has died while it
+        started, and why.
         """
-        self._start, self._placement, self._bundle_of, self._tell = start, placement, bundle_of, tell
+        self._start, self._has_room, self._tell = start, has_room, tell
         self._timeout_s, self._now = placing_s(timeout_s), now
-        self._under_way: dict[Any, _Start[Place]] = {}
+        self._under_way: dict[Any, _Start[AnyPlace]] = {}
 
     @property
     def references(self) -> list[Any]:
@@ -75,15 +74,15 @@ class Starts(Generic[Place]):
         return list(self._under_way)
 
     @property
-    def places(self) -> list[Place]:
+    def places(self) -> list[AnyPlace]:
         """Where somebody is to come."""
         return [start.place for start in self._under_way.values()]
 
-    def send_for(self, place: Place) -> None:
+    def send_for(self, place: AnyPlace) -> None:
         """Start an actor."""
         self._send(place, 1)
 
-    def came(self, reference: Any) -> Arrived[Place] | None:
+    def came(self, reference: Any) -> Arrived[AnyPlace] | None:
         """Who is ready; None where it has died, and another was sent for. Raises ``NotStarted``."""
         start = self._under_way.pop(reference)
         try:
@@ -105,17 +104,17 @@ class Starts(Generic[Place]):
         ends = [start.since + self._timeout_s - self._now() for start in self._under_way.values()]
         return max(_LOOK_EVERY_S, min(ends)) if ends else None
 
-    def late(self) -> Iterator[tuple[Place, bool, str]]:
+    def late(self) -> Iterator[tuple[AnyPlace, bool, str]]:
         """Those that should have a place, or be ready: where, whether it has a place, and a sentence without its subject."""
         now = self._now()
         for start in [start for start in self._under_way.values() if now - start.since >= self._timeout_s]:
-            if not is_placed(self._placement, self._bundle_of(start.place)):
+            if not self._has_room(start.place):
                 start.placed_since = now
                 yield start.place, False, f"its bundle has found no place within {self._timeout_s:g} s"
             elif now - start.placed_since >= LOADING_S:
                 yield start.place, True, f"it was not ready {LOADING_S:g} s after it had a place"
 
-    def drop(self, place: Place) -> None:
+    def drop(self, place: AnyPlace) -> None:
         """Wait no more for who was to come here."""
         for reference in [reference for reference, start in self._under_way.items() if start.place == place]:
             ray.kill(self._under_way.pop(reference).actor, no_restart=True)
@@ -125,7 +124,7 @@ class Starts(Generic[Place]):
         for place in self.places:
             self.drop(place)
 
-    def _send(self, place: Place, number: int) -> None:
+    def _send(self, place: AnyPlace, number: int) -> None:
         actor, ready = self._start(place)
         now = self._now()
         self._under_way[ready] = _Start(place, actor, number, since=now, placed_since=now + self._timeout_s)

@@ -1,27 +1,20 @@
-"""The device worker on Ray: a ``Device`` in a process of its own, in its bundle of the placement group."""
+"""The device worker on Ray: a ``Device`` in a process of its own."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from ..clusters.checks import check_versions
+from ..clusters.real_devices import Site
+from ..clusters.scratch import reap_runs
 from ..comms.codecs import Array
 from ..comms.link import State
 from ..learning.workload import WorkloadSettings
 from .allocator import keep_freed_memory
 from .device import Device
 from .ray_link import RayLink, Way
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bundle:
-    """One worker's place: its bundle in the group, the fleet class it is reserved for ("" = any), and its resources."""
-
-    index: int
-    group: str = ""
-    cpus: float = 1.0
-    memory_bytes: int | None = None
+from .ray_place import Place
 
 
 class Worker:
@@ -33,10 +26,12 @@ class Worker:
 
         torch.set_num_threads(1)
         keep_freed_memory()
+        reap_runs()
         self._device = Device(settings)
 
-    def warm_up(self) -> str:
-        """Load data and model; the node's id."""
+    def warm_up(self, versions: Mapping[str, str]) -> str:
+        """Load data and model; the node's id. Raises ``ValueError`` where this node has not the ``versions`` of the server."""
+        check_versions(versions)
         self._device.warm_up()
         node: str = ray.get_runtime_context().get_node_id()
         return node
@@ -49,14 +44,6 @@ class Worker:
         return self._device.run(plan, packets, state, RayLink(way) if way is not None else None)
 
 
-def start_worker(settings: WorkloadSettings, *, placement: Any, bundle: Bundle) -> Any:
-    """A worker actor in its bundle. Ray neither restarts it nor repeats a call."""
-    options: dict[str, Any] = {
-        "num_cpus": bundle.cpus,
-        "max_restarts": 0,
-        "max_task_retries": 0,
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=bundle.index),
-    }
-    if bundle.memory_bytes:
-        options["memory"] = bundle.memory_bytes
-    return ray.remote(Worker).options(**options).remote(settings)
+def start_worker(settings: WorkloadSettings, place: Place, site: Site | None = None) -> Any:
+    """A worker actor in its place; its handle."""
+    return ray.remote(Worker).options(**place.options(site)).remote(settings)

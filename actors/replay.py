@@ -15,6 +15,7 @@ what is evicted would depend on how the packets of several devices happen to int
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from ..clusters.scratch import Scratch
 from ..comms.codecs import Array, NumBytes
 from ..learning.spec import CountOrZero
 from .replay_files import CHECKSUM_BYTES, DamagedFile, Spill
@@ -48,9 +49,15 @@ class ReplayBuffer:
     """
 
     def __init__(
-        self, *, budget_bytes: int, disk_bytes: int = 0, views_per_device: int = 1, lifetime: int | None = None
+        self,
+        *,
+        budget_bytes: int,
+        disk_bytes: int = 0,
+        views_per_device: int = 1,
+        lifetime: int | None = None,
+        scratch: Scratch | None = None,
     ) -> None:
-        """Empty. ``lifetime``: in versions; None keeps views for ever. Raises ``ValueError``."""
+        """Empty. ``lifetime``: in versions; None keeps views for ever. ``scratch``: for files. Raises ``ValueError``."""
         for name, value, least in (
             ("budget_bytes", budget_bytes, 1),
             ("disk_bytes", disk_bytes, 0),
@@ -65,7 +72,7 @@ class ReplayBuffer:
         self._records: dict[ViewKey, ViewRecord] = {}
         self._streams: dict[tuple[str, str, str, int], OrderedDict[ViewKey, None]] = {}  # oldest first
         self._memory: OrderedDict[ViewKey, Array] = OrderedDict()  # used longest ago first
-        self._spill = Spill()
+        self._spill = Spill(scratch)
         self.memory_bytes = self.evicted = self.damaged = 0
         self.notices: list[str] = []
 

@@ -6,7 +6,6 @@ is no archive: what the files are is known to this object alone.
 """
 
 import os
-import tempfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import msgspec
 import numpy as np
 import xxhash
 
+from ..clusters.scratch import Scratch, ScratchFolder
 from ..comms.codecs import Array
 from .replay_upload import ViewKey
 
@@ -33,10 +33,11 @@ class _File(NamedTuple):
 class Spill:
     """Files by view, used longest ago first. The budget is its owner's to keep."""
 
-    def __init__(self) -> None:
-        """No file and no folder yet."""
+    def __init__(self, scratch: Scratch | None = None) -> None:
+        """No file and no folder yet. ``scratch``: where that folder will be."""
+        self._scratch = scratch or Scratch()
         self._files: OrderedDict[ViewKey, _File] = OrderedDict()
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: ScratchFolder | None = None
         self._written = 0  # a file's name is never used again
         self.num_bytes = 0
 
@@ -56,8 +57,8 @@ class Spill:
         """Add a file, as the one used last. Raises ``OSError``; nothing is left of it then."""
         assert key not in self._files
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="fedbonsai-replay-")
-        path = Path(self._folder.name) / f"{self._written}.view"
+            self._folder = self._scratch.folder("replay")
+        path = self._folder.path / f"{self._written}.view"
         partial = path.with_suffix(".part")
         self._written += 1
         try:
@@ -97,7 +98,7 @@ class Spill:
         self._files.clear()
         self.num_bytes = 0
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()
             self._folder = None
 
 

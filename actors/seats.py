@@ -1,4 +1,4 @@
-"""Who sits in a bundle of the pool on Ray, its plans, how long it may take over one, and how often one is placed again."""
+"""The workers of the pool on Ray, their plans, how long one may take over a plan, and how often a plan is placed again."""
 
 import time
 from collections import Counter
@@ -11,7 +11,7 @@ import msgspec
 from ..policies.plan import Plan
 from .pool import Task
 from .ray_link import Way
-from .ray_worker import Bundle
+from .ray_place import Place
 
 _QUEUE_PER_WORKER = 2  # plans: one runs, one waits
 
@@ -27,9 +27,9 @@ class Call:
 
 @dataclass
 class Seat:
-    """A bundle with the actor that sits in it, its node, and the plans given to it: the first one runs, ``since`` then."""
+    """A worker: its place, actor and node, and the plans given to it. The first one runs, ``since`` then."""
 
-    bundle: Bundle
+    place: Place
     actor: Any
     node: str
     running: dict[int, Call] = field(default_factory=dict)
@@ -101,10 +101,10 @@ class Attempts:
 
 def free_seat(seats: Sequence[Seat], group: str) -> Seat | None:
     """The least loaded of a group that has a place for a plan."""
-    free = [seat for seat in seats if seat.bundle.group == group and len(seat.running) < _QUEUE_PER_WORKER]
+    free = [seat for seat in seats if seat.place.group == group and len(seat.running) < _QUEUE_PER_WORKER]
     return min(free, key=lambda seat: len(seat.running)) if free else None
 
 
 def group_name(group: str) -> str:
-    """A group as a person would say it."""
-    return f"fleet class {group!r}" if group else "the simulated devices"
+    """A group, for people."""
+    return group or "the simulated devices"

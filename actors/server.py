@@ -18,6 +18,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from ..clusters.scratch import Scratch
 from ..comms.channel import Channel
 from ..comms.codecs import Array, Arrays, ArraySpec
 from ..comms.errors import MismatchedPacket
@@ -77,10 +78,11 @@ class Server:
         optimiser: ServerOptimiser,
         link_memory_bytes: int = 2 * 10**9,
         link_disk_bytes: int = 20 * 10**9,
+        scratch: Scratch | None = None,
     ) -> None:
         """Version 0 is the workload's initial model. ``link_...``: budgets for what links remember, see ``peers``.
 
-        Raises ``ValueError`` for an initial model that is not finite.
+        ``scratch``: for temporary files. Raises ``ValueError`` for an initial model that is not finite.
         """
         self.workload = workload
         self.version = 0
@@ -107,6 +109,7 @@ class Server:
             first={name: array.copy() for name, array in as_arrays(self.store["model"]).items()},
             memory_bytes=link_memory_bytes,
             disk_bytes=link_disk_bytes,
+            scratch=scratch,
         )
 
     def send(self, plan: Plan) -> Dispatch:
@@ -188,6 +191,10 @@ class Server:
         """Nobody waits for a plan any more."""
         self._heads.ended(plan)
         self.links.abandon(plan)
+
+    def lose_link(self, device: int) -> None:
+        """What a device holds is not known any more: its link is resynchronised when it comes again."""
+        self.links.lose(device)
 
     def notices(self) -> list[str]:
         """What an operator should know of the links' memory since the last call."""

@@ -51,6 +51,12 @@ def check_nodes(*, data_root: str | None, versions: Mapping[str, str], timeout_s
     return tell_apart(numerics)
 
 
+def check_versions(versions: Mapping[str, str]) -> None:
+    """Raise ``ValueError`` where this process has other versions than a node that joins later must have."""
+    name = f"node {ray.util.get_node_ip_address()}"
+    _compare(name, versions_here() | {"data_root": True}, None, versions)
+
+
 def _compare(name: str, found: Mapping[str, Any], data_root: str | None, versions: Mapping[str, str]) -> None:
     for package, wanted in versions.items():
         has = found[package]

@@ -39,7 +39,8 @@ class DeviceClass(DeviceProfile, frozen=True, kw_only=True, forbid_unknown_field
     """``count`` devices of one profile.
 
     Simulated devices run on any worker. A class of real devices says where they are, by one of: ``label_selector``, labels of
-    Ray nodes (``{board: rpi4}``), or ``resource``, a custom Ray resource; it gets bundles of its own on those nodes.
+    Ray nodes (``{board: rpi4}``), or ``resource``, a custom Ray resource; each of its devices has a worker of its own there.
+    ``join_timeout_s``: how long such a device is awaited before round 1 (None: ``ray.placement_timeout_s``).
     ``availability``, ``dropout`` and ``jitter`` are for the virtual clock; of them, policies see who can be reached.
     ``rates``: a file of what a device's own link carries from when on; a packet keeps the rate at which it sets out.
     """
@@ -51,6 +52,7 @@ class DeviceClass(DeviceProfile, frozen=True, kw_only=True, forbid_unknown_field
     rates: str | tuple[Rate, ...] | None = None
     label_selector: dict[str, str] | None = None
     resource: str | None = None
+    join_timeout_s: NonNegative | None = None
 
     @property
     def profile(self) -> DeviceProfile:
@@ -124,9 +126,9 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return self.classes[bisect_right(list(accumulate(kind.count for kind in self.classes)), device)]
 
     def group_of(self, device: int) -> str:
-        """The group of workers that may run a device: its class where that is placed, "" (any worker) else."""
+        """The group of workers that may run a device: its own one where its class is placed, "" (any worker) else."""
         kind = self.class_of(device)
-        return kind.name if kind.placed else ""
+        return f"device {device} (class {kind.name})" if kind.placed else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data in base units, every default written out; ``load_fleet`` of it is an equal fleet."""
@@ -196,6 +198,11 @@ def _check(fleet: Fleet, folder: Path) -> Fleet:
         if kind.label_selector is not None and kind.resource is not None:
             raise ValueError(
                 f"{field}.resource is {kind.resource!r} beside a label_selector; a class is placed by one of them"
+            )
+        if kind.join_timeout_s is not None and not kind.placed:
+            raise ValueError(
+                f"{field}.join_timeout_s is {kind.join_timeout_s:g}, but the class is simulated; only real devices "
+                "(label_selector, resource) are awaited"
             )
         if kind.label_selector == {} or kind.resource == "":
             raise ValueError(

@@ -5,30 +5,25 @@ quiet on the terminal, and ends with ``close``. Two of them at once share nothin
 already initialised, is only left: what the run made there (actors, placement groups) goes with the run's job or is released by
 the run; names are kept apart by a namespace of the run's own.
 
-Ray offers no argument for some of this, so two of its internals are touched, each with its reason beside it (tried on 2.60).
+Ray offers no argument for some of this, so internals of it are touched, each with its reason beside it (tried on 2.60).
 """
 
 import contextlib
 import logging
 import os
-import secrets
-import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray._common.utils import get_system_memory
 from ray._private import ray_constants, worker
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # the stub lists a part of the module
 from ray._raylet import Config as RaySettings  # type: ignore[attr-defined]
 
+from .local_ray import LocalRay
+from .ray_signals import signals_later
 from .reach import bound_to_loopback, check_reachable, check_token, muted_stderr, parse_address, resolve_auto
-from .units import format_quantity
-
-DEFAULT_STORE_BYTES = 10**9  # a smaller store is recycled sooner, which is what makes writing to it fast
-STORE_DIRECTORY = "/dev/shm"
 
 
 @dataclass
@@ -37,7 +32,8 @@ class Cluster:
 
     ``started``: by us, so that ``close`` ends it. ``namespace``: for the names of this run's actors; pass it to ``.options``.
     ``token``: what another process would need to join one that we started ("" else). ``runtime_env``: for the options of
-    tasks and actors, where it could not be given at connection ({} else).
+    tasks and actors, where it could not be given at connection ({} else). ``ended``: why one that we started is no more; ""
+    while it lives.
     """
 
     address: str
@@ -45,6 +41,7 @@ class Cluster:
     started: bool
     token: str = field(default="", repr=False)
     runtime_env: dict[str, Any] = field(default_factory=dict)
+    ended: Callable[[], str] = field(default=lambda: "", repr=False)
     _release: Callable[[], None] | None = field(default=None, repr=False)
 
     def close(self) -> None:
@@ -78,40 +75,49 @@ def start_local(
     ``num_cpus``, ``num_gpus``: None takes what there is. ``object_store_bytes``: None takes a quarter of the memory, 1 GB at
     most. ``preallocate`` touches all of the store at the start, which takes that memory for good and costs start-up time (1 s
     for 512 MB, 4 s for 2 GB on two cores) for faster writes until it would have been filled once. ``env_vars`` reach every
-    worker. Raises ``ValueError`` for a store that does not fit, ``RuntimeError`` when Ray does not come up.
+    worker. Raises ``ValueError`` for a store that does not fit, ``RuntimeError`` where Ray does not come up within five
+    minutes; nothing of it is left then.
     """
-    if ray.is_initialized():
-        return _attached({})
-    store = store_bytes(object_store_bytes)
-    token, namespace = secrets.token_hex(32), f"fedbonsai-{uuid.uuid4().hex}"
-    environment = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": token,
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_preallocate_plasma_memory": "1" if preallocate else "0",
-        **(env_vars or {}),
-    }
-    with _environment(environment), _loopback_only():
-        _reread_settings()
-        try:
-            context = ray.init(
-                address="local",  # without it, RAY_ADDRESS or the mark of another Ray would make this a join
-                namespace=namespace,
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,
-                object_store_memory=store,
-                resources=dict(resources or {}),
-                labels=dict(labels or {}),
-                include_dashboard=dashboard,
-                **_QUIET,
-            )
-        except (RuntimeError, OSError, TimeoutError) as error:
-            raise RuntimeError(f"a local Ray could not be started: {_first_line(error)}") from error
+    if (cluster := attached({})) is not None:
+        return cluster
+    return connect(
+        LocalRay(
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            object_store_bytes=object_store_bytes,
+            preallocate=preallocate,
+            dashboard=dashboard,
+            env_vars=env_vars,
+            resources=resources,
+            labels=labels,
+        )
+    )
+
+
+def connect(local: LocalRay) -> Cluster:
+    """Connect this process to a Ray that it has begun to start. Raises what ``start_local`` does."""
+    address = local.address()
+    namespace = f"fedbonsai-{uuid.uuid4().hex}"
+    try:
+        with signals_later(), muted_stderr(), _environment(local.env), _loopback_only():
+            _reread_settings()
+            ray.init(address=address, namespace=namespace, **_QUIET)
+    except BaseException as error:
+        why = local.ended() or _first_line(error)
+        with contextlib.closing(local):
+            _disconnect()
+        if not isinstance(error, Exception):  # Ctrl-C
+            raise
+        raise RuntimeError(f"a local Ray could not be started: {why}") from error
     worker._worker_logs_enabled = (
         False  # the raylet's notes on dead workers are printed in spite of log_to_driver=False
     )
-    return Cluster(context.address_info["address"], namespace, started=True, token=token, _release=_disconnect)
+
+    def release() -> None:
+        with contextlib.closing(local):
+            _disconnect()
+
+    return Cluster(address, namespace, started=True, token=local.token, ended=local.ended, _release=release)
 
 
 def join(address: str, *, runtime_env: Mapping[str, Any] | None = None) -> Cluster:
@@ -122,8 +128,8 @@ def join(address: str, *, runtime_env: Mapping[str, Any] | None = None) -> Clust
     for the options of each actor. Raises ``ValueError`` in one sentence, within seconds, for an address that is malformed,
     cannot be reached or is no Ray's, for a token that is refused, and for a Ray or Python of another version.
     """
-    if ray.is_initialized():
-        return _attached(dict(runtime_env or {}))
+    if (cluster := attached(dict(runtime_env or {}))) is not None:
+        return cluster
     target = resolve_auto() if address == "auto" else address
     host, port, client = parse_address(target)
     shown = repr(address) if address == target else f"{address!r} ({target})"
@@ -133,7 +139,8 @@ def join(address: str, *, runtime_env: Mapping[str, Any] | None = None) -> Clust
     if not client:
         check_token(shown, f"{host}:{port}")
     try:
-        with muted_stderr(), _loopback_only() if bound_to_loopback(host, port) else contextlib.nullcontext():
+        loopback = _loopback_only() if bound_to_loopback(host, port) else contextlib.nullcontext()
+        with signals_later(), muted_stderr(), loopback:
             ray.init(address=target, namespace=namespace, runtime_env=dict(runtime_env or {}) or None, **_QUIET)
     except (RuntimeError, OSError, ImportError, ValueError) as error:  # ConnectionError is an OSError
         ray.shutdown()
@@ -145,40 +152,19 @@ def join(address: str, *, runtime_env: Mapping[str, Any] | None = None) -> Clust
 _QUIET = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
 
 
-def _attached(runtime_env: dict[str, Any]) -> Cluster:
-    """The Ray that the caller had initialised: nothing of it is ours to release or to silence."""
+def attached(runtime_env: dict[str, Any]) -> Cluster | None:
+    """The Ray to which this process is connected already: nothing of it is ours to release or to silence. None: to none."""
+    if not ray.is_initialized():
+        return None
     address = ray.get_runtime_context().gcs_address
     return Cluster(address, f"fedbonsai-{uuid.uuid4().hex}", started=False, runtime_env=runtime_env)
 
 
 def _disconnect() -> None:
-    """End what ``ray.init`` began: the whole cluster if it started one, else this process's connection."""
-    try:
-        ray.shutdown()
-    except OSError:  # where it has spilled to is gone, so it cannot be emptied: Ray is to end all the same
-        worker._global_node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
-        worker._global_node = None
-        ray.shutdown()
+    """End this process's connection."""
+    ray.shutdown()
     worker._worker_logs_enabled = True
     _reread_settings()
-
-
-def store_bytes(wanted: int | None) -> int:
-    """Size of the object store; None chooses one that fits. Raises ``ValueError`` for one that does not."""
-    free = shutil.disk_usage(STORE_DIRECTORY).free if os.path.isdir(STORE_DIRECTORY) else None
-    least: int = ray_constants.OBJECT_STORE_MINIMUM_MEMORY_BYTES
-    if wanted is None:
-        chosen = min(DEFAULT_STORE_BYTES, int(get_system_memory()) // 4)
-        # Where shared memory is tiny (a container's 64 MB), Ray puts the store on disk, and the size is ours to choose again.
-        return max(least, min(chosen, int(0.8 * free)) if free is not None and 0.8 * free >= least else chosen)
-    if wanted < least or (free is not None and wanted > free):
-        most = (
-            f" and at most the {format_quantity(free, kind='bytes')} free in {STORE_DIRECTORY}"
-            if free is not None
-            else ""
-        )
-        raise ValueError(f"ray.object_store_bytes is {wanted}; it must be at least {least}{most}")
-    return wanted
 
 
 def _reread_settings() -> None:

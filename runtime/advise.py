@@ -6,8 +6,9 @@ from typing import Any
 import msgspec
 
 from ..learning.part import whole
+from ..learning.randomness import one_thread
 from ..learning.workload import Workload
-from ..policies.compare_methods import MethodCost
+from ..policies.compare_methods import MethodCost, Note, unheard
 from ..policies.resolve_policy import make_policy
 from ..policies.verdict import verdict
 from .check_learning import check_learning
@@ -34,8 +35,16 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
         return plain
 
 
-def advise(config: Config) -> Advice:
-    """Compare the methods for an experiment; nothing is trained, and no worker starts. Raises ``ConfigError``."""
+def advise(config: Config, *, note: Note = unheard) -> Advice:
+    """Compare the methods for an experiment; nothing is trained, and no worker starts. Raises ``ConfigError``.
+
+    ``note``: gets a line for each method and kind of devices; with a large model one takes seconds.
+    """
+    with one_thread():  # steps on a few samples are slower on more
+        return _advise(config, note)
+
+
+def _advise(config: Config, note: Note) -> Advice:
     config = settle(config, measure(config))
     try:
         policy, fleet = make_policy(config.policy), config.load_fleet()
@@ -50,7 +59,7 @@ def advise(config: Config) -> Advice:
         costs.row(part, config.training)  # refuses a model that does not fit the data
         comparison = Comparison(config, workload, fleet, costs)
         check_replay(policy, config, comparison)
-        rows = comparison.rows(policy)
+        rows = comparison.rows(policy, note=note)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return Advice(methods=tuple(rows), verdict=verdict(rows))

@@ -24,8 +24,8 @@ from .check_policy import check_policy, configured_policy, described
 from .config import Config, load_config
 from .convert import convert
 from .engine import workload_settings
-from .errors import RunError, ServerDied, UnfitCheckpoint
-from .events import AnyEvent, PlanEnded, RunStarted, VersionClosed
+from .errors import ClusterError, ConfigError, RunError, ServerDied, UnfitCheckpoint
+from .events import AnyEvent, Notice, PlanEnded, RunStarted, VersionClosed
 from .measured import Measured, settle
 from .named_modules import find_named_modules
 from .recovery import Recovery
@@ -65,7 +65,8 @@ class Run:
             config = going_on(config, self.folder.path)
         self.config = config
         self.reports: dict[int, PlanEnded] = {}
-        self._summary = Summary()
+        self._summary = Summary(name=config.name, preset=config.preset, seed=config.seed)
+        self._logged = 0  # events of the run that are in its log so far
         self._leaves, self._begun = threading.Event(), threading.Event()
         try:
             self._recovery = Recovery(config, self.folder, resumes=resumes)
@@ -138,7 +139,9 @@ class Run:
         """What the log of a run that goes on says already."""
         self._summary.reset()
         self.reports.clear()
+        self._logged = 0
         for event in self.folder.log.events() if self.folder is not None else ():
+            self._logged += 1
             self._summary.note(event)
             if isinstance(event, PlanEnded):
                 self.reports[event.report.plan.device] = event
@@ -147,12 +150,15 @@ class Run:
         """Open a session, pass its events on, and leave a readable folder whatever happens."""
         started = time.perf_counter() - self._summary.rounds_wall_s
         session: Session | None = None
+        died: ServerDied | None = None
         over = settled = answers = False  # settled: all that the session has told is in the log
         try:
             while not over:
                 try:
-                    session = session or open_session(self._settled(), self._policy, self._recovery.plan)
-                    step = session.step()
+                    session = session or (yield from self._open(started, died))
+                    step = session.step(self._logged)
+                    if step.events:
+                        self._begun.set()
                     for event in step.events:
                         self._note(event, started)
                         settled = event is step.events[-1]
@@ -165,9 +171,9 @@ class Run:
                 except (ServerDied, UnfitCheckpoint) as error:
                     if session is not None:
                         session.close()
-                    session = None
                     self._recovery.go_back(error)
                     self._remember()
+                    session, died = None, error if isinstance(error, ServerDied) else died
                     continue
                 over = step.over
                 if self._leaves.is_set() and step.events and isinstance(step.events[-1], VersionClosed):
@@ -186,6 +192,29 @@ class Run:
                 with closing(session) if session is not None else nullcontext():
                     self._close_folder()
 
+    def _open(self, started: float, died: ServerDied | None) -> Generator[AnyEvent, None, Session]:
+        """A session, with notices of what is waited for. ``died``: the server that it is to replace."""
+        replaces = died.message if died is not None else ""
+        opening = open_session(self._settled(), self._policy, self._recovery.plan, replaces=replaces)
+        try:
+            while True:
+                try:
+                    text = next(opening)
+                except StopIteration as opened:
+                    session: Session = opened.value
+                    return session
+                notice = Notice(time_s=self._summary.time_s, text=text)
+                self._note(notice, started)
+                yield notice
+        except (ClusterError, ConfigError) as error:
+            if died is None:
+                raise
+            assert self.folder is not None, "only a run with checkpoints goes on"
+            text = f"{died.message}, and no other can take its place: {error}; go on with --resume {str(self.folder.path)!r}"
+            raise RunError(text, stage="server") from error
+        finally:
+            opening.close()
+
     def _close_folder(self) -> None:
         """Write the summary, the last thing in a run folder; of a run that never began nothing stays."""
         if not self._begun.is_set():
@@ -196,9 +225,9 @@ class Run:
 
     def _note(self, event: AnyEvent, started: float) -> None:
         """Consumers of every run: summary, folder, last reports."""
-        self._begun.set()
         self._summary.wall_s = time.perf_counter() - started
         self._summary.note(event)
+        self._logged += 1
         if self.folder is not None:
             if isinstance(event, RunStarted) and event.measured:
                 self.folder.write_measured(event.measured)
@@ -221,7 +250,7 @@ class Run:
         cut_short = interrupted or self._summary.status == "failed"
         try:
             if interrupted and settled:
-                session.save(timeout_s=20.0)
+                session.save(self._logged, timeout_s=20.0)
             for which in ("final", "best"):
                 # Whoever presses Ctrl-C wants to leave, even if the server is in the middle of a long plan.
                 self._weights[which] = session.weights(which, timeout_s=10.0 if cut_short else 120.0)

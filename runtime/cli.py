@@ -125,6 +125,8 @@ def advise(
     json_: Annotated[bool, typer.Option("--json", help="print rows and verdict as one line")] = False,
 ) -> None:
     """Compare what FedAvg and the ways of splitting would cost CONFIG's fleet; trains nothing."""
+    from rich.console import Console
+
     from .advise import COLUMNS, table
     from .advise import advise as compare
     from .config import load_config
@@ -132,7 +134,8 @@ def advise(
 
     loaded = load_config(config, preset=preset, settings=set_ or [])
     find_named_modules(config, loaded)
-    found = compare(loaded)
+    with Console(stderr=True).status("costs of the model") as status:
+        found = compare(loaded, note=status.update)
     if json_:
         print(json.dumps(found.to_dict()))
         return

@@ -31,6 +31,7 @@ from .stream_load import Work, charged, route
 from .streams import Streams
 from .transfers import Transfers
 
+LOOK_EVERY_S = 1.0  # real seconds: whether a real device has joined
 _DOWN, _UP, _STREAMS, _TIMERS, _LEAVING = range(5)  # what the clock's next event can be of
 
 
@@ -110,16 +111,20 @@ class VirtualClock:
         return journey.arrival(time_s=self.time_s)
 
     def unreachable(self) -> frozenset[int]:
-        """The devices that cannot be reached now."""
-        return self._presence.unreachable(self.time_s)
+        """The devices that cannot be reached now; real ones too whose nodes are away."""
+        return self._presence.unreachable(self.time_s) | self._pool.unreachable()
 
     def next_reachable_s(self, devices: Iterable[int]) -> float:
-        """When the first of these can be reached; infinite: none ever."""
-        return min((self._presence.next_s(device, self.time_s) for device in devices), default=math.inf)
+        """When the first of these can be reached; infinite: none ever. Real ones that are awaited may join now."""
+        simulated = set(devices) - self._pool.unreachable()
+        first_s = min((self._presence.next_s(device, self.time_s) for device in simulated), default=math.inf)
+        return self.time_s if first_s == math.inf and self._pool.awaited() else first_s
 
     def wait(self, until_s: float) -> None:
-        """Let time pass while nothing is in flight."""
+        """Let time pass while nothing is in flight; real time, where no simulated time is to pass."""
         assert not self.journeys
+        if until_s <= self.time_s:
+            self._pool.wait(LOOK_EVERY_S)
         self.time_s = max(self.time_s, until_s)
 
     def _next_change(self) -> tuple[float, int, int]:

@@ -7,7 +7,7 @@ from ..clusters.fleet import Fleet
 from ..learning.part import whole
 from ..learning.workload import Workload
 from ..policies.cheapest_cut import AUTO
-from ..policies.compare_methods import MethodCost, compare_methods, kinds
+from ..policies.compare_methods import MethodCost, Note, compare_methods, kinds, unheard
 from ..policies.decision import Decision
 from ..policies.ecofed import EcoFed
 from ..policies.fields import Cohort, cohort_size, is_cohort
@@ -35,15 +35,18 @@ class Comparison:
         self._config, self._workload, self._fleet, self._costs = config, workload, fleet, costs
         self._profiles = fleet.profiles()
 
-    def rows(self, policy: Policy, *, names: Collection[str] = METHODS) -> list[MethodCost]:
-        """Of the methods of these names, with the fields and the cohort that ``policy`` gives them."""
+    def rows(self, policy: Policy, *, names: Collection[str] = METHODS, note: Note = unheard) -> list[MethodCost]:
+        """Of the methods of these names, with the fields and the cohort that ``policy`` gives them.
+
+        ``note``: gets a line for each method and device that is asked.
+        """
         view, chosen = self._view(), cohorts(policy)
         size = min(cohort_size(each, len(view.profiles)) for each in chosen) if chosen else None
         methods = {name: method for name, method in methods_of(policy).items() if name in names}
         if self._workload.cut_fault:
             methods = {PLAIN: methods[PLAIN]}
         rounds = self._config.stop.rounds
-        return compare_methods(view, self._fleet, methods, rounds=rounds, cohort=size, refusal=self._refusal)
+        return compare_methods(view, self._fleet, methods, rounds=rounds, cohort=size, refusal=self._refusal, note=note)
 
     def beside_plain(self, link: Policy, *, name: str) -> list[MethodCost]:
         """Two rows: of whole models, as FedAvg sends them, and of what one policy of a chain, called ``name``, makes of them.

@@ -83,7 +83,8 @@ class RayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     ``cpus``, ``memory_bytes``: of each worker's bundle (cpus None: the local cores divided among the workers).
     ``server_cpus``, ``host_cpus``: of the server's bundle and of each partition host's; a share that is reserved, not a limit.
-    ``placement_timeout_s``: how long an autoscaler may take to make room. ``stuck_after_s``: real seconds after which a worker
+    ``placement_timeout_s``: how long an autoscaler may take to make room. ``min_real_devices``: so many of the fleet's real
+    devices must have joined before round 1 (None: all). ``stuck_after_s``: real seconds after which a worker
     that is still at one plan, or a host that is silent, is ended and replaced (None: never). ``object_store_bytes``: None
     chooses; ``preallocate`` touches all of it at the start, for faster first rounds.
     """
@@ -94,6 +95,7 @@ class RayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     server_cpus: Positive = 0.1
     host_cpus: Positive = 0.01
     placement_timeout_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
+    min_real_devices: CountOrZero | None = None
     stuck_after_s: Positive | None = None
     object_store_bytes: Count | None = None
     preallocate: bool = False

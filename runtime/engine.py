@@ -16,6 +16,7 @@ from ..actors.pool import InlinePool, Pool
 from ..actors.server import Server
 from ..actors.support import chain_layout
 from ..clusters.fleet import Fleet
+from ..clusters.scratch import Scratch
 from ..comms.channel import Channel, LocalChannel
 from ..comms.ledger import Ledger
 from ..comms.make_codec import make_codec
@@ -64,11 +65,17 @@ class Engine:
     """One run. ``events`` may be taken once."""
 
     def __init__(
-        self, config: Config, policy: Policy, *, make_pool: PoolMaker | None = None, channel: Channel | None = None
+        self,
+        config: Config,
+        policy: Policy,
+        *,
+        make_pool: PoolMaker | None = None,
+        channel: Channel | None = None,
+        scratch: Scratch | None = None,
     ) -> None:
         """Build data, model, server, pool and clock; a user's mistake raises ``ValueError``.
 
-        ``make_pool`` None runs the devices in this process.
+        ``make_pool`` None runs the devices in this process. ``scratch``: for temporary files.
         """
         self.channel = channel or LocalChannel()
         fleet = config.load_fleet()
@@ -84,6 +91,7 @@ class Engine:
             optimiser=config.server.optimiser,
             link_memory_bytes=config.server.link_memory_bytes,
             link_disk_bytes=config.server.link_disk_bytes,
+            scratch=scratch,
         )
         part = whole(self.workload.spec)
         check_trainable(self.workload.spec)
@@ -99,7 +107,7 @@ class Engine:
             *left_out(self.workload),
             *advice(policy, config, comparison),
         ]
-        self.pool = make_pool(settings) if make_pool else self._inline_pool(settings, fleet)
+        self.pool = make_pool(settings) if make_pool else self._inline_pool(settings, fleet, scratch)
         started = time.perf_counter()
         clock: Clock
         if config.clock == "virtual":
@@ -121,9 +129,9 @@ class Engine:
             new_plan=PlanMaker(config, part),
         )
 
-    def _inline_pool(self, settings: WorkloadSettings, fleet: Fleet) -> InlinePool:
+    def _inline_pool(self, settings: WorkloadSettings, fleet: Fleet, scratch: Scratch | None) -> InlinePool:
         """Devices and partition hosts in this process."""
-        hosts = [PartitionHost(settings, self.config.replay) for _ in range(fleet.hosts.count)]
+        hosts = [PartitionHost(settings, self.config.replay, scratch) for _ in range(fleet.hosts.count)]
         return InlinePool(Device(settings), self.channel, hosts)
 
     def saved(self) -> dict[str, Any]:

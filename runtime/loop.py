@@ -183,6 +183,7 @@ class Loop:
         """One decision, one arrival, and the version's end if that was it."""
         yield from self._decide()
         if not self._in_flight and (not self._round.complete or self._round.keep_open) and self._wait():
+            yield from self._notices()
             return
         if self._round.complete and not (self._round.keep_open and self._in_flight):
             yield from self._close()  # the policy kept it open, and sends nothing more
@@ -192,8 +193,7 @@ class Loop:
             text = f"the policy chose no device while none is in flight, so the run cannot go on{why}"
             raise RunError(text, round_=self._version, stage="decide")
         arrival = self._clock.next(self._round.deadline_s)
-        for host in self._pool.lost_hosts():
-            self._seen.host_died(host)
+        self._note_losses()
         yield from self._notices()
         if arrival is not None:
             yield self._receive(arrival)
@@ -202,7 +202,7 @@ class Loop:
             yield from self._close()
 
     def _wait(self) -> bool:
-        """Let time pass until a device can be reached that could not be since the last plan was sent; False: there is none."""
+        """Let time pass until a device may be reached that could not be since the last plan was sent; False: there is none."""
         away = self._clock.unreachable()
         self._round.reached.update(set(range(len(self._profiles))) - away)
         until_s = self._clock.next_reachable_s(away - self._round.reached)
@@ -251,8 +251,16 @@ class Loop:
             estimator=self._costs.estimate,
         )
 
+    def _note_losses(self) -> None:
+        """What partition hosts had buffered that have died, and what real devices held that have gone away, is lost."""
+        for host in self._pool.lost_hosts():
+            self._seen.host_died(host)
+        for device in self._pool.take_lost_devices():
+            self._server.lose_link(device)
+
     def _decide(self) -> Iterator[AnyEvent]:
         """Ask the policies, and dispatch what they decide."""
+        self._note_losses()
         decision, self._policy_state = ask(self._policy, self._view(), self._policy_state)
         self._decisions += 1
         self._round.decided(decision)

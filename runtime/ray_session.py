@@ -1,145 +1,256 @@
-"""A run on Ray: a cluster started or joined, a placement group, the engine in the server's actor, workers in the bundles.
+"""A run on Ray: a cluster started or joined, a bundle for each actor, the engine in the server's actor, workers in the others.
 
-    driver (here)                     server bundle                    worker bundles
-    creates the placement group
+    driver (here)                     server's bundle                  workers' bundles, nodes of real devices
+    reserves the bundles
     step()  ------------------------> Service(Engine)  -- plans ----> Worker(Device)
             <------------ events ---                   <-- updates --
 
-A placement group dies with the process that made it, so the driver makes it; all that the run made goes when it closes.
+A placement group dies with the process that made it, so the driver makes them; all that the run made goes when it closes.
 """
 
 import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import msgspec
 import ray
 import torch
-from ray._private import utils as ray_utils
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 
 from ..actors.allocator import HUGE_PAGES
 from ..actors.pool import WorkerFailure
+from ..actors.ray_faults import first_line, gone
 from ..actors.ray_host import start_host
-from ..actors.ray_worker import Bundle
+from ..actors.ray_place import Place
 from ..clusters.checks import check_nodes, versions_here
-from ..clusters.fleet import Fleet
-from ..clusters.placement import make_placement_group
-from ..clusters.ray_cluster import Cluster, join, start_local
+from ..clusters.local_ray import LocalRay
+from ..clusters.nodes import await_devices
+from ..clusters.placement import Request, Reservation
+from ..clusters.ray_cluster import Cluster, attached, connect, join
+from ..clusters.real_devices import RealDevice, Site, real_devices
+from ..clusters.scratch import Scratch, reap_runs
 from ..clusters.user_modules import runtime_env_for
+from ..clusters.waiting import waiting
 from ..comms.errors import StoreFull
 from ..comms.ray_channel import store_told
 from ..policies.policy import Policy
-from .config import Config, RayOptions
+from .config import Config
 from .errors import ClusterError, FedbonsaiError, RunError, ServerDied
 from .named_modules import named_modules
-from .ray_server import make_service
+from .ray_server import Layout, make_service
 from .saver import SavePlan
 from .service import Step
 
 _SERVER_DIED = (RayActorError, OutOfMemoryError)  # the second: killed by Ray's memory monitor
+_LOOK_EVERY_S = 1.0  # whether Ray itself still lives
 
 
 class RaySession:
     """Everything on Ray that one run made."""
 
-    def __init__(self, config: Config, policy: Policy, save: SavePlan | None = None) -> None:
-        """Start or join, place, and build the engine in its actor."""
+    def __init__(self, config: Config, policy: Policy, save: SavePlan | None = None, *, replaces: str = "") -> None:
+        """Nothing is started yet. ``replaces``: how the server died that this session's is to replace; "": it is the first."""
+        self._config, self._policy, self._save, self._replaces = config, policy, save, replaces
+        self._scratch = Scratch()
         self._cluster: Cluster | None = None
-        self._placement: Any = None
+        self._reservation: Reservation | None = None
         self._host: Any = None
-        try:
-            self._open(config, policy, save)
-        except BaseException:
-            self.close()
-            raise
+        self._node = ""  # the server's
 
-    def step(self) -> Step:
+    def open(self) -> Iterator[str]:
+        """Start or join, place, and build the engine in its actor; what is waited for meanwhile. ``close`` after any error."""
+        reap_runs()
+        config, options = self._config, self._config.ray
+        joined = options.address is not None
+        runtime_env = runtime_env_for(named_modules(config, self._policy), joined=joined)
+        cluster = self._cluster = yield from self._reach(runtime_env)
+        notices: list[str] = []
+        if not cluster.started:
+            root = None if config.data.download else config.data.root
+            notices += check_nodes(data_root=root, versions=versions_here())
+        devices = real_devices(config.load_fleet(), join_timeout_s=options.placement_timeout_s)
+        sites = yield from self._await_devices(devices, notices)
+        layout = yield from self._place(devices, sites, notices)
+        own_env = runtime_env if not cluster.started and not joined else cluster.runtime_env
+        self._host = start_host(layout.server, runtime_env=own_env)
+        make = partial(
+            make_service, config, self._policy, self._save, layout=layout, scratch=self._scratch, notices=notices
+        )
+        made = self._host.make.remote(make)
+        told = "waiting for server and workers to start, and to load model and data"
+        yield from waiting(lambda: self._is_ready(made, ClusterError), lambda: told)
+        self._built(made)
+
+    def step(self, logged: int) -> Step:
         """The next batch of events."""
         try:
-            return msgspec.msgpack.decode(ray.get(self._host.call.remote("step")), type=Step)
+            return msgspec.msgpack.decode(self._get(self._host.call.remote("step", logged)), type=Step)
         except _SERVER_DIED as error:
-            raise _died(error) from error
+            raise self._died(error) from error
 
-    def save(self, *, timeout_s: float) -> None:
+    def save(self, logged: int, *, timeout_s: float) -> None:
         """Write a checkpoint, if there is something new. Raises ``RunError`` where that did not come to an end in time."""
-        self._call("save", timeout_s=timeout_s)
+        self._call("save", logged, timeout_s=timeout_s)
 
     def weights(self, which: str, *, timeout_s: float) -> dict[str, torch.Tensor]:
         """Weights by name, copied out of the object store."""
         tensors: dict[str, torch.Tensor] = self._call("weights", which, timeout_s=timeout_s)
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
+    def close(self) -> None:
+        """Release what the run made, in the reverse order."""
+        if not ray.is_initialized():  # somebody else has ended this Ray already
+            self._host = self._reservation = None
+        lives = self._cluster is None or not self._cluster.ended()
+        if self._host is not None and lives:
+            # Gone or busy: its workers go with their placement groups below.
+            with suppress(*_SERVER_DIED, RayTaskError, GetTimeoutError):
+                ray.get(self._host.call.remote("close"), timeout=5)
+            ray.kill(self._host, no_restart=True)
+        self._host = None
+        # A Ray that we started goes with all that is on it; and if its processes were told to end along with this one, nobody
+        # would answer for a minute.
+        if self._reservation is not None and (self._cluster is None or not self._cluster.started):
+            self._reservation.close()
+        self._reservation = None
+        if self._cluster is not None:
+            self._cluster.close()
+            self._cluster = None
+        self._scratch.close()
+
     def _call(self, method: str, *arguments: Any, timeout_s: float) -> Any:
         """Call the service."""
         try:
             with store_told():
-                return ray.get(self._host.call.remote(method, *arguments), timeout=timeout_s)
+                return self._get(self._host.call.remote(method, *arguments), timeout_s=timeout_s)
         except StoreFull as error:
             raise RunError(str(error), stage="server") from error
         except GetTimeoutError as error:
             raise RunError(f"the server did not answer {method!r} within {timeout_s:g} s", stage="server") from error
         except _SERVER_DIED as error:
-            raise _died(error) from error
+            raise self._died(error) from error
 
-    def close(self) -> None:
-        """Release what the run made, in the reverse order."""
-        if not ray.is_initialized():  # somebody else has ended this Ray already
-            self._host = self._placement = None
-        if self._host is not None:
-            # Gone or busy: its workers go with the placement group below.
-            with suppress(*_SERVER_DIED, RayTaskError, GetTimeoutError):
-                ray.get(self._host.call.remote("close"), timeout=5)
-            ray.kill(self._host, no_restart=True)
-            self._host = None
-        if self._placement is not None:
-            # A Ray that we started goes with all that is on it; and if its processes were told to end along with this one,
-            # nobody would answer for a minute.
-            if self._cluster is None or not self._cluster.started:
-                ray.util.remove_placement_group(self._placement)
-            self._placement = None
-        if self._cluster is not None:
-            self._cluster.close()
-            self._cluster = None
+    def _get(self, reference: Any, *, timeout_s: float | None = None) -> Any:
+        """What a call gave. Raises what it raised, ``GetTimeoutError``, and ``ServerDied`` where Ray itself has ended."""
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._is_ready(reference, ServerDied):
+            if until is not None and time.monotonic() >= until:
+                raise GetTimeoutError
+        return ray.get(reference)
 
-    def _open(self, config: Config, policy: Policy, save: SavePlan | None) -> None:
-        """The steps of getting ready; each names what is wrong in one sentence."""
-        options, fleet = config.ray, config.load_fleet()
-        workers = config.workers or _cores()
-        modules = named_modules(config, policy)
-        joined = options.address is not None
-        runtime_env = runtime_env_for(modules, joined=joined)
-        with _signals_later():
-            self._cluster = _reach(options, runtime_env)
-        notices: list[str] = []
-        if not self._cluster.started:
-            notices = check_nodes(
-                data_root=None if config.data.download else config.data.root, versions=versions_here()
-            )
-        cpus = (
-            options.cpus
-            or (max(float(_cores()), 1.0) - options.server_cpus - options.host_cpus * fleet.hosts.count) / workers
+    def _is_ready(self, reference: Any, fault: type[FedbonsaiError]) -> bool:
+        """Whether a call is over; waits a moment for it. Raises ``fault`` where a Ray that we have started has ended."""
+        if ray.wait([reference], timeout=_LOOK_EVERY_S)[0]:
+            return True
+        assert self._cluster is not None
+        if why := self._cluster.ended():
+            raise fault(f"the local Ray has ended: {why}")
+        return False
+
+    def _reach(self, runtime_env: dict[str, Any]) -> Generator[str, None, Cluster]:
+        """Start a local Ray, or join the one that is named. Raises ``ValueError``, and ``ClusterError`` where none comes up."""
+        options = self._config.ray
+        if options.address is not None:
+            return join(options.address, runtime_env=runtime_env)
+        if (cluster := attached({})) is not None:
+            return cluster
+        local = LocalRay(
+            num_cpus=_cores(),
+            num_gpus=0,
+            object_store_bytes=options.object_store_bytes,
+            preallocate=options.preallocate,
+            dashboard=options.dashboard,
+            env_vars=({} if "GLIBC_TUNABLES" in os.environ else HUGE_PAGES) | runtime_env.get("env_vars", {}),
         )
-        bundles, specs, selectors, names = _bundles(config, fleet, workers=workers, cpus=cpus)
-        hosts = list(range(len(specs), len(specs) + fleet.hosts.count))
-        specs += [{"CPU": options.host_cpus} for _ in hosts]
-        selectors += [{} for _ in hosts]
-        names += ["partition host" for _ in hosts]
-        self._placement = make_placement_group(
-            specs, strategy="PACK", timeout_s=options.placement_timeout_s, label_selectors=selectors, names=names
-        )
-        make = partial(
-            make_service, config, policy, save, placement=self._placement, bundles=bundles, hosts=hosts, notices=notices
-        )
-        own_env = runtime_env if not self._cluster.started and not joined else self._cluster.runtime_env
-        self._host = start_host(placement=self._placement, bundle=0, cpus=options.server_cpus, runtime_env=own_env)
         try:
-            ray.get(self._host.make.remote(make))
+            yield from waiting(lambda: local.is_ready(_LOOK_EVERY_S), lambda: "waiting for a local Ray to start")
+            return connect(local)
+        except RuntimeError as error:
+            raise ClusterError(str(error)) from error
+        except BaseException:
+            local.close()
+            raise
+
+    def _await_devices(
+        self, devices: Sequence[RealDevice], notices: list[str]
+    ) -> Generator[str, None, dict[int, Site]]:
+        """The nodes of real devices that are there. Raises ``ValueError`` where fewer have joined than must."""
+        cpus, least = self._config.ray.cpus, self._least(devices)
+        if self._replaces:  # whoever is missing may join later
+            devices = [replace(device, join_timeout_s=0.0) for device in devices]
+        sites = yield from await_devices(devices, cpus=cpus)
+        missing = [device for device in devices if device.number not in sites]
+        if not missing:
+            return sites
+        first, rule = missing[0], self._config.ray.min_real_devices
+        why = f"{first.name} is missing: {first.wants(cpus)} has not joined"
+        count = f"{len(sites)} of {len(devices)} real devices are there"
+        if len(sites) < least:
+            needed = (
+                "all are needed (ray.min_real_devices is null)" if rule is None else f"ray.min_real_devices is {rule}"
+            )
+            raise ValueError(f"{count}, and {needed}; {why} within {first.join_timeout_s:g} s")
+        notices.append(f"{count}, and the run goes on with them; {why}")
+        return sites
+
+    def _least(self, devices: Sequence[RealDevice]) -> int:
+        """Real devices without which the run does not begin; it goes on with any number. Raises ``ValueError``."""
+        rule = self._config.ray.min_real_devices
+        if rule is not None and rule > len(devices):
+            raise ValueError(f"ray.min_real_devices is {rule}; the fleet has {len(devices)} real devices")
+        return 0 if self._replaces else len(devices) if rule is None else rule
+
+    def _place(
+        self, devices: Sequence[RealDevice], sites: Mapping[int, Site], notices: list[str]
+    ) -> Generator[str, None, Layout]:
+        """Reserve the bundles of server, workers and partition hosts. Raises ``ValueError`` where they find no place.
+
+        After the death of a server one worker is enough to go on with, and the others may find their places later.
+        """
+        options, fleet = self._config.ray, self._config.load_fleet()
+        count = self._config.workers or _cores()
+        spare = max(float(_cores()), 1.0) - options.server_cpus - options.host_cpus * fleet.hosts.count
+        wanted = {"CPU": options.cpus or spare / count}
+        if options.memory_bytes:
+            wanted["memory"] = float(options.memory_bytes)
+        workers = [Request("worker", wanted)] * (count if len(devices) < fleet.num_devices else 0)
+        requests = [Request("server", {"CPU": options.server_cpus}), *workers]
+        requests += [Request("partition host", {"CPU": options.host_cpus})] * fleet.hosts.count
+        last = 1 + len(workers)
+        order = (
+            [0, *range(last, len(requests)), *range(1, last)] if self._replaces else None
+        )  # what must be there first
+        kept = {site.node for site in sites.values()}
+        self._reservation = Reservation(requests, keep_off=kept, order=order)
+
+        def one_of_each(placed: list[bool]) -> bool:
+            return placed[0] and (not workers or any(placed[1:last]))
+
+        enough = one_of_each if self._replaces else all
+        yield from self._reservation.wait(timeout_s=options.placement_timeout_s, enough=enough)
+        if why := self._reservation.explain():
+            notices.append(f"the run goes on with the bundles that have a place; {why}")
+        places = [
+            Place(name=f"bundle {index}", cpus=request.resources["CPU"], placement=group)
+            for index, (request, group) in enumerate(zip(requests, self._reservation.groups, strict=True))
+        ]
+        at_work = [replace(place, memory_bytes=options.memory_bytes) for place in places[1:last]]
+        return Layout(
+            server=places[0],
+            workers=at_work,
+            hosts=places[last:],
+            devices=devices,
+            least_devices=self._least(devices),
+        )
+
+    def _built(self, made: Any) -> None:
+        """The server's actor has built the engine, or not: raise what a user should hear."""
+        try:
+            self._node = ray.get(made)
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, ValueError | FedbonsaiError):
@@ -148,91 +259,10 @@ class RaySession:
                 raise ClusterError(str(cause)) from None
             raise
         except _SERVER_DIED as error:
-            raise ServerDied(f"the server actor died while it started: {str(error).splitlines()[0]}") from error
+            raise ServerDied(f"the server actor died while it started: {first_line(error)}") from error
 
-
-def _reach(options: RayOptions, runtime_env: dict[str, Any]) -> Cluster:
-    """Start a local Ray, or join the one that is named. Raises ``ValueError``, and ``ClusterError`` where none comes up."""
-    if options.address is not None:
-        return join(options.address, runtime_env=runtime_env)
-    try:
-        return start_local(
-            num_cpus=_cores(),
-            num_gpus=0,
-            object_store_bytes=options.object_store_bytes,
-            preallocate=options.preallocate,
-            dashboard=options.dashboard,
-            env_vars=({} if "GLIBC_TUNABLES" in os.environ else HUGE_PAGES) | runtime_env.get("env_vars", {}),
-        )
-    except RuntimeError as error:
-        raise ClusterError(str(error)) from error
-
-
-def _died(error: BaseException) -> ServerDied:
-    return ServerDied(f"the server actor died: {str(error).splitlines()[0]}")
-
-
-@contextmanager
-def _signals_later() -> Iterator[None]:
-    """What is to interrupt the run while Ray starts or is joined does so afterwards; a second signal does it at once.
-
-    ``ray.init`` that is broken off halfway leaves processes for a minute, or crashes. It also puts a handler of SIGTERM of
-    its own in place of the caller's, and Ray offers no argument for that; where the caller has none, Ray's is better than none.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handlers = {number: handler for number, handler in found.items() if callable(handler)}
-    came: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        if len(came) > 1:
-            handlers[signal.Signals(number)](number, frame)
-
-    rays_own = ray_utils.set_sigterm_handler
-    if signal.SIGTERM in handlers:
-        ray_utils.set_sigterm_handler = lambda handler: None
-    for number in handlers:
-        signal.signal(number, note)
-    try:
-        yield
-    finally:
-        ray_utils.set_sigterm_handler = rays_own
-        for number, handler in handlers.items():
-            signal.signal(number, handler)  # also where Ray's core has put its own below Python's
-    for first in came[:1]:
-        handlers[signal.Signals(first)](first, None)
-
-
-def _bundles(
-    config: Config, fleet: Fleet, *, workers: int, cpus: float
-) -> tuple[list[Bundle], list[dict[str, float]], list[dict[str, str]], list[str]]:
-    """Bundle 0 is the server's; then the shared pool; then, for each class that is placed, one for each device.
-
-    The workers' bundles, and for all bundles their resources, node labels and names.
-    """
-    options = config.ray
-    resources = {"CPU": cpus}
-    if options.memory_bytes:
-        resources["memory"] = float(options.memory_bytes)
-    specs: list[dict[str, float]] = [{"CPU": options.server_cpus}]
-    selectors: list[dict[str, str]] = [{}]
-    names, bundles = ["server"], []
-    placed = [kind for kind in fleet.classes if kind.placed]
-    for _ in range(workers if len(placed) < len(fleet.classes) else 0):
-        bundles.append(Bundle(index=len(specs), cpus=cpus, memory_bytes=options.memory_bytes))
-        specs.append(dict(resources))
-        selectors.append({})
-        names.append("worker")
-    for kind in placed:
-        for _ in range(kind.count):
-            bundles.append(Bundle(index=len(specs), group=kind.name, cpus=cpus))
-            specs.append({"CPU": cpus} | ({kind.resource: 1.0} if kind.resource else {}))
-            selectors.append(kind.label_selector or {})
-            names.append(f"device of class {kind.name}")
-    return bundles, specs, selectors, names
+    def _died(self, error: BaseException) -> ServerDied:
+        return ServerDied(f"the server actor died: {gone(self._node) or first_line(error)}")
 
 
 def _cores() -> int:

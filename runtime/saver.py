@@ -52,8 +52,8 @@ class Saver:
         self._checkpoints = open_checkpoints(plan, channel=engine.channel)
         self._bodies: list[dict[ViewKey, Stored]] = [{} for _ in range(num_hosts)]
 
-    def start(self) -> tuple[int, dict[str, Tensor] | None]:
-        """Put back the checkpoint that the plan names: events so far, and the best weights.
+    def start(self) -> dict[str, Tensor] | None:
+        """Put back the checkpoint that the plan names; the best weights.
 
         Raises ``ValueError`` for other data, and ``UnfitCheckpoint`` for one that is not of this run, or not what was written;
         the engine is of no use then.
@@ -68,7 +68,7 @@ class Saver:
             except Damaged as error:
                 raise UnfitCheckpoint(manifest.version, str(error)) from error
         self._checkpoints.start(manifest)
-        return (manifest.events, best) if manifest is not None else (0, None)
+        return best
 
     def due(self, version: int) -> bool:
         """Whether a checkpoint of this version is to be written now."""

@@ -57,18 +57,18 @@ class Service:
         """
         self._engine = engine
         self._best: dict[str, torch.Tensor] | None = None
-        self._count = 0  # events so far
         self._closed: int | None = None  # the version that closed with the last event
         self._saver = Saver(engine, plan, num_hosts=engine.num_hosts) if plan is not None else None
         if self._saver is not None:
-            self._count, self._best = self._saver.start()
+            self._best = self._saver.start()
         resumed = plan is not None and plan.manifest is not None
         notices = (*(plan.notices if plan is not None else ()), *notices)
         self._events: Iterator[AnyEvent] = engine.go_on(notices) if resumed else engine.events(notices)
 
-    def step(self) -> bytes:
+    def step(self, logged: int) -> bytes:
         """Advance for about a quarter of a second, or to the end of the round or of the start; a ``Step`` in msgpack.
 
+        ``logged``: events that the driver has written by now, its own among them.
         Nothing is in flight between synchronous rounds, so a driver that pauses there pauses the run.
         """
         events: list[AnyEvent] = []
@@ -80,7 +80,7 @@ class Service:
                 and self._closed is not None
                 and (self._saver.due(self._closed) or self._engine.ends)
             ):
-                self.save()  # the driver has written its events by now
+                self.save(logged)
             self._closed = None
             while time.monotonic() < until:
                 event = next(self._events, None)
@@ -88,7 +88,6 @@ class Service:
                     over = True
                     break
                 events.append(event)
-                self._count += 1
                 self._closed = event.version if isinstance(event, VersionClosed) else None
                 if isinstance(event, Evaluated) and event.best:
                     self._best = self._engine.weights()
@@ -104,10 +103,13 @@ class Service:
         """The "final" (current) weights, or the "best" by evaluation (the current ones before the first)."""
         return self._best if which == "best" and self._best is not None else self._engine.weights()
 
-    def save(self) -> None:
-        """Write a checkpoint of the version that closed with the last event; harmless where none did."""
+    def save(self, logged: int) -> None:
+        """Write a checkpoint of the version that closed with the last event; harmless where none did.
+
+        ``logged``: as in ``step``.
+        """
         if self._saver is not None and self._closed is not None:
-            self._saver.save(self._closed, events=self._count, best=self._best)
+            self._saver.save(self._closed, events=logged, best=self._best)
 
     def close(self) -> None:
         """End the workers."""

@@ -1,10 +1,12 @@
 """Where the engine of a run lives: in this process, or behind Ray."""
 
+from collections.abc import Generator, Iterator
 from typing import Protocol
 
 import msgspec
 import torch
 
+from ..clusters.scratch import Scratch, reap_runs
 from ..learning.randomness import one_thread
 from ..policies.policy import Policy
 from .config import Config
@@ -17,11 +19,15 @@ from .service import Fault, Service, Step
 class Session(Protocol):
     """Where the engine lives: in process, or behind Ray."""
 
-    def step(self) -> Step:
-        """The next batch of events."""
+    def open(self) -> Iterator[str]:
+        """Build the engine; what is waited for meanwhile, one sentence each. Nothing else works before."""
         ...
 
-    def save(self, *, timeout_s: float) -> None:
+    def step(self, logged: int) -> Step:
+        """The next batch of events. ``logged``: events of the run that have been written by now."""
+        ...
+
+    def save(self, logged: int, *, timeout_s: float) -> None:
         """Write a checkpoint of the version that closed with the last step, if one did, and no other was written of it."""
         ...
 
@@ -41,39 +47,68 @@ class InlineSession:
     """
 
     def __init__(self, config: Config, policy: Policy, save: SavePlan | None = None) -> None:
-        """Build the engine."""
-        with one_thread():
-            self._service = Service(Engine(config, policy), save)
+        """Nothing is built yet."""
+        self._config, self._policy, self._save = config, policy, save
+        self._scratch = Scratch()
+        self._service: Service | None = None
 
-    def step(self) -> Step:
+    def open(self) -> Iterator[str]:
+        """Build the engine; nothing is waited for."""
+        reap_runs()
+        with one_thread():
+            self._service = Service(Engine(self._config, self._policy, scratch=self._scratch), self._save)
+        return iter(())
+
+    def step(self, logged: int) -> Step:
         """The next batch of events."""
         with one_thread():
-            return msgspec.msgpack.decode(self._service.step(), type=Step)
+            return msgspec.msgpack.decode(self._built.step(logged), type=Step)
 
-    def save(self, *, timeout_s: float) -> None:
+    def save(self, logged: int, *, timeout_s: float) -> None:
         """Write a checkpoint, if there is something new."""
         with one_thread():
-            self._service.save()
+            self._built.save(logged)
 
     def weights(self, which: str, *, timeout_s: float) -> dict[str, torch.Tensor]:
         """Weights by name, at once."""
-        return self._service.weights(which)
+        return self._built.weights(which)
 
     def close(self) -> None:
         """Remove what the engine has on disk."""
-        self._service.close()
+        if self._service is not None:
+            self._service.close()
+        self._scratch.close()
+
+    @property
+    def _built(self) -> Service:
+        assert self._service is not None, "the session is not open"
+        return self._service
 
 
-def open_session(config: Config, policy: Policy, save: SavePlan | None) -> Session:
-    """A session of the configured back end; a user's mistake in what it builds becomes a ``ConfigError``."""
+def open_session(
+    config: Config, policy: Policy, save: SavePlan | None, *, replaces: str = ""
+) -> Generator[str, None, Session]:
+    """A session of the configured back end; what is waited for until it is open, one sentence each.
+
+    ``replaces``: of the session before it, how its server died. A user's mistake in what is built becomes a ``ConfigError``.
+    """
+    session = _new_session(config, policy, save, replaces)
     try:
-        if config.backend == "inline":
-            return InlineSession(config, policy, save)
-        from .ray_session import RaySession
+        yield from session.open()
+    except BaseException as error:
+        session.close()
+        if isinstance(error, ValueError):
+            raise ConfigError(str(error)) from error
+        raise
+    return session
 
-        return RaySession(config, policy, save)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+
+def _new_session(config: Config, policy: Policy, save: SavePlan | None, replaces: str) -> Session:
+    if config.backend == "inline":
+        return InlineSession(config, policy, save)
+    from .ray_session import RaySession
+
+    return RaySession(config, policy, save, replaces=replaces)
 
 
 def exception(fault: Fault) -> Exception:

@@ -20,8 +20,9 @@ _LAST_ROUNDS = 1000
 class Summary:
     """Takes events as they come; ``to_dict`` at any time."""
 
-    def __init__(self) -> None:
-        """Nothing has happened yet."""
+    def __init__(self, *, name: str = "", preset: str = "", seed: int | None = None) -> None:
+        """Nothing has happened yet; ``name``, ``preset`` and ``seed`` of a run that may never start."""
+        self._name, self._preset, self._seed = name, preset, seed
         self.reset()
 
     def reset(self) -> None:
@@ -44,6 +45,11 @@ class Summary:
         self._notices: list[str] = []
         self._num_notices = 0
         self._round_walls: deque[float] = deque(maxlen=_LAST_ROUNDS)
+
+    @property
+    def time_s(self) -> float:
+        """The clock's second of the newest event."""
+        return self._time_s
 
     def note(self, event: AnyEvent) -> None:
         """Take one event in."""
@@ -80,9 +86,9 @@ class Summary:
         figures = last.figures if last else {}
         latest = ended or closed
         summary = {
-            "name": started.name if started else "",
-            "preset": started.preset if started else "",
-            "seed": started.seed if started else None,
+            "name": started.name if started else self._name,
+            "preset": started.preset if started else self._preset,
+            "seed": started.seed if started else self._seed,
             "status": self.status,
             "reason": self.reason,
             "rounds": closed.version if closed else 0,

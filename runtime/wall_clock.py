@@ -1,4 +1,7 @@
-"""The wall clock takes arrivals as they come. A fleet's availability, dropouts and jitter are not acted on."""
+"""The wall clock takes arrivals as they come. A fleet's availability, dropouts and jitter are not acted on.
+
+A device cannot be reached where it is a real one whose node is not there.
+"""
 
 import math
 from collections.abc import Callable, Iterable
@@ -10,7 +13,7 @@ from ..actors.pool import Pool
 from ..learning.spec import NonNegative
 from ..policies.plan import Plan
 from ..policies.report import Estimate
-from .clock import VirtualClock
+from .clock import LOOK_EVERY_S, VirtualClock
 from .costs import Costs
 from .journey import Arrival, Journey
 from .stream_load import Work
@@ -70,15 +73,16 @@ class WallClock:
         return None
 
     def unreachable(self) -> frozenset[int]:
-        """Nobody."""
-        return frozenset()
+        """The real devices that are away."""
+        return self._pool.unreachable()
 
     def next_reachable_s(self, devices: Iterable[int]) -> float:
-        """Never: nobody is waited for."""
-        return math.inf
+        """When to look again whether a real device has joined; infinite where none is awaited."""
+        return self.time_s + LOOK_EVERY_S if self._pool.awaited() else math.inf
 
     def wait(self, until_s: float) -> None:
-        """Time passes by itself."""
+        """Let time pass while nothing is in flight."""
+        self._pool.wait(max(0.0, until_s - self.time_s))
 
 
 Clock = VirtualClock | WallClock

@@ -27,6 +27,7 @@ MAY_IMPORT = {
 RAY = {
     "comms/ray_channel.py",
     "actors/ray_crew.py",
+    "actors/ray_place.py",
     "actors/ray_host_crew.py",
     "actors/ray_starts.py",
     "actors/ray_faults.py",
@@ -36,8 +37,11 @@ RAY = {
     "actors/ray_pool.py",
     "actors/ray_worker.py",
     "clusters/checks.py",
+    "clusters/nodes.py",
     "clusters/placement.py",
     "clusters/ray_cluster.py",
+    "clusters/ray_launcher.py",
+    "clusters/ray_signals.py",
     "clusters/reach.py",
     "runtime/ray_session.py",
 }

@@ -4,8 +4,8 @@ import os
 
 import pytest
 import ray
-from fedbonsai.actors.ray_faults import is_placed
 from fedbonsai.actors.ray_starts import NotStarted, Starts
+from fedbonsai.clusters.placement import is_placed
 from ray.exceptions import RayTaskError
 from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -55,7 +55,7 @@ def now():
 def starts_of(tmp_path, now):
     """``starts_of(group, deaths=1)``: of one kind of beginner; what it told."""
 
-    def make(group, *, deaths=0, mistake=False):
+    def make(group, *, deaths=0, mistake=False, has_room=()):
         told = []
 
         def start(place):
@@ -65,8 +65,7 @@ def starts_of(tmp_path, now):
 
         starts = Starts(
             start,
-            placement=group,
-            bundle_of=lambda place: 0,
+            has_room=lambda place: is_placed(group) or bool(has_room),
             timeout_s=10.0,
             tell=lambda *each: told.append(each),
             now=lambda: now[0],
@@ -141,10 +140,9 @@ def test_one_that_has_a_place_may_load_for_two_minutes(group, starts_of, now):
     assert starts.places == []
 
 
-def test_one_that_was_placed_late_has_its_two_minutes_from_then_on(waiting, group, starts_of, now, monkeypatch):
+def test_one_that_was_placed_late_has_its_two_minutes_from_then_on(waiting, starts_of, now):
     placed = []
-    monkeypatch.setattr("fedbonsai.actors.ray_starts.is_placed", lambda *where: bool(placed))
-    starts, _ = starts_of(waiting)
+    starts, _ = starts_of(waiting, has_room=placed)
     starts.send_for("a")
     now[0] += 500.0
     assert [placed for _, placed, _ in starts.late()] == [False]
@@ -156,10 +154,9 @@ def test_one_that_was_placed_late_has_its_two_minutes_from_then_on(waiting, grou
     starts.close()
 
 
-def test_a_bundle_is_looked_at_alone():
-    """Another one of its group may have lost its place."""
+def test_a_bundle_whose_group_is_gone_has_no_place():
     group = placement_group([{"CPU": 0.1}])
     assert group.wait(30)
-    assert is_placed(group, 0)
+    assert is_placed(group)
     remove_placement_group(group)
-    assert not is_placed(group, 1)
+    assert not is_placed(group)

@@ -28,7 +28,7 @@ def folder_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix)
 
 
 def key(device: int, view: str = "a", *, trunk: str = "t0", cut: str = "features.2", index_map: str = "") -> ViewKey:

@@ -185,7 +185,7 @@ class Walk:
         )
         assert buffer.memory_bytes == plain.memory_total() <= plain.budget
         assert buffer.disk_bytes == plain.disk_total() <= plain.disk_budget
-        files = [path for path in self.root.rglob("*") if path.is_file()]
+        files = [path for path in self.root.rglob("*") if path.is_file() and path.suffix]
         assert sorted(path.stat().st_size for path in files) == sorted(map(plain.file_bytes, plain.disk))
         assert (buffer.evicted, buffer.damaged) == (plain.evicted, plain.damaged)
         assert len(buffer.notices) == plain.evicted.bit_length() + plain.damaged.bit_length()

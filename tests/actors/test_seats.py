@@ -4,7 +4,7 @@ import time
 
 import pytest
 from fedbonsai.actors.pool import Task
-from fedbonsai.actors.ray_worker import Bundle
+from fedbonsai.actors.ray_place import Place
 from fedbonsai.actors.seats import Attempts, Call, Patience, Seat, free_seat
 from fedbonsai.learning.part import Part
 from fedbonsai.learning.spec import Training
@@ -19,7 +19,7 @@ def plan(number):
 
 def seat(*numbers, for_s=0.0, group=""):
     """A worker that has been at the first of its plans for so long."""
-    made = Seat(Bundle(index=1, group=group), None, "node")
+    made = Seat(Place(name="bundle 1", group=group), None, "node")
     for number in numbers:
         made.give(Call(plan(number), [], None))
     made.since -= for_s

@@ -41,7 +41,7 @@ def test_a_number_that_no_device_has(device: int) -> None:
 
 def test_placed_classes_have_workers_of_their_own() -> None:
     fleet = load_fleet(fleet_of({}, {"resource": "jetson"}, {"label_selector": {"board": "rpi4"}}))
-    assert [fleet.group_of(device) for device in range(3)] == ["", "p1", "p2"]
+    assert [fleet.group_of(device) for device in range(3)] == ["", "device 1 (class p1)", "device 2 (class p2)"]
 
 
 def test_links_hosts_and_server() -> None:

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 import ray
-from fedbonsai.clusters.ray_cluster import DEFAULT_STORE_BYTES, Cluster, join, start_local, store_bytes
+from fedbonsai.clusters.ray_cluster import Cluster, join, start_local
+from fedbonsai.clusters.ray_launcher import DEFAULT_STORE_BYTES, store_bytes
+
+from ..runtime.processes import descendants
 
 STORE_BYTES = 80 * 1024**2
 
@@ -41,24 +44,6 @@ with start_local(num_cpus=1, object_store_bytes={STORE_BYTES}):
     except ray.exceptions.WorkerCrashedError:
         print("seen")
 """
-
-
-def descendants(pid: int) -> set[int]:
-    """All processes below ``pid``."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if fields[0] != "Z":
-            parents[int(stat.parent.name)] = int(fields[1])
-    found: set[int] = set()
-    frontier = {pid}
-    while frontier:
-        frontier = {child for child, parent in parents.items() if parent in frontier} - found
-        found |= frontier
-    return found
 
 
 def listening(pids: set[int]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Runs during which a random process of theirs is killed every few seconds, and what must hold of them all the same."""
+"""Runs during which random processes of theirs are killed, and what must hold of them all the same."""
 
 import os
 import random
@@ -13,7 +13,7 @@ import fedbonsai
 from fedbonsai.runtime.events import Notice, PlanEnded, RunEnded, VersionClosed, read_event
 
 from .nodes import OF_WORKER
-from .processes import actor_pids
+from .processes import actor_pids, wait_until
 
 LINK = {"memory_bytes": 10**9, "up_bytes_per_s": 10**9, "down_bytes_per_s": 10**9}
 VICTIMS = {"Worker": 3, "PartitionHostActor": 3, "Host": 2}  # by weight; the last one is the server
@@ -36,56 +36,77 @@ CONFIG = {
 
 
 class Killer:
-    """Kills one of our actors, drawn by the seed, every one to four seconds while it is open; or ``node``, where another comes.
+    """Kills so many of our actors while it is open, or ``node``, where another comes: first one of each kind, then as drawn.
 
-    A server is killed at any moment, also while it starts, but once before the run has come further: what dies four
-    times at one checkpoint ends the run, as it should.
+    Between two of them it waits for one to four seconds; ``done`` says how many there were. A server is killed at any moment,
+    also while it starts, but once before the run has come further: what dies four times at one checkpoint ends the run, as it
+    should.
     """
 
-    def __init__(self, seed, seconds, node=None):
-        self._draw, self._seconds, self._over = random.Random(seed), seconds, threading.Event()
+    def __init__(self, seed, kills, node=None):
+        self._draw, self._kills, self._over = random.Random(seed), kills, threading.Event()
         self._node, self._victims = node, VICTIMS | (NODE if node else {})
         self.killed = Counter()
         self.spares = 1  # deaths of the server that may follow now
+        self.fault = None
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self):
         self._thread.start()
-        threading.Timer(self._seconds, self._over.set).start()
         return self
 
     def __exit__(self, *problem):
         self._over.set()
         self._thread.join()
 
+    @property
+    def done(self):
+        return sum(self.killed.values())
+
+    def await_share(self, share):
+        """Return when this share of the kills is done, so that a run is not over before them."""
+        told = f"only {self.done} of {self._kills} were killed"
+        wait_until(lambda: self.fault or self.done >= int(share * self._kills), seconds=300, told=told)
+        if self.fault:
+            raise self.fault
+
     def _run(self):
-        while not self._over.wait(self._draw.uniform(1.0, 4.0)):
-            (kind,) = self._draw.choices(list(self._victims), list(self._victims.values()))
-            # Drawn whoever is there, so that a seed has the same victims however fast a run is.
-            which = self._draw.random()
-            if kind == "Node":
-                self._kill_node()
-                continue
+        try:
+            kinds = list(self._victims)
+            self._draw.shuffle(kinds)
+            while self.done < self._kills and not self._over.wait(self._draw.uniform(1.0, 4.0)):
+                (drawn,) = self._draw.choices(list(self._victims), list(self._victims.values()))
+                kind = kinds.pop() if kinds else drawn
+                self._kill_node() if kind == "Node" else self._kill(kind, self._draw.random())
+        except Exception as fault:  # told where the run is followed
+            self.fault = fault
+
+    def _kill(self, kind, which):
+        """Kill one of a kind, once there is one that may be."""
+        while not self._over.is_set():
             pids = sorted(actor_pids(kind))
             if pids and (kind != "Host" or self.spares):
                 with suppress(ProcessLookupError):  # it has just gone by itself
                     os.kill(pids[int(which * len(pids))], signal.SIGKILL)
                     self.killed[kind] += 1
                     self.spares -= kind == "Host"
+                    return
+            self._over.wait(0.05)
 
     def _kill_node(self):
         with_server = bool(self._node.pids().intersection(actor_pids("Host")))
-        if not with_server or self.spares:
-            self.killed["Node with the server" if with_server else "Node"] += 1
-            self.spares -= with_server
-            self._node.kill()
-            self._node.start()
+        while with_server and not self.spares and not self._over.wait(0.05):
+            with_server = bool(self._node.pids().intersection(actor_pids("Host")))
+        self._node.kill()
+        self.killed["Node with the server" if with_server else "Node"] += 1
+        self.spares -= with_server
+        self._node.start()
 
 
-def survive(*, seed, seconds, rounds, node=None):
-    """Run through it; what was killed, the summary, and notices. The caller's Ray must be there.
+def survive(*, seed, kills, rounds, node=None):
+    """Run through so many kills; what was killed, the summary, and notices. The caller's Ray must be there.
 
-    ``node``: a part of it, of ``CPUS`` each, which is among the victims.
+    ``node``: a part of it, of ``CPUS`` each, which is among the victims. Where the run is faster than the kills, it waits.
 
     Asserts, of the run's log, that each plan has one outcome, no update counts twice, and the ledger is the sum of what plans
     carried; and of what was iterated that what died was noticed. (Who iterates sees again what the log lost with a server.)
@@ -95,11 +116,12 @@ def survive(*, seed, seconds, rounds, node=None):
         out = Path(folder) / "run"
         placed = {"ray": {"cpus": OF_WORKER}} if node else {}
         run = fedbonsai.run(CONFIG | placed | {"backend": "ray", "stop": {"rounds": rounds}}, out=out)
-        with Killer(seed, seconds, node) as killer:
+        with run, Killer(seed, kills, node) as killer:
             for event in run:
                 notices += [event.text] if isinstance(event, Notice) else []
                 if isinstance(event, VersionClosed):
                     killer.spares = 1
+                    killer.await_share(event.version / rounds)
         events = [read_event(line) for line in (out / "events.jsonl").read_bytes().splitlines()]
     summary = run.summary
     assert isinstance(events[-1], RunEnded)

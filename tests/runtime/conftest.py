@@ -35,12 +35,17 @@ def make_fleet(*rates: float, **extras: Any) -> Fleet:
 
 @dataclass
 class ScriptedPool:
-    """A pool whose plans bring updates of given sizes; a plan with size None fails. Notes what it was asked for, in order."""
+    """A pool whose plans bring updates of given sizes; a plan with size None fails. Notes what it was asked for, in order.
+
+    ``away``: real devices that are not there.
+    """
 
     sizes: dict[int, int | None]
     asked: list[int] = field(default_factory=list)
     cancelled: list[int] = field(default_factory=list)
     queue: list[Plan] = field(default_factory=list)
+    away: set[int] = field(default_factory=set)
+    waited: list[float] = field(default_factory=list)
     num_workers = 1
 
     def submit(self, task: Task) -> int:
@@ -63,6 +68,18 @@ class ScriptedPool:
     def cancel(self, plan_id: int) -> None:
         self.cancelled.append(plan_id)
         self.queue = [plan for plan in self.queue if plan.id != plan_id]
+
+    def wait(self, seconds: float) -> None:
+        self.waited.append(seconds)
+
+    def unreachable(self) -> frozenset[int]:
+        return frozenset(self.away)
+
+    def awaited(self) -> frozenset[int]:
+        return frozenset(self.away)
+
+    def take_lost_devices(self) -> list[int]:
+        return []
 
     def notices(self) -> list[str]:
         return []

@@ -24,8 +24,9 @@ CPUS, OF_WORKER = 2, 1.8  # of nodes on which one worker finds room, beside the 
 class OtherNode:
     """A second node on this machine, which can be killed with all that runs there, and come again as another one."""
 
-    def __init__(self, cluster, *, num_cpus, resources=None):
-        self._cluster, self._num_cpus, self._resources = cluster, num_cpus, resources or {}
+    def __init__(self, cluster, *, num_cpus, resources=None, labels=None):
+        self._cluster, self._num_cpus = cluster, num_cpus
+        self._resources, self._labels = resources or {}, labels or {}
         self._node = None
 
     def __enter__(self):
@@ -33,7 +34,7 @@ class OtherNode:
         return self
 
     def __exit__(self, *problem):
-        self._node.kill_all_processes(check_alive=False, allow_graceful=False)
+        self.kill()
 
     def start(self):
         """Have one there."""
@@ -42,7 +43,8 @@ class OtherNode:
             self._node = Node(
                 RayParams(
                     gcs_address=self._cluster.address, redis_address=self._cluster.address, node_ip_address="127.0.0.1",
-                    num_cpus=self._num_cpus, num_gpus=0, resources=self._resources, object_store_memory=200 * 2**20,
+                    num_cpus=self._num_cpus, num_gpus=0, resources=self._resources, labels=self._labels,
+                    object_store_memory=200 * 2**20,
                     min_worker_port=0, max_worker_port=0, node_manager_port=0, include_log_monitor=False,
                 ),
                 head=False, shutdown_at_exit=False, spawn_reaper=False,
@@ -59,7 +61,9 @@ class OtherNode:
         return {pid for pid in pids if any(descends(pid, root) for root in roots)}
 
     def kill(self):
-        """End it as a power cut would."""
+        """End it as a power cut would, if it is there."""
+        if self._node is None:
+            return
         for pid in self.pids():
             with suppress(ProcessLookupError):  # gone with the one before
                 os.kill(pid, signal.SIGKILL)

@@ -124,6 +124,13 @@ def test_the_verb_prints_a_table_and_a_sentence(call):
     assert "fewer bytes" in lines[5][0]
 
 
+def test_each_device_that_is_asked_is_a_line_of_progress():
+    told = []
+    advise(load_config(settings("digits_cnn", [1, 8, 8], 50)), note=told.append)
+    assert told[0] == "FedAvg: device class board (1/1)"
+    assert {line.partition(":")[0] for line in told} == {"FedAvg", "SplitFed", "local loss", "EcoFed"}
+
+
 def test_its_json_is_one_line(call):
     code, out, _ = call(
         settings("digits_cnn", [1, 8, 8], 50), "--preset", "ecofed", "--json", "--set", "policy.1.bits=8"

@@ -1,5 +1,6 @@
 """A whole node of a cluster is killed: what was there is placed again elsewhere, or the run ends and says why."""
 
+import re
 import threading
 
 import fedbonsai
@@ -8,6 +9,7 @@ import ray
 from fedbonsai.actors import ray_faults
 from fedbonsai.actors.pool import WorkerFailure
 from fedbonsai.actors.ray_host_crew import HostCrew
+from fedbonsai.actors.ray_place import Place
 from fedbonsai.clusters.ray_cluster import start_local
 from fedbonsai.runtime.errors import RunError
 from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
@@ -17,7 +19,8 @@ from .chaos import CONFIG
 from .nodes import QUICK, OtherNode
 
 HEAD_CPUS, OF_WORKER = 3, 0.97
-BESIDE_SERVER, ALONE = 2.5, 3.0  # what somebody else takes of the head node
+BESIDE_SERVER, ALONE = 2.9, 3.0  # what somebody else takes of the head node
+FOR_ONE_WORKER = 1.4  # what is enough for the server, the hosts and one worker
 
 
 @ray.remote
@@ -34,28 +37,30 @@ def head(own_ray):
         yield cluster
 
 
-def lose_the_other_node(cluster, config, *, tenant_leaves, takes=BESIDE_SERVER, **how):
-    """A run that is on the other node, all but the server where the tenant leaves it room; which is killed in mid-round.
+def lose_the_other_node(cluster, config, *, frees, takes=BESIDE_SERVER, **how):
+    """A run that is on the other node, all but the server where the tenants leave it room; which is killed in mid-round.
 
-    Its events.
+    Its events. ``takes``: what the tenants take of the head node, and ``frees``: what they give back then.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    tenant = Tenant.options(num_cpus=takes, scheduling_strategy=here).remote()
+    stays, leaves = [
+        Tenant.options(num_cpus=cpus, scheduling_strategy=here).remote() for cpus in (takes - frees, frees)
+    ]
     events = []
     try:
-        assert ray.get(tenant.is_there.remote())
+        assert ray.get([tenant.is_there.remote() for tenant in (stays, leaves)])
         with OtherNode(cluster, num_cpus=3 if takes == ALONE else 2) as other:
             for event in fedbonsai.run(config, backend="ray", workers=2, **how):
                 events.append(event)
                 if isinstance(event, VersionClosed) and event.version == 3:
-                    assert {len(set(found["bundles_to_node_id"].values())) for found in groups()} == {
+                    assert len({node for found in groups() for node in found["bundles_to_node_id"].values()}) == (
                         1 + (takes < ALONE)
-                    }
-                    if tenant_leaves:
-                        ray.kill(tenant)
+                    )
+                    ray.kill(leaves)
                     threading.Timer(0.2, other.kill).start()
     finally:
-        ray.kill(tenant)
+        for tenant in (stays, leaves):
+            ray.kill(tenant)
     return events
 
 
@@ -69,7 +74,7 @@ def test_what_was_on_a_node_that_dies_is_placed_again(head):
     config["fleet"] = CONFIG["fleet"] | {"hosts": {"count": 1}}
     expected = fedbonsai.run(config, backend="inline")
     list(expected)
-    events = lose_the_other_node(head, config, tenant_leaves=True)
+    events = lose_the_other_node(head, config, frees=BESIDE_SERVER)
     notices = [event.text for event in events if isinstance(event, Notice)]
     (died,) = [text for text in notices if text.startswith("partition host 0 died (")]
     gone = died.partition("(")[2].partition(" is gone)")[0]
@@ -82,16 +87,28 @@ def test_what_was_on_a_node_that_dies_is_placed_again(head):
     assert events[-1].model_hash == expected.summary["model_hash"]
 
 
-def test_with_the_servers_node_the_run_moves_and_goes_on_from_its_checkpoint(head, tmp_path):
+def test_with_the_servers_node_the_run_moves_and_goes_on_from_its_checkpoint_with_the_workers_that_have_room(
+    head, tmp_path
+):
     config = CONFIG | {"ray": {"cpus": OF_WORKER}, "stop": {"rounds": 6}}
     config["fleet"] = CONFIG["fleet"] | {"hosts": {"count": 1}}
     expected = fedbonsai.run(config, backend="inline")
     list(expected)
-    events = lose_the_other_node(head, config, tenant_leaves=True, takes=ALONE, out=tmp_path / "run")
-    (told,) = [event.text for event in events if isinstance(event, Notice) and "server" in event.text]
-    assert told.startswith("the server actor died: ")
-    assert told.endswith("; it is replaced")
+    events = lose_the_other_node(head, config, frees=FOR_ONE_WORKER, takes=ALONE, out=tmp_path / "run")
+    notices = [event.text for event in events if isinstance(event, Notice)]
+    (died,) = [text for text in notices if text.startswith("the server actor died: ")]
+    assert re.fullmatch(r"the server actor died: node 127\.0\.0\.1 \(\w+\) is gone; it is replaced", died)
+    (fewer,) = [text for text in notices if text.startswith("the run goes on with the bundles that have a place; ")]
+    assert re.search(r"; bundle [23] of 4 \(worker: 0\.97 CPU\) cannot be placed: the most that is left", fewer)
     assert events[-1].model_hash == expected.summary["model_hash"]
+
+
+def test_where_nothing_is_left_for_the_server_the_run_ends_and_names_the_node(head, tmp_path):
+    ray_options = {"cpus": OF_WORKER, "placement_timeout_s": 1}
+    config = CONFIG | {"ray": ray_options, "stop": {"rounds": 1000}}
+    why = r"^stage server: the server actor died: node 127\.0\.0\.1 \(\w+\) is gone, and no other can take its place: bundle "
+    with pytest.raises(RunError, match=rf"{why}.*; go on with --resume '.*/run'$"):
+        lose_the_other_node(head, config, frees=0.05, takes=ALONE, out=tmp_path / "run")
 
 
 def test_where_nothing_is_left_to_run_on_the_run_ends(head):
@@ -101,7 +118,7 @@ def test_where_nothing_is_left_to_run_on_the_run_ends(head):
     }
     why = r"died \(node 127.* is gone\) and could not be replaced \(its bundle has found no place within 5 s\)$"
     with pytest.raises(RunError, match=rf"^no worker is left for the simulated devices: worker of bundle \d {why}"):
-        lose_the_other_node(head, config | {"stop": {"rounds": 1000}}, tenant_leaves=False)
+        lose_the_other_node(head, config | {"stop": {"rounds": 1000}}, frees=0.05)
 
 
 class Echo:
@@ -118,12 +135,29 @@ class FailsToStart:
         raise OSError("no such disk")
 
 
-def test_a_host_whose_bundle_finds_no_place_goes_on_beside_the_server(head, monkeypatch):
+@pytest.fixture
+def places_of():
+    """``places_of({"CPU": 1}, ...)``: places, each in a bundle of its own."""
+    groups = []
+
+    def make(*bundles):
+        groups[:] = [ray.util.placement_group([bundle]) for bundle in bundles]
+        return [
+            Place(name=f"bundle {index}", cpus=bundle["CPU"], placement=group)
+            for index, (bundle, group) in enumerate(zip(bundles, groups, strict=True))
+        ]
+
+    yield make
+    for group in groups:
+        ray.util.remove_placement_group(group)
+
+
+def test_a_host_whose_bundle_finds_no_place_goes_on_beside_the_server(head, places_of, monkeypatch):
     monkeypatch.setattr(ray_faults, "_PLACING_S", 2.0)
     told = []
     with OtherNode(head, num_cpus=1, resources={"elsewhere": 1}) as other:
-        group = ray.util.placement_group([{"CPU": 1}, {"CPU": 0.1}, {"CPU": 1, "elsewhere": 1}])
-        hosts = HostCrew(Echo, placement=group, bundles=[1, 2], cpus=0.1, timeout_s=0, tell=told.append)
+        server, *places = places_of({"CPU": 1}, {"CPU": 0.1}, {"CPU": 0.1, "elsewhere": 1})
+        hosts = HostCrew(Echo, places=places, server=server, timeout_s=0, tell=told.append)
         first, second = hosts.wait_for(0), hosts.wait_for(1)
         other.kill()
     with pytest.raises(ray.exceptions.RayActorError):
@@ -138,16 +172,14 @@ def test_a_host_whose_bundle_finds_no_place_goes_on_beside_the_server(head, monk
     assert hosts.nodes[0] == hosts.nodes[1] == ray.get_runtime_context().get_node_id()
     assert hosts.actors[0] is first
     hosts.close()
-    ray.util.remove_placement_group(group)
 
 
-def test_a_host_that_cannot_start_ends_the_run_only_where_somebody_wants_it(head):
-    group = ray.util.placement_group([{"CPU": 1}, {"CPU": 0.1}])
-    hosts = HostCrew(FailsToStart, placement=group, bundles=[1], cpus=0.1, timeout_s=5, tell=[].append)
+def test_a_host_that_cannot_start_ends_the_run_only_where_somebody_wants_it(head, places_of):
+    server, *places = places_of({"CPU": 1}, {"CPU": 0.1})
+    hosts = HostCrew(FailsToStart, places=places, server=server, timeout_s=5, tell=[].append)
     assert not hosts.is_ready(0)
     while hosts.coming:
         hosts.arrived(ray.wait(hosts.coming)[0][0])
     hosts.give_up()
     with pytest.raises(WorkerFailure, match=r"^partition host 0 could not be started: no such disk$"):
         hosts.is_ready(0)
-    ray.util.remove_placement_group(group)

@@ -175,6 +175,12 @@ class Meddling:
     def lost_hosts(self):
         return []
 
+    def unreachable(self):
+        return frozenset()
+
+    def take_lost_devices(self):
+        return []
+
     def close(self):
         self.inner.close()
 
