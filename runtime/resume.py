@@ -125,6 +125,7 @@ def plan_saving(
     plan = SavePlan(place=place, settings=settings, run=hashlib.sha256(text.encode()).hexdigest()[:32])
     checkpoints = _checkpoints(plan)
     checkpoints.place.claim(resumes=resumes)
+    plan = replace(plan, token=checkpoints.place.token)
     if not resumes or folder is None:
         return plan
     found = checkpoints.newest(most_events=folder.log.num_events, unfit=unfit)

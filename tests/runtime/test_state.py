@@ -74,7 +74,7 @@ def test_every_attribute_is_saved_or_declared_not_to_be(found):
 def test_what_a_service_and_a_saver_hold_is_known(tmp_path):
     """They save by hand: a new attribute of theirs is looked at here."""
     engine = engine_of()
-    assert set(vars(Service(engine))) == {"_engine", "_best", "_count", "_closed", "_saver", "_events"}
+    assert set(vars(Service(engine))) == {"_engine", "_best", "_closed", "_saver", "_events"}
     assert set(vars(engine)) == {
         "config",
         "channel",
