@@ -44,10 +44,12 @@ class Found:
 class Checkpoints:
     """Writes checkpoints of one run to a place, and reads them."""
 
-    def __init__(self, files: Files, *, channel: Channel, run: str, settings: CheckpointSettings) -> None:
-        """``run``: names the run whose they are."""
+    def __init__(
+        self, files: Files, *, channel: Channel, run: str, settings: CheckpointSettings, token: str = ""
+    ) -> None:
+        """``run``: names the run whose they are. ``token``: of their place, where it was claimed before."""
         self._files, self._channel, self._run = files, channel, run
-        self.place = Place(files, run=run)
+        self.place = Place(files, run=run, token=token)
         self._keep, self._rhythm = settings.keep, Rhythm(settings)
         self._sizes: dict[str, int] = {}  # of our files that are there
         self._manifests: list[Manifest] = []
@@ -71,7 +73,8 @@ class Checkpoints:
         return self._rhythm.due(version)
 
     def begin(self) -> None:
-        """A checkpoint is to be written: what is stored from now on belongs to it."""
+        """A checkpoint is to be written: what is stored from now on belongs to it. Raises ``RunError``."""
+        self._reported(self.place.check)
         self._named = set()
         self._rhythm.begin()
 

@@ -41,9 +41,9 @@ def open_folder(config: Config, resume: Resume, *, target: Path | None) -> tuple
 
     ``target``: the folder that was named, if any. Raises ``ConfigError``.
     """
-    for path in (target, resume if resume != "auto" else None):
-        if path is not None and (problem := path_problem(str(path))):
-            raise ConfigError(f"out is {shown(str(path))}, {problem}")
+    for name, given in (("out", target), ("resume", resume)):
+        if given is not None and (problem := path_problem(str(given))):
+            raise ConfigError(f"{name} is {shown(str(given))}, {problem}")
     path, resumes = choose_folder(config, resume, target=target)
     if path is None:
         return (RunFolder(default_path(config), config), False) if resume == "auto" else (None, False)
@@ -125,6 +125,7 @@ def plan_saving(
     plan = SavePlan(place=place, settings=settings, run=hashlib.sha256(text.encode()).hexdigest()[:32])
     checkpoints = _checkpoints(plan)
     checkpoints.place.claim(resumes=resumes)
+    plan = replace(plan, token=checkpoints.place.token)
     if not resumes or folder is None:
         return plan
     found = checkpoints.newest(most_events=folder.log.num_events, unfit=unfit)

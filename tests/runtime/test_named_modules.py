@@ -68,7 +68,10 @@ def test_what_a_configuration_names_is_found_with_what_that_imports_and_nothing_
     assert importlib.util.find_spec(stranger) is None
     again = fedbonsai.run(path)
     again.close()
-    assert sum(isinstance(each, ModulesBeside) for each in sys.meta_path) == 1
+    finders = [
+        each for each in sys.meta_path if isinstance(each, ModulesBeside) and each.folder == path.parent.resolve()
+    ]
+    assert len(finders) == 1
 
 
 def test_resuming_opens_no_run_folder_for_imports(digits, tmp_path, monkeypatch):

@@ -203,6 +203,7 @@ def test_the_command_line_on_a_ray_of_its_own_is_quiet(tmp_path):
         "config.yaml",
         "environment.json",
         "events.jsonl",
+        "fedbonsai.json",
         "summary.json",
         "best.safetensors",
         "final.safetensors",
