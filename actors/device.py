@@ -22,7 +22,7 @@ from ..comms.receive import left_over, receive_models, sent_model, update_residu
 from ..learning.data.types import Samples
 from ..learning.evaluation import evaluate
 from ..learning.losses import make_loss
-from ..learning.part import down_tensors, up_tensors
+from ..learning.part import down_tensors, trained_tensors, up_tensors
 from ..learning.tensors import as_arrays, as_tensors
 from ..learning.training import TrainingResult, train
 from ..learning.workload import Workload, WorkloadSettings
@@ -128,7 +128,7 @@ class Device:
             loss=make_loss(plan.training.loss),
             transform=self.workload.data.train_transform,
             seed=plan.seed,
-            trainable=self._trainable(plan),
+            trainable=[t.name for t in trained_tensors(self.workload.spec, plan.part.trained)],
             over=_clock(plan),
         )
 
@@ -142,6 +142,7 @@ class Device:
         """The model that the packets brought, and its tensors, which the update is taken against."""
         base = as_tensors(self._receive(plan, packets)) | self._trunk.tensors(plan.part)
         module = self._module(channels_last=plan.training.channels_last)
+        module.check_frozen(plan.part)
         module.load(base, plan.part.auxiliaries)
         return module, base
 
@@ -170,12 +171,6 @@ class Device:
         )
         self._held = model.version
         return model.arrays
-
-    def _trainable(self, plan: Plan) -> list[str] | None:
-        """Names of the tensors to train; None for all."""
-        if plan.part.trained == self.workload.spec.block_names:
-            return None
-        return [tensor.name for tensor in self.workload.spec.tensors_of(plan.part.trained)]
 
     def _seal(self, held: dict[str, Tensor], base: dict[str, Tensor], plan: Plan) -> Array:
         """The update packet: differences to what came down, residuals, or the weights themselves."""

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 
+from ..comms.errors import MismatchedPacket
 from ..learning.ahead import train_ahead
 from ..learning.data.types import Samples
 from ..learning.losses import make_loss
+from ..learning.part import trained_tensors
 from ..learning.split import DeviceLeg, LocalLeg, forward_only
 from ..learning.training import Gradient, TrainingResult, train
 from ..learning.workload import Workload
@@ -26,11 +28,11 @@ def train_front(
 
     ``over``: whether to stop early.
     """
-    assert host is not None, "a split plan came without a host"
-    assert plan.split is not None
+    if host is None or plan.split is None:
+        raise MismatchedPacket(f"plan {plan.id} is split, and came without a host")
     stream, front = DeviceStream(plan, host, workload), plan.part.blocks
     transform = workload.data.train_transform
-    trainable = [tensor.name for tensor in workload.spec.tensors_of(plan.part.trained)]
+    trainable = [tensor.name for tensor in trained_tensors(workload.spec, plan.part.trained)]
     if plan.split.window > 1 and not plan.part.head:
         return train_ahead(
             module.blocks,
@@ -77,7 +79,8 @@ def _gradient(plan: Plan, module: Module, stream: DeviceStream) -> Gradient:
 
 def upload(plan: Plan, module: Module, samples: Samples, host: HostLink | None, workload: Workload) -> None:
     """What leaves the frozen front, to the host; nothing comes back."""
-    assert host is not None, "a split plan came without a host"
+    if host is None:
+        raise MismatchedPacket(f"plan {plan.id} is split, and came without a host")
     stream = DeviceStream(plan, host, workload)
     forward_only(
         module.blocks,

@@ -12,11 +12,12 @@ only the few used last are kept, for a device that comes back to another is as w
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Container, Mapping
-from typing import Any
+from types import GenericAlias
+from typing import Any, ClassVar
 
 from ..comms.broadcast import Broadcast, seal_agreed, seal_dense, seal_model
 from ..comms.channel import Channel
-from ..comms.codecs import Array, Arrays, ArraySpec, Identity
+from ..comms.codecs import Array, Arrays, ArraySpec, Identity, NumBytes
 from ..comms.link import Model
 from ..comms.make_codec import make_codec
 from ..comms.predict import HISTORY
@@ -29,13 +30,21 @@ _DENSE = Identity()
 _AGREED_BYTES = 64  # a packet without payload
 _MOST_IDLE = 8  # broadcasts that are kept though no plan of the last version used them
 
-_SAVED = ("_agreed", "_plans", "_used", "_last", "_main")  # by a checkpoint, beside the broadcasts
-
 Specs = tuple[ArraySpec, ...]
 
 
 class Downlinks:
     """Seals residuals of the model, for all or for one; what devices hold is in their ``Peer``."""
+
+    SAVED: ClassVar[dict[str, Any]] = {  # by a checkpoint
+        "_agreed": dict[str, Message],
+        "_plans": NumBytes,
+        "_used": Counter[str],
+        "_last": dict[str, tuple[Plan, Specs]],
+        "_main": str,
+    }
+    SAVED_AS: ClassVar = SAVED | {"streams": GenericAlias(dict, (str, Broadcast.SAVED))}
+    NOT_SAVED = ("_channel", "_first", "_streams")
 
     def __init__(self, channel: Channel, *, first: Mapping[str, Array]) -> None:
         """``first``: the model of version 0, which both ends make from the seed."""
@@ -69,7 +78,7 @@ class Downlinks:
         """What a checkpoint must hold: of each broadcast what is its own, in the order of use."""
         names = Broadcast.SAVED
         streams = {key: {name: getattr(each, name) for name in names} for key, each in self._streams.items()}
-        return {"streams": streams} | {name: getattr(self, name) for name in _SAVED}
+        return {"streams": streams} | {name: getattr(self, name) for name in self.SAVED}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Put in what was saved."""
@@ -78,7 +87,7 @@ class Downlinks:
             self._streams[key] = Broadcast(values["held"], put=self._channel.put)
             for name in Broadcast.SAVED:
                 setattr(self._streams[key], name, values[name])
-        for name in _SAVED:
+        for name in self.SAVED:
             setattr(self, name, saved[name])
 
     def count(self) -> None:
@@ -196,7 +205,7 @@ class Downlinks:
         peer.memory.models, peer.memory.sent = [], []
         if peer.stream not in self._agreed:
             packet = seal_agreed(self._start(expected))
-            self._agreed[peer.stream] = Message(self._channel.put(packet), packet.nbytes, "control")
+            self._agreed[peer.stream] = Message(self._channel.put(packet), packet.nbytes, "agreed")
         return self._agreed[peer.stream]
 
 

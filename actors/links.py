@@ -5,6 +5,7 @@ opened. See ``comms.link`` for when which end advances.
 """
 
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 from msgspec.structs import replace
 
@@ -14,7 +15,7 @@ from ..comms.codecs import Array, Arrays, ArraySpec
 from ..comms.errors import MismatchedPacket, OutOfSync
 from ..comms.link import FORGET, Memory, Model, Sent, State, copy_state, depths
 from ..comms.make_codec import make_codec
-from ..comms.predict import hash_arrays
+from ..comms.predict import Residual, hash_arrays
 from ..comms.receive import receive_update
 from ..policies.plan import Plan
 from ..policies.report import Report
@@ -26,7 +27,8 @@ from .peers import Peer, Peers
 class ServerLinks:
     """Downlinks and uplinks of residuals; knows no clock and no loop."""
 
-    SAVED = ("downlinks", "peers", "_sent")  # by a checkpoint
+    SAVED: ClassVar = {"downlinks": Downlinks, "peers": Peers, "_sent": dict[int, Model]}  # by a checkpoint
+    NOT_SAVED = ()
 
     def __init__(
         self,
@@ -144,6 +146,21 @@ class ServerLinks:
             peer = self._peer(plan)
             peer.on_its_way = None
             self.peers.put(plan.device, peer)
+
+    @property
+    def remember(self) -> bool:
+        """Whether downlinks of this run have a memory."""
+        return any(self.peers.streams())
+
+    def held(self, plan: Plan) -> tuple[Plan, State] | None:
+        """An evaluation of the model that the plan's device holds by its downlink: the plan for it, and the device's state.
+
+        None where it holds none that is known. Nothing is marked as used.
+        """
+        peer = self.peers.read(plan.device)
+        if peer is None or peer.held is None or peer.lost or not peer.stream or peer.state is None:
+            return None
+        return replace(plan, version=peer.held, link_down=Residual(rule="stationary")), peer.state
 
     def lose(self, device: int) -> None:
         """What a device holds is not known any more; where it has taken part, it is resynchronised with its next plan."""

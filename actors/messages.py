@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ..comms.codecs import ArraySpec, Context
+from ..comms.codecs import ArraySpec, Context, NumBytes
 from ..comms.link import State
 from ..comms.packet import PacketKind, Stamp
 from ..comms.receive import context_for
@@ -16,7 +16,7 @@ class Message:
     """One packet on its way down: its reference, its bytes, and what the ledger counts it as."""
 
     reference: Any
-    num_bytes: int
+    num_bytes: NumBytes
     kind: str
 
 

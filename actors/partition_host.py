@@ -212,8 +212,8 @@ class PartitionHost:
     def _train_again(self, slot: Slot) -> None:
         """Train on the view that the slot's plan names."""
         split = slot.plan.split
-        assert split is not None
-        assert split.view is not None
+        if split is None or split.view is None:
+            raise StreamFault(f"plan {slot.plan.id} is to be trained again, and names no view")
         for number, packet in enumerate(self._replay.read(view_key(slot.plan, split.view))):
             coming = slot.leg.next
             if coming is None:

@@ -8,20 +8,21 @@ too: it travels with its plan, and comes back with its report.
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ..clusters.scratch import Scratch, ScratchFolder
+from ..comms.channel import Stored
+from ..comms.codecs import NumBytes
 from ..comms.errors import OutOfSync
 from ..comms.link import DeviceEnd, Memory, Model, State, state_bytes
 
 _MEMORY, _STATE = "memory:", "state:"
-_SAVED = ("_entries", "_sizes", "_landed", "_files", "_total", "_files_total", "_beyond", "held", "dropped", "notices")
 
 
 @dataclass
@@ -54,6 +55,21 @@ class Peer:
 class Peers:
     """Entries by device, and which of them may go: what one ``put`` costs does not grow with their number."""
 
+    SAVED: ClassVar[dict[str, Any]] = {  # by a checkpoint
+        "_entries": dict[int, Peer],
+        "_sizes": dict[int, NumBytes],
+        "_landed": OrderedDict[int, None],
+        "_files": OrderedDict[int, NumBytes],
+        "_total": NumBytes,
+        "_files_total": NumBytes,
+        "_beyond": NumBytes,
+        "held": dict[int, int],
+        "dropped": NumBytes,
+        "notices": list[str],
+    }
+    SAVED_AS: ClassVar = SAVED | {"paths": dict[int, Stored]}
+    NOT_SAVED = ("_memory_bytes", "_disk_bytes", "_folder")
+
     def __init__(self, *, memory_bytes: int, disk_bytes: int, scratch: Scratch | None = None) -> None:
         """No entry yet; the folder for files is made in ``scratch`` when it is first needed."""
         self._memory_bytes, self._disk_bytes = memory_bytes, disk_bytes
@@ -83,6 +99,19 @@ class Peers:
         """The entry of a device without its arrays, which may be on disk."""
         return self._entries.get(device)
 
+    def read(self, device: int) -> Peer | None:
+        """A copy of a device's entry with its arrays, which are read from disk if they are there; it does not count as used.
+
+        None where there is none, or where its file cannot be read.
+        """
+        peer = self._entries.get(device)
+        if peer is None or device not in self._files:
+            return peer
+        try:
+            return replace(peer, **self._read_file(device))
+        except (OSError, SafetensorError, OutOfSync):  # told when the entry is used
+            return None
+
     def put(self, device: int, peer: Peer) -> None:
         """Keep an entry, as the newest. While its plan is on its way it stays in memory."""
         if device in self._files:
@@ -104,13 +133,13 @@ class Peers:
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint must hold: the entries, and the files of those that are on disk, by device."""
-        return {name: getattr(self, name) for name in _SAVED} | {
+        return {name: getattr(self, name) for name in self.SAVED} | {
             "paths": {device: self._path(device) for device in self._files}
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Put in what was saved. ``paths``: by device, what ``read`` gives the bytes of its file."""
-        for name in _SAVED:
+        for name in self.SAVED:
             setattr(self, name, saved[name])
         for device, stored in saved["paths"].items():
             data = stored.read()
@@ -149,8 +178,10 @@ class Peers:
             arrays |= {_STATE + name: array for name, array in peer.state.items()}
         try:
             path = self._path(device)
-            # (ascontiguousarray would give a number without dimensions one.)
-            save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)
+            # (ascontiguousarray would give a number without dimensions one.) The format sorts tensors, and the order of a
+            # model's is part of its hash.
+            numbered = {f"{number:06} {name}": array for number, (name, array) in enumerate(arrays.items())}
+            save_file({name: np.asarray(array, order="C") for name, array in numbered.items()}, path)
         except (OSError, SafetensorError) as error:
             if self._folder is not None:
                 self._path(device).unlink(missing_ok=True)
@@ -169,19 +200,24 @@ class Peers:
     def _load(self, device: int, peer: Peer) -> None:
         """Bring an entry's arrays back; where its file is gone or damaged, drop it."""
         try:
-            arrays = load_file(self._path(device))
-            memory = {name.removeprefix(_MEMORY): a for name, a in arrays.items() if name.startswith(_MEMORY)}
-            peer.memory = DeviceEnd.from_state(memory).memory
+            found = self._read_file(device)
         except (OSError, SafetensorError, OutOfSync) as error:
             self._remove_file(device)
             self._drop(device)
             self.notices.append(f"the memory of device {device}'s link could not be read from disk ({error}); dropped")
             return
-        state = {name.removeprefix(_STATE): a for name, a in arrays.items() if name.startswith(_STATE)}
-        peer.state = state or None
+        peer.memory, peer.state = found["memory"], found["state"]
         self._remove_file(device)
         self._set_size(device, peer.num_bytes)
         self._landed[device] = None
+
+    def _read_file(self, device: int) -> dict[str, Any]:
+        """The arrays of an entry on disk: its ``memory`` and ``state``. Raises what they are read with."""
+        numbered = load_file(self._path(device))
+        arrays = {name.partition(" ")[2]: numbered[name] for name in sorted(numbered)}
+        memory = {name.removeprefix(_MEMORY): a for name, a in arrays.items() if name.startswith(_MEMORY)}
+        state = {name.removeprefix(_STATE): a for name, a in arrays.items() if name.startswith(_STATE)}
+        return {"memory": DeviceEnd.from_state(memory).memory, "state": state or None}
 
     def _drop(self, device: int) -> None:
         """Forget what an entry holds: its device will be resynchronised."""

@@ -1,6 +1,7 @@
 """The downlink without memory: one sealed packet for each version, part and chain of codecs, sent to whoever gets the same."""
 
 from collections.abc import Collection, Mapping
+from typing import ClassVar
 
 import torch
 
@@ -20,7 +21,8 @@ from .messages import Message, array_specs, weights_stamp
 class PlainDownlinks:
     """Packets of versions that plans in flight started from."""
 
-    SAVED = ("_sealed",)  # by a checkpoint
+    SAVED: ClassVar = {"_sealed": dict[tuple[int, str, str], Message]}  # by a checkpoint
+    NOT_SAVED = ("_channel", "_spec")
 
     def __init__(self, channel: Channel, spec: ModelSpec) -> None:
         """None yet."""

@@ -31,7 +31,7 @@ def read_plan(message: bytes) -> Plan:
     inflater = zlib.decompressobj(-15, zdict=_DICTIONARY)
     try:
         return msgspec.msgpack.decode(inflater.decompress(message, _MOST_BYTES), type=Plan)
-    except (zlib.error, msgspec.DecodeError) as error:
+    except (zlib.error, msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"a plan's message of {len(message)} bytes cannot be read: {error}") from error
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from ..comms.channel import Channel
-from ..comms.codecs import Array
+from ..comms.codecs import Array, NumBytes
 from ..comms.link import State
 from ..policies.plan import Plan
 from ..policies.report import Answer, Outcome, Report
@@ -51,8 +51,8 @@ class Task:
 class StreamBytes:
     """Bytes of the packets that crossed a cut, in order."""
 
-    up: tuple[int, ...] = ()
-    down: tuple[int, ...] = ()
+    up: tuple[NumBytes, ...] = ()
+    down: tuple[NumBytes, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Finished:
     report: Report
     update: Array | None
     state: State | None
-    control_bytes: int
+    control_bytes: NumBytes
     host_update: Array | None = None
     stream: StreamBytes = StreamBytes()
 

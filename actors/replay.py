@@ -16,7 +16,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from ..clusters.scratch import Scratch
-from ..comms.codecs import Array
+from ..comms.codecs import Array, NumBytes
+from ..learning.spec import CountOrZero
 from .replay_files import CHECKSUM_BYTES, DamagedFile, Spill
 from .replay_upload import Upload, UploadFault, ViewKey, split
 
@@ -33,10 +34,10 @@ class ViewRecord:
     them. ``num_bytes``: what it counts for. ``lengths``: [packet] bytes.
     """
 
-    version: int
-    samples: int
+    version: CountOrZero
+    samples: CountOrZero
     about: bytes
-    num_bytes: int
+    num_bytes: NumBytes
     lengths: Array
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..comms.codecs import Array
+from ..learning.spec import CountOrZero
 from .replay import ReplayBuffer, ViewGone, ViewRecord
 from .replay_upload import ViewKey
 
@@ -25,8 +26,8 @@ class SavedViews:
     memory: tuple[ViewKey, ...]
     disk: tuple[ViewKey, ...]
     bodies: dict[ViewKey, Array]
-    evicted: int
-    damaged: int
+    evicted: CountOrZero
+    damaged: CountOrZero
 
 
 class LastingReplayBuffer(ReplayBuffer):

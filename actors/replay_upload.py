@@ -56,8 +56,8 @@ class Upload:
 
     def add(self, number: int, packet: Array) -> None:
         """Packets may come in any order, each once. Raises ``UploadFault``."""
-        assert packet.dtype == np.uint8
-        assert packet.ndim == 1
+        if not isinstance(packet, np.ndarray) or packet.dtype != np.uint8 or packet.ndim != 1:
+            raise UploadFault(f"packet {number} of {self._key} is no array of bytes")
         if number < 0 or number in self._lengths:
             why = "is there already" if number in self._lengths else "cannot be"
             raise UploadFault(f"packet {number} of {self._key} {why}")
@@ -97,6 +97,11 @@ def split(body: Array, lengths: Array) -> list[Array]:
     frozen = body.view()
     frozen.flags.writeable = False
     return [frozen[start : start + length] for start, length in zip(_starts(lengths), lengths.tolist(), strict=False)]
+
+
+def joined_bytes(lengths: Array) -> int:
+    """[packet] lengths: the bytes of the one array that ``join`` makes of such packets."""
+    return _starts(lengths)[-1]
 
 
 def _starts(lengths: Array) -> list[int]:

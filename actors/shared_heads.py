@@ -7,6 +7,7 @@ host's blocks enter the mean once, with the samples of all devices that trained 
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from ..comms.errors import MismatchedPacket
 from ..learning.aggregation import Fold
 from ..learning.part import up_tensors
 from ..learning.structure import ModelSpec
+from ..learning.tensors import widened
 from ..policies.plan import Plan
 from .messages import Message
 from .plain import opened, sealed
@@ -23,7 +25,9 @@ from .plain import opened, sealed
 class SharedHeads:
     """By host, what its turns have added to each tensor, and their weight."""
 
-    SAVED = ("_sent", "_added")  # by a checkpoint
+    # By a checkpoint.
+    SAVED: ClassVar = {"_sent": dict[int, Message], "_added": dict[int, dict[str, tuple[Tensor, float]]]}
+    NOT_SAVED = ("_channel", "_spec")
 
     def __init__(self, channel: Channel, spec: ModelSpec) -> None:
         """No turn yet."""
@@ -34,13 +38,13 @@ class SharedHeads:
     def send(self, plan: Plan, model: Mapping[str, Tensor]) -> Message:
         """The packet that the next turn of a host starts from; ``plan`` as its host has it."""
         added = self._added.get(_host(plan), {})
-        start = {name: model[name] + difference for name, (difference, _) in added.items()}
+        start = {name: (model[name] + sum_).to(model[name].dtype) for name, (sum_, _) in added.items()}
         self._sent[plan.id] = sealed(plan, {**model, **start}, self._channel, self._spec)
         return self._sent[plan.id]
 
     def sent(self, plan: Plan) -> dict[str, Tensor]:
         """The tensors that a turn which is not over started from; raises ``MismatchedPacket`` when there is none."""
-        self._check(plan)
+        self.check(plan)
         return opened(self._sent[plan.id], plan, self._channel, self._spec)
 
     def add(self, plan: Plan, update: Mapping[str, Tensor], *, weight: float) -> dict[str, Tensor]:
@@ -48,7 +52,7 @@ class SharedHeads:
 
         Raises ``MismatchedPacket`` for a plan whose turn was over already, and adds nothing.
         """
-        self._check(plan)
+        self.check(plan)
         self.ended(plan)
         own = {t.name for t in up_tensors(self._spec, plan.part, statistics=plan.upload.statistics)}
         added = self._added.setdefault(_host(plan), {})
@@ -56,7 +60,8 @@ class SharedHeads:
             if name in own:
                 continue
             before, known = added.get(name, (None, 0.0))
-            added[name] = difference.clone() if before is None else before.add_(difference), known + weight
+            # Sums are float32 at least, as in the fold.
+            added[name] = widened(difference).clone() if before is None else before.add_(difference), known + weight
         return {name: difference for name, difference in update.items() if name in own}
 
     def ended(self, plan: Plan) -> None:
@@ -70,7 +75,8 @@ class SharedHeads:
                 fold.add({name: difference}, weight=weight)
         self._added, self._sent = {}, {}
 
-    def _check(self, plan: Plan) -> None:
+    def check(self, plan: Plan) -> None:
+        """Raise ``MismatchedPacket`` for a plan that has no turn, or whose turn is over."""
         if plan.id not in self._sent:
             raise MismatchedPacket(f"plan {plan.id} has no turn at host {_host(plan)}, or it is over")
 

@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
 from torch import Tensor
 
 from ..comms.codecs import Array
-from ..comms.errors import OutOfSync
+from ..comms.errors import MismatchedPacket, OutOfSync
 from ..learning.losses import make_loss
-from ..learning.part import Part, rest
+from ..learning.part import Part, down_tensors, rest
 from ..learning.split import HostLeg
 from ..learning.tensors import as_tensors
 from ..learning.workload import Workload
-from ..policies.plan import Plan
+from ..policies.plan import Plan, Split
 from .module import Module
 from .plain import open_weights
 from .replay_upload import ViewKey
@@ -49,13 +50,17 @@ class SlotMaker:
 
     def open(self, plan: Plan, num_samples: int, packets: Sequence[Array]) -> Slot:
         """A slot at its start; raises a ``PacketError`` for packets that are not sound, or another trunk."""
-        assert plan.split is not None
-        part = self._part(plan)
-        (packet,) = packets
-        arrays = open_weights(packet, plan, part, self.workload.spec)
+        if plan.split is None:
+            raise MismatchedPacket(f"plan {plan.id} came to a host, and is not split")
+        part = self._part(plan, plan.split)
+        expected = 1 if down_tensors(self.workload.spec, part) else 0
+        if len(packets) != expected:
+            raise MismatchedPacket(f"{len(packets)} packets came, where {expected} bring the host's blocks")
+        arrays = open_weights(packets[0], plan, part, self.workload.spec) if packets else {}
         base, channels_last = as_tensors(arrays) | self._trunk.tensors(part), plan.training.channels_last
         free = self._free.setdefault(channels_last, [])
         module = free.pop() if free else Module(self.workload, channels_last=channels_last)
+        module.check_frozen(replace(part, frozen=plan.split.frozen))
         module.load(base)
         stream, answers = Stream(plan, self.workload), plan.split.mode == "splitfed"
         leg = HostLeg(
@@ -78,16 +83,13 @@ class SlotMaker:
         slot.leg.close()
         self._free.setdefault(slot.plan.training.channels_last, []).append(slot.module)
 
-    def _part(self, plan: Plan) -> Part:
+    def _part(self, plan: Plan, split: Split) -> Part:
         """The host's blocks of a plan; of its frozen ones it has its own, which must be the trunk of this model."""
-        assert plan.split is not None
-        part = rest(self.workload.spec, plan.part, frozen_to=plan.split.depth)
-        if plan.split.mode != "ecofed":
+        part = rest(self.workload.spec, plan.part, frozen_to=split.depth)
+        if split.mode != "ecofed":
             return part
-        if (found := self._trunk.hashes.trunk(plan.split.depth)) != plan.split.trunk:
-            raise OutOfSync(
-                f"the trunk up to {plan.split.depth!r} is {found} here, where the plan names {plan.split.trunk}"
-            )
+        if (found := self._trunk.hashes.trunk(split.depth)) != split.trunk:
+            raise OutOfSync(f"the trunk up to {split.depth!r} is {found} here, where the plan names {split.trunk}")
         return self._trunk.hashes.cached(part)
 
 

@@ -1,4 +1,4 @@
-"""What the server makes of a split plan: the host's side of it, and the names of the blocks that nobody trains or sends."""
+"""What the server makes of a plan before it goes: the host's side of a split one, and the hashes of what is not sent."""
 
 import msgspec
 
@@ -8,12 +8,15 @@ from ..policies.plan import Plan
 from .trunk import BlockHashes
 
 
-def provisioned(plan: Plan, hashes: BlockHashes) -> Plan:
-    """A split plan with the hash of its trunk, and those of the blocks which its device holds already."""
-    if plan.split is None or plan.split.mode != "ecofed":
-        return plan
-    split = msgspec.structs.replace(plan.split, trunk=hashes.trunk(plan.split.depth))
-    return msgspec.structs.replace(plan, split=split, part=hashes.cached(plan.part))
+def provisioned(plan: Plan, spec: ModelSpec, hashes: BlockHashes) -> Plan:
+    """A plan with the hashes of what its device holds already: tensors that are frozen, the blocks of a trunk."""
+    part = msgspec.structs.replace(plan.part, frozen=hashes.frozen(plan.part.blocks))
+    if plan.split is None:
+        return msgspec.structs.replace(plan, part=part)
+    split = msgspec.structs.replace(plan.split, frozen=hashes.frozen(rest(spec, plan.part).blocks))
+    if split.mode == "ecofed":
+        split, part = msgspec.structs.replace(split, trunk=hashes.trunk(split.depth)), hashes.cached(part)
+    return msgspec.structs.replace(plan, split=split, part=part)
 
 
 def hosted(plan: Plan, spec: ModelSpec, hashes: BlockHashes) -> Plan:

@@ -1,7 +1,8 @@
 """The stream between the two legs of a split plan: numbered packets of activations up, of gradients down.
 
 What a packet holds follows from the plan, the workload and the number within the stream, at both ends: shapes and sample
-counts never come from a header.
+counts never come from a header. Only the memory format does, which the receiver cannot know: it depends on the sender's
+processor.
 """
 
 from collections import deque
@@ -11,8 +12,10 @@ import msgspec
 from torch import Tensor
 
 from ..comms.codecs import Array, ArraySpec, Codec, Context
+from ..comms.errors import MismatchedPacket
 from ..comms.make_codec import make_codec
 from ..comms.packet import PacketKind, Stamp, read_stamp, seal, unseal
+from ..learning.memory_format import axis_order, in_axis_order
 from ..learning.seeds import derive
 from ..learning.tensors import as_arrays, as_tensors
 from ..learning.workload import Workload
@@ -57,27 +60,29 @@ class Stream:
     def seal_activations(self, number: int, activations: Tensor, targets: Tensor) -> Array:
         """The packet of one micro-batch."""
         values = {ACTIVATIONS: _inward(activations), TARGETS: self._labels.narrowed(targets)}
-        return self._seal(number, values, self._up, self._activations(len(activations)), PacketKind.ACTIVATIONS)
+        stamp = self._stamp(number, PacketKind.ACTIVATIONS, axes=axis_order(activations))
+        return self._seal(values, self._up, self._activations(len(activations)), stamp)
 
     def open_activations(
         self, number: int, packet: Array, samples: int, *, of_this_plan: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Activations and targets; raises a ``PacketError``. ``of_this_plan`` False: of a view that another plan uploaded."""
-        stamp = self._stamp(number, PacketKind.ACTIVATIONS)
+        found = read_stamp(packet)
+        stamp = self._stamp(number, PacketKind.ACTIVATIONS, axes=found.axes)
         if not of_this_plan:
-            stamp = msgspec.structs.replace(read_stamp(packet), kind=stamp.kind, sequence=number)
+            stamp = msgspec.structs.replace(found, kind=stamp.kind, sequence=number)
         opened = self._open(packet, self._up, self._activations(samples), stamp)
-        return _outward(opened[ACTIVATIONS]), self._labels.widened(opened[TARGETS])
+        return _outward(opened[ACTIVATIONS], found.axes), self._labels.widened(opened[TARGETS])
 
     def seal_gradient(self, number: int, gradient: Tensor) -> Array:
         """The packet that answers one micro-batch."""
-        values = {GRADIENT: _inward(gradient)}
-        return self._seal(number, values, self._down, self._gradient(len(gradient)), PacketKind.GRADIENTS)
+        stamp = self._stamp(number, PacketKind.GRADIENTS, axes=axis_order(gradient))
+        return self._seal({GRADIENT: _inward(gradient)}, self._down, self._gradient(len(gradient)), stamp)
 
     def open_gradient(self, number: int, packet: Array, samples: int) -> Tensor:
         """The gradient; raises a ``PacketError``."""
-        stamp = self._stamp(number, PacketKind.GRADIENTS)
-        return _outward(self._open(packet, self._down, self._gradient(samples), stamp)[GRADIENT])
+        stamp = self._stamp(number, PacketKind.GRADIENTS, axes=read_stamp(packet).axes)
+        return _outward(self._open(packet, self._down, self._gradient(samples), stamp)[GRADIENT], stamp.axes)
 
     def packets(self, samples: int) -> tuple[tuple[ArraySpec, ...], tuple[ArraySpec, ...]]:
         """What a micro-batch's packet holds, and its answer, before their codecs."""
@@ -97,12 +102,8 @@ class Stream:
         shape = self.crossing.shape
         return (shape[0], samples, *shape[1:]) if len(shape) > 1 else (samples, *shape)
 
-    def _seal(
-        self, number: int, values: dict[str, Tensor], codec: Codec, specs: tuple[ArraySpec, ...], kind: PacketKind
-    ) -> Array:
-        packet, _ = seal(
-            as_arrays(values), codec=codec, context=self._context(number, specs), stamp=self._stamp(number, kind)
-        )
+    def _seal(self, values: dict[str, Tensor], codec: Codec, specs: tuple[ArraySpec, ...], stamp: Stamp) -> Array:
+        packet, _ = seal(as_arrays(values), codec=codec, context=self._context(stamp.sequence, specs), stamp=stamp)
         return packet
 
     def _open(self, packet: Array, codec: Codec, specs: tuple[ArraySpec, ...], stamp: Stamp) -> dict[str, Tensor]:
@@ -112,9 +113,9 @@ class Stream:
     def _context(self, number: int, specs: tuple[ArraySpec, ...]) -> Context:
         return Context(seed=derive(self._plan.seed, "stream", number), roles={spec.name: spec.role for spec in specs})
 
-    def _stamp(self, number: int, kind: PacketKind) -> Stamp:
+    def _stamp(self, number: int, kind: PacketKind, *, axes: int) -> Stamp:
         plan = self._plan
-        return Stamp(kind=kind, version=plan.version, plan=plan.id, attempt=plan.attempt, sequence=number)
+        return Stamp(kind=kind, version=plan.version, plan=plan.id, attempt=plan.attempt, sequence=number, axes=axes)
 
 
 def _inward(tensor: Tensor) -> Tensor:
@@ -122,9 +123,12 @@ def _inward(tensor: Tensor) -> Tensor:
     return (tensor.transpose(0, 1) if tensor.dim() > 2 else tensor).contiguous()
 
 
-def _outward(arrived: Tensor) -> Tensor:
-    """Samples first again."""
-    return arrived.transpose(0, 1) if arrived.dim() > 2 else arrived
+def _outward(arrived: Tensor, axes: int) -> Tensor:
+    """Samples first again, in the sender's memory format. Raises ``MismatchedPacket`` for one that is none."""
+    try:
+        return in_axis_order(arrived.transpose(0, 1) if arrived.dim() > 2 else arrived, axes)
+    except ValueError as error:
+        raise MismatchedPacket(str(error)) from error
 
 
 class DeviceStream:

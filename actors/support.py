@@ -42,8 +42,8 @@ def _part(part: Part, split: Split | None, spec: ModelSpec) -> Iterator[str]:
         yield f"part.blocks is {', '.join(part.blocks) or 'empty'}; only all {len(names)} blocks in order can be held yet"
     if part.width != 1 or part.index_map:
         yield f"part.width is {part.width:g} and part.index_map {part.index_map!r}; only width 1 can be trained yet"
-    if part.cached:
-        yield "part.cached is set; the runtime fills it in"
+    if part.cached or part.frozen:
+        yield "part.cached or part.frozen is set; the runtime fills them in"
     yield from _auxiliaries(part, split)
 
 
@@ -106,6 +106,8 @@ def _work(plan: Plan) -> Iterator[str]:
         yield f"{found}; only 'all' with density 1 can be sent yet"
     if plan.training.checkpointing:
         yield "training.checkpointing is true; activation checkpointing cannot be carried out yet"
+    if plan.training.precision == "auto":
+        yield "training.precision is 'auto'; of a plan it must be float32 or bf16"
     if plan.whole_steps or plan.train_s is not None:
         yield "whole_steps or train_s is set; the runtime fills them in"
     if plan.deadline_s is not None:

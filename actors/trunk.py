@@ -7,12 +7,13 @@ one checks that its own is the same (EcoFed; Wu et al., TPDS 2024, arXiv 2304.05
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
+from typing import ClassVar
 
 from msgspec.structs import replace
 from torch import Tensor
 
 from ..comms.errors import OutOfSync
-from ..learning.part import Part
+from ..learning.part import Part, frozen_tensors
 from ..learning.store import model_hash
 from ..learning.structure import ModelSpec
 from ..learning.workload import Workload
@@ -23,20 +24,29 @@ _HEX = 16  # digits of SHA-256 that name a block
 class BlockHashes:
     """The hashes that name the blocks of a model, of those that were asked for, as long as nobody changes them."""
 
-    SAVED = ("_hashes",)  # by a checkpoint
+    SAVED: ClassVar = {"_hashes": dict[str, str]}  # by a checkpoint
+    NOT_SAVED = ("_spec", "_tensors", "_block_of", "_frozen")
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor]) -> None:
         """``tensors``: of the model, by name; they may change in place."""
         self._spec, self._tensors = spec, tensors
         self._hashes: dict[str, str] = {}
+        self._frozen: dict[tuple[str, ...], str] = {}
         self._block_of = {t.name: block.name for block in spec.blocks for t in block.tensors}
 
     def block(self, name: str) -> str:
         """The hash of a block. Counters are left out: they never travel, and nothing depends on them."""
         if name not in self._hashes:
             held = {t.name: self._tensors[t.name] for t in self._spec.tensors_of((name,)) if t.role != "counter"}
-            self._hashes[name] = model_hash(held)[:_HEX]
+            self._hashes[name] = content_hash(held)
         return self._hashes[name]
+
+    def frozen(self, blocks: tuple[str, ...]) -> str:
+        """The hash of what the model's author has frozen in these blocks; "" where that is nothing. It never changes."""
+        if blocks not in self._frozen:
+            held = {t.name: self._tensors[t.name] for t in frozen_tensors(self._spec, blocks)}
+            self._frozen[blocks] = content_hash(held) if held else ""
+        return self._frozen[blocks]
 
     def trunk(self, depth: str) -> str:
         """The hash of all blocks up to ``depth``."""
@@ -52,6 +62,11 @@ class BlockHashes:
     def changed(self, tensor: str) -> None:
         """A tensor has changed; one that is not of the model names no block."""
         self._hashes.pop(self._block_of.get(tensor, ""), None)
+
+
+def content_hash(tensors: Mapping[str, Tensor]) -> str:
+    """The short hash that names tensors by what they hold."""
+    return model_hash(tensors)[:_HEX]
 
 
 class Trunk:

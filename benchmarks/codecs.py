@@ -38,6 +38,7 @@ from fedbonsai.learning.data.load import load
 from fedbonsai.learning.data.types import Samples
 from fedbonsai.learning.losses import make_loss
 from fedbonsai.learning.models.cnn import resfed_cnn
+from fedbonsai.learning.precision import bf16_gain, pays
 from fedbonsai.learning.spec import Call, Optimiser, Training
 from fedbonsai.learning.training import train
 
@@ -86,7 +87,10 @@ def real(model: torch.nn.Module, root: str | None, *, warm: int, local: int) -> 
     everyone = Samples(torch.cat([s.x for s in shares]), torch.cat([s.y for s in shares]))
     order = np.random.default_rng(0).permutation(len(everyone))
     training = Training(
-        optimiser=Optimiser(learning_rate=0.01, momentum=0.9), batch_size=64, precision="bf16", channels_last=True
+        optimiser=Optimiser(learning_rate=0.01, momentum=0.9),
+        batch_size=64,
+        precision="bf16" if pays(bf16_gain()) else "float32",
+        channels_last=True,
     )
 
     def images(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

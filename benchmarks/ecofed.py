@@ -8,7 +8,9 @@ device, batch 10, uploads every other round; all bytes count: labels, headers, p
 the paper's code sends; top level: the default codec (4 bit for each channel, entropy coded). The last line is JSON.
 
 ``seconds``: virtual seconds of a round on a Raspberry Pi 4 of fleet ``testbed-wifi`` that is alone on a link of 10 or 100 Mb/s
-and has a host to itself, for hosts of 0.2, 1 and 5 TFLOP/s; of EcoFed the mean of an upload and a replay.
+and has a host to itself, for hosts of 0.2, 1 and 5 TFLOP/s; of EcoFed the mean of an upload and a replay. ``shared_host``:
+the same where ten devices share a host, by ``fedbonsai advise``: a lower bound, without waits for one another.
+``host_bytes``: what travels between the server and the hosts for each device and round, which is in no other figure.
 ``break_even_flop_per_s``: the host's speed from which EcoFed's round is shorter than FedAvg's. ``buffer_over_payload``: memory
 of 100 devices' 8 bit views, over their activations (410 MB).
 
@@ -39,6 +41,7 @@ from fedbonsai.policies.policy import Policy, chain
 from fedbonsai.policies.select import All
 from fedbonsai.policies.split import SplitFed
 from fedbonsai.policies.view import View
+from fedbonsai.runtime.advise import advise
 from fedbonsai.runtime.config import load_config
 from fedbonsai.runtime.costs import Costs
 from fedbonsai.runtime.engine import workload_settings
@@ -68,14 +71,17 @@ METHODS: dict[str, Policy] = {
 }
 
 
-def config_for(root: str | None, *, link: float = 100 * MEGABIT, host_flop_per_s: float = 1e12) -> dict[str, Any]:
-    """One device with 500 images."""
+def config_for(
+    root: str | None, *, link: float = 100 * MEGABIT, host_flop_per_s: float = 1e12, devices: int = 1, hosts: int = 1
+) -> dict[str, Any]:
+    """Devices with 500 images each; with CIFAR-10 they are 100, each with a host, of which one is looked at."""
     pi = next(kind for kind in load_fleet("testbed-wifi").classes if kind.name == "rpi4")
     device = {
         "name": pi.name,
         "flop_per_s": pi.flop_per_s,
         "memory_bytes": 8 * 10**9,
         "latency_s": pi.latency_s,
+        "count": devices,
         "up_bytes_per_s": link,
         "down_bytes_per_s": link,
     }
@@ -83,16 +89,17 @@ def config_for(root: str | None, *, link: float = 100 * MEGABIT, host_flop_per_s
     data: dict[str, Any] = {"name": "synthetic", "kwargs": generated}
     if root:
         data = {"name": "cifar10", "root": root, "partition": {"name": "iid"}}
+        hosts *= 50_000 // SAMPLES // devices
         device["count"] = 50_000 // SAMPLES
     return {
         "backend": "inline",
         "model": "vgg11_bn",
-        "fleet": {"classes": [device], "hosts": {"count": device.get("count", 1), "flop_per_s": host_flop_per_s}},
+        "fleet": {"classes": [device], "hosts": {"count": hosts, "flop_per_s": host_flop_per_s}},
         "data": data,
-        # bf16 spares time here and changes no byte of SplitFed or of plain 8 bit codes.
+        # Which precision it is changes no byte of SplitFed or of plain 8 bit codes.
         "training": {
             "batch_size": 10,
-            "precision": "bf16",
+            "precision": "auto",
             "channels_last": True,
             "optimiser": {"learning_rate": 0.01, "momentum": 0.9},
         },
@@ -116,12 +123,14 @@ class First:
         return replace(decided, plans=decided.plans[:1]), state
 
 
-def measure(name: str, root: str | None, *, quick: bool) -> float:
-    """Bytes that one device sends and gets in a round, everything counted; of EcoFed, over an upload and a replay.
+def measure(name: str, root: str | None, *, quick: bool) -> tuple[float, float]:
+    """Bytes that one device sends and gets in a round, everything counted, and those between server and hosts.
 
-    ``quick``: FedAvg on a few samples, since its bytes do not depend on them; the replay is run for the default codec only.
+    Of EcoFed, over an upload and a replay.
+
+    ``quick``: FedAvg on a few samples, since its bytes do not depend on them; no replay, which costs its device nothing.
     """
-    rounds = {"int8": 1 if quick else 2, "ecofed": 2}.get(name, 1)
+    rounds = 2 if name in ("int8", "ecofed") and not quick else 1
     config = config_for(root) | {"stop": {"rounds": rounds}}
     if quick and name == "fl" and not root:
         config["data"]["kwargs"]["samples_per_device"] = 20
@@ -130,9 +139,10 @@ def measure(name: str, root: str | None, *, quick: bool) -> float:
     for _ in run:
         pass
     total = (run.summary["up_bytes"] + run.summary["down_bytes"]) / (2 if name in ("int8", "ecofed") else 1)
+    hosts = run.summary["host_bytes"] / rounds
     told = run.summary["up_by_kind"], run.summary["down_by_kind"]
     print(f"  {name}: {total:,.0f} bytes a round, {told}, {time.perf_counter() - started:.0f} s", flush=True)
-    return total
+    return total, hosts
 
 
 class Model:
@@ -183,6 +193,21 @@ class Model:
                 seconds[f"{megabits} Mb/s, {host / 1e12:g} TFLOP/s"] = cell
                 print(f"  {megabits} Mb/s, host {host / 1e12:g} TFLOP/s: {cell}", flush=True)
         return seconds
+
+    def shared(self) -> dict[str, Any]:
+        """Where ten devices share a host."""
+        found: dict[str, Any] = {}
+        for megabits in (10, 100):
+            for host in (0.2e12, 1e12, 5e12):
+                settings = config_for(self._root, link=megabits * MEGABIT, host_flop_per_s=host, devices=10)
+                policy = [{"name": "random", "cohort": 1.0}, {"name": "ecofed", "cut": CUT}]
+                rows = advise(load_config(settings | {"policy": policy, "stop": {"rounds": 2}})).methods
+                seconds = {row.method: row.seconds for row in rows if row.seconds is not None}
+                ratios = {f"{name}_over_EcoFed": seconds[name] / seconds["EcoFed"] for name in ("FedAvg", "SplitFed")}
+                cell = {name: round(value, 2) for name, value in (seconds | ratios).items()}
+                found[f"{megabits} Mb/s, {host / 1e12:g} TFLOP/s"] = cell
+                print(f"  ten devices share a host, {megabits} Mb/s, {host / 1e12:g} TFLOP/s: {cell}", flush=True)
+        return found
 
     def break_even(self, megabits: float) -> float:
         """The host's speed from which EcoFed's round is shorter than FedAvg's."""
@@ -236,13 +261,15 @@ def main() -> None:
 def count(args: argparse.Namespace) -> None:
     """Bytes, and what the cost model says of time."""
     torch.set_num_threads(2)
-    found = {name: measure(name, args.data, quick=args.quick) for name in METHODS}
+    measured = {name: measure(name, args.data, quick=args.quick) for name in METHODS}
+    found = {name: total for name, (total, _) in measured.items()}
     fl, splitfed = found["fl"], found["splitfed"]
     result: dict[str, Any] = {
         "data": "cifar10" if args.data else "synthetic",
         "fl_bytes": round(fl),
         "splitfed_bytes": round(splitfed),
         "local_loss_bytes": round(found["local_loss"]),
+        "host_bytes": {name: round(hosts) for name, (_, hosts) in measured.items()},
         **ratios(fl, splitfed, found["ecofed"]),
         "int8": ratios(fl, splitfed, found["int8"]),
         "formula": ratios(FORMULA["fl"], FORMULA["splitfed"], FORMULA["ecofed"])
@@ -252,6 +279,7 @@ def count(args: argparse.Namespace) -> None:
     if not args.quick:
         model = Model(args.data)
         result["seconds"] = model.table()
+        result["shared_host"] = model.shared()
         result["break_even_flop_per_s"] = {f"{rate} Mb/s": model.break_even(rate) for rate in (10, 100)}
     finish(result, name="ecofed", save=args.save)
 

@@ -78,7 +78,7 @@ CIFAR: dict[str, Any] = {
         "epochs": 1,
         "batch_size": 64,
         "optimiser": {"learning_rate": 0.01, "momentum": 0.9},
-        "precision": "bf16",
+        "precision": "auto",
         "channels_last": True,
     },
     "workers": 2,

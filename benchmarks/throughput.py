@@ -32,7 +32,6 @@ from fedbonsai.learning.data.batches import batches
 from fedbonsai.learning.data.types import Pool, Samples
 from fedbonsai.learning.losses import make_loss
 from fedbonsai.learning.models import build
-from fedbonsai.learning.optimisers import make_optimiser
 from fedbonsai.learning.spec import Call, Optimiser
 from fedbonsai.runtime.events import VersionClosed
 from torch import Tensor
@@ -67,7 +66,9 @@ class Bare:
         """One device's epoch."""
         self.model.load_state_dict(self.start)
         self.model.train()
-        optimiser = make_optimiser(OPTIMISER, list(self.model.parameters()))
+        optimiser = torch.optim.SGD(
+            self.model.parameters(), lr=OPTIMISER.learning_rate, momentum=OPTIMISER.momentum, fused=True
+        )
         offset = number * SAMPLES
         for indices in batches(SAMPLES, batch_size=BATCH, seed=number):
             chosen = torch.from_numpy(indices) + offset

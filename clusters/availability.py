@@ -10,9 +10,11 @@ import msgspec
 
 from .profile import Fraction, NonNegative, Positive
 from .traces import load_rows
+from .units import LIMITS
 
 Window = tuple[int, float, float]  # device, from this second, until this one
 Rate = tuple[int, float, float, float]  # device, from this second on, bytes per second up, and down
+LEAST_PERIOD_S = 1e-3  # periods are drawn one after another until the second in question
 WINDOW, RATE = ("device", "start_s", "end_s"), ("device", "at_s", "up_bytes_per_s", "down_bytes_per_s")
 
 
@@ -76,6 +78,9 @@ ALWAYS, NEVER_LOST, STEADY = Availability(), Dropout(), Jitter()
 def check_availability(found: Availability, dropout: Dropout, field: str) -> None:
     """Raise ``ValueError`` where what a class declares does not agree with itself. ``field``: of the class."""
     here = f"{field}.availability"
+    for name in ("mean_on_s", "on_s", "every_s"):
+        if (seconds := getattr(found, name)) is not None and seconds < LEAST_PERIOD_S:
+            raise ValueError(f"{here}.{name} is {seconds:g}; it must be at least {LEAST_PERIOD_S:g}")
     if (found.on_s is None) != (found.every_s is None):
         there, missing = ("on_s", "every_s") if found.every_s is None else ("every_s", "on_s")
         raise ValueError(f"{here}.{there} is {getattr(found, there):g} without {missing}; a schedule needs both")
@@ -111,8 +116,9 @@ def load_rates(found: str | tuple[Rate, ...] | None, field: str, **where: Any) -
         return None
     field = f"{field}.rates"
     rates = load_rows(found, head=RATE, field=field, **where)
+    least, most = LIMITS["bytes_per_s"]
     for device, at_s, up, down in rates:
-        if not (0 <= at_s < math.inf and 0 < up < math.inf and 0 < down < math.inf):
+        if not (0 <= at_s < math.inf and least <= up <= most and least <= down <= most):
             text = f"{field} has device {device} at {at_s:g} s with {up:g} bytes/s up and {down:g} down"
-            raise ValueError(f"{text}; times are 0 or later, rates above 0")
+            raise ValueError(f"{text}; times are 0 or later, rates between {least:g} and {most:g}")
     return rates

@@ -9,6 +9,8 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from .processor import inspector, tell_apart
+
 PACKAGES = ("ray", "torch", "fedbonsai")
 
 
@@ -19,15 +21,16 @@ def versions_here() -> dict[str, str]:
     }
 
 
-def check_nodes(*, data_root: str | None, versions: Mapping[str, str], timeout_s: float = 60.0) -> None:
+def check_nodes(*, data_root: str | None, versions: Mapping[str, str], timeout_s: float = 60.0) -> list[str]:
     """Run a small task on every node that is alive; raise ``ValueError`` in one sentence, naming node and both values.
 
     ``data_root``: a folder that must exist on each (None: none is needed). ``versions``: as ``versions_here`` gives them; a
-    build's label (``2.13.0+cpu``) may differ. Call it while connected.
+    build's label (``2.13.0+cpu``) may differ. Returns what an operator should know: nodes whose results differ in the last
+    bits. Call it while connected.
     """
     inspect = ray.remote(_inspector())
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    answers = {}
+    answers, numerics = {}, dict[str, dict[str, str]]()
     for node in nodes:
         where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         answers[
@@ -44,6 +47,8 @@ def check_nodes(*, data_root: str | None, versions: Mapping[str, str], timeout_s
         except RayError as error:
             raise ValueError(f"{name} cannot run a task: {str(error).strip().splitlines()[-1]}") from error
         _compare(name, found, data_root, versions)
+        numerics[node["NodeManagerAddress"]] = found["numerics"]
+    return tell_apart(numerics)
 
 
 def check_versions(versions: Mapping[str, str]) -> None:
@@ -71,12 +76,14 @@ def _public(version: str) -> str:
 def _inspector() -> Any:
     """The task. A nested function travels by value, so that it runs where our package is not installed at all."""
 
+    numerics = inspector()
+
     def inspect(data_root: str | None, packages: list[str]) -> dict[str, Any]:
         import os
         import platform
         from importlib import metadata
 
-        found: dict[str, Any] = {"data_root": data_root is None or os.path.isdir(data_root)}
+        found: dict[str, Any] = {"data_root": data_root is None or os.path.isdir(data_root), "numerics": numerics()}
         for package in packages:
             if package == "python":
                 found[package] = ".".join(platform.python_version_tuple()[:2])

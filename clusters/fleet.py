@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-import yaml
 
 from .availability import (
     ALWAYS,
@@ -28,9 +27,11 @@ from .availability import (
 from .profile import DeviceProfile, NonNegative, Positive
 from .reading import read_struct
 from .units import format_quantity
+from .yaml_text import read_yaml
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Bytes = Annotated[int, msgspec.Meta(gt=0)]
+MOST_DEVICES = 10_000_000
 BUILT_IN = Path(__file__).parent / "fleets"
 
 
@@ -153,8 +154,8 @@ def load_fleet(source: str | Mapping[str, Any]) -> Fleet:
             f"fleet is {source!r}, neither a file nor a built-in fleet; the built-in ones are: {', '.join(names())}"
         )
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raw = read_yaml(path)
+    except (OSError, ValueError) as error:  # the second: not UTF-8, or not YAML
         raise ValueError(f"fleet {source!r} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise ValueError(f"fleet {source!r} holds {type(raw).__name__}; a fleet is a mapping with classes")
@@ -180,6 +181,8 @@ def describe(fleet: Fleet) -> list[dict[str, str]]:
 
 def _check(fleet: Fleet, folder: Path) -> Fleet:
     """The fleet, if its classes agree with one another, with the traces that it names in ``folder``."""
+    if fleet.num_devices > MOST_DEVICES:
+        raise ValueError(f"fleet.classes count {fleet.num_devices} devices; it must be at most {MOST_DEVICES:,} in all")
     seen: set[str] = set()
     classes, first = [], 0
     for position, kind in enumerate(fleet.classes):

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from .units import UNITS, Kind, parse_quantity
+from .units import UNITS, Kind, parse_quantity, shown
+from .yaml_text import is_unicode
 
 T = TypeVar("T", bound=msgspec.Struct)
 _WORDS = {
@@ -39,6 +40,8 @@ def read_struct(raw: Mapping[str, Any], kind: type[T], path: str) -> T:
     values = {}
     for name, value in raw.items():
         expected, here, unit = fields[name].type, f"{path}.{name}", _unit(name)
+        if isinstance(value, str) and not is_unicode(value):
+            raise ValueError(f"{here} is {value!r}, which holds half of a surrogate pair; it must be text")
         plain = (
             parse_quantity(value, kind=unit, field=here)
             if unit and value is not None
@@ -97,8 +100,9 @@ def _sentence(message: str, value: Any, kind: Any, path: str) -> str:
     if inside and isinstance(value, list | tuple):
         path, value = f"{path}{inside[0]}", value[int(inside[1])]
     if _choices(kind):
-        return f"{path} is {value!r}; it must be one of {', '.join(_choices(kind))}"
+        return f"{path} is {shown(value)}; it must be one of {', '.join(_choices(kind))}"
     what = re.sub(
         r"[a-z]+", lambda word: _WORDS.get(word[0], word[0]), match["what"].removeprefix("Expected ").split(", got")[0]
     )
-    return f"{path} is {value!r}; it must be {what.replace('`', '').replace(' | ', ' or ').replace('.0', '')}"
+    what = re.sub(r"(\d)\.0\b", r"\1", what)  # msgspec's bounds of a float: "> 0.0"
+    return f"{path} is {shown(value)}; it must be {what.replace('`', '').replace(' | ', ' or ')}"

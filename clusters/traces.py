@@ -35,6 +35,8 @@ def load_rows(
 
 def _read(path: Path, head: Sequence[str], field: str) -> list[tuple[Any, ...]]:
     """The rows in a CSV file."""
+    if "\0" in str(path):
+        raise ValueError(f"{field} is {str(path)!r}, which holds a NUL; no file can be named so")
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]

@@ -29,6 +29,7 @@ UNITS: dict[Kind, dict[str, Fraction]] = {
     },
     "watts": {"W": Fraction(1), "mW": Fraction(1, 1000), "kW": Fraction(1000)},
 }
+_BASE: dict[Kind, str] = {"bytes": "B", "bytes_per_s": "B/s", "flop_per_s": "FLOP/s", "s": "s", "watts": "W"}
 _ALSO: dict[Kind, str] = {
     "bytes": "512 MB or 4 GiB",
     "bytes_per_s": "20 Mbit/s or 2.5 MB/s",
@@ -36,21 +37,43 @@ _ALSO: dict[Kind, str] = {
     "s": "15 ms",
     "watts": "10 W",
 }
-_QUANTITY = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(\S*)\s*")
+# Beyond these no device is meant, and sums and quotients of simulated time would leave what a float can hold.
+LIMITS: dict[Kind, tuple[float, float]] = {
+    "bytes": (0, 2**60),
+    "bytes_per_s": (1e-3, 1e18),
+    "flop_per_s": (1, 1e24),
+    "s": (1e-12, 1e12),
+    "watts": (1e-9, 1e9),
+}
+# (The exact number of an exponent of more digits would fill the memory.)
+_QUANTITY = re.compile(r"\s*([+-]?(?:\d{1,30}\.?\d{0,30}|\.\d{1,30})(?:[eE][+-]?\d{1,3})?)\s*(\S*)\s*")
 
 
 def parse_quantity(value: object, *, kind: Kind, field: str) -> int | float:
-    """``value`` in base units: a whole number of bytes for "bytes", a float else. Signs are left for the caller to judge.
+    """``value`` in base units: a whole number of bytes for "bytes", a float else. Zero and signs are left to the caller.
 
     ``value`` is a number in base units, or a string of number and unit. Raises ``ValueError`` naming ``field``, the value
-    and what is allowed, for a unit of another kind or unknown, and for a fraction of a byte.
+    and what is allowed, for a unit of another kind or unknown, for a fraction of a byte, and for a number above 0 that is
+    outside ``LIMITS``.
     """
     number = _exact(value, kind, field)
+    least, most = LIMITS[kind]
+    if number > 0 and not least <= number <= most:
+        raise ValueError(f"{field} is {shown(value)}; it must be between {least:g} and {most:g} {_BASE[kind]}")
     if kind != "bytes":
         return float(number)
     if number.denominator != 1:
         raise ValueError(f"{field} is {value!r}, which is {float(number):g} bytes; it must be a whole number of bytes")
     return number.numerator
+
+
+def shown(value: object) -> str:
+    """``value`` as errors show it: on one line, cut when it is long."""
+    try:
+        text = repr(value).replace("\n", " ")
+    except (ValueError, RecursionError):  # an integer of more digits than Python prints, or a container inside itself
+        text = f"a {type(value).__name__} too long to show"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def format_quantity(value: float, *, kind: Kind) -> str:
@@ -78,5 +101,5 @@ def _exact(value: object, kind: Kind, field: str) -> Fraction:
     match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
     factor = UNITS[kind].get(match[2]) if match and match[2] else Fraction(1)
     if match is None or factor is None:
-        raise ValueError(f"{field} is {value!r}; it must be {allowed}")
+        raise ValueError(f"{field} is {shown(value)}; it must be {allowed}")
     return Fraction(match[1]) * factor

@@ -3,16 +3,52 @@
 A local worker can read the same files, so it only needs to know where: PYTHONPATH. A node of a joined cluster needs the files:
 Ray ships packages and single files named in its runtime environment, and the modules of the same folder that these import.
 What is installed (site-packages, the standard library, fedbonsai itself) is expected on every node and never shipped.
+
+The folder of a configuration is not put on the import path, where a file of any name in it would be taken for a module that
+some library tries to import; ``find_beside`` opens it for the modules that the configuration names.
 """
 
 import ast
 import importlib.util
 import os
+import sys
 import sysconfig
-from collections.abc import Iterable
-from importlib.machinery import ModuleSpec
+from collections.abc import Iterable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+
+class ModulesBeside:
+    """Finds, in one folder, modules of these names, and those that they import from beside them; after all other finders."""
+
+    def __init__(self, folder: Path) -> None:
+        """No name yet."""
+        self.folder = folder
+        self.names: set[str] = set()
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """As the import system asks for it."""
+        if path is not None or name not in self.names:
+            return None
+        spec = PathFinder.find_spec(name, [str(self.folder)])
+        if spec is not None and spec.has_location:
+            self.names.update(found.stem for found in _neighbours(_location(spec)))
+        return spec
+
+
+def find_beside(folder: Path, modules: Iterable[str]) -> None:
+    """Have ``module`` or ``module:function`` references found in a folder too, from now on in this process."""
+    names = {reference.partition(":")[0].partition(".")[0] for reference in modules}
+    if not names:
+        return
+    finder = next((each for each in sys.meta_path if isinstance(each, ModulesBeside) and each.folder == folder), None)
+    if finder is None:
+        finder = ModulesBeside(folder)
+        sys.meta_path.append(finder)
+    finder.names |= names
+    importlib.invalidate_caches()
 
 
 def runtime_env_for(modules: Iterable[str], *, joined: bool) -> dict[str, Any]:
@@ -58,18 +94,27 @@ def _source(spec: ModuleSpec | None, name: str, reference: str) -> Path | None:
         )
     if name == "fedbonsai" or spec.origin in ("built-in", "frozen"):
         return None
-    locations = list(spec.submodule_search_locations or [])
-    path = Path(locations[0] if locations else str(spec.origin)).resolve()
+    path = _location(spec)
     installed = [Path(sysconfig.get_paths()[kind]).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
     return None if any(path.is_relative_to(folder) for folder in installed) else path
 
 
+def _location(spec: ModuleSpec) -> Path:
+    """The file of a module, or the folder of a package."""
+    locations = list(spec.submodule_search_locations or [])
+    return Path(locations[0] if locations else str(spec.origin)).resolve()
+
+
 def _neighbours(path: Path) -> list[Path]:
-    """Modules beside ``path`` that its files import."""
+    """Modules beside ``path`` that its files import; importing a file that cannot be parsed reports the error."""
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
     names: set[str] = set()
     for file in files:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), filename=str(file))):
+        try:
+            tree = ast.parse(file.read_bytes(), filename=str(file))
+        except (SyntaxError, ValueError):
+            continue
+        for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 names |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:

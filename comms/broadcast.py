@@ -11,9 +11,9 @@ keeps as many as together are smaller than one dense model, which is what a devi
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from .codecs import Array, Arrays, Codec, Context, Identity
+from .codecs import Array, Arrays, Codec, Context, Identity, NumBytes
 from .link import Memory, Model
 from .packet import PacketKind, Stamp, seal
 from .predict import Residual, difference, restore
@@ -24,7 +24,7 @@ class Sealed:
     """A packet in the channel: its reference and its size, and the versions between which it leads."""
 
     reference: Any
-    num_bytes: int
+    num_bytes: NumBytes
     start: int
     end: int
 
@@ -32,7 +32,9 @@ class Sealed:
 class Broadcast:
     """One stream of residuals. ``held``: the model as every receiver has it that has followed to the end."""
 
-    SAVED = ("held", "_ring", "_ring_bytes", "_dense")  # by a checkpoint
+    # By a checkpoint.
+    SAVED: ClassVar = {"held": Model, "_ring": deque[Sealed], "_ring_bytes": NumBytes, "_dense": Sealed | None}
+    NOT_SAVED = ("_put",)
 
     def __init__(self, first: Model, *, put: Callable[[Array], Any]) -> None:
         """``first``: agreed without a message. ``put``: hands a packet to the channel, for a reference."""

@@ -1,11 +1,21 @@
-"""The channel hands a sealed packet to whoever holds its reference: within a process here.
+"""The channel hands a sealed packet to those that hold its reference: within a process here.
 
 Between processes it is ``ray_channel``.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .codecs import Array
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Bytes that lie in a file of a checkpoint, and are not read before they are needed. ``read``: reads and checks them."""
+
+    name: str
+    read: Callable[[], bytes]
 
 
 class Channel(Protocol):

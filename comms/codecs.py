@@ -12,7 +12,7 @@ like any other: there is no second channel.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -21,6 +21,7 @@ import numpy.typing as npt
 _NO_ROLES: Mapping[str, str] = MappingProxyType({})
 
 Array = npt.NDArray[Any]
+NumBytes = Annotated[int, msgspec.Meta(ge=0)]
 Arrays = Mapping[str, Array]
 
 

@@ -1,7 +1,9 @@
 """The ledger: every byte that travelled, by direction, kind and device, measured on what was sent."""
 
 from collections import defaultdict
-from typing import Literal
+from typing import Any, ClassVar, Literal
+
+from .codecs import NumBytes
 
 Direction = Literal["up", "down"]
 
@@ -9,7 +11,12 @@ Direction = Literal["up", "down"]
 class Ledger:
     """Counts bytes and messages. ``kind`` is free text: "weights", "control", "activations", "evaluation", "resync"."""
 
-    SAVED = ("_bytes", "_by_kind", "_messages")  # by a checkpoint
+    SAVED: ClassVar[dict[str, Any]] = {  # by a checkpoint
+        "_bytes": dict[tuple[Direction, str, int], NumBytes],
+        "_by_kind": dict[tuple[Direction, str], NumBytes],
+        "_messages": dict[tuple[Direction, str], NumBytes],
+    }
+    NOT_SAVED = ()
 
     def __init__(self) -> None:
         """An empty ledger."""

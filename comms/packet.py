@@ -2,7 +2,7 @@
 
 Layout, little-endian::
 
-    48 bytes   magic "FBZ1", format, kind, attempt, header length, sequence, version, state hash, plan, payload length
+    48 bytes   magic "FBZ1", format, kind, attempt, header length, sequence, version, axes, state hash, plan, payload length
     header     msgpack: byte lengths of the arrays whose size depends on the data; padded to 8
     payload    the arrays in the order of the codec's layout, each aligned to its item size
     8 bytes    xxh3-64 of everything before
@@ -23,8 +23,8 @@ from .codecs import Array, Arrays, ArraySpec, Codec, Context, Identity, in_order
 from .errors import CorruptPacket, MismatchedPacket, TruncatedPacket, UnfitPacket, UnsupportedPacket
 
 MAGIC = b"FBZ1"
-FORMAT = 1
-_FIXED = struct.Struct("<4sBBHIIQQQQ")
+FORMAT = 2
+_FIXED = struct.Struct("<4sBBHIIIIQQQ")
 _CHECKSUM_BYTES = 8
 _PIECE_BYTES = 1 << 18  # stays in a core's own cache between two readings
 _LIST_BYTES, _LENGTH_BYTES = 5, 9  # the most that msgpack needs for a list's head and for a 64-bit integer
@@ -47,7 +47,8 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True):
     """The fixed part of a packet: what it is, and what it builds on.
 
     ``version`` and ``state_hash``: of the state that the payload refers to. ``plan`` and ``attempt``: 0 for a broadcast.
-    ``sequence``: number within a stream.
+    ``sequence``: number within a stream. ``axes``: number of the memory format that the payload had at its sender, for payloads
+    where the receiver needs it; 0 is row-major.
     """
 
     kind: PacketKind
@@ -56,6 +57,7 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True):
     plan: int = 0
     attempt: int = 0
     sequence: int = 0
+    axes: int = 0
 
 
 def seal(
@@ -79,7 +81,7 @@ def seal(
     payload_bytes = end - _FIXED.size - _pad(len(header))
     packet[: _FIXED.size] = np.frombuffer(
         _FIXED.pack(MAGIC, FORMAT, stamp.kind, stamp.attempt, len(header), stamp.sequence, stamp.version,
-                    stamp.state_hash, stamp.plan, payload_bytes), np.uint8)  # fmt: skip
+                    stamp.axes, stamp.state_hash, stamp.plan, payload_bytes), np.uint8)  # fmt: skip
     start = _FIXED.size
     position = start + _pad(len(header))
     packet[start:position] = 0
@@ -168,7 +170,8 @@ def _frame(packet: Array, *, sum_squares: bool = False) -> _Frame:
         raise CorruptPacket(f"a packet is one flat array of bytes, not {packet.dtype} of shape {packet.shape}")
     if packet.nbytes < _FIXED.size + _CHECKSUM_BYTES:
         raise TruncatedPacket(f"a packet of {packet.nbytes} bytes is shorter than its fixed part")
-    magic, version, kind, attempt, header_bytes, sequence, model, state, plan, payload = _FIXED.unpack_from(packet.data)
+    fixed = _FIXED.unpack_from(packet.data)
+    magic, version, kind, attempt, header_bytes, sequence, model, axes, state, plan, payload = fixed
     if magic != MAGIC:
         raise CorruptPacket("not a packet: the first four bytes are wrong")
     if version != FORMAT:
@@ -186,7 +189,15 @@ def _frame(packet: Array, *, sum_squares: bool = False) -> _Frame:
         raise CorruptPacket("the checksum does not match")
     if kind not in PacketKind._value2member_map_:
         raise UnsupportedPacket(f"unknown kind of packet {kind}")
-    stamp = Stamp(kind=PacketKind(kind), version=model, state_hash=state, plan=plan, attempt=attempt, sequence=sequence)
+    stamp = Stamp(
+        kind=PacketKind(kind),
+        version=model,
+        state_hash=state,
+        plan=plan,
+        attempt=attempt,
+        sequence=sequence,
+        axes=axes,
+    )
     return _Frame(stamp, packet[_FIXED.size : _FIXED.size + header_bytes].tobytes(), start, bool(np.isfinite(squares)))
 
 

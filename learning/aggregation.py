@@ -1,17 +1,21 @@
 """The fold: each update enters a running weighted sum when it arrives, so that no client's model is kept.
 
-The operand is always the float32 difference to the version that the plan was cut from. An element counts for a plan when
-its part trains it; elements that nobody trained keep their value. With every part whole this is FedAvg (McMahan et al.,
-AISTATS 2017, arXiv 1602.05629, Algorithm 1):
+The operand is always the difference to the version that the plan was cut from; it is summed in float32 at least. An element
+counts for a plan when its part trains it; elements that nobody trained keep their value. With every part whole this is FedAvg
+(McMahan et al., AISTATS 2017, arXiv 1602.05629, Algorithm 1):
 
     mean = sum_k w_k s_k (x_k - x) / sum_k w_k        s_k: 1, or what staleness leaves of a late update (``staleness``)
 """
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from .spec import CountOrZero
+from .tensors import widened
 
 # The one number that changes no bit of what it is added to: 0.0 would turn a -0.0 of the model into 0.0.
 _NOTHING = -0.0
@@ -20,11 +24,14 @@ _NOTHING = -0.0
 class Fold:
     """A running weighted mean of named differences; parts of different tensors and indices may be mixed.
 
-    Sums have the type of the differences, in the order of arrival: under the virtual clock that order is the same on
-    every machine. Weights are summed in float64, so that ``add`` and a ``scatter`` of all elements give the same bits.
+    Sums have the type of the differences, float32 where that is narrower (a sum of float16 would overflow), in the order of
+    arrival: under the virtual clock that order is the same on every machine. Weights are summed in float64, so that ``add``
+    and a ``scatter`` of all elements give the same bits.
     """
 
-    SAVED = ("updates", "_sums", "_weights")  # by a checkpoint
+    # By a checkpoint.
+    SAVED: ClassVar = {"updates": CountOrZero, "_sums": dict[str, Tensor], "_weights": dict[str, float | Tensor]}
+    NOT_SAVED = ()
 
     def __init__(self) -> None:
         """Nothing folded."""
@@ -39,8 +46,8 @@ class Fold:
         updates alone is a smaller step too. Raises ``ValueError`` when the weight is not above 0, and finite.
         """
         _check_weight(weight)
-        for name, difference in differences.items():
-            held = self._sums.get(name)
+        for name, each in differences.items():
+            difference, held = widened(each), self._sums.get(name)
             if held is None:
                 self._sums[name] = (difference * (weight * scale)).contiguous()
                 self._weights[name] = weight
@@ -62,8 +69,8 @@ class Fold:
         A position must occur once at most. Elements outside count nothing. Raises ``ValueError`` as ``add`` does.
         """
         _check_weight(weight)
-        for name, difference in differences.items():
-            shape, places = shapes[name], indices[name].reshape(-1)
+        for name, each in differences.items():
+            difference, shape, places = widened(each), shapes[name], indices[name].reshape(-1)
             if name not in self._sums:
                 self._sums[name] = torch.full(shape, _NOTHING, dtype=difference.dtype)
             known = self._weights.get(name, 0.0)

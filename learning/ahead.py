@@ -25,7 +25,7 @@ from .blocks import Blocks
 from .data.types import Samples, Transform
 from .randomness import seeded
 from .spec import Training
-from .split import walk
+from .split import returned, walk
 from .training import Stepper, TrainingResult, autocast, laid_out
 
 
@@ -93,7 +93,7 @@ def train_ahead(
     The loss is the host's to report; here it is 0.
     """
     stepper = Stepper(blocks.model, training=training, trainable=trainable)
-    if not stepper.parameters or not len(samples):
+    if not len(samples):
         return TrainingResult()
     made, out = _Front(blocks, front, stepper, training), deque[_Out]()
     done = processed = 0
@@ -121,8 +121,9 @@ def train_ahead(
 
 def _backward(out: _Out, stepper: Stepper, gradient: Tensor) -> None:
     """Add a micro-batch's gradient, at the weights that made it, to what the parameters have accumulated."""
-    entering = torch.empty_like(out.activations).copy_(gradient)  # what came may not be written to
-    found = torch.autograd.grad(out.activations, out.weights, entering, allow_unused=True)
+    if not stepper.parameters:  # a front may be frozen as a whole
+        return
+    found = torch.autograd.grad(out.activations, out.weights, returned(gradient, out.activations), allow_unused=True)
     for parameter, each in zip(stepper.parameters, found, strict=True):
         if each is not None:
             # A copy, as autograd itself makes one: two parameters may have been given one and the same tensor.

@@ -19,26 +19,32 @@ from .structure import BlockSpec
 class LinearHead(nn.Linear):
     """From what leaves a block, flattened, to what leaves the model, by one fully connected layer."""
 
-    def __init__(self, entering: tuple[int, ...], leaving: tuple[int, ...]) -> None:
-        """Shapes of one sample."""
-        super().__init__(math.prod(entering), math.prod(leaving))
-        self._leaving = leaving
+    def __init__(
+        self, entering: tuple[int, ...], leaving: tuple[int, ...], *, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Shapes of one sample; ``dtype``: of weights and samples."""
+        super().__init__(math.prod(entering), math.prod(leaving), dtype=dtype)
+        self.leaving = leaving
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, *entering] to [n, *leaving]."""
-        return super().forward(x.flatten(1)).reshape(len(x), *self._leaving)
+        return super().forward(x.flatten(1)).reshape(len(x), *self.leaving)
 
 
-def build_head(entering: tuple[int, ...], leaving: tuple[int, ...], *, seed: int) -> LinearHead:
+def build_head(
+    entering: tuple[int, ...], leaving: tuple[int, ...], *, seed: int, dtype: torch.dtype = torch.float32
+) -> LinearHead:
     """A head with torch's initial weights, from the seed; the process's random state stays as it was."""
     with seeded(seed):
-        return LinearHead(entering, leaving)
+        return LinearHead(entering, leaving, dtype=dtype)
 
 
-def empty_head(entering: tuple[int, ...], leaving: tuple[int, ...]) -> LinearHead:
+def empty_head(
+    entering: tuple[int, ...], leaving: tuple[int, ...], *, dtype: torch.dtype = torch.float32
+) -> LinearHead:
     """A head without weights, on the meta device."""
     with torch.device("meta"):
-        return LinearHead(entering, leaving)
+        return LinearHead(entering, leaving, dtype=dtype)
 
 
 def auxiliary_spec(name: str, module: nn.Module) -> BlockSpec:

@@ -5,15 +5,17 @@ copied, and training a block trains the model.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from .cuts import attribute, block_names, places, used_tensors, weight_layer
+from .cuts import attribute, block_names, places, used_tensors, weight_layer, why_whole
+from .frozen import frozen_names
 from .structure import BlockSpec, ModelSpec, Role, TensorSpec
 from .tensors import numpy_name
-from .trace import FLAG, Trace, TrainingFlag, Untraceable, trace
+from .trace import FLAG, Trace, TrainingFlag, trace
+from .unrecorded import Untraceable
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,17 @@ def cut(model: nn.Module) -> Blocks:
     """``model`` in as many blocks as there are clean places before its weight layers.
 
     All blocks in sequence equal the model bit for bit, in training and evaluation mode. A model that cannot be traced
-    comes back as one block, named ``model``, with ``reason`` set. Parameters and buffers that no operation uses belong to the
-    last block. Tied tensors are listed once, under their first name. Raises ``ValueError`` for a tensor of a type that
-    numpy, and so a packet, does not have.
+    comes back as one block, named ``model``; it and any other model of one block have a ``reason``. Parameters and buffers that
+    no operation uses belong to the last block. Tied tensors are listed once, under their first name. Raises ``ValueError`` for
+    a tensor of a type that numpy, and so a packet, does not have.
     """
     try:
         found = trace(model)
     except Untraceable as error:
         return Blocks(model, {"model": model}, _spec(model, {}, ["model"]), reason=str(error))
-    return _assemble(model, found, places(model, found))
+    cuts = places(model, found)
+    whole = _assemble(model, found, cuts)
+    return whole if cuts else replace(whole, reason=why_whole(model, found))
 
 
 def model_spec(model: nn.Module) -> ModelSpec:
@@ -166,15 +170,15 @@ def _adopt(model: nn.Module, block: nn.Module, names: Iterable[str]) -> None:
 def _spec(model: nn.Module, owner: Mapping[int, str], names: Sequence[str]) -> ModelSpec:
     """``owner``: block of each tensor, by ``id``; what has none goes to the last of ``names``."""
     tensors: dict[str, list[TensorSpec]] = {name: [] for name in names}
-    listed: set[int] = set()
+    listed, frozen = set[int](), frozen_names(model)
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor) and id(tensor) not in listed:
             listed.add(id(tensor))
-            tensors[owner.get(id(tensor), names[-1])].append(tensor_spec(name, tensor))
+            tensors[owner.get(id(tensor), names[-1])].append(tensor_spec(name, tensor, frozen=name in frozen))
     return ModelSpec(tuple(BlockSpec(name, tuple(found)) for name, found in tensors.items()))
 
 
-def tensor_spec(name: str, tensor: Tensor) -> TensorSpec:
+def tensor_spec(name: str, tensor: Tensor, *, frozen: bool = False) -> TensorSpec:
     """What is known of a parameter or buffer; raises ``ValueError`` for a type that numpy, and so a packet, does not have."""
     role: Role = "statistic" if tensor.is_floating_point() else "counter"
     if isinstance(tensor, nn.Parameter):
@@ -186,4 +190,4 @@ def tensor_spec(name: str, tensor: Tensor) -> TensorSpec:
         raise ValueError(
             f"model: {name!r} is of type {kind}; it must be one that numpy has, such as float32"
         ) from error
-    return TensorSpec(name, tuple(tensor.shape), dtype, role)
+    return TensorSpec(name, tuple(tensor.shape), dtype, role, frozen=frozen)

@@ -1,42 +1,57 @@
-"""What training a part costs: FLOPs, parameters, boundary size and peak memory, from a dry run on fake tensors.
+"""What training a part costs: FLOPs, parameters, boundary size and peak memory, from training steps on two and four samples.
 
 FLOPs are counted on the operations that really run, so they are exact for what the counter knows: convolutions, matrix
 products, attention and recurrent layers. Element-wise work is left out. A multiply-accumulate is two. What the memory figure
-means, and what it leaves out, is told in ``learning.memory``.
+means, and what it leaves out, is told in ``learning.memory``, and how the peak of any batch follows from two small ones.
+
+The steps are real ones. (Fake tensors would compute nothing at all, but importing what they need takes longer than these steps,
+they are slower for each operation, and code that looks at values cannot run on them.)
 """
 
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-)
 from torch.utils._pytree import tree_leaves
 
+from .auxiliaries import LinearHead
 from .blocks import Blocks
+from .data.batches import largest_micro_batch
 from .dry_run import DryRun, Loss, Step
-from .flops import flop_counter
-from .memory import LiveTensors
+from .flops import FlopCounter
+from .frozen import frozen_modules
+from .memory import Allocations, peak_of_batch
 from .part import Part
+from .randomness import undisturbed
 from .spec import Optimiser, PartCost, Training
 from .structure import ModelSpec
 
-_BEYOND_FAKES = (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-)
-FLOP_BATCH = 2  # batch normalisation refuses to train on one sample
+SMALL, LARGE = 2, 4  # samples; batch normalisation refuses to train on one
+
+
+@dataclass(frozen=True)
+class PartProfile:
+    """What a part costs with batches of any size. FLOPs are per sample; ``boundary_items``: as in ``PartCost``."""
+
+    parameters: int
+    forward_flops: int
+    training_flops: int
+    boundary_items: int
+    small: Allocations
+    large: Allocations
+
+    def cost(self, training: Training) -> PartCost:
+        """With the micro-batches of a training setting that differs in its batch size alone."""
+        batch = max(SMALL, largest_micro_batch(training.batch_size, training.accumulation))
+        return PartCost(
+            parameters=self.parameters,
+            forward_flops=self.forward_flops,
+            training_flops=self.training_flops,
+            boundary_items=self.boundary_items,
+            peak_memory_bytes=peak_of_batch(self.small, self.large, batch),
+        )
 
 
 def part_cost(
@@ -48,7 +63,7 @@ def part_cost(
     training: Training,
     loss: Loss,
     entering_gradient: bool = True,
-    head: nn.Module | None = None,
+    head: LinearHead | None = None,
     ahead: int = 1,
 ) -> PartCost:
     """Cost of one part of ``model``, which ``blocks`` cuts.
@@ -66,31 +81,31 @@ def part_cost(
     the weights of each (``learning.ahead``). Under ``checkpointing`` each trained block is recomputed in the backward pass,
     which costs FLOPs.
 
-    Nothing is allocated, with two exceptions. Where the model or the loss decides by the values of tensors, or does what
-    fake ones cannot, the run is repeated on real ones. Where types other than float32, and int64 targets, take part, one
-    step of two samples is: fake tensors do not mind when operands of different types meet. Raises ``ValueError`` for a part
-    that is not a stretch of neighbouring blocks at full width, and when the model or the loss fails on the example.
+    Raises ``ValueError`` for a part that is not a stretch of neighbouring blocks at full width, and when the model or the loss
+    fails on the example.
     """
     assert blocks.model is model
-    _check(blocks, part, head)
-    spec = ModelSpec(tuple(block for block in blocks.spec.blocks if block.name in part.blocks))
     run = DryRun(blocks, part, example, training, loss, entering_gradient, head, ahead)
-    with _modes(blocks, part), torch.random.fork_rng(devices=[]):
-        try:
-            with _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
-                figures = _figures(replace(run, convert=fake.from_tensor))
-        except Exception as error:  # of a user's code: anything
-            if not _beyond_fakes(error):
-                _try_for_real(run)  # raises in torch's own words, when it is the model's fault
-                text = f"the model fails on fake tensors only, and is run on real ones: {type(error).__name__}: {error}"
-                warnings.warn(text, stacklevel=2)
-            with _clearly(run):
-                figures = _figures(run)
-        else:
-            if _unusual_types(run):
-                _try_for_real(run)
-    beside = sum(parameter.numel() for parameter in head.parameters()) if head is not None else 0
-    return PartCost(parameters=spec.parameters + beside, **figures)
+    return profile(run).cost(training)
+
+
+def profile(run: DryRun) -> PartProfile:
+    """The cost of a part with batches of any size. Raises ``ValueError`` as ``part_cost`` does."""
+    blocks, part = run.blocks, run.part
+    _check(blocks, part, run.head)
+    spec = ModelSpec(tuple(block for block in blocks.spec.blocks if block.name in part.blocks))
+    beside = sum(parameter.numel() for parameter in run.head.parameters()) if run.head is not None else 0
+    with undisturbed(), _modes(blocks, part), _clearly(run):
+        small, forward_flops, training_flops, boundary_items = _measured(run, SMALL)
+        large, *_ = _measured(run, LARGE)
+    return PartProfile(
+        parameters=spec.parameters + beside,
+        forward_flops=forward_flops // SMALL,
+        training_flops=training_flops // SMALL,
+        boundary_items=boundary_items // SMALL,
+        small=small,
+        large=large,
+    )
 
 
 def _check(blocks: Blocks, part: Part, head: nn.Module | None) -> None:
@@ -109,17 +124,6 @@ def _check(blocks: Blocks, part: Part, head: nn.Module | None) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's log of an operation that failed on fake tensors: what matters of it is raised again on real ones."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
-@contextmanager
 def _modes(blocks: Blocks, part: Part) -> Iterator[None]:
     """Trained blocks in training mode, the others in evaluation mode; afterwards all as they were."""
     before = [(m, m.training) for block in (blocks.model, *blocks.modules.values()) for m in block.modules()]
@@ -128,53 +132,13 @@ def _modes(blocks: Blocks, part: Part) -> Iterator[None]:
     try:
         for name, block in blocks.modules.items():
             block.train(name in part.trained)
+            for module in frozen_modules(block):
+                module.eval()
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, mode in before:
             module.training = mode
-
-
-def _figures(run: DryRun) -> dict[str, int]:
-    """The fields of ``PartCost`` that a dry run finds."""
-    step = run.prepare(FLOP_BATCH)
-    with flop_counter() as counter:
-        output = step.forward()
-        forward_flops = counter.get_total_flops()
-        step.backward(output)
-    boundary_items = sum(t.numel() for t in tree_leaves(output) if isinstance(t, Tensor))
-    return {
-        "forward_flops": forward_flops // FLOP_BATCH,
-        "training_flops": counter.get_total_flops() // FLOP_BATCH,
-        "boundary_items": boundary_items // FLOP_BATCH,
-        "peak_memory_bytes": _peak_memory(run),
-    }
-
-
-def _beyond_fakes(error: Exception) -> bool:
-    """Whether it is what torch raises where fake tensors cannot go on: no values, no known shape, no rule for an operation.
-
-    Four types of its own (tried on 2.13); a plain ``RuntimeError`` or ``TypeError`` from ``.numpy()`` and ``format``.
-    """
-    named = type(error) in (RuntimeError, TypeError) and any(
-        words in str(error) for words in ("tensor subclasses", "FakeTensor")
-    )
-    return isinstance(error, _BEYOND_FAKES) or named
-
-
-def _unusual_types(run: DryRun) -> bool:
-    """Whether types meet that may not go together."""
-    x, y = run.example
-    state = run.blocks.model.state_dict().values()
-    floats = {tensor.dtype for tensor in state if tensor.is_floating_point()}
-    return floats | {x.dtype} != {torch.float32} or y.dtype not in (torch.float32, torch.int64)
-
-
-def _try_for_real(run: DryRun) -> None:
-    """One training step on real samples, so few that the largest model has room for them."""
-    with _clearly(run):
-        step = run.prepare(FLOP_BATCH)
-        step.backward(step.forward())
 
 
 @contextmanager
@@ -194,38 +158,58 @@ def _clearly(run: DryRun) -> Iterator[None]:
         ) from error
 
 
-def _peak_memory(run: DryRun) -> int:
-    """Peak of live bytes over one optimiser step, with the state that earlier steps have left."""
-    training = run.training
-    step = run.prepare(max(FLOP_BATCH, -(-training.batch_size // training.accumulation)))
-    with LiveTensors() as memory:
+def _measured(run: DryRun, batch: int) -> tuple[Allocations, int, int, int]:
+    """One optimiser step with the state that earlier steps have left: memory, FLOPs forward and of all, items that leave."""
+    step, training = run.prepare(batch), run.training
+    flops, memory = FlopCounter(), Allocations()
+    if step.head is not None:
+        step.head.flops, step.head.memory = flops, memory
+    head_bytes = step.head.num_bytes if step.head is not None else 0
+    trained_bytes = [*(t.nbytes for t in step.trained), *([head_bytes] if head_bytes else [])]
+    with flops, memory:
         memory.add([t for state in step.states.values() for t in state.values()])
         memory.add([step.x, step.y])
-        kept = [torch.empty_like(t) for t in step.trained for _ in range(_slots(training.optimiser))]
-        # From the second micro-batch on, gradients are there already while activations pile up.
-        for _ in range(min(training.accumulation, 2) if run.ahead == 1 else 0):
-            step.backward(step.forward())
-        if run.ahead > 1:
+        for num_bytes in [head_bytes, *(each for each in trained_bytes for _ in range(_slots(training.optimiser)))]:
+            memory.reserve(num_bytes)
+        if run.ahead == 1:
+            output = step.forward()
+            forward_flops, items = flops.total, _items(output)
+            step.backward(output)
+            training_flops = flops.total
+            del output
             if training.accumulation > 1:
-                kept += [torch.empty_like(t) for t in step.trained]  # the gradients of earlier micro-batches
-            _run_ahead(step, run)
-        if training.optimiser.proximal and step.trained:
-            memory.add([torch.empty_like(max(step.trained, key=Tensor.numel))])  # the step's one temporary: w - w_base
-        del kept
-    return int(memory.peak_bytes)
+                # From the second micro-batch on, gradients are there while activations pile up.
+                step.backward(step.forward())
+        else:
+            if training.accumulation > 1:
+                memory.reserve(sum(trained_bytes))  # the gradients of earlier micro-batches
+            forward_flops, training_flops, items = _run_ahead(step, run, flops)
+        if training.optimiser.proximal and trained_bytes:
+            memory.release(memory.reserve(max(trained_bytes)))  # the step's one temporary: w - w_base
+    return memory, forward_flops, training_flops, items
 
 
-def _run_ahead(step: Step, run: DryRun) -> None:
-    """As many forward passes as may be out, then their backward passes. The weights change with every batch."""
+def _items(output: object) -> int:
+    """Elements of all tensors that leave the part."""
+    return sum(t.numel() for t in tree_leaves(output) if isinstance(t, Tensor))
+
+
+def _run_ahead(step: Step, run: DryRun, flops: FlopCounter) -> tuple[int, int, int]:
+    """As many forward passes as may be out, then their backward passes. The weights change with every batch.
+
+    FLOPs forward and of all of one micro-batch, and items that leave.
+    """
     out = []
     for number in range(run.ahead):
         if number % run.training.accumulation == 0:
             stashed = step.copied()
         out.append((stashed, stashed.forward()))
+    forward_flops, items = flops.total // run.ahead, _items(out[0][1])
     while out:
         stashed, output = out.pop(0)
         stashed.backward(output)
         stashed.forget_gradients()
+    return forward_flops, flops.total // run.ahead, items
 
 
 def _slots(optimiser: Optimiser) -> int:

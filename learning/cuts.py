@@ -30,6 +30,22 @@ def places(model: nn.Module, found: Trace) -> tuple[int, ...]:
     return tuple(chosen)
 
 
+def why_whole(model: nn.Module, found: Trace) -> str:
+    """Why a traced model has no place to be cut at, as the end of a sentence that begins with "it cannot be cut:"."""
+    nodes = found.nodes
+    heavy = [index for index, node in enumerate(nodes) if weight_layer(model, node)]
+    if len(heavy) < 2:
+        return f"it has {'only one' if heavy else 'no'} layer with weights of two or more dimensions"
+    single = _single(model, nodes)
+    between = [place for place in range(heavy[0] + 1, heavy[-1] + 1) if single[place]]
+    if not between:
+        return "nowhere between its layers with weights is one tensor all that is handed on"
+    spans = _spans(model, nodes)
+    names = [name for name, first, last in spans if any(first < place <= last for place in between)]
+    listed = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"what it uses on both sides of every such place: {listed} (tied weights, or one dropout for all)"
+
+
 def block_names(weight_layers: Sequence[Sequence[str]]) -> list[str]:
     """A unique name for each block, from the names of its weight layers.
 
@@ -85,26 +101,32 @@ def weight_layer(model: nn.Module, node: fx.Node) -> str:
 
 def _clean(model: nn.Module, nodes: Sequence[fx.Node]) -> list[bool]:
     """For each operation, whether a cut right before it is clean."""
+    clean = _single(model, nodes)
+    for _, first, last in _spans(model, nodes):
+        clean[first + 1 : last + 1] = [False] * (last - first)
+    return clean
+
+
+def _single(model: nn.Module, nodes: Sequence[fx.Node]) -> list[bool]:
+    """For each operation, whether one tensor is all that is live right before it."""
     position = {node: index for index, node in enumerate(nodes)}
     live: list[list[fx.Node]] = [[] for _ in nodes]
     for node in nodes:
         last = max((position[user] for user in node.users), default=-1)
         for index in range(position[node] + 1, last + 1):
             live[index].append(node)
-    clean = [len(values) == 1 and not isinstance(called_module(model, values[0]), TUPLE_MODULES) for values in live]
-    for first, last in _spans(model, nodes):
-        clean[first + 1 : last + 1] = [False] * (last - first)
-    return clean
+    return [len(values) == 1 and not isinstance(called_module(model, values[0]), TUPLE_MODULES) for values in live]
 
 
-def _spans(model: nn.Module, nodes: Sequence[fx.Node]) -> Iterable[tuple[int, int]]:
-    """First and last use of everything that must not be used on both sides of a cut."""
-    spans: dict[int, tuple[int, int]] = {}
+def _spans(model: nn.Module, nodes: Sequence[fx.Node]) -> Iterable[tuple[str, int, int]]:
+    """Name, first and last use of everything that must not be used on both sides of a cut."""
+    spans: dict[int, tuple[str, int, int]] = {}
     for index, node in enumerate(nodes):
-        things: list[object] = list(used_tensors(model, node).values())
+        things: dict[str, object] = dict(used_tensors(model, node))
         module = called_module(model, node)
         # One dropout used everywhere: a frozen block in evaluation mode would switch it off in the next one too.
-        things += [module] if isinstance(module, _DropoutNd) else []
-        for thing in things:
-            spans[id(thing)] = (spans.get(id(thing), (index, index))[0], index)
+        things |= {str(node.target): module} if isinstance(module, _DropoutNd) else {}
+        for name, thing in things.items():
+            known, first, _ = spans.get(id(thing), (name, index, index))
+            spans[id(thing)] = known, first, index
     return spans.values()

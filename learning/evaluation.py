@@ -4,11 +4,18 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .data.types import Samples, Transform
-from .losses import Loss, Metric, scalar_loss, summed_metric
+from .losses import Loss, Metric, WrongShape, scalar_loss, summed_metric
+from .module_state import ModuleState
+from .randomness import seeded
+from .resolve import told
 from .spec import Precision
+
+
+class FigureError(RuntimeError):
+    """The loss or a metric raised something; the message names both."""
 
 
 def evaluate(
@@ -22,12 +29,12 @@ def evaluate(
     channels_last: bool = False,
     precision: Precision = "float32",
 ) -> dict[str, float]:
-    """``{"loss": ..., metric: ...}``, each a mean over all samples; the model is left in evaluation mode.
+    """``{"loss": ..., metric: ...}``, each a mean over all samples; the model is left in evaluation mode, else as it was.
 
     Batches are as equal as can be, of ``batch_size`` at most: a last batch of one sample has no statistics, for models that
-    normalise by the batch at hand. ``precision``: of the forward pass; losses and metrics are float32. Random transforms see
-    the same generator each time. Raises ``ValueError`` when there are no samples, and for a loss or a metric of the wrong
-    shape.
+    normalise by the batch at hand. ``precision``: of the forward pass; losses and metrics are float32. Random transforms, and
+    models that draw in evaluation, see the same random numbers each time. Raises ``ValueError`` when there are no samples, and
+    for a loss or a metric of the wrong shape (``WrongShape``); ``FigureError`` for one that fails.
     """
     count = len(samples)
     if count == 0:
@@ -36,17 +43,39 @@ def evaluate(
     totals = dict.fromkeys(["loss", *metrics], 0.0)
     assert len(totals) == 1 + len(metrics), "a metric may not be called loss"
     generator = torch.Generator().manual_seed(0)
-    with torch.inference_mode():
-        for indices in np.array_split(np.arange(count), -(-count // batch_size)):
-            batch = samples.take(indices)
-            inputs = transform(batch.x, generator)
-            if channels_last and inputs.dim() == 4:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-                output = model(inputs)
-            output = output.float() if precision == "bf16" else output
-            size = len(batch)
-            totals["loss"] += float(scalar_loss(loss(output, batch.y))) * size
-            for name, metric in metrics.items():
-                totals[name] += summed_metric(metric(output, batch.y), samples=size, name=name)
+    state = ModuleState(model, values=True)  # a model may count its calls, or average what it sees
+    try:
+        with torch.inference_mode(), seeded(0):
+            for indices in np.array_split(np.arange(count), -(-count // batch_size)):
+                batch = samples.take(indices)
+                inputs = transform(batch.x, generator)
+                output = predict(model, inputs, channels_last=channels_last, precision=precision)
+                for name, value in figures(output, batch.y, loss=loss, metrics=metrics).items():
+                    totals[name] += value
+    finally:
+        state.restore()
     return {name: total / count for name, total in totals.items()}
+
+
+def predict(model: nn.Module, inputs: Tensor, *, channels_last: bool, precision: Precision) -> Tensor:
+    """What the model makes of a batch, in float32 where it computes in bf16."""
+    if channels_last and inputs.dim() == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        output: Tensor = model(inputs)
+    return output.float() if precision == "bf16" else output
+
+
+def figures(output: Tensor, targets: Tensor, *, loss: Loss, metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """Sums over the samples of a batch, of the loss and of each metric. Raises ``FigureError``, ``WrongShape``."""
+    size, found, name = len(targets), dict[str, float](), "training.loss"
+    try:
+        found["loss"] = float(scalar_loss(loss(output, targets))) * size
+        for metric, function in metrics.items():
+            name = f"metric {metric!r}"
+            found[metric] = summed_metric(function(output, targets), samples=size, name=metric)
+    except (MemoryError, WrongShape):
+        raise
+    except Exception as error:  # of a user's code: anything
+        raise FigureError(f"{name} fails: {told(error)}") from error
+    return found

@@ -1,7 +1,8 @@
-"""FLOP formulas that torch's counter lacks or has wrong: the CPU's fused attention and recurrent layers, and the backward
-pass of grouped convolutions (as of torch 2.13 it counts those of MobileNet as if they had one group: 20 times too many).
+"""FLOPs of the operations that really run. A multiply-accumulate is two; element-wise work is left out.
 
-A multiply-accumulate is two. The counter hands over shapes in place of tensors.
+The formulas are torch's, and for what its table lacks or has wrong our own: the CPU's fused attention and recurrent layers, and
+the backward pass of grouped convolutions (as of torch 2.13 it counts those of MobileNet as if they had one group: 20 times too
+many). Torch's own counter is not used, since its first operation imports torch's compiler, which takes seconds.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +10,14 @@ from math import prod
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import (
+    conv_flop_count,
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+    shape_wrapper,
+)
 
 Shape = tuple[int, ...]
 aten = torch.ops.aten
@@ -56,15 +64,36 @@ def _convolution_backward(
     return (wanted[0] + wanted[1]) * forward
 
 
+# The wrapper hands over shapes in place of tensors.
 FORMULAS: dict[Any, Callable[..., int]] = {
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-    aten.mkldnn_rnn_layer: _recurrent,
-    aten.mkldnn_rnn_layer_backward: _recurrent_backward,
-    aten.convolution_backward: _convolution_backward,
+    **flop_registry,
+    aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention),  # type: ignore[no-untyped-call]
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(_attention_backward),  # type: ignore[no-untyped-call]
+    aten.mkldnn_rnn_layer: shape_wrapper(_recurrent),  # type: ignore[no-untyped-call]
+    aten.mkldnn_rnn_layer_backward: shape_wrapper(_recurrent_backward),  # type: ignore[no-untyped-call]
+    aten.convolution_backward: shape_wrapper(_convolution_backward),  # type: ignore[no-untyped-call]
 }
 
 
-def flop_counter() -> FlopCounterMode:
-    """A silent counter that knows all of these; read it with ``get_total_flops()``."""
-    return FlopCounterMode(display=False, custom_mapping=FORMULAS)
+class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """``total``: FLOPs of what has run inside the mode."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        """Nothing has run."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """See ``memory.Allocations``."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and count."""
+        result = func(*args, **(kwargs or {}))
+        formula = FORMULAS.get(getattr(func, "_overloadpacket", None))
+        if formula is not None:
+            self.total += int(formula(*args, **(kwargs or {}), out_val=result))
+        return result

@@ -22,7 +22,15 @@ Metric = Callable[..., Tensor]
 
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:
-    """Whether the class with the largest score is the target, per sample (targets of any further shape are averaged)."""
+    """Whether the class with the largest score is the target, per sample (targets of any further shape are averaged).
+
+    Scores ``[sample, class, ...]``, labels ``[sample, ...]``. Raises ``ValueError`` for other shapes.
+    """
+    if output.dim() < 2 or output.shape[1] < 2 or output.shape[:1] + output.shape[2:] != target.shape:
+        raise ValueError(
+            f"the model gives shape {tuple(output.shape)} for targets of shape {tuple(target.shape)}; accuracy takes scores "
+            "[sample, class, ...] of two classes or more, and labels [sample, ...]"
+        )
     hit = (output.argmax(dim=1) == target).float()
     return hit.reshape(hit.shape[0], -1).mean(dim=1)
 
@@ -70,6 +78,18 @@ METRICS: dict[str, Metric] = {
 }
 
 
+_OF_NUMBERS = ("mse", "smooth_l1", "bce_with_logits")
+
+
+def default_metrics(loss: Call, target: Tensor) -> tuple[Call, ...]:
+    """The metrics of an experiment that names none, by its loss and one of its targets: accuracy, of class labels.
+
+    Labels are integers, under a loss that is not one of numbers. For everything else the loss itself is the figure.
+    """
+    numbers = target.is_floating_point() or target.is_complex() or loss.name in _OF_NUMBERS
+    return () if numbers else (Call("accuracy"),)
+
+
 def make_loss(call: Call) -> Loss:
     """The loss that a name or ``module:function`` stands for, its keyword arguments bound."""
     return _make(call, LOSSES, what="training.loss")
@@ -108,17 +128,21 @@ def _check_keywords(function: Callable[..., Tensor], call: Call, *, what: str) -
         ) from error
 
 
+class WrongShape(ValueError):
+    """A loss or a metric returned something of another shape than it must. One sentence, with its name."""
+
+
 def scalar_loss(value: Any) -> Tensor:
-    """``value``, checked to be one number, the mean over the batch. Raises ``ValueError`` for anything else."""
+    """``value``, checked to be one number, the mean over the batch. Raises ``WrongShape`` for anything else."""
     if not isinstance(value, Tensor) or value.numel() != 1:
-        raise ValueError(f"training.loss returned {_describe(value)}; it must return one number, the mean of the batch")
+        raise WrongShape(f"training.loss returned {_describe(value)}; it must return one number, the mean of the batch")
     return value
 
 
 def summed_metric(values: Any, *, samples: int, name: str) -> float:
-    """Sum of a metric's values over one batch, checked to be one per sample. Raises ``ValueError`` for other shapes."""
+    """Sum of a metric's values over one batch, checked to be one per sample. Raises ``WrongShape`` for others."""
     if not isinstance(values, Tensor) or values.shape != torch.Size([samples]):
-        raise ValueError(
+        raise WrongShape(
             f"metric {name!r} returned {_describe(values)}; it must return one number per sample, shape ({samples},)"
         )
     return float(values.double().sum())

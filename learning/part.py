@@ -17,6 +17,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``blocks``: held, in model order. ``trained``: the subset that is trained; the rest is frozen and is not averaged.
     ``cached``: (block, content hash) pairs the device is known to hold; they are not sent, and the device checks the hash.
+    ``frozen``: hash of all tensors of the blocks that the model's author has frozen, which every holder of the model has from
+    the start; "" where there are none. The runtime fills in ``cached`` and ``frozen``.
     ``width`` and ``index_map``: fraction of channels, and hash of the map that says which; 1 and "" mean all.
     ``head``: name of an auxiliary head in place of the model's own; "" means the model's own. ``auxiliaries``: proxies and
     heads trained along with the part, by their names in the server's ``auxiliaries`` section.
@@ -25,6 +27,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     blocks: tuple[str, ...]
     trained: tuple[str, ...]
     cached: tuple[tuple[str, str], ...] = ()
+    frozen: str = ""
     width: float = 1.0
     index_map: str = ""
     head: str = ""
@@ -38,8 +41,9 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def key(self) -> str:
-        """Hash of all fields: two parts with one key are the same piece."""
-        return hashlib.blake2b(msgspec.msgpack.encode(self), digest_size=8).hexdigest()
+        """Hash of all fields but ``frozen``, which follows from the blocks: two parts with one key are the same piece."""
+        plain = msgspec.structs.replace(self, frozen="") if self.frozen else self
+        return hashlib.blake2b(msgspec.msgpack.encode(plain), digest_size=8).hexdigest()
 
 
 _LINEAR = "linear@"
@@ -63,16 +67,26 @@ def whole(spec: ModelSpec) -> Part:
 
 
 def down_tensors(spec: ModelSpec, part: Part) -> tuple[TensorSpec, ...]:
-    """Tensors that travel to the device, in model order, then its auxiliaries'. Counters never travel."""
+    """Tensors that travel to the device, in model order, then its auxiliaries'. Counters and frozen tensors never travel."""
     tensors = (*spec.tensors_of(part.sent), *spec.auxiliary_tensors(part.auxiliaries))
-    return tuple(t for t in tensors if t.role != "counter")
+    return tuple(t for t in tensors if t.role != "counter" and not t.frozen)
 
 
 def up_tensors(spec: ModelSpec, part: Part, *, statistics: bool) -> tuple[TensorSpec, ...]:
     """Tensors that come back: those the part trains, with the running statistics when ``statistics``; its auxiliaries' too."""
     unwanted = {"counter"} if statistics else {"counter", "statistic"}
     tensors = (*spec.tensors_of(part.trained), *spec.auxiliary_tensors(part.auxiliaries))
-    return tuple(t for t in tensors if t.role not in unwanted)
+    return tuple(t for t in tensors if t.role not in unwanted and not t.frozen)
+
+
+def trained_tensors(spec: ModelSpec, blocks: tuple[str, ...]) -> tuple[TensorSpec, ...]:
+    """Tensors of these blocks that training changes, counters included: all but the frozen ones."""
+    return tuple(t for t in spec.tensors_of(blocks) if not t.frozen)
+
+
+def frozen_tensors(spec: ModelSpec, blocks: tuple[str, ...]) -> tuple[TensorSpec, ...]:
+    """Tensors of these blocks that the model's author has frozen; of their counters nothing depends on the value."""
+    return tuple(t for t in spec.tensors_of(blocks) if t.frozen and t.role != "counter")
 
 
 def rest(spec: ModelSpec, part: Part, *, frozen_to: str = "") -> Part:

@@ -3,7 +3,7 @@
 Wu et al., IEEE TPDS 35(3), 2024, arXiv 2304.05495: SGD with Nesterov momentum 0.9 and weight decay 5e-4, batches of 128,
 learning rate 0.01, a tenth of it from half of the epochs on and a hundredth from four fifths on; the weights with the best
 accuracy on the samples trained on are kept. We measure that accuracy after each epoch, in evaluation mode and without the
-random transforms of training; among equals the lower loss wins, and without classes it decides alone.
+random transforms of training; among equals the lower loss wins, and without class labels it decides alone.
 """
 
 import copy
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from .data.batches import batches
 from .data.types import FederatedData
 from .evaluation import evaluate
-from .losses import Loss, make_metric
+from .losses import Loss, default_metrics, make_metric
 from .seeds import derive
-from .spec import Call, Count, Fraction, NonNegative, Optimiser, Positive, Training
+from .spec import Count, Fraction, NonNegative, Optimiser, Positive, Training
 from .training import Stepper, WholeModel, steps
 
 
@@ -74,7 +74,7 @@ def pretrain(
     model ends as it began.
     """
     samples, training = data.train(0), recipe.training(training)
-    metrics = {} if data.num_classes is None else {"accuracy": make_metric(Call("accuracy"))}
+    metrics = {call.name: make_metric(call) for call in default_metrics(training.loss, samples.y[0])}
     stepper = Stepper(model, training=training, trainable=None)
     gradient = WholeModel(model, training=training, loss=loss)
     best, best_state = (-math.inf, -math.inf), _copy(model)
@@ -82,7 +82,7 @@ def pretrain(
         epoch_seed = derive(seed, "epoch", number)
         order = batches(len(samples), batch_size=training.batch_size, seed=epoch_seed)
         stepper.set_learning_rate(recipe.rate(number))
-        model.train()
+        stepper.set_modes()
         with stepper:
             steps(stepper, gradient, samples, order, training=training, transform=data.train_transform, seed=epoch_seed)
         figures = evaluate(

@@ -1,4 +1,7 @@
-"""A user's own model, loss, metric, data set, transform or policy, named in a configuration as ``module:function``."""
+"""A user's own model, loss, metric, data set, transform or policy, named in a configuration as ``module:function``.
+
+And what such code raises, on one line.
+"""
 
 import importlib
 import importlib.util
@@ -35,5 +38,10 @@ def _import(module_name: str, *, path: str, what: str) -> Any:
             raise
         raise ValueError(
             f"{what} is {path!r}, but there is no module {error.name!r} on the import path "
-            f"(the current folder and PYTHONPATH are searched)"
+            f"(the current folder, that of the configuration, and PYTHONPATH are searched)"
         ) from error
+
+
+def told(error: Exception) -> str:
+    """The type of an exception, and the first line of its message: torch adds pages to some."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".rstrip(": ")

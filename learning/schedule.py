@@ -20,7 +20,7 @@ from .spec import Fraction
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Factor on the learning rate; ``rounds`` is the horizon (None: the run's own limit)."""
+    """Factor on the learning rate; ``rounds`` is the horizon (None: the run's own limit when it began)."""
 
     name: Literal["constant", "exponential", "cosine", "step"] = "constant"
     final: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
@@ -29,6 +29,20 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rounds: Annotated[int, msgspec.Meta(ge=1)] | None = None
     warmup_rounds: Annotated[int, msgspec.Meta(ge=0)] = 0
     warmup_from: Fraction = 0.0
+
+    @property
+    def has_horizon(self) -> bool:
+        """Whether the factor depends on the number of rounds."""
+        return self.name in ("exponential", "cosine")
+
+    def within(self, rounds: int) -> "Schedule":
+        """The same schedule with its horizon spelled out: ``rounds``, where it has one and does not set it itself.
+
+        It is a part of what a run is. Without it, a run that is extended would go back to learning rates of its beginning.
+        """
+        if self.rounds is not None or not self.has_horizon:
+            return self
+        return msgspec.structs.replace(self, rounds=max(1, rounds))
 
     def factor(self, version: int, *, rounds: int) -> float:
         """Factor for the round that starts at ``version``, in a run of ``rounds``."""

@@ -1,4 +1,4 @@
-"""How a device trains, as plain data: what a plan carries and what a user writes under ``training:``. No torch here."""
+"""How devices train and the server steps, as plain data: what a plan carries and what a user writes. No torch here."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,7 +9,7 @@ NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 CountOrZero = Annotated[int, msgspec.Meta(ge=0)]
-Precision = Literal["float32", "bf16"]
+Precision = Literal["float32", "bf16", "auto"]
 
 
 class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,7 +47,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """One device's local training: loss, optimiser, amount and precision.
 
     ``epochs`` passes over the local data, or exactly ``steps`` optimiser steps when given. ``accumulation`` splits each
-    batch into that many micro-batches, to bound memory. ``precision`` "bf16" is autocast; weights stay float32.
+    batch into that many micro-batches, to bound memory. ``precision`` "bf16" is autocast; weights stay float32. "auto" is of
+    a configuration only: it is settled before plans are made (``runtime.measured``).
     """
 
     loss: Call = Call("cross_entropy")
@@ -59,6 +60,26 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     precision: Precision = "float32"
     channels_last: bool = False
     checkpointing: bool = False
+
+
+class ServerOptimiser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the mean update enters the model: ``mean`` with learning rate 1 is FedAvg. ``momentum`` is b1, ``beta2`` b2."""
+
+    name: Literal["mean", "momentum", "adam", "yogi"] = "mean"
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=3e38)] = 1.0  # float32 holds no more
+    momentum: Fraction = 0.9
+    beta2: Fraction = 0.99
+    tau: Positive = 1e-3
+
+    def __post_init__(self) -> None:
+        """Refuse a momentum of 1, which would never move."""
+        if self.name != "mean" and self.momentum >= 1:
+            raise ValueError(f"server.optimiser.momentum is {self.momentum}; it must be below 1")
+
+    @property
+    def slots(self) -> int:
+        """Tensors of state per parameter."""
+        return {"mean": 0, "momentum": 1, "adam": 2, "yogi": 2}[self.name]
 
 
 class PartCost(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,9 @@
 
 SplitFed's first version (Thapa et al., AAAI 2022, arXiv 2004.12088): one copy of the host's blocks for each device, both legs
 with an optimiser of their own. Each does to its blocks, bit for bit, what training of the whole model does; so with gradients
-that come back before the next batch (window 1) both together are FedAvg.
+that come back before the next batch (window 1) both together are FedAvg. That holds in float32 and under bf16 autocast, in any
+memory format and on any processor, as long as both legs run on processors of one kind: what crosses the cut keeps the memory
+format that it had (``memory_format``).
 
 Random numbers (dropout) that are drawn on one side of the cut only are those of the whole model too; where both sides draw,
 the host's come from the same seed, but are others than a whole model's.
@@ -17,13 +19,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .blocks import Blocks
 from .data.batches import batches, micro_batches, until
 from .data.types import Samples, Transform
 from .losses import Loss, scalar_loss
-from .randomness import Stream
+from .part import trained_tensors
+from .randomness import Stream, undisturbed
 from .spec import Training
 from .training import Stepper, autocast, laid_out
 
@@ -44,7 +46,7 @@ def schedule(num_samples: int, training: Training) -> Iterator[MicroBatch]:
     for indices in batches(
         num_samples, batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=0
     ):
-        parts = list(micro_batches(indices, training.accumulation))
+        parts = list(micro_batches(indices, batch_size=training.batch_size, accumulation=training.accumulation))
         for number, (part, share) in enumerate(parts, 1):
             yield MicroBatch(len(part), share, number == len(parts))
 
@@ -60,7 +62,10 @@ def walk(
         len(samples), batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=seed
     )
     for indices in until(order, over):
-        parts = [part for part, _ in micro_batches(indices, training.accumulation)]
+        parts = [
+            part
+            for part, _ in micro_batches(indices, batch_size=training.batch_size, accumulation=training.accumulation)
+        ]
         for number, part in enumerate(parts, 1):
             yield samples.take(part), len(indices) if number == len(parts) else 0
 
@@ -74,18 +79,16 @@ class Boundary:
 
 
 def boundary(blocks: Blocks, front: tuple[str, ...], *, example: Tensor, training: Training) -> Boundary:
-    """Shape and type of what leaves the last of the ``front`` blocks, for inputs like ``example``; nothing is computed.
+    """Shape and type of what leaves the last of the ``front`` blocks, for inputs like ``example``, of which two are run.
 
     Raises ``ValueError`` when that is not one tensor of floating point with a batch dimension.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad(), autocast(training):
-        x = fake.from_tensor(example).unsqueeze(0).expand(2, *example.shape).contiguous()
+    with undisturbed(), torch.no_grad(), autocast(training):
+        x = example.unsqueeze(0).expand(2, *example.shape).contiguous()
         for name in front:
             block = blocks.modules[name]
-            state: dict[str, Tensor] = {
-                key: fake.from_tensor(tensor) for key, tensor in block.state_dict(keep_vars=True).items()
-            }
-            x = torch.func.functional_call(block, state, (x,))
+            buffers = {key: buffer.clone() for key, buffer in block.named_buffers()}  # the model is left as it is
+            x = torch.func.functional_call(block, buffers, (x,))
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 1 or x.shape[0] != 2:
         raise ValueError(f"what leaves block {front[-1]!r} is no tensor of floating point with a batch dimension")
     return Boundary(tuple(x.shape[1:]), x.dtype)
@@ -95,7 +98,10 @@ class DeviceLeg:
     """Gradients of a device's blocks by way of the host: for ``train``, in place of a whole model's."""
 
     def __init__(self, blocks: Blocks, front: tuple[str, ...], *, training: Training, exchange: Exchange) -> None:
-        """``exchange``: sends activations (float32) and targets, and gives back the gradient of the former (float32)."""
+        """``exchange``: sends activations (float32) and targets, and gives back the gradient of the former (float32).
+
+        Both are in the memory format that they have inside the network.
+        """
         self._blocks, self._front, self._training, self._exchange = blocks, front, training, exchange
 
     def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> float:
@@ -103,9 +109,14 @@ class DeviceLeg:
         with autocast(self._training):
             activations = self._blocks.run(self._front, laid_out(inputs, self._training))
         gradient = self._exchange(activations.detach().float(), targets)
-        # A copy: what came is a view of a packet, which nobody may write to, and autograd may keep it as a gradient.
-        activations.backward(torch.empty_like(activations).copy_(gradient))
+        if activations.requires_grad:  # a front may be frozen as a whole
+            activations.backward(returned(gradient, activations))
         return 0.0
+
+
+def returned(gradient: Tensor, activations: Tensor) -> Tensor:
+    """The gradient of ``activations`` that came back, in their type: a copy, since autograd may keep what it is given."""
+    return gradient.to(activations.dtype, copy=True)
 
 
 def forward_only(
@@ -184,7 +195,9 @@ class HostLeg:
         """
         self._blocks, self._training, self._loss, self._answers = blocks, training, loss, answers
         self._back = tuple(name for name in blocks.spec.block_names if name not in front)
-        names = [tensor.name for tensor in blocks.spec.tensors_of(tuple(n for n in self._back if n not in frozen))]
+        names = [
+            tensor.name for tensor in trained_tensors(blocks.spec, tuple(n for n in self._back if n not in frozen))
+        ]
         self._stepper = Stepper(blocks.model, training=training, trainable=names)
         self._crossing = crossing
         self._coming = schedule(num_samples, training)
@@ -207,19 +220,24 @@ class HostLeg:
     def micro_batch(self, activations: Tensor, targets: Tensor) -> Tensor:
         """Take one: the gradient (float32) of its activations (float32); after the last of a batch, one optimiser step.
 
-        Where none goes back, it is zeros.
+        ``activations`` come, and their gradient goes, in the memory format that it has inside the network. Where no gradient
+        goes back, it is zeros.
         """
         now = self._next
         assert now is not None
         assert len(activations) == now.samples
-        entering = activations.to(self._crossing.dtype).clone(memory_format=torch.contiguous_format)
-        if self._training.channels_last and entering.dim() == 4:
-            entering = entering.contiguous(memory_format=torch.channels_last)
-        entering.requires_grad_(self._answers)
+        entering = activations.to(self._crossing.dtype, copy=True).requires_grad_(self._answers)
+        gradients: list[Tensor] = []
+        if self._answers:
+            # A hook, since ``grad`` takes the memory format of ``entering``, whatever that of the gradient was.
+            entering.register_hook(gradients.append)  # type: ignore[no-untyped-call]  # of torch
         with self._random.drawn():
             with autocast(self._training):
                 value = scalar_loss(self._loss(self._blocks.run(self._back, entering), targets))
-            (value * now.share if now.share != 1 else value).backward()  # type: ignore[no-untyped-call]
+            if (
+                value.requires_grad
+            ):  # of blocks that are frozen as a whole, for a device that waits for no gradient, nothing
+                (value * now.share if now.share != 1 else value).backward()  # type: ignore[no-untyped-call]
         self._value += now.share * float(value.detach())
         self._batch += now.samples
         if now.ends_batch:
@@ -230,8 +248,7 @@ class HostLeg:
             self._total_square += self._value**2 * self._batch
             self._value, self._batch = 0.0, 0
         self._next = next(self._coming, None)
-        gradient = entering.grad
-        return torch.zeros_like(activations) if gradient is None else gradient.float()
+        return gradients[0].float() if gradients else torch.zeros_like(activations)
 
     def close(self) -> None:
         """Give up what is under way: no gradient stays behind."""

@@ -7,7 +7,7 @@ is one value: a checkpoint is this value on disk.
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import xxhash
@@ -19,6 +19,10 @@ SECTIONS: tuple[Section, ...] = ("model", "pending", "auxiliaries", "snapshots",
 
 class Store:
     """Sections of named tensors. ``store["model"]`` is a plain dict; tensors in it are contiguous and owned here."""
+
+    SAVED: ClassVar = {"_sections": dict[Section, dict[str, Tensor]]}  # by a checkpoint
+    SAVED_AS: ClassVar = dict.fromkeys(SECTIONS, dict[str, Tensor])
+    NOT_SAVED = ()
 
     def __init__(self, model: Mapping[str, Tensor]) -> None:
         """A store whose model section is a copy of ``model`` (a state dict). Tied tensors stay tied in the copy."""
@@ -52,6 +56,11 @@ class Store:
         """Bytes of all tensors held, tied ones once."""
         held = {id(t): t for tensors in self._sections.values() for t in tensors.values()}
         return sum(tensor.nbytes for tensor in held.values())
+
+
+def alike(tensor: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have one shape and one type."""
+    return tensor.shape == other.shape and tensor.dtype == other.dtype
 
 
 def model_hash(tensors: Mapping[str, Tensor]) -> str:

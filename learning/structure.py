@@ -4,7 +4,7 @@ A *block* is a stretch of the model between two clean cuts (``learning.blocks``)
 user's model (``layer1.0.conv1.weight``), so that a report of an old version still lands in the right place.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import msgspec
@@ -16,12 +16,13 @@ Role = Literal["weight", "vector", "statistic", "counter"]
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
-    """Name, shape, numpy type and role of one tensor of the full model."""
+    """Name, shape, numpy type and role of one tensor of the full model. ``frozen``: by its author, see ``learning.frozen``."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     role: Role
+    frozen: bool = False
 
     @property
     def items(self) -> int:
@@ -83,5 +84,13 @@ class ModelSpec(msgspec.Struct, frozen=True):
 
     @property
     def parameters(self) -> int:
-        """Number of trainable scalars."""
-        return sum(t.items for b in self.blocks for t in b.tensors if t.role in ("weight", "vector"))
+        """Number of scalars in all parameters."""
+        return sum(t.items for t in self._all() if t.role in ("weight", "vector"))
+
+    @property
+    def frozen_parameters(self) -> int:
+        """Of those, how many are frozen by the model's author."""
+        return sum(t.items for t in self._all() if t.frozen and t.role in ("weight", "vector"))
+
+    def _all(self) -> Iterator[TensorSpec]:
+        return (tensor for block in self.blocks for tensor in block.tensors)

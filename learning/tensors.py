@@ -29,6 +29,16 @@ def minus(arrays: Mapping[str, npt.NDArray[Any]], others: Mapping[str, npt.NDArr
     return {name: tensor - subtrahends[name] for name, tensor in as_tensors(arrays).items()}
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor as it is, or in float32 where its type is narrower than that (float16): what sums are made of."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor as it is, or in dense form where it is sparse: few operations take both."""
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
+
+
 def numpy_name(dtype: torch.dtype) -> str:
     """numpy's name of a torch type, e.g. ``<f4``."""
     return np.dtype(torch.empty(0, dtype=dtype).numpy().dtype).str

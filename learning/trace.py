@@ -7,21 +7,24 @@ comes out does what the model does, in training and in evaluation:
 - Where other code looks at it (``F.dropout(x, training=self.training)``), the model is traced in both modes, and a flag that
   differs is read from a module when the block runs, instead of being frozen at its value while tracing.
 - Reading a parameter is placed right before each use, so that it does not look like a value that travels.
+- What tracing would lose is noticed (``learning.unrecorded``), and the model is then not cut.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from .module_state import ModuleState
+from .resolve import told
+from .tensors import dense
+from .unrecorded import Untraceable, Watch, refuse_hooks, watching
+
 ROOT = "model"
 FLAG = "training_flag"
 DIFFERENT = "training and evaluation are different networks"
-
-
-class Untraceable(Exception):
-    """The model cannot be expressed as one sequence of operations; the message says why."""
 
 
 class TrainingFlag(nn.Module):
@@ -55,31 +58,39 @@ class _Tracer(fx.Tracer):
     # Else what is computed from buffers alone would be frozen at its value while tracing.
     proxy_buffer_attributes = True
 
+    def __init__(self, watch: Watch | None = None) -> None:
+        super().__init__()
+        self._watch = watch
+
     def is_leaf_module(self, module: nn.Module, module_qualified_name: str) -> bool:
         childless = next(module.children(), None) is None
         return super().is_leaf_module(module, module_qualified_name) or (childless and module_qualified_name != ROOT)
+
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        if self._watch is not None and kind.startswith("call"):
+            self._watch.operation(target.removeprefix(f"{ROOT}.") if isinstance(target, str) else target)
+        return super().create_node(kind, target, *args, **kwargs)
 
 
 def trace(model: nn.Module) -> Trace:
     """The model's operations, by the names of its own modules and tensors. The model is left as it was.
 
-    Raises ``Untraceable`` when its Python code depends on values (loops or branches over them), or when training and
-    evaluation are different networks.
+    Raises ``Untraceable`` when its Python code depends on values (loops or branches over them), when training and
+    evaluation are different networks, or when it does what a sequence of operations does not keep (``unrecorded``).
     """
-    if _Tracer().is_leaf_module(model, ROOT):
+    is_leaf = _Tracer().is_leaf_module
+    if is_leaf(model, ROOT):
         raise Untraceable(f"it is a single layer, {type(model).__name__}")
-    modes = {module: module.training for module in model.modules()}
+    refuse_hooks(model, is_leaf)
+    state = ModuleState(model, values=True)
     try:
-        # The model's own Python code runs here: what it draws must not disturb anybody's random numbers.
-        with torch.random.fork_rng(devices=[]):
-            train, evaluate = _trace_once(model.train()), _trace_once(model.eval())
-    except (
-        Exception
-    ) as error:  # it is the user's code, on symbols: it may fail in any way, and then the model is one block
-        raise Untraceable(f"torch.fx cannot trace it: {type(error).__name__}: {error}") from error
+        train, evaluate = _trace_once(model.train()), _trace_once(model.eval())
+    except Untraceable:
+        raise
+    except Exception as error:  # the user's code, on symbols: it may fail in any way, and then the model is one block
+        raise Untraceable(f"torch.fx cannot trace it: {told(error)}") from error
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        state.restore()
     _reconcile(train, evaluate)
     _read_where_used(train.nodes[0].graph)
     return Trace(tuple(train.nodes[0].graph.nodes), train.constants)
@@ -87,7 +98,9 @@ def trace(model: nn.Module) -> Trace:
 
 def _trace_once(model: nn.Module) -> Trace:
     wrapped = _OneInput(model)
-    graph = _Tracer().trace(wrapped)
+    with watching(model) as watch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the model's code warns of on symbols, it warns of on samples too
+        graph = _Tracer(watch).trace(wrapped)
     constants: dict[str, torch.Tensor] = {}
     for node in graph.nodes:
         if node.op not in ("call_module", "get_attr"):
@@ -105,7 +118,7 @@ def _reconcile(train: Trace, evaluate: Trace) -> None:
     if len(train.nodes) != len(evaluate.nodes) or train.constants.keys() != evaluate.constants.keys():
         raise Untraceable(DIFFERENT)
     for name, constant in train.constants.items():
-        if not (isinstance(constant, torch.Tensor) and torch.equal(constant, evaluate.constants[name])):
+        if not (isinstance(constant, torch.Tensor) and torch.equal(dense(constant), dense(evaluate.constants[name]))):
             raise Untraceable("it makes a value of its own that is not the same at every call")
     twin = dict(zip(evaluate.nodes, train.nodes, strict=True))
     for theirs, node in twin.items():

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from .data.batches import batches, micro_batches, until
 from .data.types import Samples, Transform
+from .frozen import frozen_names
 from .losses import Loss, scalar_loss
-from .optimisers import make_optimiser
+from .optimisers import LocalOptimiser
 from .randomness import seeded
 from .spec import Optimiser, Training
 
@@ -56,16 +57,19 @@ def train(
 ) -> TrainingResult:
     """Train ``model`` in place on ``samples``; without samples, or without anything to train, it is left as it is.
 
-    ``trainable``: names of the parameters and buffers that are trained (None: all). The other parameters get
-    ``requires_grad`` off, and modules that hold tensors, but none of those named, stay in evaluation mode, so that frozen
-    normalisation does not drift; a module without tensors (dropout) goes with the module that contains it. ``gradient``: adds
+    (With ``gradient`` and nothing to train the steps are walked through all the same: a host waits for what they send.)
+
+    ``trainable``: names of the parameters and buffers that are trained (None: all that the model's author has not frozen, see
+    ``frozen``). The other parameters get ``requires_grad`` off, and modules that hold tensors, but none of those named, stay in
+    evaluation mode, so that frozen normalisation does not drift; a module without tensors (dropout) goes with the module that
+    contains it. A model that is trained again and again is to be given names: this changes its flags. ``gradient``: adds
     a micro-batch's gradient in another way than by the model and its loss: from inputs, targets and share to the loss (split
     training). ``auxiliaries``: trained as well, by what ``gradient`` makes of them. ``over``: asked after each step whether to
     stop early. The process's random state is left as it was found, and no gradient is kept. Raises ``ValueError`` for a loss
     that is no scalar.
     """
     stepper = Stepper(model, training=training, trainable=trainable, auxiliaries=auxiliaries)
-    if not stepper.parameters or not len(samples):
+    if not len(samples) or not (stepper.parameters or gradient):
         return TrainingResult()
     gradient = gradient or WholeModel(model, training=training, loss=loss)
     order = batches(
@@ -92,7 +96,9 @@ def steps(
     with seeded(seed):  # for dropout, which takes no generator
         for indices in order:
             value = 0.0
-            for part, share in micro_batches(indices, training.accumulation):
+            for part, share in micro_batches(
+                indices, batch_size=training.batch_size, accumulation=training.accumulation
+            ):
                 batch = samples.take(part)
                 value += share * gradient(transform(batch.x, generator), batch.y, share)
             stepper.step()
@@ -116,7 +122,8 @@ class WholeModel:
         """Add ``share`` of a micro-batch's gradient to what has accumulated; its loss."""
         with autocast(self._training):
             value = scalar_loss(self._loss(self._model(laid_out(inputs, self._training)), targets))
-        (value * share if share != 1 else value).backward()  # type: ignore[no-untyped-call]
+        if value.requires_grad:  # of this micro-batch, perhaps, no parameter was used
+            (value * share if share != 1 else value).backward()  # type: ignore[no-untyped-call]
         return float(value.detach())
 
 
@@ -136,11 +143,14 @@ class Stepper:
         auxiliaries: Sequence[nn.Module] = (),
     ) -> None:
         """Switch gradients and modes as ``trainable`` says, see ``train``; optimiser state starts empty."""
-        self.parameters = _choose(model, trainable)
-        for module in auxiliaries:
-            self.parameters += _choose(module, None)
+        self._chosen = [
+            (model, _choose(model, trainable)),
+            *((module, _choose(module, None)) for module in auxiliaries),
+        ]
+        self.parameters = [p for module, _ in self._chosen for p in module.parameters() if p.requires_grad]
+        self.set_modes()
         self._settings = training.optimiser
-        self._optimiser = make_optimiser(training.optimiser, self.parameters) if self.parameters else None
+        self._optimiser = LocalOptimiser(training.optimiser, self.parameters)
         self._base = [p.detach().clone() for p in self.parameters] if training.optimiser.proximal else []
 
     def __enter__(self) -> "Stepper":
@@ -154,16 +164,23 @@ class Stepper:
 
     def step(self) -> None:
         """One optimiser step along the gradients that have accumulated."""
-        assert self._optimiser is not None
+        densify(self.parameters)
         _adjust_gradients(self.parameters, self._base, settings=self._settings)
         self._optimiser.step()
         self._clear()
 
+    def set_modes(self) -> None:
+        """Put what is trained into training mode, and the rest into evaluation mode."""
+        for model, chosen in self._chosen:
+            model.train()
+            for module in model.modules():  # containers first, so that what is inside decides for itself
+                own = [*module.parameters(), *module.buffers()]
+                if own and not any(id(tensor) in chosen for tensor in own):
+                    module.eval()
+
     def set_learning_rate(self, rate: float) -> None:
         """Of all steps from now on; what the optimiser has gathered stays."""
-        assert self._optimiser is not None
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
+        self._optimiser.learning_rate = rate
 
     def _clear(self) -> None:
         for parameter in self.parameters:
@@ -182,6 +199,13 @@ def laid_out(inputs: Tensor, training: Training) -> Tensor:
     return inputs
 
 
+def densify(parameters: Iterable[Tensor]) -> None:
+    """Make dense what gradients are sparse (of embeddings): momentum, decay and FedProx's term reach every row anyway."""
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.to_dense()
+
+
 def _adjust_gradients(parameters: list[nn.Parameter], base: list[Tensor], *, settings: Optimiser) -> None:
     """FedProx's term, where ``base`` is given; then clipping of the whole."""
     for parameter, start in zip(parameters, base, strict=bool(base)):
@@ -191,17 +215,12 @@ def _adjust_gradients(parameters: list[nn.Parameter], base: list[Tensor], *, set
         nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
 
 
-def _choose(model: nn.Module, trainable: Sequence[str] | None) -> list[nn.Parameter]:
-    """Switch gradients and modes as ``trainable`` says; the parameters to train."""
+def _choose(model: nn.Module, trainable: Sequence[str] | None) -> set[int]:
+    """Switch gradients as ``trainable`` says; the ids of the tensors to train."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    wanted = tensors.keys() if trainable is None else set(trainable)
+    wanted = tensors.keys() - frozen_names(model) if trainable is None else set(trainable)
     assert wanted <= tensors.keys(), f"not in the model: {sorted(wanted - tensors.keys())}"
     chosen = {id(tensor) for name, tensor in tensors.items() if name in wanted}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
-    model.train()
-    for module in model.modules():  # containers first, so that what is inside decides for itself
-        own = [*module.parameters(), *module.buffers()]
-        if own and not any(id(tensor) in chosen for tensor in own):
-            module.eval()
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return chosen

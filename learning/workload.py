@@ -8,17 +8,23 @@ from functools import cached_property
 import msgspec
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .auxiliaries import LinearHead, auxiliary_spec, build_head, empty_head
 from .blocks import Blocks, cut
+from .compare_blocks import lost_in_blocks
 from .data.config import DataConfig
 from .data.load import load
+from .data.transforms import tried
 from .data.types import FederatedData
-from .initialisation import Initialisation, initialise, read_weights
-from .losses import Metric, make_metric
+from .initialisation import Initialisation
+from .losses import Metric, default_metrics, make_metric
 from .models import build, use_batch_statistics
+from .module_state import ModuleState
 from .part import cut_of
+from .pretrained import initialise, read_weights
+from .randomness import seeded
+from .resolve import told
 from .seeds import derive
 from .spec import Call, Training
 from .split import Boundary, boundary
@@ -28,14 +34,16 @@ from .structure import BlockSpec, ModelSpec
 class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings that server and devices share. ``batch_statistics``: normalise by the batch at hand, always.
 
+    ``metrics``: None means those that follow from ``loss``, the experiment's, and its targets (``losses.default_metrics``).
     ``init``: with the hash of its weights (``initialisation.pinned``), so that all read the same ones.
     """
 
     model: Call
     data: DataConfig
-    metrics: tuple[Call, ...]
+    metrics: tuple[Call, ...] | None
     num_devices: int
     seed: int
+    loss: Call = Training().loss
     batch_statistics: bool = False
     init: Initialisation = Initialisation()
 
@@ -78,6 +86,33 @@ class Workload:
         """The model, cut into blocks."""
         return cut(self.new_model())
 
+    @cached_property
+    def cut_fault(self) -> str:
+        """Why the model cannot be cut: it is one block, or its blocks do not do what it does; "" where it can."""
+        if len(self.blocks.modules) == 1:
+            return self.blocks.reason
+        return lost_in_blocks(self.blocks, self.few(2)[0])
+
+    @cached_property
+    def alone_fault(self) -> str:
+        """Why the model cannot be trained on one sample at a time, as with batch normalisation; "" where it can."""
+        model = self.blocks.model
+        state = ModuleState(model, values=True)
+        try:
+            with seeded(0), torch.no_grad():
+                model.train()(self.few(1)[0])
+        except Exception as error:  # of a user's code: anything
+            return told(error)
+        finally:
+            state.restore()
+        return ""
+
+    @cached_property
+    def min_samples(self) -> int:
+        """Training samples that a device needs to take part: 2 where some have one, and the model cannot be trained on it."""
+        counts = (self.data.num_samples(device) for device in range(self.settings.num_devices))
+        return 2 if 1 in counts and self.alone_fault else 1
+
     def boundary(self, front: tuple[str, ...], training: Training) -> Boundary:
         """What crosses the cut behind the ``front`` blocks."""
         key = front, training.precision
@@ -93,7 +128,8 @@ class Workload:
     def new_auxiliary(self, name: str) -> LinearHead:
         """The auxiliary of that name with its initial weights, the same bits at every call. Raises as ``empty_auxiliary``."""
         entering, leaving = self._ends(name)
-        return build_head(entering, leaving, seed=derive(self.settings.seed, "auxiliary", name))
+        seed = derive(self.settings.seed, "auxiliary", name)
+        return build_head(entering.shape, leaving.shape, seed=seed, dtype=entering.dtype)
 
     def empty_auxiliary(self, name: str) -> LinearHead:
         """The same without any memory: shapes, on the meta device. A head on a large map can be larger than its model.
@@ -101,17 +137,18 @@ class Workload:
         Raises ``ValueError`` where there can be none: behind no clean cut, or where what crosses it or leaves the model is no
         single tensor.
         """
-        return empty_head(*self._ends(name))
+        entering, leaving = self._ends(name)
+        return empty_head(entering.shape, leaving.shape, dtype=entering.dtype)
 
-    def _ends(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of what enters and leaves the auxiliary of that name, by the sample."""
+    def _ends(self, name: str) -> tuple[Boundary, Boundary]:
+        """What enters and leaves the auxiliary of that name, by the sample, in the types of the model's own weights."""
         behind, names = cut_of(name), self.blocks.spec.block_names
         if behind not in names[:-1]:
             allowed = ", ".join(names[:-1]) or "no block"
             raise ValueError(f"part.auxiliaries names {name!r}; a head can stand behind: {allowed}")
         entering = self.boundary(names[: names.index(behind) + 1], Training())
         leaving = self.boundary(names, Training())
-        return entering.shape, leaving.shape
+        return entering, leaving
 
     def _auxiliary_spec(self, name: str) -> BlockSpec:
         if name not in self._auxiliaries:
@@ -125,18 +162,30 @@ class Workload:
         Raises ``ValueError`` for an unknown one, and for two of one name: reports could not tell them apart.
         """
         found: dict[str, Metric] = {}
-        for call in self.settings.metrics:
+        calls = self.settings.metrics
+        if calls is None:
+            calls = default_metrics(self.settings.loss, self.example()[1])
+        for call in calls:
             name = call.name.rpartition(":")[2]
             if name in found or name == "loss":
                 raise ValueError(f"evaluation.metrics names {name!r}, which is taken; each metric needs its own name")
             found[name] = make_metric(call)
         return found
 
-    def example(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def example(self) -> tuple[Tensor, Tensor]:
         """One transformed sample and its target, without batch dimension: their shapes and types are what matters."""
-        for device in range(self.settings.num_devices):
-            if self.data.num_samples(device):
-                one = self.data.train(device).take(np.array([0]))
-                inputs = self.data.train_transform(one.x, torch.Generator().manual_seed(0))
-                return inputs[0], one.y[0]
-        raise ValueError("data: no device has a single sample")
+        inputs, targets = self.few(1)
+        return inputs[0], targets[0]
+
+    def few(self, count: int) -> tuple[Tensor, Tensor]:
+        """So many transformed training samples and their targets, of the first device that has as many.
+
+        Fewer where no device has; raises ``ValueError`` where none has any, or the transforms fail.
+        """
+        counts = [self.data.num_samples(device) for device in range(self.settings.num_devices)]
+        found = min(count, max(counts, default=0))
+        if not found:
+            raise ValueError("data: no device has a single sample")
+        device = next(device for device, have in enumerate(counts) if have >= found)
+        samples = self.data.train(device).take(np.arange(found))
+        return tried(self.data.train_transform, samples.x, field="data.train_transforms"), samples.y

@@ -7,7 +7,7 @@ A selection orders ``pool.devices``, picks from the front, and answers with a de
     return pool.decision(picked, lambda device: "why"), state
 
 Fitting is checked while picking, and not for the whole fleet before, so that a round of 100 among 10,000 devices costs
-100 checks. A device that fits is not in flight, has training samples, and has the memory that its plan is estimated to
+100 checks. A device that fits is not in flight, has training samples enough, and has the memory that its plan is estimated to
 need. Skipping while walking a random order gives the same distribution as drawing from those that fit alone.
 """
 
@@ -64,8 +64,12 @@ class Candidates:
 
     def misfit(self, device: int) -> str:
         """Why the device cannot carry out its plan; "" when it can. Memory is not judged where a policy behind sees to it."""
-        if not self.view.samples[device]:
-            return "data: no training samples"
+        if (have := self.view.samples[device]) < self.view.min_samples:
+            return (
+                f"data: {have} training sample, which the model cannot be trained on"
+                if have
+                else "data: no training samples"
+            )
         if self.view.fits_later:
             return ""
         return memory_misfit(self.view, device, self.estimate(device).peak_memory_bytes)

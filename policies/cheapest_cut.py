@@ -5,7 +5,7 @@ Here nothing is learned: the cost model that the clock charges by is asked for e
 device. Accuracy is no part of it: a cut changes no bit of SplitFed's model, nor of EcoFed's up to the end of its trunk.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from msgspec.structs import replace
 
@@ -14,6 +14,7 @@ from .decision import Decision
 from .plan import Plan
 from .view import View
 
+MOST_TRIED = 32  # an estimate of a cut takes two small training steps
 AUTO = "auto"  # in place of a block's name: each device's own cut
 
 
@@ -42,19 +43,29 @@ def allowed_cuts(blocks: Sequence[str], cut: str, *, first: str = "", last: str 
 def cheapest(view: View, alternatives: Sequence[Plan]) -> Plan | str:
     """The plan with the fewest seconds among those that fit its device's memory; or why none of them does.
 
-    ``alternatives``: at least one, all for one device. Ties: the fewest bytes, then the first.
+    ``alternatives``: at least one, all for one device, by the depth of their cut. Ties: the fewest bytes, then the first. Of
+    more than ``MOST_TRIED`` only every n-th is estimated, then those between the neighbours of the best of these.
     """
-    device = alternatives[0].device
-    costs = [view.estimate(device, plan) for plan in alternatives]
-    fitting = [
-        (cost.seconds, cost.up_bytes + cost.down_bytes, number)
-        for number, cost in enumerate(costs)
-        if not memory_misfit(view, device, cost.peak_memory_bytes)
-    ]
-    if fitting:
-        return alternatives[min(fitting)[2]]
-    least = min(cost.peak_memory_bytes for cost in costs)
-    return memory_misfit(view, device, least, verb="needs" if len(costs) == 1 else "needs at least")
+    device, count = alternatives[0].device, len(alternatives)
+    found: dict[int, tuple[bool, float, int, int]] = {}  # by place: does not fit, seconds (or memory), bytes, place
+
+    def estimate(places: Iterable[int]) -> int:
+        """Estimate those that have not been yet; the place of the best so far."""
+        for place in places:
+            if place not in found:
+                cost = view.estimate(device, alternatives[place])
+                misfit = bool(memory_misfit(view, device, cost.peak_memory_bytes))
+                measure = cost.peak_memory_bytes if misfit else cost.seconds
+                found[place] = misfit, measure, cost.up_bytes + cost.down_bytes, place
+        return min(found.values())[3]
+
+    step = -(-count // MOST_TRIED)
+    coarse = estimate([*range(0, count, step), count - 1])
+    best = estimate(range(max(0, coarse - step + 1), min(count, coarse + step)))
+    misfit, least, *_ = found[best]
+    if misfit:
+        return memory_misfit(view, device, int(least), verb="needs" if count == 1 else "needs at least")
+    return alternatives[best]
 
 
 def choose_cuts(view: View, decision: Decision, alternatives: Callable[[Plan], Sequence[Plan]]) -> Decision:

@@ -46,9 +46,18 @@ class MethodCost(msgspec.Struct, frozen=True, kw_only=True):
     guessed: bool = False
 
 
+Note = Callable[[str], object]  # gets a line of progress
+
+
+def unheard(text: str) -> None:
+    """A ``Note`` that is dropped."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """What all methods are asked: devices that stand for all, share of them in a round, rounds, why a plan would be refused."""
+    """What all methods are asked: devices that stand for all, share of them in a round, rounds, why a plan would be
+    refused; who hears of each device that is asked.
+    """
 
     view: View
     fleet: Fleet
@@ -56,6 +65,7 @@ class _Asked:
     share: float
     rounds: int
     refusal: Callable[[Plan], str]
+    note: Note
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +86,18 @@ def compare_methods(
     rounds: int,
     cohort: int | None = None,
     refusal: Callable[[Plan], str] = lambda plan: "",
+    note: Note = unheard,
 ) -> list[MethodCost]:
     """A row for each of the ``methods``: policies that change plans, asked as before the first round.
 
     ``rounds``: of the run, of which a row is the mean. ``cohort``: devices of a round, of all that there are (None: all); the
-    slowest of all counts even so. ``refusal``: why a plan would not be carried out, "" where it would. Devices without
-    samples take part in nothing.
+    slowest of all counts even so. ``refusal``: why a plan would not be carried out, "" where it would. ``note``: gets a
+    line for each device that is asked, which may take seconds. Devices without samples take part in nothing.
     """
     start = dataclasses.replace(view, version=0, dispatched=0, in_flight={}, replay=())
     counts = kinds(start)
     share = 1.0 if cohort is None else min(1.0, cohort / max(1, sum(counts.values())))
-    asked = _Asked(start, fleet, counts, share, max(1, rounds), refusal)
+    asked = _Asked(start, fleet, counts, share, max(1, rounds), refusal, note)
     rows = []
     for name, method in methods.items():
         try:
@@ -123,7 +134,7 @@ def kinds(view: View) -> dict[int, int]:
 
 def _row(name: str, method: Policy, asked: _Asked) -> MethodCost:
     """One method."""
-    uploads, unable = _uploads(method, asked)
+    uploads, unable = _uploads(name, method, asked)
     cuts: Counter[str] = Counter()
     for each in uploads:
         cuts[each.plan.split.cut if each.plan.split else ""] += int(each.count)
@@ -142,12 +153,14 @@ def _row(name: str, method: Policy, asked: _Asked) -> MethodCost:
     )
 
 
-def _uploads(method: Policy, asked: _Asked) -> tuple[list[_Share], Counter[str]]:
+def _uploads(name: str, method: Policy, asked: _Asked) -> tuple[list[_Share], Counter[str]]:
     """What those who can take part cost in a round in which they send; of the others, how many for which reason."""
     view = asked.view
     unable: Counter[str] = Counter()
     plans: list[Plan] = []
-    for device in asked.kinds:  # each for itself: of those that share a head, only one would be sent now
+    for number, device in enumerate(asked.kinds, start=1):
+        asked.note(f"{name}: device class {view.profiles[device].name} ({number}/{len(asked.kinds)})")
+        # Each for itself: of those that share a head, only one would be sent now.
         decision, _ = method.decide(view, method.init(), Decision(plans=(view.new_plan(device),)))
         plans += decision.plans
         for left, reason in decision.left_out:

@@ -19,7 +19,8 @@ class Split(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where the network is cut between device and host (split learning; EcoFed, arXiv 2304.05495).
 
     ``cut``: last block on the device. ``depth``: last block of the trunk that nobody trains, at the cut or behind it
-    (``ecofed``); ``trunk``: its hash, which the runtime fills in at dispatch. ``mode``: gradients come back, a local loss, or
+    (``ecofed``); ``trunk``: its hash, and ``frozen`` that of what the model's author has frozen of the host's blocks; the
+    runtime fills in both at dispatch. ``mode``: gradients come back, a local loss, or
     a frozen trunk. ``window``: activation packets in flight. ``view``: id of a buffered view to replay in place of a device
     leg. ``codec_up``, ``codec_down``: chains for activations with their labels, and for gradients.
     """
@@ -27,6 +28,7 @@ class Split(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cut: str
     depth: str = ""
     trunk: str = ""
+    frozen: str = ""
     host: int = 0
     mode: Literal["splitfed", "local_loss", "ecofed"] = "splitfed"
     head: Literal["slots", "shared"] = "slots"

@@ -13,7 +13,8 @@ A policy looks at a view and answers with a decision; the runtime acts. The loop
 
 A policy is a frozen dataclass: its fields are its configuration, so it prints, compares and can be written to the run
 folder. It keeps nothing to itself: what it must remember is the state, plain data (numbers, strings, lists, dicts) that
-goes in and comes out, so that a run can be saved, replayed and resumed. Random numbers come from ``view.seed``.
+goes in and comes out, so that a run can be saved, replayed and resumed. Random numbers come from ``view.seed``. What a
+policy returns is checked there and then (``policies.answer``).
 
 What a policy may say of itself, as attributes of its class or as properties, is held against the configuration before
 anything is built, so that a mistake is told at once (``runtime.check_policy``); all may be missing:
@@ -40,10 +41,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from .answer import check_answer, check_state
 from .decision import Decision
 from .view import View
 
-State = Any  # plain data: None, bool, int, float, str, and lists and dicts (string keys) of these
+State = (
+    Any  # plain data: None, bool, int, float, str, bytes, and lists, tuples, sets and dicts of these (policies.answer)
+)
 
 
 @runtime_checkable
@@ -84,18 +88,28 @@ class Chain:
 
     def init(self) -> State:
         """The links' states, in order."""
-        return [link.init() for link in self.links]
+        states = [link.init() for link in self.links]
+        for position, (link, state) in enumerate(zip(self.links, states, strict=True)):
+            check_state(state, who=_told(position, link))
+        return states
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
-        """Ask each link in turn."""
+        """Ask each link in turn. Raises ``BadAnswer`` for one that breaks the contract."""
         after = []
         for position, (link, before) in enumerate(zip(self.links, state, strict=True), 1):
             seen = view
             if any(_fits_plans(later) for later in self.links[position:]):
                 seen = dataclasses.replace(view, fits_later=True)
-            decision, new = link.decide(seen, before, decision)
+            answer: Any = link.decide(seen, before, decision)
+            check_answer(answer, who=_told(position - 1, link))
+            decision, new = answer
             after.append(new)
         return decision, after
+
+
+def _told(position: int, link: Policy) -> str:
+    """A policy of a chain, as errors name it."""
+    return f"policy[{position}] ({type(link).__name__})"
 
 
 def _fits_plans(policy: Policy) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, get_type_hints
 
+from ..clusters.units import shown
 from ..learning.resolve import resolve
 from .asynchronous import Asynchronous
 from .closing import Closing
@@ -25,7 +26,7 @@ from .ecofed import EcoFed
 from .fields import convert_field
 from .local_loss import LocalLoss
 from .oort import Oort
-from .policy import Policy, chain
+from .policy import Chain, Policy, chain
 from .power_of_choice import PowerOfChoice
 from .residuals import Residuals
 from .select import All, Fastest, RandomCohort
@@ -113,16 +114,38 @@ def _find_class(where: str, name: str) -> Any:
         ) from error
 
 
-def _check_class(where: str, name: str, kind: Any) -> None:
-    # typeshed does not know of __dataclass_params__, the only place where "frozen" can be read
-    frozen = isinstance(kind, type) and getattr(getattr(kind, "__dataclass_params__", None), "frozen", False)
-    missing = [method for method in ("init", "decide") if not callable(getattr(kind, method, None))]
-    if not frozen or missing:
-        found = "it is not a frozen dataclass" if not frozen else f"it has no {' and no '.join(missing)}"
+def check_policy_object(policy: Any, where: str = "policy") -> None:
+    """Raise ``ValueError`` for what is not a policy: a class in place of an instance, or of a class that is none.
+
+    Every link of a chain is checked. ``where``: the argument or setting that holds it.
+    """
+    if isinstance(policy, Chain):
+        for position, link in enumerate(policy.links):
+            check_policy_object(link, f"{where}.links[{position}]")
+    elif isinstance(policy, type):
         raise ValueError(
-            f"{where}.name is {name!r}, which is not a policy: {found}; allowed: a frozen dataclass with "
-            "init(self) and decide(self, view, state, decision)"
+            f"{where} is the class {policy.__name__}; allowed: an instance of it, as {policy.__name__}(...)"
         )
+    elif found := _missing(type(policy)):
+        raise ValueError(f"{where} is {shown(policy)}, which is not a policy: {found}; {_ALLOWED}")
+
+
+_ALLOWED = "allowed: a frozen dataclass with init(self) and decide(self, view, state, decision)"
+
+
+def _check_class(where: str, name: str, kind: Any) -> None:
+    found = _missing(kind) if isinstance(kind, type) else "it is not a class"
+    if found:
+        raise ValueError(f"{where}.name is {name!r}, which is not a policy: {found}; {_ALLOWED}")
+
+
+def _missing(kind: type) -> str:
+    """What a class lacks to be one of policies; "" for nothing."""
+    # typeshed does not know of __dataclass_params__, the only place where "frozen" can be read
+    if not getattr(getattr(kind, "__dataclass_params__", None), "frozen", False):
+        return "it is not a frozen dataclass"
+    missing = [method for method in ("init", "decide") if not callable(getattr(kind, method, None))]
+    return f"it has no {' and no '.join(missing)}" if missing else ""
 
 
 def _entry_point_names() -> list[str]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+from ..clusters.units import format_quantity
 from .compare_methods import MethodCost
 
 PLAIN = "FedAvg"  # what the others are measured against
 # How many times too high the first guess of coded activations may be, and so the time. Measured: up to 1.75 times, with 4 and 8
 # bit at seven cuts of digits_cnn and vgg11_bn; 3 leaves room for maps with more zeros.
 GUESS = 3.0
+MANY = 10.0  # times the bytes of plain FedAvg: more than any of these methods is meant to send
 
 
 def verdict(rows: Sequence[MethodCost]) -> str:
@@ -49,6 +51,19 @@ def cheaper(rows: Sequence[MethodCost], method: str) -> str:
         if gains:
             found.append(f"{row.method} {' and '.join(gains)}")
     return f"a round of {method} costs more than it must at these settings: {', '.join(found)}" if found else ""
+
+
+def many_bytes(plain: MethodCost, own: MethodCost) -> str:
+    """One sentence if a row needs many times the bytes of plain FedAvg, by the lowest guess; else ""."""
+    least = own.num_bytes / _slack(own)
+    if None in (plain.seconds, own.seconds) or least < MANY * plain.num_bytes:
+        return ""
+    about = "at least " if own.guessed else ""
+    size = format_quantity(least, kind="bytes")
+    return (
+        f"{own.method} sends {about}{size} a round and device, {_times(least, plain.num_bytes)} what whole models take "
+        f"({format_quantity(plain.num_bytes, kind='bytes')})"
+    )
 
 
 def _slack(row: MethodCost) -> float:

@@ -24,6 +24,7 @@ class View:
     seed            for this decision: a policy's only source of randomness
     profiles        [device] declared profile; devices are numbered from 0
     samples         [device] number of local training samples
+    min_samples     training samples that a device needs to take part: 2 where the model cannot be trained on one alone
     hosts           number of partition hosts, which are numbered from 0
     unreachable     devices that cannot be reached now; a plan for one of them is lost at once
     in_flight       plans dispatched and not yet ended, by device
@@ -44,6 +45,7 @@ class View:
     seed: int
     profiles: Sequence[DeviceProfile]
     samples: Sequence[int]
+    min_samples: int = 1
     hosts: int = 1
     unreachable: Set[int] = frozenset()
     in_flight: Mapping[int, Plan] = field(default_factory=lambda: MappingProxyType({}))

@@ -6,16 +6,19 @@ from typing import Any
 import msgspec
 
 from ..learning.part import whole
+from ..learning.randomness import one_thread
 from ..learning.workload import Workload
-from ..policies.compare_methods import MethodCost
+from ..policies.compare_methods import MethodCost, Note, unheard
 from ..policies.resolve_policy import make_policy
 from ..policies.verdict import verdict
+from .check_learning import check_learning
 from .check_policy import check_cuts, check_policy
 from .comparison import Comparison, check_replay
 from .config import Config
 from .costs import Costs
-from .engine import check_chains, check_names, workload_settings
+from .engine import check_chains, check_names, check_trainable, workload_settings
 from .errors import ConfigError
+from .measured import measure, settle
 
 COLUMNS = ("method", "cut behind", "s a round", "waits for", "MB a device and round", "peak MB", "cannot take part")
 
@@ -32,20 +35,31 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
         return plain
 
 
-def advise(config: Config) -> Advice:
-    """Compare the methods for an experiment; nothing is trained, and no worker starts. Raises ``ConfigError``."""
+def advise(config: Config, *, note: Note = unheard) -> Advice:
+    """Compare the methods for an experiment; nothing is trained, and no worker starts. Raises ``ConfigError``.
+
+    ``note``: gets a line for each method and kind of devices; with a large model one takes seconds.
+    """
+    with one_thread():  # steps on a few samples are slower on more
+        return _advise(config, note)
+
+
+def _advise(config: Config, note: Note) -> Advice:
+    config = settle(config, measure(config))
     try:
         policy, fleet = make_policy(config.policy), config.load_fleet()
         check_policy(policy, config, fleet)
         check_names(config)
         workload = Workload(workload_settings(config, num_devices=fleet.num_devices))
+        check_learning(config, workload)
         part, costs = whole(workload.spec), Costs(workload, fleet)
+        check_trainable(workload.spec)
         check_chains(config, workload.spec, part)
         check_cuts(policy, workload, config.training)
         costs.row(part, config.training)  # refuses a model that does not fit the data
         comparison = Comparison(config, workload, fleet, costs)
         check_replay(policy, config, comparison)
-        rows = comparison.rows(policy)
+        rows = comparison.rows(policy, note=note)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return Advice(methods=tuple(rows), verdict=verdict(rows))

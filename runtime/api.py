@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,18 @@ from torch import nn
 from ..learning.initialisation import Initialisation
 from ..learning.workload import Workload
 from ..policies.policy import Policy
-from .check_policy import check_policy, configured_policy
+from .check_policy import check_policy, configured_policy, described
 from .config import Config, load_config
-from .describe_policy import describe_policy
+from .convert import convert
 from .engine import workload_settings
-from .errors import ClusterError, ConfigError, RunError, ServerDied
-from .events import AnyEvent, Notice, PlanEnded, VersionClosed
-from .resume import Resume, open_folder, plan_saving
+from .errors import ClusterError, ConfigError, RunError, ServerDied, UnfitCheckpoint
+from .events import AnyEvent, Notice, PlanEnded, RunStarted, VersionClosed
+from .measured import Measured, settle
+from .named_modules import find_named_modules
+from .recovery import Recovery
+from .resume import Resume, discard, going_on, open_folder
 from .session import Session, exception, open_session
 from .summary import Summary
-
-_MOST_RESTARTS = 3  # of a server that dies again before the next checkpoint
 
 
 class Run:
@@ -55,24 +55,28 @@ class Run:
 
         ``resume``: the folder of a run that goes on, or "auto"; see ``runtime.resume``.
         """
-        self._policy = policy if policy is not None else configured_policy(config)
         if policy is not None:
-            config = msgspec.structs.replace(config, policy=describe_policy(policy))
-        self.config = config
+            config = msgspec.structs.replace(config, policy=described(policy))
+        self._policy = policy if policy is not None else configured_policy(config)
         check_policy(self._policy, config, config.load_fleet())
         named = out if out is not None else config.out
         self.folder, resumes = open_folder(config, resume, target=Path(named) if named is not None else None)
+        if self.folder is not None and resumes:
+            config = going_on(config, self.folder.path)
+        self.config = config
         self.reports: dict[int, PlanEnded] = {}
         self._summary = Summary(name=config.name, preset=config.preset, seed=config.seed)
-        self._logged = 0  # events of the run that were told so far
-        self._leaves = threading.Event()
-        self._restarts: list[int] = []  # versions from which a new server went on
+        self._logged = 0  # events of the run that are in its log so far
+        self._leaves, self._begun = threading.Event(), threading.Event()
         try:
-            self._save = plan_saving(config, self.folder, resumes=resumes)
+            self._recovery = Recovery(config, self.folder, resumes=resumes)
             self._remember()
         except BaseException:
-            with closing(self.folder) if self.folder is not None else nullcontext():
-                raise
+            if self.folder is not None:
+                self.folder.close() if resumes else self.folder.discard()
+            raise
+        if resumes:
+            self._begun.set()
         self._weights: dict[str, dict[str, torch.Tensor]] = {}
         # The generator holds a copy, which shares all that is in here: without a cycle, a run that is dropped ends at once.
         self._events = copy.copy(self)._run()
@@ -105,7 +109,7 @@ class Run:
         """
         settings = self.config.checkpoint
         each = settings.every == 1 and settings.share is None
-        if self._save is None or each or self._summary.status != "running":
+        if self._recovery.plan is None or each or self._summary.status != "running":
             return False
         self._leaves.set()
         return True
@@ -132,9 +136,11 @@ class Run:
         return model.eval()
 
     def _remember(self) -> None:
-        """What the events of a run that is resumed have told already."""
+        """What the log of a run that goes on says already."""
+        self._summary.reset()
+        self.reports.clear()
         self._logged = 0
-        for event in self.folder.events() if self.folder is not None else ():
+        for event in self.folder.log.events() if self.folder is not None else ():
             self._logged += 1
             self._summary.note(event)
             if isinstance(event, PlanEnded):
@@ -145,23 +151,29 @@ class Run:
         started = time.perf_counter() - self._summary.rounds_wall_s
         session: Session | None = None
         died: ServerDied | None = None
-        over = settled = False  # settled: all that the session has told is in the log
+        over = settled = answers = False  # settled: all that the session has told is in the log
         try:
             while not over:
                 try:
                     session = session or (yield from self._open(started, died))
                     step = session.step(self._logged)
+                    if step.events:
+                        self._begun.set()
                     for event in step.events:
                         self._note(event, started)
                         settled = event is step.events[-1]
                         yield event
                     if step.fault is not None:
+                        answers = True
                         raise exception(step.fault)
                     if step.over:
                         self._fetch(session, settled=False)
-                except ServerDied as error:
-                    self._go_back(session, error)
-                    session, died = None, error
+                except (ServerDied, UnfitCheckpoint) as error:
+                    if session is not None:
+                        session.close()
+                    self._recovery.go_back(error)
+                    self._remember()
+                    session, died = None, error if isinstance(error, ServerDied) else died
                     continue
                 over = step.over
                 if self._leaves.is_set() and step.events and isinstance(step.events[-1], VersionClosed):
@@ -174,7 +186,7 @@ class Run:
         finally:
             self._summary.wall_s = time.perf_counter() - started
             try:
-                if session is not None and not over and self._summary.status != "failed":
+                if session is not None and not over and (answers or self._summary.status != "failed"):
                     self._fetch(session, settled=settled)
             finally:
                 with closing(session) if session is not None else nullcontext():
@@ -182,7 +194,8 @@ class Run:
 
     def _open(self, started: float, died: ServerDied | None) -> Generator[AnyEvent, None, Session]:
         """A session, with notices of what is waited for. ``died``: the server that it is to replace."""
-        opening = open_session(self.config, self._policy, self._save, replaces=died.message if died is not None else "")
+        replaces = died.message if died is not None else ""
+        opening = open_session(self._settled(), self._policy, self._recovery.plan, replaces=replaces)
         try:
             while True:
                 try:
@@ -203,8 +216,10 @@ class Run:
             opening.close()
 
     def _close_folder(self) -> None:
-        """Write the summary, the last thing in a run folder."""
-        if self.folder is not None and not self.folder.closed:
+        """Write the summary, the last thing in a run folder; of a run that never began nothing stays."""
+        if not self._begun.is_set():
+            discard(self.folder, self._recovery.plan)
+        elif self.folder is not None and not self.folder.closed:
             with closing(self.folder):
                 self.folder.write_summary(self.summary)
 
@@ -214,42 +229,37 @@ class Run:
         self._summary.note(event)
         self._logged += 1
         if self.folder is not None:
+            if isinstance(event, RunStarted) and event.measured:
+                self.folder.write_measured(event.measured)
             self.folder.note(event)
         if isinstance(event, PlanEnded):
             self.reports[event.report.plan.device] = event
 
-    def _go_back(self, session: Session | None, error: ServerDied) -> None:
-        """To the newest checkpoint, or the start, from where another server goes on; raises ``error`` where there is no way."""
-        if session is not None:
-            session.close()
-        if self.folder is None or self._save is None:
-            raise RunError(f"{error.message}; there is no checkpoint to go on from", stage="server") from error
-        again = plan_saving(self.config, self.folder, resumes=True)
-        assert again is not None, "a run that writes checkpoints no longer does"
-        self._restarts.append(version := again.manifest.version if again.manifest is not None else 0)
-        if self._restarts.count(version) > _MOST_RESTARTS:
-            raise error
-        told = "it is replaced" if version else "it is replaced, and the run begins anew"
-        self._save = replace(again, notices=(f"{error.message}; {told}", *again.notices))
-        self._summary.reset()
-        self.reports.clear()
-        self._remember()
+    def _settled(self) -> Config:
+        """The configuration, with what a run that goes on has measured at its start."""
+        if self.folder is None:
+            return self.config
+        return settle(self.config, convert(self.folder.measured, Measured))
 
     def _fetch(self, session: Session, *, settled: bool) -> None:
-        """Bring the weights home; of an interrupted run, write the checkpoint first that it can be resumed from."""
+        """Bring the weights home, of a run that failed those of its newest version.
+
+        Of an interrupted run, write the checkpoint first that it can be resumed from.
+        """
         summary, interrupted = self._summary.to_dict(), self._summary.status == "interrupted"
+        cut_short = interrupted or self._summary.status == "failed"
         try:
             if interrupted and settled:
                 session.save(self._logged, timeout_s=20.0)
             for which in ("final", "best"):
                 # Whoever presses Ctrl-C wants to leave, even if the server is in the middle of a long plan.
-                self._weights[which] = session.weights(which, timeout_s=10.0 if interrupted else 120.0)
+                self._weights[which] = session.weights(which, timeout_s=10.0 if cut_short else 120.0)
                 if self.folder is not None:
                     rounds = (summary["best_round"] if which == "best" else None) or summary["rounds"]
                     metadata = {"rounds": str(rounds), "model": self.config.model.name, "name": self.config.name}
                     self.folder.write_weights(which, self._weights[which], metadata=metadata)
         except RunError as error:
-            if not interrupted:  # else it ends without weights: the server is busy for long, or gone
+            if not cut_short:  # else it ends without weights: the server is busy for long, or gone
                 self._summary.status, self._summary.reason = "failed", str(error)
                 raise
 
@@ -257,7 +267,7 @@ class Run:
 def run(
     config: str | Path | Mapping[str, Any] | Config | None = None,
     *,
-    policy: Policy | None = None,
+    policy: Policy | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | str | None = None,
     preset: str | None = None,
     settings: Sequence[str] = (),
     out: str | Path | None = None,
@@ -266,12 +276,19 @@ def run(
 ) -> Run:
     """Start a run: iterate the result for its events.
 
-    ``config``: a YAML file, a mapping, a ``Config``, or None for the bundled digits. ``policy``: a policy object, in place of
-    the configured chain. ``settings``: ``"a.b=value"`` strings. ``overrides``: top-level settings by name
-    (``seed=1, backend="inline", workers=2``). ``out``: run folder; without one (and none configured) nothing is written.
-    ``resume``: the folder of a run that goes on from its newest checkpoint, or "auto", which starts it where there is none.
+    ``config``: a YAML file, a mapping, a ``Config``, or None for the bundled digits. ``policy``: a policy object, or the
+    setting ``policy`` as it stands in YAML, in place of the configured chain. ``settings``: ``"a.b=value"`` strings.
+    ``overrides``: top-level settings by name (``seed=1, backend="inline", workers=2``). ``out``: run folder; without one
+    (and none configured) nothing is written. ``resume``: the folder of a run that goes on from its newest checkpoint, or
+    "auto", which starts it where there is none.
     Raises ``ConfigError`` for a user's mistake, at once where it can be known, else at the first event.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
+    chosen: Policy | None = None
+    if isinstance(policy, str | Mapping | Sequence):
+        given["policy"] = policy
+    else:
+        chosen = policy
     loaded = load_config(config, preset=preset, settings=settings, overrides=given)
-    return Run(loaded, policy=policy, out=out, resume=resume)
+    find_named_modules(config, loaded)
+    return Run(loaded, policy=chosen, out=out, resume=resume)

@@ -5,12 +5,13 @@ See ``policies.policy`` for the attributes, which may all be missing. A policy t
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 from ..clusters.fleet import Fleet
 from ..learning.spec import Training
 from ..learning.workload import Workload
 from ..policies.policy import Chain, Identity, Policy
-from ..policies.resolve_policy import make_policy
+from ..policies.resolve_policy import check_policy_object, make_policy
 from .config import Config
 from .describe_policy import describe_policy
 from .errors import ConfigError
@@ -24,8 +25,19 @@ def configured_policy(config: Config) -> Policy:
         raise ConfigError(str(error)) from error
 
 
+def described(policy: Any) -> tuple[dict[str, Any], ...]:
+    """The ``policy:`` list that names a policy object; raises ``ConfigError`` for what is none."""
+    try:
+        check_policy_object(policy)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return describe_policy(policy)
+
+
 def check_policy(policy: Policy, config: Config, fleet: Fleet) -> None:
     """Raise ``ConfigError`` with one sentence for the first thing that does not go together."""
+    if not links(policy):
+        raise ConfigError("policy is empty, so that no device would be chosen; allowed: a list such as [{name: all}]")
     chosen = False
     for position, link in enumerate(links(policy)):
         name, where = describe_policy(link)[0]["name"], _told(position, link)
@@ -158,9 +170,8 @@ def check_cuts(policy: Policy, workload: Workload, training: Training) -> None:
     for position, link in enumerate(links(policy)):
         told = _told(position, link)
         wanted: tuple[str, ...] = getattr(link, "cuts", ())
-        if not names[:-1] and _cuts(link):
-            why = workload.blocks.reason or "it has one block only"
-            raise ConfigError(f"{told} cuts the model, which cannot be cut: {why}")
+        if _cuts(link) and (fault := workload.cut_fault):
+            raise ConfigError(f"{told} cuts the model, which cannot be cut: {fault}")
         if unknown := [cut for cut in wanted if cut not in names[:-1]]:
             fronts = [(cut, workload.boundary(names[: names.index(cut) + 1], training)) for cut in names[:-1]]
             clean = ", ".join(f"{cut} ({'x'.join(map(str, found.shape))})" for cut, found in fronts)
@@ -194,4 +205,4 @@ def links(policy: Policy) -> list[Policy]:
     """The policies of a chain, in order."""
     if isinstance(policy, Chain):
         return [link for inner in policy.links for link in links(inner)]
-    return [] if isinstance(policy, Identity) else [policy]
+    return [] if type(policy) is Identity else [policy]

@@ -1,30 +1,43 @@
 """The files that checkpoints are made of: in a folder of this machine, or behind any URL that fsspec knows.
 
-Here a file is written under another name, reaches the disk, and is renamed: it is there whole, or not at all. An object
-store does the same by itself; whatever does not, is found out by the hashes of what is read (``checkpoints``).
+In a folder a file is written under another name, brought to the disk, and renamed: it is there whole, or not at all. An object
+store does the same by itself; other places are found out by the hashes of what is read (``checkpoints``). Only regular files
+are read, and of each no more than was asked for.
 """
 
+import errno
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-_PARTIAL = ".partial"
+NO_FILE = -1  # in place of the bytes of what is not a regular file
 
 
 class Files(Protocol):
-    """Files by name, in one place. What fails raises ``OSError``, a file that is not there ``FileNotFoundError``."""
+    """Files by name, in one place. What fails raises ``OSError``, a file that is not there ``FileNotFoundError``.
+
+    ``place``: as it was named. ``partial``: the end of the names of files that are still being written, where there are such.
+    """
+
+    place: str
+    partial: str
 
     def names(self) -> dict[str, int]:
-        """The bytes of every file, by name; empty where there is no such place yet."""
+        """The bytes of all that is there, by name, ``NO_FILE`` for folders and the like; empty where there is no such place."""
         ...
 
-    def read(self, name: str) -> bytes:
-        """All of a file."""
+    def read(self, name: str, *, most: int) -> bytes:
+        """All of a file; of one that is longer than ``most`` bytes, ``most + 1`` of them."""
         ...
 
     def write(self, name: str, data: bytes) -> None:
         """A file as a whole, in place of one that is there."""
+        ...
+
+    def create(self, name: str, data: bytes) -> None:
+        """A file that is not there yet, else ``FileExistsError``."""
         ...
 
     def settle(self) -> None:
@@ -35,6 +48,10 @@ class Files(Protocol):
         """Remove a file; harmless where it is gone."""
         ...
 
+    def remove_place(self) -> None:
+        """Remove the place itself, if it is empty."""
+        ...
+
 
 class Folder:
     """Files in a folder."""
@@ -42,22 +59,24 @@ class Folder:
     def __init__(self, path: Path) -> None:
         """``path`` is made when something is written."""
         self._path = path
+        self.place, self.partial = str(path), ".partial"
 
     def names(self) -> dict[str, int]:
-        """Files that are complete."""
-        if not self._path.is_dir():
+        """All that is in the folder."""
+        try:
+            with os.scandir(self._path) as found:
+                return {entry.name: entry.stat().st_size if entry.is_file() else NO_FILE for entry in found}
+        except FileNotFoundError:
             return {}
-        with os.scandir(self._path) as found:
-            return {entry.name: entry.stat().st_size for entry in found if not entry.name.endswith(_PARTIAL)}
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, *, most: int) -> bytes:
         """All of a file."""
-        return (self._path / name).read_bytes()
+        return read_file(self._path / name, most=most)
 
     def write(self, name: str, data: bytes) -> None:
         """A file as a whole."""
         self._path.mkdir(parents=True, exist_ok=True)
-        partial = self._path / (name + _PARTIAL)
+        partial = self._path / (name + self.partial)
         try:
             with partial.open("wb") as file:
                 file.write(data)
@@ -67,6 +86,12 @@ class Folder:
         except OSError:
             partial.unlink(missing_ok=True)
             raise
+
+    def create(self, name: str, data: bytes) -> None:
+        """A file that is not there yet."""
+        self._path.mkdir(parents=True, exist_ok=True)
+        with (self._path / name).open("xb") as file:
+            file.write(data)
 
     def settle(self) -> None:
         """Have the folder itself reach the disk."""
@@ -79,6 +104,11 @@ class Folder:
     def remove(self, name: str) -> None:
         """Remove a file."""
         (self._path / name).unlink(missing_ok=True)
+
+    def remove_place(self) -> None:
+        """Remove the folder."""
+        with suppress(OSError):  # it is not empty, or gone
+            self._path.rmdir()
 
 
 class Remote:
@@ -93,25 +123,35 @@ class Remote:
         except (ValueError, ImportError) as error:
             raise ValueError(f"checkpoint.to is {url!r}, which cannot be used: {error}") from error
         self._system, self._root = found[0], found[1].rstrip("/")
+        self.place, self.partial = url, ""
 
     def names(self) -> dict[str, int]:
-        """All files of the place."""
+        """All that is in the place."""
         self._system.invalidate_cache()
         try:
             found = self._system.ls(self._root, detail=True)
         except FileNotFoundError:
             return {}
-        return {entry["name"].rpartition("/")[2]: entry["size"] for entry in found if entry["type"] == "file"}
+        sizes = {
+            entry["name"].rpartition("/")[2]: entry["size"] if entry["type"] == "file" else NO_FILE for entry in found
+        }
+        return {name: size for name, size in sizes.items() if name}  # (an object store may list the place itself)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, *, most: int) -> bytes:
         """All of a file."""
-        data: bytes = self._system.cat_file(f"{self._root}/{name}")
+        data: bytes = self._system.cat_file(f"{self._root}/{name}", start=0, end=most + 1)
         return data
 
     def write(self, name: str, data: bytes) -> None:
         """A file as a whole."""
         self._system.makedirs(self._root, exist_ok=True)
         self._system.pipe_file(f"{self._root}/{name}", data)
+
+    def create(self, name: str, data: bytes) -> None:
+        """A file that is not there yet; of two processes that do so at one time, an object store may let both."""
+        if self._system.exists(f"{self._root}/{name}"):
+            raise FileExistsError(f"{name} is there already")
+        self.write(name, data)
 
     def settle(self) -> None:
         """It is, after each write."""
@@ -121,7 +161,27 @@ class Remote:
         with suppress(FileNotFoundError):
             self._system.rm_file(f"{self._root}/{name}")
 
+    def remove_place(self) -> None:
+        """Remove the folder, where the place has folders."""
+        with suppress(OSError):
+            self._system.rmdir(self._root)
+
 
 def open_files(place: str) -> Files:
     """The files of a folder, or of a URL. Raises ``ValueError``."""
     return Remote(place) if "://" in place else Folder(Path(place))
+
+
+def read_file(path: Path, *, most: int) -> bytes:
+    """All of a regular file; of one that is longer than ``most`` bytes, ``most + 1`` of them.
+
+    Raises ``OSError`` for what is none, such as a device or a pipe, which could be read without end.
+    """
+    flags = (getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))  # (opening a pipe would wait)
+    number = os.open(path, os.O_RDONLY | sum(flags))
+    found = os.fstat(number)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    with open(number, "rb") as file:
+        return file.read(min(most, found.st_size) + 1)

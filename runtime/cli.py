@@ -52,6 +52,7 @@ def run(
     """Train as CONFIG says."""
     from .api import Run
     from .config import load_config
+    from .named_modules import find_named_modules
     from .progress import Progress
     from .run_folder import default_path
 
@@ -59,6 +60,7 @@ def run(
     settings = [*(set_ or []), *([f"stop.rounds={rounds}"] if rounds is not None else [])]
     given = {name: value for name, value in overrides.items() if value is not None}
     loaded = load_config(config, preset=preset, settings=settings, overrides=given)
+    find_named_modules(config, loaded)
     target = default_path(loaded) if out is None and loaded.out is None and resume is None else out
     with Progress(loaded, quiet=json_) as progress, Run(loaded, out=target, resume=resume) as running:
         SIGTERM.grace, SIGTERM.grace_s = running.leave, loaded.checkpoint.grace_s
@@ -93,6 +95,7 @@ def pretrain(
     from ..learning.pretraining import Recipe
     from .config import load_config
     from .convert import convert
+    from .named_modules import find_named_modules
     from .pretrain import pretrain as train
     from .pretrain import report
 
@@ -100,6 +103,7 @@ def pretrain(
         raise ConfigError(f"--share is {share:g} and --data is {data!r}; only one of them can say what is public")
     settings = [*(set_ or []), *([f"data.public_share={share}"] if share is not None else [])]
     loaded = load_config(config, preset=preset, settings=settings, overrides={} if seed is None else {"seed": seed})
+    find_named_modules(config, loaded, {"name": data})
     given = {"epochs": epochs, "learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
     recipe = convert(given | {"batch_size": batch_size}, Recipe)
     stream = sys.stderr if json_ else sys.stdout
@@ -121,11 +125,17 @@ def advise(
     json_: Annotated[bool, typer.Option("--json", help="print rows and verdict as one line")] = False,
 ) -> None:
     """Compare what FedAvg and the ways of splitting would cost CONFIG's fleet; trains nothing."""
+    from rich.console import Console
+
     from .advise import COLUMNS, table
     from .advise import advise as compare
     from .config import load_config
+    from .named_modules import find_named_modules
 
-    found = compare(load_config(config, preset=preset, settings=set_ or []))
+    loaded = load_config(config, preset=preset, settings=set_ or [])
+    find_named_modules(config, loaded)
+    with Console(stderr=True).status("costs of the model") as status:
+        found = compare(loaded, note=status.update)
     if json_:
         print(json.dumps(found.to_dict()))
         return

@@ -13,9 +13,11 @@ are free at once; the server learns of it ``lost_after_s`` later. What had trave
 import heapq
 import math
 from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 from ..actors.pool import Pool, StreamBytes
 from ..clusters.fleet import Fleet
+from ..learning.spec import NonNegative
 from ..policies.estimate import compute_s
 from ..policies.plan import Plan
 from ..policies.report import Outcome
@@ -36,7 +38,10 @@ _DOWN, _UP, _STREAMS, _TIMERS, _LEAVING = range(5)  # what the clock's next even
 class VirtualClock:
     """Simulated seconds; arrivals in their simulated order."""
 
-    SAVED = ("time_s", "_transfers", "_streams", "journeys", "_timers", "_leaving")  # by a checkpoint
+    # By a checkpoint.
+    SAVED: ClassVar = {"time_s": NonNegative, "_transfers": Transfers, "_streams": Streams, "journeys": dict[int, Journey],
+                       **dict.fromkeys(("_timers", "_leaving"), list[tuple[NonNegative, int]])}  # fmt: skip
+    NOT_SAVED = ("_pool", "_fleet", "_rates", "_presence", "_fates")  # which follow from the seed and the time
 
     def __init__(self, fleet: Fleet, pool: Pool, *, seed: int = 0, fates: Callable[[Plan], Fate] | None = None) -> None:
         """At second 0, nothing in flight. ``seed``: of the run; ``fates``: in place of those drawn from it."""
@@ -94,10 +99,16 @@ class VirtualClock:
         self.time_s = max(self.time_s, deadline_s or 0.0)
         return None
 
-    def cancel(self, plan_id: int) -> None:
-        """Forget a plan: its transfer, if one is under way, frees its link."""
-        if (journey := self.journeys.pop(plan_id, None)) is not None:  # else something went wrong after it arrived
-            self._free(journey)
+    def abandon(self, plan_id: int) -> Arrival | None:
+        """Forget a plan, which frees its links and its host: what is charged for it until now. None: it has arrived already."""
+        journey = self.journeys.pop(plan_id, None)
+        if journey is None:  # something went wrong after it arrived
+            return None
+        stage, travelled = journey.told_stage, self._free(journey)
+        if stage != "gone":
+            stream = journey.broken_off(*travelled, now_s=self.time_s, by_fate=False)
+            journey.lose(stage=stage, error="", stream=stream)
+        return journey.arrival(time_s=self.time_s)
 
     def unreachable(self) -> frozenset[int]:
         """The devices that cannot be reached now; real ones too whose nodes are away."""

@@ -7,7 +7,7 @@ from ..clusters.fleet import Fleet
 from ..learning.part import whole
 from ..learning.workload import Workload
 from ..policies.cheapest_cut import AUTO
-from ..policies.compare_methods import MethodCost, compare_methods, kinds
+from ..policies.compare_methods import MethodCost, Note, compare_methods, kinds, unheard
 from ..policies.decision import Decision
 from ..policies.ecofed import EcoFed
 from ..policies.fields import Cohort, cohort_size, is_cohort
@@ -15,11 +15,12 @@ from ..policies.local_loss import LocalLoss
 from ..policies.plan import Plan
 from ..policies.policy import Identity, Policy
 from ..policies.split import SplitFed
-from ..policies.verdict import PLAIN, cheaper
+from ..policies.verdict import PLAIN, cheaper, many_bytes
 from ..policies.view import View
 from .check_policy import links
 from .config import Config
 from .costs import Costs
+from .describe_policy import describe_policy
 from .errors import ConfigError
 from .plan_maker import PlanMaker
 
@@ -34,15 +35,31 @@ class Comparison:
         self._config, self._workload, self._fleet, self._costs = config, workload, fleet, costs
         self._profiles = fleet.profiles()
 
-    def rows(self, policy: Policy, *, names: Collection[str] = METHODS) -> list[MethodCost]:
-        """Of the methods of these names, with the fields and the cohort that ``policy`` gives them."""
+    def rows(self, policy: Policy, *, names: Collection[str] = METHODS, note: Note = unheard) -> list[MethodCost]:
+        """Of the methods of these names, with the fields and the cohort that ``policy`` gives them.
+
+        ``note``: gets a line for each method and device that is asked.
+        """
         view, chosen = self._view(), cohorts(policy)
         size = min(cohort_size(each, len(view.profiles)) for each in chosen) if chosen else None
         methods = {name: method for name, method in methods_of(policy).items() if name in names}
-        if not self._workload.spec.block_names[:-1]:
+        if self._workload.cut_fault:
             methods = {PLAIN: methods[PLAIN]}
         rounds = self._config.stop.rounds
-        return compare_methods(view, self._fleet, methods, rounds=rounds, cohort=size, refusal=self._refusal)
+        return compare_methods(view, self._fleet, methods, rounds=rounds, cohort=size, refusal=self._refusal, note=note)
+
+    def beside_plain(self, link: Policy, *, name: str) -> list[MethodCost]:
+        """Two rows: of whole models, as FedAvg sends them, and of what one policy of a chain, called ``name``, makes of them.
+
+        None where it cannot be asked by itself, before the first round: what is wrong with it is told when its turn comes.
+        """
+        methods = {PLAIN: Identity(), name: link}
+        try:
+            return compare_methods(
+                self._view(), self._fleet, methods, rounds=self._config.stop.rounds, refusal=self._refusal
+            )
+        except Exception:  # whatever a user's policy raises
+            return []
 
     def largest_upload(self, method: EcoFed) -> tuple[int, int]:
         """Who uploads most of those that can take part, and about how many bytes: of each kind of devices one is asked.
@@ -81,6 +98,7 @@ class Comparison:
             seed=0,
             profiles=self._profiles,
             samples=[self._workload.data.num_samples(device) for device in range(len(self._profiles))],
+            min_samples=self._workload.min_samples,
             hosts=self._fleet.hosts.count,
             plan_maker=lambda device: new_plan(device, 0, 0),
             estimator=self._costs.estimate,
@@ -110,14 +128,25 @@ def advice(policy: Policy, config: Config, comparison: Comparison) -> list[str]:
     """What an operator should know of a policy, and of settings that go together and are seldom meant."""
     found = [text for link in links(policy) for text in getattr(link, "notices", ())]
     if not any(getattr(link, "freezes", False) for link in links(policy)):
-        return found
+        return found + _many_bytes(policy, comparison)
     if config.init.mode == "random":
         found.append("the frozen trunk has random weights, since init.mode is 'random'; see fedbonsai pretrain")
     found += [text for link in links(policy) if (text := comparison.left_random(link))]
     if any(isinstance(link, EcoFed) for link in links(policy)):
         told = cheaper(comparison.rows(policy, names=("FedAvg", "SplitFed", "EcoFed")), "EcoFed")
-        found += [f"{told}; see fedbonsai advise"] if told else []
-    return found
+        return [*found, f"{told}; see fedbonsai advise"] if told else found
+    return found + _many_bytes(policy, comparison)
+
+
+def _many_bytes(policy: Policy, comparison: Comparison) -> list[str]:
+    """A notice for each policy that cuts the model where what crosses is many times the model."""
+    found = []
+    for position, link in enumerate(links(policy)):
+        if getattr(link, "cuts", None) is not None:
+            name = f"policy[{position}] ({describe_policy(link)[0]['name']})"
+            rows = comparison.beside_plain(link, name=name)
+            found += [text] if rows and (text := many_bytes(*rows)) else []
+    return [f"{text}; see fedbonsai advise" for text in found]
 
 
 def methods_of(policy: Policy) -> dict[str, Policy]:

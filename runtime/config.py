@@ -4,7 +4,6 @@ Layers, later ones win: defaults, the preset that the YAML names, the YAML, the 
 what a caller sets in Python or by a flag of its own (``runtime.layers`` merges them).
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,18 +12,18 @@ import msgspec
 
 from ..actors.host_messages import ReplaySettings
 from ..clusters.fleet import Fleet, load_fleet
+from ..clusters.units import shown
+from ..clusters.yaml_text import read_yaml
 from ..comms.codecs import CodecSpec
 from ..learning.data.config import DataConfig
 from ..learning.initialisation import Initialisation
-from ..learning.optimisers import ServerOptimiser
 from ..learning.schedule import Schedule
-from ..learning.spec import Call, Count, CountOrZero, Positive, Training
+from ..learning.spec import Call, Count, CountOrZero, Positive, ServerOptimiser, Training
 from ..learning.staleness import Staleness
 from ..policies.presets import find_preset
 from .convert import convert
 from .errors import ConfigError
-from .layers import merge, setting, spell_out
-from .yaml_text import parse_yaml
+from .layers import merge, path_problem, plain, setting, spell_out
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,14 +52,15 @@ class Codecs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where, how often and by what the global model is evaluated; the last version of a run always is.
 
-    ``devices``: how many of them at most (None: all), drawn once from the seed.
+    ``devices``: how many of them at most (None: all), drawn once from the seed. ``metrics``: beside the loss; None: what
+    follows from loss and targets (``losses.default_metrics``).
     """
 
     where: Literal["server", "devices", "both", "none"] = "server"
     every: Count = 1
     batch_size: Count = 256
     devices: Count | None = None
-    metrics: tuple[Call, ...] = (Call("accuracy"),)
+    metrics: tuple[Call, ...] | None = None
 
 
 class Stop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -152,13 +152,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def __post_init__(self) -> None:
         """Check what no single field can tell."""
+        paths = {"out": self.out, "checkpoint.to": self.checkpoint.to, "data.root": self.data.root}
+        for name, path in (paths | {"init.weights": self.init.weights, "fleet": self.fleet}).items():
+            if isinstance(path, str) and (problem := path_problem(path)):
+                raise ValueError(f"{name} is {shown(path)}, {problem}")
         for name in ("accuracy", "loss", "patience"):
             value = getattr(self.stop, name)
             if value is not None and self.evaluation.where == "none":
                 raise ValueError(f"stop.{name} is {value!r}, which needs an evaluation; evaluation.where is 'none'")
-        metrics = [call.name.rpartition(":")[2] for call in self.evaluation.metrics]
-        if self.stop.accuracy is not None and "accuracy" not in metrics:
-            listed = ", ".join(metrics) or "nothing"
+        metrics = self.evaluation.metrics
+        names = None if metrics is None else [call.name.rpartition(":")[2] for call in metrics]
+        if self.stop.accuracy is not None and names is not None and "accuracy" not in names:
+            listed = ", ".join(names) or "nothing"
             raise ValueError(
                 f"stop.accuracy is {self.stop.accuracy!r}, but evaluation.metrics holds {listed}, not accuracy"
             )
@@ -193,7 +198,7 @@ def load_config(
     name = preset or raw.get("preset") or _DEFAULT_PRESET
     layers = [_preset(name), raw] if preset is None else [raw, _preset(preset)]
     merged = Config().to_dict()
-    for layer in [*layers, *given, spell_out(dict(overrides or {})), {"preset": name}]:
+    for layer in [*layers, *given, spell_out(plain(overrides or {})), {"preset": name}]:
         merged = merge(merged, layer)
     config = convert(merged, Config)
     if config.init.file is None:
@@ -213,23 +218,23 @@ def _read(source: str | Path | Mapping[str, Any] | Config | None) -> dict[str, A
     if isinstance(source, Config):
         return source.to_dict()
     if isinstance(source, Mapping):
-        return dict(source)
+        return dict(plain(source))
+    if not isinstance(source, str | Path):
+        raise ConfigError(f"config is {shown(source)}; it must be a YAML file, a mapping or a Config")
+    if problem := path_problem(str(source)):
+        raise ConfigError(f"config is {shown(str(source))}, {problem}")
     path = Path(source)
     try:
-        raw = parse_yaml(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path)
     except OSError as error:
         raise ConfigError(f"configuration {str(path)!r} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"configuration {str(path)!r} is not text in UTF-8: {error}") from error
     except ValueError as error:
         raise ConfigError(f"configuration {str(path)!r} is not YAML: {error}") from error
-    if raw is None:
-        raw = {}
+    raw = {} if raw is None else raw
     if not isinstance(raw, dict):
         raise ConfigError(f"configuration {str(path)!r} must be a mapping of settings, not a {type(raw).__name__}")
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:  # a user's own policy or model beside the YAML
-        sys.path.append(folder)
     fleet = raw.get("fleet")
     if isinstance(fleet, str) and fleet.endswith((".yaml", ".yml")) and not Path(fleet).exists():
         raw["fleet"] = str(path.parent / fleet)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from ..clusters.units import shown
 from .errors import ConfigError
 
 T = TypeVar("T")
@@ -109,14 +110,14 @@ def _sentence(message: str, raw: Any, kind: Any) -> str:
         step = name or (int(position) if position.isdigit() else position)
         kind = _inside(kind, step)
         if step == "...":  # an entry of a mapping, which msgspec does not name
-            return f"{path.partition('[...]')[0]} is {_short(value)}; each of its values must be {_allowed(what)}"
+            return f"{path.partition('[...]')[0]} is {shown(value)}; each of its values must be {_allowed(what)}"
         value = value[step]
     if match["key"]:
-        return f"{path} is {_short(value)}; its keys must be {_allowed(what)}"
+        return f"{path} is {shown(value)}; its keys must be {_allowed(what)}"
     literals = [typing.get_args(c) for c in _choices(kind) if typing.get_origin(c) is typing.Literal]
     if literals:
-        return f"{path} is {_short(value)}; it must be one of {', '.join(map(str, literals[0]))}"
-    return f"{path or 'the configuration'} is {_short(value)}; it must be {_allowed(what)}"
+        return f"{path} is {shown(value)}; it must be one of {', '.join(map(str, literals[0]))}"
+    return f"{path or 'the configuration'} is {shown(value)}; it must be {_allowed(what)}"
 
 
 def _allowed(what: str) -> str:
@@ -124,9 +125,3 @@ def _allowed(what: str) -> str:
     expected = what.removeprefix("Expected ").partition(", got")[0]
     words = re.sub(r"[a-z]+", lambda word: _WORDS.get(word[0], word[0]), expected)
     return re.sub(r"(\d)\.0\b", r"\1", words.replace("`", "").replace(" | ", " or "))
-
-
-def _short(value: Any) -> str:
-    """The value on one line, cut when it is long."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,13 +1,13 @@
 """What plans cost: the table behind ``view.estimate``, and the figures that the clock charges.
 
-The table holds one row for each part and training setting that a plan has named, computed when it is first named, by a
-dry run that allocates nothing; an estimate itself is arithmetic. Packets of codecs whose output depends on the data are
+The table holds one row for each part and training setting that a plan has named, computed when it is first named, by dry runs
+on a few samples; an estimate itself is arithmetic. Packets of codecs whose output depends on the data are
 estimated at the size of the last one of their kind, and before the first one at that of random numbers.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -15,13 +15,14 @@ from ..actors.links import ServerLinks
 from ..actors.messages import array_specs
 from ..clusters.fleet import Fleet
 from ..clusters.profile import DeviceProfile
-from ..comms.codecs import ArraySpec, Codec
+from ..comms.codecs import ArraySpec, Codec, NumBytes
 from ..comms.ledger import Direction
 from ..comms.make_codec import make_codec
 from ..comms.packet import sealed_bytes
 from ..comms.predict import carried
 from ..learning.amount import processed_samples
-from ..learning.cost import part_cost
+from ..learning.cost import PartProfile, profile
+from ..learning.dry_run import DryRun
 from ..learning.losses import make_loss
 from ..learning.part import Part, down_tensors, up_tensors
 from ..learning.spec import PartCost, Training
@@ -48,7 +49,9 @@ class _Packets:
 class Costs:
     """Rows by part and training; packet sizes by part and codecs. Equal objects of one experiment share a row."""
 
-    SAVED = ("_observed", "_streams")  # by a checkpoint: what was seen decides estimates
+    # By a checkpoint: what was seen decides estimates.
+    SAVED: ClassVar = {"_observed": dict[tuple[Any, ...], NumBytes], "_streams": StreamCosts}
+    NOT_SAVED = ("_workload", "_fleet", "_profiles", "_samples", "_rows", "_parts", "_links", "_packets")
 
     def __init__(self, workload: Workload, fleet: Fleet, links: ServerLinks | None = None) -> None:
         """An empty table. ``links``: tells what a device with a memory has missed (None: no link has one)."""
@@ -57,6 +60,7 @@ class Costs:
         self._profiles = fleet.profiles()
         self._samples = [workload.data.num_samples(device) for device in range(fleet.num_devices)]
         self._rows: dict[tuple[Any, ...], PartCost] = {}
+        self._parts: dict[tuple[Any, ...], PartProfile] = {}
         self._links = links
         self._packets: dict[tuple[Any, ...], _Packets] = {}
         self._observed: dict[tuple[Any, ...], int] = {}  # of those whose size depends on the data
@@ -66,21 +70,26 @@ class Costs:
         """Cost of a part under a training setting, per sample and at its peak. The last two: as in ``part_cost``."""
         optimiser = training.optimiser
         part = msgspec.structs.replace(part, cached=())  # what it has already costs the same
-        key = (part.key, training.batch_size, training.accumulation, training.precision, training.channels_last,
-               entering_gradient, ahead, training.checkpointing, optimiser.name, optimiser.momentum > 0, optimiser.proximal > 0,
-               repr(training.loss))  # fmt: skip
+        micro_batches = training.accumulation if ahead > 1 else min(training.accumulation, 2)
+        kind = (part.key, micro_batches, training.precision, training.channels_last, entering_gradient, ahead,
+                training.checkpointing, optimiser.name, optimiser.momentum > 0, optimiser.proximal > 0,
+                repr(training.loss))  # fmt: skip
+        key = (*kind, training.batch_size, training.accumulation)
         if key not in self._rows:
-            self._rows[key] = part_cost(
-                self._workload.blocks.model,
-                self._workload.blocks,
-                part,
-                example=self._workload.example(),
-                training=training,
-                loss=make_loss(training.loss),
-                entering_gradient=entering_gradient,
-                head=self._workload.empty_auxiliary(part.head) if part.head else None,
-                ahead=ahead,
-            )
+            if kind not in self._parts:  # one for batches of all sizes
+                self._parts[kind] = profile(
+                    DryRun(
+                        self._workload.blocks,
+                        part,
+                        example=self._workload.example(),
+                        training=training,
+                        loss=make_loss(training.loss),
+                        entering_gradient=entering_gradient,
+                        head=self._workload.empty_auxiliary(part.head) if part.head else None,
+                        ahead=ahead,
+                    )
+                )
+            self._rows[key] = self._parts[kind].cost(training)
         return self._rows[key]
 
     def flops(self, plan: Plan, *, device: int | None = None) -> int:
@@ -117,10 +126,12 @@ class Costs:
         self._streams.observe(plan, self._samples[plan.device], up, down)
 
     def _size(self, plan: Plan, direction: Direction) -> int:
-        """The size of a packet; 0 where none is sent: a device has its part of a frozen trunk already."""
+        """The size of a packet; 0 where none is sent: a device has its part of a frozen trunk already, or all is frozen."""
         if _frozen(plan):
             return 0
         key, packets = self._kind(plan, direction)
+        if direction == "down" and not packets.expected:
+            return 0
         if packets.num_bytes is not None:
             return packets.num_bytes
         if key not in self._observed:

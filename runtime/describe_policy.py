@@ -17,7 +17,7 @@ def describe_policy(policy: Policy) -> tuple[dict[str, Any], ...]:
     """One entry for each link of the chain: its name, and the fields that differ from their defaults."""
     if isinstance(policy, Chain):
         return tuple(entry for link in policy.links for entry in describe_policy(link))
-    if isinstance(policy, Identity):
+    if type(policy) is Identity:
         return ()
     kind = type(policy)
     name = next((name for name, known in BUILT_IN.items() if known is kind), f"{kind.__module__}:{kind.__qualname__}")

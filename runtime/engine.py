@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
 import torch
 
 from ..actors.device import Device
@@ -19,23 +20,28 @@ from ..clusters.scratch import Scratch
 from ..comms.channel import Channel, LocalChannel
 from ..comms.ledger import Ledger
 from ..comms.make_codec import make_codec
-from ..learning.initialisation import pinned
 from ..learning.losses import make_loss
 from ..learning.part import Part, down_tensors, up_tensors, whole
+from ..learning.pretrained import pinned
 from ..learning.structure import ModelSpec
 from ..learning.workload import Workload, WorkloadSettings
 from ..policies.policy import Policy
+from ..policies.type_check import mismatch
+from .check_learning import check_learning, left_out
 from .check_policy import check_cuts
 from .clock import VirtualClock
 from .comparison import Comparison, advice, check_replay
 from .config import Config
 from .costs import Costs
-from .evaluator import Evaluator, check_evaluation
+from .errors import Damaged
+from .evaluator import Evaluator
 from .events import AnyEvent, Notice, RunStarted
 from .loop import Loop
+from .loop_state import state_problem
+from .measured import advise, measure, settle
 from .plan_maker import PlanMaker
 from .provenance import describe_init, provenance, seen_samples
-from .snapshot import collect, restore
+from .state import check, collect, restore
 from .wall_clock import Clock, WallClock
 
 PoolMaker = Callable[[WorkloadSettings], Pool]
@@ -47,6 +53,7 @@ def workload_settings(config: Config, *, num_devices: int) -> WorkloadSettings:
         model=config.model,
         data=config.data,
         metrics=config.evaluation.metrics,
+        loss=config.training.loss,
         num_devices=num_devices,
         seed=config.seed,
         batch_statistics=config.server.statistics == "batch",
@@ -70,13 +77,14 @@ class Engine:
 
         ``make_pool`` None runs the devices in this process. ``scratch``: for temporary files.
         """
-        self.config = config
         self.channel = channel or LocalChannel()
         fleet = config.load_fleet()
         check_names(config)
+        self._measured = measure(config)
+        self.config = config = settle(config, self._measured)
         settings = workload_settings(config, num_devices=fleet.num_devices)
         self.workload = Workload(settings)
-        check_evaluation(config.evaluation, self.workload)
+        check_learning(config, self.workload)
         self.server = Server(
             self.workload,
             channel=self.channel,
@@ -86,6 +94,7 @@ class Engine:
             scratch=scratch,
         )
         part = whole(self.workload.spec)
+        check_trainable(self.workload.spec)
         check_chains(config, self.workload.spec, part)
         check_cuts(policy, self.workload, config.training)
         costs = Costs(self.workload, fleet, self.server.links)
@@ -93,7 +102,11 @@ class Engine:
         costs.row(part, config.training)
         comparison = Comparison(config, self.workload, fleet, costs)
         check_replay(policy, config, comparison)
-        self._advice = advice(policy, config, comparison)
+        self._advice = [
+            *advise(config, self._measured),
+            *left_out(self.workload),
+            *advice(policy, config, comparison),
+        ]
         self.pool = make_pool(settings) if make_pool else self._inline_pool(settings, fleet, scratch)
         started = time.perf_counter()
         clock: Clock
@@ -123,16 +136,45 @@ class Engine:
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint must hold, at a moment at which a version has just closed; what hosts buffer is apart from it."""
-        return {"data": self.workload.data.digest(), "loop": collect(self._loop)}
+        return {
+            "data": self.workload.data.digest(),
+            "precision": self.config.training.precision,
+            "loop": collect(self._loop),
+        }
+
+    def check(self, saved: dict[str, Any]) -> None:
+        """Raise ``Damaged`` for what was saved of no such engine, ``ValueError`` for that of one on other data.
+
+        And for another precision: what was measured then must decide now.
+        """
+        if found := mismatch(
+            saved, {"data": dict[str, str], "precision": str, "loop": dict[str, Any]}, into_structs=False
+        ):
+            raise Damaged(f"{found[0]} {found[1]}")
+        digest = self.workload.data.digest()
+        for name, here in digest.items():
+            if saved["data"].get(name) != here:
+                raise ValueError(
+                    f"data: the {name} has hash {here}; the run that is resumed had {saved['data'].get(name)}"
+                )
+        if (now := self.config.training.precision) != saved["precision"]:
+            raise ValueError(
+                f"training.precision is 'auto', which is {now} here; the run that is resumed trained in {saved['precision']}, "
+                "and its folder lacks measured.json, which says so"
+            )
+        check(self._loop, saved["loop"])
+        problem = state_problem(
+            saved["loop"],
+            model=self.server.store["model"],
+            spec=self.workload.spec,
+            profiles=self._fleet.profiles(),
+            hosts=self.num_hosts,
+        )
+        if problem:
+            raise Damaged(problem)
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Put in what was saved, and begin again with what was in flight. Raises ``ValueError`` for other data."""
-        digest = self.workload.data.digest()
-        for name, found in digest.items():
-            if saved["data"].get(name) != found:
-                raise ValueError(
-                    f"data: the {name} has hash {found}; the run that is resumed had {saved['data'].get(name)}"
-                )
+        """Put in what was saved and checked, and begin again with what was in flight."""
         restore(self._loop, saved["loop"])
         self._loop.resume()
 
@@ -185,6 +227,7 @@ class Engine:
             devices=self._fleet.num_devices,
             classes=classes,
             parameters=spec.parameters,
+            frozen_parameters=spec.frozen_parameters,
             blocks=spec.block_names,
             samples=sum(data.num_samples(device) for device in range(self._fleet.num_devices)),
             workers=self.pool.num_workers,
@@ -192,6 +235,7 @@ class Engine:
             init=describe_init(self.workload),
             skipped_files=data.skipped,
             block_reason=self.workload.blocks.reason,
+            measured=msgspec.to_builtins(self._measured),
         )
 
 
@@ -206,6 +250,14 @@ def check_names(config: Config) -> None:
     if config.training.checkpointing:
         raise ValueError(
             "training.checkpointing is true; activation checkpointing cannot be carried out yet; allowed: false"
+        )
+
+
+def check_trainable(spec: ModelSpec) -> None:
+    """Refuse a model of which nothing would be trained."""
+    if spec.parameters and spec.parameters == spec.frozen_parameters:
+        raise ValueError(
+            f"model: all {spec.parameters:,} parameters are frozen (requires_grad is False); at least one must be trained"
         )
 
 

@@ -6,6 +6,7 @@ under a kind of their own.
 
 import math
 from collections.abc import Collection, Iterable
+from typing import ClassVar
 
 import msgspec
 import numpy as np
@@ -17,10 +18,10 @@ from ..comms.ledger import Ledger
 from ..learning.losses import lower_is_better
 from ..learning.part import whole
 from ..learning.seeds import derive
-from ..learning.workload import Workload
+from ..learning.spec import CountOrZero
 from ..policies.plan import Objective, Plan
 from ..policies.report import Outcome, Report
-from .config import Config, Evaluation
+from .config import Config
 from .errors import RunError
 from .events import Evaluated
 
@@ -30,7 +31,8 @@ _FIRST_ID = 1 << 48  # far above the ids of training plans
 class Evaluator:
     """Runs evaluations; which devices take part is drawn once from the seed."""
 
-    SAVED = ("_next_id",)  # by a checkpoint
+    SAVED: ClassVar = {"_next_id": CountOrZero}  # by a checkpoint
+    NOT_SAVED = ("_config", "_fleet", "_server", "_pool", "_ledger", "_training", "_devices")
 
     def __init__(self, config: Config, *, fleet: Fleet, server: Server, pool: Pool, ledger: Ledger) -> None:
         """Choose the devices."""
@@ -52,7 +54,10 @@ class Evaluator:
         answers: list[dict[str, float]] = []
         faults: list[str] = []
         if where in ("server", "both"):
-            server = self._server.evaluate(self._config.training, batch_size=self._config.evaluation.batch_size)
+            try:
+                server = self._server.evaluate(self._config.training, batch_size=self._config.evaluation.batch_size)
+            except Exception as error:  # of a user's code: anything
+                raise RunError.of(error, round_=version, stage="evaluate") from error
         if where in ("devices", "both"):
             answers, faults = self._ask_devices(
                 version, [device for device in self._devices if device not in unreachable]
@@ -74,18 +79,20 @@ class Evaluator:
         )
 
     def _ask_devices(self, version: int, devices: Iterable[int]) -> tuple[list[dict[str, float]], list[str]]:
-        """Each device's metrics on its own test share, and what went wrong on others; those without a share are left out.
+        """Each device's metrics on its own test share, and what went wrong on others.
 
+        Devices without a test share are left out, and, where downlinks have a memory, devices that hold no model.
         Raises ``RunError`` when all that have one failed.
         """
         plans = []
         for device in devices:
-            plan = self._plan(device, version)
-            sent = self._server.send(plan)
+            sent = self._server.send_to_evaluate(self._plan(device, version))
+            if sent is None:
+                continue
             group = self._fleet.group_of(device)
-            control = self._pool.submit(Task(plan=plan, packets=sent.packets, group=group))
+            control = self._pool.submit(Task(plan=sent.plan, packets=sent.packets, state=sent.state, group=group))
             self._ledger.record("down", kind="evaluation", device=device, num_bytes=sent.num_bytes + control)
-            plans.append(plan)
+            plans.append(sent.plan)
         answers: list[dict[str, float]] = []
         faults: list[Report] = []
         for plan in plans:
@@ -107,7 +114,7 @@ class Evaluator:
         return name == "loss" or lower_is_better(self._server.workload.metrics[name])
 
     def _plan(self, device: int, version: int) -> Plan:
-        """The whole model down, metrics up; in batches of evaluation's size (batch statistics differ by it)."""
+        """Metrics of the whole model, in batches of evaluation's size (batch statistics differ by it)."""
         self._next_id += 1
         return Plan(
             id=self._next_id,
@@ -119,20 +126,6 @@ class Evaluator:
             objective=Objective(kind="evaluate"),
             codec_down=self._config.codecs.down,
         )
-
-
-def check_evaluation(evaluation: Evaluation, workload: Workload) -> None:
-    """Raise ``ValueError`` for an unknown metric, and when those who are to evaluate have nothing to test on."""
-    where, data = evaluation.where, workload.data
-    if where != "none":
-        _ = workload.metrics
-    if where in ("server", "both") and data.server_test() is None:
-        raise ValueError(
-            f"evaluation.where is {where!r}, but the server has no test set in these data; 'devices' (with data.test_share) "
-            "and 'none' do without"
-        )
-    if where in ("devices", "both") and all(data.test(device) is None for device in range(data.num_devices)):
-        raise ValueError(f"evaluation.where is {where!r}, but no device has a test set; set data.test_share above 0")
 
 
 def spread(values: list[float], *, worst_is_low: bool) -> dict[str, float]:

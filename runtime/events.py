@@ -5,6 +5,7 @@ Progress bars, summaries, reports and trackers are consumers of this stream; use
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -18,7 +19,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=Tru
 
 
 class RunStarted(Event, frozen=True, kw_only=True):
-    """The run begins: what was built from the configuration. ``init``: see ``provenance.describe_init``."""
+    """The run begins: what was built from the configuration. ``init``: see ``provenance.describe_init``.
+
+    ``frozen_parameters``: of the ``parameters``, those that the model's author has frozen. ``measured``: what was measured on
+    the machine and decides settings that were left open, see ``runtime.measured``.
+    """
 
     name: str
     preset: str
@@ -26,6 +31,7 @@ class RunStarted(Event, frozen=True, kw_only=True):
     devices: int
     classes: dict[str, int]
     parameters: int
+    frozen_parameters: int = 0
     blocks: tuple[str, ...]
     samples: int
     workers: int
@@ -33,6 +39,7 @@ class RunStarted(Event, frozen=True, kw_only=True):
     init: dict[str, str] = {}
     skipped_files: int = 0
     block_reason: str = ""
+    measured: dict[str, Any] = {}
 
 
 class RoundStarted(Event, frozen=True, kw_only=True):
@@ -54,6 +61,8 @@ class PlanEnded(Event, frozen=True, kw_only=True):
 class VersionClosed(Event, frozen=True, kw_only=True):
     """A round is over: updates folded, mean training loss, bytes so far and the wall seconds of this round.
 
+    ``evaluation_bytes``, ``host_bytes``: of evaluation on devices, and between the server and partition hosts, both ways; they
+    are not in ``up_bytes`` and ``down_bytes``.
     ``participation``: updates folded by fleet class. ``staleness``: versions that they were behind, their mean.
     """
 
@@ -64,6 +73,8 @@ class VersionClosed(Event, frozen=True, kw_only=True):
     staleness: float | None = None
     up_bytes: int
     down_bytes: int
+    evaluation_bytes: int = 0
+    host_bytes: int = 0
     wall_s: float
 
 
@@ -105,6 +116,8 @@ class RunEnded(Event, frozen=True, kw_only=True):
     model_hash: str
     up_bytes: int
     down_bytes: int
+    evaluation_bytes: int = 0
+    host_bytes: int = 0
     up_by_kind: dict[str, int] = {}
     down_by_kind: dict[str, int] = {}
     resyncs: int = 0
@@ -114,11 +127,16 @@ AnyEvent = RunStarted | RoundStarted | PlanEnded | VersionClosed | Evaluated | N
 
 
 def read_event(line: bytes) -> AnyEvent:
-    """An event from its line of JSON, where what is not finite is null."""
-    raw = msgspec.json.decode(line)
-    metrics = raw.get("report", {}).get("metrics", {})
-    metrics.update({name: math.nan for name, value in metrics.items() if value is None})
-    return msgspec.convert(raw, AnyEvent)  # type: ignore[no-any-return]
+    """An event from its line of JSON, where what is not finite is null. Raises ``ValueError`` for a line that holds none."""
+    try:
+        raw = msgspec.json.decode(line, type=dict[str, Any])
+        report = raw.get("report")
+        metrics = report.get("metrics") if isinstance(report, dict) else None
+        if isinstance(metrics, dict):
+            metrics.update({name: math.nan for name, value in metrics.items() if value is None})
+        return msgspec.convert(raw, AnyEvent)  # type: ignore[no-any-return]
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(f"it holds no event: {error}") from error
 
 
 __all__ = [

@@ -1,9 +1,11 @@
 """One plan's way through the virtual clock: its stages, what is charged for them, and how it ends."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..actors.pool import Finished, StreamBytes
 from ..clusters.profile import DeviceProfile
+from ..learning.spec import CountOrZero
 from ..policies.estimate import NO_STREAM, StreamCharge, charge, compute_s
 from ..policies.plan import Plan
 from ..policies.report import Estimate, Outcome, Report
@@ -15,13 +17,15 @@ from .stream_load import Load, Work
 class Arrival:
     """A plan's end: when, what came back, and what the clock charged for it.
 
-    ``lost_up_bytes``: of a plan that is lost, what of its update had travelled.
+    ``lost_up_bytes``: of a plan that is lost, what of its update had travelled. ``down_bytes``: of its packets down, what had
+    travelled (None: all).
     """
 
     time_s: float
     finished: Finished
     virtual: Estimate
     lost_up_bytes: int = 0
+    down_bytes: int | None = None
 
 
 @dataclass
@@ -31,21 +35,22 @@ class Journey:
     plan: Plan
     profile: DeviceProfile
     fate: Fate
-    down_bytes: int
-    flops: int
-    peak_memory_bytes: int
+    down_bytes: CountOrZero
+    flops: CountOrZero
+    peak_memory_bytes: CountOrZero
     work: Work | None = None
-    stage: str = "down"  # then "compute", or "stream" of a split plan, then "up"; "gone" once it is lost
+    # First "down", then "compute", or "stream" of a split plan, then "up"; "gone" once it is lost.
+    stage: Literal["down", "compute", "stream", "up", "gone"] = "down"
     began_s: float = 0.0  # the stage
-    sharing: str = ""  # on a shared link: "latency", then "under way"
-    num_bytes: int = 0
+    sharing: Literal["", "latency", "under way"] = ""  # on a shared link
+    num_bytes: CountOrZero = 0
     transfer_s: float = 0.0
     down_s: float = 0.0
     up_s: float = 0.0
     load: Load | None = None
     crossing: StreamCharge = NO_STREAM
     finished: Finished | None = None
-    lost_up_bytes: int = 0
+    lost_up_bytes: CountOrZero = 0
 
     @property
     def told_stage(self) -> str:
@@ -105,4 +110,10 @@ class Journey:
             up_s=self.up_s,
             crossing=self.crossing,
         )
-        return Arrival(time_s=time_s, finished=self.finished, virtual=virtual, lost_up_bytes=self.lost_up_bytes)
+        return Arrival(
+            time_s=time_s,
+            finished=self.finished,
+            virtual=virtual,
+            lost_up_bytes=self.lost_up_bytes,
+            down_bytes=self.down_bytes,
+        )

@@ -1,4 +1,4 @@
-"""Layers of a configuration: shorthands spelled out, ``a.b=value`` read, one layer merged over another. Plain data only.
+"""Layers of a configuration: made plain, shorthands spelled out, ``a.b=value`` read, one layer merged over another.
 
     model: digits_cnn                   model: {name: digits_cnn}
     policy: random                      policy: [{name: random}]
@@ -8,15 +8,62 @@ Each layer is spelled out before it is merged, so that ``--set model.kwargs.widt
 its bare name.
 """
 
+import numbers
+import os
 from collections.abc import Mapping
 from typing import Any
 
+from ..clusters.units import shown
+from ..clusters.yaml_text import MOST_DEPTH, is_unicode, parse_yaml
 from .errors import ConfigError
-from .yaml_text import parse_yaml
 
 _NAMED = ("model", "data.partition", "training.loss")  # a bare name stands for the mapping
 _LISTS = ("policy", "evaluation.metrics", "data.train_transforms", "data.test_transforms")  # lists of such
 _CODECS = ("codecs.down", "codecs.up")  # lists of such, whose options may stand beside the name
+
+
+def plain(value: Any, path: str = "", *, depth: int = 0) -> Any:
+    """Settings that were given as Python objects, as YAML would have them: mappings and lists of numbers, text and None.
+
+    Paths become text, numpy's numbers Python's, tuples lists. Raises ``ConfigError`` for all else, with the field.
+    """
+    here = path or "the configuration"
+    if depth > MOST_DEPTH:
+        raise ConfigError(f"{path[:80]} is nested more than {MOST_DEPTH} deep")
+    if isinstance(value, Mapping):
+        return {
+            plain(key, f"{here}: a key", depth=depth + 1): plain(item, f"{path}.{key}".lstrip("."), depth=depth + 1)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [plain(item, f"{path}[{place}]", depth=depth + 1) for place, item in enumerate(value)]
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str):
+        if not is_unicode(value):
+            raise ConfigError(f"{here} is {shown(value)}, which holds half of a surrogate pair; it must be text")
+        return str(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:  # its bool is no number
+        return plain(value.item(), path, depth=depth + 1)
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    raise ConfigError(
+        f"{here} is {shown(value)}, a {kind}; it must be text, a number, true, false, null, a list or a mapping"
+    )
+
+
+def path_problem(path: str) -> str:
+    """Why there can be no file of this name, as the end of a sentence; "" where there can be."""
+    if "\0" in path:
+        return "which holds a NUL; no file can be named so"
+    if not is_unicode(path):
+        return "which is not text in UTF-8; name another path"
+    return ""
 
 
 def setting(text: str) -> dict[str, Any]:
@@ -28,10 +75,10 @@ def setting(text: str) -> dict[str, Any]:
         layer: Any = parse_yaml(value)
     except ValueError as error:
         raise ConfigError(f"--set is {text!r}, whose value is not YAML: {error}") from error
-    for key in reversed(path.split(".")):
+    first, *inner = path.split(".")
+    for key in reversed(inner):
         layer = {key: layer}
-    assert isinstance(layer, dict)
-    return layer
+    return {first: layer}
 
 
 def spell_out(layer: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,14 +6,14 @@ are recomputed whenever a transfer begins or ends, and a transfer whose rate nev
 """
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..clusters.fleet import Fleet
-from ..clusters.profile import DeviceProfile
+from ..clusters.profile import DeviceProfile, NonNegative, Positive
 
-Link = Hashable
+Link = str | tuple[str, int]
 Direction = Literal["up", "down"]
 SERVER_LINK: Link = ("server", 0)  # no name of a shared link, which are texts
 
@@ -22,8 +22,8 @@ SERVER_LINK: Link = ("server", 0)  # no name of a shared link, which are texts
 class Transfer:
     """One message under way. ``cap`` is the device's own rate; ``links`` are the shared links that it crosses."""
 
-    num_bytes: float
-    cap: float
+    num_bytes: NonNegative
+    cap: Positive
     links: tuple[Link, ...]
     started_s: float
     rate: float = 0.0
@@ -42,7 +42,9 @@ class Transfer:
 class Links:
     """All transfers under way."""
 
-    SAVED = ("_transfers", "_first", "_stale")  # by a checkpoint
+    # By a checkpoint.
+    SAVED: ClassVar = {"_transfers": dict[int, Transfer], "_first": tuple[float, int] | None, "_stale": bool}
+    NOT_SAVED = ("_capacities",)
 
     def __init__(self, capacities: Mapping[Link, float]) -> None:
         """``capacities``: bytes per second of each shared link."""

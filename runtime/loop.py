@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from types import MappingProxyType
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -25,16 +26,17 @@ import numpy as np
 from ..actors.messages import Dispatch
 from ..actors.plan_message import plan_message
 from ..actors.pool import Finished, Pool, Task
-from ..actors.server import Server
+from ..actors.server import NotFinite, Server
 from ..clusters.fleet import Fleet
 from ..comms.ledger import Ledger
 from ..learning.seeds import derive
+from ..learning.spec import CountOrZero
 from ..policies.plan import Plan
 from ..policies.policy import Policy
 from ..policies.report import Outcome, Report
 from ..policies.turns import shares
 from ..policies.view import View
-from .ask import ask
+from .ask import ask, first_state
 from .config import Config
 from .costs import Costs
 from .errors import RunError
@@ -54,8 +56,27 @@ from .wall_clock import Clock
 class Loop:
     """One run's control: which plans are out, what they cost, what came of them."""
 
-    SAVED = ("_server", "_clock", "_costs", "_evaluator", "_ledger", "_stopping", "_policy_state", "_in_flight", "_busy",
-             "_sent", "_seen", "_evaluation", "_evaluated", "_tally", "_next_id", "_decisions", "_round")  # fmt: skip
+    SAVED: ClassVar = {  # by a checkpoint
+        "_server": Server,
+        "_clock": Clock,
+        "_costs": Costs,
+        "_evaluator": Evaluator,
+        "_ledger": Ledger,
+        "_stopping": Stopping,
+        "_seen": Seen,
+        "_tally": Tally,
+        "_travelled": Travelled,
+        "_policy_state": Any,
+        "_in_flight": dict[int, Plan],
+        "_busy": dict[int, Plan],
+        "_sent": dict[int, Dispatch],
+        "_evaluation": dict[str, float],
+        "_evaluated": Evaluated | None,
+        "_next_id": CountOrZero,
+        "_decisions": CountOrZero,
+        "_round": Round,
+    }
+    NOT_SAVED = ("_config", "_fleet", "_policy", "_pool", "_new_plan", "_profiles", "_samples")
 
     def __init__(
         self,
@@ -77,7 +98,7 @@ class Loop:
         self._evaluator, self._ledger, self._new_plan = evaluator, ledger, new_plan
         self._profiles = fleet.profiles()
         self._samples = [server.workload.data.num_samples(device) for device in range(fleet.num_devices)]
-        self._policy_state = policy.init()
+        self._policy_state = first_state(policy)
         self._in_flight: dict[int, Plan] = {}  # by plan id
         self._busy: dict[int, Plan] = {}  # by device
         self._sent: dict[int, Dispatch] = {}  # by plan id
@@ -108,6 +129,8 @@ class Loop:
             model_hash=self._server.model_hash(),
             up_bytes=self._travelled.total("up"),
             down_bytes=self._travelled.total("down"),
+            evaluation_bytes=self._travelled.evaluation,
+            host_bytes=self._travelled.hosts,
             up_by_kind=self._ledger.by_kind("up"),
             down_by_kind=self._ledger.by_kind("down"),
             resyncs=self._ledger.messages("down", kind="resync"),
@@ -212,6 +235,7 @@ class Loop:
             seed=derive(self._config.seed, "policy", self._decisions),
             profiles=self._profiles,
             samples=self._samples,
+            min_samples=self._server.workload.min_samples,
             hosts=self._fleet.hosts.count,
             unreachable=self._clock.unreachable(),
             in_flight=MappingProxyType(self._busy),
@@ -342,13 +366,16 @@ class Loop:
             problem = f"it reports {report.steps} steps; a device that stops early makes at least one"
         else:
             try:
-                weight = report.samples * share
-                self._server.fold(plan, update, weight=weight, host=finished.host_update, scale=scale)
+                opened = self._server.open(plan, update, host=finished.host_update)
             except Exception as error:  # PacketError, or whatever a codec of the user's raises
                 problem = f"{type(error).__name__}: {error}"
-        if not problem:
-            return report
-        return msgspec.structs.replace(report, outcome=Outcome.REJECTED, stage="fold", error=problem)
+        if problem:
+            return msgspec.structs.replace(report, outcome=Outcome.REJECTED, stage="fold", error=problem)
+        try:
+            self._server.fold(plan, opened, weight=report.samples * share, scale=scale)
+        except Exception as error:  # a fault of ours: what is half folded must not become a version
+            raise RunError.of(error, device=plan.device, round_=plan.version, stage="fold") from error
+        return report
 
     def _ended(self, report: Report, *, behind: int = 0) -> PlanEnded:
         """Note a plan's end, so many versions after its own."""
@@ -374,9 +401,13 @@ class Loop:
         if first is not None and not round_.outstanding and not self._tally.delivered:
             raise fault(f"no device of this round delivered; the first fault: {first.error}", first)
         if round_.trainings and not folded:
+            self._check_diverged()
             text = f"round {version} closed with nothing folded: {round_.why_nothing()}"
             yield Notice(time_s=self._clock.time_s, text=text)
-        self._server.close_version(in_flight={plan.version for plan in self._in_flight.values()})
+        try:
+            self._server.close_version(in_flight={plan.version for plan in self._in_flight.values()})
+        except NotFinite as error:
+            raise RunError(str(error), round_=version, stage="close") from error
         self._round = self._open_round()
         yield VersionClosed(
             time_s=self._clock.time_s,
@@ -387,7 +418,37 @@ class Loop:
             staleness=round_.staleness,
             up_bytes=self._travelled.total("up"),
             down_bytes=self._travelled.total("down"),
+            evaluation_bytes=self._travelled.evaluation,
+            host_bytes=self._travelled.hosts,
             wall_s=self._round.opened_wall - round_.opened_wall,
+        )
+
+    def _check_diverged(self) -> None:
+        """Raise ``RunError`` where every update holds NaN or infinity because the model itself makes them.
+
+        That is so where its own loss is not finite; without an evaluation, where more than one device was asked.
+        """
+        round_, version = self._round, self._version
+        if not round_.unfit or round_.unfit < round_.trainings:
+            return
+        evaluated = self._evaluated
+        if evaluated is None or evaluated.version != version:
+            clock = self._clock
+            evaluated = self._evaluator.evaluate(version, time_s=clock.time_s, unreachable=clock.unreachable())
+        if evaluated is not None and math.isfinite(evaluated.figures["loss"]):
+            return
+        if evaluated is None and len(round_.plans_of) < 2:
+            return
+        loss = f"; its loss is {evaluated.figures['loss']:g}" if evaluated is not None else ""
+        rates = (
+            f"server.optimiser.learning_rate is {self._config.server.optimiser.learning_rate:g}, "
+            f"training.optimiser.learning_rate {self._config.training.optimiser.learning_rate:g}"
+        )
+        raise RunError(
+            f"all {round_.unfit} updates of this round hold NaN or infinity, since the model of version {version} has "
+            f"diverged{loss}; {rates}",
+            round_=version,
+            stage="close",
         )
 
     def _evaluate(self) -> Iterator[AnyEvent]:
@@ -410,8 +471,10 @@ class Loop:
         yield from self._notices()  # of what has ended it, if that was a fault
         for plan in list(self._in_flight.values()):
             self._pool.cancel(plan.id)
-            self._clock.cancel(plan.id)
+            arrival = self._clock.abandon(plan.id)
+            self._travelled.came(plan, arrival)
             self._server.abandon(plan)
-            yield self._ended(Report(plan=plan, outcome=Outcome.LATE, error=why))
+            report = Report(plan=plan, outcome=Outcome.LATE, error=why)
+            yield self._ended(report if arrival is None else msgspec.structs.replace(report, virtual=arrival.virtual))
         for held in (self._in_flight, self._sent, self._busy):
             held.clear()

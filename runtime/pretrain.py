@@ -6,33 +6,39 @@ devices hold samples that the weights have seen (``provenance``).
 """
 
 import json
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 from torch import nn
 
+from ..clusters.yaml_text import read_yaml
 from ..learning.blocks import cut
 from ..learning.cost import part_cost
 from ..learning.data.config import DataConfig
 from ..learning.data.load import load, load_public
+from ..learning.data.targets import check_targets
+from ..learning.data.transforms import tried
 from ..learning.data.types import FederatedData
 from ..learning.evaluation import evaluate
-from ..learning.losses import make_loss, make_metric
+from ..learning.losses import default_metrics, make_loss, make_metric
 from ..learning.models import build, use_batch_statistics
 from ..learning.part import whole
 from ..learning.pretraining import Epoch, Recipe
 from ..learning.pretraining import pretrain as train_epochs
 from ..learning.seeds import derive
-from ..learning.spec import Call
 from ..learning.store import model_hash
+from .check_learning import try_model
 from .config import Config
 from .convert import convert
 from .errors import ConfigError, RunError
 from .layers import spell_out
+from .measured import measure, settle
+from .named_modules import find_named_modules
 from .run_folder import environment
-from .yaml_text import parse_yaml
 
 
 def pretrain(
@@ -50,7 +56,7 @@ def pretrain(
     Raises ``ConfigError`` for a user's mistake, before training; ``RunError`` when no epoch has a finite loss, or the file can
     no longer be written.
     """
-    recipe = recipe or Recipe()
+    recipe, config = recipe or Recipe(), settle(config, measure(config))
     partial = _reserve(out)
     try:
         source, samples = _data(config, data)
@@ -76,7 +82,7 @@ def pretrain(
     except (IndexError, RuntimeError) as error:  # a label that the model has no output for; no memory
         raise RunError(f"pretraining failed: {error}", stage="train") from error
     finally:
-        partial.unlink(missing_ok=True)
+        _give_up(out, partial)
 
 
 def report(metadata: dict[str, str], *, out: Path) -> str:
@@ -94,16 +100,27 @@ def report(metadata: dict[str, str], *, out: Path) -> str:
 
 
 def _reserve(out: Path) -> Path:
-    """A new, empty file beside ``out``, which must not exist yet: whether it can be written is known before training."""
-    if out.exists():
-        raise ConfigError(f"--out is {str(out)!r}, which exists already; name a new file")
-    partial = out.with_name(f"{out.name}.partial")
+    """A new, empty file beside ``out``, which is made too and must not exist yet: that it can be written is known early.
+
+    So no other file is ever replaced, and of two processes that name one file the second is refused.
+    """
+    partial = out.with_name(f".{out.name}.{secrets.token_hex(8)}.partial")  # a name that no other file has
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
+        out.open("xb").close()
+        partial.open("xb").close()
     except OSError as error:
+        if out.exists():
+            raise ConfigError(f"--out is {str(out)!r}, which exists already; name a new file") from error
         raise ConfigError(f"--out is {str(out)!r}, which cannot be written: {error.strerror}") from error
     return partial
+
+
+def _give_up(out: Path, partial: Path) -> None:
+    """Remove what ``_reserve`` made, but for a file that was written."""
+    partial.unlink(missing_ok=True)
+    if out.is_file() and not out.stat().st_size:
+        out.unlink()
 
 
 def _data(config: Config, other: str | None) -> tuple[DataConfig, FederatedData]:
@@ -136,10 +153,11 @@ def _named(own: DataConfig, name: str) -> DataConfig:
 def _section(path: str) -> DataConfig:
     """The data section that a file holds."""
     try:
-        raw = parse_yaml(Path(path).read_text(encoding="utf-8"))
+        raw = read_yaml(Path(path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--data is {path!r}, which cannot be read: {error}") from error
     source = convert(spell_out({"data": raw})["data"], DataConfig)
+    find_named_modules(path, source)
     if source.test_share or source.public_share:
         raise ConfigError(f"--data is {path!r}, which sets test_share or public_share; all its samples are public")
     return source
@@ -153,13 +171,16 @@ def _model(config: Config, data: FederatedData, recipe: Recipe) -> nn.Module:
     model = build(config.model, seed=derive(config.seed, "model"), outputs=data.num_classes)
     if config.server.statistics == "batch":
         use_batch_statistics(model)
-    blocks, one = cut(model), data.train(0)
+    blocks, few = cut(model), data.train(0)
+    few = few.take(np.arange(min(2, len(few))))
+    inputs, training = tried(data.test_transform, few.x, field="data.test_transforms"), recipe.training(config.training)
+    check_targets(data, loss=config.training.loss, output=try_model(model, inputs, training))
     part_cost(
         model,
         blocks,
         whole(blocks.spec),
-        example=(data.test_transform(one.x[:1], torch.Generator().manual_seed(0))[0], one.y[0]),
-        training=recipe.training(config.training),
+        example=(inputs[0], few.y[0]),
+        training=training,
         loss=make_loss(config.training.loss),
     )
     return model
@@ -171,7 +192,7 @@ def _provenance(
     """The file's metadata: text, as safetensors wants it."""
     test, tested = data.server_test(), dict[str, float]()
     if test is not None:
-        metrics = {} if data.num_classes is None else {"accuracy": make_metric(Call("accuracy"))}
+        metrics = {call.name: make_metric(call) for call in default_metrics(config.training.loss, test.y[0])}
         loss = make_loss(config.training.loss)
         tested = evaluate(model, test, loss=loss, metrics=metrics, transform=data.test_transform)
     made_by = environment()

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..clusters.units import format_quantity
-from ..learning.flops import flop_counter
+from ..learning.flops import FlopCounter
 from ..learning.models.cnn import small
 
 BF16_SHARE = 1 / 3  # of the time given
@@ -45,10 +45,10 @@ def probe(*, seconds: float = 3.0, threads: int = 1, batch_size: int = 32) -> Me
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(batch_size, 3, 32, 32, generator=generator)
         labels = torch.randint(10, (batch_size,), generator=generator)
-        counter = flop_counter()
+        counter = FlopCounter()
         with counter:
             nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]  # of torch
-        flops = counter.get_total_flops()
+        flops = counter.total
         steps, taken_s = _train(model, images, labels, seconds=seconds * (1 - BF16_SHARE), bf16=False)
         bf16_steps, bf16_s = _train(model, images, labels, seconds=seconds * BF16_SHARE, bf16=True)
     return Measurement(

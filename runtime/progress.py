@@ -57,9 +57,10 @@ class Progress:
     def note(self, event: AnyEvent) -> None:
         """Show what an event tells."""
         if isinstance(event, RunStarted):
+            frozen = f" ({event.frozen_parameters:,} of them frozen)" if event.frozen_parameters else ""
             self._console.print(
                 f"{event.name}: {event.preset} on {event.devices} devices ({len(event.classes)} classes), "
-                f"{event.parameters:,} parameters, {event.samples:,} samples, {event.workers} workers"
+                f"{event.parameters:,} parameters{frozen}, {event.samples:,} samples, {event.workers} workers"
             )
             if event.skipped_files:
                 self._console.print(f"{event.skipped_files} corrupt files were skipped")
@@ -84,7 +85,8 @@ class Progress:
                 self._round(self._closed)
             self._closed = event
             self._figures = ""
-            self._text = f"{size(event.up_bytes)} up, {size(event.down_bytes)} down, {event.time_s:.1f} s simulated"
+            bytes_ = bytes_text(event.up_bytes, event.down_bytes, event.evaluation_bytes, event.host_bytes)
+            self._text = f"{bytes_}, {event.time_s:.1f} s simulated"
             if event.loss is not None:
                 self._text = f"train loss {event.loss:.4f}, {self._text}"
         # A round is told once: with its evaluation, or, without one, when the next thing happens.
@@ -102,7 +104,7 @@ class Progress:
             if summary[name] is not None:
                 figures.append(f"{name} {summary[name]:.4f}")
         figures.append(f"{summary['virtual_s']:.1f} s simulated, {summary['wall_s']:.1f} s here")
-        figures.append(f"{size(summary['up_bytes'])} up, {size(summary['down_bytes'])} down")
+        figures.append(bytes_text(*(summary[f"{name}_bytes"] for name in ("up", "down", "evaluation", "host"))))
         self._console.print("; ".join(figures) + f" ({summary['reason']})")
         if folder is not None:
             self._console.print(f"run folder: {folder}", soft_wrap=True)
@@ -142,6 +144,13 @@ def device_table(reports: Mapping[int, PlanEnded], *, most: int = 20) -> Table:
     if len(ordered) > most:
         table.caption = f"and {len(ordered) - most} more"
     return table
+
+
+def bytes_text(up: int, down: int, evaluation: int, host: int) -> str:
+    """What has travelled, for people: training first, and beside it what is counted apart."""
+    apart = [f"{size(evaluation)} for evaluation"] if evaluation else []
+    apart += [f"{size(host)} between server and hosts"] if host else []
+    return f"{size(up)} up, {size(down)} down" + (f" (and {', '.join(apart)})" if apart else "")
 
 
 def size(num_bytes: float) -> str:

@@ -68,10 +68,11 @@ class RaySession:
         joined = options.address is not None
         runtime_env = runtime_env_for(named_modules(config, self._policy), joined=joined)
         cluster = self._cluster = yield from self._reach(runtime_env)
-        if not cluster.started:
-            check_nodes(data_root=None if config.data.download else config.data.root, versions=versions_here())
-        devices = real_devices(config.load_fleet(), join_timeout_s=options.placement_timeout_s)
         notices: list[str] = []
+        if not cluster.started:
+            root = None if config.data.download else config.data.root
+            notices += check_nodes(data_root=root, versions=versions_here())
+        devices = real_devices(config.load_fleet(), join_timeout_s=options.placement_timeout_s)
         sites = yield from self._await_devices(devices, notices)
         layout = yield from self._place(devices, sites, notices)
         own_env = runtime_env if not cluster.started and not joined else cluster.runtime_env

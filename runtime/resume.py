@@ -7,13 +7,24 @@ where, and on what. So ``--resume auto`` is one command that starts a run, and g
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import msgspec
+
+from ..clusters.units import shown
+from ..clusters.yaml_text import parse_yaml
 from ..comms.channel import LocalChannel
+from ..learning.schedule import Schedule
+from .checkpoint_files import read_file
+from .checkpoints import Checkpoints
 from .config import Config, load_config
 from .errors import ConfigError
-from .run_folder import RunFolder, default_path, resolved
+from .layers import path_problem
+from .run_folder import RunFolder, default_path, is_run_folder, resolved
 from .saver import SavePlan, open_checkpoints
 
 # What a run that is resumed may have otherwise.
@@ -21,12 +32,18 @@ FREE = ("name", "stop", "checkpoint", "max_failures", "backend", "workers", "ray
 
 Resume = str | Path | None
 
+_NONE: Mapping[int, str] = MappingProxyType({})
+_MOST_BYTES = 256 * 1024**2  # of a file that is read whole
+
 
 def open_folder(config: Config, resume: Resume, *, target: Path | None) -> tuple[RunFolder | None, bool]:
     """The run folder, and whether the run in it is resumed; None where nothing is written.
 
     ``target``: the folder that was named, if any. Raises ``ConfigError``.
     """
+    for path in (target, resume if resume != "auto" else None):
+        if path is not None and (problem := path_problem(str(path))):
+            raise ConfigError(f"out is {shown(str(path))}, {problem}")
     path, resumes = choose_folder(config, resume, target=target)
     if path is None:
         return (RunFolder(default_path(config), config), False) if resume == "auto" else (None, False)
@@ -47,31 +64,58 @@ def choose_folder(config: Config, resume: Resume, *, target: Path | None) -> tup
         path = Path(resume)
         if target is not None and target.absolute() != path.absolute():
             raise ConfigError(f"resume is {str(path)!r}, and out is {str(target)!r}; a run goes on in its own folder")
-        if not (path / "config.yaml").is_file():
+        if not is_run_folder(path):
             raise ConfigError(f"resume is {str(path)!r}, which is not the folder of a run")
         return path, True
     if target is not None:
-        return target, (target / "config.yaml").is_file()
-    found = [path.parent for path in Path("runs").glob("*/config.yaml")]
-    for folder in sorted(found, key=lambda path: ((path / "config.yaml").stat().st_mtime, path), reverse=True):
-        if not _ended(folder) and _is_same(folder, config):
+        return target, is_run_folder(target)
+    found = [(_modified(path), path.parent) for path in Path("runs").glob("*/config.yaml")]
+    for _, folder in sorted(found, reverse=True):
+        if is_run_folder(folder) and not _ended(folder) and _is_same(folder, config):
             return folder, True
     return None, False
 
 
+def going_on(config: Config, folder: Path) -> Config:
+    """``config`` for going on with the run in ``folder``: its schedule keeps the horizon that the run began with."""
+    return msgspec.structs.replace(config, schedule=_schedule(config, _config_of(folder)))
+
+
+def _schedule(config: Config, before: Config) -> Schedule:
+    """The schedule of a run that goes on: its horizon is the one that it began with, unless the configuration sets one."""
+    began = before.schedule.within(before.stop.rounds)
+    return config.schedule if began.rounds is None else config.schedule.within(began.rounds)
+
+
 def check_same(folder: Path, config: Config) -> None:
     """Raise ``ConfigError``, with all that differs, where the run in ``folder`` is another than that of ``config``."""
-    before, now = _identity(load_config(folder / "config.yaml")), _identity(config)
+    there = _config_of(folder)
+    now = _identity(msgspec.structs.replace(config, schedule=_schedule(config, there)))
+    before = _identity(there)
     differing = [f"{name} is {new}, and was {old}" for name, new, old in _differences(now, before)]
     if differing:
         listed = "; ".join(differing[:5]) + (f"; and {len(differing) - 5} more" if len(differing) > 5 else "")
         raise ConfigError(f"resume is {str(folder)!r}, which is another run: {listed}")
 
 
-def plan_saving(config: Config, folder: RunFolder | None, *, resumes: bool) -> SavePlan | None:
+def _config_of(folder: Path) -> Config:
+    """The configuration of the run in a folder. Raises ``ConfigError``."""
+    try:
+        raw = parse_yaml(read_file(folder / "config.yaml", most=_MOST_BYTES).decode())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"resume is {str(folder)!r}, whose config.yaml cannot be read: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"resume is {str(folder)!r}, whose config.yaml is no mapping of settings")
+    return load_config(raw)
+
+
+def plan_saving(
+    config: Config, folder: RunFolder | None, *, resumes: bool, unfit: Mapping[int, str] = _NONE
+) -> SavePlan | None:
     """Where checkpoints go, and the one to go on from; None where nothing is written. Cuts the folder's log to that.
 
-    Raises ``ConfigError`` where there are checkpoints, but none is sound, or where the place holds those of another run.
+    ``unfit``: versions whose checkpoints turned out to be damaged, and why. Raises ``ConfigError`` where there are checkpoints,
+    but none is sound, or where the place is not this run's own.
     """
     settings = config.checkpoint
     place = settings.to or (str((folder.path / "checkpoints").absolute()) if folder is not None else None)
@@ -79,24 +123,38 @@ def plan_saving(config: Config, folder: RunFolder | None, *, resumes: bool) -> S
         return None
     text = json.dumps(_identity(config), sort_keys=True)
     plan = SavePlan(place=place, settings=settings, run=hashlib.sha256(text.encode()).hexdigest()[:32])
+    checkpoints = _checkpoints(plan)
+    checkpoints.place.claim(resumes=resumes)
+    if not resumes or folder is None:
+        return plan
+    found = checkpoints.newest(most_events=folder.log.num_events, unfit=unfit)
+    folder.cut(found.manifest.events if found.manifest is not None else 0)
+    notices = list(found.notices)
+    if found.manifest is not None:
+        notices.append(f"the run goes on after version {found.manifest.version}, from its checkpoint")
+    horizon = config.schedule.rounds
+    if config.schedule.has_horizon and horizon is not None and horizon < config.stop.rounds:
+        notices.append(
+            f"stop.rounds is {config.stop.rounds}, and the schedule of the learning rate ends with round {horizon}, as when "
+            f"the run began: from there on the rate is {config.schedule.final:g} of the first"
+        )
+    return replace(plan, manifest=found.manifest, notices=tuple(notices))
+
+
+def discard(folder: RunFolder | None, plan: SavePlan | None) -> None:
+    """Remove what a run has made that never began, so that the corrected command finds the names free."""
+    if plan is not None and plan.manifest is None:
+        with suppress(OSError):  # it stays, and is empty
+            _checkpoints(plan).place.release()
+    if folder is not None:
+        folder.discard()
+
+
+def _checkpoints(plan: SavePlan) -> Checkpoints:
     try:
-        checkpoints = open_checkpoints(plan, channel=LocalChannel())
+        return open_checkpoints(plan, channel=LocalChannel())
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if not resumes or folder is None:
-        if not checkpoints.is_empty:
-            raise ConfigError(
-                f"checkpoint.to is {place!r}, which holds checkpoints already; resume their run, or name a new place"
-            )
-        return plan
-    found = checkpoints.newest(most_events=folder.num_events)
-    folder.cut(found.manifest.events if found.manifest is not None else 0)
-    if found.manifest is None:
-        return plan
-    told = f"the run goes on after version {found.manifest.version}, from its checkpoint"
-    return SavePlan(
-        place=place, settings=settings, run=plan.run, manifest=found.manifest, notices=(*found.notices, told)
-    )
 
 
 def _identity(config: Config) -> dict[str, Any]:
@@ -110,17 +168,32 @@ def _is_same(folder: Path, config: Config) -> bool:
     """Whether the run in a folder is that of ``config``."""
     try:
         check_same(folder, config)
-    except ConfigError:  # another run, or a folder that somebody has changed
+    except ConfigError:  # another run, or a folder that was changed
         return False
     return True
 
 
+class _Summary(msgspec.Struct):
+    """What of a summary says whether its run has ended."""
+
+    status: str
+
+
 def _ended(folder: Path) -> bool:
-    """Whether the run in a folder has ended by itself."""
+    """Whether the run in a folder has ended by itself. One whose summary cannot be read is taken for one that has not."""
     try:
-        return bool(json.loads((folder / "summary.json").read_text())["status"] == "finished")
-    except (OSError, ValueError, KeyError):
+        data = read_file(folder / "summary.json", most=_MOST_BYTES)
+        return msgspec.json.decode(data, type=_Summary).status == "finished"
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
+
+
+def _modified(path: Path) -> float:
+    """When a file was written; of one that is gone, long ago."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 _MISSING = object()

@@ -3,6 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from ..comms.errors import UnfitPacket
+from ..learning.spec import CountOrZero
 from ..policies.decision import Decision
 from ..policies.plan import Plan
 from ..policies.report import Outcome, Report
@@ -14,15 +16,16 @@ class Round:
     it was opened, in those of this machine.
 
     ``dispatched``: its plans so far, ``plans_of`` the same by device, and ``trainings`` those whose updates are to be folded.
-    ``delivered``: folded updates by fleet class, ``behind``: versions that each of them was behind. ``close_at``: folded
-    updates that close it. ``close_after_s``: see ``deadline_s``. ``keep_open``: the newest decision has more to send.
+    ``delivered``: folded updates by fleet class, ``behind``: versions that each of them was behind. ``unfit``: updates that
+    were rejected because they hold NaN or infinity. ``close_at``: folded updates that close it. ``close_after_s``: see
+    ``deadline_s``. ``keep_open``: the newest decision has more to send.
     ``reached``: the devices that could be reached while it waited for others, since its last plan was sent.
     """
 
     opened_wall: float
     began_s: float | None = None
-    dispatched: int = 0
-    trainings: int = 0
+    dispatched: CountOrZero = 0
+    trainings: CountOrZero = 0
     close_at: int | None = None
     close_after_s: float | None = None
     keep_open: bool = False
@@ -33,6 +36,7 @@ class Round:
     losses: list[tuple[float, int]] = field(default_factory=list)
     behind: list[int] = field(default_factory=list)
     first_fault: Report | None = None
+    unfit: int = 0
     reached: set[int] = field(default_factory=set)
 
     def decided(self, decision: Decision) -> None:
@@ -47,6 +51,7 @@ class Round:
     def ended(self, report: Report) -> None:
         """Note the end of one of its plans."""
         self.outcomes[report.outcome] += 1
+        self.unfit += report.outcome == Outcome.REJECTED and report.error.startswith(UnfitPacket.__name__)
         if report.outcome in (Outcome.FAILED, Outcome.REJECTED) and self.first_fault is None:
             self.first_fault = report
 

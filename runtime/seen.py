@@ -1,13 +1,22 @@
 """What a run has seen of its devices so far, as far as policies are told."""
 
+from typing import ClassVar
+
 from ..actors.partition_host import BufferedViews
+from ..learning.spec import CountOrZero
 from ..policies.report import Report
 
 
 class Seen:
     """By device: its last report, and the plans that it was sent and that have ended; by host: what it has buffered."""
 
-    SAVED = ("reports", "participation", "_views")  # by a checkpoint
+    # By a checkpoint.
+    SAVED: ClassVar = {
+        "reports": dict[int, Report],
+        "participation": dict[int, CountOrZero],
+        "_views": dict[int, BufferedViews],
+    }
+    NOT_SAVED = ()
 
     def __init__(self) -> None:
         """Nothing yet."""

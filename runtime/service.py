@@ -60,7 +60,7 @@ class Service:
         self._closed: int | None = None  # the version that closed with the last event
         self._saver = Saver(engine, plan, num_hosts=engine.num_hosts) if plan is not None else None
         if self._saver is not None:
-            _, self._best = self._saver.start()
+            self._best = self._saver.start()
         resumed = plan is not None and plan.manifest is not None
         notices = (*(plan.notices if plan is not None else ()), *notices)
         self._events: Iterator[AnyEvent] = engine.go_on(notices) if resumed else engine.events(notices)

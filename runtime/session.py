@@ -7,6 +7,7 @@ import msgspec
 import torch
 
 from ..clusters.scratch import Scratch, reap_runs
+from ..learning.randomness import one_thread
 from ..policies.policy import Policy
 from .config import Config
 from .engine import Engine
@@ -40,7 +41,10 @@ class Session(Protocol):
 
 
 class InlineSession:
-    """The engine in this process, with one torch thread, as a worker has: the same bits as on Ray."""
+    """The engine in this process, with one torch thread, as a worker has: the same bits as on Ray.
+
+    Between two steps the process is as the caller has it, so other runs, in turn or in other threads, change nothing.
+    """
 
     def __init__(self, config: Config, policy: Policy, save: SavePlan | None = None) -> None:
         """Nothing is built yet."""
@@ -51,32 +55,28 @@ class InlineSession:
     def open(self) -> Iterator[str]:
         """Build the engine; nothing is waited for."""
         reap_runs()
-        self._threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             self._service = Service(Engine(self._config, self._policy, scratch=self._scratch), self._save)
-        except BaseException:
-            torch.set_num_threads(self._threads)
-            raise
         return iter(())
 
     def step(self, logged: int) -> Step:
         """The next batch of events."""
-        return msgspec.msgpack.decode(self._built.step(logged), type=Step)
+        with one_thread():
+            return msgspec.msgpack.decode(self._built.step(logged), type=Step)
 
     def save(self, logged: int, *, timeout_s: float) -> None:
         """Write a checkpoint, if there is something new."""
-        self._built.save(logged)
+        with one_thread():
+            self._built.save(logged)
 
     def weights(self, which: str, *, timeout_s: float) -> dict[str, torch.Tensor]:
         """Weights by name, at once."""
         return self._built.weights(which)
 
     def close(self) -> None:
-        """Give the threads back."""
+        """Remove what the engine has on disk."""
         if self._service is not None:
             self._service.close()
-            torch.set_num_threads(self._threads)
         self._scratch.close()
 
     @property

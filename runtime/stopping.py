@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
+from ..learning.spec import CountOrZero
 from .config import Stop
 
 
 class Stopping:
     """Keeps the best evaluation: the highest accuracy where there is one, else the lowest loss."""
 
-    SAVED = ("_best", "_since_best")  # by a checkpoint
+    SAVED: ClassVar = {"_best": float | None, "_since_best": CountOrZero}  # by a checkpoint
+    NOT_SAVED = ("_rules",)
 
     def __init__(self, rules: Stop) -> None:
         """No evaluation yet."""
@@ -18,10 +21,10 @@ class Stopping:
         self._since_best = 0
 
     def note(self, figures: Mapping[str, float]) -> bool:
-        """Note an evaluation; whether it is the best so far. A figure that is not a number is worse than any other."""
+        """Note an evaluation; whether it is the best so far. One whose loss or score is no number never is."""
         score = figures["accuracy"] if "accuracy" in figures else -figures["loss"]
-        score = -math.inf if math.isnan(score) else score
-        better = self._best is None or score > self._best
+        fit = not math.isnan(figures["loss"]) and math.isfinite(score)
+        better = fit and (self._best is None or score > self._best)
         self._best = score if better else self._best
         self._since_best = 0 if better else self._since_best + 1
         return better

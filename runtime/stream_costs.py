@@ -5,7 +5,7 @@ and before the first one at those of random numbers.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -16,7 +16,7 @@ from ..comms.codecs import ArraySpec, CodecSpec
 from ..comms.make_codec import make_codec
 from ..comms.packet import sealed_bytes
 from ..learning.part import rest
-from ..learning.spec import PartCost, Training
+from ..learning.spec import NonNegative, PartCost, Training
 from ..learning.split import schedule
 from ..learning.workload import Workload
 from ..policies.estimate import NO_STREAM, StreamCharge
@@ -34,7 +34,8 @@ _MOST_KEPT = 1000  # sequences of micro-batches, and streams: devices that stop 
 class StreamCosts:
     """Work and packets of split plans, remembered by what they depend on."""
 
-    SAVED = ("_observed",)  # by a checkpoint
+    SAVED: ClassVar = {"_observed": dict[tuple[Any, ...], tuple[NonNegative, NonNegative]]}  # by a checkpoint
+    NOT_SAVED = ("_workload", "_fleet", "_row", "_samples", "_streams", "_alone")
 
     def __init__(self, workload: Workload, fleet: Fleet, *, row: Row) -> None:
         """``row``: the cost of a part under a training setting, and whether it makes a gradient of what enters it."""
@@ -49,6 +50,8 @@ class StreamCosts:
         split, training = plan.split, plan.training
         if split is None:
             return None
+        if fault := self._workload.cut_fault:
+            raise ValueError(f"split.cut is {split.cut!r}, but the model cannot be cut: {fault}")
         answers = split.mode == "splitfed"
         others = rest(self._workload.spec, plan.part, frozen_to=split.depth)
         host = self._row(others, training, entering_gradient=answers)

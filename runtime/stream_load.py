@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ..clusters.fleet import Fleet
 from ..clusters.profile import DeviceProfile
+from ..learning.spec import Count, CountOrZero, NonNegative, Positive
 from ..policies.estimate import StreamCharge, compute_s
 from ..policies.plan import Split
 from .links import Link, crossed, host_link
@@ -14,10 +15,10 @@ from .links import Link, crossed, host_link
 class Route:
     """A device's way to a host: latency of a message in seconds, its own rates in bytes/s, shared links, the host's number."""
 
-    host: int = 0
-    latency_s: float = 0.0
-    up_rate: float = float("inf")
-    down_rate: float = float("inf")
+    host: CountOrZero = 0
+    latency_s: NonNegative = 0.0
+    up_rate: Positive = float("inf")
+    down_rate: Positive = float("inf")
     up_links: tuple[Link, ...] = ()
     down_links: tuple[Link, ...] = ()
 
@@ -45,14 +46,14 @@ class Load:
     device's, ``host_flops`` the host's, of all together.
     """
 
-    up: Sequence[int]
-    down: Sequence[int]
-    forward_s: Sequence[float]
-    rest_s: Sequence[float]
-    host_s: Sequence[float]
-    flops: int
-    host_flops: int
-    window: int
+    up: Sequence[CountOrZero]
+    down: Sequence[CountOrZero]
+    forward_s: Sequence[NonNegative]
+    rest_s: Sequence[NonNegative]
+    host_s: Sequence[NonNegative]
+    flops: CountOrZero
+    host_flops: CountOrZero
+    window: Count
     answers: bool
 
 
@@ -64,11 +65,11 @@ class Work:
     micro-batches are at the host, which takes the next when it is done with one.
     """
 
-    samples: tuple[int, ...]
-    forward_flops: int
-    flops: int
-    host_flops: int
-    window: int = 1
+    samples: tuple[CountOrZero, ...]
+    forward_flops: CountOrZero
+    flops: CountOrZero
+    host_flops: CountOrZero
+    window: Count = 1
     answers: bool = True
     replay: bool = False
 

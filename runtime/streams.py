@@ -18,7 +18,9 @@ import heapq
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
+from ..learning.spec import CountOrZero, NonNegative, Positive
 from .links import Direction, Link, Links
 from .stream_load import Load, Route
 
@@ -26,12 +28,12 @@ _JOIN_UP, _ARRIVE, _HOST_DONE, _JOIN_DOWN, _END = range(5)
 
 
 @dataclass
-class _Lane:
+class Lane:
     """One direction of a stream: packets go one after another. ``waiting``: (number, when it may join) of those to come."""
 
-    rate: float
+    rate: Positive
     links: tuple[Link, ...]
-    sizes: Sequence[int]
+    sizes: Sequence[CountOrZero]
     free_s: float = 0.0
     waiting: deque[tuple[int, float]] = field(default_factory=deque)
     number: int = -1  # of the packet that is next or under way, -1: none
@@ -40,28 +42,28 @@ class _Lane:
 
 
 @dataclass
-class _Stream:
+class StreamProgress:
     """One stream. Seconds are since it began."""
 
     plan_id: int
     load: Load
     route: Route
     began_s: float
-    up: _Lane
-    down: _Lane
+    up: Lane
+    down: Lane
     device_s: float = 0.0  # when the device is free
     host_s: float = 0.0  # when the host was done with the last of its micro-batches
     ran: bool = False  # whether the forward pass of packet ``sent`` is over already
-    sent: int = 0
-    stepped: int = 0  # backward passes of answers
-    came: int = 0  # packets at the host
-    done: int = 0  # micro-batches that the host is done with
+    sent: CountOrZero = 0
+    stepped: CountOrZero = 0  # backward passes of answers
+    came: CountOrZero = 0  # packets at the host
+    done: CountOrZero = 0  # micro-batches that the host is done with
     back: list[float] = field(default_factory=list)  # when the answer to a packet, or word of it, is there
     over: bool = False
 
 
 @dataclass
-class _Host:
+class HostQueue:
     """One host: the plan whose micro-batch it computes, and those that wait, as (plan, number, when it came)."""
 
     busy: int | None = None
@@ -71,22 +73,25 @@ class _Host:
 class Streams:
     """All streams under way. Their packets share ``up`` and ``down`` with whatever else is there, under their plan's number."""
 
-    SAVED = ("_streams", "_hosts", "_events", "_next")  # by a checkpoint
+    # By a checkpoint.
+    SAVED: ClassVar = {"_streams": dict[int, StreamProgress], "_hosts": dict[int, HostQueue], "_next": CountOrZero,
+                       "_events": list[tuple[NonNegative, int, int, Literal[0, 1, 2, 3, 4], int, NonNegative]]}  # fmt: skip
+    NOT_SAVED = ("_links",)
 
     def __init__(self, *, up: Links, down: Links) -> None:
         """None yet. Whoever owns the links says when a packet ``landed``."""
         self._links = {"up": up, "down": down}
-        self._streams: dict[int, _Stream] = {}
-        self._hosts: defaultdict[int, _Host] = defaultdict(_Host)
+        self._streams: dict[int, StreamProgress] = {}
+        self._hosts: defaultdict[int, HostQueue] = defaultdict(HostQueue)
         # (second, plan, number of the event, what, micro-batch, the same second since the stream began)
         self._events: list[tuple[float, int, int, int, int, float]] = []
         self._next = 0  # number of the next event
 
     def begin(self, plan_id: int, load: Load, route: Route, *, now_s: float) -> None:
         """The device has all that it needs."""
-        up = _Lane(route.up_rate, route.up_links, load.up)
-        down = _Lane(route.down_rate, route.down_links, load.down)
-        stream = _Stream(plan_id, load, route, now_s, up, down)
+        up = Lane(route.up_rate, route.up_links, load.up)
+        down = Lane(route.down_rate, route.down_links, load.down)
+        stream = StreamProgress(plan_id, load, route, now_s, up, down)
         self._streams[plan_id] = stream
         self._run(stream)
 
@@ -139,7 +144,7 @@ class Streams:
             self._serve(host, now_s)
         return stream.came, stream.done
 
-    def _run(self, stream: _Stream) -> None:
+    def _run(self, stream: StreamProgress) -> None:
         """Have the device do all that it can do by what is known now."""
         if stream.over:
             return
@@ -154,7 +159,7 @@ class Streams:
             stream.over = True
             self._event(stream, _END, 0, at_s)
 
-    def _run_both_ways(self, stream: _Stream) -> None:
+    def _run_both_ways(self, stream: StreamProgress) -> None:
         """Forward while the window lets it, else backward when an answer is there."""
         load = stream.load
         while True:
@@ -168,7 +173,7 @@ class Streams:
             else:
                 return
 
-    def _run_forward(self, stream: _Stream) -> None:
+    def _run_forward(self, stream: StreamProgress) -> None:
         """Forward; send when the window lets it; its own training."""
         load = stream.load
         while stream.sent < len(load.up):
@@ -184,7 +189,7 @@ class Streams:
             stream.device_s += load.rest_s[stream.sent]
             stream.sent, stream.ran = stream.sent + 1, False
 
-    def _send(self, stream: _Stream, lane: _Lane, number: int, at_s: float) -> None:
+    def _send(self, stream: StreamProgress, lane: Lane, number: int, at_s: float) -> None:
         """A packet sets out. On a link of its own it is known at once when it will be there."""
         joins_s = at_s + stream.route.latency_s
         if lane.links:
@@ -195,13 +200,13 @@ class Streams:
             lane.free_s = max(joins_s, lane.free_s) + lane.sizes[number] / lane.rate
             self._through(stream, lane, number)
 
-    def _join(self, stream: _Stream, lane: _Lane) -> None:
+    def _join(self, stream: StreamProgress, lane: Lane) -> None:
         """The next packet joins its shared links as soon as it can."""
         lane.number, joins_s = lane.waiting.popleft()
         kind = _JOIN_UP if lane is stream.up else _JOIN_DOWN
         self._event(stream, kind, lane.number, max(joins_s, lane.free_s))
 
-    def _through(self, stream: _Stream, lane: _Lane, number: int) -> None:
+    def _through(self, stream: StreamProgress, lane: Lane, number: int) -> None:
         """A packet is there when its lane is free again, which may be a time to come."""
         if lane is stream.up:
             self._event(stream, _ARRIVE, number, lane.free_s)
@@ -209,7 +214,7 @@ class Streams:
             stream.back.append(lane.free_s)
             self._run(stream)
 
-    def _arrive(self, stream: _Stream, number: int, at_s: float) -> None:
+    def _arrive(self, stream: StreamProgress, number: int, at_s: float) -> None:
         """A packet is at its host."""
         stream.came += 1
         host = self._hosts[stream.route.host]
@@ -218,12 +223,12 @@ class Streams:
         else:
             host.queue.append((stream.plan_id, number, at_s))
 
-    def _compute(self, host: _Host, stream: _Stream, number: int, at_s: float) -> None:
+    def _compute(self, host: HostQueue, stream: StreamProgress, number: int, at_s: float) -> None:
         """The host begins with a micro-batch."""
         host.busy = stream.plan_id
         self._event(stream, _HOST_DONE, number, at_s + stream.load.host_s[number])
 
-    def _host_done(self, stream: _Stream, number: int, at_s: float, now_s: float) -> None:
+    def _host_done(self, stream: StreamProgress, number: int, at_s: float, now_s: float) -> None:
         """The host is done with a micro-batch, and answers."""
         stream.host_s = at_s
         stream.done += 1
@@ -236,7 +241,7 @@ class Streams:
             stream.back.append(at_s + stream.route.latency_s)
             self._run(stream)
 
-    def _serve(self, host: _Host, now_s: float, *, last: _Stream | None = None) -> None:
+    def _serve(self, host: HostQueue, now_s: float, *, last: StreamProgress | None = None) -> None:
         """The host takes what has waited longest. ``last``: whose micro-batch it did before."""
         if host.queue:
             plan_id, number, came_s = host.queue.popleft()
@@ -244,6 +249,6 @@ class Streams:
             free_s = stream.host_s if stream is last else now_s - stream.began_s
             self._compute(host, stream, number, max(came_s, free_s))
 
-    def _event(self, stream: _Stream, kind: int, number: int, at_s: float) -> None:
+    def _event(self, stream: StreamProgress, kind: int, number: int, at_s: float) -> None:
         heapq.heappush(self._events, (stream.began_s + at_s, stream.plan_id, self._next, kind, number, at_s))
         self._next += 1

@@ -1,5 +1,8 @@
 """What became of a run's plans, in numbers: whether anything was ever delivered, and how much went wrong."""
 
+from typing import ClassVar
+
+from ..learning.spec import CountOrZero
 from ..policies.plan import Plan
 from ..policies.report import Outcome, Report
 from .errors import RunError
@@ -11,8 +14,11 @@ class Tally:
     A *failure* failed, was rejected, or was lost with its worker; a device that drops out is none.
     """
 
-    # By a checkpoint:
-    SAVED = ("_sent", "_trainings", "_folds", "_answers", "_failures", "_first_failure", "_first_fault")
+    SAVED: ClassVar = {  # by a checkpoint
+        **dict.fromkeys(("_sent", "_trainings", "_folds", "_answers", "_failures"), CountOrZero),
+        **dict.fromkeys(("_first_failure", "_first_fault"), Report | None),
+    }
+    NOT_SAVED = ()
 
     def __init__(self) -> None:
         """Nothing was sent."""

@@ -1,5 +1,7 @@
 """Packets between server and devices, in simulated time: after the latency a packet joins its shared links, if any."""
 
+from typing import ClassVar
+
 from ..clusters.fleet import Fleet
 from ..policies.estimate import transfer_s
 from .journey import Journey
@@ -9,7 +11,8 @@ from .links import SERVER_LINK, Direction, Link, Links, capacities, crossed
 class Transfers:
     """The packets under way. ``down`` and ``up`` hold those on shared links, among others that are not ours."""
 
-    SAVED = ("down", "up")  # by a checkpoint
+    SAVED: ClassVar = {"down": Links, "up": Links}  # by a checkpoint
+    NOT_SAVED = ("_fleet",)
 
     def __init__(self, fleet: Fleet) -> None:
         """None yet."""

@@ -5,10 +5,12 @@ A device cannot be reached where it is a real one whose node is not there.
 
 import math
 from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 from msgspec.structs import replace
 
 from ..actors.pool import Pool
+from ..learning.spec import NonNegative
 from ..policies.plan import Plan
 from ..policies.report import Estimate
 from .clock import LOOK_EVERY_S, VirtualClock
@@ -19,6 +21,10 @@ from .stream_load import Work
 
 class WallClock:
     """Real seconds; arrivals as they come. What the virtual clock would charge is recorded as an estimate only."""
+
+    SAVED: ClassVar = {"_before_s": NonNegative}  # by a checkpoint
+    SAVED_AS = NonNegative
+    NOT_SAVED = ("_pool", "_now", "_estimate", "journeys")
 
     def __init__(self, pool: Pool, *, now: Callable[[], float], estimate: Callable[[int, Plan], Estimate]) -> None:
         """``now``: seconds since the start of the run."""
@@ -62,8 +68,9 @@ class WallClock:
             return None
         return Arrival(time_s=self.time_s, finished=found, virtual=self._estimate(found.plan.device, found.plan))
 
-    def cancel(self, plan_id: int) -> None:
-        """Nothing to forget."""
+    def abandon(self, plan_id: int) -> Arrival | None:
+        """Nothing to forget, and nothing that is known."""
+        return None
 
     def unreachable(self) -> frozenset[int]:
         """The real devices that are away."""

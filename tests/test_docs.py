@@ -18,6 +18,7 @@ import msgspec
 import pytest
 from fedbonsai.clusters.availability import Availability, Dropout, Jitter
 from fedbonsai.clusters.fleet import DeviceClass, Fleet, HostProfile, ServerProfile, SharedLink, load_fleet
+from fedbonsai.clusters.yaml_text import parse_yaml
 from fedbonsai.learning.data.config import Partition
 from fedbonsai.learning.spec import Call
 from fedbonsai.policies.decision import Decision
@@ -27,7 +28,6 @@ from fedbonsai.policies.view import View
 from fedbonsai.runtime.config import Config, load_config
 from fedbonsai.runtime.events import AnyEvent
 from fedbonsai.runtime.summary import Summary
-from fedbonsai.runtime.yaml_text import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if page.is_file()]

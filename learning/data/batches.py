@@ -38,15 +38,34 @@ def until(order: Iterable[NDArray[np.intp]], over: Callable[[], bool] | None) ->
             return
 
 
-def micro_batches(indices: NDArray[np.intp], count: int) -> Iterator[tuple[NDArray[np.intp], float]]:
-    """Split a batch into at most ``count`` parts of about equal size, each with its share of the batch."""
-    for part in np.array_split(indices, min(count, len(indices))):
+def micro_batches(
+    indices: NDArray[np.intp], *, batch_size: int, accumulation: int
+) -> Iterator[tuple[NDArray[np.intp], float]]:
+    """Split a batch into parts of about equal size, each with its share of the batch.
+
+    At most ``accumulation`` parts, and no more than hold a full batch's part, ``batch_size / accumulation`` rounded up: a short
+    last batch needs fewer. None has one sample where the batch has more: batch normalisation cannot train on one. (An
+    ``accumulation`` as large as ``batch_size`` is taken at its word.)
+    """
+    for part in np.array_split(indices, _num_parts(len(indices), batch_size, accumulation)):
         yield part, len(part) / len(indices)
+
+
+def largest_micro_batch(batch_size: int, accumulation: int) -> int:
+    """Samples of the largest part of a full batch."""
+    return -(-batch_size // _num_parts(batch_size, batch_size, accumulation))
 
 
 def num_batches(num_samples: int, *, batch_size: int) -> int:
     """Batches in one pass."""
     return len(_edges(num_samples, batch_size)) - 1 if num_samples else 0
+
+
+def _num_parts(num_samples: int, batch_size: int, accumulation: int) -> int:
+    """Into how many parts a batch of so many samples is split."""
+    most = -(-batch_size // accumulation)
+    parts = min(accumulation, -(-num_samples // most))
+    return parts if most == 1 else max(1, min(parts, num_samples // 2))
 
 
 def _edges(num_samples: int, batch_size: int) -> list[int]:

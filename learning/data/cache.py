@@ -4,9 +4,9 @@ Several workers on one node use the same data. Mapped read-only, its pages are i
 worker's own allocations (nor against a memory limit on its data segment), and nobody can damage them.
 """
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .types import Indices, Samples
 
 Arrays = dict[str, NDArray[Any]]
-VERSION = "1"  # of what is in the files; older ones are left alone
+VERSION = "2"  # of what is in the files; older ones are left alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +70,23 @@ def file_digest(paths: Iterable[Path], *, root: Path) -> str:
 
 
 def _mapped(folder: Path) -> Arrays | None:
-    """The folder's arrays; None when it is missing or damaged (a power cut can leave empty files behind)."""
+    """The folder's arrays; None when it is missing or damaged (a power cut can leave empty files behind).
+
+    Of a damaged folder our own files are removed, so that it can be written again; anything else in it stays, and so does it.
+    """
     if not folder.is_dir():
         return None
+    files = sorted(folder.glob("*.npy"))
     try:
         # asarray: indexing a memmap keeps its class, and its cost, for no use.
-        return {path.stem: np.asarray(np.load(path, mmap_mode="r")) for path in sorted(folder.glob("*.npy"))}
-    except (OSError, ValueError, EOFError):
-        shutil.rmtree(folder, ignore_errors=True)
+        return {path.stem: np.asarray(np.load(path, mmap_mode="r")) for path in files} or None
+    except (ValueError, EOFError):
+        with suppress(OSError):
+            for path in files:
+                path.unlink()
+            folder.rmdir()
+        return None
+    except OSError:  # it cannot be read: that is no reason to remove it
         return None
 
 

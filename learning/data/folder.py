@@ -2,14 +2,14 @@
 
 The experiment fixes the class list (``data.classes``) and labels go by name, so a device that lacks the first class still
 uses the same label ids. ``<root>/test/<class>/`` holds the server's test images, if there are any. Images that cannot be
-decoded are skipped and counted.
+decoded are skipped and counted. Grey images of 16 bits keep their depth: with one of them, all are floats on the scale 0..1.
 """
 
 import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -38,13 +38,21 @@ class FolderOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     devices: tuple[str, ...] | None = None
 
 
+_MOST_OF_16_BITS = 65535
+
+
+class _UnknownScale(Exception):
+    """What the values of an image mean cannot be told."""
+
+
 Entry = tuple[Path, int, int]  # file, label, device (-1: of the pool)
 
 
 def load_folder(config: DataConfig, options: FolderOptions, *, num_devices: int) -> Pool:
-    """Decode all images once, as bytes ``[sample, channel, row, column]``.
+    """Decode all images once, as bytes (or floats, see above) ``[sample, channel, row, column]``.
 
-    Raises ``ValueError`` for a missing root, class list or device folder, a folder that is no class, or no images.
+    Raises ``ValueError`` for a missing root, class list or device folder, a folder that is no class, no images, or an image of
+    numbers whose scale is not known.
     """
     root, classes = config.folder, config.classes
     if not classes or len(set(classes)) != len(classes):
@@ -137,17 +145,23 @@ def _decode(train: list[Entry], test: list[Entry], root: Path, options: FolderOp
     arrays: Arrays = {}
     skipped = 0
     for part, entries in (("train", train), ("test", test)):
-        x = np.empty((len(entries), options.channels, options.image_size, options.image_size), dtype=np.uint8)
+        side = options.image_size
+        x: NDArray[Any] = np.zeros((len(entries), options.channels, side, side), dtype=np.uint8)
         kept: list[Entry] = []
         for path, label, device in entries:
             content = path.read_bytes()
             state.update(f"{path.relative_to(root)}\0{label}\0{device}\0{len(content)}\0".encode() + content)
             try:
-                x[len(kept)] = _pixels(content, options)
+                pixels = _pixels(content, options)
             except UNDECODABLE:
                 skipped += 1
-            else:
-                kept.append((path, label, device))
+                continue
+            except _UnknownScale as error:
+                raise ValueError(f"data.root: {path} {error}") from error
+            if pixels.dtype != x.dtype:
+                x, pixels = _on_scale_of_1(x), _on_scale_of_1(pixels)
+            x[len(kept)] = pixels
+            kept.append((path, label, device))
         arrays[f"{part}_x"] = x[: len(kept)]
         arrays[f"{part}_y"] = np.array([label for _, label, _ in kept], dtype=np.int64)
         if part == "train":
@@ -157,15 +171,38 @@ def _decode(train: list[Entry], test: list[Entry], root: Path, options: FolderOp
     return arrays
 
 
-def _pixels(content: bytes, options: FolderOptions) -> NDArray[np.uint8]:
-    """``[channel, row, column]`` of one encoded image."""
+def _pixels(content: bytes, options: FolderOptions) -> NDArray[Any]:
+    """``[channel, row, column]`` of one encoded image: bytes, or floats on the scale 0..1 where it is deeper than that."""
     with Image.open(io.BytesIO(content)) as image:
-        converted = image.convert("RGB" if options.channels == 3 else "L")
+        deep = image.mode in ("I", "F") or image.mode.startswith("I;")  # to convert these would clip them at 255
+        colour = "RGB" if options.channels == 3 else "L"
+        converted = Image.fromarray(_deep_pixels(image)) if deep else image.convert(colour)
     side = (options.image_size, options.image_size)
     if converted.size != side:
         converted = converted.resize(side, Image.Resampling.BILINEAR)
-    pixels = np.asarray(converted, dtype=np.uint8)
+    pixels = np.asarray(converted)
+    if deep:
+        return np.repeat(pixels[None], options.channels, axis=0)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _deep_pixels(image: Image.Image) -> NDArray[np.float32]:
+    """A grey image of 16 bits, or of floats, on the scale 0..1. Raises ``_UnknownScale``."""
+    values: NDArray[Any] = np.asarray(image)
+    most = 1 if image.mode == "F" else _MOST_OF_16_BITS
+    low, high = values.min(), values.max()
+    known = image.mode != "I" or image.format in ("PNG", "PPM")  # which Pillow gives 32 bits, of which 16 are used
+    if not (known and low >= 0 and high <= most):
+        raise _UnknownScale(
+            f"holds values from {low:g} to {high:g} (mode {image.mode!r} of Pillow); grey images must have 8 or 16 bits, or "
+            "floats from 0 to 1"
+        )
+    return np.asarray(values / most, dtype=np.float32)
+
+
+def _on_scale_of_1(pixels: NDArray[Any]) -> NDArray[np.float32]:
+    """Bytes as floats; floats as they are."""
+    return np.asarray(pixels / 255 if pixels.dtype == np.uint8 else pixels, dtype=np.float32)
 
 
 def _check_owners(owners: NDArray[np.intp], folders: dict[int, Path]) -> None:

@@ -170,4 +170,8 @@ def _device_data(
 def _labels(source: Source) -> Integers | None:
     """One class for each sample; None where targets are anything else."""
     targets = source.targets()
+    if not isinstance(targets, np.ndarray):
+        raise ValueError(
+            f"data: targets() of {type(source).__name__} is a {type(targets).__name__}; it must be a numpy.ndarray"
+        )
     return targets if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer) else None

@@ -1,8 +1,8 @@
 """Transforms of whole batches: ``(x, generator) -> x``. Vectorised, and random only through the generator.
 
-Images are ``x[sample, channel, row, column]``, as bytes or as floats on the scale 0..1. A chain never hands bytes on: what
-no link has turned into floats is scaled to 0..1 at its end. Crop and flip as in He et al., CVPR 2016 (arXiv 1512.03385,
-sec. 4.2).
+Images are ``x[sample, channel, row, column]``, as bytes or as floats on the scale 0..1. A chain never hands images on as
+bytes: what no link has turned into floats is scaled to 0..1 at its end. Bytes of any other shape (tables, tokens) are no
+pixels, and stay as they are. Crop and flip as in He et al., CVPR 2016 (arXiv 1512.03385, sec. 4.2).
 """
 
 import inspect
@@ -14,7 +14,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from ..resolve import resolve
+from ..resolve import resolve, told
 from ..spec import Call, Count, Fraction, Positive
 from .types import Transform
 
@@ -102,7 +102,7 @@ class Users:
 
 @dataclass(frozen=True)
 class Chain:
-    """Transforms one after another; the empty chain changes nothing but bytes into floats."""
+    """Transforms one after another; the empty chain changes nothing but images of bytes into floats."""
 
     links: tuple[Transform, ...] = ()
 
@@ -110,7 +110,7 @@ class Chain:
         """The batch after all links."""
         for link in self.links:
             x = link(x, generator)
-        return Normalize()(x, generator) if x.dtype == torch.uint8 else x
+        return Normalize()(x, generator) if x.dtype == torch.uint8 and x.dim() == 4 else x
 
 
 BUILT_IN = {"normalize": Normalize, "random_crop": RandomCrop, "random_flip": RandomFlip, "resize": Resize}
@@ -126,6 +126,14 @@ def build(calls: Sequence[Call], *, field: str, mean: tuple[float, ...] = (), st
     if not calls:
         return Chain((standard,)) if mean else Chain()
     return Chain(tuple(_link(call, field=field, standard=standard) for call in calls))
+
+
+def tried(transform: Transform, x: Tensor, *, field: str) -> Tensor:
+    """``x`` after a transform, with random numbers of seed 0. Raises ``ValueError`` with the setting's name where it fails."""
+    try:
+        return transform(x, torch.Generator().manual_seed(0))
+    except Exception as error:  # of a user's code: anything
+        raise ValueError(f"{field} fail on a batch of shape {tuple(x.shape)} ({x.dtype}): {told(error)}") from error
 
 
 def _link(call: Call, *, field: str, standard: Normalize) -> Transform:

@@ -37,13 +37,21 @@ class Source(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Inputs ``x[sample, ...]`` and targets ``y[sample, ...]``. Raises ``ValueError`` when their lengths differ."""
+    """Inputs ``x[sample, ...]`` and targets ``y[sample, ...]``.
+
+    Raises ``ValueError`` when their lengths differ, and for what is no torch tensor.
+    """
 
     x: Tensor
     y: Tensor
 
     def __post_init__(self) -> None:
         """Refuse what cannot be paired."""
+        for name, value in (("x", self.x), ("y", self.y)):
+            if not isinstance(value, Tensor):
+                raise ValueError(
+                    f"data: {name} of Samples is a {_kind(value)}; it must be a torch.Tensor (torch.as_tensor)"
+                )
         if self.x.dim() == 0 or self.y.dim() == 0 or len(self.x) != len(self.y):
             raise ValueError(
                 f"data: x has shape {tuple(self.x.shape)} and y {tuple(self.y.shape)}; "
@@ -73,7 +81,8 @@ class Pool:
     ``num_classes``: None means one more than the largest label, or no classes where targets are not one integer each.
     ``mean``, ``std``: one for each channel on the scale 0..1; the normalisation used when the experiment lists no
     transform. ``skipped``: files that could not be read. ``digest``: hash of the content, if known already. Raises
-    ``ValueError`` when ``groups`` or ``owners`` do not fit the training samples.
+    ``ValueError`` for a ``train`` or ``test`` that is no source of samples, and when ``groups`` or ``owners`` do not fit the
+    training samples.
     """
 
     train: Source
@@ -87,7 +96,18 @@ class Pool:
     digest: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse groups or owners of other samples than these."""
+        """Refuse what is no source, and groups or owners of other samples than these."""
+        for name, source in (("train", self.train), ("test", self.test)):
+            missing = [word for word in ("__len__", "take", "targets") if not callable(getattr(source, word, None))]
+            if missing and not (name == "test" and source is None):
+                raise ValueError(
+                    f"data: {name} of Pool is a {_kind(source)}, which has no {missing[0]}; it must be Samples, or an object "
+                    "with __len__, take and targets"
+                )
+        if self.groups is not None and not isinstance(self.groups, Tensor):
+            raise ValueError(f"data: groups of Pool is a {_kind(self.groups)}; it must be a torch.Tensor")
+        if self.owners is not None and not isinstance(self.owners, np.ndarray):
+            raise ValueError(f"data: owners of Pool is a {_kind(self.owners)}; it must be a numpy.ndarray")
         for name, values in (("groups", self.groups), ("owners", self.owners)):
             if values is not None and values.shape != (len(self.train),):
                 raise ValueError(
@@ -147,3 +167,9 @@ class FederatedData(Protocol):
     def digest(self) -> dict[str, str]:
         """Hashes of the data's content (``data``) and of who owns what (``split``)."""
         ...
+
+
+def _kind(value: Any) -> str:
+    """The type of a value, with its module."""
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"

@@ -6,8 +6,11 @@ already knows who owns what.
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
-from ..resolve import resolve
+import numpy as np
+
+from ..resolve import resolve, told
 from .config import DataConfig, Iid
 from .transforms import build
 from .types import FederatedData, Pool, Samples, Transform
@@ -15,8 +18,12 @@ from .types import FederatedData, Pool, Samples, Transform
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Configured:
-    """A user's own ``FederatedData``, with what the experiment says about transforms and the server's data."""
+    """A user's own ``FederatedData``, with what the experiment says about transforms and the server's data.
 
+    What its members raise, or return by mistake, is a ``ValueError`` that names the member and the device.
+    """
+
+    name: str
     inner: FederatedData
     train_transform: Transform
     test_transform: Transform
@@ -39,23 +46,58 @@ class Configured:
 
     def num_samples(self, device: int) -> int:
         """Training samples of a device."""
-        return self.inner.num_samples(device)
+        count = self._ask("num_samples", device)
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
+            raise ValueError(f"{self._told('num_samples', device)} is {count!r}; it must be a whole number from 0")
+        return int(count)
 
     def train(self, device: int) -> Samples:
         """A device's training samples."""
-        return self.inner.train(device)
+        samples, expected = self._ask("train", device), self.num_samples(device)
+        if not isinstance(samples, Samples):
+            raise ValueError(f"{self._told('train', device)} is a {type(samples).__name__}; it must be Samples")
+        if len(samples) != expected:
+            raise ValueError(
+                f"{self._told('train', device)} has {len(samples)} samples, where num_samples says {expected}"
+            )
+        return samples
 
     def test(self, device: int) -> Samples | None:
         """A device's own held-out samples."""
-        return self.inner.test(device)
+        return self._held_out("test", device)
 
     def server_test(self) -> Samples | None:
         """The server's test samples, unless the run does without."""
-        return self.inner.server_test() if self.with_server_test else None
+        return self._held_out("server_test") if self.with_server_test else None
 
     def digest(self) -> dict[str, str]:
         """Hashes of content and split."""
-        return self.inner.digest()
+        found = self._ask("digest")
+        if not isinstance(found, dict) or not {"data", "split"} <= found.keys():
+            raise ValueError(f"{self._told('digest')} is {found!r}; it must be a mapping with the keys data and split")
+        return found
+
+    def _held_out(self, member: str, *device: int) -> Samples | None:
+        """Test samples, or None."""
+        samples = self._ask(member, *device)
+        if samples is not None and not isinstance(samples, Samples):
+            raise ValueError(
+                f"{self._told(member, *device)} is a {type(samples).__name__}; it must be Samples, or None"
+            )
+        return samples
+
+    def _ask(self, member: str, *device: int) -> Any:
+        """What a member of the user's object returns."""
+        try:
+            return getattr(self.inner, member)(*device)
+        except MemoryError:
+            raise
+        except Exception as error:  # of a user's code: anything
+            raise ValueError(f"{self._told(member, *device)} fails: {told(error)}") from error
+
+    def _told(self, member: str, *device: int) -> str:
+        """A member and its device, as errors name it."""
+        return f"data.name: {member}({', '.join(map(str, device))}) of {self.name!r}"
 
 
 def call_users(config: DataConfig, *, num_devices: int, seed: int) -> Pool | FederatedData:
@@ -83,7 +125,10 @@ def call_users(config: DataConfig, *, num_devices: int, seed: int) -> Pool | Fed
 
 
 def configure(data: FederatedData, config: DataConfig, *, num_devices: int) -> FederatedData:
-    """A user's ``FederatedData`` under the experiment's settings. Raises ``ValueError`` for those that cannot apply."""
+    """A user's ``FederatedData`` under the experiment's settings.
+
+    Raises ``ValueError`` for settings that cannot apply, and for data that does not know some device of the fleet.
+    """
     if data.num_devices != num_devices:
         raise ValueError(
             f"data.name: {config.name!r} made data for {data.num_devices} devices; the fleet has {num_devices}"
@@ -94,12 +139,16 @@ def configure(data: FederatedData, config: DataConfig, *, num_devices: int) -> F
             f"data.test_share is {config.test_share:g}, but {config.name!r} decides itself what devices test on"
         )
     train, test = config.train_transforms, config.test_transforms
-    return Configured(
+    configured = Configured(
+        name=config.name,
         inner=data,
         train_transform=build(train, field="data.train_transforms") if train else data.train_transform,
         test_transform=build(test, field="data.test_transforms") if test else data.test_transform,
         with_server_test=config.server_test,
     )
+    for device in range(num_devices):
+        configured.num_samples(device)
+    return configured
 
 
 def refuse_partition(config: DataConfig) -> None:

@@ -130,7 +130,8 @@ def _download(wanted: VisionSet, root: Path, factory: Callable[..., Any]) -> Non
             target = root / wanted.folder
             for name in wanted.files:
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
-                (Path(temporary) / wanted.folder / name).replace(target / name)
+                if not (target / name).exists():  # what the user has is never replaced
+                    (Path(temporary) / wanted.folder / name).replace(target / name)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"data.download: {wanted.factory} could not be fetched into {root} ({error})") from error
 

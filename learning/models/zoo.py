@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from ..randomness import seeded
 from ..resolve import resolve
 from ..spec import Call
 from .cnn import digits_cnn, resfed_cnn, small
@@ -48,12 +49,19 @@ def build(call: Call, *, seed: int, outputs: int | None) -> nn.Module:
     """
     make = _find(call, outputs=outputs)
     # The global generator is restored afterwards; only the CPU's is seeded, for models start on the CPU.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         model = make()
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise ValueError(f"model.name is {call.name!r}, which returned a {kind}; it must return an nn.Module")
+    if scripted := [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]:
+        which = f"whose {scripted[0]!r} is" if scripted[0] else "which returned"
+        raise ValueError(
+            f"model.name is {call.name!r}, {which} a TorchScript module; it must be made of plain nn.Modules, since scripted "
+            "code can neither be cut into blocks nor counted"
+        )
+    if not any(True for _ in model.parameters()):
+        raise ValueError(f"model.name is {call.name!r}, which has no parameters: there is nothing to train")
     if any(isinstance(parameter, nn.UninitializedParameter) for parameter in model.parameters()):
         raise ValueError(f"model.name is {call.name!r}, which has lazy layers; give them their sizes")
     if extra := [name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)]:

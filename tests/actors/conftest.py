@@ -69,6 +69,26 @@ class Line(nn.Module):
     def forward(self, x):
         return x @ self.w
 
+class HalfLine(Line):
+    '''The same in float16.'''
+
+    def __init__(self):
+        super().__init__()
+        self.half()
+
+class HalfLayers(nn.Sequential):
+    '''y = w2 w1 x in float16, from zeros.'''
+
+    def __init__(self):
+        super().__init__(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+        for parameter in self.half().parameters():
+            nn.init.zeros_(parameter)
+
+class Masked(Line):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+
 def points(*, num_devices, seed, root):
     '''Device 0 has one sample, y = 2 x at x = 1; device 1 has three, y = -1 x at x = 1; two test samples, y = 0.'''
     ys = torch.tensor([[2.0], [-1.0], [-1.0], [-1.0]])

@@ -11,9 +11,8 @@ from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.comms.codecs import NO_CONTEXT, Array, Arrays, Identity
 from fedbonsai.comms.packet import seal
 from fedbonsai.learning.data.config import DataConfig
-from fedbonsai.learning.optimisers import ServerOptimiser
 from fedbonsai.learning.part import whole
-from fedbonsai.learning.spec import Call, Optimiser, Training
+from fedbonsai.learning.spec import Call, Optimiser, ServerOptimiser, Training
 from fedbonsai.learning.workload import Workload, WorkloadSettings
 from fedbonsai.policies.plan import Plan
 from fedbonsai.policies.report import Answer, Report
@@ -59,7 +58,7 @@ def one_round(server: Server, device: Device, plans: list[Plan]) -> None:
     for plan in plans:
         report, update = run(device, plan, server.send(plan).packets[0])
         assert update is not None, report.error
-        server.fold(plan, update, weight=report.samples)
+        server.fold(plan, server.open(plan, update), weight=report.samples)
     server.close_version(in_flight=())
 
 

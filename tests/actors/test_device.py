@@ -89,7 +89,7 @@ def test_tied_weights_are_trained(device: Device) -> None:
     before = server.weights()
     assert update is not None
     assert update.nbytes < 200  # one of the two, 64 bytes
-    server.fold(plan, update, weight=report.samples)
+    server.fold(plan, server.open(plan, update), weight=report.samples)
     server.close_version(in_flight=())
     after = server.weights()
     assert torch.equal(after["first.weight"], after["second.weight"])
@@ -102,7 +102,7 @@ def test_frozen_blocks_stay_out_of_the_update(server: Server, device: Device) ->
     report, update = run(device, plan, server.send(plan).packets[0])
     assert (report.outcome, len(names)) == (Outcome.DONE, 2)
     assert update is not None
-    server.fold(plan, update, weight=1)
+    server.fold(plan, server.open(plan, update), weight=1)
     before = server.weights()
     server.close_version(in_flight=())
     after = server.weights()
@@ -119,7 +119,7 @@ def test_lossless_codecs_change_no_bit_of_the_result(server: Server, device: Dev
         plan = make_plan(server.workload, **options)
         report, update = run(device, plan, server.send(plan).packets[0])
         assert update is not None
-        server.fold(plan, update, weight=report.samples)
+        server.fold(plan, server.open(plan, update), weight=report.samples)
         server.close_version(in_flight=())
         hashes.append(server.model_hash())
     assert hashes[0] == hashes[1]
@@ -221,7 +221,11 @@ def test_an_update_answers_one_attempt_of_one_plan(server: Server, device: Devic
     assert update is not None
     for field in ("id", "attempt"):
         with pytest.raises(PacketError, match="expected"):
-            server.fold(msgspec.structs.replace(plan, **{field: 1}), update, weight=1)
+            server.fold(
+                msgspec.structs.replace(plan, **{field: 1}),
+                server.open(msgspec.structs.replace(plan, **{field: 1}), update),
+                weight=1,
+            )
     assert server.folded == 0
 
 

@@ -60,7 +60,7 @@ def test_a_broadcast_in_use_is_kept_however_many_there_are() -> None:
     server, device = make_server(replace(IMAGES, num_devices=10)), Device(replace(IMAGES, num_devices=10))
     for version in range(3):
         plans = [by_density(server, who, 100 * version + who + 1, (who + 1) / 20) for who in range(10)]
-        assert one_round(server, device, *plans) == [["weights"] if version else ["control"]] * 10
+        assert one_round(server, device, *plans) == [["weights"] if version else ["agreed"]] * 10
     assert len(densities(server)) == 10
 
 

@@ -85,7 +85,7 @@ def test_mutated_updates_change_nothing(name: str, seeds: list[int]) -> None:
         packet = mutated(case, (seed,))
         model, memory, lost = server.model_hash(), [remembered(peers.peek(who)) for who in range(2)], _lost(server)
         try:
-            server.fold(plan, packet, weight=WEIGHT)
+            server.fold(plan, server.open(plan, packet), weight=WEIGHT)
         except PacketError as error:
             assert [remembered(peers.peek(who)) for who in range(2)] == memory
             lost = lost or isinstance(error, OutOfSync)
@@ -98,7 +98,7 @@ def test_mutated_updates_change_nothing(name: str, seeds: list[int]) -> None:
             return
     untouched = second_round(name)[0]
     for each in (server, untouched):
-        each.fold(plan, update, weight=WEIGHT)
+        each.fold(plan, each.open(plan, update), weight=WEIGHT)
         each.close_version(in_flight=())
     assert server.model_hash() == untouched.model_hash()
 

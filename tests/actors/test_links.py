@@ -58,7 +58,7 @@ def finish(server: Server, sent: Dispatch, answer: tuple[Report, Array | None, S
     report, update, state = answer
     if fold:
         assert update is not None, report.error
-        server.fold(sent.plan, update, weight=report.samples)
+        server.fold(sent.plan, server.open(sent.plan, update), weight=report.samples)
     server.ended(sent.plan, report, state)
     return report
 

@@ -11,7 +11,7 @@ from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.comms.errors import OutOfSync
 from fedbonsai.comms.link import FORGET, DeviceEnd, state_bytes
 from fedbonsai.comms.predict import Residual
-from fedbonsai.learning.optimisers import ServerOptimiser
+from fedbonsai.learning.spec import ServerOptimiser
 from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Upload
 from fedbonsai.policies.report import Outcome, Report
@@ -53,7 +53,7 @@ def test_an_uplink_alone_is_made_anew_by_a_plan_that_says_so(rule: str) -> None:
         if number == 3:
             assert answer[1] is not None
             with pytest.raises(OutOfSync, match="the update builds on state"):
-                server.fold(sent.plan, answer[1], weight=1)
+                server.fold(sent.plan, server.open(sent.plan, answer[1]), weight=1)
         finish(server, sent, answer, fold=number != 3)
         server.close_version(in_flight=())
     assert sent_kinds == ["weights", "weights", "weights", "resync", "weights", "weights", "weights"]

@@ -24,7 +24,7 @@ def plan(**changes: object) -> Plan:
 
 
 def test_a_dispatch_adds_up_its_packets_in_their_order() -> None:
-    dispatch = Dispatch(plan(), (Message("agreed", 64, "control"), Message("residual", 500, "weights")), None)
+    dispatch = Dispatch(plan(), (Message("agreed", 64, "agreed"), Message("residual", 500, "weights")), None)
     assert dispatch.packets == ("agreed", "residual")
     assert dispatch.num_bytes == 564
     nothing = Dispatch(plan(), (), None)

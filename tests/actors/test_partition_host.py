@@ -65,7 +65,7 @@ def test_both_legs_make_the_update_of_the_whole_and_the_slot_is_freed() -> None:
     plan = make_plan(whole.workload)
     report, update, _ = device.run(plan_message(plan), whole.send(plan).packets)
     assert update is not None
-    whole.fold(plan, update, weight=1.0)
+    whole.fold(plan, whole.open(plan, update), weight=1.0)
     whole.close_version(in_flight=())
 
     for repeated in range(2):  # the module of the first slot serves the second
@@ -82,7 +82,7 @@ def test_both_legs_make_the_update_of_the_whole_and_the_slot_is_freed() -> None:
         assert len(found.up_bytes) == len(found.down_bytes) == PACKETS
         assert msgspec.msgpack.decode(own, type=Answer).samples == SAMPLES
     assert front is not None
-    server.fold(plan, front, weight=1.0, host=back)
+    server.fold(plan, server.open(plan, front, host=back), weight=1.0)
     server.close_version(in_flight=())
     assert server.model_hash() == whole.model_hash()
 
@@ -155,6 +155,24 @@ def test_a_stream_that_ends_too_early_or_goes_on_too_long() -> None:
         host.take(plan.id, 0, batch(stream, PACKETS))
 
 
+def test_messages_that_no_server_sends_are_told_of_and_harm_no_host() -> None:
+    """A plan that is not split, one without its packet, one that is to be trained again and names no view."""
+    server, host = make_server(IMAGES), PartitionHost(IMAGES)
+    whole, split = make_plan(server.workload, 0), cut_plan(server, 1)
+    packet = server.send(whole).packets[0]
+    for plan, packets, told in (
+        (whole, (packet,), "came to a host, and is not split"),
+        (split, (), "0 packets came, where 1 bring the host's blocks"),
+    ):
+        host.begin(plan_message(plan), SAMPLES, *packets)
+        with pytest.raises(StreamFault, match=told):
+            host.take(plan.id, plan.attempt, packet)
+    again = server.send(cut_plan(server, 2)).host_messages[0].reference
+    answer, update = host.replay(plan_message(cut_plan(server, 2)), SAMPLES, again)
+    assert msgspec.msgpack.decode(answer, type=HostAnswer).error.endswith("is to be trained again, and names no view")
+    assert update is None
+
+
 def test_a_host_that_could_not_begin_says_so_to_the_device() -> None:
     server, host, device = make_server(IMAGES), PartitionHost(IMAGES), Device(IMAGES)
     plan = cut_plan(server)
@@ -173,11 +191,11 @@ def test_the_server_folds_both_legs_or_none() -> None:
     _, back = host.end(plan.id, 0)
     assert front is not None
     with pytest.raises(MismatchedPacket, match="came without its host's update"):
-        server.fold(plan, front, weight=1.0)
+        server.fold(plan, server.open(plan, front), weight=1.0)
     with pytest.raises(MismatchedPacket, match="sequence"):
-        server.fold(plan, front, weight=1.0, host=front)
+        server.fold(plan, server.open(plan, front, host=front), weight=1.0)
     assert server.folded == 0
-    server.fold(plan, front, weight=1.0, host=back)
+    server.fold(plan, server.open(plan, front, host=back), weight=1.0)
     assert server.folded == 1
     assert update_stamp(plan) != update_stamp(plan, leg=1)
 
@@ -282,7 +300,7 @@ def test_the_trunk_keeps_its_name_until_somebody_trains_it() -> None:
     plan = make_plan(server.workload)
     _, update, _ = device.run(plan_message(plan), server.send(plan).packets)
     assert update is not None
-    server.fold(plan, update, weight=1.0)
+    server.fold(plan, server.open(plan, update), weight=1.0)
     server.close_version(in_flight=())
     after = server.send(frozen_plan(server, version=1)).plan.split
     assert before is not None

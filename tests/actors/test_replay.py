@@ -154,6 +154,15 @@ def test_faults_of_an_upload_are_said_and_harm_nothing() -> None:
     buffer.close()
 
 
+@pytest.mark.parametrize("packet", [np.zeros(3), np.zeros((2, 2), np.uint8), b"bytes", None])
+def test_a_packet_that_is_no_array_of_bytes_is_a_fault_of_its_upload(packet: object) -> None:
+    buffer = ReplayBuffer(budget_bytes=10**6)
+    buffer.begin(key(0), version=0, samples=1)
+    with pytest.raises(UploadFault, match=r"^packet 0 of view 'a' .* is no array of bytes$"):
+        buffer.add(key(0), 0, packet)  # type: ignore[arg-type]
+    assert buffer.upload_bytes == VIEW_BYTES
+
+
 def test_a_device_has_as_many_views_as_the_setting_says_of_each_trunk_map_and_cut() -> None:
     buffer = ReplayBuffer(budget_bytes=10**6, views_per_device=2)
     for view in "abcd":

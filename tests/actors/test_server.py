@@ -7,14 +7,14 @@ import pytest
 import torch
 from fedbonsai.actors.device import Device
 from fedbonsai.actors.plain import open_weights
-from fedbonsai.actors.server import Server
+from fedbonsai.actors.server import NotFinite, Server
 from fedbonsai.actors.update import seal_update
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.comms.codecs import CodecSpec
 from fedbonsai.comms.errors import CorruptPacket, MismatchedPacket, PacketError, TruncatedPacket, UnfitPacket
 from fedbonsai.learning.data.config import DataConfig
-from fedbonsai.learning.optimisers import ServerOptimiser
 from fedbonsai.learning.part import Part, rest, up_tensors
+from fedbonsai.learning.spec import Call, ServerOptimiser
 from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Split, Upload
 
@@ -24,7 +24,7 @@ from .steps import IMAGES, LINE, ONE_STEP, TRAINING, make_plan, make_server, one
 def line_update(server: Server, device: int, value: float, **changes: Any) -> None:
     """Fold a difference of one weight, for a device that need not exist; device 1 has three samples."""
     plan = make_plan(server.workload, device, version=server.version, **changes)
-    server.fold(plan, pack(plan, {"w": np.array([[value]], "<f4")}), weight=[1, 3][device])
+    server.fold(plan, server.open(plan, pack(plan, {"w": np.array([[value]], "<f4")})), weight=[1, 3][device])
 
 
 def weight(server: Server) -> float:
@@ -62,7 +62,7 @@ def test_evaluation_covers_tied_weights() -> None:
         msgspec.structs.replace(IMAGES, model=msgspec.structs.replace(IMAGES.model, name="my_models:Tied"))
     )
     plan = make_plan(server.workload)
-    server.fold(plan, pack(plan, {"first.weight": np.full((4, 4), 0.5, "<f4")}), weight=1)
+    server.fold(plan, server.open(plan, pack(plan, {"first.weight": np.full((4, 4), 0.5, "<f4")})), weight=1)
     server.close_version(in_flight=())
     expected = server.workload.new_model()
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_packets_live_as_long_as_a_plan_needs_them() -> None:
     packet = server.send(old).packets[0]
     assert server.send(old).packets[0] is packet
     server.close_version(in_flight={0})
-    server.fold(old, pack(old, {"w": np.array([[2.0]], "<f4")}), weight=1)
+    server.fold(old, server.open(old, pack(old, {"w": np.array([[2.0]], "<f4")})), weight=1)
     server.close_version(in_flight={1})
     with pytest.raises(AssertionError, match="a plan of version 0 cannot start at version 2"):
         server.send(old)
@@ -128,7 +128,9 @@ def test_weights_are_taken_against_the_version_that_was_sent() -> None:
     server.send(plan)
     line_update(server, 0, 8.0)
     server.close_version(in_flight={0})
-    server.fold(plan, pack(plan, {"w": np.array([[1.0]], "<f4")}), weight=1)  # a difference of 1 to version 0
+    server.fold(
+        plan, server.open(plan, pack(plan, {"w": np.array([[1.0]], "<f4")})), weight=1
+    )  # a difference of 1 to version 0
     server.close_version(in_flight=())
     assert weight(server) == 9.0
 
@@ -139,7 +141,7 @@ def test_weights_without_the_version_that_was_sent_are_refused() -> None:
     server.send(plan)
     server.close_version(in_flight=())
     with pytest.raises(MismatchedPacket, match="the packet of version 0 that plan 10 started from is gone"):
-        server.fold(plan, pack(plan, {"w": np.ones((1, 1), "<f4")}), weight=1)
+        server.fold(plan, server.open(plan, pack(plan, {"w": np.ones((1, 1), "<f4")})), weight=1)
     assert server.folded == 0
 
 
@@ -165,12 +167,12 @@ def test_a_rejected_update_changes_nothing() -> None:
         (pack(bad, arrays), UnfitPacket),
         (pack(bad, less), MismatchedPacket),
     ]
-    server.fold(plan, good, weight=12)
+    server.fold(plan, server.open(plan, good), weight=12)
     for packet, error in rejected:
         with pytest.raises(error):
-            server.fold(bad, packet, weight=12)
+            server.fold(bad, server.open(bad, packet), weight=12)
         assert server.folded == 1
-    clean.fold(plan, good, weight=12)
+    clean.fold(plan, clean.open(plan, good), weight=12)
     assert server.model_hash() == clean.model_hash() == make_server(IMAGES).model_hash()
     for one in (server, clean):
         one.close_version(in_flight=())
@@ -211,6 +213,27 @@ def test_statistics_are_averaged_whatever_the_optimiser(name: str) -> None:
     assert slots == {"conv.weight", "conv.bias", "norm.weight", "norm.bias", "out.weight", "out.bias"}
 
 
+@pytest.mark.parametrize(("name", "rate"), [("mean", 3e38), ("momentum", 3e38)])
+def test_a_version_that_would_not_be_finite_is_not_closed(name: str, rate: float) -> None:
+    server = make_server(LINE, name=name, learning_rate=rate)
+    plan = make_plan(server.workload, 0)
+    server.fold(plan, server.open(plan, pack(plan, {"w": np.array([[2.0]], "<f4")})), weight=1)
+    told = (
+        r"version 1 would hold values that are not finite in 'w', so it is not closed.*"
+        r"largest value of its mean update is 2, and server.optimiser.learning_rate is 3e\+38"
+    )
+    with pytest.raises(NotFinite, match=told):
+        server.close_version(in_flight=())
+    assert server.version == 0
+    assert server.weights()["w"].tolist() == [[0.0]]
+
+
+def test_a_model_that_is_not_finite_before_the_first_round_is_refused() -> None:
+    settings = msgspec.structs.replace(LINE, model=Call("my_models:Masked"))
+    with pytest.raises(ValueError, match=r"'mask' holds values that are not finite.*persistent=False"):
+        Server(Workload(settings), channel=LocalChannel(), optimiser=ServerOptimiser())
+
+
 def test_statistics_by_hand() -> None:
     server = make_server(IMAGES, name="adam")
     tensors = {
@@ -220,7 +243,7 @@ def test_statistics_by_hand() -> None:
         plan = make_plan(server.workload, number)
         update = {n: a for n, a in tensors.items() if n not in ("norm.num_batches_tracked", "memory.order")}
         update["norm.running_mean"] = np.full(4, difference, "<f4")
-        server.fold(plan, pack(plan, update), weight=samples)
+        server.fold(plan, server.open(plan, pack(plan, update)), weight=samples)
     server.close_version(in_flight=())
     assert server.weights()["norm.running_mean"].tolist() == [(2 - 6) / 4] * 4
 
@@ -286,9 +309,32 @@ def test_auxiliaries_start_from_the_seed_are_averaged_and_leave_the_model_alone(
         others = rest(server.workload.spec, part)
         still = {t.name: torch.zeros(t.shape) for t in up_tensors(server.workload.spec, others, statistics=True)}
         host = seal_update(still, still, plan, part=others, spec=server.workload.spec, leg=1)
-        server.fold(plan, own, weight=weight, host=host)
+        server.fold(plan, server.open(plan, own, host=host), weight=weight)
     server.close_version(in_flight=())
     after = server.store["auxiliaries"][f"{name}.weight"]
     torch.testing.assert_close(after, before + (4 * 1 - 1 * 2) / 3)
     assert server.model_hash() == hash_before
     assert not [key for key in server.weights() if key.startswith("linear@")]
+
+
+HALF = msgspec.structs.replace(LINE, model=Call("my_models:HalfLine"))
+
+
+@pytest.mark.parametrize("optimiser", [{}, {"name": "momentum", "momentum": 0.0}], ids=str)
+def test_updates_of_float16_are_averaged_in_float32(optimiser: dict[str, Any]) -> None:
+    """Three of 0.5 with 60,000 samples each: their sum is above what float16 holds."""
+    server = make_server(HALF, **optimiser)
+    for device in range(3):
+        plan = make_plan(server.workload, 0, id=10 + device)
+        server.fold(plan, server.open(plan, pack(plan, {"w": np.array([[0.5]], "<f2")})), weight=60_000)
+    server.close_version(in_flight=())
+    assert (server.weights()["w"].dtype, weight(server)) == (torch.float16, 0.5)
+
+
+def test_a_version_that_would_not_be_finite_in_float16_is_not_closed() -> None:
+    server = make_server(HALF, learning_rate=2.0)
+    plan = make_plan(server.workload)
+    server.fold(plan, server.open(plan, pack(plan, {"w": np.array([[60_000]], "<f2")})), weight=1)
+    with pytest.raises(NotFinite, match="would hold values that are not finite in 'w'"):
+        server.close_version(in_flight=())
+    assert weight(server) == 0.0

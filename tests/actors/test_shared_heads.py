@@ -3,22 +3,24 @@
 import copy
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from fedbonsai.actors.device import Device
 from fedbonsai.actors.partition_host import PartitionHost
 from fedbonsai.actors.plan_message import plan_message
-from fedbonsai.actors.server import Server
+from fedbonsai.actors.server import Opened, Server
 from fedbonsai.comms.errors import MismatchedPacket
 from fedbonsai.learning.blocks import cut
 from fedbonsai.learning.losses import make_loss
 from fedbonsai.learning.part import Part
+from fedbonsai.learning.spec import Call
 from fedbonsai.learning.split import DeviceLeg, HostLeg
 from fedbonsai.learning.training import train
 from fedbonsai.policies.plan import Plan, Split, Upload
 from fedbonsai.policies.report import Report
 
-from .steps import IMAGES, TRAINING, make_plan, make_server
+from .steps import IMAGES, LINE, TRAINING, make_plan, make_server
 from .test_partition_host import SAMPLES, Direct
 
 FRONT = Part(blocks=("conv",), trained=("conv",))
@@ -38,7 +40,7 @@ def turn(server: Server, plan: Plan, *, fails: bool = False, weight: float = 1.0
     _, back = host.end(plan.id, plan.attempt)
     assert front is not None
     if not fails:
-        server.fold(plan, front, weight=weight, host=back)
+        server.fold(plan, server.open(plan, front, host=back), weight=weight)
     server.ended(plan, Report(plan=plan), None)
     return front, back
 
@@ -123,7 +125,7 @@ def test_an_update_is_never_added_twice_nor_after_its_turn() -> None:
     plan = shared_plan(server, 0)
     front, back = turn(server, plan)
     with pytest.raises(MismatchedPacket, match="plan 10 has no turn at host 0, or it is over"):
-        server.fold(plan, front, weight=1.0, host=back)
+        server.fold(plan, server.open(plan, front, host=back), weight=1.0)
     assert server.folded == 1
 
 
@@ -134,7 +136,7 @@ def test_a_turn_ends_with_its_version() -> None:
     front, back = turn(other, plan)
     closed(server)
     with pytest.raises(MismatchedPacket, match="or it is over"):
-        server.fold(plan, front, weight=1.0, host=back)
+        server.fold(plan, server.open(plan, front, host=back), weight=1.0)
     assert server.folded == 0
 
 
@@ -155,3 +157,16 @@ def test_hosts_enter_the_mean_with_the_samples_of_their_devices() -> None:
     slots = server.send(shared_plan(server, 0, version=1, head="slots"))
     (shared,), (own,) = ([message.reference.tobytes() for message in each.host_messages] for each in (sent, slots))
     assert shared == own
+
+
+def test_turns_of_float16_add_up_in_float32() -> None:
+    """2048 and two ones: float16 knows even numbers only up there."""
+    server = make_server(msgspec.structs.replace(LINE, model=Call("my_models:HalfLayers")))
+    part, split = Part(blocks=("0",), trained=("0",)), Split(cut="0", head="shared")
+    for number, difference in enumerate((2048.0, 1.0, 1.0)):
+        plan = make_plan(server.workload, 0, id=10 + number, part=part, split=split)
+        server.send(plan)
+        update = {name: torch.tensor([[difference]], dtype=torch.float16) for name in ("0.weight", "1.weight")}
+        server.fold(plan, Opened(update), weight=1.0)
+        server.ended(plan, Report(plan=plan), None)
+    assert closed(server)["1.weight"].item() == 2050.0

@@ -58,7 +58,7 @@ REFUSED: dict[str, Row] = {
         {},
         "part.head is '' and part.auxiliaries proxy; without a local loss",
     ),
-    "cached": (part(cached=(("conv", "00"),)), {}, "part.cached is set; the runtime fills it in"),
+    "cached": (part(cached=(("conv", "00"),)), {}, "part.cached or part.frozen is set; the runtime fills them in"),
     "cut": ({"split": Split(cut="fc")}, {}, "split.cut is 'fc'; this model can be cut behind: conv"),
     "blocks of a cut": ({"split": Split(cut="conv")}, {}, "a plan cut behind 'conv' holds conv"),
     "a local loss without its head": (

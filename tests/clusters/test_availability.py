@@ -120,7 +120,10 @@ def test_rates_of_links_are_a_trace_too(tmp_path):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ([0, 1, 0, 5], "has device 0 at 1 s with 0 bytes/s up and 5 down; times are 0 or later, rates above 0"),
+        (
+            [0, 1, 0, 5],
+            "has device 0 at 1 s with 0 bytes/s up and 5 down; times are 0 or later, rates between 0.001 and 1e+18",
+        ),
         ([0, -1, 5, 5], "has device 0 at -1 s"),
         ([3, 1, 5, 5], "has a line of device 3; devices are 0 to 0"),
     ],

@@ -1,3 +1,5 @@
+"""Fleets: what is read, what is refused in one sentence, and what is built in."""
+
 from pathlib import Path
 
 import pytest
@@ -216,3 +218,74 @@ def test_a_class_for_people() -> None:
             "shared link": "",
         }
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"up_bytes_per_s": 1e-320},
+            "fleet.classes[0].up_bytes_per_s is 1e-320; it must be between 0.001 and 1e+18 B/s",
+        ),
+        (
+            {"down_bytes_per_s": "1e30 MB/s"},
+            "fleet.classes[0].down_bytes_per_s is '1e30 MB/s'; it must be between 0.001 and 1e+18 B/s",
+        ),
+        ({"flop_per_s": 0.5}, "fleet.classes[0].flop_per_s is 0.5; it must be between 1 and 1e+24 FLOP/s"),
+        ({"latency_s": 1e300}, "fleet.classes[0].latency_s is 1e+300; it must be between 1e-12 and 1e+12 s"),
+        (
+            {"memory_bytes": 10**30},
+            "fleet.classes[0].memory_bytes is 1000000000000000000000000000000; it must be between 0 and",
+        ),
+        (
+            {"memory_bytes": 10**5000},
+            "fleet.classes[0].memory_bytes is a int too long to show; it must be between 0 and ",
+        ),
+        (
+            {"latency_s": "1e999999999 s"},
+            "fleet.classes[0].latency_s is '1e999999999 s'; it must be a number, or a number with a unit",
+        ),
+        (
+            {"name": "\ud800"},
+            r"fleet.classes[0].name is '\ud800', which holds half of a surrogate pair; it must be text",
+        ),
+        ({"count": 10**12}, "fleet.classes count 1000000000000 devices; it must be at most 10,000,000 in all"),
+        (
+            {"availability": {"on_s": 1e-6, "every_s": 1}},
+            "fleet.classes[0].availability.on_s is 1e-06; it must be at least 0.001",
+        ),
+        ({"rates": "a\0b"}, r"fleet.classes[0].rates is 'a\x00b', which holds a NUL; no file can be named so"),
+        (
+            {"availability": {"trace": "a\0b"}},
+            r"fleet.classes[0].availability.trace is 'a\x00b', which holds a NUL; no file can be",
+        ),
+    ],
+    ids=range(12),
+)
+def test_figures_that_no_device_has_are_refused_in_one_sentence(change: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        load_fleet(fleet_of(change))
+    assert str(caught.value).startswith(sentence)
+
+
+def test_links_of_all_kinds_have_bounds() -> None:
+    for where in ({"shared_links": {"air": {"up_bytes_per_s": 1e-320, "down_bytes_per_s": 1}}},
+                  {"server": {"up_bytes_per_s": 1e-320}}, {"hosts": {"down_bytes_per_s": 1e300}}):  # fmt: skip
+        with pytest.raises(ValueError, match=r"it must be between 0\.001 and 1e\+18 B/s$"):
+            load_fleet(fleet_of({}, **where))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("classes: []\nclasses: []\n", "key 'classes' occurs twice (line 2, column 1)"),
+        ("classes: [{name: a, name: b}]\n", "key 'name' occurs twice (line 1, column 21)"),
+        ("classes: &a [*a]\n", "an alias stands inside the value that it names (line 1, column 14)"),
+    ],
+)
+def test_a_fleet_s_yaml_is_read_as_a_configuration_s(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError) as caught:
+        load_fleet(str(path))
+    assert str(caught.value) == f"fleet {str(path)!r} cannot be read as YAML: {problem}"

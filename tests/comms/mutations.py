@@ -20,7 +20,7 @@ from fedbonsai.comms.entropy.tensors import look
 
 from .receivers import Case
 
-_FIXED = struct.Struct("<4sBBHIIQQQQ")
+_FIXED = struct.Struct("<4sBBHIIIIQQQ")
 _CHECKSUM_BYTES = 8
 
 
@@ -54,7 +54,7 @@ def put_together(fixed: list[Any], arrays: list[bytes], layout: tuple[ArraySpec,
     start = len(body)
     for data, spec in zip(arrays, layout, strict=True):
         body += bytes(-(_FIXED.size + len(body)) % np.dtype(spec.dtype).itemsize) + data
-    fixed = [*fixed[:4], len(header), *fixed[5:9], len(body) - start]
+    fixed = [*fixed[:4], len(header), *fixed[5:10], len(body) - start]
     return resealed(np.frombuffer(_FIXED.pack(*fixed) + bytes(body) + bytes(_CHECKSUM_BYTES), np.uint8))
 
 
@@ -114,15 +114,15 @@ def lengths(rng: np.random.Generator, packet: Array, case: Case) -> Array:
     body = packet[_FIXED.size + -(-fixed[4] // 8) * 8 :]
     fixed[4] = len(header)
     if rng.random() < 0.2:
-        fixed[9] = (0, 2**31, 2**62, 2**64 - 1)[int(rng.integers(4))]
+        fixed[10] = (0, 2**31, 2**62, 2**64 - 1)[int(rng.integers(4))]
     head = np.frombuffer(_FIXED.pack(*fixed) + header + bytes(-len(header) % 8), np.uint8)
     return np.concatenate([head, body])
 
 
 def stamp(rng: np.random.Generator, packet: Array, case: Case) -> Array:
-    """Another kind, version, plan, attempt, sequence or hash."""
+    """Another kind, version, plan, attempt, sequence, memory format or hash."""
     fixed, arrays = taken_apart(packet, case.layout)
-    which, bits = ((1, 8), (2, 8), (3, 16), (5, 32), (6, 64), (7, 64), (8, 64))[int(rng.integers(7))]
+    which, bits = ((1, 8), (2, 8), (3, 16), (5, 32), (6, 32), (7, 32), (8, 64), (9, 64))[int(rng.integers(8))]
     fixed[which] = int(rng.integers(0, 12)) if rng.random() < 0.7 else int(rng.integers(0, 2**63)) % 2**bits
     return put_together(fixed, arrays, case.layout)
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from .fakes import Double, Drop, Halve, Liar
 
-STAMP = Stamp(kind=PacketKind.UPDATE, version=3, state_hash=2**63 + 5, plan=17, attempt=2, sequence=9)
+STAMP = Stamp(kind=PacketKind.UPDATE, version=3, state_hash=2**63 + 5, plan=17, attempt=2, sequence=9, axes=3)
 EXACT: tuple[Codec, ...] = (Identity(), Halve())
 BOUNDED: tuple[Codec, ...] = (Lz4(), chain(Halve(), Lz4()), Drop(), chain(Drop(), Lz4()))
 DTYPES = ("<f4", "<f8", "<f2", "|i1", "|u1", "<i4", "<i8", "|b1")
@@ -65,7 +65,7 @@ def resigned(packet: Array) -> Array:
 
 def framed(header: bytes, payload: bytes = b"") -> Array:
     """A packet of any header and payload, well-formed otherwise."""
-    fixed = struct.pack("<4sBBHIIQQQQ", b"FBZ1", 1, 2, 0, len(header), 0, 0, 0, 0, len(payload))
+    fixed = struct.pack("<4sBBHIIIIQQQ", b"FBZ1", 2, 2, 0, len(header), 0, 0, 0, 0, 0, len(payload))
     body = fixed + header + bytes(-len(header) % 8) + payload
     return np.frombuffer(body + xxhash.xxh3_64_digest(body), np.uint8)
 
@@ -239,11 +239,12 @@ def test_a_wrong_stamp_is_named_field_by_field() -> None:
 def test_a_stamp_holds_its_largest_numbers() -> None:
     large = Stamp(
         kind=PacketKind.LABELS,
-        version=2**64 - 1,
+        version=2**32 - 1,
         state_hash=2**64 - 1,
         plan=2**64 - 1,
         attempt=2**16 - 1,
         sequence=2**32 - 1,
+        axes=2**32 - 1,
     )
     assert read_stamp(seal({}, codec=Identity(), context=NO_CONTEXT, stamp=large)[0]) == large
 
@@ -252,7 +253,7 @@ def test_a_stamp_holds_its_largest_numbers() -> None:
     ("position", "value", "error", "words"),
     [
         (0, 0, CorruptPacket, "first four bytes"),
-        (4, 2, UnsupportedPacket, "format 2; this receiver reads format 1"),
+        (4, 1, UnsupportedPacket, "format 1; this receiver reads format 2"),
         (5, 99, UnsupportedPacket, "unknown kind of packet 99"),
     ],
 )

@@ -119,3 +119,31 @@ def test_a_weight_must_be_above_zero_and_finite(weight: float) -> None:
         fold.scatter({"w": torch.ones(1)}, weight=weight, indices={"w": torch.tensor([0])}, shapes=SHAPES)
     assert fold.updates == 0
     assert fold.close() == {}
+
+
+@pytest.mark.parametrize("scattered", [False, True])
+def test_sums_of_float16_are_float32(scattered: bool) -> None:
+    """Three updates of 0.5 with 60,000 samples: the sum is 90,000, and float16 ends at 65,504."""
+    fold, update = Fold(), {"w": torch.tensor([0.5, -0.5], dtype=torch.float16)}
+    for _ in range(3):
+        if scattered:
+            places = {"w": torch.tensor([0, 1])}
+            fold.scatter(update, weight=60_000, indices=places, shapes={"w": torch.Size([2])})
+        else:
+            fold.add(update, weight=60_000)
+    mean = fold.close()["w"]
+    assert (mean.dtype, mean.tolist()) == (torch.float32, [0.5, -0.5])
+
+
+def test_sums_of_float64_stay_float64() -> None:
+    fold = Fold()
+    fold.add({"w": torch.tensor([1 / 3], dtype=torch.float64)}, weight=1)
+    assert fold.close()["w"].item() == 1 / 3
+
+
+def test_a_parameter_of_float16_moves_by_what_float32_says() -> None:
+    """The weighted mean of 1 and 3 with 60,000 and 180,000 samples, added once."""
+    fold, model = Fold(), torch.tensor([1.0], dtype=torch.float16)
+    for value, weight in ((1.0, 60_000), (3.0, 180_000)):
+        fold.add({"w": torch.tensor([value], dtype=torch.float16)}, weight=weight)
+    assert model.add_(fold.close()["w"]).item() == 3.5

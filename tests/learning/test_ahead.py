@@ -95,7 +95,7 @@ def reference(data, training, window):
     coming = deque()
     order = batches(len(data), batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=7)
     for indices in order:
-        parts = list(micro_batches(indices, training.accumulation))
+        parts = list(micro_batches(indices, batch_size=training.batch_size, accumulation=training.accumulation))
         coming += [(part, share, number == len(parts)) for number, (part, share) in enumerate(parts, 1)]
     rate = training.optimiser.learning_rate
     while coming or out:

@@ -82,3 +82,11 @@ def test_its_roles_are_those_of_parameters():
         ("linear@a.weight", (2, 3), "<f4", "weight"),
         ("linear@a.bias", (2,), "<f4", "vector"),
     ]
+
+
+def test_a_head_has_the_type_of_what_crosses():
+    assert (
+        build_head((2,), (3,), seed=0, dtype=torch.float64)(torch.ones(1, 2, dtype=torch.float64)).dtype
+        == torch.float64
+    )
+    assert empty_head((2,), (3,), dtype=torch.float64).weight.dtype == torch.float64

@@ -271,7 +271,7 @@ class Noisy(Branching):
         (nn.Sequential(Leaf(), nn.Linear(2, 2)), ""),
         (Branching(), "torch.fx cannot trace it: TraceError"),
         (TwoNetworks(), "training and evaluation are different networks"),
-        (Noisy(), "it makes a value of its own that is not the same at every call"),
+        (Noisy(), "its forward draws numbers from torch's generator that do not depend on its input"),
         (nn.Linear(2, 2), "it is a single layer, Linear"),
     ],
 )
@@ -285,6 +285,54 @@ def test_what_cannot_be_cut_is_one_block_with_a_reason(model, reason):
     assert (list(blocks.modules) == ["model"]) == bool(reason)
     check_equal(model, blocks, torch.ones(1, 2))
     assert blocks.spec.parameters == sum(p.numel() for p in model.parameters())
+
+
+class TiedEmbeddings(nn.Module):
+    """A language model whose first and last layer are one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.middle = nn.Embedding(7, 4), nn.Linear(4, 4)
+        self.out = nn.Linear(4, 7, bias=False)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.middle(self.embedding(x))))
+
+
+class Skipping(nn.Module):
+    """What enters is needed to the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x)) + x
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (
+            TiedEmbeddings(),
+            "what it uses on both sides of every such place: 'embedding.weight' (tied weights, or one dropout for all)",
+        ),
+        (Skipping(), "nowhere between its layers with weights is one tensor all that is handed on"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.ReLU()),
+            "it has only one layer with weights of two or more dimensions",
+        ),
+        (nn.Sequential(nn.Flatten(), nn.ReLU()), "it has no layer with weights of two or more dimensions"),
+    ],
+    ids=["tied", "skipping", "one layer", "no layer"],
+)
+def test_a_model_that_is_traced_and_has_no_clean_place_says_why(model, reason):
+    blocks = cut(model)
+    assert len(blocks.modules) == 1
+    assert blocks.reason == reason
+    with pytest.raises(ValueError, match=r"is 2; this model can be cut into 1 to 1 \("):
+        grouped(blocks, 2)
 
 
 def test_model_without_weights():

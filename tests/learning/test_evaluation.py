@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 from fedbonsai.learning.data.types import Samples
-from fedbonsai.learning.evaluation import evaluate
+from fedbonsai.learning.evaluation import FigureError, evaluate
 from fedbonsai.learning.losses import METRICS
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -94,3 +94,40 @@ def test_bf16_runs_the_forward_pass_in_it_and_gives_float32_to_loss_and_metrics(
     samples = Samples(torch.ones(3, 2), torch.zeros(3, dtype=torch.int64))
     evaluate(Spy(), samples, loss=loss, metrics={}, transform=as_it_is, precision="bf16")
     assert seen == [torch.bfloat16, torch.float32]
+
+
+class Counting(nn.Module):
+    """Counts its calls, averages its inputs, keeps its last output, and draws, in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.register_buffer("calls", torch.tensor(0))
+        self.register_buffer("mean", torch.zeros(1))
+        self.last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        self.last = self.layer(x - self.mean) + torch.randn_like(x)
+        return self.last
+
+
+def test_evaluation_undoes_what_the_models_code_changes() -> None:
+    model = Counting()
+    buffers, state = dict(model.named_buffers()), torch.get_rng_state()
+    first = figures(model, LINE, batch_size=2)
+    assert figures(model, LINE, batch_size=2) == first
+    assert all(buffer is buffers[name] for name, buffer in model.named_buffers())  # who shares them shares them still
+    assert (int(model.calls), model.mean.tolist(), model.last) == (0, [0.0], None)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_loss_or_a_metric_that_fails_is_named() -> None:
+    def lost(output: Tensor, target: Tensor) -> Tensor:
+        raise KeyError("x")
+
+    with pytest.raises(FigureError, match=r"^training\.loss fails: KeyError: 'x'$"):
+        figures(line(1.0), LINE, loss=lost)
+    with pytest.raises(FigureError, match=r"^metric 'within' fails: KeyError: 'x'$"):
+        figures(line(1.0), LINE, metrics={"ok": METRICS["absolute_error"], "within": lost})

@@ -11,10 +11,10 @@ from fedbonsai.actors.server import Server
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.learning.compat import import_torchvision
 from fedbonsai.learning.data.config import DataConfig
-from fedbonsai.learning.initialisation import Initialisation, initialise, pinned, read_weights
+from fedbonsai.learning.initialisation import Initialisation
 from fedbonsai.learning.models import build
-from fedbonsai.learning.optimisers import ServerOptimiser
-from fedbonsai.learning.spec import Call
+from fedbonsai.learning.pretrained import initialise, pinned, read_weights
+from fedbonsai.learning.spec import Call, ServerOptimiser
 from fedbonsai.learning.store import model_hash
 from fedbonsai.learning.workload import Workload, WorkloadSettings
 from safetensors.torch import save_file

@@ -5,6 +5,7 @@ import torch
 from fedbonsai.learning.losses import (
     LOSSES,
     METRICS,
+    default_metrics,
     lower_is_better,
     make_loss,
     make_metric,
@@ -146,3 +147,28 @@ def test_a_metric_is_one_number_for_each_sample(value: object, words: str) -> No
 
 def test_hits_may_be_booleans() -> None:
     assert summed_metric(torch.tensor([True, False, True]), samples=3, name="hit") == 2.0
+
+
+@pytest.mark.parametrize(
+    ("output", "target"), [((4, 3), (4, 1)), ((4, 1), (4,)), ((4,), (4,)), ((4, 3), (4, 3)), ((4, 3, 2), (4,))]
+)
+def test_accuracy_of_other_shapes_is_refused(output: tuple[int, ...], target: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="accuracy takes scores"):
+        METRICS["accuracy"](torch.zeros(output), torch.zeros(target, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("loss", "target", "expected"),
+    [
+        ("cross_entropy", torch.tensor(3), ["accuracy"]),
+        ("nll", torch.tensor([1, 2]), ["accuracy"]),
+        ("my:own", torch.tensor(3), ["accuracy"]),
+        ("cross_entropy", torch.tensor([0.5, 0.5]), []),
+        ("my:own", torch.tensor(0.5), []),
+        ("mse", torch.tensor(3), []),
+        ("smooth_l1", torch.tensor(3.0), []),
+        ("bce_with_logits", torch.tensor(1), []),
+    ],
+)
+def test_the_default_metric_is_accuracy_of_class_labels(loss: str, target: Tensor, expected: list[str]) -> None:
+    assert [call.name for call in default_metrics(Call(loss), target)] == expected

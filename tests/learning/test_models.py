@@ -199,3 +199,30 @@ def test_batch_statistics_are_used_in_evaluation_too():
     assert not [name for name in model.state_dict() if "running" in name or "tracked" in name]
     layer = use_batch_statistics(nn.BatchNorm1d(1)).eval()
     assert layer(torch.tensor([[1.0], [3.0]])).tolist() == [[pytest.approx(-1, abs=1e-4)], [pytest.approx(1, abs=1e-4)]]
+
+
+def scripted() -> nn.Module:
+    return torch.jit.script(nn.Linear(3, 3))
+
+
+def partly_scripted() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 3), torch.jit.trace(nn.Linear(3, 3), torch.ones(1, 3)))
+
+
+def without_parameters() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.ReLU())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("builder", "sentence"),
+    [
+        (scripted, "which returned a TorchScript module; it must be made of plain nn.Modules"),
+        (partly_scripted, "whose '1' is a TorchScript module; it must be made of plain nn.Modules"),
+        (without_parameters, "which has no parameters: there is nothing to train"),
+    ],
+)
+def test_models_that_cannot_be_trained_here(builder, sentence):
+    name = f"{__name__}:{builder.__name__}"
+    with pytest.raises(ValueError, match=f"^model.name is {name!r}, {sentence}"):
+        make(name)

@@ -1,6 +1,6 @@
 import msgspec
 import pytest
-from fedbonsai.learning.part import Part, down_tensors, up_tensors, whole
+from fedbonsai.learning.part import Part, down_tensors, frozen_tensors, trained_tensors, up_tensors, whole
 from fedbonsai.learning.structure import BlockSpec, ModelSpec, TensorSpec
 
 SPEC = ModelSpec(
@@ -58,6 +58,18 @@ def test_tensors_come_in_the_models_order_whatever_the_parts() -> None:
     assert names(up_tensors(SPEC, part, statistics=False)) == ["conv.weight", "norm.weight", "fc.weight", "fc.bias"]
 
 
+def test_what_the_author_has_frozen_travels_in_no_direction() -> None:
+    tensors = (
+        TensorSpec("a.weight", (2, 2), "<f4", "weight", frozen=True),
+        TensorSpec("a.bias", (2,), "<f4", "vector"),
+    )
+    spec = ModelSpec((BlockSpec("a", tensors),))
+    assert names(down_tensors(spec, whole(spec))) == names(up_tensors(spec, whole(spec), statistics=True)) == ["a.bias"]
+    assert names(trained_tensors(spec, ("a",))) == ["a.bias"]
+    assert names(frozen_tensors(spec, ("a",))) == ["a.weight"]
+    assert (spec.parameters, spec.frozen_parameters) == (6, 4)
+
+
 def test_a_block_that_the_model_does_not_have() -> None:
     with pytest.raises(
         ValueError, match=r"part.blocks names 'head', which this model does not have; its blocks are: conv,"
@@ -77,9 +89,10 @@ def test_equal_parts_have_one_key_and_every_field_counts() -> None:
         {"head": "small"},
         {"auxiliaries": ("proxy",)},
     ]
-    assert {field for other in others for field in other} == set(Part.__struct_fields__)
+    assert {field for other in others for field in other} == set(Part.__struct_fields__) - {"frozen"}
     keys = {msgspec.structs.replace(part, **other).key for other in others}
     assert len(keys | {part.key}) == len(others) + 1
+    assert msgspec.structs.replace(part, frozen="ab").key == part.key  # it follows from the blocks
 
 
 def test_figures_of_a_model() -> None:

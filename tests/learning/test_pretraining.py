@@ -1,5 +1,7 @@
 """Central training: the recipe's steps against torch's own optimiser, its schedule, and that the best epoch is kept."""
 
+import dataclasses
+
 import pytest
 import torch
 from fedbonsai.learning.data.config import DataConfig
@@ -116,3 +118,12 @@ def test_a_seed_gives_the_same_bits_and_digits_are_learnt() -> None:
     assert hashes[0] == hashes[1]
     assert reached > 0.9
     assert str(last).startswith("epoch 4: loss 0.")
+
+
+def test_whole_numbers_under_a_loss_of_numbers_are_no_classes() -> None:
+    """Three scores of the same class 0 would be an accuracy."""
+    x = torch.arange(3.0)[:, None]
+    pool = Pool(train=Samples(x, torch.arange(3)))
+    counts = dataclasses.replace(line(), shares=PoolShares(pool, [torch.arange(3).numpy()]), num_classes=3)
+    (epoch,) = epochs_of(through_zero(), Recipe(epochs=1), counts)
+    assert set(epoch.figures) == {"loss"}

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from fedbonsai.learning.resolve import resolve
+from fedbonsai.learning.resolve import resolve, told
 
 
 @pytest.fixture
@@ -41,3 +41,9 @@ def test_missing_attribute(modules):
 def test_fault_inside_the_users_module_keeps_its_own_error(modules):
     with pytest.raises(ModuleNotFoundError, match="module_that_is_nowhere"):
         resolve("code_with_fault:f", what="model.name")
+
+
+def test_what_code_raises_is_told_on_one_line():
+    assert told(KeyError("x")) == "KeyError: 'x'"
+    assert told(RuntimeError("no kernel\n\nCPU: registered at ...")) == "RuntimeError: no kernel"
+    assert told(AssertionError()) == "AssertionError"

@@ -38,3 +38,13 @@ def test_warm_up_is_a_straight_line_in_place_of_the_schedule() -> None:
     line = Schedule(name="step", gamma=0.5, milestones=(2,), warmup_rounds=3)
     assert factors(line, rounds=5) == [0.25, 0.5, 0.75, 0.5, 0.5]
     assert factors(Schedule(warmup_rounds=1, warmup_from=0.5), rounds=3) == [0.75, 1, 1]
+
+
+@pytest.mark.parametrize(("name", "horizon"), [("cosine", 7), ("exponential", 7), ("constant", None), ("step", None)])
+def test_the_horizon_is_spelled_out_where_there_is_one(name, horizon):
+    schedule = Schedule(name=name)
+    assert schedule.within(7).rounds == horizon
+    assert [schedule.within(7).factor(version, rounds=100) for version in range(7)] == [
+        schedule.factor(version, rounds=7) for version in range(7)
+    ]
+    assert Schedule(name=name, rounds=3).within(7).rounds == 3

@@ -34,6 +34,20 @@ class Normalised(nn.Module):
         return self.out(self.drop(x.flatten(1)))
 
 
+class Turned(nn.Module):
+    """What crosses its cuts is neither row-major nor channels_last: axes are exchanged, as between time and channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Conv1d(8, 8, 3, padding=1)
+        self.c, self.out = nn.Linear(16, 16), nn.Linear(8 * 16, 10)
+
+    def forward(self, x):
+        x = nn.functional.gelu(self.a(x.squeeze(1))).transpose(1, 2).contiguous().transpose(1, 2)
+        x = nn.functional.gelu(self.b(x)).transpose(1, 2).contiguous().transpose(1, 2)
+        return self.out(torch.tanh(self.c(x)).flatten(1))
+
+
 def split(model, place, training, data):
     """Train both legs of a model that is cut behind block ``place``; the host's leg, ended."""
     device, host = cut(copy.deepcopy(model)), cut(copy.deepcopy(model))
@@ -62,17 +76,25 @@ def split(model, place, training, data):
         {},
         {"epochs": 2, "accumulation": 3},
         {"steps": 5},
+        {"channels_last": True},
+        {"channels_last": True, "converted": True},
+        {"precision": "bf16"},
         {"precision": "bf16", "channels_last": True},
+        {"precision": "bf16", "channels_last": True, "converted": True},
         {"optimiser": Optimiser(name="adam", learning_rate=0.01)},
         {"optimiser": Optimiser(proximal=0.1, weight_decay=0.01)},
     ],
     ids=str,
 )
-@pytest.mark.parametrize("make", [digits_cnn, Normalised])
+@pytest.mark.parametrize("make", [digits_cnn, Normalised, Turned])
 @pytest.mark.parametrize("place", [0, 1])
 def test_both_legs_are_the_whole_bit_for_bit(make, place, changes):
     torch.manual_seed(3)
-    model, data, training = make(), samples(), Training(**({"batch_size": 8} | changes))
+    changes = {"batch_size": 8} | changes
+    converted = changes.pop("converted", False)  # the weights too, as a worker's module is
+    model, data, training = make(), samples(), Training(**changes)
+    if converted:
+        model = model.to(memory_format=torch.channels_last)
     whole = copy.deepcopy(model)
     expected = train(whole, data, training=training, loss=make_loss(training.loss), transform=lambda x, _: x, seed=7)
     result, leg, found = split(model, place, training, data)
@@ -89,12 +111,13 @@ def test_both_legs_are_the_whole_bit_for_bit(make, place, changes):
 
 
 def test_the_schedule_tells_sizes_and_shares_and_where_batches_end():
-    # 7 samples in batches of 4: 4 and 3, each in two halves
-    assert list(schedule(7, Training(batch_size=4, accumulation=2))) == [
-        MicroBatch(2, 0.5, False),
-        MicroBatch(2, 0.5, True),
-        MicroBatch(2, 2 / 3, False),
-        MicroBatch(1, 1 / 3, True),
+    # 11 samples in batches of 6: 6 and 5, in parts of two samples at least
+    assert list(schedule(11, Training(batch_size=6, accumulation=3))) == [
+        MicroBatch(2, 1 / 3, False),
+        MicroBatch(2, 1 / 3, False),
+        MicroBatch(2, 1 / 3, True),
+        MicroBatch(3, 3 / 5, False),
+        MicroBatch(2, 2 / 5, True),
     ]
     assert list(schedule(0, Training())) == []
 

@@ -8,7 +8,7 @@ import torch
 from fedbonsai.learning.data.batches import batches
 from fedbonsai.learning.data.types import Samples
 from fedbonsai.learning.spec import Optimiser, Training
-from fedbonsai.learning.training import TrainingResult, train
+from fedbonsai.learning.training import Stepper, TrainingResult, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -225,9 +225,24 @@ def test_frozen_layers_work_as_in_evaluation() -> None:
         "4",
     ]  # Flatten has no tensors: it goes with the whole
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["4.weight", "4.bias"]
-    run(model, images(), loss=F.cross_entropy)
+    run(model, images(), loss=F.cross_entropy, trainable=list(mixed().state_dict()))
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_what_the_models_author_has_frozen_is_not_trained() -> None:
+    """Without names the model's own flags hold; normalisation whose parameters are frozen keeps its statistics."""
+    model = mixed()
+    model[2][1].requires_grad_(False)
+    model[4].bias.requires_grad_(False)
+    start = copy.deepcopy(model.state_dict())
+    run(model, images(), loss=F.cross_entropy)
+    frozen = [name for name in start if name.startswith("2.1.") or name == "4.bias"]
+    assert_same(model.state_dict(), start, frozen)
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["2.1.weight", "2.1.bias", "4.bias"]
+    assert not model[2][1].training
+    assert model[4].training
+    assert not torch.equal(model.state_dict()["4.weight"], start["4.weight"])
 
 
 def test_tied_parameters_are_trained_once() -> None:
@@ -290,3 +305,81 @@ def test_channels_last_trains_the_same_up_to_rounding() -> None:
 def test_a_loss_must_be_one_number(loss: Callable[[Tensor, Tensor], Any]) -> None:
     with pytest.raises(ValueError, match=r"training.loss returned"):
         run(one_weight(), loss=loss)
+
+
+def test_micro_batches_of_one_sample_do_not_occur_by_themselves() -> None:
+    """13 samples in batches of 8, each in 4 parts: the last batch of 5 in one of 3 and one of 2."""
+    model, samples = mixed_vectors(), random_samples(13, 6)
+    result = run(model, samples, batch_size=8, accumulation=4)
+    assert (result.steps, result.processed) == (2, 13)
+
+
+def mixed_vectors() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+
+class Branches(nn.Module):
+    """The second layer takes part where the input says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.sometimes = one_weight(0.5), one_weight(2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.always(x)
+        return y + self.sometimes(x) if x[0, 0] > 0 else y
+
+
+@pytest.mark.parametrize(
+    "optimiser",
+    [
+        {"momentum": 0.5},
+        {"momentum": 0.5, "nesterov": True, "weight_decay": 0.1},
+        {"name": "adam"},
+        {"name": "adamw", "proximal": 0.5, "clip_norm": 1.0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("signs", [[-1, 1, -1, 1, 1], [1, -1, -1, 1, -1], [-1, -1, -1]], ids=str)
+def test_a_parameter_may_get_its_gradient_in_some_steps_only(optimiser: dict[str, Any], signs: list[int]) -> None:
+    """As torch's plain kernels do it, one step after another."""
+    settings, ours, plain = Optimiser(**{"learning_rate": 0.125, **optimiser}), Branches(), Branches()
+    stepper = Stepper(ours, training=Training(optimiser=settings), trainable=None)
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    of_sgd = {"momentum": settings.momentum, "nesterov": settings.nesterov} if settings.name == "sgd" else {}
+    theirs = kinds[settings.name](
+        plain.parameters(), lr=0.125, weight_decay=settings.weight_decay, foreach=False, fused=False, **of_sgd
+    )
+    start = [parameter.detach().clone() for parameter in plain.parameters()]
+    with stepper:
+        for sign in signs:
+            x = torch.tensor([[float(sign)], [2.0]])
+            for model in (ours, plain):
+                model(x).square().mean().backward()
+            stepper.step()
+            for parameter, base in zip(plain.parameters(), start, strict=True):
+                if parameter.grad is not None:
+                    parameter.grad += settings.proximal * (parameter.detach() - base)
+            if settings.clip_norm:
+                nn.utils.clip_grad_norm_(plain.parameters(), settings.clip_norm)
+            theirs.step()
+            theirs.zero_grad()
+            for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    "optimiser", [{}, {"name": "adam", "proximal": 0.5, "clip_norm": 0.1, "weight_decay": 0.1}], ids=str
+)
+def test_sparse_gradients_of_an_embedding_are_dense_ones(optimiser: dict[str, Any], accumulation: int) -> None:
+    found = []
+    for sparse in (False, True):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            model = nn.Sequential(nn.Embedding(5, 3, sparse=sparse), nn.Flatten(), nn.Linear(6, 1))
+        words = Samples(torch.tensor([[0, 1], [1, 2], [2, 2], [4, 0]]), torch.tensor([[1.0], [0.0], [2.0], [-1.0]]))
+        run(model, words, batch_size=4, accumulation=accumulation, epochs=2, optimiser=Optimiser(**optimiser))
+        found.append(model.state_dict())
+    for name, dense in found[0].items():
+        torch.testing.assert_close(found[1][name], dense, rtol=1e-6, atol=1e-7)

@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 
 import pytest
 from fedbonsai.learning.part import Part
-from fedbonsai.policies.cheapest_cut import allowed_cuts, cheapest
+from fedbonsai.policies.cheapest_cut import MOST_TRIED, allowed_cuts, cheapest
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.ecofed import EcoFed
 from fedbonsai.policies.local_loss import LocalLoss
+from fedbonsai.policies.plan import Split
 from fedbonsai.policies.policy import chain
 from fedbonsai.policies.report import Estimate
 from fedbonsai.policies.select import All, RandomCohort
@@ -158,3 +159,22 @@ def test_the_first_of_equal_plans_is_taken(make_view, make_plan):
 def test_fields_that_do_not_go_together(kind, fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         kind(**fields)
+
+
+@pytest.mark.parametrize("best", [0, 1, 40, 97, 98, 99])
+def test_of_very_many_cuts_a_part_is_tried_and_the_best_of_a_valley_is_found(make_view, make_plan, best):
+    blocks = tuple(f"b{number:02}" for number in range(100))
+    estimator = Table({name: (1.0 + abs(number - best), 1, 1) for number, name in enumerate(blocks)})
+    view = make_view(seconds=(1,), memory_mb={0: 1000}, estimator=estimator)
+    plan = make_plan(0)
+    alternatives = [replace(plan, split=Split(cut=name)) for name in blocks]
+    found = cheapest(view, alternatives)
+    assert found.split.cut == blocks[best]
+    assert len(estimator.asked) == len(set(estimator.asked)) <= MOST_TRIED + 8
+
+
+def test_where_no_cut_fits_the_least_memory_of_all_that_were_tried_is_told(make_view, make_plan):
+    estimator = Table({"a": (1.0, 1, 30), "b": (2.0, 1, 20), "c": (3.0, 1, 40)})
+    view = make_view(seconds=(1,), memory_mb={0: 10}, estimator=estimator)
+    told = cheapest(view, [replace(make_plan(0), split=Split(cut=name)) for name in "abc"])
+    assert told == "memory: needs at least 20 MB, has 10 MB"

@@ -99,7 +99,7 @@ def test_a_class_of_ones_own(packages):
             {"name": "good_stranger:Thawed"},
             r"'good_stranger:Thawed', which is not a policy: it is not a frozen dataclass",
         ),
-        ({"name": "good_stranger:function"}, r"which is not a policy: it is not a frozen dataclass; allowed: a frozen"),
+        ({"name": "good_stranger:function"}, r"which is not a policy: it is not a class; allowed: a frozen"),
         (
             {"name": "good_stranger:Mute"},
             r"which is not a policy: it has no decide; allowed: a frozen dataclass with init",

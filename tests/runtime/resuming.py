@@ -69,8 +69,9 @@ def told(summary):
 
 
 def facts(folder):
-    """The log without what depends on this machine."""
+    """The log without what depends on this machine, or on how often the run was resumed."""
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert [event.pop("number") for event in events] == list(range(1, len(events) + 1))
     for event in events:
         event.pop("wall_s", None)
         event.get("report", {}).pop("measured", None)

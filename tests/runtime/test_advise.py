@@ -17,7 +17,7 @@ from fedbonsai.runtime.advise import advise
 from fedbonsai.runtime.comparison import cohorts, methods_of
 from fedbonsai.runtime.config import load_config
 from fedbonsai.runtime.errors import ConfigError
-from fedbonsai.runtime.events import Notice
+from fedbonsai.runtime.events import Notice, RunEnded
 
 BOARD = {
     "name": "board",
@@ -124,6 +124,13 @@ def test_the_verb_prints_a_table_and_a_sentence(call):
     assert "fewer bytes" in lines[5][0]
 
 
+def test_each_device_that_is_asked_is_a_line_of_progress():
+    told = []
+    advise(load_config(settings("digits_cnn", [1, 8, 8], 50)), note=told.append)
+    assert told[0] == "FedAvg: device class board (1/1)"
+    assert {line.partition(":")[0] for line in told} == {"FedAvg", "SplitFed", "local loss", "EcoFed"}
+
+
 def test_its_json_is_one_line(call):
     code, out, _ = call(
         settings("digits_cnn", [1, 8, 8], 50), "--preset", "ecofed", "--json", "--set", "policy.1.bits=8"
@@ -175,6 +182,42 @@ def test_a_run_is_told_nothing_of_the_kind_where_it_really_sends_less():
         told, ecofed = notices(model="digits_cnn", shape=[], samples=0, rounds=4, policy=policy, **common)
         assert ecofed["up_bytes"] + ecofed["down_bytes"] < 0.8 * (fedavg["up_bytes"] + fedavg["down_bytes"])
         assert not [text for text in told if "costs more" in text]
+
+
+@pytest.mark.parametrize(
+    "policy", [{"name": "local_loss"}, {"name": "local_loss", "cut": "auto"}, {"name": "splitfed"}]
+)
+def test_a_run_is_told_where_what_crosses_is_many_times_the_model(policy):
+    """Behind the first convolution 4 kB a sample leave the device, where the whole model takes 153 kB each way."""
+    digits = {"model": "digits_cnn", "shape": [1, 8, 8]}
+    told, summary = notices(samples=1000, policy=["all", policy | {"cut": policy.get("cut", "features.0")}], **digits)
+    few, _ = notices(samples=50, policy=["all", policy], **digits)
+    many = [text for text in told if "what whole models take" in text]
+    if policy.get("cut") == "auto":  # each device is cut where it is fastest, which sends less
+        assert many == []
+    else:
+        (text,) = many
+        assert text.startswith(f"policy[1] ({policy['name']}) sends ")
+        assert text.endswith(" what whole models take (306 kB); see fedbonsai advise")
+        size = float(text.partition(" sends ")[2].partition(" MB a round and device")[0]) * 1e6
+        devices = sum(summary["outcomes"].values())
+        assert size == pytest.approx((summary["up_bytes"] + summary["down_bytes"]) / devices, rel=0.02)
+    assert not [text for text in few if "what whole models take" in text]
+
+
+def test_a_users_policy_that_cannot_be_asked_out_of_turn_is_told_of_in_its_turn():
+    @dataclass(frozen=True)
+    class Halves(SplitFed):
+        """Needs two devices at least."""
+
+        def decide(self, view, state, decision):
+            if not view.dispatched:
+                decision.plans[1]
+            return super().decide(view, state, decision)
+
+    config = load_config(settings("digits_cnn", [1, 8, 8], 50, evaluation={"where": "none"}) | {"stop": {"rounds": 1}})
+    run = fedbonsai.run(config, policy=chain(All(), Halves()))
+    assert isinstance(list(run)[-1], RunEnded)
 
 
 def test_a_cohort_is_what_a_selection_says_and_nothing_else():

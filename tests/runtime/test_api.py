@@ -34,6 +34,35 @@ def test_a_run_is_iterated_for_its_events(digits):
     assert list(run) == []
 
 
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("all", ({"name": "all"},)),
+        ({"name": "random", "cohort": 2}, ({"name": "random", "cohort": 2},)),
+        ([{"name": "random", "cohort": np.int64(2)}], ({"name": "random", "cohort": 2},)),
+        (("all", {"name": "fastest", "cohort": 0.5}), ({"name": "all"}, {"name": "fastest", "cohort": 0.5})),
+        (Fastest(cohort=1), ({"name": "fastest", "cohort": 1},)),
+    ],
+)
+def test_the_policy_is_an_object_or_the_setting(digits, policy, expected):
+    with fedbonsai.run(digits(), policy=policy) as run:
+        assert run.config.policy == expected
+        assert isinstance(next(run), RunStarted)
+
+
+def test_settings_may_be_paths_and_numbers_of_numpy(digits, tmp_path):
+    numbers = {"seed": np.int64(4), "workers": np.uint8(1), "stop": {"rounds": np.int32(1)}}
+    numbers |= {"training": {"optimiser": {"learning_rate": np.float32(0.5), "nesterov": np.bool_(True)}}}
+    sections = {"checkpoint": {"to": tmp_path / "to"}, "evaluation": {"every": np.int64(2)}}
+    run = fedbonsai.run(digits() | numbers, out=tmp_path / "run", **sections)
+    assert (run.config.seed, run.config.stop.rounds, run.config.evaluation.every) == (4, 1, 2)
+    assert (run.config.training.optimiser.learning_rate, run.config.training.optimiser.nesterov) == (0.5, True)
+    assert run.config.checkpoint.to == str(tmp_path / "to")
+    assert isinstance(list(run)[-1], RunEnded)
+    assert fedbonsai.load_config({"out": tmp_path}).out == str(tmp_path)
+    assert fedbonsai.run(digits(), seed=np.int64(4)).config.seed == 4
+
+
 def test_the_summary_can_be_watched(digits):
     run = fedbonsai.run(digits())
     rounds = [run.summary["rounds"] for event in run if isinstance(event, VersionClosed)]
@@ -122,11 +151,11 @@ def test_leaving_early_leaves_a_readable_folder(digits, tmp_path, leave):
     run.close()  # harmless
 
 
-def test_a_run_that_never_began_leaves_a_readable_folder(digits, tmp_path):
-    with fedbonsai.run(digits(), out=tmp_path / "run") as run:
-        pass
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
-    assert run.summary["rounds"] == 0
+def test_a_run_that_never_began_leaves_nothing(digits, tmp_path):
+    with fedbonsai.run(digits(), out=tmp_path / "a" / "b") as run:
+        assert (tmp_path / "a" / "b" / "config.yaml").exists()
+    assert list(tmp_path.iterdir()) == []
+    assert (run.summary["status"], run.summary["rounds"]) == ("interrupted", 0)
 
 
 def test_a_run_that_fails_leaves_a_readable_folder_with_the_reason(digits, tmp_path):
@@ -150,7 +179,37 @@ def test_a_mistake_found_while_building_is_a_configuration_error(digits, tmp_pat
     run = fedbonsai.run(digits(**mistake), out=tmp_path / "run")
     with pytest.raises(ConfigError, match=sentence):
         next(run)
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+    assert run.summary["status"] == "failed"
+    corrected = fedbonsai.run(digits(stop={"rounds": 1}), out=tmp_path / "run")  # it finds the name free
+    assert isinstance(list(corrected)[-1], RunEnded)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+
+
+def test_what_is_removed_of_a_run_that_never_began_is_what_it_has_made(digits, tmp_path):
+    """A folder that was there stays, and so does one into which somebody has put a file; so does a place of checkpoints."""
+    for name in ("empty", "filled"):
+        (tmp_path / name).mkdir()
+    for name in ("empty", "filled", "new"):
+        to = {"checkpoint": {"to": str(tmp_path / f"{name} to")}}
+        run = fedbonsai.run(digits(model="nonsense") | to, out=tmp_path / name)
+        assert (tmp_path / f"{name} to" / "fedbonsai.json").exists()
+        if name == "filled":
+            (tmp_path / name / "mine.txt").write_text("mine")
+            (tmp_path / f"{name} to" / "mine.data").write_text("mine")
+        with pytest.raises(ConfigError, match=r"^model.name is 'nonsense'"):
+            next(run)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "filled", "filled to"]
+    assert list((tmp_path / "empty").iterdir()) == []
+    assert (tmp_path / "filled" / "mine.txt").read_text() == "mine"
+    assert (tmp_path / "filled to" / "mine.data").read_text() == "mine"
+
+
+def test_of_two_commands_that_race_for_a_folder_the_second_is_refused_and_harms_nothing(digits, tmp_path):
+    first = fedbonsai.run(digits(stop={"rounds": 1}), out=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"which is not empty; name a new folder$"):
+        fedbonsai.run(digits(), out=tmp_path / "run")
+    assert isinstance(list(first)[-1], RunEnded)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
 
 
 @pytest.mark.parametrize("end", ["finished", "closed", "failed"])
@@ -164,7 +223,7 @@ def test_torchs_threads_are_given_back(digits, end):
                 next(run)
         else:
             next(run)
-            assert torch.get_num_threads() == 1
+            assert torch.get_num_threads() == 3  # between two steps the process is as the caller has it
             _ = run.close() if end == "closed" else list(run)
         assert torch.get_num_threads() == 3
     finally:

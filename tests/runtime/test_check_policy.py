@@ -38,8 +38,64 @@ def check(policy, *, runs=None, **changes):
 
 
 def test_a_policy_that_says_nothing_of_itself_goes_with_everything():
-    for policy in (All(), Identity(), chain(All(), All())):
+    for policy in (All(), chain(Identity(), All()), chain(All(), All())):
         check(policy, runs=[], codecs={"up": ["lz4"]})
+
+
+@pytest.mark.parametrize("policy", [Identity(), chain(), chain(Identity(), Identity())])
+def test_one_that_chooses_nobody_is_refused(policy):
+    with pytest.raises(
+        ConfigError, match=r"^policy is empty, so that no device would be chosen; allowed: a list such as"
+    ):
+        check(policy)
+
+
+def test_an_empty_list_is_refused_when_the_run_is_made(tmp_path):
+    with pytest.raises(ConfigError, match=r"^policy is empty"):
+        fedbonsai.run({"policy": []}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@dataclass
+class Thawed:
+    def init(self):
+        return None
+
+    def decide(self, view, state, decision):
+        return decision, state
+
+
+@dataclass(frozen=True)
+class Mute:
+    def decide(self, view, state, decision):
+        return decision, state
+
+
+@pytest.mark.parametrize(
+    ("policy", "sentence"),
+    [
+        (All, "policy is the class All; allowed: an instance of it, as All(...)"),
+        (
+            Thawed(),
+            "policy is Thawed(), which is not a policy: it is not a frozen dataclass; allowed: a frozen dataclass with ",
+        ),
+        (
+            Mute(),
+            "policy is Mute(), which is not a policy: it has no init; allowed: a frozen dataclass with init(self) and ",
+        ),
+        (3, "policy is 3, which is not a policy: it is not a frozen dataclass; "),
+        (chain(All(), Mute()), "policy.links[1] is Mute(), which is not a policy: it has no init; "),
+        (
+            [All()],
+            "policy[0] is All(), a fedbonsai.policies.select.All; it must be text, a number, true, false, null, a list",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_not_a_policy_object_is_refused_in_one_sentence(policy, sentence):
+    with pytest.raises(ConfigError) as caught:
+        fedbonsai.run(policy=policy)
+    assert str(caught.value).startswith(sentence)
 
 
 @pytest.mark.parametrize("policy", [Changes(), chain(Changes(), All()), chain(Identity(), Changes()),

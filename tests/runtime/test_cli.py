@@ -256,3 +256,48 @@ def test_a_signal_ends_the_run_and_leaves_a_readable_folder(experiment, tmp_path
         rounds = str(summary["rounds"] + 1)
         again = process("run", experiment, "--resume", folder, "--rounds", rounds, cwd=tmp_path)
         assert (again.returncode, again.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--set=policy=[]"],
+            "policy is empty, so that no device would be chosen; allowed: a list such as [{name: all}]",
+        ),
+        (["--set=checkpoint.to=file"], "checkpoint.to is 'file', which cannot be used: Not a directory"),
+        (
+            ["--set=checkpoint.to=mine"],
+            "checkpoint.to is 'mine', which is not empty, and holds no checkpoints of fedbonsai (ring.data);",
+        ),
+        (["--set=model=nonsense"], "model.name is 'nonsense', which is unknown"),
+        (
+            ["--set=fleet=twice.yaml"],
+            "fleet 'twice.yaml' cannot be read as YAML: key 'name' occurs twice (line 1, column 11)",
+        ),
+        (
+            ["--set=model.kwargs=!!timestamp foo"],
+            "--set is 'model.kwargs=!!timestamp foo', whose value is not YAML: tag '!!timestamp'",
+        ),
+    ],
+)
+def test_a_mistake_that_is_found_late_is_a_sentence_and_leaves_no_folder(
+    arguments, sentence, digits, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "ring.data").write_text("mine")
+    (tmp_path / "twice.yaml").write_text("{name: a, name: b}")
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(digits(stop={"rounds": 1})))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["fedbonsai", "run", "e.yaml", *arguments, "--out", "deep/run"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {sentence}")
+    assert told.count("\n") == 1
+    assert caught.value.code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert (tmp_path / "mine" / "ring.data").read_text() == "mine"

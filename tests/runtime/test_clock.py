@@ -162,7 +162,7 @@ def test_a_plan_cancelled_while_it_uploads_frees_the_link(bench, make_fleet):
     two.dispatch(1, 0, up=10**6)
     two.dispatch(2, 1, up=10**6)
     assert two.clock.next(1.0) is None
-    two.clock.cancel(2)
+    two.clock.abandon(2)
     assert two.arrivals() == [(1, 1.5)]
 
 
@@ -173,7 +173,7 @@ def test_a_plan_cancelled_in_any_stage_never_arrives(bench, make_fleet, stop_s):
     two.dispatch(1, 0, flops=1, up=100, down=100)
     two.dispatch(2, 1, flops=1, up=100, down=100)
     assert two.clock.next(stop_s) is None
-    two.clock.cancel(1)
+    two.clock.abandon(1)
     assert two.arrivals() == [(2, 3.0)]
 
 
@@ -181,7 +181,7 @@ def test_a_plan_that_has_arrived_can_be_cancelled_too(bench, make_fleet):
     one = bench(make_fleet(1))
     one.dispatch(1, 0, up=100)
     assert one.clock.next(None) is not None
-    one.clock.cancel(1)
+    one.clock.abandon(1)
     assert one.clock.next(1e9) is None
 
 
@@ -348,6 +348,6 @@ def test_the_wall_clock_gives_the_pool_what_is_left_until_the_deadline(wall):
     pool.next = lambda timeout_s: given.append(timeout_s) or inner(timeout_s)
     clock.next(1000.0)
     clock.next(-5.0)
-    clock.cancel(2)
+    clock.abandon(2)
     assert 990 < given[0] <= 1000
     assert given[1] == 0.0

@@ -70,7 +70,8 @@ def test_a_preset_of_the_command_line_wins_over_the_yaml_and_loses_to_set(write)
 
 
 def test_an_entry_of_a_list_is_set_by_its_number():
-    raw = {"policy": [{"name": "deadline", "deadline_s": 9}, {"name": "random", "cohort": 2}]}
+    chain = [{"name": "deadline", "deadline_s": 9}, {"name": "random", "cohort": 2}]
+    raw = {"policy": chain, "evaluation": {"metrics": ["accuracy"]}}
     config = load_config(raw, settings=["policy.1.cohort=4", "evaluation.metrics.0.name=squared_error"])
     assert config.policy == ({"name": "deadline", "deadline_s": 9}, {"name": "random", "cohort": 4})
     assert [metric.name for metric in config.evaluation.metrics] == ["squared_error"]
@@ -131,10 +132,10 @@ def test_a_fleet_beside_the_yaml_is_found(write, tmp_path, monkeypatch):
     assert load_config(write("fleet: mine.yaml")).load_fleet().name == "mine"
 
 
-def test_modules_beside_the_yaml_are_found(write, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    load_config(write("seed: 1"))
-    assert str(tmp_path) in sys.path
+def test_to_read_a_configuration_changes_nothing_in_the_process(write, monkeypatch):
+    path, finders = list(sys.path), list(sys.meta_path)
+    load_config(write("policy: [{name: 'beside_the_yaml:Mine'}]"))
+    assert (sys.path, sys.meta_path) == (path, finders)
 
 
 BAD_SETTINGS = [
@@ -233,7 +234,7 @@ BAD_NAMES = [
 FIELDS = [
     "model.name", "model.kwargs", "fleet", "data.name", "data.kwargs", "policy[0].name", "policy[0].cohort", "policy[0]", "training.loss",
     "evaluation.metrics", "codecs.up", "codecs.down", "data.train_transforms", "the fleet has 2000 devices", "evaluation.where",
-    "evaluation.where", "the model and its loss fail",
+    "evaluation.where", "the model fails on samples of shape",
 ]  # fmt: skip
 
 
@@ -248,6 +249,46 @@ def test_what_is_wrong_is_said_before_the_first_round(raw, sentence, field):
     assert "\n" not in found
     if sentence is not None:
         assert found == sentence
+
+
+INSIDE: dict = {}
+INSIDE["model"] = INSIDE
+BAD_OBJECTS = [
+    ({"model": {"name": "mlp", "kwargs": {"act": print}}},
+     "model.kwargs.act is <built-in function print>, a builtins.builtin_function_or_method; it must be text, a number, true, false, null, a list or a mapping"),
+    ({"seed": b"1"}, "seed is b'1', a builtins.bytes; it must be text, a number, true, false, null, a list or a mapping"),
+    ({"name": "\ud800"}, r"name is '\ud800', which holds half of a surrogate pair; it must be text"),
+    ({"data": {"kwargs": {"\udcff": 1}}}, r"data.kwargs: a key is '\udcff', which holds half of a surrogate pair; it must be text"),
+    ({"out": "a\0b"}, r"out is 'a\x00b', which holds a NUL; no file can be named so"),
+    ({"checkpoint": {"to": "a\0b"}}, r"checkpoint.to is 'a\x00b', which holds a NUL; no file can be named so"),
+    ({"data": {"root": "a\0b"}}, r"data.root is 'a\x00b', which holds a NUL; no file can be named so"),
+    ({"init": {"mode": "partial", "weights": "a\0b"}}, r"init.weights is 'a\x00b', which holds a NUL; no file can be named so"),
+    ({"fleet": "a\0.yaml"}, r"fleet is 'a\x00.yaml', which holds a NUL; no file can be named so"),
+    (3, "config is 3; it must be a YAML file, a mapping or a Config"),
+    ("a\0.yaml", r"config is 'a\x00.yaml', which holds a NUL; no file can be named so"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("raw", "sentence"), BAD_OBJECTS, ids=str)
+def test_what_no_yaml_could_hold_is_refused_in_one_sentence(raw, sentence):
+    with pytest.raises(ConfigError) as caught:
+        load_config(raw)
+    assert str(caught.value) == sentence
+
+
+def test_settings_inside_themselves_are_refused():
+    with pytest.raises(ConfigError, match=r"^model\.model\..* is nested more than 100 deep$"):
+        load_config(INSIDE)
+
+
+def test_a_yaml_that_could_exhaust_the_process_is_refused(write):
+    lines = ["a0: &a0 [1, 2, 3]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)]
+    with pytest.raises(
+        ConfigError, match=r"is not YAML: aliases stand for more than 100,000 values \(line 6, column 5\)$"
+    ):
+        load_config(write("\n".join(lines)))
+    with pytest.raises(ConfigError, match=r"whose value is not YAML: values are nested more than 100 deep"):
+        load_config({}, settings=["model.kwargs=" + "[" * 1500])
 
 
 def test_an_out_folder_that_cannot_be_written(tmp_path):

@@ -72,8 +72,8 @@ def test_in_float32_it_is_fedavg_with_a_frozen_trunk_bit_for_bit(cut, depth, win
 
 def test_nothing_but_activations_travels_and_far_fewer_bytes_by_default():
     plain, ended = finished(**ecofed(bits=0))
-    assert set(plain["up_by_kind"]) == {"activations", "control"}
-    assert set(plain["down_by_kind"]) == {"control"}
+    assert set(plain["up_by_kind"]) == {"activations", "control", "host"}
+    assert set(plain["down_by_kind"]) == {"control", "host"}
     assert all(report.plan.part.cached and not report.plan.part.sent for report in ended)
     assert len({report.plan.split.trunk for report in ended}) == 1
     coded, _ = finished(**ecofed())

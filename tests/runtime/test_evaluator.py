@@ -130,19 +130,32 @@ def unequal(*, num_devices, seed, root):
     owners = torch.repeat_interleave(torch.arange(3), torch.tensor([2, 4, 6]))
     x = torch.arange(48.0).reshape(12, 4) % 7
     return Pool(train=Samples(x, torch.arange(12) % 4), owners=owners.numpy(), num_classes=4)
+
+def tested(**arguments):
+    pool = unequal(**arguments)
+    return Pool(train=pool.train, test=pool.train, owners=pool.owners, num_classes=4)
+
+calls = []
+
+def once(output, target):
+    \"\"\"Fails from its second call on.\"\"\"
+    calls.append(len(output))
+    if len(calls) > 1:
+        raise IndexError("no more")
+    return torch.ones(len(output))
 """
 
 
 @pytest.fixture(name="unequal")
 def unequal_fixture(tmp_path, monkeypatch, digits):
-    """``unequal(batch_size)``: a model that cannot take one sample at a time."""
+    """``unequal(batch_size, metrics)``: a model that cannot take one sample at a time."""
     (tmp_path / "users_shares.py").write_text(USER)
     monkeypatch.syspath_prepend(tmp_path)
-    yield lambda batch_size: digits(
+    yield lambda batch_size, metrics=None: digits(
         model={"name": "torch.nn:BatchNorm1d", "kwargs": {"num_features": 4}},
         data={"name": "users_shares:unequal", "test_share": 0.5},
         server={"statistics": "batch"},
-        evaluation={"where": "devices", "batch_size": batch_size},
+        evaluation={"where": "devices", "batch_size": batch_size, "metrics": metrics},
     )
     sys.modules.pop("users_shares", None)
 
@@ -157,10 +170,17 @@ def test_a_device_that_cannot_evaluate_is_left_out_and_counted(unequal, of_type)
 
 def test_when_no_device_can_evaluate_the_run_ends(unequal):
     with pytest.raises(RunError) as caught:
-        list(fedbonsai.run(unequal(1)))
+        list(fedbonsai.run(unequal(64, ["users_shares:once"])))
     assert str(caught.value).startswith(
-        "device 0, round 1, stage evaluate: no device could evaluate the model; the first fault: ValueError: Expected"
+        "device 0, round 1, stage evaluate: no device could evaluate the model; the first fault: "
     )
+
+
+def test_batches_that_the_model_cannot_be_evaluated_on_are_refused_before_the_first_round(unequal):
+    with pytest.raises(
+        ConfigError, match=r"^the model fails on samples of shape \(1, 4\) .*Expected more than 1 value"
+    ):
+        next(fedbonsai.run(unequal(1)))
 
 
 @pytest.mark.parametrize(
@@ -174,3 +194,12 @@ def test_when_no_device_can_evaluate_the_run_ends(unequal):
 def test_what_nobody_could_evaluate_is_refused_before_the_first_round(digits, changes, sentence):
     with pytest.raises(ConfigError, match=sentence):
         next(fedbonsai.run(digits(**changes)))
+
+
+def test_a_metric_that_fails_on_the_server_in_mid_run_ends_it_with_its_name_and_round(unequal):
+    config = unequal(64, ["users_shares:once"])
+    config["evaluation"] |= {"where": "server"}
+    config["data"] |= {"name": "users_shares:tested"}
+    with pytest.raises(RunError) as caught:
+        list(fedbonsai.run(config))
+    assert str(caught.value) == "round 1, stage evaluate: FigureError: metric 'once' fails: IndexError: no more"

@@ -27,8 +27,8 @@ def test_its_bytes_are_those_of_the_formula():
     """2 (|Wd| + |Waux|) weights and E n A activations, 4 bytes each; labels, plans and reports beside (EcoFed's cost model)."""
     summary, ended = finished(stop={"rounds": 1}, **local_loss())
     samples, batches = sum(report.samples for report in ended), sum(report.steps for report in ended)
-    assert set(summary["up_by_kind"]) == {"activations", "control", "weights"}
-    assert set(summary["down_by_kind"]) == {"control", "weights"}
+    assert set(summary["up_by_kind"]) == {"activations", "control", "host", "weights"}
+    assert set(summary["down_by_kind"]) == {"control", "host", "weights"}
     payload = samples * (4 * 512 + 1)
     assert payload + 64 * batches >= summary["up_by_kind"]["activations"] >= payload + 56 * batches
     for travelled in (summary["up_by_kind"]["weights"], summary["down_by_kind"]["weights"]):

@@ -11,13 +11,16 @@ from typing import Any
 import fedbonsai
 import msgspec
 import pytest
+import torch
 from fedbonsai.actors.device import Device
 from fedbonsai.actors.plan_message import plan_message
 from fedbonsai.actors.pool import InlinePool
 from fedbonsai.comms.channel import LocalChannel
+from fedbonsai.learning.aggregation import Fold
 from fedbonsai.learning.seeds import derive
 from fedbonsai.policies.decision import Decision, ServerTask
 from fedbonsai.policies.plan import Objective, Split
+from fedbonsai.policies.policy import chain
 from fedbonsai.policies.report import Outcome
 from fedbonsai.runtime.config import load_config
 from fedbonsai.runtime.engine import Engine
@@ -465,8 +468,8 @@ def test_a_device_sends_no_more_than_it_may():
         (lambda view: (Decision(tasks=(ServerTask(name="distil"),)), None), "the policy asks for the server task 'distil'; no task can be carried out yet"),
         (lambda view: (Decision(close_at=0), None), "the policy set close_at to 0; it must be 1 or more"),
         (lambda view: (Decision(close_after_s=-1.0), None), "the policy set close_after_s to -1; it must be above 0"),
-        (lambda view: Decision(), "the policy returned Decision; it must return a pair, a Decision and its new state"),
-        (lambda view: None, "the policy returned NoneType; it must return a pair, a Decision and its new state"),
+        (lambda view: Decision(), "the policy Answers returned a Decision; it must return a pair, a Decision and its new state"),
+        (lambda view: None, "the policy Answers returned None; it must return a pair, a Decision and its new state"),
     ],
 )  # fmt: skip
 def test_an_answer_that_is_none_is_refused(answer, sentence):
@@ -481,6 +484,108 @@ def test_an_answer_that_is_none_is_refused(answer, sentence):
     with pytest.raises(RunError) as caught:
         list(fedbonsai.run(config_of(), policy=Answers()))
     assert str(caught.value) == f"round 0, stage decide: {sentence}"
+
+
+def with_plan(**changes):
+    """A decision on a view whose one plan has these fields."""
+    return lambda view: Decision(plans=(msgspec.structs.replace(view.new_plan(0), **changes),))
+
+
+def with_training(**changes):
+    return lambda view: with_plan(training=msgspec.structs.replace(view.new_plan(0).training, **changes))(view)
+
+
+@pytest.mark.parametrize(
+    ("function", "where", "problem"),
+    [
+        (
+            with_training(epochs=-1),
+            "device 0, round 0",
+            "plan for device 0: training.epochs is -1; it must be at least 0",
+        ),
+        (
+            with_training(epochs=1.5),
+            "device 0, round 0",
+            "plan for device 0: training.epochs is 1.5; it must be a whole number",
+        ),
+        (
+            with_training(batch_size=0),
+            "device 0, round 0",
+            "plan for device 0: training.batch_size is 0; it must be at least 1",
+        ),
+        (
+            with_training(precision="fp8"),
+            "device 0, round 0",
+            "plan for device 0: training.precision is 'fp8'; it must be one of 'float32', 'bf16'",
+        ),
+        (
+            with_plan(codec_up=({"name": "lz4"},)),
+            "device 0, round 0",
+            "plan for device 0: codec_up[0] is {'name': 'lz4'}; it must be a CodecSpec",
+        ),
+        (
+            with_plan(split="conv1"),
+            "device 0, round 0",
+            "plan for device 0: split is 'conv1'; it must be a Split or None",
+        ),
+        (with_plan(device="0"), "round 0", "plans[0].device is '0'; it must be a whole number"),
+        (lambda view: Decision(plans=[view.new_plan(0)]), "round 0", None),
+        (lambda view: Decision(plans=(3,)), "round 0", "plans[0] is 3; it must be a Plan"),
+        (lambda view: Decision(plans=None), "round 0", "plans is None; it must be a tuple"),
+        (lambda view: Decision(left_out=((0,),)), "round 0", "left_out[0] is (0,); it must have 2 entries"),
+        (lambda view: Decision(close_at="all"), "round 0", "close_at is 'all'; it must be a whole number or None"),
+    ],
+)
+def test_a_decision_with_a_field_of_another_type_names_policy_round_and_field(function, where, problem):
+    with pytest.raises(RunError) as caught:
+        list(fedbonsai.run(config_of(), policy=Do(function)))
+    said = f"{where}, stage decide: the policy Do made a decision that cannot be used: "
+    assert str(caught.value).startswith(said + (problem or "plans is [Plan("))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("state", "problem"),
+    [
+        ({"last": object}, "state['last'] is <class 'object'>, a builtins.type"),
+        ([1, {2, Outcome.DONE}], "state[1]["),
+        ({"seen": 2**70}, f"state['seen'] is {2**70}, which has more than 64 bits"),
+        ("\ud800", r"state is '\ud800', which holds half of a surrogate pair"),
+    ],
+)
+@pytest.mark.parametrize("when", ["init", "decide"])
+def test_a_state_that_is_not_plain_is_refused_where_it_is_returned(when, state, problem, tmp_path):
+    @dataclass(frozen=True)
+    class Remembers:
+        def init(self):
+            return state if when == "init" else None
+
+        def decide(self, view, before, decision):
+            return everyone(view), state
+
+    for policy, who in (
+        (Remembers(), "the policy Remembers"),
+        (chain(Do(everyone), Remembers()), "policy[1] (Remembers)"),
+    ):
+        with pytest.raises(RunError) as caught:
+            list(fedbonsai.run(config_of(), policy=policy, out=tmp_path / who))
+        at = "stage init" if when == "init" else "round 0, stage decide"
+        assert str(caught.value).startswith(f"{at}: {who} returned a state that no checkpoint can hold: {problem}")
+
+
+def test_the_link_of_a_chain_that_breaks_the_contract_is_named():
+    @dataclass(frozen=True)
+    class Forgets:
+        def init(self):
+            return None
+
+        def decide(self, view, state, decision):
+            return decision
+
+    with pytest.raises(
+        RunError, match=r"stage decide: policy\[1\] \(Forgets\) returned a Decision; it must return a pair"
+    ):
+        list(fedbonsai.run(config_of(), policy=chain(Do(everyone), Forgets())))
 
 
 def test_the_state_goes_in_as_it_came_out():
@@ -507,6 +612,51 @@ def test_an_update_that_is_not_finite_is_rejected_and_the_round_goes_on():
     assert closed(events) == [(1, 2), (2, 2)]
     assert summary["outcomes"]["rejected"] == 2
     assert summary["model_hash"] != run(everyone)[1]["model_hash"]
+
+
+def test_a_fault_in_folding_ends_the_run_with_device_round_and_stage(monkeypatch):
+    """Half an update in the mean must not become a version, nor the device's fault."""
+    whole, folded = Fold.add, []
+
+    def add(self, differences, **weights):
+        whole(self, dict(list(differences.items())[:1]), **weights)
+        folded.append(1)
+        if len(folded) == 2:
+            raise IndexError("of the second tensor")
+        self.updates -= 1
+        whole(self, dict(list(differences.items())[1:]), **weights)
+
+    monkeypatch.setattr(Fold, "add", add)
+    with pytest.raises(RunError, match=r"^device 1, round 0, stage fold: IndexError: of the second tensor$") as caught:
+        run(everyone)
+    assert "in add" in caught.value.trace
+
+
+@pytest.mark.parametrize("where", ["server", "none"])
+def test_a_model_that_has_diverged_ends_the_run_as_its_own_fault(where, digits):
+    """Every device would be blamed, round after round, and the run would end as finished."""
+    config = digits(server={"optimiser": {"learning_rate": 1e20}}, stop={"rounds": 9}, evaluation={"where": where})
+    running = fedbonsai.run(config, policy=Do(everyone))
+    loss = r"; its loss is (nan|inf)" if where == "server" else ""
+    told = rf"^round \d, stage close: all 3 updates of this round hold NaN or infinity, since the model of version \d has diverged{loss}; "
+    with pytest.raises(RunError, match=told + r"server.optimiser.learning_rate is 1e\+20, training"):
+        list(running)
+    assert running.summary["rounds"] < 4
+    assert running.summary["status"] == "failed"
+
+
+def test_a_server_that_steps_too_far_ends_the_run_and_its_model_before_is_kept(tmp_path):
+    first = fedbonsai.run(config_of(stop={"rounds": 0}), policy=Do(everyone))
+    list(first)
+    step = {"optimiser": {"learning_rate": 100.0}}
+    config = config_of(server={"optimiser": {"learning_rate": 3e38}}, training=step, stop={"rounds": 5})
+    running = fedbonsai.run(config, policy=Do(everyone), out=tmp_path / "run")
+    with pytest.raises(RunError, match=r"^round 0, stage close: version 1 would hold values that are not finite in"):
+        list(running)
+    assert running.summary["status"] == "failed"
+    kept, start = running.weights(), first.weights()
+    assert all(torch.equal(kept[name], start[name]) for name in start)
+    assert (tmp_path / "run" / "final.safetensors").is_file()
 
 
 def test_a_round_whose_only_update_is_rejected_is_survived_once_something_was_folded():
@@ -735,13 +885,15 @@ def test_the_order_of_arrival_does_not_depend_on_the_machine():
 
 
 def test_a_model_that_does_not_fit_the_data_is_refused_before_the_first_round():
-    with pytest.raises(ConfigError, match=r"^the model and its loss fail on a sample of shape \(4,\)"):
+    with pytest.raises(ConfigError, match=r"^the model fails on samples of shape \(2, 4\)"):
         next(
             fedbonsai.run(config_of(model={"name": "torch.nn:Linear", "kwargs": {"in_features": 3, "out_features": 3}}))
         )
 
 
 def test_labels_of_a_type_that_the_loss_does_not_take_are_refused_before_the_first_round():
-    """The dry run on fake tensors lets them pass."""
-    with pytest.raises(ConfigError, match=r"target of shape \(\) \(torch.int32\): RuntimeError: expected target dtype"):
+    sentence = (
+        r"^training\.loss fails: RuntimeError: expected target dtype .*, targets have shape \(2,\) \(torch\.int32\)\)$"
+    )
+    with pytest.raises(ConfigError, match=sentence):
         next(fedbonsai.run(config_of(data={"kwargs": {"labels": "int32"}})))

@@ -264,7 +264,7 @@ def test_a_plan_that_is_lost_can_be_cancelled_before_and_after(bench, stop_s):
     two.dispatch(2, 1, **PLAN)
     arrival = two.clock.next(stop_s)
     assert (arrival is not None) == (stop_s == 3.0)
-    two.clock.cancel(1)
+    two.clock.abandon(1)
     assert {plan_id: told(found) for plan_id, found in two.arrivals().items()} == {2: (6.0, "done", "")}
 
 

@@ -50,7 +50,9 @@ def test_the_file_says_where_it_comes_from(public: Path) -> None:
     assert json.loads(told["recipe"])["learning_rate"] == 0.05
     assert 0 < float(told["accuracy"]) <= 1
     assert {"loss", "test_accuracy", "test_loss", "data_digest"} <= told.keys()
-    assert not public.with_name("public.safetensors.partial").exists()
+    assert [path.name for path in public.parent.iterdir() if "public.safetensors" in path.name] == [
+        "public.safetensors"
+    ]
 
 
 def test_a_run_takes_it_up_and_its_summary_says_so(public: Path, digits: Any) -> None:
@@ -148,13 +150,30 @@ def test_mistakes_are_one_sentence(public: Path, tmp_path: Path, digits: Any) ->
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("new")]
 
 
+def test_no_other_file_is_replaced_or_removed_and_a_mistake_leaves_none(tmp_path: Path, digits: Any) -> None:
+    out = tmp_path / "new" / "public.safetensors"
+    out.parent.mkdir()
+    out.with_name("public.safetensors.partial").write_text("the user's own")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"^data\.public_share"):
+            pretrain(load_config(digits()), out=out)
+        assert [path.name for path in out.parent.iterdir()] == ["public.safetensors.partial"]
+    out.write_text("the user's own")
+    with pytest.raises(ConfigError, match=r"public\.safetensors', which exists already; name a new file$"):
+        pretrain(load_config(digits(data={"public_share": 0.1})), out=out)
+    assert {path.read_text() for path in out.parent.iterdir()} == {"the user's own"}
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"which cannot be written: "):
+        pretrain(load_config(digits(data={"public_share": 0.1})), out=tmp_path / "file" / "out")
+
+
 def test_what_training_cannot_do_ends_it(tmp_path: Path, digits: Any) -> None:
     out = tmp_path / "w.safetensors"
     config = load_config(digits(data={"public_share": 0.1}))
     with pytest.raises(RunError, match="no epoch has a finite loss; lower the learning rate"):
         pretrain(config, out=out, recipe=Recipe(epochs=1, learning_rate=1e30))
     few = load_config(digits(data={"public_share": 0.1}, model={"name": "digits_cnn", "kwargs": {"num_classes": 5}}))
-    with pytest.raises(RunError, match=r"pretraining failed: Target . is out of bounds"):
+    with pytest.raises(ConfigError, match=r"^data: the target of training sample \d+ is \d; the model gives 5 scores"):
         pretrain(few, out=out, recipe=SHORT)
     assert list(tmp_path.iterdir()) == []
 

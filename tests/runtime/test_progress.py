@@ -9,7 +9,7 @@ from fedbonsai.policies.report import Estimate, Outcome, Report
 from fedbonsai.runtime import progress
 from fedbonsai.runtime.config import load_config
 from fedbonsai.runtime.events import Evaluated, Notice, PlanEnded, RoundStarted, RunEnded, RunStarted, VersionClosed
-from fedbonsai.runtime.progress import Progress, device_table, size
+from fedbonsai.runtime.progress import Progress, bytes_text, device_table, size
 
 STARTED = RunStarted(
     name="a", preset="p", seed=1, devices=3, classes={"fast": 1, "slow": 2}, parameters=9000, blocks=("x",), samples=8,
@@ -126,6 +126,8 @@ def test_the_end_tells_devices_figures_and_folder(capsys, make_plan):
         "wall_s": 1.0,
         "up_bytes": 10,
         "down_bytes": 5000,
+        "evaluation_bytes": 1_500_000,
+        "host_bytes": 0,
     }
     shown.finish(
         summary | {"reason": "2 rounds"}, {2: PlanEnded(report=report, fleet_class="b")}, folder=Path("runs/a")
@@ -137,7 +139,8 @@ def test_the_end_tells_devices_figures_and_folder(capsys, make_plan):
     assert re.split(" {2,}", lines[2].strip()) == [
         *("2", "b", "done", "5", "0.2500", "1.00", "1.50", "0.50", "3.00", "2.0 kB", "3.0 MB")
     ]
-    figures = "2 rounds; accuracy 0.5000; 3.0 s simulated, 1.0 s here; 10 B up, 5.0 kB down (2 rounds)"
+    figures = "2 rounds; accuracy 0.5000; 3.0 s simulated, 1.0 s here"
+    figures += "; 10 B up, 5.0 kB down (and 1.5 MB for evaluation) (2 rounds)"
     assert lines[3:] == [figures, "run folder: runs/a"]
 
 
@@ -155,6 +158,11 @@ def test_who_stopped_early_is_told(make_plan):
     report = Report(plan=make_plan(1, 1, whole_steps=5), steps=2)
     table = device_table({1: PlanEnded(report=report, fleet_class="b")})
     assert list(table.columns[2].cells) == ["done (2 of 5 steps)"]
+
+
+def test_what_is_counted_apart_stands_beside_the_totals():
+    assert bytes_text(10, 2000, 0, 0) == "10 B up, 2.0 kB down"
+    assert bytes_text(1, 2, 3, 4000) == "1 B up, 2 B down (and 3 B for evaluation, 4.0 kB between server and hosts)"
 
 
 @pytest.mark.parametrize(

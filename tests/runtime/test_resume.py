@@ -124,6 +124,45 @@ def test_stop_rules_and_where_it_runs_may_differ_and_a_run_that_ended_goes_on(tm
     assert told(summary) == told(expected)
 
 
+@pytest.mark.parametrize("name", ["cosine", "exponential"])
+@pytest.mark.parametrize("resume", ["auto", "named"])
+def test_a_run_that_is_extended_keeps_the_horizon_of_its_learning_rate(name, resume, tmp_path, monkeypatch):
+    """The rate does not jump up again: it stays where the schedule ended, and a notice says so."""
+    monkeypatch.chdir(tmp_path)
+    short = BASE | {"schedule": {"name": name, "final": 0.25}, "stop": {"rounds": 3}}
+    if resume == "auto":
+        with fedbonsai.run(short, resume="auto") as run:
+            while not isinstance(next(run), VersionClosed):
+                pass
+            next(run)
+        folder = run.folder.path
+    else:
+        folder = tmp_path / "run"
+        uninterrupted(short, folder)
+    longer = short | {"stop": {"rounds": 5}}
+    run = fedbonsai.run(longer, resume="auto" if resume == "auto" else folder)
+    events = list(run)
+    assert run.folder.path == folder
+    told_of = [event.text for event in events if isinstance(event, Notice)]
+    assert told_of[-1] == (
+        "stop.rounds is 5, and the schedule of the learning rate ends with round 3, as when the run began: from there on the "
+        "rate is 0.25 of the first"
+    )
+    plans = [event["report"]["plan"] for event in facts(folder) if event["type"] == "PlanEnded"]
+    rates = {plan["version"]: plan["training"]["optimiser"]["learning_rate"] for plan in plans}
+    assert sorted(rates.values(), reverse=True) == [rates[version] for version in range(5)]
+    assert rates[2] == rates[3] == rates[4] == rates[0] / 4
+    explicit = uninterrupted(longer | {"schedule": {"name": name, "final": 0.25, "rounds": 3}}, tmp_path / "explicit")
+    assert told(run.summary) == told(explicit)
+
+
+def test_another_horizon_is_another_run(tmp_path):
+    cosine = BASE | {"schedule": {"name": "cosine"}, "stop": {"rounds": 3}}
+    started(cosine, tmp_path / "run", stops=1)
+    with pytest.raises(ConfigError, match=r"which is another run: schedule\.rounds is 5, and was 3$"):
+        fedbonsai.run(cosine, settings=["schedule.rounds=5"], resume=tmp_path / "run")
+
+
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "gone", "torn manifest", "empty manifest"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(harm, tmp_path):
     expected = uninterrupted(BASE, tmp_path / "whole")
@@ -155,13 +194,21 @@ def test_where_all_are_damaged_one_sentence_says_so(tmp_path):
         fedbonsai.run(BASE, resume=tmp_path / "run")
 
 
-def test_a_newer_format_is_refused_in_one_sentence(tmp_path):
+@pytest.mark.parametrize(("number", "age"), [(1, "older"), (3, "newer")])
+def test_another_format_is_refused_in_one_sentence(number, age, tmp_path):
     started(BASE, tmp_path / "run")
     newest = manifests(tmp_path / "run")[-1]
-    newest.write_bytes(newest.read_bytes().replace(b"checkpoint/1 ", b"checkpoint/2 ", 1))
-    with pytest.raises(
-        ConfigError, match=r"00000002\.checkpoint has format 2, which is newer than the 1 that this fedbonsai"
-    ):
+    newest.write_bytes(newest.read_bytes().replace(b"checkpoint/2 ", b"checkpoint/%d " % number, 1))
+    sentence = rf"00000002\.checkpoint has format {number}, which is {age} than the 2 that this fedbonsai reads$"
+    with pytest.raises(ConfigError, match=sentence):
+        fedbonsai.run(BASE, resume=tmp_path / "run")
+
+
+def test_a_place_of_a_newer_format_is_refused_in_one_sentence(tmp_path):
+    started(BASE, tmp_path / "run")
+    marker = tmp_path / "run" / "checkpoints" / "fedbonsai.json"
+    marker.write_bytes(marker.read_bytes().replace(b'"format":2', b'"format":3'))
+    with pytest.raises(ConfigError, match=r"checkpoints', which has format 3, which is newer than the 2 that this"):
         fedbonsai.run(BASE, resume=tmp_path / "run")
 
 
@@ -222,7 +269,7 @@ def test_one_command_starts_goes_on_and_has_ended(tmp_path, monkeypatch):
 def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path):
     expected = uninterrupted(BASE, tmp_path / "whole")
     started(BASE, tmp_path / "run", stops=0)
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["fedbonsai.json"]
     summary, notices = went_on(BASE, resume=tmp_path / "run")
     assert (told(summary), notices) == (told(expected), [])
     assert facts(tmp_path / "run") == facts(tmp_path / "whole")

@@ -19,6 +19,7 @@ FILES = [
     "config.yaml",
     "environment.json",
     "events.jsonl",
+    "fedbonsai.json",
     "final.safetensors",
     "summary.json",
 ]
@@ -153,8 +154,8 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_sentence(tmp_path, digits):
     threads = torch.get_num_threads()
     run = fedbonsai.run(digits(), out=tmp_path / "run")
     next(run)
-    run.folder._events.close()
-    run.folder._events = Path("/dev/full").open("w")  # noqa: SIM115
+    run.folder.log._file.close()
+    run.folder.log._file = Path("/dev/full").open("w")  # noqa: SIM115
     with pytest.raises(RunError, match=r"^stage write: out is '.*run', which can no longer be written: No space left"):
         list(run)
     assert run.folder.closed
@@ -173,8 +174,8 @@ def test_when_there_is_room_again_the_run_can_be_resumed(tmp_path, digits, of_ty
     next(run)  # so that version 1 has its checkpoint
     with (tmp_path / "run" / "events.jsonl").open("a") as log:
         log.write('{"type": "PlanEn')  # as much as still found room
-    run.folder._events.close()
-    run.folder._events = Path("/dev/full").open("w")  # noqa: SIM115
+    run.folder.log._file.close()
+    run.folder.log._file = Path("/dev/full").open("w")  # noqa: SIM115
     with pytest.raises(RunError, match=r"No space left on device; make room there, and resume the run$"):
         list(run)
     again = fedbonsai.run(digits(), resume=tmp_path / "run")

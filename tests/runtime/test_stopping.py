@@ -56,6 +56,17 @@ def test_without_accuracy_the_lowest_loss_is_the_best():
     assert [stopping.note({"loss": loss}) for loss in (1.0, 0.5, 0.7)] == [True, True, False]
 
 
-def test_a_loss_that_is_no_number_does_not_stay_the_best():
+def test_what_is_no_number_is_never_the_best():
     stopping = Stopping(Stop())
-    assert [stopping.note({"loss": loss}) for loss in (math.nan, 0.5, math.nan)] == [True, True, False]
+    assert [stopping.note({"loss": loss}) for loss in (math.nan, math.inf, 0.5, math.nan)] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    # An infinite loss on one sample says little where there is an accuracy; one that is no number says that all is lost.
+    by_accuracy = Stopping(Stop())
+    found = [
+        by_accuracy.note({"accuracy": a, "loss": loss}) for a, loss in ((0.1, math.nan), (0.5, 1.0), (0.9, math.inf))
+    ]
+    assert found == [False, True, True]

@@ -387,7 +387,7 @@ def test_a_split_plan_cancelled_at_any_time_never_arrives(bench, stop_s):
     for one in (alone_, both):
         one.dispatch(2, 1, WORK, (100, 50), (20, 10), mode="splitfed")
     assert both.clock.next(stop_s) is None
-    both.clock.cancel(1)
+    both.clock.abandon(1)
     found, expected = both.arrivals(), alone_.arrivals()
     assert set(found) == {2}
     assert found[2].time_s >= expected[2].time_s

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from fedbonsai.learning.data.batches import batches, num_batches, until
+from fedbonsai.learning.data.batches import batches, largest_micro_batch, micro_batches, num_batches, until
 
 
 def lengths(num_samples: int, **kwargs: int) -> list[int]:
@@ -67,3 +67,48 @@ def test_until_stops_between_batches_and_takes_the_first_in_any_case() -> None:
     assert [list(batch) for batch in until(order, lambda: next(answers))] == [list(batch) for batch in order[:2]]
     assert len(list(until(order, lambda: True))) == 1
     assert len(list(until(order, None))) == 5
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "batch_size", "accumulation", "expected"),
+    [
+        (32, 32, 4, [8, 8, 8, 8]),
+        (33, 32, 4, [9, 8, 8, 8]),  # a last sample has joined; never more parts than asked for
+        (10, 10, 4, [3, 3, 2, 2]),
+        (20, 32, 4, [7, 7, 6]),  # short: as many as keep to 8 samples each
+        (5, 32, 4, [5]),
+        (2, 4, 3, [2]),  # two parts would be alone
+        (3, 4, 3, [3]),
+        (5, 6, 3, [3, 2]),
+        (9, 9, 8, [3, 2, 2, 2]),  # of 2 samples each, the fifth would be alone
+        (1, 32, 4, [1]),
+        (4, 4, 4, [1, 1, 1, 1]),  # asked for
+        (3, 4, 50, [1, 1, 1]),
+        (1, 1, 1, [1]),
+        (7, 8, 1, [7]),
+    ],
+)
+def test_micro_batches_are_even_and_none_is_alone_unless_asked_for(
+    num_samples: int, batch_size: int, accumulation: int, expected: list[int]
+) -> None:
+    indices = np.arange(num_samples)
+    found = list(micro_batches(indices, batch_size=batch_size, accumulation=accumulation))
+    assert [len(part) for part, _ in found] == expected
+    assert np.concatenate([part for part, _ in found]).tolist() == indices.tolist()
+    assert [share for _, share in found] == [len(part) / num_samples for part, _ in found]
+
+
+def test_no_micro_batch_of_any_batch_is_alone_where_a_full_ones_parts_are_larger() -> None:
+    for batch_size in range(2, 20):
+        for accumulation in range(1, batch_size):
+            largest = largest_micro_batch(batch_size, accumulation)
+            for num_samples in range(2, batch_size + 2):
+                parts = [
+                    len(part)
+                    for part, _ in micro_batches(
+                        np.arange(num_samples), batch_size=batch_size, accumulation=accumulation
+                    )
+                ]
+                assert len(parts) <= accumulation
+                assert min(parts) >= 2
+                assert max(parts) <= largest + 1  # a sample that would be alone

@@ -31,7 +31,7 @@ def test_made_once_then_mapped_read_only(tmp_path: Path) -> None:
         assert mapped_file(arrays["x"])
         assert not arrays["x"].flags.writeable
     assert make.calls == 1
-    assert [path.name for path in (tmp_path / ".fedbonsai").iterdir()] == ["toy-v1"]  # nothing temporary is left
+    assert [path.name for path in (tmp_path / ".fedbonsai").iterdir()] == ["toy-v2"]  # nothing temporary is left
 
 
 def test_another_key_is_another_content(tmp_path: Path) -> None:
@@ -53,9 +53,20 @@ def test_a_root_that_cannot_be_written_keeps_them_in_memory(tmp_path: Path) -> N
 def test_damaged_files_are_made_again(tmp_path: Path, content: bytes) -> None:
     make = Maker()
     cached(tmp_path, "toy", make)
-    (tmp_path / ".fedbonsai" / "toy-v1" / "x.npy").write_bytes(content)
+    (tmp_path / ".fedbonsai" / "toy-v2" / "x.npy").write_bytes(content)
     assert cached(tmp_path, "toy", make)["x"].tolist() == [[0, 1], [2, 3], [4, 5]]
     assert make.calls == 2
+
+
+def test_of_a_damaged_folder_only_our_own_files_are_removed(tmp_path: Path) -> None:
+    make = Maker()
+    cached(tmp_path, "toy", make)
+    folder = tmp_path / ".fedbonsai" / "toy-v2"
+    (folder / "x.npy").write_bytes(b"")
+    (folder / "mine.txt").write_text("mine")
+    for _ in range(2):
+        assert cached(tmp_path, "toy", make)["x"].tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]
 
 
 def test_another_process_may_be_faster(tmp_path: Path) -> None:
@@ -66,7 +77,7 @@ def test_another_process_may_be_faster(tmp_path: Path) -> None:
         return other()
 
     assert cached(tmp_path, "toy", make)["x"].tolist() == [[0, 1], [2, 3], [4, 5]]
-    assert [path.name for path in (tmp_path / ".fedbonsai").iterdir()] == ["toy-v1"]
+    assert [path.name for path in (tmp_path / ".fedbonsai").iterdir()] == ["toy-v2"]
 
 
 def test_taking_copies(tmp_path: Path) -> None:

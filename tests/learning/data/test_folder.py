@@ -135,3 +135,57 @@ def test_an_empty_device_is_refused(root: Path) -> None:
     (root / "11" / "ant").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"11 holds no images for device 3"):
         load(config(root), num_devices=4, seed=0)
+
+
+def deep(path: Path, values: list[int], *, dtype: type = np.uint16) -> None:
+    """A grey picture of one row for each value."""
+    Image.fromarray(np.array([[value] * len(values) for value in values], dtype=dtype)).save(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "ppm"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_images_of_16_bits_keep_their_depth(root: Path, channels: int, suffix: str) -> None:
+    deep(root / "2" / "ant" / f"0deep.{suffix}", [0, 257, 32896, 65535])
+    data = load(config(root, kwargs={"image_size": 4, "channels": channels}), num_devices=3, seed=0)
+    samples = data.train(1)
+    names = sorted(path.name for path in (root / "2" / "ant").iterdir())
+    found = samples.x[names.index(f"0deep.{suffix}")]
+    assert (samples.x.dtype, tuple(found.shape)) == (torch.float32, (channels, 4, 4))
+    expected = torch.tensor([0, 1 / 255, 128 / 255, 1])  # as the same picture in 8 bits
+    for channel in found:
+        torch.testing.assert_close(channel, expected[:, None].expand(4, 4), rtol=1e-6, atol=0)
+    # Images of bytes beside it are on the same scale; the server's, which are all bytes, stay so.
+    torch.testing.assert_close(samples.x[-1, 0, 0, 0], torch.tensor(100 / 255), rtol=1e-6, atol=0)
+    server = data.server_test()
+    assert server is not None
+    assert server.x.dtype == torch.uint8
+    batch = data.test_transform(samples.x, torch.Generator())
+    shift, spread = (0.5, 0.5) if channels == 1 else (0.485, 0.229)
+    torch.testing.assert_close(batch[:, 0], (samples.x[:, 0] - shift) / spread, rtol=1e-5, atol=1e-6)
+
+
+def test_deep_images_are_scaled_in_floats(root: Path) -> None:
+    deep(root / "2" / "ant" / "0deep.png", [1000, 2000])
+    data = load(config(root, kwargs={"image_size": 1, "channels": 1}), num_devices=3, seed=0)
+    torch.testing.assert_close(data.train(1).x[1].item(), 1500 / 65535, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"), [([0, 70_000], "from 0 to 70000"), ([-1, 5], "from -1 to 5"), ([0, 9], "from 0 to 9")]
+)
+def test_images_of_numbers_without_a_known_scale_are_refused(root: Path, values: list[int], told: str) -> None:
+    deep(root / "2" / "ant" / "numbers.tif", values, dtype=np.int32)
+    with pytest.raises(ValueError, match=f"^data.root: .*numbers.tif holds values {told}.*8 or 16 bits"):
+        load(config(root), num_devices=3, seed=0)
+
+
+def test_images_of_floats_are_on_the_scale_of_1_or_refused(root: Path) -> None:
+    path = root / "2" / "ant" / "0floats.tif"
+    deep(path, [0, 1], dtype=np.float32)
+    assert load(config(root, kwargs={"image_size": 2}), num_devices=3, seed=0).train(1).x[1, 0, :, 0].tolist() == [
+        0.0,
+        1.0,
+    ]
+    deep(path, [0, 2], dtype=np.float32)
+    with pytest.raises(ValueError, match="holds values from 0 to 2"):
+        load(config(root, kwargs={"image_size": 2}), num_devices=3, seed=0)

@@ -1,5 +1,8 @@
 """The whole way from a configuration to samples: built-in sets, and what a user may bring."""
 
+from collections.abc import Callable
+from typing import Any
+
 import msgspec
 import numpy as np
 import pytest
@@ -9,6 +12,8 @@ from fedbonsai.learning.data.load import load, names
 from fedbonsai.learning.data.types import FederatedData, Pool, Samples
 from fedbonsai.learning.spec import Call
 from torch import Tensor
+
+LINE = Samples(torch.arange(3.0), torch.arange(3.0))
 
 
 def config(**settings: object) -> DataConfig:
@@ -210,3 +215,109 @@ def test_more_devices_than_samples() -> None:
 def test_samples_that_cannot_be_paired_are_refused() -> None:
     with pytest.raises(ValueError, match=r"x has shape \(3, 2\) and y \(4,\)"):
         Samples(torch.zeros(3, 2), torch.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("made", "sentence"),
+    [
+        (
+            lambda: Samples(np.zeros((3, 2)), torch.zeros(3)),
+            "data: x of Samples is a numpy.ndarray; it must be a torch.Tensor",
+        ),
+        (lambda: Samples(torch.zeros(3), [0, 1, 2]), "data: y of Samples is a list; it must be a torch.Tensor"),
+        (lambda: Pool(train=(torch.zeros(3), torch.zeros(3))), "data: train of Pool is a tuple, which has no take"),
+        (lambda: Pool(train=LINE, test=torch.zeros(3)), "data: test of Pool is a torch.Tensor, which has no targets"),
+        (
+            lambda: Pool(train=LINE, groups=np.arange(3)),
+            "data: groups of Pool is a numpy.ndarray; it must be a torch.Tensor",
+        ),
+        (lambda: Pool(train=LINE, owners=[0, 0, 1]), "data: owners of Pool is a list; it must be a numpy.ndarray"),
+    ],
+)
+def test_what_is_no_tensor_or_no_source_is_named(made: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        made()
+
+
+class Short(Own):
+    """Says that it knows the fleet, and holds two devices' samples."""
+
+    def __init__(self, num_devices: int) -> None:
+        super().__init__(num_devices)
+        self.sizes = [3, 4]
+
+    def num_samples(self, device: int) -> int:
+        return self.sizes[device]
+
+
+class Wrong(Own):
+    """Members that return what they must not, or fail."""
+
+    def num_samples(self, device: int) -> int:
+        return 2.5 if device == 2 and "number" in self.wrong else super().num_samples(device)
+
+    def train(self, device: int) -> Samples:
+        if "fails" in self.wrong:
+            raise KeyError("no such file")
+        samples = super().train(device)
+        return (samples.x, samples.y) if "tuple" in self.wrong else samples.take(np.array([0] * (device + 2)))
+
+    def test(self, device: int) -> Samples | None:
+        return torch.zeros(3)
+
+    def digest(self) -> dict[str, str]:
+        return {"data": "x"}
+
+
+def make_short(*, num_devices: int, seed: int, root: str | None) -> Own:
+    return Short(num_devices)
+
+
+def make_wrong(*, num_devices: int, seed: int, root: str | None, wrong: str) -> Own:
+    made = Wrong(num_devices)
+    made.wrong = wrong
+    return made
+
+
+def test_federated_data_that_lacks_devices_of_the_fleet_are_refused_when_loaded() -> None:
+    sentence = r"^data\.name: num_samples\(2\) of '.*:make_short' fails: IndexError: list index out of range$"
+    with pytest.raises(ValueError, match=sentence):
+        load(config(name=f"{__name__}:make_short"), num_devices=3, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "ask", "sentence"),
+    [
+        ("fails", lambda data: data.train(1), r"train\(1\) of '.*' fails: KeyError: 'no such file'"),
+        ("tuple", lambda data: data.train(1), r"train\(1\) of '.*' is a tuple; it must be Samples"),
+        ("", lambda data: data.train(1), r"train\(1\) of '.*' has 3 samples, where num_samples says 2"),
+        ("", lambda data: data.test(1), r"test\(1\) of '.*' is a Tensor; it must be Samples, or None"),
+        (
+            "",
+            lambda data: data.digest(),
+            r"digest\(\) of '.*' is \{'data': 'x'\}; it must be a mapping with the keys data and",
+        ),
+        ("number", lambda data: None, r"num_samples\(2\) of '.*' is 2.5; it must be a whole number from 0"),
+    ],
+)
+def test_what_federated_data_return_by_mistake_is_named(
+    wrong: str, ask: Callable[[Any], object], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^data.name: {sentence}"):
+        ask(load(config(name=f"{__name__}:make_wrong", kwargs={"wrong": wrong}), num_devices=3, seed=0))
+
+
+class Listed(Samples):
+    """Tells its targets as a list."""
+
+    def targets(self) -> list[int]:
+        return self.y.tolist()
+
+
+def make_listed(*, num_devices: int, seed: int, root: str | None) -> Pool:
+    return Pool(train=Listed(torch.zeros(3, 1), torch.arange(3)))
+
+
+def test_targets_of_a_source_must_be_an_array() -> None:
+    with pytest.raises(ValueError, match=r"^data: targets\(\) of Listed is a list; it must be a numpy.ndarray$"):
+        load(config(name=f"{__name__}:make_listed"), num_devices=3, seed=0)

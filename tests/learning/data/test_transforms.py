@@ -143,3 +143,11 @@ def test_transforms_travel() -> None:
 def test_mistakes_name_the_field(call: Call, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         build([call], field="data.train_transforms")
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (2, 5, 3), (2,)])
+def test_bytes_that_are_no_images_are_no_pixels(shape: tuple[int, ...]) -> None:
+    """A table of counts, or text as bytes."""
+    x = torch.full(shape, 255, dtype=torch.uint8)
+    assert apply(build([], field="f"), x) is x
+    assert apply(build([Call("normalize")], field="f"), x).unique().tolist() == [1.0]  # asked for

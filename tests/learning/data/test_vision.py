@@ -146,6 +146,15 @@ def test_a_download_is_moved_into_place(tmp_path: Path) -> None:
         assert all((tmp_path / "new" / "MNIST" / name).read_text() == name for name in vision.IDX)
 
 
+def test_a_download_replaces_no_file_that_is_there(tmp_path: Path) -> None:
+    own = tmp_path / "MNIST" / vision.IDX[0]
+    own.parent.mkdir(parents=True)
+    own.write_text("the user's own")
+    vision._download(vision.SETS["mnist"], tmp_path, Fetcher)
+    found = [(tmp_path / "MNIST" / name).read_text() for name in vision.IDX]
+    assert found == ["the user's own", *vision.IDX[1:]]
+
+
 def test_a_failed_download_is_one_sentence(tmp_path: Path) -> None:
     def offline(root: str, *, download: bool) -> None:
         raise RuntimeError("Error downloading")

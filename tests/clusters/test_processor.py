@@ -1,0 +1,19 @@
+from fedbonsai.clusters.processor import numerics_here, tell_apart
+
+
+def test_what_decides_the_bits_of_this_machine(monkeypatch):
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    found = numerics_here()
+    assert list(found) == ["processor", "torch", "numpy"]
+    assert found["torch"][0].isdigit()
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    assert "ATEN_CPU_CAPABILITY=default" in numerics_here()["processor"]
+
+
+def test_nodes_of_one_kind_need_no_word_and_others_are_told_apart():
+    old, new = {"processor": "x86_64 avx2", "numpy": "2.4"}, {"processor": "x86_64 avx2 avx512f", "numpy": "2.4"}
+    assert tell_apart({"10.0.0.1": old, "10.0.0.2": dict(old)}) == tell_apart({}) == []
+    assert tell_apart({"10.0.0.1": old, "10.0.0.2": new, "10.0.0.3": old}) == [
+        "the nodes are of 2 kinds, between which results differ in the last bits, so the model depends on where each plan "
+        "runs: 10.0.0.1, 10.0.0.3: processor x86_64 avx2, numpy 2.4; 10.0.0.2: processor x86_64 avx2 avx512f, numpy 2.4"
+    ]

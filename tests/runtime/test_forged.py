@@ -1,0 +1,206 @@
+"""Checkpoints that are forged, with right hashes: reading them gives a value of this run, or ``Damaged``, and nothing else."""
+
+import json
+import shutil
+
+import fedbonsai
+import msgspec
+import numpy as np
+import pytest
+import safetensors.numpy
+from fedbonsai.actors.messages import Message
+from fedbonsai.comms.channel import LocalChannel
+from fedbonsai.runtime import manifest as manifests
+from fedbonsai.runtime.check_policy import configured_policy
+from fedbonsai.runtime.config import load_config
+from fedbonsai.runtime.engine import Engine
+from fedbonsai.runtime.errors import ConfigError, Damaged, UnfitCheckpoint
+from fedbonsai.runtime.saver import SavePlan, Saver
+from fedbonsai.runtime.thaw import Thawer
+
+from .forging import forge, graph, mutated
+from .resuming import BASE, METHODS, facts, started, told, uninterrupted
+
+IN_FLIGHT = ["fedbuff", "residuals, in flight", "splitfed, in flight", "ecofed, in flight", "deadline, late plans"]
+
+
+def newest(folder):
+    """The newest manifest in a folder of checkpoints."""
+    name = manifests.newest_first(path.name for path in folder.iterdir())[0]
+    run = json.loads((folder / name).read_bytes().partition(b"\n")[2])["run"]
+    return manifests.decode((folder / name).read_bytes(), name=name, run=run)
+
+
+def saver_of(config, folder, manifest):
+    """What restores a checkpoint into a new engine."""
+    engine = Engine(config, configured_policy(config))
+    plan = SavePlan(place=str(folder), settings=config.checkpoint, run=manifest.run, manifest=manifest)
+    return Saver(engine, plan, num_hosts=engine.num_hosts)
+
+
+@pytest.mark.parametrize("name", IN_FLIGHT)
+def test_whatever_a_mutation_makes_of_one_it_is_a_value_or_damaged(name, tmp_path):
+    started(BASE | METHODS[name], tmp_path / "run", stops=2)
+    folder, config = tmp_path / "run" / "checkpoints", load_config(BASE | METHODS[name])
+    sound = newest(folder)
+    root, nodes = graph(folder, sound)
+    checking = saver_of(config, folder, sound)
+    fates = {"damaged": 0, "value": 0}
+    for seed in range(150):
+        _, data = mutated(root, nodes, seed)
+        forged = forge(folder, sound, data)
+        try:
+            saved = checking._checkpoints.read(forged)
+            checking.check(saved)
+        except Damaged:
+            fates["damaged"] += 1
+            continue
+        fates["value"] += 1
+        if fates["value"] <= 3:  # what is checked can be put back, too
+            saver_of(config, folder, forged).start()
+    assert fates["damaged"] > 50
+    assert fates["value"] > 5
+    assert saver_of(config, folder, sound).start()[0] == sound.events  # unchanged, it is sound
+
+
+NESTED = [["list"], *(["list", [number]] for number in range(50_000))]
+BOMB = [["tuple"], *(["tuple", [number], [number]] for number in range(60)), ["dict", [60], 1]]
+ARRAY = safetensors.numpy.save({"": np.zeros(3, np.uint8)})
+GRAPHS = {
+    "a node that refers to itself": ([0], [["list", [0]]]),
+    "a node that refers to one behind it": ([1], [["list", [1]], ["list"]]),
+    "a root that refers to no node": ([7], [["list"]]),
+    "a negative number of a node": ([-1], [["list"]]),
+    "a number of a node that is none": ([1.0], [["list"], ["list"]]),
+    "true for a number of a node": ([True], [["list"], ["list"]]),
+    "two numbers of nodes": ([0, 0], [["list"]]),
+    "no graph": (None, 3),
+    "a node without a tag": ([0], [[]]),
+    "a node whose tag is a number": ([0], [[3]]),
+    "code for a tag": ([0], [["os:system", "true"]]),
+    "a module of ours for a tag": ([0], [["object", "fedbonsai.actors.messages:Message", "kind", "weights"]]),
+    "a list for a key": ([1], [["list"], ["dict", [0], 1]]),
+    "a key that takes for ever to hash": ([61], BOMB),
+    "a key that is nested deeply": (
+        [50_001],
+        [["tuple"], *(["tuple", [n]] for n in range(50_000)), ["dict", [50_000], 1]],
+    ),
+    "a key without a value": ([0], [["dict", 1]]),
+    "a key twice": ([0], [["dict", 1, 2, 1, 3]]),
+    "a member of a set twice": ([0], [["set", 1, 1]]),
+    "a field that is missing": ([0], [["stream-bytes", "up", None]]),
+    "a field that is not there": ([1], [["tuple"], ["stream-bytes", "up", [0], "down", [0], "__class__", "x"]]),
+    "fields in another order": ([1], [["tuple"], ["stream-bytes", "down", [0], "up", [0]]]),
+    "a field of another type": ([0], [["stream-bytes", "up", 1, "down", 2]]),
+    "a negative size": ([2], [["tuple", -1], ["tuple"], ["stream-bytes", "up", [0], "down", [1]]]),
+    "a packet of another length": (
+        [1],
+        [["array", ARRAY], ["message", "reference", [0], "num_bytes", 4, "kind", "weights"]],
+    ),
+    "a packet that is none": ([0], [["message", "reference", "packet", "num_bytes", 6, "kind", "weights"]]),
+    "an array that is none": ([0], [["array", b"\xff" * 16]]),
+    "two arrays": ([0], [["array", safetensors.numpy.save({"": np.zeros(1), "b": np.zeros(1)})]]),
+    "an array in no file": ([0], [["array", None, "/etc/passwd"]]),
+    "an array in no file of the checkpoint": ([0], [["tensor", None, "0" * 32 + ".data"]]),
+    "bytes in no file": ([0], [["stored", "../../secret"]]),
+    "a plan that is none": ([0], [["plan", b"\x80"]]),
+    "a plan of nothing but depth": ([0], [["plan", b"\x91" * 100_000]]),
+    "an outcome that is none": ([0], [["outcome", "won"]]),
+    "an outcome that is a list": ([1], [["list"], ["outcome", [0]]]),
+    "a date": (msgspec.msgpack.Ext(-1, b"\0" * 4), []),
+    "a type of msgpack's own": (msgspec.msgpack.Ext(5, b"x"), []),
+}
+HEADERS = {
+    "nothing": b"",
+    "a list of four thousand million nodes": b"\x92\xc0\xdd\xff\xff\xff\xff",
+    "a node of four thousand million items": b"\x92\xc0\x91\xdd\xff\xff\xff\xff",
+    "four thousand million bytes": b"\x92\xc6\xff\xff\xff\xff",
+    "nothing but depth": b"\x91" * 1_000_000,
+    "more than a graph": msgspec.msgpack.encode([None, []]) + b"\0",
+    "a graph and more": msgspec.msgpack.encode([None, [], []]),
+    "text that is none": b"\x92\xa1\xff\x90",
+}
+
+
+@pytest.mark.parametrize("data", [*(msgspec.msgpack.encode(held) for held in GRAPHS.values()), *HEADERS.values()],
+                         ids=[*GRAPHS, *HEADERS])  # fmt: skip
+def test_a_graph_that_was_never_written_is_damaged(data):
+    def read(name):
+        raise AssertionError(f"{name} was read")
+
+    with pytest.raises(Damaged) as caught:
+        Thawer(LocalChannel(), files=(), read=read).thaw(data)
+    assert len(str(caught.value)) < 1000
+
+
+def test_depth_alone_does_no_harm():
+    value = Thawer(LocalChannel(), files=(), read=bytes).thaw(msgspec.msgpack.encode([[50_000], NESTED]))
+    for _ in range(50_000):
+        (value,) = value
+    assert value == []
+
+
+def test_a_sound_packet_goes_through_the_channel():
+    held = [["array", ARRAY], ["message", "reference", [0], "num_bytes", 3, "kind", "weights"]]
+    found = Thawer(LocalChannel(), files=(), read=bytes).thaw(msgspec.msgpack.encode([[1], held]))
+    assert isinstance(found, Message)
+    assert not found.reference.flags.writeable
+
+
+def forged_newest(folder, change):
+    """Give the newest checkpoint of a folder another graph, with right hashes."""
+    sound = newest(folder)
+    root, nodes = graph(folder, sound)
+    change(nodes)
+    forge(folder, sound, msgspec.msgpack.encode([root, nodes]))
+
+
+def other_model(nodes):
+    """The first tensor of more than a few numbers has another shape."""
+    node = next(node for node in nodes if node[0] == "tensor" and len(node) == 2)
+    node[1] = safetensors.numpy.save({"": np.zeros((7, 7), np.float32)})
+
+
+def other_tag(nodes):
+    next(node for node in nodes if node[0] == "round")[0] = "os:system"
+
+
+@pytest.mark.parametrize("change", [other_model, other_tag])
+def test_the_one_before_a_forged_one_is_used_and_comes_to_the_same_bits(change, tmp_path):
+    expected = uninterrupted(BASE, tmp_path / "whole")
+    started(BASE, tmp_path / "run", stops=3)
+    forged_newest(tmp_path / "run" / "checkpoints", change)
+    run = fedbonsai.run(BASE, resume=tmp_path / "run")
+    notices = [event.text for event in run if type(event).__name__ == "Notice"]
+    assert notices[0].startswith("checkpoint 00000003.checkpoint is damaged (")
+    assert notices[0].endswith("); the one before it is used")
+    assert notices[1] == "the run goes on after version 2, from its checkpoint"
+    assert told(run.summary) == told(expected)
+    assert facts(tmp_path / "run") == facts(tmp_path / "whole")
+
+
+def test_where_all_are_forged_one_sentence_says_so(tmp_path):
+    started(BASE, tmp_path / "run", stops=2)
+    folder = tmp_path / "run" / "checkpoints"
+    for _ in range(2):
+        forged_newest(folder, other_tag)
+        name = newest(folder).name
+        shutil.move(folder / name, tmp_path / name)
+    for name in ("00000001.checkpoint", "00000002.checkpoint"):
+        shutil.move(tmp_path / name, folder / name)
+    run = fedbonsai.run(BASE, resume=tmp_path / "run")
+    with pytest.raises(
+        ConfigError, match=r"^of 2 checkpoints none can be used; the newest: checkpoint 00000002\.checkpoint is"
+    ):
+        list(run)
+
+
+def test_what_a_server_says_of_one_that_does_not_fit_crosses_processes():
+    import pickle
+
+    error = pickle.loads(pickle.dumps(UnfitCheckpoint(3, "why")))
+    assert (error.version, error.why, str(error)) == (
+        3,
+        "why",
+        "stage checkpoint: the checkpoint of version 3 is damaged (why)",
+    )
