@@ -22,7 +22,8 @@ class HostAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the host's leg of a split plan came to.
 
     ``steps``, ``loss``, ``loss_square``: as in a report. ``up_bytes``, ``down_bytes``: of each packet of the stream, in order.
-    ``error``: why it did not end well. ``train_s``: wall seconds of computing. ``notices``: what became of views.
+    ``error``: why it did not end well. ``gone``: that is because the host has not, or no more, the view that is to be replayed.
+    ``train_s``: wall seconds of computing. ``notices``: what became of views.
     """
 
     steps: int = 0
@@ -32,4 +33,5 @@ class HostAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     down_bytes: list[int] = []
     train_s: float = 0.0
     error: str = ""
+    gone: bool = False
     notices: list[str] = []

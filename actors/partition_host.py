@@ -16,17 +16,16 @@ from ..clusters.scratch import Scratch
 from ..comms.codecs import Array
 from ..comms.packet import read_stamp
 from ..learning.workload import Workload, WorkloadSettings
+from ..policies.plan import Plan
 from .host_messages import HostAnswer, ReplaySettings
 from .plan_message import read_plan
-from .replay import ViewGone
-from .replay_saved import LastingReplayBuffer, SavedViews
-from .replay_upload import ViewKey
-from .slot import Slot, SlotMaker, view_key
+from .replay import ReplayBuffer, ViewGone
+from .replay_upload import ViewKey, view_key
+from .slot import Slot, SlotMaker
 from .stream import StreamFault
 from .update import seal_update
 
 T = TypeVar("T")
-BufferedViews = tuple[tuple[str, str, int, str, int, int], ...]  # trunk, cut, device, view, version, bytes
 
 
 class PartitionHost:
@@ -37,13 +36,7 @@ class PartitionHost:
     ) -> None:
         """Nothing is loaded before the first plan. ``scratch``: for temporary files."""
         self.workload, replay = Workload(settings), replay or ReplaySettings()
-        self._replay = LastingReplayBuffer(
-            budget_bytes=replay.memory_bytes,
-            disk_bytes=replay.disk_bytes,
-            views_per_device=replay.views_per_device,
-            lifetime=replay.lifetime,
-            scratch=scratch,
-        )
+        self._replay = ReplayBuffer(memory_bytes=replay.memory_bytes, disk_bytes=replay.disk_bytes, scratch=scratch)
         self._slots: dict[int, Slot] = {}
         self._faults: dict[int, str] = {}
         self._broken: dict[int, Slot] = {}  # whose streams broke off: what they took counts all the same
@@ -57,16 +50,11 @@ class PartitionHost:
 
     def begin(self, plan_bytes: bytes, num_samples: int, *packets: Array) -> None:
         """Make the slot of a plan from the packet of its blocks; ``num_samples`` of the device tell what will come."""
-        plan = read_plan(plan_bytes)
-        self.drop(plan.id)  # an attempt before this one may have been left behind
-        self._settle(plan.id, keep=False)
-        self._replay.expire(plan.version)
-        try:
-            self._slots[plan.id] = slot = self._makes.open(plan, num_samples, packets)
-            if slot.view is not None:
-                self._replay.begin(slot.view, version=plan.version, samples=num_samples)
-        except Exception as error:  # a packet's, or the model's: this plan's fault, told when its device asks
-            self._faults[plan.id] = f"{type(error).__name__}: {error}"
+        self._begin(plan_bytes, lambda plan: self._makes.open(plan, num_samples, packets))
+
+    def record(self, plan_bytes: bytes, num_samples: int) -> None:
+        """Make the slot of a plan that uploads its view again; the view is here when that has ended, and nothing is trained."""
+        self._begin(plan_bytes, lambda plan: self._makes.record(plan, num_samples))
 
     def take(self, plan_id: int, attempt: int, packet: Array) -> list[Array]:
         """One micro-batch of activations. One before its turn waits for those that are to come before it.
@@ -80,8 +68,65 @@ class PartitionHost:
     def end(self, plan_id: int, attempt: int) -> tuple[bytes, Array | None]:
         """The device has sent all: the answer, and the update of the host's blocks where all went well; the slot is freed.
 
-        What it has uploaded is no view before the plan is settled.
+        What it has uploaded is no view before the plan is settled, but for one that is uploaded again.
         """
+        return self._end(plan_id, attempt)
+
+    def settle(self, plan_id: int, keep: bool, drop: Collection[ViewKey]) -> None:
+        """A plan is over for the run too, whatever it was: what it has uploaded is a view now, or forgotten.
+
+        ``drop``: views that go. Nobody waits for this, so what fails is told with the next answer.
+        """
+        try:
+            self._replay.drop(drop)
+            self._settle(plan_id, keep=keep)
+        except Exception as error:  # the view is uploaded again when it is wanted
+            self._replay.notices.append(
+                f"the upload of plan {plan_id} could not be kept: {type(error).__name__}: {error}"
+            )
+
+    def replay(self, plan_bytes: bytes, num_samples: int, *packets: Array) -> tuple[bytes, Array | None]:
+        """A whole plan whose device has nothing to do: training on a view that it uploaded before; as ``end``."""
+        plan, gone = read_plan(plan_bytes), False
+        self.begin(plan_bytes, num_samples, *packets)
+        try:
+            self._train_again(self._slot(plan.id, plan.attempt))
+        except Exception as error:  # as in _in_slot
+            gone = isinstance(error, ViewGone)
+            self._give_up(plan.id, str(error) if gone else f"{type(error).__name__}: {error}")
+        return self._end(plan.id, plan.attempt, gone=gone)
+
+    def bodies(self, keys: Collection[ViewKey]) -> dict[ViewKey, Array]:
+        """The packets of those of the views that are here, each view as one array."""
+        return self._replay.bodies(keys)
+
+    def put(self, key: ViewKey, lengths: Array, body: Array) -> None:
+        """A view's packets, as ``bodies`` gave them; ``lengths`` of each."""
+        self._replay.put(key, lengths, np.array(body))
+
+    def close(self) -> None:
+        """Remove what is on disk."""
+        self._replay.close()
+
+    def drop(self, plan_id: int) -> None:
+        """Free a plan's slot, if there is one."""
+        self._give_up(plan_id, "")
+        del self._faults[plan_id]
+        self._broken.pop(plan_id, None)
+
+    def _begin(self, plan_bytes: bytes, make: Callable[[Plan], Slot]) -> None:
+        plan = read_plan(plan_bytes)
+        self.drop(plan.id)  # an attempt before this one may have been left behind
+        self._settle(plan.id, keep=False)
+        try:
+            self._slots[plan.id] = slot = make(plan)
+            if slot.view is not None:
+                self._replay.begin(slot.view)
+        except Exception as error:  # a packet's, or the model's: this plan's fault, told when its device asks
+            self._faults[plan.id] = f"{type(error).__name__}: {error}"
+
+    def _end(self, plan_id: int, attempt: int, *, gone: bool = False) -> tuple[bytes, Array | None]:
+        """See ``end``. ``gone``: the view that was to be replayed is not here."""
         update: Array | None = None
         try:
             slot = self._slot(plan_id, attempt)
@@ -92,9 +137,12 @@ class PartitionHost:
                 self._replay.check(slot.view, len(slot.up_bytes))
                 self._sealed[plan_id] = slot.view, len(slot.up_bytes)
                 slot.view = None
-            update = seal_update(
-                slot.module.state(), slot.base, slot.plan, part=slot.part, spec=self.workload.spec, leg=1
-            )
+            if slot.module is None:
+                self._settle(plan_id, keep=True)
+            else:
+                update = seal_update(
+                    slot.module.state(), slot.base, slot.plan, part=slot.part, spec=self.workload.spec, leg=1
+                )
             answer = HostAnswer(
                 steps=slot.leg.steps,
                 loss=slot.leg.loss,
@@ -107,55 +155,10 @@ class PartitionHost:
             text = str(error) if isinstance(error, StreamFault) else f"{type(error).__name__}: {error}"
             over = self._slots.get(plan_id) or self._broken.get(plan_id)
             took = (over.up_bytes, over.down_bytes) if over is not None and over.plan.attempt == attempt else ([], [])
-            answer = HostAnswer(error=text[:2000], up_bytes=took[0], down_bytes=took[1])
+            answer = HostAnswer(error=text[:2000], gone=gone, up_bytes=took[0], down_bytes=took[1])
         self.drop(plan_id)
         notices, self._replay.notices = self._replay.notices, []
         return msgspec.msgpack.encode(msgspec.structs.replace(answer, notices=notices)), update
-
-    def settle(self, plan_id: int, keep: bool) -> tuple[BufferedViews, list[str]]:
-        """A plan is over for the run too, whatever it was: what it has uploaded is a view now, or forgotten.
-
-        All that is buffered then, see ``ReplayBuffer.inventory``, and what became of views.
-        """
-        self._settle(plan_id, keep=keep)
-        notices, self._replay.notices = self._replay.notices, []
-        return self._replay.inventory(), notices
-
-    def replay(self, plan_bytes: bytes, num_samples: int, *packets: Array) -> tuple[bytes, Array | None]:
-        """A whole plan whose device has nothing to do: training on a view that it uploaded before; as ``end``."""
-        plan = read_plan(plan_bytes)
-        self.begin(plan_bytes, num_samples, *packets)
-        try:
-            self._train_again(self._slot(plan.id, plan.attempt))
-        except Exception as error:  # as in _in_slot
-            self._give_up(plan.id, str(error) if isinstance(error, ViewGone) else f"{type(error).__name__}: {error}")
-        return self.end(plan.id, plan.attempt)
-
-    def erase(self, device: int) -> int:
-        """Forget all that a device has sent; how many views and uploads that was."""
-        return self._replay.erase(device)
-
-    def saved(self, known: Collection[ViewKey]) -> SavedViews:
-        """What a checkpoint must hold that has the bodies of ``known`` views; slots are made again with their plans."""
-        return self._replay.saved(known)
-
-    def restore(self, saved: SavedViews) -> None:
-        """Begin with what was saved; the bodies come by ``restore_body``."""
-        self._replay.restore(saved)
-
-    def restore_body(self, key: ViewKey, body: Array, disk: bool) -> None:
-        """A view's packets."""
-        self._replay.restore_body(key, np.array(body), disk=disk)
-
-    def close(self) -> None:
-        """Remove what is on disk."""
-        self._replay.close()
-
-    def drop(self, plan_id: int) -> None:
-        """Free a plan's slot, if there is one."""
-        self._give_up(plan_id, "")
-        del self._faults[plan_id]
-        self._broken.pop(plan_id, None)
 
     def _settle(self, plan_id: int, *, keep: bool) -> None:
         sealed = self._sealed.pop(plan_id, None)

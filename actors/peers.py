@@ -68,7 +68,7 @@ class Peers:
         "notices": list[str],
     }
     SAVED_AS: ClassVar = SAVED | {"paths": dict[int, Stored]}
-    NOT_SAVED = ("_memory_bytes", "_disk_bytes", "_folder")
+    NOT_SAVED = ("_memory_bytes", "_disk_bytes", "_folder", "_scratch")
 
     def __init__(self, *, memory_bytes: int, disk_bytes: int, scratch: Scratch | None = None) -> None:
         """No entry yet; the folder for files is made in ``scratch`` when it is first needed."""

@@ -18,8 +18,10 @@ from ..policies.plan import Plan
 from ..policies.report import Answer, Outcome, Report
 from .device import Device
 from .host_messages import HostAnswer
-from .partition_host import BufferedViews, PartitionHost
+from .partition_host import PartitionHost
 from .plan_message import plan_message
+from .replay_index import Settlement
+from .replay_upload import ViewKey
 
 
 class WorkerFailure(Exception):
@@ -31,7 +33,8 @@ class Task:
     """One plan with the references of its packets, the device's state, and the group of workers that may run it.
 
     ``host_packets``: what the host of a split plan needs. ``num_samples``: what the device has, which tells the host what to
-    expect.
+    expect. ``upload``: of a plan that replays a view, the one by which it was uploaded; where the host has lost the view, it
+    is carried out again. ``records``: this is such a plan.
     """
 
     plan: Plan
@@ -40,6 +43,8 @@ class Task:
     group: str = ""
     host_packets: tuple[Any, ...] = ()
     num_samples: int = 0
+    upload: Plan | None = None
+    records: bool = False
 
     @property
     def needs_device(self) -> bool:
@@ -95,8 +100,8 @@ class Pool(Protocol):
         """Forget a task; its result is dropped."""
         ...
 
-    def settle(self, plan: Plan, *, keep: bool) -> BufferedViews:
-        """A split plan is over: whether what it has uploaded is kept. All that its host has buffered then."""
+    def settle(self, settlement: Settlement) -> None:
+        """A plan is over for the run: have its host keep or drop views. Waits for nothing."""
         ...
 
     def wait(self, seconds: float) -> None:
@@ -119,12 +124,12 @@ class Pool(Protocol):
         """What happened to workers since the last call, one sentence each."""
         ...
 
-    def lost_hosts(self) -> list[int]:
-        """Numbers of the partition hosts that have died since the last call, with all that they had buffered."""
+    def bodies(self, host: int, keys: Sequence[ViewKey]) -> dict[ViewKey, Array]:
+        """The packets of those of these views that a host has, each view as one array; none where it has no time for that."""
         ...
 
-    def call_host(self, number: int, method: str, *arguments: Any) -> Any:
-        """Call a method of a partition host; None where it does not live."""
+    def put(self, host: int, key: ViewKey, lengths: Array, body: Array) -> None:
+        """Give a host the packets of a view, as ``bodies`` gave them; ``lengths`` of each."""
         ...
 
     def close(self) -> None:
@@ -160,11 +165,27 @@ class InlinePool:
         host = self._hosts[task.plan.split.host]
         host_packets = [self._channel.get(reference) for reference in task.host_packets]
         if not task.needs_device:
-            return joined(replayed(task), *host.replay(message, task.num_samples, *host_packets), self._notices)
+            return self._replay(task, host, message, host_packets)
         host.begin(message, task.num_samples, *host_packets)
+        return self._stream(task, host, message, packets)
+
+    def _stream(self, task: Task, host: PartitionHost, message: bytes, packets: Sequence[Array]) -> Finished:
+        """Run a plan whose slot its host has made."""
         link = _Here(host, task.plan)
         ended = finished(task.plan, *self._device.run(message, packets, task.state, link))
-        return joined(ended, *host.end(task.plan.id, task.plan.attempt), self._notices)
+        return joined(ended, *read_answer(*host.end(task.plan.id, task.plan.attempt)), self._notices)
+
+    def _replay(self, task: Task, host: PartitionHost, message: bytes, host_packets: Sequence[Array]) -> Finished:
+        """Run a plan on a view; one that its host has lost is uploaded again first."""
+        answer, update = read_answer(*host.replay(message, task.num_samples, *host_packets))
+        if answer.gone and (again := upload_again(task)) is not None:
+            again_message = plan_message(again.plan)
+            host.record(again_message, again.num_samples)
+            made = self._stream(again, host, again_message, ())
+            if made.report.outcome != Outcome.DONE:
+                return not_again(task, made.report)
+            answer, update = read_answer(*host.replay(message, task.num_samples, *host_packets))
+        return joined(replayed(task), answer, update, self._notices)
 
     def next(self, timeout_s: float | None) -> Finished | None:
         """Run the oldest task, unless the time is up already; one that has begun is not broken off."""
@@ -176,12 +197,9 @@ class InlinePool:
         """Forget a task."""
         self._queue.pop(plan_id, None)
 
-    def settle(self, plan: Plan, *, keep: bool) -> BufferedViews:
-        """Tell the plan's host."""
-        assert plan.split is not None
-        views, notices = self._hosts[plan.split.host].settle(plan.id, keep)
-        self._notices += notices
-        return views
+    def settle(self, settlement: Settlement) -> None:
+        """At once."""
+        self._hosts[settlement.host].settle(settlement.plan_id, settlement.keep, settlement.drop)
 
     def wait(self, seconds: float) -> None:
         """Nothing comes of it here."""
@@ -204,13 +222,13 @@ class InlinePool:
         found, self._notices = self._notices, []
         return found
 
-    def lost_hosts(self) -> list[int]:
-        """None ever dies."""
-        return []
+    def bodies(self, host: int, keys: Sequence[ViewKey]) -> dict[ViewKey, Array]:
+        """Of those that are there."""
+        return self._hosts[host].bodies(keys)
 
-    def call_host(self, number: int, method: str, *arguments: Any) -> Any:
-        """Call a method of a partition host."""
-        return getattr(self._hosts[number], method)(*arguments)
+    def put(self, host: int, key: ViewKey, lengths: Array, body: Array) -> None:
+        """At once."""
+        self._hosts[host].put(key, lengths, body)
 
     def close(self) -> None:
         """Forget what is queued."""
@@ -245,15 +263,38 @@ def replayed(task: Task) -> Finished:
     return Finished(plan=task.plan, report=report, update=None, state=None, control_bytes=0)
 
 
+def upload_again(task: Task) -> Task | None:
+    """The plan by which a view was uploaded that a replay needs, as a task under a new attempt number; None: not known.
+
+    It sends the same packets, and its host keeps them without training.
+    """
+    if task.upload is None:
+        return None
+    plan = msgspec.structs.replace(task.upload, attempt=task.upload.attempt + 1)
+    return Task(plan=plan, packets=(), group=task.group, num_samples=task.num_samples, records=True)
+
+
+def not_again(task: Task, upload: Report) -> Finished:
+    """The end of a replay whose view could not be uploaded again, for which ``upload`` says why."""
+    text = f"its view is lost, and could not be uploaded again: {upload.error}"
+    outcome = Outcome.LOST if upload.outcome == Outcome.LOST else Outcome.FAILED
+    report = Report(plan=task.plan, outcome=outcome, stage=upload.stage, error=text)
+    return Finished(plan=task.plan, report=report, update=None, state=None, control_bytes=0)
+
+
 def lost(task: Task, why: str, *, stage: str) -> Finished:
     """The end of a plan that no worker could carry out. ``stage``: "run"; of a real device that went away, where it was."""
     report = Report(plan=task.plan, outcome=Outcome.LOST, stage=stage, error=why)
     return Finished(plan=task.plan, report=report, update=None, state=task.state, control_bytes=0)
 
 
-def joined(device: Finished, answer: bytes, host_update: Array | None, notices: list[str]) -> Finished:
+def read_answer(answer: bytes, host_update: Array | None) -> tuple[HostAnswer, Array | None]:
+    """What a host gave back."""
+    return msgspec.msgpack.decode(answer, type=HostAnswer), host_update
+
+
+def joined(device: Finished, host: HostAnswer, host_update: Array | None, notices: list[str]) -> Finished:
     """One end of both legs of a split plan: it is done when both are. What an operator should know goes to ``notices``."""
-    host = msgspec.msgpack.decode(answer, type=HostAnswer)
     notices += host.notices
     stream = StreamBytes(tuple(host.up_bytes), tuple(host.down_bytes))
     report = device.report

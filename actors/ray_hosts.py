@@ -10,21 +10,25 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from ..clusters.scratch import Scratch
 from ..comms.codecs import Array
 from ..comms.ray_channel import store_told
 from ..learning.workload import WorkloadSettings
 from ..policies.plan import Plan
-from .host_messages import ReplaySettings
+from .host_messages import HostAnswer, ReplaySettings
 from .host_watch import HostWatch
-from .partition_host import BufferedViews, PartitionHost
-from .pool import Task
-from .ray_faults import DIED, first_line, until
+from .partition_host import PartitionHost
+from .pool import Task, read_answer
+from .ray_faults import DIED, until
 from .ray_host_crew import HostCrew
 from .ray_link import Way
 from .ray_place import Place
+from .replay_index import Settlement
+from .replay_upload import ViewKey
+
+_BODIES_S = 60.0  # that a checkpoint waits for a host that works off a queue
 
 
 class RayHosts:
@@ -56,13 +60,13 @@ class RayHosts:
         self.is_ready, self.give_up = self._crew.is_ready, self._crew.give_up
         self._watch = HostWatch(stuck_after_s)
         self._asked: dict[Any, int] = {}  # hosts by the references that ``replay`` and ``end`` gave
-        self.lost: list[int] = []
 
     def begin(self, task: Task, message: bytes) -> Way:
         """Have a slot made for a split plan; its host is ready."""
         assert task.plan.split is not None
         actor = self._crew.actors[task.plan.split.host]
-        begun = actor.call.remote("begin", message, task.num_samples, *task.host_packets)
+        kind = "record" if task.records else "begin"
+        begun = actor.call.remote(kind, message, task.num_samples, *task.host_packets)
         return Way(actor, task.plan.id, task.plan.attempt, [begun])
 
     def replay(self, task: Task, message: bytes) -> tuple[Any, Way]:
@@ -81,32 +85,51 @@ class RayHosts:
             self._asked[reference] = number
         return reference
 
-    def ended(self, reference: Any) -> tuple[bytes, Array | None]:
+    def ended(self, reference: Any) -> tuple[HostAnswer, Array | None]:
         """What ``replay`` or ``end`` led to. Raises one of ``DIED``."""
         number = self._asked.pop(reference, None)
-        answer: tuple[bytes, Array | None] = ray.get(reference)
+        answer, update = read_answer(*ray.get(reference))
         if number in self._crew.actors:  # it may have died since
             self._watch.heard(number)
-        return answer
+        return answer, update
 
-    def settle(self, plan: Plan, *, keep: bool) -> BufferedViews:
-        """Have what a plan has uploaded kept or forgotten: what its host has buffered then."""
-        assert plan.split is not None
-        actor = self._crew.actors.get(plan.split.host)
-        if actor is None:  # it has died, with all that it had
-            return ()
-        views: BufferedViews = ()
+    def settle(self, settlement: Settlement) -> None:
+        """Have what a plan has uploaded kept or forgotten, and other views dropped; waits for nothing.
+
+        Of a host that has died or dies, all views are gone; they are uploaded again when they are wanted.
+        """
+        if (actor := self._crew.actors.get(settlement.host)) is not None:
+            actor.call.remote("settle", settlement.plan_id, settlement.keep, settlement.drop)
+
+    @store_told()
+    def bodies(self, host: int, keys: Sequence[ViewKey]) -> dict[ViewKey, Array]:
+        """The packets of those of these views that a host has; none where it does not live, or is busy for too long."""
+        if (actor := self._crew.actors.get(host)) is None:
+            return {}
+        reference = actor.call.remote("bodies", keys)
         try:
-            views, told = self._answer(plan.split.host, actor.call.remote("settle", plan.id, keep))
-            self.notices += told
-        except DIED as error:
-            self.replace(Way(actor, plan.id, plan.attempt, []), first_line(error))
-        return views
+            found: dict[ViewKey, Array] = ray.get(reference, timeout=_BODIES_S)
+        except GetTimeoutError:
+            self.notices.append(
+                f"partition host {host} was busy for {_BODIES_S:g} s: {len(keys)} views of it are in no checkpoint yet; where "
+                "they are wanted after a resumption, they are uploaded again"
+            )
+            return {}
+        except DIED:  # what streams to it will notice
+            return {}
+        return found
+
+    @store_told()
+    def put(self, host: int, key: ViewKey, lengths: Array, body: Array) -> None:
+        """Give a host the packets of a view; it is made if it has to be."""
+        actor = self._crew.wait_for(host)
+        with suppress(*DIED):  # what streams to it will notice
+            ray.get(actor.call.remote("put", key, lengths, body))
 
     def drop(self, way: Way) -> None:
         """Have the slot of a plan freed, and what it has uploaded forgotten."""
         way.host.call.remote("drop", way.plan_id)
-        way.host.call.remote("settle", way.plan_id, False)
+        way.host.call.remote("settle", way.plan_id, False, ())
 
     def discard(self, plan: Plan) -> None:
         """Have the slot of a plan freed that is lost, if it has one."""
@@ -163,40 +186,11 @@ class RayHosts:
         """Forget a host."""
         self._crew.forget(number, why)
         self._watch.forget(number)
-        self.lost.append(number)
         self.notices.append(f"partition host {number} died ({why}) and is replaced")
 
     def _number(self, way: Way) -> int | None:
         """The number of a host that lives, as far as is known."""
         return next((number for number, actor in self._crew.actors.items() if actor is way.host), None)
-
-    @store_told()
-    def _answer(self, number: int, reference: Any) -> Any:
-        """Wait for a host's answer. Raises one of ``DIED``, also where it hangs: nothing comes from it in time."""
-        waited = [reference, *(asked for asked, host in self._asked.items() if host == number)]
-        while self._watch.seconds is not None:
-            ready, waited = ray.wait(waited, num_returns=1, timeout=self._watch.seconds)
-            if not ready:
-                ray.kill(self._crew.actors[number], no_restart=True)
-                raise RayActorError(error_msg=self._stuck())
-            if reference in ready:
-                break
-        return ray.get(reference)
-
-    def take_lost(self) -> list[int]:
-        """Numbers of those that have died since the last call."""
-        found, self.lost = self.lost, []
-        return found
-
-    def call(self, number: int, method: str, *arguments: Any) -> Any:
-        """Call a method of a host that lives, or, with ``arguments`` of a restore, of one that is made for it; else None."""
-        if number not in self._crew.actors and not method.startswith("restore"):
-            return None
-        actor = self._crew.wait_for(number)
-        try:
-            return self._answer(number, actor.call.remote(method, *arguments))
-        except DIED:  # what streams to it will notice
-            return None
 
     def close(self) -> None:
         """End the hosts, and remove what they have on disk."""

@@ -18,8 +18,9 @@ from ..comms.codecs import Array
 from ..comms.link import State, copy_state
 from ..comms.ray_channel import store_told
 from ..learning.workload import WorkloadSettings
+from ..policies.report import Outcome
 from .plan_message import plan_message
-from .pool import Finished, Task, finished, joined, lost, replayed
+from .pool import Finished, Task, finished, joined, lost, not_again, replayed, upload_again
 from .ray_crew import Crew
 from .ray_devices import RealDevices
 from .ray_faults import DIED, first_line, gone, until
@@ -54,11 +55,14 @@ class RayPool:
         """
         self._hosts, self._patience, self._attempts = hosts, Patience(stuck_after_s), Attempts(max_attempts)
         self._notices = hosts.notices
-        self.call_host, self.lost_hosts, self.settle = hosts.call, hosts.take_lost, hosts.settle
+        self.settle, self.bodies, self.put = hosts.settle, hosts.bodies, hosts.put
         self._queue: deque[Task] = deque()
         self._tasks: dict[int, Task] = {}
         self._done: dict[int, Finished] = {}
         self._ending: dict[Any, tuple[Finished, Way]] = {}  # by reference: device's leg over, host's asked to end
+        self._waiting: dict[int, Task] = {}  # replays, by the plan that uploads their lost view again
+        self._view_losses = Attempts(max_attempts)  # how often a replay has found its view lost
+        self._uploaded_again = 0
         self._devices = devices
         tell = self._notices.append
         self._crew = Crew(settings, places, devices, least=least_devices, timeout_s=timeout_s, tell=tell)
@@ -115,9 +119,14 @@ class RayPool:
 
     def cancel(self, plan_id: int) -> None:
         """Forget a task: what is queued is dropped, what runs may finish and is not looked at."""
+        for upload, replay in list(self._waiting.items()):
+            if replay.plan.id == plan_id:
+                del self._waiting[upload]
+                self.cancel(upload)
         self._queue = deque(task for task in self._queue if task.plan.id != plan_id)
         self._tasks.pop(plan_id, None)
         self._attempts.forget(plan_id)
+        self._view_losses.forget(plan_id)
         self._done.pop(plan_id, None)
 
     def notices(self) -> list[str]:
@@ -231,16 +240,41 @@ class RayPool:
             if task is not None:
                 self._again(task, f"its partition host died: {why}")
             return
-        if task is not None:
-            self._finish(joined(found, answer, update, self._notices))
-        else:
+        if task is None:
             self._hosts.drop(way)
+        elif answer.gone and (again := upload_again(task)) is not None:
+            self._upload_again(again, task)
+        else:
+            self._finish(joined(found, answer, update, self._notices))
+
+    def _upload_again(self, again: Task, task: Task) -> None:
+        """A replay finds its view lost: it is placed again when that has been uploaded again."""
+        retry = self._view_losses.next(task, at_it=True)
+        if retry is None:
+            self._lose(task, "its partition host has lost its view again and again", stage="run")
+            return
+        self._uploaded_again += 1
+        if self._uploaded_again.bit_count() == 1:
+            self._notices.append(
+                f"device {task.plan.device} uploads a view again that its partition host has lost "
+                f"(number {self._uploaded_again})"
+            )
+        self._waiting[again.plan.id] = self._tasks[task.plan.id] = retry
+        self._tasks[again.plan.id] = again
+        self._queue.appendleft(again)
 
     def _finish(self, found: Finished) -> None:
-        """A plan has come to its end."""
-        self._done[found.plan.id] = found
+        """A plan has come to its end; one that has uploaded a view again is no end, but lets its replay go on."""
         self._attempts.forget(found.plan.id)
+        self._view_losses.forget(found.plan.id)
         del self._tasks[found.plan.id]
+        replay = self._waiting.pop(found.plan.id, None)
+        if replay is None:
+            self._done[found.plan.id] = found
+        elif found.report.outcome == Outcome.DONE:
+            self._queue.appendleft(replay)
+        else:
+            self._finish(not_again(replay, found.report))
 
     def _lose(self, task: Task, why: str, *, stage: str) -> None:
         """A plan ends as lost; its host has nothing to wait for."""

@@ -6,7 +6,6 @@ is no archive: what the files are is known to this object alone.
 """
 
 import os
-from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,12 +30,12 @@ class _File(NamedTuple):
 
 
 class Spill:
-    """Files by view, used longest ago first. The budget is its owner's to keep."""
+    """Files by view. The budget is its owner's to keep."""
 
     def __init__(self, scratch: Scratch | None = None) -> None:
         """No file and no folder yet. ``scratch``: where that folder will be."""
         self._scratch = scratch or Scratch()
-        self._files: OrderedDict[ViewKey, _File] = OrderedDict()
+        self._files: dict[ViewKey, _File] = {}
         self._folder: ScratchFolder | None = None
         self._written = 0  # a file's name is never used again
         self.num_bytes = 0
@@ -49,12 +48,8 @@ class Spill:
         """Whether a view is here."""
         return key in self._files
 
-    def oldest(self) -> ViewKey:
-        """The view used longest ago."""
-        return next(iter(self._files))
-
     def write(self, key: ViewKey, body: Array) -> None:
-        """Add a file, as the one used last. Raises ``OSError``; nothing is left of it then."""
+        """Add a file. Raises ``OSError``; nothing is left of it then."""
         assert key not in self._files
         if self._folder is None:
             self._folder = self._scratch.folder("replay")
@@ -72,19 +67,13 @@ class Spill:
         self._files[key] = _File(path, body.nbytes + CHECKSUM_BYTES)
         self.num_bytes += body.nbytes + CHECKSUM_BYTES
 
-    def keys(self) -> tuple[ViewKey, ...]:
-        """All views that are here, used longest ago first."""
-        return tuple(self._files)
-
-    def read(self, key: ViewKey, *, uses: bool = True) -> Array:
-        """What was written. Where that ``uses`` it, it is now the one used last. Raises ``OSError`` or ``DamagedFile``."""
+    def read(self, key: ViewKey) -> Array:
+        """What was written. Raises ``OSError`` or ``DamagedFile``."""
         file = self._files[key]
         found = np.fromfile(file.path, np.uint8)
         body = found[:-CHECKSUM_BYTES]
         if found[-CHECKSUM_BYTES:].tobytes() != _checksum(key, body):
             raise DamagedFile("its checksum is wrong")
-        if uses:
-            self._files.move_to_end(key)
         return body
 
     def remove(self, key: ViewKey) -> None:

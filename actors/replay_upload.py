@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from ..comms.codecs import Array
+from ..policies.plan import Plan
 
 VIEW_BYTES = 2048
 PACKET_BYTES = 16  # its length, and what aligns it
@@ -38,16 +39,23 @@ class ViewKey(msgspec.Struct, frozen=True, kw_only=True):
         return f"view {self.view!r} of device {self.device} (trunk {self.trunk}, cut {self.cut!r}{channels})"
 
 
+def view_key(plan: Plan, view: str) -> ViewKey:
+    """What names a view of a split plan's device."""
+    assert plan.split is not None
+    return ViewKey(
+        trunk=plan.split.trunk, index_map=plan.part.index_map, cut=plan.split.cut, device=plan.device, view=view
+    )
+
+
 class Upload:
     """Copies of the packets that have come: what they came in (an object store's memory, say) is not held on to."""
 
-    def __init__(self, key: ViewKey, *, version: int, samples: int, about: bytes, limit_bytes: int) -> None:
+    def __init__(self, key: ViewKey, *, limit_bytes: int) -> None:
         """No packet yet. Beyond ``limit_bytes`` only lengths are kept: the upload can be counted, not used."""
-        self.version, self.samples, self.about = version, samples, about
         self._key, self._limit_bytes = key, limit_bytes
         self._packets: dict[int, Array] = {}
         self._lengths: dict[int, int] = {}
-        self.num_bytes = VIEW_BYTES + len(about)
+        self.num_bytes = VIEW_BYTES
 
     @property
     def held_bytes(self) -> int:
@@ -97,6 +105,11 @@ def split(body: Array, lengths: Array) -> list[Array]:
     frozen = body.view()
     frozen.flags.writeable = False
     return [frozen[start : start + length] for start, length in zip(_starts(lengths), lengths.tolist(), strict=False)]
+
+
+def counted_bytes(lengths: Array) -> int:
+    """[packet] lengths: what a view of such packets counts for in memory."""
+    return VIEW_BYTES + PACKET_BYTES * len(lengths) + int(lengths.sum())
 
 
 def joined_bytes(lengths: Array) -> int:

@@ -16,21 +16,22 @@ from ..learning.workload import Workload
 from ..policies.plan import Plan, Split
 from .module import Module
 from .plain import open_weights
-from .replay_upload import ViewKey
+from .record_leg import RecordLeg
+from .replay_upload import ViewKey, view_key
 from .stream import Stream
 from .trunk import Trunk
 
 
 @dataclass
 class Slot:
-    """One device's copy of the host's blocks."""
+    """One device's copy of the host's blocks. ``module``: None where an upload is made again, and nothing is trained."""
 
     plan: Plan
     part: Part
-    module: Module
+    module: Module | None
     base: dict[str, Tensor]
     stream: Stream
-    leg: HostLeg
+    leg: HostLeg | RecordLeg
     answers: bool  # whether gradients go back
     up_bytes: list[int] = field(default_factory=list)
     down_bytes: list[int] = field(default_factory=list)
@@ -78,10 +79,19 @@ class SlotMaker:
         view = view_key(plan, str(plan.id)) if uploads else None
         return Slot(plan, part, module, base, stream, leg, answers, view=view)
 
+    def record(self, plan: Plan, num_samples: int) -> Slot:
+        """A slot for an upload that is made again; raises a ``PacketError`` for another trunk."""
+        if plan.split is None or plan.split.mode != "ecofed" or plan.split.view is not None:
+            raise MismatchedPacket(f"plan {plan.id} came to be recorded, and uploads no view")
+        part, leg = self._part(plan, plan.split), RecordLeg(num_samples, plan.training)
+        view = view_key(plan, str(plan.id))
+        return Slot(plan, part, None, {}, Stream(plan, self.workload), leg, answers=False, view=view)
+
     def free(self, slot: Slot) -> None:
         """A slot is over."""
         slot.leg.close()
-        self._free.setdefault(slot.plan.training.channels_last, []).append(slot.module)
+        if slot.module is not None:
+            self._free.setdefault(slot.plan.training.channels_last, []).append(slot.module)
 
     def _part(self, plan: Plan, split: Split) -> Part:
         """The host's blocks of a plan; of its frozen ones it has its own, which must be the trunk of this model."""
@@ -91,11 +101,3 @@ class SlotMaker:
         if (found := self._trunk.hashes.trunk(split.depth)) != split.trunk:
             raise OutOfSync(f"the trunk up to {split.depth!r} is {found} here, where the plan names {split.trunk}")
         return self._trunk.hashes.cached(part)
-
-
-def view_key(plan: Plan, view: str) -> ViewKey:
-    """What names a view of the plan's device."""
-    assert plan.split is not None
-    return ViewKey(
-        trunk=plan.split.trunk, index_map=plan.part.index_map, cut=plan.split.cut, device=plan.device, view=view
-    )

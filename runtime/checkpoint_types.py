@@ -16,8 +16,7 @@ import numpy as np
 from ..actors.messages import Dispatch, Message
 from ..actors.peers import Peer
 from ..actors.pool import Finished, StreamBytes
-from ..actors.replay import ViewRecord
-from ..actors.replay_saved import SavedViews
+from ..actors.replay_index import IndexedView
 from ..actors.replay_upload import ViewKey
 from ..clusters.profile import DeviceProfile
 from ..comms.broadcast import Sealed
@@ -74,18 +73,13 @@ class Kind:
     problem: Callable[[Any], str] = lambda value: ""
 
 
-def _view_record(record: ViewRecord) -> str:
-    lengths = record.lengths
+def _indexed_view(view: IndexedView) -> str:
+    lengths, split = view.lengths, view.upload.split
     if lengths.dtype != np.int64 or lengths.ndim != 1 or not len(lengths) or lengths.min() < 0:
         return f"lengths are {lengths.dtype} of shape {lengths.shape}; they must be whole numbers, at least one, none negative"
-    return ""
-
-
-def _saved_views(views: SavedViews) -> str:
-    there, placed = [key for key, _ in views.records], [*views.memory, *views.disk]
-    if len(set(there)) < len(there) or len(placed) != len(there) or set(placed) != set(there):
-        return "records, memory and disk do not name the same views, each once"
-    return ""
+    return (
+        "" if split is not None and split.mode == "ecofed" and split.view is None else "upload is no upload of a view"
+    )
 
 
 def _round(round_: Round) -> str:
@@ -114,6 +108,7 @@ KINDS: Mapping[str, Kind] = {
     "fate": Kind(Fate),
     "finished": Kind(Finished, problem=_finished),
     "host-queue": Kind(HostQueue),
+    "indexed-view": Kind(IndexedView, problem=_indexed_view),
     "journey": Kind(Journey),
     "lane": Kind(Lane),
     "link-memory": Kind(Memory),
@@ -124,13 +119,11 @@ KINDS: Mapping[str, Kind] = {
     "peer": Kind(Peer),
     "round": Kind(Round, problem=_round),
     "route": Kind(Route),
-    "saved-views": Kind(SavedViews, problem=_saved_views),
     "sealed": Kind(Sealed, packet="reference"),
     "stream-bytes": Kind(StreamBytes),
     "stream-charge": Kind(StreamCharge),
     "stream-progress": Kind(StreamProgress),
     "transfer": Kind(Transfer),
-    "view-record": Kind(ViewRecord, problem=_view_record),
     "work": Kind(Work),
 }
 

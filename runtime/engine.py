@@ -13,6 +13,7 @@ import torch
 from ..actors.device import Device
 from ..actors.partition_host import PartitionHost
 from ..actors.pool import InlinePool, Pool
+from ..actors.replay_index import ReplayIndex
 from ..actors.server import Server
 from ..actors.support import chain_layout
 from ..clusters.fleet import Fleet
@@ -135,7 +136,7 @@ class Engine:
         return InlinePool(Device(settings), self.channel, hosts)
 
     def saved(self) -> dict[str, Any]:
-        """What a checkpoint must hold, at a moment at which a version has just closed; what hosts buffer is apart from it."""
+        """What a checkpoint must hold, at a moment at which a version has just closed; packets of views are apart from it."""
         return {
             "data": self.workload.data.digest(),
             "precision": self.config.training.precision,
@@ -173,9 +174,17 @@ class Engine:
         if problem:
             raise Damaged(problem)
 
+    @property
+    def replay(self) -> ReplayIndex:
+        """The views that partition hosts have."""
+        return self._loop.replay
+
     def restore(self, saved: dict[str, Any]) -> None:
-        """Put in what was saved and checked, and begin again with what was in flight."""
+        """Put in what was saved and checked."""
         restore(self._loop, saved["loop"])
+
+    def resume(self) -> None:
+        """Begin again with what was in flight."""
         self._loop.resume()
 
     def go_on(self, notices: Sequence[str]) -> Iterator[AnyEvent]:

@@ -26,6 +26,7 @@ import numpy as np
 from ..actors.messages import Dispatch
 from ..actors.plan_message import plan_message
 from ..actors.pool import Finished, Pool, Task
+from ..actors.replay_index import ReplayIndex
 from ..actors.server import NotFinite, Server
 from ..clusters.fleet import Fleet
 from ..comms.ledger import Ledger
@@ -63,6 +64,7 @@ class Loop:
         "_evaluator": Evaluator,
         "_ledger": Ledger,
         "_stopping": Stopping,
+        "_replay": ReplayIndex,
         "_seen": Seen,
         "_tally": Tally,
         "_travelled": Travelled,
@@ -106,6 +108,7 @@ class Loop:
         self._evaluated: Evaluated | None = None
         self._stopping = Stopping(config.stop)
         self._seen, self._tally, self._travelled = Seen(), Tally(), Travelled(ledger, costs)
+        self._replay = ReplayIndex(config.replay, num_hosts=fleet.hosts.count)
         self._next_id = 1
         self._decisions = 0
         self._round = self._open_round()
@@ -156,13 +159,14 @@ class Loop:
         """All that was saved is in its place: have the pool begin again with what it had not given back."""
         self._round.opened_wall = time.perf_counter()
         for plan_id, sent in self._sent.items():
-            journey, split = self._clock.journeys.get(plan_id), sent.plan.split
-            known = journey.finished if journey is not None else None
-            if known is None:
+            journey = self._clock.journeys.get(plan_id)
+            if journey is None or journey.finished is None:
                 self._submit(sent)
-            elif split is not None and split.mode == "ecofed" and known.report.outcome == Outcome.DONE:
-                self._submit(sent)  # what it has uploaded is no view yet, and its host has forgotten it
-                self._pool.result(plan_id)
+
+    @property
+    def replay(self) -> ReplayIndex:
+        """The views that partition hosts have."""
+        return self._replay
 
     @property
     def ends(self) -> bool:
@@ -243,7 +247,7 @@ class Loop:
             last_reports=MappingProxyType(self._seen.reports),
             participation=MappingProxyType(self._seen.participation),
             evaluation=MappingProxyType(self._evaluation),
-            replay=self._seen.replay(version, lifetime=self._config.replay.lifetime),
+            replay=self._replay.listed(version),
             links=MappingProxyType(self._server.links.peers.held),
             remaining_s=remaining,
             remaining_bytes=budget,
@@ -252,9 +256,7 @@ class Loop:
         )
 
     def _note_losses(self) -> None:
-        """What partition hosts had buffered that have died, and what real devices held that have gone away, is lost."""
-        for host in self._pool.lost_hosts():
-            self._seen.host_died(host)
+        """What real devices held that have gone away is not known any more."""
         for device in self._pool.take_lost_devices():
             self._server.lose_link(device)
 
@@ -292,6 +294,7 @@ class Loop:
         self._next_id += 1
         sent = self._server.send(plan)
         plan = sent.plan
+        self._replay.begin(plan)
         # Of a plan that is lost before it has a result, nothing is worked out.
         wanted = self._clock.dispatch(plan, down_bytes=sent.num_bytes, flops=flops, peak_memory_bytes=memory, work=work)
         control = self._submit(sent) if wanted else len(plan_message(plan))
@@ -314,6 +317,7 @@ class Loop:
                 group=self._fleet.group_of(plan.device),
                 host_packets=tuple(message.reference for message in sent.host_messages),
                 num_samples=self._samples[plan.device],
+                upload=self._replay.upload_of(plan),
             )
         )
 
@@ -324,9 +328,9 @@ class Loop:
         self._in_flight.pop(plan.id)
         self._sent.pop(plan.id, None)
         self._busy.pop(plan.device)
-        if plan.split is not None and plan.split.mode == "ecofed":
-            views = self._pool.settle(plan, keep=report.outcome != Outcome.LOST)
-            self._seen.buffered(plan.split.host, views)
+        sound, sent = report.outcome == Outcome.DONE, finished.stream.up
+        if (settlement := self._replay.end(plan, sent, version=self._version, sound=sound)) is not None:
+            self._pool.settle(settlement)
         self._travelled.came(plan, arrival)
         behind = self._version - plan.version
         if report.outcome == Outcome.DONE and not self._counts(plan, behind):
@@ -463,7 +467,7 @@ class Loop:
 
     def _notices(self) -> Iterator[AnyEvent]:
         """What happened to workers, hosts and links since the last time."""
-        for text in (*self._pool.notices(), *self._server.notices()):
+        for text in (*self._pool.notices(), *self._server.notices(), *self._replay.take_notices()):
             yield Notice(time_s=self._clock.time_s, text=text)
 
     def _abandon(self, why: str) -> Iterator[AnyEvent]:

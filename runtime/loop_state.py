@@ -10,6 +10,8 @@ from typing import Any
 from msgspec.structs import replace
 from torch import Tensor
 
+from ..actors.replay_index import IndexedView
+from ..actors.replay_upload import ViewKey, view_key
 from ..actors.support import PlanRefused, check_plan
 from ..clusters.profile import DeviceProfile
 from ..comms.codecs import Arrays
@@ -39,6 +41,7 @@ def state_problem(
         _fold(server),
         _links(server["links"], server["_starts"], model),
         _plans(saved, spec, profiles, hosts),
+        _replay(saved["_replay"], spec, profiles, hosts),
         _clock(saved["_clock"], saved["_in_flight"]),
     )
     return next((problem for check in checks for problem in check), "")
@@ -127,13 +130,8 @@ def _plans(saved: Saved, spec: ModelSpec, profiles: Sequence[DeviceProfile], hos
             yield f"plan {plan.id} of version {plan.version} is in flight as plan {plan_id}, before plan {saved['_next_id']}"
         elif plan.split is not None and plan.split.host not in range(hosts):
             yield f"plan {plan_id} is split with host {plan.split.host}; hosts are 0 to {hosts - 1}"
-        elif plan.device in range(len(profiles)):
-            # What the runtime has filled in since it was sent is left out.
-            wish = replace(plan, part=replace(plan.part, cached=()), whole_steps=0, train_s=None)
-            try:
-                check_plan(wish, spec=spec, profile=profiles[plan.device])
-            except PlanRefused as error:
-                yield str(error)
+        else:
+            yield from _refused(plan, spec, profiles)
     links = saved["_server"]["links"]
     remembering = {plan.id for plan in in_flight.values() if plan.link_down is not None or plan.link_up is not None}
     known = {plan.id for plan in in_flight.values() if plan.device in links["peers"]["_entries"]}
@@ -143,6 +141,35 @@ def _plans(saved: Saved, spec: ModelSpec, profiles: Sequence[DeviceProfile], hos
         yield "the packets under way are not those of the plans in flight"
     if any(sent.plan.id != plan_id or plan_id not in in_flight for plan_id, sent in saved["_sent"].items()):
         yield "a message was sent for a plan that is not in flight"
+
+
+def _refused(plan: Plan, spec: ModelSpec, profiles: Sequence[DeviceProfile]) -> Iterator[str]:
+    """Why a plan could not be carried out, but for a device that the fleet lacks."""
+    if plan.device in range(len(profiles)):
+        # What the runtime has filled in since it was sent is left out.
+        wish = replace(plan, part=replace(plan.part, cached=()), whole_steps=0, train_s=None)
+        try:
+            check_plan(wish, spec=spec, profile=profiles[plan.device])
+        except PlanRefused as error:
+            yield str(error)
+
+
+def _replay(replay: Saved, spec: ModelSpec, profiles: Sequence[DeviceProfile], hosts: int) -> Iterator[str]:
+    """Views must be such as a device of the fleet could have uploaded, and their books must agree."""
+    views: Mapping[ViewKey, IndexedView] = replay["_views"]
+    placed = [*replay["memory"], *replay["disk"]]
+    if len(placed) != len(views) or set(placed) != set(views):
+        yield "the views in memory and on disk are not those that there are, each once"
+    for key, view in (*views.items(), *replay["_in_use"].items()):
+        plan = view.upload
+        if plan.split is None or plan.split.host not in range(hosts) or plan.device not in range(len(profiles)):
+            yield f"plan {plan.id} has uploaded a view, and its host or device is none of the fleet's"
+        elif key != view_key(plan, str(plan.id)):
+            yield f"{key} is not what plan {plan.id} has uploaded"
+        else:
+            yield from _refused(plan, spec, profiles)
+    if len(replay["_to_drop"]) != hosts:
+        yield f"views are dropped at {len(replay['_to_drop'])} hosts; the fleet has {hosts}"
 
 
 def _clock(clock: Saved | float, in_flight: Mapping[int, Plan]) -> Iterator[str]:

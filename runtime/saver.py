@@ -1,6 +1,7 @@
-"""Takes checkpoints of an engine, and puts them back: its state, the best weights so far, and what hosts have buffered.
+"""Takes checkpoints of an engine, and puts them back: its state, the best weights so far, and the packets of views.
 
-Lives where the engine lives. What a host has buffered was sent once and never changes, so it is fetched and written once.
+Lives where the engine lives. The packets of a view never change, so they are fetched and written once. A checkpoint may lack
+some: their devices upload them again when they are wanted.
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..actors.replay_saved import SavedViews
 from ..actors.replay_upload import ViewKey, joined_bytes
 from ..comms.channel import Stored
 from ..learning.store import alike
@@ -25,7 +25,7 @@ from .manifest import Manifest
 _SAVED = {
     "engine": dict[str, Any],
     "best": dict[str, Tensor] | None,
-    "hosts": list[tuple[SavedViews | None, dict[ViewKey, Stored]]],
+    "views": dict[ViewKey, Stored],
 }
 
 
@@ -46,11 +46,11 @@ class SavePlan:
 class Saver:
     """One engine's checkpoints."""
 
-    def __init__(self, engine: Engine, plan: SavePlan, *, num_hosts: int) -> None:
+    def __init__(self, engine: Engine, plan: SavePlan) -> None:
         """Raises ``ValueError`` for a place that cannot be used."""
-        self._engine, self._plan, self._num_hosts = engine, plan, num_hosts
+        self._engine, self._plan = engine, plan
         self._checkpoints = open_checkpoints(plan, channel=engine.channel)
-        self._bodies: list[dict[ViewKey, Stored]] = [{} for _ in range(num_hosts)]
+        self._views: dict[ViewKey, Stored] = {}  # packets that were written
 
     def start(self) -> dict[str, Tensor] | None:
         """Put back the checkpoint that the plan names; the best weights.
@@ -77,8 +77,8 @@ class Saver:
     def save(self, version: int, *, events: int, best: Mapping[str, Tensor] | None) -> None:
         """Write a checkpoint; raises ``RunError`` where that fails."""
         self._checkpoints.begin()
-        hosts = [self._save_host(number) for number in range(self._num_hosts)]
-        value = {"engine": self._engine.saved(), "best": best, "hosts": hosts}
+        self._save_views()
+        value = {"engine": self._engine.saved(), "best": best, "views": self._views}
         self._checkpoints.write(value, version=version, events=events)
 
     def check(self, saved: Any) -> None:
@@ -89,48 +89,39 @@ class Saver:
         model = self._engine.weights()
         if best is not None and not (list(best) == list(model) and all(alike(best[n], model[n]) for n in model)):
             raise Damaged("the best weights are those of another model")
-        if len(saved["hosts"]) != self._num_hosts:
-            raise Damaged(f"it has {len(saved['hosts'])} hosts; the fleet has {self._num_hosts}")
-        for number, (views, bodies) in enumerate(saved["hosts"]):
-            if {key for key, _ in views.records} != set(bodies) if views is not None else bodies:
-                raise Damaged(f"the views of host {number} are not those whose packets it names")
         self._engine.check(saved["engine"])
 
     def _restore(self, saved: Any) -> dict[str, Tensor] | None:
         """Put what was checked in its places; the best weights. Raises ``Damaged``."""
-        for number, (views, bodies) in enumerate(saved["hosts"]):
-            self._restore_host(number, views, bodies)
-        self._engine.restore(saved["engine"])  # last: it begins again with what was in flight
+        self._engine.restore(saved["engine"])
+        self._restore_views(saved["views"])
+        self._engine.resume()
         best: dict[str, Tensor] | None = saved["best"]
         return best
 
-    def _save_host(self, number: int) -> tuple[SavedViews | None, dict[ViewKey, Stored]]:
-        """What a host has buffered; bodies that no checkpoint has had yet are written now."""
-        known = self._bodies[number]
-        views: SavedViews | None = self._engine.pool.call_host(number, "saved", set(known))
-        if views is None:
-            self._bodies[number] = {}
-            return None, {}
-        for key, body in views.bodies.items():
-            known[key] = self._checkpoints.store(body.tobytes())
-        there = {key for key, _ in views.records}
-        self._bodies[number] = {key: stored for key, stored in known.items() if key in there}
-        views.bodies.clear()
-        return views, self._bodies[number]
+    def _save_views(self) -> None:
+        """Write the packets of views that no checkpoint has had yet. What a host lacks, or has no time for, is left out."""
+        there, missing = dict[ViewKey, Stored](), dict[int, list[ViewKey]]()
+        for key, view, _ in self._engine.replay.placed():
+            if key in self._views:
+                there[key] = self._views[key]
+            else:
+                missing.setdefault(view.host, []).append(key)
+        for host, keys in missing.items():
+            for key, body in self._engine.pool.bodies(host, keys).items():
+                there[key] = self._checkpoints.store(body.tobytes())
+        self._views = there
 
-    def _restore_host(self, number: int, views: SavedViews | None, bodies: Mapping[ViewKey, Stored]) -> None:
-        """Fill a host's buffer, one view at a time. Raises ``Damaged``."""
-        if views is None or not views.records:
-            return
-        records = dict(views.records)
-        self._bodies[number] = dict(bodies)
-        self._engine.pool.call_host(number, "restore", views)
-        for disk, keys in ((False, views.memory), (True, views.disk)):
-            for key in keys:
-                body = np.frombuffer(bodies[key].read(), np.uint8)
-                if body.nbytes != joined_bytes(records[key].lengths):
-                    raise Damaged(f"the packets of {key} are not as long as it says")
-                self._engine.pool.call_host(number, "restore_body", key, body, disk)
+    def _restore_views(self, stored: Mapping[ViewKey, Stored]) -> None:
+        """Give the hosts their packets back, one view at a time. Raises ``Damaged``."""
+        for key, view, _ in self._engine.replay.placed():
+            if key not in stored:
+                continue
+            self._views[key] = stored[key]
+            body = np.frombuffer(stored[key].read(), np.uint8)
+            if body.nbytes != joined_bytes(view.lengths):
+                raise Damaged(f"the packets of {key} are not as long as it says")
+            self._engine.pool.put(view.host, key, view.lengths, body)
 
 
 def open_checkpoints(plan: SavePlan, *, channel: Any) -> Checkpoints:

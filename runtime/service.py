@@ -58,7 +58,7 @@ class Service:
         self._engine = engine
         self._best: dict[str, torch.Tensor] | None = None
         self._closed: int | None = None  # the version that closed with the last event
-        self._saver = Saver(engine, plan, num_hosts=engine.num_hosts) if plan is not None else None
+        self._saver = Saver(engine, plan) if plan is not None else None
         if self._saver is not None:
             self._best = self._saver.start()
         resumed = plan is not None and plan.manifest is not None

@@ -10,6 +10,7 @@ from fedbonsai.actors.device import Device
 from fedbonsai.actors.messages import update_stamp
 from fedbonsai.actors.partition_host import HostAnswer, PartitionHost
 from fedbonsai.actors.plan_message import plan_message
+from fedbonsai.actors.replay_upload import view_key
 from fedbonsai.actors.server import Server
 from fedbonsai.actors.stream import Stream, StreamFault
 from fedbonsai.comms.codecs import Array
@@ -260,9 +261,12 @@ def test_a_packet_out_of_the_window_or_twice_ends_the_plan(order: list[int], wor
 def test_a_view_is_replayed_as_it_was_sent_and_one_that_broke_off_leaves_the_one_before() -> None:
     server, host = make_server(IMAGES), PartitionHost(IMAGES)
     answer, uploaded = upload(server, host, frozen_plan(server, id=20), [0, 1, 2, 3, 4, 5])
-    assert host.settle(99, True) == ((), [])  # it is no view before its own plan is settled
-    views, _ = host.settle(20, True)
-    assert [view[3] for view in views] == ["20"]
+    key = view_key(frozen_plan(server, id=20), "20")
+    key = msgspec.structs.replace(key, trunk=server.send(frozen_plan(server)).plan.split.trunk)
+    host.settle(99, True, ())
+    assert host.bodies([key]) == {}  # it is no view before its own plan is settled
+    host.settle(20, True, ())
+    assert list(host.bodies([key])) == [key]
     # The device dies in mid-upload: what came is forgotten, the view before stays.
     broken, stream = frozen_begun(server, host, frozen_plan(server, id=21))
     host.take(broken.id, 0, batch(stream, 0))
@@ -273,15 +277,53 @@ def test_a_view_is_replayed_as_it_was_sent_and_one_that_broke_off_leaves_the_one
     replayed = msgspec.msgpack.decode(answered, type=HostAnswer)
     assert replayed.error == ""
     assert (replayed.steps, replayed.loss, replayed.up_bytes) == (answer.steps, answer.loss, [])
-    assert host.settle(22, True) == (views, [])
+    host.settle(22, False, ())
     assert uploaded is not None
     assert update is not None
     # Packets name their plan; what they hold is the same: the same training on the same activations.
     assert update[48:-8].tobytes() == uploaded[48:-8].tobytes()
-    assert host.erase(0) == 1
+    host.settle(22, False, (key,))
     gone, update = host.replay(plan_message(sent.plan), SAMPLES, *packets)
     assert update is None
-    assert "is not in the replay buffer" in msgspec.msgpack.decode(gone, type=HostAnswer).error
+    told = msgspec.msgpack.decode(gone, type=HostAnswer)
+    assert told.gone
+    assert "is not in the replay buffer" in told.error
+
+
+def test_an_upload_that_is_made_again_is_the_same_view_and_trains_nothing() -> None:
+    server, host, other = make_server(IMAGES), PartitionHost(IMAGES), PartitionHost(IMAGES)
+    upload(server, host, frozen_plan(server, id=20), [0, 1, 2, 3, 4, 5])
+    host.settle(20, True, ())
+    again = server.send(frozen_plan(server, id=20, attempt=1)).plan
+    key = view_key(again, "20")
+    other.record(plan_message(again), SAMPLES)
+    stream = Stream(again, server.workload)
+    for number in (2, 0, 1, 4, 3, 5):
+        other.take(20, 1, batch(stream, number, (5, 5, 2)[number % 3], number + 1.0))
+    answer, update = other.end(20, 1)
+    told = msgspec.msgpack.decode(answer, type=HostAnswer)
+    assert (told.error, told.steps, told.loss, len(told.up_bytes), update) == ("", 0, None, PACKETS, None)
+    first, second = host.bodies([key])[key], other.bodies([key])[key]
+    assert len(first) == len(second)  # packets name their attempt, and nothing else of them differs
+    sent = server.send(frozen_plan(server, id=22, split={"view": "20"}))
+    packets = [message.reference for message in sent.host_messages]
+    one, another = (each.replay(plan_message(sent.plan), SAMPLES, *packets)[1] for each in (host, other))
+    assert one is not None
+    assert another is not None
+    assert one.tobytes() == another.tobytes()
+
+
+def test_an_upload_that_breaks_off_when_it_is_made_again_is_no_view() -> None:
+    server, host = make_server(IMAGES), PartitionHost(IMAGES)
+    again = server.send(frozen_plan(server, id=20, attempt=1)).plan
+    host.record(plan_message(again), SAMPLES)
+    host.take(20, 1, batch(Stream(again, server.workload), 0))
+    assert "ended after 1 packets" in msgspec.msgpack.decode(host.end(20, 1)[0], type=HostAnswer).error
+    assert host.bodies([view_key(again, "20")]) == {}
+    replaying = server.send(frozen_plan(server, id=21, split={"view": "20"})).plan
+    host.record(plan_message(replaying), SAMPLES)
+    with pytest.raises(StreamFault, match="plan 21 came to be recorded, and uploads no view"):
+        host.take(21, 0, batch(Stream(replaying, server.workload), 0))
 
 
 def test_a_host_with_another_trunk_refuses() -> None:
@@ -311,9 +353,13 @@ def test_the_trunk_keeps_its_name_until_somebody_trains_it() -> None:
 def test_an_upload_whose_plan_is_lost_is_forgotten_and_the_view_before_stays() -> None:
     server, host = make_server(IMAGES), PartitionHost(IMAGES)
     upload(server, host, frozen_plan(server, id=20), [0, 1, 2, 3, 4, 5])
-    views, _ = host.settle(20, True)
+    host.settle(20, True, ())
+    trunk = server.send(frozen_plan(server)).plan.split.trunk
+    keys = [msgspec.structs.replace(view_key(frozen_plan(server), name), trunk=trunk) for name in ("20", "21", "22")]
     upload(server, host, frozen_plan(server, id=21), [0, 1, 2, 3, 4, 5])
-    assert host.settle(21, False) == (views, [])
+    host.settle(21, False, ())
+    assert list(host.bodies(keys)) == keys[:1]
     upload(server, host, frozen_plan(server, id=22), [0, 1, 2, 3, 4, 5])
     upload(server, host, frozen_plan(server, id=22, attempt=1), [0, 1, 2, 3, 4, 5])  # placed again
-    assert [view[3] for view in host.settle(22, True)[0]] == ["22"]
+    host.settle(22, True, (keys[0],))
+    assert list(host.bodies(keys)) == keys[2:]

@@ -1,36 +1,41 @@
-"""The replay buffer beside a plain model of it, in random walks with tiny budgets."""
+"""The index of views and a host's buffer beside a plain model, in random walks with tiny budgets.
+
+The index and the plain model are the same after every step, whatever happens to the host. What is replayed is what was
+uploaded, bit for bit; the buffer has no other views for longer than they are needed; its budgets hold.
+"""
 
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
+from fedbonsai.actors.host_messages import ReplaySettings
 from fedbonsai.actors.replay import ReplayBuffer, ViewGone
 from fedbonsai.actors.replay_files import CHECKSUM_BYTES
-from fedbonsai.actors.replay_upload import PACKET_BYTES, VIEW_BYTES, UploadFault, ViewKey
+from fedbonsai.actors.replay_index import ReplayIndex
+from fedbonsai.actors.replay_upload import PACKET_BYTES, VIEW_BYTES, ViewKey, view_key
+from fedbonsai.clusters.scratch import Scratch
+from fedbonsai.comms.codecs import Array
+from fedbonsai.learning.part import Part
+from fedbonsai.learning.spec import Optimiser, Training
+from fedbonsai.policies.plan import Plan, Split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-KEYS = [
-    ViewKey(trunk="t", cut=cut, device=device, view=view) for cut in ("c", "d") for device in (0, 1) for view in "abc"
-]
+DEVICES, CUTS = (0, 1, 2, 3), ("c", "d")
 LARGEST = VIEW_BYTES + 3 * PACKET_BYTES + 3 * 900
+TRAINING = Training(optimiser=Optimiser(learning_rate=0.1))
 
 
 class Plain:
     """Lists, used longest ago first, and bytes."""
 
-    def __init__(self, *, budget_bytes: int, disk_bytes: int, views_per_device: int, lifetime: int) -> None:
-        self.budget, self.disk_budget, self.per_device, self.lifetime = (
-            budget_bytes, disk_bytes, views_per_device, lifetime
-        )  # fmt: skip
-        self.uploads: dict[ViewKey, tuple[int, dict[int, bytes]]] = {}
-        self.views: dict[ViewKey, tuple[int, list[bytes]]] = {}  # in the order of their commits
+    def __init__(self, limits: ReplaySettings) -> None:
+        self.limits = limits
+        self.views: dict[ViewKey, tuple[int, list[Array]]] = {}  # in the order of their commits
         self.memory: list[ViewKey] = []
         self.disk: list[ViewKey] = []
-        self.evicted = self.damaged = 0
+        self.evicted = 0
 
     def num_bytes(self, key: ViewKey) -> int:
         return VIEW_BYTES + sum(PACKET_BYTES + len(packet) for packet in self.views[key][1])
@@ -45,25 +50,22 @@ class Plain:
         return sum(map(self.file_bytes, self.disk))
 
     def drop(self, key: ViewKey) -> None:
-        for place in (self.memory, self.disk, self.views):
+        for place in (self.memory, self.disk):
             if key in place:
-                place.pop(key) if isinstance(place, dict) else place.remove(key)
+                place.remove(key)
+        del self.views[key]
 
-    def commit(self, key: ViewKey) -> None:
-        version, packets = self.uploads.pop(key)
-        self.drop(key)
+    def commit(self, key: ViewKey, version: int, packets: list[Array]) -> None:
         siblings = [other for other in self.views if other.stream == key.stream]
-        for other in siblings[: max(0, len(siblings) + 1 - self.per_device)]:
+        for other in siblings[: max(0, len(siblings) + 1 - self.limits.views_per_device)]:
             self.drop(other)
-        self.views[key] = version, [packets[number] for number in range(len(packets))]
+        self.views[key] = version, packets
         self.memory.append(key)
-        while self.memory_total() > self.budget:
-            oldest = self.memory[0]
-            while self.disk and self.file_bytes(oldest) <= self.disk_budget < self.disk_total() + self.file_bytes(
-                oldest
-            ):
+        while self.memory_total() > self.limits.memory_bytes:
+            oldest, budget = self.memory[0], self.limits.disk_bytes
+            while self.disk and self.file_bytes(oldest) <= budget < self.disk_total() + self.file_bytes(oldest):
                 self.evict(self.disk[0])
-            if self.disk_total() + self.file_bytes(oldest) > self.disk_budget:
+            if self.disk_total() + self.file_bytes(oldest) > budget:
                 self.evict(oldest)
             else:
                 self.disk.append(self.memory.pop(0))
@@ -72,154 +74,180 @@ class Plain:
         self.drop(key)
         self.evicted += 1
 
-    def read(self, key: ViewKey) -> list[bytes]:
+    def use(self, key: ViewKey) -> None:
         place = self.memory if key in self.memory else self.disk
         place.remove(key)
-        fits = self.memory_total() + self.num_bytes(key) <= self.budget
+        fits = self.memory_total() + self.num_bytes(key) <= self.limits.memory_bytes
         (self.memory if place is self.memory or fits else self.disk).append(key)
-        return self.views[key][1]
 
-    def erase(self, device: int) -> int:
-        views = [key for key in self.views if key.device == device]
-        uploads = [key for key in self.uploads if key.device == device]
-        for key in views:
+    def expire(self, version: int) -> None:
+        for key in [key for key, (made, _) in self.views.items() if version - made > (self.limits.lifetime or 0)]:
             self.drop(key)
-        for key in uploads:
-            del self.uploads[key]
-        return len(views) + len(uploads)
-
-    def expire(self, version: int) -> int:
-        old = [key for key, (made, _) in self.views.items() if version - made > self.lifetime]
-        for key in old:
-            self.drop(key)
-        return len(old)
 
 
 class Walk:
-    """Every step is done to both, and both must be the same after it."""
+    """Every step is done to all three."""
 
-    def __init__(self, root: Path, **limits: int) -> None:
-        self.root = root
-        self.buffer, self.plain = ReplayBuffer(**limits), Plain(**limits)
-        self.version = 0
+    def __init__(self, root: Path, limits: ReplaySettings) -> None:
+        self.limits, self.root = limits, root
+        self.index, self.plain = ReplayIndex(limits, num_hosts=1), Plain(limits)
+        self.buffer = self.new_buffer()
+        self.version, self.number = 0, 0
+        self.replays: dict[int, Plan] = {}  # under way, by device
+        self.sent: dict[ViewKey, list[Array]] = {}  # all that ever was
         self.seen: Counter[str] = Counter()
         self.generator = np.random.default_rng(0)
 
-    def packet(self, num_bytes: int) -> Any:
-        return self.generator.integers(0, 256, num_bytes, np.uint8)
+    def new_buffer(self) -> ReplayBuffer:
+        limits = self.limits
+        return ReplayBuffer(memory_bytes=limits.memory_bytes, disk_bytes=limits.disk_bytes, scratch=Scratch())
 
-    def begin(self, key: ViewKey, number: int, size: int) -> None:
-        if key in self.plain.uploads:
-            with pytest.raises(UploadFault):
-                self.buffer.begin(key, version=self.version, samples=1)
-            return
-        self.buffer.begin(key, version=self.version, samples=1)
-        self.plain.uploads[key] = self.version, {}
+    def plan(self, device: int, cut: str, view: str | None) -> Plan:
+        self.number += 1
+        split = Split(cut=cut, depth=cut, mode="ecofed", trunk="t", view=view)
+        part = Part(blocks=("b",), trained=())
+        return Plan(
+            id=self.number, device=device, version=self.version, part=part, training=TRAINING, seed=0, split=split
+        )
 
-    def add(self, key: ViewKey, number: int, size: int) -> None:
-        packet = self.packet(size)
-        if key not in self.plain.uploads or number in self.plain.uploads[key][1]:
-            with pytest.raises(UploadFault):
-                self.buffer.add(key, number, packet)
-            return
-        self.buffer.add(key, number, packet)
-        self.plain.uploads[key][1][number] = packet.tobytes()
+    def record(self, key: ViewKey, packets: list[Array]) -> None:
+        """The packets of an upload reach the host."""
+        self.buffer.begin(key)
+        for number in reversed(range(len(packets))):
+            self.buffer.add(key, number, packets[number])
+        self.buffer.check(key, len(packets))
 
-    def commit(self, key: ViewKey, number: int, size: int) -> None:
-        count = number + 1
-        if set(self.plain.uploads.get(key, (0, {}))[1]) != set(range(count)):
-            with pytest.raises(UploadFault):
-                self.buffer.commit(key, count)
-        elif VIEW_BYTES + sum(len(p) + PACKET_BYTES for p in self.plain.uploads[key][1].values()) > self.plain.budget:
-            self.seen["too large"] += 1
-            with pytest.raises(ValueError, match="memory_bytes is"):
-                self.buffer.commit(key, count)
+    def settle(self, plan: Plan, packets: list[Array], *, sound: bool) -> None:
+        found = self.index.end(plan, [len(packet) for packet in packets], version=self.version, sound=sound)
+        assert found is not None
+        self.plain.expire(self.version)
+        self.buffer.drop(found.drop)
+        key = view_key(plan, str(plan.id))
+        if found.keep:
+            self.buffer.commit(key, len(packets))
+            self.plain.commit(key, self.version, packets)
         else:
-            self.buffer.commit(key, count)
-            self.plain.commit(key)
+            self.buffer.abort(key)
 
-    def whole(self, key: ViewKey, number: int, size: int) -> None:
-        self.begin(key, 0, 0)
-        for one in reversed(range(number + 1)):
-            self.add(key, one, size + one)
-        self.commit(key, number, 0)
-
-    def abort(self, key: ViewKey, number: int, size: int) -> None:
-        self.buffer.abort(key)
-        self.plain.uploads.pop(key, None)
-
-    def read(self, key: ViewKey, number: int, size: int) -> None:
-        if key not in self.plain.views:
-            with pytest.raises(ViewGone):
-                self.buffer.read(key)
+    def upload(self, device: int, cut: str, size: int) -> None:
+        if device in self.replays:
             return
-        self.seen["read from disk"] += key in self.plain.disk
-        assert [packet.tobytes() for packet in self.buffer.read(key)] == self.plain.read(key)
+        plan, sound = self.plan(device, cut, None), size % 7 > 0
+        packets = [self.generator.integers(0, 256, size + number, np.uint8) for number in range(1 + size % 3)]
+        self.index.begin(plan)
+        key = view_key(plan, str(plan.id))
+        self.sent[key] = packets
+        self.record(key, packets)
+        self.settle(plan, packets, sound=sound)
 
-    def erase(self, key: ViewKey, number: int, size: int) -> None:
-        assert self.buffer.erase(key.device) == self.plain.erase(key.device)
+    def begin_replay(self, device: int, cut: str, size: int) -> None:
+        mine = [key for key in self.plain.views if (key.device, key.cut) == (device, cut)]
+        if device in self.replays or not mine:
+            return
+        key = mine[size % len(mine)]
+        self.seen["used from disk"] += key in self.plain.disk
+        plan = self.replays[device] = self.plan(device, cut, key.view)
+        self.index.begin(plan)
+        self.plain.use(key)
 
-    def expire(self, key: ViewKey, number: int, size: int) -> None:
+    def end_replay(self, device: int, cut: str, size: int) -> None:
+        if device not in self.replays:
+            return
+        plan = self.replays.pop(device)
+        assert plan.split is not None
+        key = view_key(plan, str(plan.split.view))
+        self.seen["dropped meanwhile"] += key not in self.plain.views
+        upload = self.index.upload_of(plan)
+        assert upload is not None
+        assert view_key(upload, str(upload.id)) == key
+        try:
+            found = self.buffer.read(key)
+        except ViewGone:
+            self.seen["uploaded again"] += 1
+            self.record(key, self.sent[key])
+            self.buffer.commit(key, len(self.sent[key]))
+            found = self.buffer.read(key)
+        assert [packet.tobytes() for packet in found] == [packet.tobytes() for packet in self.sent[key]]
+        self.settle(plan, [], sound=True)
+
+    def expire(self, device: int, cut: str, size: int) -> None:
         self.version += 1
-        assert self.buffer.expire(self.version) == self.plain.expire(self.version)
 
-    def damage(self, key: ViewKey, number: int, size: int) -> None:
-        """One bit of the file used longest ago. (Only its size tells which that is.)"""
-        sizes = Counter(map(self.plain.file_bytes, self.plain.disk))
-        if not self.plain.disk or sizes[self.plain.file_bytes(self.plain.disk[0])] > 1:
-            return
-        oldest = self.plain.disk[0]
-        (path,) = (p for p in self.root.rglob("*.view") if p.stat().st_size == self.plain.file_bytes(oldest))
-        content = bytearray(path.read_bytes())
-        content[size % len(content)] ^= 1 << number
-        path.write_bytes(content)
-        with pytest.raises(ViewGone):
-            self.buffer.read(oldest)
-        self.plain.drop(oldest)
-        self.plain.damaged += 1
+    def die(self, device: int, cut: str, size: int) -> None:
+        """The host, rarely."""
+        if size % 5 == 0:
+            self.seen["damaged"] += self.buffer.damaged
+            self.buffer.close()
+            self.buffer = self.new_buffer()
+
+    def damage(self, device: int, cut: str, size: int) -> None:
+        """One bit of a file."""
+        if files := sorted(self.root.rglob("*.view")):
+            path = files[size % len(files)]
+            content = bytearray(path.read_bytes())
+            content[size % len(content)] ^= 1
+            path.write_bytes(content)
 
     def check(self) -> None:
-        buffer, plain = self.buffer, self.plain
-        assert buffer.inventory() == tuple(
-            sorted((k.trunk, k.cut, k.device, k.view, v, plain.num_bytes(k)) for k, (v, _) in plain.views.items())
+        index, plain, buffer = self.index, self.plain, self.buffer
+        placed = [(key, disk) for key, _, disk in index.placed()]
+        assert placed == [(key, True) for key in plain.disk] + [(key, False) for key in plain.memory]
+        lifetime = self.limits.lifetime or 0
+        assert index.listed(self.version) == sorted(
+            (k.trunk, k.cut, k.device, k.view, self.version - made, plain.num_bytes(k))
+            for k, (made, _) in plain.views.items()
+            if self.version - made <= lifetime
         )
-        assert buffer.memory_bytes == plain.memory_total() <= plain.budget
-        assert buffer.disk_bytes == plain.disk_total() <= plain.disk_budget
-        files = [path for path in self.root.rglob("*") if path.is_file() and path.suffix]
-        assert sorted(path.stat().st_size for path in files) == sorted(map(plain.file_bytes, plain.disk))
-        assert (buffer.evicted, buffer.damaged) == (plain.evicted, plain.damaged)
-        assert len(buffer.notices) == plain.evicted.bit_length() + plain.damaged.bit_length()
+        assert index.evicted == plain.evicted
+        needed = {view_key(plan, str(plan.split.view)) for plan in self.replays.values() if plan.split is not None}
+        there = {*buffer.tiers.memory, *buffer.tiers.disk}
+        pending = {key for keys in index._to_drop for key in keys}
+        assert there <= set(plain.views) | needed | pending
+        assert len(buffer) == len(there)
+        assert buffer.tiers.memory_bytes <= self.limits.memory_bytes
+        assert buffer.tiers.disk_bytes <= self.limits.disk_bytes
+        sizes = sum(path.stat().st_size for path in self.root.rglob("*.view"))
+        assert sizes == buffer.tiers.disk_bytes
 
     def end(self) -> None:
-        """All that should be there can be read, bit for bit; then nothing is left."""
-        for key in list(self.plain.views):
-            self.read(key, 0, 0)
-        self.check()
+        for device in DEVICES:
+            self.end_replay(device, "", 0)
         self.seen["evicted"] += self.plain.evicted
-        self.seen["damaged"] += self.plain.damaged
+        self.seen["damaged"] += self.buffer.damaged
         self.buffer.close()
-        assert not list(self.root.iterdir())
+        assert not list(self.root.rglob("*.view"))
 
 
-STEPS = ("begin", "add", "add", "commit", "whole", "whole", "whole", "whole", "read", "read", "read", "abort", "erase",
-         "expire", "damage")  # fmt: skip
-LIMITS = {
-    "budget_bytes": st.integers(VIEW_BYTES + PACKET_BYTES, 3 * LARGEST),
-    "disk_bytes": st.integers(0, 4 * 2700),
-    "views_per_device": st.integers(1, 3),
-    "lifetime": st.integers(0, 3),
-}
-STEP = st.tuples(st.sampled_from(STEPS), st.sampled_from(KEYS), st.integers(0, 2), st.integers(0, 900))
+STEPS = (
+    "upload",
+    "upload",
+    "upload",
+    "begin_replay",
+    "begin_replay",
+    "end_replay",
+    "end_replay",
+    "expire",
+    "die",
+    "damage",
+)
+LIMITS = st.builds(
+    ReplaySettings,
+    memory_bytes=st.integers(LARGEST, 3 * LARGEST),
+    disk_bytes=st.integers(0, 4 * 2700),
+    views_per_device=st.integers(1, 3),
+    lifetime=st.integers(0, 9),
+)
+STEP = st.tuples(st.sampled_from(STEPS), st.sampled_from(DEVICES), st.sampled_from(CUTS), st.integers(1, 900))
 
 
-def walk(limits: dict[str, int], steps: list[tuple[str, ViewKey, int, int]]) -> Counter[str]:
+def walk(limits: ReplaySettings, steps: list[tuple[str, int, str, int]]) -> Counter[str]:
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory() as root:
         tempfile.tempdir = root
         try:
-            walked = Walk(Path(root), **limits)
-            for name, key, number, size in steps:
-                getattr(walked, name)(key, number, size)
+            walked = Walk(Path(root), limits)
+            for name, device, cut, size in steps:
+                getattr(walked, name)(device, cut, size)
                 walked.check()
             walked.end()
         finally:
@@ -228,19 +256,17 @@ def walk(limits: dict[str, int], steps: list[tuple[str, ViewKey, int, int]]) -> 
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.fixed_dictionaries(LIMITS), st.lists(STEP, max_size=40))
-def test_what_can_be_read_is_what_was_committed(
-    limits: dict[str, int], steps: list[tuple[str, ViewKey, int, int]]
-) -> None:
+@given(LIMITS, st.lists(STEP, max_size=40))
+def test_what_is_replayed_is_what_was_uploaded(limits: ReplaySettings, steps: list[tuple[str, int, str, int]]) -> None:
     walk(limits, steps)
 
 
 def test_a_long_walk_meets_everything() -> None:
     generator = np.random.default_rng(1)
     steps = [
-        (str(generator.choice(STEPS)), KEYS[generator.integers(len(KEYS))], int(generator.integers(3)), size)
-        for size in generator.integers(0, 901, 800).tolist()
+        (str(generator.choice(STEPS)), int(generator.choice(DEVICES)), str(generator.choice(CUTS)), size)
+        for size in generator.integers(1, 901, 1500).tolist()
     ]
-    limits = {"budget_bytes": 2 * LARGEST - 2500, "disk_bytes": 3000, "views_per_device": 2, "lifetime": 3}
-    seen = walk(limits, steps) + walk(limits | {"budget_bytes": LARGEST - 500}, steps)
-    assert min(seen[what] for what in ("evicted", "damaged", "read from disk", "too large")) >= 10, seen
+    seen = walk(ReplaySettings(memory_bytes=LARGEST, disk_bytes=6000, views_per_device=2, lifetime=20), steps)
+    wanted = ("evicted", "damaged", "used from disk", "dropped meanwhile", "uploaded again")
+    assert min(seen[what] for what in wanted) >= 5, seen

@@ -8,6 +8,7 @@ from itertools import pairwise
 import fedbonsai
 import pytest
 from fedbonsai.actors.device import Device
+from fedbonsai.actors.partition_host import PartitionHost
 from fedbonsai.learning.part import Part
 from fedbonsai.policies.decision import Decision
 from fedbonsai.runtime.errors import ConfigError
@@ -171,7 +172,7 @@ def test_on_ray_it_is_the_same_also_when_actors_are_killed_in_mid_stream():
 
 
 @pytest.mark.usefixtures("cluster")
-def test_on_ray_replays_need_no_device_and_a_host_that_dies_takes_its_views_along():
+def test_on_ray_replays_need_no_device():
     changes = {**ecofed(period=3, bits=0), "stop": {"rounds": 3}}
     expected, _ = finished(**changes)
     run = fedbonsai.run(BASE | changes, backend="ray", workers=2)
@@ -184,16 +185,42 @@ def test_on_ray_replays_need_no_device_and_a_host_that_dies_takes_its_views_alon
                 os.kill(pid, signal.SIGCONT)
     assert run.summary["model_hash"] == expected["model_hash"]
 
-    run = fedbonsai.run(BASE | changes | {"stop": {"rounds": 4}}, backend="ray", workers=2)
-    uploads, lost = {}, []
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("bits", [0, 4])
+def test_on_ray_a_host_that_dies_before_a_replay_changes_nothing(bits):
+    """Its views are uploaded again: the same plans, the same outcomes and figures, the same model."""
+    changes = {**ecofed(period=3, bits=bits), "stop": {"rounds": 4}}
+    expected, planned = finished(**changes)
+    run = fedbonsai.run(BASE | changes, backend="ray", workers=2)
+    notices, ended = [], []
     for event in run:
         if isinstance(event, VersionClosed) and event.version == 1:
-            os.kill(actor_pids("PartitionHostActor")[0], signal.SIGKILL)
-        if isinstance(event, PlanEnded):
-            report = event.report
-            lost += [report.error] if report.error else []
-            uploads.setdefault(report.plan.version, []).append(report.plan.split.view is None)
-    # Two of the four devices' views are gone: their replays fail in the round that finds out, and in the next they upload.
-    assert len(lost) == 2
-    assert all("is not in the replay buffer" in error for error in lost)
-    assert [sum(uploads[version]) for version in range(4)] == [4, 0, 2, 4]
+            for pid in actor_pids("PartitionHostActor"):
+                os.kill(pid, signal.SIGKILL)
+        notices += [event.text] if isinstance(event, Notice) else []
+        ended += [event.report] if isinstance(event, PlanEnded) else []
+    same = ("model_hash", "up_by_kind", "down_by_kind", "virtual_s", "outcomes", "accuracy")
+    assert {key: run.summary[key] for key in same} == {key: expected[key] for key in same}
+    plans = [[(r.plan.version, r.plan.device, r.plan.split.view, r.outcome) for r in each] for each in (ended, planned)]
+    assert sorted(plans[0], key=str) == sorted(plans[1], key=str)
+    replays = [report.plan for report in ended if report.plan.version == 1]
+    assert all(plan.split.view is not None and plan.attempt > 0 for plan in replays)
+    assert (
+        sum("uploads a view again that its partition host has lost" in text for text in notices) == 3
+    )  # of 1, 2 and 4
+
+
+def test_a_resumed_run_whose_checkpoint_lacks_views_has_them_uploaded_again(tmp_path, monkeypatch):
+    changes = {**ecofed(period=4), "stop": {"rounds": 4}}
+    expected, _ = finished(**changes)
+    monkeypatch.setattr(PartitionHost, "bodies", lambda self, keys: {})  # a host that had no time
+    run = fedbonsai.run(BASE | changes, out=tmp_path / "run")
+    for event in run:
+        if isinstance(event, VersionClosed) and event.version == 2:
+            break
+    run.close()
+    resumed = fedbonsai.run(BASE | changes, resume=tmp_path / "run")
+    list(resumed)
+    assert resumed.summary["model_hash"] == expected["model_hash"]
+    assert resumed.summary["outcomes"] == expected["outcomes"]
