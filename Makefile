@@ -28,9 +28,11 @@ install: $(BIN)/.installed ## make the virtual environment and install
 run: $(BIN)/.installed ## train on the bundled digits over eight unequal devices, on a local Ray
 	$(BIN)/fedbonsai run examples/digits.yaml
 
-test: $(BIN)/.installed-dev ## run the tests
-	$(BIN)/python -m pytest -n 2 -m "not ray"
-	$(BIN)/python -m pytest -m ray
+test: $(BIN)/.installed-dev ## run the tests: those without Ray beside each other, then those on Ray
+	@trap 'exit 130' INT; failed=0; \
+	$(BIN)/python -m pytest -n 2 -m "not ray" || failed=1; \
+	$(BIN)/python -m pytest -m ray || failed=1; \
+	exit $$failed
 
 soak: $(BIN)/.installed ## a million mutated packets, ten minutes of kills: 35 minutes on two cores
 	$(BIN)/python benchmarks/soak_packets.py --save

@@ -59,6 +59,8 @@ class LocalRay:
             "RAY_gcs_server_port_wait_time_s": f"{start_s:.0f}",
             "RAY_agent_register_timeout_ms": f"{1000 * start_s:.0f}",
             "RAY_worker_register_timeout_seconds": f"{start_s:.0f}",
+            # This is 60 s by default: where ``gcs_server`` is lost, all others wait for it to come back, and it never does.
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
             **(env_vars or {}),
         }
         settings = {

@@ -99,7 +99,12 @@ def connect(local: LocalRay) -> Cluster:
     address = local.address()
     namespace = f"fedbonsai-{uuid.uuid4().hex}"
     try:
-        with signals_later(), muted_stderr(), _environment(local.env), _loopback_only():
+        with (
+            signals_later(),
+            muted_stderr(),
+            _environment(local.env | {"RAY_BACKEND_LOG_LEVEL": "fatal"}),
+            _loopback_only(),
+        ):
             _reread_settings()
             ray.init(address=address, namespace=namespace, **_QUIET)
     except BaseException as error:

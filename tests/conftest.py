@@ -1,7 +1,13 @@
-"""For all tests: one torch thread, as every worker has (two on two busy cores cost more than they give); one Ray to share."""
+"""For all tests: one torch thread, as every worker has (two on two busy cores cost more than they give); one Ray to share.
+
+A test that fails leaves nothing behind on which the next one would fail.
+"""
+
+import weakref
 
 import pytest
 import torch
+from fedbonsai.runtime.api import Run
 
 from .runtime.processes import wait_until_gone
 
@@ -13,6 +19,22 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "shared_ray" in item.fixturenames:
             item.add_marker("ray")
+
+
+@pytest.fixture(autouse=True)
+def runs_are_closed(monkeypatch):
+    """Runs that a test has not finished are closed: where it fails, its traceback would keep them."""
+    made, begin = [], Run.__init__
+
+    def noted(run, *arguments, **settings):
+        made.append(weakref.ref(run))
+        begin(run, *arguments, **settings)
+
+    monkeypatch.setattr(Run, "__init__", noted)
+    yield
+    for reference in made:
+        if (run := reference()) is not None:
+            run.close()
 
 
 class SharedRay:

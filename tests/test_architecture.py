@@ -13,6 +13,8 @@ from pathlib import Path
 import fedbonsai
 import pytest
 
+from .runtime.processes import LIMIT_S
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("runtime", "actors", "policies", "clusters", "comms", "learning")
 # Of our own folders, which ones each may import. Policies see learning's data types only (TORCH_FREE says which).
@@ -129,7 +131,7 @@ for name in list(sys.modules):
 """
     result = subprocess.run(
         [sys.executable, "-c", block + code],
-        capture_output=True, text=True, timeout=120, check=False, env=os.environ | environment,
+        capture_output=True, text=True, timeout=LIMIT_S, check=False, env=os.environ | environment,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return result.stdout

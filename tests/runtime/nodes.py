@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from fedbonsai.clusters.ray_cluster import _environment, _loopback_only
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 
-from .processes import descends
+from .processes import descends, wait_until
 
 QUICK = {  # Ray notices a dead node after 1 to 2 s instead of 15 to 20
     "RAY_health_check_initial_delay_ms": "500",
@@ -49,10 +48,10 @@ class OtherNode:
                 ),
                 head=False, shutdown_at_exit=False, spawn_reaper=False,
             )  # fmt: skip
-        until = time.monotonic() + 60
-        while not [found for found in ray.nodes() if found["Alive"] and found["NodeID"] not in there]:
-            assert time.monotonic() < until, "the node has not come up"
-            time.sleep(0.1)
+        wait_until(
+            lambda: [found for found in ray.nodes() if found["Alive"] and found["NodeID"] not in there],
+            told="the node has not come up",
+        )
 
     def pids(self):
         """All of its processes."""

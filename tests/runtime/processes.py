@@ -3,12 +3,16 @@
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import fedbonsai
 from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
+
+LIMIT_S = 300  # for what takes seconds on an idle machine: it tells what hangs from what is slow
 
 
 def actor_pids(kind):
@@ -25,12 +29,15 @@ def actor_pids(kind):
     return found
 
 
-def wait_until_gone(*kinds, seconds=60):
+def has_closed_a_version(folder):
+    """Whether the run that writes this folder has closed a version."""
+    events = folder / "events.jsonl"
+    return events.exists() and b"VersionClosed" in events.read_bytes()
+
+
+def wait_until_gone(*kinds):
     """Return when no actor of these classes is left of runs that are over: Ray ends them in its own time."""
-    until = time.monotonic() + seconds
-    while left := [pid for kind in kinds for pid in actor_pids(kind)]:
-        assert time.monotonic() < until, f"processes {left} have outlived their run by {seconds} s"
-        time.sleep(0.05)
+    wait_until(lambda: not [pid for kind in kinds for pid in actor_pids(kind)], told=f"{kinds} have outlived their run")
 
 
 def heed_interrupts():
@@ -63,8 +70,20 @@ def alive(pid):
         return False
 
 
-def wait_until(condition, *, seconds=120, told="it did not come about"):
-    """Return when a condition holds; a loaded machine may take its time."""
+@contextmanager
+def command(arguments, **how):
+    """A process whose output is read; it is ended with all that it has started, also where the test fails."""
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how) as process:
+        try:
+            yield process
+        finally:
+            for pid in (process.pid, *descendants(process.pid)):
+                with suppress(ProcessLookupError):  # it has ended
+                    os.kill(pid, signal.SIGKILL)
+
+
+def wait_until(condition, *, seconds=LIMIT_S, told="it did not come about"):
+    """Return when a condition holds."""
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, f"{told} within {seconds} s"

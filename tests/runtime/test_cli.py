@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -15,7 +14,7 @@ from fedbonsai.runtime import cli
 from fedbonsai.runtime.errors import ClusterError, ConfigError, RunError
 from fedbonsai.runtime.sigterm import Sigterm
 
-from .processes import heed_interrupts
+from .processes import LIMIT_S, command, has_closed_a_version, heed_interrupts, wait_until
 
 
 @pytest.fixture(name="call")
@@ -44,7 +43,7 @@ def process(*arguments, **options):
         [sys.executable, "-m", "fedbonsai", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT_S,
         check=False,
         **options,
     )
@@ -227,22 +226,12 @@ def test_sigterm_interrupts_once():
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run_and_leaves_a_readable_folder(experiment, tmp_path, number, code):
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "fedbonsai", "run", str(experiment), "--rounds", "100000", "--out", str(folder)]
-    command += ["--set", "checkpoint.every=100000"]
-    running = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=heed_interrupts,
-    )  # fmt: skip
-    try:
-        until = time.monotonic() + 60
-        while not (folder / "events.jsonl").exists() or b"VersionClosed" not in (folder / "events.jsonl").read_bytes():
-            assert running.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.05)
+    arguments = [sys.executable, "-m", "fedbonsai", "run", str(experiment), "--rounds", "100000", "--out", str(folder)]
+    arguments += ["--set", "checkpoint.every=100000"]
+    with command(arguments, preexec_fn=heed_interrupts) as running:
+        wait_until(lambda: running.poll() is not None or has_closed_a_version(folder))
         os.kill(running.pid, number)
-        _, err = running.communicate(timeout=60)
-    finally:
-        running.kill()
+        _, err = running.communicate(timeout=LIMIT_S)
     assert running.returncode == code
     assert err == "interrupted\n"
     summary = json.loads((folder / "summary.json").read_text())

@@ -6,15 +6,22 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from pathlib import Path
 
 import fedbonsai
 import pytest
 from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import Notice, PlanEnded, RunStarted, VersionClosed
 
-from .processes import actor_pids, descends, heed_interrupts
+from .processes import (
+    LIMIT_S,
+    actor_pids,
+    alive,
+    command,
+    descendants,
+    has_closed_a_version,
+    heed_interrupts,
+    wait_until,
+)
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -172,7 +179,7 @@ def test_a_real_device_that_has_not_joined_is_named():
         list(fedbonsai.run(BASE | changes, backend="ray", workers=1))
 
 
-def command(folder, *arguments):
+def line(folder, *arguments):
     """The command line, in a process of its own."""
     config = folder / "config.yaml"
     config.write_text(json.dumps(BASE))
@@ -186,8 +193,8 @@ def alone():
 
 def test_the_command_line_on_a_ray_of_its_own_is_quiet(tmp_path):
     done = subprocess.run(
-        command(tmp_path, "--json", "--out", str(tmp_path / "run"), "--workers", "1"),
-        capture_output=True, text=True, env=alone(), timeout=120, check=True,
+        line(tmp_path, "--json", "--out", str(tmp_path / "run"), "--workers", "1"),
+        capture_output=True, text=True, env=alone(), timeout=LIMIT_S, check=True,
     )  # fmt: skip
     assert len(done.stdout.strip().splitlines()) == 1
     summary = json.loads(done.stdout)
@@ -217,49 +224,25 @@ def test_the_command_line_on_a_ray_of_its_own_is_quiet(tmp_path):
 )
 def test_a_signal_ends_what_the_run_started(tmp_path, number, send, code):
     """As a terminal does (the whole group), and as ``kill`` does."""
-    process = subprocess.Popen(
-        command(tmp_path, "--out", str(tmp_path / "run"), "--workers", "1", "--rounds", "100000"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=alone(), start_new_session=True,
-        preexec_fn=heed_interrupts,
-    )  # fmt: skip
-    try:
+    arguments = line(tmp_path, "--out", str(tmp_path / "run"), "--workers", "1", "--rounds", "100000")
+    with command(arguments, env=alone(), start_new_session=True, preexec_fn=heed_interrupts) as process:
         told_to_end(process, tmp_path / "run", number, send, code)
-    finally:
-        process.kill()
 
 
 def told_to_end(process, folder, number, send, code):
     """A run that has trained for a round is sent a signal: it ends with all that it started, and leaves a readable folder."""
-    events = folder / "events.jsonl"
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and not (events.exists() and "VersionClosed" in events.read_text()):
-        time.sleep(0.2)
-    children = [pid for pid in all_pids() if pid != process.pid and descends(pid, process.pid)]
+    wait_until(lambda: process.poll() is not None or has_closed_a_version(folder))
+    children = descendants(process.pid)
     assert len(children) >= 4
     send(process.pid, number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == code, errors
     assert errors.strip().splitlines()[-1] == "interrupted"
     assert "Traceback" not in errors
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     assert summary["rounds"] >= 1
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and any(alive(pid) for pid in children):
-        time.sleep(0.2)
-    assert not [pid for pid in children if alive(pid)]
-
-
-def all_pids():
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-
-
-def alive(pid):
-    """Whether a process runs (a zombie does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    wait_until(lambda: not any(map(alive, children)), told="what the run has started has not ended")
 
 
 def test_a_signal_waits_until_ray_has_started_and_a_second_one_does_not():
@@ -301,8 +284,8 @@ def test_where_nobody_handles_sigterm_rays_own_handler_stays():
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])
 def test_an_unreachable_address_is_one_sentence(tmp_path, address):
     done = subprocess.run(
-        command(tmp_path, "--out", str(tmp_path / "run"), "--set", f"ray.address={address}"),
-        capture_output=True, text=True, env=alone(), timeout=60, check=False,
+        line(tmp_path, "--out", str(tmp_path / "run"), "--set", f"ray.address={address}"),
+        capture_output=True, text=True, env=alone(), timeout=LIMIT_S, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr

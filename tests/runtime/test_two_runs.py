@@ -6,6 +6,8 @@ import fedbonsai
 import pytest
 import torch
 
+from .processes import LIMIT_S
+
 MODEL = """
 import torch
 from torch import nn
@@ -68,5 +70,5 @@ def test_runs_in_threads_are_those_of_runs_alone(configs):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=120)
+        thread.join(timeout=LIMIT_S)
     assert [found.get(number) for number in range(2)] == expected
