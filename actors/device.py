@@ -25,16 +25,17 @@ from ..learning.losses import make_loss
 from ..learning.part import down_tensors, trained_tensors, up_tensors
 from ..learning.tensors import as_arrays, as_tensors
 from ..learning.training import TrainingResult, train
-from ..learning.workload import Workload, WorkloadSettings
+from ..learning.workload import Workload
+from ..learning.workload_settings import WorkloadSettings
 from ..policies.plan import Plan
 from ..policies.report import Measured, Outcome, Report
 from .device_leg import train_front, upload
+from .host_link import HostLink
 from .messages import array_specs, update_context, update_stamp
 from .meter import Meter
 from .module import Module
 from .plain import open_weights
 from .plan_message import read_plan
-from .stream import HostLink
 from .trunk import Trunk
 from .update import seal_update
 

@@ -11,8 +11,9 @@ from ..learning.split import DeviceLeg, LocalLeg, forward_only
 from ..learning.training import Gradient, TrainingResult, train
 from ..learning.workload import Workload
 from ..policies.plan import Plan
+from .host_link import HostLink
 from .module import Module
-from .stream import DeviceStream, HostLink
+from .stream import DeviceStream
 
 
 def train_front(

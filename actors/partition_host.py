@@ -15,14 +15,15 @@ from torch import Tensor
 from ..clusters.scratch import Scratch
 from ..comms.codecs import Array
 from ..comms.packet import read_stamp
-from ..learning.workload import Workload, WorkloadSettings
+from ..learning.workload import Workload
+from ..learning.workload_settings import WorkloadSettings
 from ..policies.plan import Plan
+from .host_link import StreamFault
 from .host_messages import HostAnswer, ReplaySettings
 from .plan_message import read_plan
 from .replay import ReplayBuffer, ViewGone
 from .replay_upload import ViewKey, view_key
 from .slot import Slot, SlotMaker
-from .stream import StreamFault
 from .update import seal_update
 
 T = TypeVar("T")

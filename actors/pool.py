@@ -3,23 +3,17 @@
 The runtime submits tasks and asks for results by plan; how many workers there are, and where, changes nothing else.
 """
 
-import time
-from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import msgspec
 
-from ..comms.channel import Channel
 from ..comms.codecs import Array, NumBytes
 from ..comms.link import State
 from ..policies.plan import Plan
 from ..policies.report import Answer, Outcome, Report
-from .device import Device
 from .host_messages import HostAnswer
-from .partition_host import PartitionHost
-from .plan_message import plan_message
 from .replay_index import Settlement
 from .replay_upload import ViewKey
 
@@ -81,7 +75,14 @@ class Pool(Protocol):
 
     @property
     def num_workers(self) -> int:
-        """Workers that can run now."""
+        """Workers that are there, or on their way."""
+        ...
+
+    def ready(self) -> None:
+        """Wait until work can begin.
+
+        Raises ``ValueError`` for what a worker cannot load, ``WorkerFailure`` where none comes.
+        """
         ...
 
     def submit(self, task: Task) -> int:
@@ -135,126 +136,6 @@ class Pool(Protocol):
     def close(self) -> None:
         """End the workers."""
         ...
-
-
-class InlinePool:
-    """Runs each task in this process, when its result is asked for."""
-
-    num_workers = 1
-
-    def __init__(self, device: Device, channel: Channel, hosts: Sequence[PartitionHost] = ()) -> None:
-        """One worker, ``device``; and the partition hosts, which do nothing before a split plan comes."""
-        self._device, self._hosts = device, hosts
-        self._channel = channel
-        self._queue: OrderedDict[int, tuple[Task, bytes]] = OrderedDict()
-        self._notices: list[str] = []
-
-    def submit(self, task: Task) -> int:
-        """Queue a task."""
-        assert task.plan.id not in self._queue, f"plan {task.plan.id} is queued already"
-        message = plan_message(task.plan)
-        self._queue[task.plan.id] = task, message
-        return len(message)
-
-    def result(self, plan_id: int) -> Finished:
-        """Run this task now."""
-        task, message = self._queue.pop(plan_id)
-        packets = [self._channel.get(reference) for reference in task.packets]
-        if task.plan.split is None:
-            return finished(task.plan, *self._device.run(message, packets, task.state))
-        host = self._hosts[task.plan.split.host]
-        host_packets = [self._channel.get(reference) for reference in task.host_packets]
-        if not task.needs_device:
-            return self._replay(task, host, message, host_packets)
-        host.begin(message, task.num_samples, *host_packets)
-        return self._stream(task, host, message, packets)
-
-    def _stream(self, task: Task, host: PartitionHost, message: bytes, packets: Sequence[Array]) -> Finished:
-        """Run a plan whose slot its host has made."""
-        link = _Here(host, task.plan)
-        ended = finished(task.plan, *self._device.run(message, packets, task.state, link))
-        return joined(ended, *read_answer(*host.end(task.plan.id, task.plan.attempt)), self._notices)
-
-    def _replay(self, task: Task, host: PartitionHost, message: bytes, host_packets: Sequence[Array]) -> Finished:
-        """Run a plan on a view; one that its host has lost is uploaded again first."""
-        answer, update = read_answer(*host.replay(message, task.num_samples, *host_packets))
-        if answer.gone and (again := upload_again(task)) is not None:
-            again_message = plan_message(again.plan)
-            host.record(again_message, again.num_samples)
-            made = self._stream(again, host, again_message, ())
-            if made.report.outcome != Outcome.DONE:
-                return not_again(task, made.report)
-            answer, update = read_answer(*host.replay(message, task.num_samples, *host_packets))
-        return joined(replayed(task), answer, update, self._notices)
-
-    def next(self, timeout_s: float | None) -> Finished | None:
-        """Run the oldest task, unless the time is up already; one that has begun is not broken off."""
-        if not self._queue or (timeout_s is not None and timeout_s <= 0):
-            return None
-        return self.result(next(iter(self._queue)))
-
-    def cancel(self, plan_id: int) -> None:
-        """Forget a task."""
-        self._queue.pop(plan_id, None)
-
-    def settle(self, settlement: Settlement) -> None:
-        """At once."""
-        self._hosts[settlement.host].settle(settlement.plan_id, settlement.keep, settlement.drop)
-
-    def wait(self, seconds: float) -> None:
-        """Nothing comes of it here."""
-        time.sleep(seconds)
-
-    def unreachable(self) -> frozenset[int]:
-        """None: all devices are here."""
-        return frozenset()
-
-    def awaited(self) -> frozenset[int]:
-        """None: all devices are here."""
-        return frozenset()
-
-    def take_lost_devices(self) -> list[int]:
-        """None: all devices are here."""
-        return []
-
-    def notices(self) -> list[str]:
-        """Nothing happens to workers in process, but to what hosts have buffered."""
-        found, self._notices = self._notices, []
-        return found
-
-    def bodies(self, host: int, keys: Sequence[ViewKey]) -> dict[ViewKey, Array]:
-        """Of those that are there."""
-        return self._hosts[host].bodies(keys)
-
-    def put(self, host: int, key: ViewKey, lengths: Array, body: Array) -> None:
-        """At once."""
-        self._hosts[host].put(key, lengths, body)
-
-    def close(self) -> None:
-        """Forget what is queued."""
-        self._queue.clear()
-        for host in self._hosts:
-            host.close()
-
-
-@dataclass
-class _Here:
-    """The way to a host in this process."""
-
-    host: PartitionHost
-    plan: Plan
-    answers: deque[Array] = field(default_factory=deque)
-
-    def send(self, packet: Array, *, window: int) -> None:
-        """Tell it; nothing is ever under way here."""
-        self.answers += self.host.take(self.plan.id, self.plan.attempt, packet)
-
-    def answer(self) -> Array:
-        """What it said."""
-        return self.answers.popleft()
-
-    def flush(self) -> None:
-        """Nothing is under way."""
 
 
 def replayed(task: Task) -> Finished:

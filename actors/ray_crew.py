@@ -5,6 +5,7 @@ the run ends only where a group has no worker left and none comes in time. The w
 node is; without it the device cannot be reached, and nothing waits for it.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from ray.exceptions import RayTaskError
 
 from ..clusters.checks import versions_here
 from ..clusters.real_devices import RealDevice
-from ..learning.workload import WorkloadSettings
+from ..learning.workload_settings import WorkloadSettings
 from .pool import WorkerFailure
 from .ray_devices import RealDevices
 from .ray_faults import until
@@ -36,10 +37,10 @@ class Crew:
         timeout_s: float,
         tell: Callable[[str], None],
     ) -> None:
-        """A worker in each of ``places``, and for each real device that is there, its data loaded.
+        """Begin to start a worker in each of ``places``, and for each real device that is there.
 
         ``least``: real devices without which nothing is begun. ``timeout_s``: for Ray to find a bundle a place. ``tell``: an
-        operator. Raises ``ValueError`` for what a worker cannot load, ``WorkerFailure`` where one does not come.
+        operator.
         """
         versions = versions_here()
 
@@ -54,16 +55,23 @@ class Crew:
         self._why: dict[Place, str] = {}  # of those who come: the one before has died
         self._end = ""  # of the last one who was not replaced
         self.seats: list[Seat] = []
-        for place in places:
-            self._starts.send_for(place)
+        # What a worker imports takes seconds of a core. The server needs one too, and the first worker can train early.
+        self._later = deque(places)
+        for _ in range(max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)):
+            self._send_next()
+        self._least = least
         self.look()
         self._missed = set(devices.numbers) - devices.sites.keys()  # real devices that are not there, as is told
-        self._await_all(least)
 
     @property
     def coming(self) -> list[Any]:
         """References of those that come; ``arrived`` takes each."""
         return self._starts.references
+
+    @property
+    def num_coming(self) -> int:
+        """How many come, or will be sent for when one of these is there."""
+        return len(self._starts.references) + len(self._later)
 
     @property
     def unreachable(self) -> frozenset[int]:
@@ -78,7 +86,8 @@ class Crew:
 
     def check(self, *wanted: str) -> None:
         """Raise ``WorkerFailure`` where a group that is wanted has no worker, and none will come; or no device is left."""
-        groups = [seat.place.group for seat in self.seats] + [place.group for place in self._starts.places]
+        groups = [seat.place.group for seat in self.seats]
+        groups += [place.group for place in (*self._starts.places, *self._later)]
         if not groups and (why := self._devices.why_none()):
             raise WorkerFailure(f"no device is left: {why}")
         for group in set(wanted).difference(groups, self._devices.groups):
@@ -130,15 +139,19 @@ class Crew:
 
     def close(self) -> None:
         """End all."""
+        self._later.clear()
         for seat in self.seats:
             ray.kill(seat.actor, no_restart=True)
         self.seats = []
         self._starts.close()
 
-    def _await_all(self, least: int) -> None:
-        """The first ones: all that have a place must come, and so many real devices."""
+    def ready(self) -> None:
+        """Wait for the first worker, and for all real devices that are there, of which a number must be.
+
+        Raises ``ValueError`` for what a worker cannot load, ``WorkerFailure`` where one does not come.
+        """
         try:
-            while any(place.has_room() for place in self._starts.places):
+            while self._first_is_awaited():
                 for reference in ray.wait(self.coming, num_returns=1, timeout=self._starts.left_s())[0]:
                     self._take_first(reference)
                 for place, placed, why in self._starts.late():
@@ -149,12 +162,22 @@ class Crew:
             if isinstance(raised := error.__cause__, RayTaskError):  # a ``ValueError`` is the user's mistake
                 raise (raised.cause if isinstance(raised.cause, ValueError) else raised) from None
             raise WorkerFailure(f"the worker of {error.place.name} could not be started: {error}") from error
-        if (there := len(self._devices.numbers - self.unreachable)) < least:
+        if (there := len(self._devices.numbers - self.unreachable)) < self._least:
             self.close()
             raise WorkerFailure(
-                f"{there} real devices are there, and {least} are needed; {self._devices.why_missing()}"
+                f"{there} real devices are there, and {self._least} are needed; {self._devices.why_missing()}"
             )
-        self.seats.sort(key=lambda seat: seat.place.name)
+
+    def _first_is_awaited(self) -> bool:
+        """Whether one who must be there to begin is on his way: the first of the shared places, or a real device."""
+        coming = [place for place in self._starts.places if place.has_room()]
+        shared = any(seat.place.device is None for seat in self.seats)
+        return any(place.device is not None or not shared for place in coming)
+
+    def _send_next(self) -> None:
+        """Send for the next of those that wait for their turn."""
+        if self._later:
+            self._starts.send_for(self._later.popleft())
 
     def _take_first(self, reference: Any) -> None:
         """One of the first is ready. Raises ``NotStarted``, but for a real device whose node is lost meanwhile."""
@@ -175,12 +198,14 @@ class Crew:
                 self._missed.remove(place.device.number)
                 self._tell(f"{place.name} has joined ({self._devices.sites[place.device.number].told})")
             self._why.pop(place, None)
+            self._send_next()
 
     def _died_early(self, place: Place, why: str) -> None:
         self._tell(f"worker of {place.name} died while it started ({why}) and is replaced")
 
     def _give_up(self, place: Place, error: str) -> None:
         """Nobody comes."""
+        self._send_next()
         died = self._why.pop(place, "")
         told = f"died ({died}) and could not be replaced ({error})" if died else f"could not be started ({error})"
         if place.device is not None:

@@ -15,11 +15,10 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 from ..clusters.scratch import Scratch
 from ..comms.codecs import Array
 from ..comms.ray_channel import store_told
-from ..learning.workload import WorkloadSettings
+from ..learning.workload_settings import WorkloadSettings
 from ..policies.plan import Plan
 from .host_messages import HostAnswer, ReplaySettings
 from .host_watch import HostWatch
-from .partition_host import PartitionHost
 from .pool import Task, read_answer
 from .ray_faults import DIED, until
 from .ray_host_crew import HostCrew
@@ -29,6 +28,13 @@ from .replay_index import Settlement
 from .replay_upload import ViewKey
 
 _BODIES_S = 60.0  # that a checkpoint waits for a host that works off a queue
+
+
+def _partition_host(settings: WorkloadSettings, replay: ReplaySettings, scratch: Scratch) -> Any:
+    """Make a host's object, in its process; here it would import torch before the workers have been started."""
+    from .partition_host import PartitionHost
+
+    return PartitionHost(settings, replay, scratch)
 
 
 class RayHosts:
@@ -51,7 +57,7 @@ class RayHosts:
         """
         self.notices: list[str] = []
         self._crew = HostCrew(
-            partial(PartitionHost, settings, replay, scratch),
+            partial(_partition_host, settings, replay, scratch),
             places=places,
             server=server,
             timeout_s=timeout_s,

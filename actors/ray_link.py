@@ -9,8 +9,8 @@ from ray.exceptions import RayTaskError
 
 from ..comms.codecs import Array
 from ..comms.ray_channel import store_told
+from .host_link import StreamFault
 from .ray_faults import DIED, first_line
-from .stream import StreamFault
 
 
 @dataclass(frozen=True)

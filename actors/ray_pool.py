@@ -17,7 +17,7 @@ from ray.exceptions import GetTimeoutError
 from ..comms.codecs import Array
 from ..comms.link import State, copy_state
 from ..comms.ray_channel import store_told
-from ..learning.workload import WorkloadSettings
+from ..learning.workload_settings import WorkloadSettings
 from ..policies.report import Outcome
 from .plan_message import plan_message
 from .pool import Finished, Task, finished, joined, lost, not_again, replayed, upload_again
@@ -47,7 +47,7 @@ class RayPool:
         max_attempts: int = 3,
         stuck_after_s: float | None = None,
     ) -> None:
-        """A worker in each place and for each real device that is there; raises ``ValueError`` for what a worker cannot load.
+        """Begin to start a worker in each place, and for each real device that is there.
 
         ``least_devices``: real devices without which it does not begin (``WorkerFailure``). ``max_attempts``: a plan whose
         worker or host dies so often is lost. ``stuck_after_s``: a worker that runs one plan for longer is ended, and replaced
@@ -69,8 +69,12 @@ class RayPool:
 
     @property
     def num_workers(self) -> int:
-        """Workers that are at work now."""
-        return len(self._crew.seats)
+        """Workers that are there, or on their way."""
+        return len(self._crew.seats) + self._crew.num_coming
+
+    def ready(self) -> None:
+        """Wait for the first worker; the others come while it works."""
+        self._crew.ready()
 
     def submit(self, task: Task) -> int:
         """Queue a task and hand it to a worker with a free place."""

@@ -10,9 +10,8 @@ from ..clusters.real_devices import Site
 from ..clusters.scratch import reap_runs
 from ..comms.codecs import Array
 from ..comms.link import State
-from ..learning.workload import WorkloadSettings
+from ..learning.workload_settings import WorkloadSettings
 from .allocator import keep_freed_memory
-from .device import Device
 from .ray_link import RayLink, Way
 from .ray_place import Place
 
@@ -22,7 +21,9 @@ class Worker:
 
     def __init__(self, settings: WorkloadSettings) -> None:
         """Set threads before anything is computed."""
-        import torch
+        import torch  # here, so that the server does not import it for the worker's sake before it has started it
+
+        from .device import Device
 
         torch.set_num_threads(1)
         keep_freed_memory()

@@ -6,7 +6,6 @@ processor.
 """
 
 from collections import deque
-from typing import Protocol
 
 import msgspec
 from torch import Tensor
@@ -20,29 +19,10 @@ from ..learning.seeds import derive
 from ..learning.tensors import as_arrays, as_tensors
 from ..learning.workload import Workload
 from ..policies.plan import Plan
+from .host_link import HostLink
 from .labels import Labels
 
 ACTIVATIONS, TARGETS, GRADIENT = "activations", "targets", "gradient"
-
-
-class StreamFault(Exception):
-    """The host could not take a packet, or not begin at all. One sentence says why."""
-
-
-class HostLink(Protocol):
-    """A device's way to the host's leg of its plan."""
-
-    def send(self, packet: Array, *, window: int) -> None:
-        """Send activations; at most ``window`` are under way. Raises ``StreamFault``."""
-        ...
-
-    def answer(self) -> Array:
-        """Wait for the packet that answers the oldest of those sent, where they are answered. Raises ``StreamFault``."""
-        ...
-
-    def flush(self) -> None:
-        """Wait until all that was sent has been taken. Raises ``StreamFault``."""
-        ...
 
 
 class Stream:

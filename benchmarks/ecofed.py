@@ -44,7 +44,7 @@ from fedbonsai.policies.view import View
 from fedbonsai.runtime.advise import advise
 from fedbonsai.runtime.config import load_config
 from fedbonsai.runtime.costs import Costs
-from fedbonsai.runtime.engine import workload_settings
+from fedbonsai.runtime.workload_settings import workload_settings
 from msgspec.structs import replace
 
 CUT = "features.4"  # the second block; its pooling is the device's

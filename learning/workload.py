@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from .auxiliaries import LinearHead, auxiliary_spec, build_head, empty_head
 from .blocks import Blocks, cut
 from .compare_blocks import lost_in_blocks
-from .data.config import DataConfig
 from .data.load import load
 from .data.transforms import tried
 from .data.types import FederatedData
-from .initialisation import Initialisation
 from .losses import Metric, default_metrics, make_metric
 from .models import build, use_batch_statistics
 from .module_state import ModuleState
@@ -26,26 +24,10 @@ from .pretrained import initialise, read_weights
 from .randomness import seeded
 from .resolve import told
 from .seeds import derive
-from .spec import Call, Training
+from .spec import Training
 from .split import Boundary, boundary
 from .structure import BlockSpec, ModelSpec
-
-
-class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings that server and devices share. ``batch_statistics``: normalise by the batch at hand, always.
-
-    ``metrics``: None means those that follow from ``loss``, the experiment's, and its targets (``losses.default_metrics``).
-    ``init``: with the hash of its weights (``initialisation.pinned``), so that all read the same ones.
-    """
-
-    model: Call
-    data: DataConfig
-    metrics: tuple[Call, ...] | None
-    num_devices: int
-    seed: int
-    loss: Call = Training().loss
-    batch_statistics: bool = False
-    init: Initialisation = Initialisation()
+from .workload_settings import WorkloadSettings
 
 
 class Workload:

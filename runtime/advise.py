@@ -16,9 +16,10 @@ from .check_policy import check_cuts, check_policy
 from .comparison import Comparison, check_replay
 from .config import Config
 from .costs import Costs
-from .engine import check_chains, check_names, check_trainable, workload_settings
+from .engine import check_chains, check_names, check_trainable
 from .errors import ConfigError
 from .measured import measure, settle
+from .workload_settings import workload_settings
 
 COLUMNS = ("method", "cut behind", "s a round", "waits for", "MB a device and round", "peak MB", "cannot take part")
 

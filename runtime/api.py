@@ -11,27 +11,30 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import torch
-from torch import nn
 
+from ..comms.codecs import Array
 from ..learning.initialisation import Initialisation
-from ..learning.workload import Workload
 from ..policies.policy import Policy
 from .check_policy import check_policy, configured_policy, described
 from .config import Config, load_config
 from .convert import convert
-from .engine import workload_settings
 from .errors import ClusterError, ConfigError, RunError, ServerDied, UnfitCheckpoint
 from .events import AnyEvent, Notice, PlanEnded, RunStarted, VersionClosed
 from .measured import Measured, settle
 from .named_modules import find_named_modules
 from .recovery import Recovery
 from .resume import Resume, discard, going_on, open_folder
-from .session import Session, exception, open_session
+from .session import Session, open_session
+from .step import exception
 from .summary import Summary
+from .workload_settings import workload_settings
+
+if TYPE_CHECKING:  # a run on Ray needs no torch in this process
+    import torch
+    from torch import nn
 
 
 class Run:
@@ -77,7 +80,7 @@ class Run:
             raise
         if resumes:
             self._begun.set()
-        self._weights: dict[str, dict[str, torch.Tensor]] = {}
+        self._weights: dict[str, Array] = {}  # as bytes of a safetensors file
         # The generator holds a copy, which shares all that is in here: without a cycle, a run that is dropped ends at once.
         self._events = copy.copy(self)._run()
 
@@ -121,14 +124,19 @@ class Run:
             self._summary.status = "interrupted"
         self._close_folder()
 
-    def weights(self, which: str = "final") -> dict[str, torch.Tensor]:
+    def weights(self, which: str = "final") -> "dict[str, torch.Tensor]":
         """Tensors of the "final" or the "best" model of a run that is over."""
+        import safetensors.torch
+
         if which not in self._weights:
             raise RuntimeError(f"the run has no {which!r} weights yet; iterate it to its end first")
-        return self._weights[which]
+        tensors: dict[str, torch.Tensor] = safetensors.torch.load(self._weights[which].tobytes())
+        return tensors
 
-    def model(self, which: str = "final") -> nn.Module:
+    def model(self, which: str = "final") -> "nn.Module":
         """The "final" or the "best" model of a run that is over, in evaluation mode."""
+        from ..learning.workload import Workload
+
         weights = self.weights(which)
         config = msgspec.structs.replace(self.config, init=Initialisation())  # its file may be gone
         model = Workload(workload_settings(config, num_devices=config.load_fleet().num_devices)).new_model()
@@ -252,12 +260,12 @@ class Run:
             if interrupted and settled:
                 session.save(self._logged, timeout_s=20.0)
             for which in ("final", "best"):
+                rounds = (summary["best_round"] if which == "best" else None) or summary["rounds"]
+                metadata = {"rounds": str(rounds), "model": self.config.model.name, "name": self.config.name}
                 # Whoever presses Ctrl-C wants to leave, even if the server is in the middle of a long plan.
-                self._weights[which] = session.weights(which, timeout_s=10.0 if cut_short else 120.0)
+                self._weights[which] = session.weights(which, metadata, timeout_s=10.0 if cut_short else 120.0)
                 if self.folder is not None:
-                    rounds = (summary["best_round"] if which == "best" else None) or summary["rounds"]
-                    metadata = {"rounds": str(rounds), "model": self.config.model.name, "name": self.config.name}
-                    self.folder.write_weights(which, self._weights[which], metadata=metadata)
+                    self.folder.write_weights(which, self._weights[which])
         except RunError as error:
             if not cut_short:  # else it ends without weights: the server is busy for long, or gone
                 self._summary.status, self._summary.reason = "failed", str(error)

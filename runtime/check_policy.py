@@ -5,16 +5,18 @@ See ``policies.policy`` for the attributes, which may all be missing. A policy t
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..clusters.fleet import Fleet
 from ..learning.spec import Training
-from ..learning.workload import Workload
 from ..policies.policy import Chain, Identity, Policy
 from ..policies.resolve_policy import check_policy_object, make_policy
 from .config import Config
 from .describe_policy import describe_policy
 from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..learning.workload import Workload  # which imports torch
 
 
 def configured_policy(config: Config) -> Policy:
@@ -161,7 +163,7 @@ def _check_kinds(where: str, policy: Policy, fleet: Fleet) -> None:
             )
 
 
-def check_cuts(policy: Policy, workload: Workload, training: Training) -> None:
+def check_cuts(policy: Policy, workload: "Workload", training: Training) -> None:
     """Blocks behind which a policy cuts must be of the model, not its last, and in its order; else ``ConfigError``.
 
     The auxiliaries that it trains there must be possible.

@@ -26,8 +26,6 @@ from .checkpoint_rhythm import Rhythm
 from .config import CheckpointSettings
 from .errors import ConfigError, Damaged, RunError
 from .manifest import Manifest
-from .snapshot import Freezer
-from .thaw import Thawer
 
 T = TypeVar("T")
 _NONE: Mapping[int, str] = MappingProxyType({})
@@ -109,6 +107,8 @@ class Checkpoints:
 
     def _write(self, value: Any, version: int, events: int) -> None:
         """Files first, then the manifest; then what is too many goes."""
+        from .snapshot import Freezer  # here, as in ``read``: a driver that looks for a checkpoint imports no torch
+
         freezer = Freezer(self._channel, keep=self.keep, keep_file=self.keep_file, name=self._named.add)
         root = self.keep(freezer.freeze(value))
         files = {name: self._sizes[name] for name in sorted(self._named)}
@@ -131,6 +131,7 @@ class Checkpoints:
 
     def read(self, manifest: Manifest) -> Any:
         """The value of a checkpoint. Raises ``Damaged``."""
+        from .thaw import Thawer
 
         def read(name: str) -> bytes:
             return self._data(name, manifest.files[name])

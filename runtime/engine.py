@@ -4,15 +4,16 @@ In process the caller iterates it; on Ray it lives in the server's actor, and th
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 import torch
 
 from ..actors.device import Device
+from ..actors.inline_pool import InlinePool
 from ..actors.partition_host import PartitionHost
-from ..actors.pool import InlinePool, Pool
+from ..actors.pool import Pool
 from ..actors.replay_index import ReplayIndex
 from ..actors.server import Server
 from ..actors.support import chain_layout
@@ -23,9 +24,9 @@ from ..comms.ledger import Ledger
 from ..comms.make_codec import make_codec
 from ..learning.losses import make_loss
 from ..learning.part import Part, down_tensors, up_tensors, whole
-from ..learning.pretrained import pinned
 from ..learning.structure import ModelSpec
-from ..learning.workload import Workload, WorkloadSettings
+from ..learning.workload import Workload
+from ..learning.workload_settings import WorkloadSettings
 from ..policies.policy import Policy
 from ..policies.type_check import mismatch
 from .check_learning import check_learning, left_out
@@ -44,22 +45,7 @@ from .plan_maker import PlanMaker
 from .provenance import describe_init, provenance, seen_samples
 from .state import check, collect, restore
 from .wall_clock import Clock, WallClock
-
-PoolMaker = Callable[[WorkloadSettings], Pool]
-
-
-def workload_settings(config: Config, *, num_devices: int) -> WorkloadSettings:
-    """What server and devices build their workload from; raises ``ValueError`` for initial weights that cannot be read."""
-    return WorkloadSettings(
-        model=config.model,
-        data=config.data,
-        metrics=config.evaluation.metrics,
-        loss=config.training.loss,
-        num_devices=num_devices,
-        seed=config.seed,
-        batch_statistics=config.server.statistics == "batch",
-        init=pinned(config.init, model=config.model.name),
-    )
+from .workload_settings import workload_settings
 
 
 class Engine:
@@ -70,20 +56,22 @@ class Engine:
         config: Config,
         policy: Policy,
         *,
-        make_pool: PoolMaker | None = None,
+        settings: WorkloadSettings | None = None,
+        pool: Pool | None = None,
         channel: Channel | None = None,
         scratch: Scratch | None = None,
     ) -> None:
-        """Build data, model, server, pool and clock; a user's mistake raises ``ValueError``.
+        """Build data, model, server and clock; a user's mistake raises ``ValueError``.
 
-        ``make_pool`` None runs the devices in this process. ``scratch``: for temporary files.
+        ``pool``: whose workers start meanwhile; None runs the devices in this process. ``settings``: those of its workers.
+        ``scratch``: for temporary files.
         """
         self.channel = channel or LocalChannel()
         fleet = config.load_fleet()
         check_names(config)
         self._measured = measure(config)
         self.config = config = settle(config, self._measured)
-        settings = workload_settings(config, num_devices=fleet.num_devices)
+        settings = settings or workload_settings(config, num_devices=fleet.num_devices)
         self.workload = Workload(settings)
         check_learning(config, self.workload)
         self.server = Server(
@@ -99,7 +87,7 @@ class Engine:
         check_chains(config, self.workload.spec, part)
         check_cuts(policy, self.workload, config.training)
         costs = Costs(self.workload, fleet, self.server.links)
-        # Before the workers start: it refuses a model that does not fit the data, and takes longer than a decision should.
+        # It refuses a model that does not fit the data, and takes longer than a decision should.
         costs.row(part, config.training)
         comparison = Comparison(config, self.workload, fleet, costs)
         check_replay(policy, config, comparison)
@@ -108,7 +96,8 @@ class Engine:
             *left_out(self.workload),
             *advice(policy, config, comparison),
         ]
-        self.pool = make_pool(settings) if make_pool else self._inline_pool(settings, fleet, scratch)
+        self.pool = pool or self._inline_pool(settings, fleet, scratch)
+        self.pool.ready()
         started = time.perf_counter()
         clock: Clock
         if config.clock == "virtual":

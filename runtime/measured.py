@@ -8,7 +8,6 @@ there, so that it goes on to the same bits.
 import msgspec
 from msgspec.structs import replace
 
-from ..learning.precision import bf16_gain, pays
 from .config import Config
 
 
@@ -20,13 +19,19 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def measure(config: Config) -> Measured:
     """What ``config`` needs to know of this machine."""
-    return Measured(bf16_gain=round(bf16_gain(), 3)) if config.training.precision != "float32" else Measured()
+    if config.training.precision == "float32":
+        return Measured()
+    from ..learning.precision import bf16_gain  # here, since it imports torch
+
+    return Measured(bf16_gain=round(bf16_gain(), 3))
 
 
 def settle(config: Config, measured: Measured) -> Config:
     """``config`` with what it left open decided by what was measured."""
     if config.training.precision != "auto" or measured.bf16_gain is None:
         return config
+    from ..learning.precision import pays
+
     precision = "bf16" if pays(measured.bf16_gain) else "float32"
     return replace(config, training=replace(config.training, precision=precision))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..actors.ray_devices import RealDevices
 from ..actors.ray_hosts import RayHosts
@@ -10,12 +11,13 @@ from ..actors.ray_pool import RayPool
 from ..clusters.real_devices import RealDevice
 from ..clusters.scratch import Scratch
 from ..comms.ray_channel import RayChannel
-from ..learning.workload import WorkloadSettings
 from ..policies.policy import Policy
 from .config import Config
-from .engine import Engine
-from .saver import SavePlan
-from .service import Service
+from .save_plan import SavePlan
+from .workload_settings import workload_settings
+
+if TYPE_CHECKING:
+    from .service import Service
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,29 +42,34 @@ def make_service(
     layout: Layout,
     scratch: Scratch,
     notices: Sequence[str] = (),
-) -> Service:
+) -> "Service":
     """The engine and its service. ``scratch``: for temporary files. ``notices``: what happened before."""
-    options = config.ray
+    options, fleet = config.ray, config.load_fleet()
+    settings = workload_settings(config, num_devices=fleet.num_devices)
+    partition_hosts = RayHosts(
+        settings,
+        config.replay,
+        scratch=scratch,
+        places=layout.hosts,
+        server=layout.server,
+        timeout_s=options.placement_timeout_s,
+        stuck_after_s=options.stuck_after_s,
+    )
+    pool = RayPool(
+        settings,
+        places=layout.workers,
+        devices=RealDevices(layout.devices, cpus=options.cpus),
+        least_devices=layout.least_devices,
+        timeout_s=options.placement_timeout_s,
+        hosts=partition_hosts,
+        stuck_after_s=options.stuck_after_s,
+    )
+    try:
+        from .engine import Engine  # only now, while the first worker starts: they import torch
+        from .service import Service
 
-    def make_pool(settings: WorkloadSettings) -> RayPool:
-        partition_hosts = RayHosts(
-            settings,
-            config.replay,
-            scratch=scratch,
-            places=layout.hosts,
-            server=layout.server,
-            timeout_s=options.placement_timeout_s,
-            stuck_after_s=options.stuck_after_s,
-        )
-        return RayPool(
-            settings,
-            places=layout.workers,
-            devices=RealDevices(layout.devices, cpus=options.cpus),
-            least_devices=layout.least_devices,
-            timeout_s=options.placement_timeout_s,
-            hosts=partition_hosts,
-            stuck_after_s=options.stuck_after_s,
-        )
-
-    engine = Engine(config, policy, make_pool=make_pool, channel=RayChannel(), scratch=scratch)
-    return Service(engine, save, notices)
+        engine = Engine(config, policy, settings=settings, pool=pool, channel=RayChannel(), scratch=scratch)
+        return Service(engine, save, notices)
+    except BaseException:
+        pool.close()
+        raise

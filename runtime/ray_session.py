@@ -8,7 +8,6 @@
 A placement group dies with the process that made it, so the driver makes them; all that the run made goes when it closes.
 """
 
-import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,16 +17,13 @@ from typing import Any
 
 import msgspec
 import ray
-import torch
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 
-from ..actors.allocator import HUGE_PAGES
 from ..actors.pool import WorkerFailure
 from ..actors.ray_faults import first_line, gone
 from ..actors.ray_host import start_host
 from ..actors.ray_place import Place
 from ..clusters.checks import check_nodes, versions_here
-from ..clusters.local_ray import LocalRay
 from ..clusters.nodes import await_devices
 from ..clusters.placement import Request, Reservation
 from ..clusters.ray_cluster import Cluster, attached, connect, join
@@ -35,6 +31,7 @@ from ..clusters.real_devices import RealDevice, Site, real_devices
 from ..clusters.scratch import Scratch, reap_runs
 from ..clusters.user_modules import runtime_env_for
 from ..clusters.waiting import waiting
+from ..comms.codecs import Array
 from ..comms.errors import StoreFull
 from ..comms.ray_channel import store_told
 from ..policies.policy import Policy
@@ -42,8 +39,9 @@ from .config import Config
 from .errors import ClusterError, FedbonsaiError, RunError, ServerDied
 from .named_modules import named_modules
 from .ray_server import Layout, make_service
-from .saver import SavePlan
-from .service import Step
+from .ray_start import Connection, cores
+from .save_plan import SavePlan
+from .step import Step
 
 _SERVER_DIED = (RayActorError, OutOfMemoryError)  # the second: killed by Ray's memory monitor
 _LOOK_EVERY_S = 1.0  # whether Ray itself still lives
@@ -52,9 +50,18 @@ _LOOK_EVERY_S = 1.0  # whether Ray itself still lives
 class RaySession:
     """Everything on Ray that one run made."""
 
-    def __init__(self, config: Config, policy: Policy, save: SavePlan | None = None, *, replaces: str = "") -> None:
-        """Nothing is started yet. ``replaces``: how the server died that this session's is to replace; "": it is the first."""
+    def __init__(
+        self,
+        config: Config,
+        policy: Policy,
+        save: SavePlan | None = None,
+        *,
+        connection: Connection,
+        replaces: str = "",
+    ) -> None:
+        """``replaces``: how the server died that this session's is to replace; "": it is the first."""
         self._config, self._policy, self._save, self._replaces = config, policy, save, replaces
+        self._connection = connection
         self._scratch = Scratch()
         self._cluster: Cluster | None = None
         self._reservation: Reservation | None = None
@@ -96,10 +103,10 @@ class RaySession:
         """Write a checkpoint, if there is something new. Raises ``RunError`` where that did not come to an end in time."""
         self._call("save", logged, timeout_s=timeout_s)
 
-    def weights(self, which: str, *, timeout_s: float) -> dict[str, torch.Tensor]:
-        """Weights by name, copied out of the object store."""
-        tensors: dict[str, torch.Tensor] = self._call("weights", which, timeout_s=timeout_s)
-        return {name: tensor.clone() for name, tensor in tensors.items()}
+    def weights(self, which: str, metadata: Mapping[str, str], *, timeout_s: float) -> Array:
+        """Weights, copied out of the object store."""
+        data: Array = self._call("weights", which, metadata, timeout_s=timeout_s)
+        return data.copy()
 
     def close(self) -> None:
         """Release what the run made, in the reverse order."""
@@ -120,6 +127,7 @@ class RaySession:
         if self._cluster is not None:
             self._cluster.close()
             self._cluster = None
+        self._connection.close()
         self._scratch.close()
 
     def _call(self, method: str, *arguments: Any, timeout_s: float) -> Any:
@@ -156,16 +164,12 @@ class RaySession:
         options = self._config.ray
         if options.address is not None:
             return join(options.address, runtime_env=runtime_env)
-        if (cluster := attached({})) is not None:
+        local = self._connection.local
+        if local is None:  # whoever calls has connected this process
+            cluster = attached({})
+            if cluster is None:
+                raise ClusterError("this process was connected to a Ray, which it has left meanwhile")
             return cluster
-        local = LocalRay(
-            num_cpus=_cores(),
-            num_gpus=0,
-            object_store_bytes=options.object_store_bytes,
-            preallocate=options.preallocate,
-            dashboard=options.dashboard,
-            env_vars=({} if "GLIBC_TUNABLES" in os.environ else HUGE_PAGES) | runtime_env.get("env_vars", {}),
-        )
         try:
             yield from waiting(lambda: local.is_ready(_LOOK_EVERY_S), lambda: "waiting for a local Ray to start")
             return connect(local)
@@ -212,8 +216,8 @@ class RaySession:
         After the death of a server one worker is enough to go on with, and the others may find their places later.
         """
         options, fleet = self._config.ray, self._config.load_fleet()
-        count = self._config.workers or _cores()
-        spare = max(float(_cores()), 1.0) - options.server_cpus - options.host_cpus * fleet.hosts.count
+        count = self._config.workers or cores()
+        spare = max(float(cores()), 1.0) - options.server_cpus - options.host_cpus * fleet.hosts.count
         wanted = {"CPU": options.cpus or spare / count}
         if options.memory_bytes:
             wanted["memory"] = float(options.memory_bytes)
@@ -263,8 +267,3 @@ class RaySession:
 
     def _died(self, error: BaseException) -> ServerDied:
         return ServerDied(f"the server actor died: {gone(self._node) or first_line(error)}")
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

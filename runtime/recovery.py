@@ -6,7 +6,7 @@ from .config import Config
 from .errors import RunError, ServerDied, UnfitCheckpoint
 from .resume import plan_saving
 from .run_folder import RunFolder
-from .saver import SavePlan
+from .save_plan import SavePlan
 
 _MOST_RESTARTS = 3  # of a server that dies again before the next checkpoint
 

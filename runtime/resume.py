@@ -25,7 +25,7 @@ from .config import Config, load_config
 from .errors import ConfigError
 from .layers import path_problem
 from .run_folder import RunFolder, default_path, is_run_folder, resolved
-from .saver import SavePlan, open_checkpoints
+from .save_plan import SavePlan, open_checkpoints
 
 # What a run that is resumed may have otherwise.
 FREE = ("name", "stop", "checkpoint", "max_failures", "backend", "workers", "ray", "out")

@@ -5,7 +5,6 @@ some: their devices upload them again when they are wanted.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,33 +14,15 @@ from ..actors.replay_upload import ViewKey, joined_bytes
 from ..comms.channel import Stored
 from ..learning.store import alike
 from ..policies.type_check import mismatch
-from .checkpoint_files import open_files
-from .checkpoints import Checkpoints
-from .config import CheckpointSettings
 from .engine import Engine
 from .errors import Damaged, UnfitCheckpoint
-from .manifest import Manifest
+from .save_plan import SavePlan, open_checkpoints
 
 _SAVED = {
     "engine": dict[str, Any],
     "best": dict[str, Tensor] | None,
     "views": dict[ViewKey, Stored],
 }
-
-
-@dataclass(frozen=True)
-class SavePlan:
-    """Where checkpoints of a run go and when; and, of one that is resumed, the one that it goes on from, and what to tell.
-
-    ``run``: names what must be equal in all runs that share a checkpoint. ``token``: of the place, which was claimed.
-    """
-
-    place: str
-    settings: CheckpointSettings
-    run: str
-    token: str = ""
-    manifest: Manifest | None = None
-    notices: tuple[str, ...] = ()
 
 
 class Saver:
@@ -123,9 +104,3 @@ class Saver:
             if body.nbytes != joined_bytes(view.lengths):
                 raise Damaged(f"the packets of {key} are not as long as it says")
             self._engine.pool.put(view.host, key, view.lengths, body)
-
-
-def open_checkpoints(plan: SavePlan, *, channel: Any) -> Checkpoints:
-    """The checkpoints of a plan's place. Raises ``ValueError``."""
-    files = open_files(plan.place)
-    return Checkpoints(files, channel=channel, run=plan.run, settings=plan.settings, token=plan.token)

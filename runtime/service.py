@@ -1,50 +1,27 @@
 """The engine as the driver sees it: asked for events in small batches, in process or in the server's actor.
 
-    driver                         service
-    step()            ->           run for a quarter of a second, and never past the end of a round
-                      <-           events (msgpack), whether it is over, the error that ended it
-    weights("best")   ->  <-       tensors
-
-Errors cross as (kind, sentence, trace): an exception of the user's code may not be importable on the driver's side.
+driver                         service
+step()            ->           run for a quarter of a second, and never past the end of a round
+                  <-           events (msgpack), whether it is over, the error that ended it
+weights("best")   ->  <-       the bytes of a safetensors file
 """
 
 import time
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
+import numpy as np
+import safetensors.torch
 import torch
 
-from ..actors.pool import WorkerFailure
-from ..comms.errors import StoreFull
+from ..comms.codecs import Array
 from .engine import Engine
-from .errors import ConfigError, FedbonsaiError, RunError
 from .events import AnyEvent, Evaluated, RunStarted, VersionClosed
-from .saver import SavePlan, Saver
+from .save_plan import SavePlan
+from .saver import Saver
+from .step import Step, describe
 
 _BATCH_S = 0.25
-
-
-class Fault(msgspec.Struct, frozen=True):
-    """What ended a run: "config" (a user's mistake), "run" (expected), or "bug"; the sentence, and where it happened.
-
-    ``trace``: of a bug, or of a user's code; "" where the sentence says all.
-    """
-
-    kind: str
-    text: str
-    trace: str = ""
-    device: int | None = None
-    round: int | None = None
-    stage: str = ""
-
-
-class Step(msgspec.Struct, frozen=True):
-    """Events since the last step, in order; whether the run is over; what ended it, if it did not end well."""
-
-    events: list[AnyEvent]
-    over: bool
-    fault: Fault | None = None
 
 
 class Service:
@@ -99,9 +76,13 @@ class Service:
             over, fault = True, describe(error)
         return msgspec.msgpack.encode(Step(events=events, over=over, fault=fault))
 
-    def weights(self, which: str) -> dict[str, torch.Tensor]:
-        """The "final" (current) weights, or the "best" by evaluation (the current ones before the first)."""
-        return self._best if which == "best" and self._best is not None else self._engine.weights()
+    def weights(self, which: str, metadata: Mapping[str, str]) -> Array:
+        """The "final" (current) weights, or the "best" by evaluation (the current ones before the first).
+
+        As the bytes of a safetensors file with ``metadata``, so that a driver that only writes them needs no torch.
+        """
+        tensors = self._best if which == "best" and self._best is not None else self._engine.weights()
+        return np.frombuffer(safetensors.torch.save(tensors, metadata=dict(metadata)), np.uint8)
 
     def save(self, logged: int) -> None:
         """Write a checkpoint of the version that closed with the last event; harmless where none did.
@@ -114,14 +95,3 @@ class Service:
     def close(self) -> None:
         """End the workers."""
         self._engine.close()
-
-
-def describe(error: Exception) -> Fault:
-    """An exception, ready to cross to another process."""
-    if isinstance(error, ConfigError):
-        return Fault("config", str(error))
-    if isinstance(error, RunError):
-        return Fault("run", error.message, error.trace, error.device, error.round, error.stage)
-    if isinstance(error, FedbonsaiError | WorkerFailure | StoreFull):
-        return Fault("run", str(error))
-    return Fault("bug", f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))

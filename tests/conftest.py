@@ -27,8 +27,8 @@ def runs_are_closed(monkeypatch):
     made, begin = [], Run.__init__
 
     def noted(run, *arguments, **settings):
-        made.append(weakref.ref(run))
         begin(run, *arguments, **settings)
+        made.append(weakref.ref(run))
 
     monkeypatch.setattr(Run, "__init__", noted)
     yield

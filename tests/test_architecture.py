@@ -192,7 +192,8 @@ from fedbonsai.learning.data.config import DataConfig
 from fedbonsai.learning.spec import ServerOptimiser
 from fedbonsai.learning.part import whole
 from fedbonsai.learning.spec import Call, Training
-from fedbonsai.learning.workload import Workload, WorkloadSettings
+from fedbonsai.learning.workload import Workload
+from fedbonsai.learning.workload_settings import WorkloadSettings
 from fedbonsai.policies.plan import Plan
 from fedbonsai.policies.report import Answer
 

@@ -13,7 +13,8 @@ from fedbonsai.comms.packet import seal
 from fedbonsai.learning.data.config import DataConfig
 from fedbonsai.learning.part import whole
 from fedbonsai.learning.spec import Call, Optimiser, ServerOptimiser, Training
-from fedbonsai.learning.workload import Workload, WorkloadSettings
+from fedbonsai.learning.workload import Workload
+from fedbonsai.learning.workload_settings import WorkloadSettings
 from fedbonsai.policies.plan import Plan
 from fedbonsai.policies.report import Answer, Report
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from fedbonsai.actors.device import Device
+from fedbonsai.actors.host_link import StreamFault
 from fedbonsai.actors.messages import update_stamp
 from fedbonsai.actors.partition_host import HostAnswer, PartitionHost
 from fedbonsai.actors.plan_message import plan_message
 from fedbonsai.actors.replay_upload import view_key
 from fedbonsai.actors.server import Server
-from fedbonsai.actors.stream import Stream, StreamFault
+from fedbonsai.actors.stream import Stream
 from fedbonsai.comms.codecs import Array
 from fedbonsai.comms.errors import MismatchedPacket
 from fedbonsai.learning.part import Part

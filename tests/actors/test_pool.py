@@ -2,8 +2,9 @@ import msgspec
 import numpy as np
 import pytest
 from fedbonsai.actors.device import Device
+from fedbonsai.actors.inline_pool import InlinePool
 from fedbonsai.actors.plan_message import plan_message
-from fedbonsai.actors.pool import InlinePool, Task, finished
+from fedbonsai.actors.pool import Task, finished
 from fedbonsai.actors.server import Server
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.policies.report import Outcome, Report

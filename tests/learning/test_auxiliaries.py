@@ -7,7 +7,8 @@ from fedbonsai.learning.data.config import DataConfig
 from fedbonsai.learning.part import Part, cut_of, down_tensors, linear_head, up_tensors
 from fedbonsai.learning.spec import Call
 from fedbonsai.learning.structure import ModelSpec
-from fedbonsai.learning.workload import Workload, WorkloadSettings
+from fedbonsai.learning.workload import Workload
+from fedbonsai.learning.workload_settings import WorkloadSettings
 
 
 def workload(model="digits_cnn", seed=1):

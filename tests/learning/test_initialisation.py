@@ -16,7 +16,8 @@ from fedbonsai.learning.models import build
 from fedbonsai.learning.pretrained import initialise, pinned, read_weights
 from fedbonsai.learning.spec import Call, ServerOptimiser
 from fedbonsai.learning.store import model_hash
-from fedbonsai.learning.workload import Workload, WorkloadSettings
+from fedbonsai.learning.workload import Workload
+from fedbonsai.learning.workload_settings import WorkloadSettings
 from safetensors.torch import save_file
 from torch import Tensor, nn
 

@@ -12,7 +12,8 @@ from fedbonsai.learning.losses import make_loss
 from fedbonsai.learning.spec import Call, Optimiser, Training
 from fedbonsai.learning.store import model_hash
 from fedbonsai.learning.training import train
-from fedbonsai.learning.workload import Workload, WorkloadSettings
+from fedbonsai.learning.workload import Workload
+from fedbonsai.learning.workload_settings import WorkloadSettings
 
 MODULE = """
 import torch

@@ -11,8 +11,8 @@ from fedbonsai.learning.store import model_hash
 from fedbonsai.policies.select import Fastest
 from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import PlanEnded, RunEnded, RunStarted, VersionClosed
+from fedbonsai.runtime.inline_session import InlineSession
 from fedbonsai.runtime.run_folder import RunFolder
-from fedbonsai.runtime.session import InlineSession
 
 
 def accuracy_of(model):
@@ -78,7 +78,7 @@ def test_the_model_predicts_as_well_as_the_summary_says(digits):
     assert model_hash(model.state_dict()) == run.summary["model_hash"]
     # digits are normalised before they go in; evaluation's transform is the data's
     from fedbonsai.learning.workload import Workload
-    from fedbonsai.runtime.engine import workload_settings
+    from fedbonsai.runtime.workload_settings import workload_settings
 
     data = Workload(workload_settings(run.config, num_devices=3)).data
     samples = data.server_test()
@@ -264,7 +264,7 @@ def test_the_defaults_of_the_package_are_enough(tmp_path, monkeypatch):
 def test_whoever_interrupts_does_not_wait_for_weights_that_do_not_come(digits, tmp_path, monkeypatch):
     waited = []
 
-    def busy(session, which, *, timeout_s):
+    def busy(session, which, metadata, *, timeout_s):
         waited.append(timeout_s)
         raise RunError("the server did not hand out the weights")
 

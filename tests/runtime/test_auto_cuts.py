@@ -12,10 +12,10 @@ from fedbonsai.policies.split import SplitFed
 from fedbonsai.policies.view import View
 from fedbonsai.runtime.config import load_config
 from fedbonsai.runtime.costs import Costs
-from fedbonsai.runtime.engine import workload_settings
 from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import PlanEnded
 from fedbonsai.runtime.plan_maker import PlanMaker
+from fedbonsai.runtime.workload_settings import workload_settings
 
 SLOW_LINK = {"up_bytes_per_s": "2 Mbit/s", "down_bytes_per_s": "2 Mbit/s"}
 FAST_LINK = {"up_bytes_per_s": "900 Mbit/s", "down_bytes_per_s": "900 Mbit/s"}

@@ -12,7 +12,7 @@ from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Objective, Plan, Upload
 from fedbonsai.runtime.config import load_config
 from fedbonsai.runtime.costs import Costs
-from fedbonsai.runtime.engine import workload_settings
+from fedbonsai.runtime.workload_settings import workload_settings
 
 
 @pytest.fixture(name="built", scope="module")

@@ -13,7 +13,7 @@ from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Plan, Split
 from fedbonsai.runtime.config import load_config
 from fedbonsai.runtime.costs import Costs
-from fedbonsai.runtime.engine import workload_settings
+from fedbonsai.runtime.workload_settings import workload_settings
 
 CUT, FRONT = "features.4", ("features.0", "features.4")
 PLAIN_8_BIT = (CodecSpec("uniform", {"bits": 8, "signed": "auto", "roles": ["activation"]}),)

@@ -16,7 +16,8 @@ from fedbonsai.runtime.check_policy import configured_policy
 from fedbonsai.runtime.config import load_config
 from fedbonsai.runtime.engine import Engine
 from fedbonsai.runtime.errors import ConfigError, Damaged, UnfitCheckpoint
-from fedbonsai.runtime.saver import SavePlan, Saver
+from fedbonsai.runtime.save_plan import SavePlan
+from fedbonsai.runtime.saver import Saver
 from fedbonsai.runtime.thaw import Thawer
 
 from .forging import forge, graph, mutated

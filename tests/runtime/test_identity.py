@@ -6,7 +6,7 @@ import torch
 from fedbonsai.learning.seeds import derive
 from fedbonsai.learning.training import train
 from fedbonsai.learning.workload import Workload
-from fedbonsai.runtime.engine import workload_settings
+from fedbonsai.runtime.workload_settings import workload_settings
 
 ONE = {
     "classes": [

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 import torch
 from fedbonsai.actors.device import Device
+from fedbonsai.actors.inline_pool import InlinePool
 from fedbonsai.actors.plan_message import plan_message
-from fedbonsai.actors.pool import InlinePool
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.learning.aggregation import Fold
 from fedbonsai.learning.seeds import derive
@@ -26,6 +26,7 @@ from fedbonsai.runtime.config import load_config
 from fedbonsai.runtime.engine import Engine
 from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import Evaluated, Notice, PlanEnded, RoundStarted, RunEnded, VersionClosed
+from fedbonsai.runtime.workload_settings import workload_settings
 
 USER = '''
 from dataclasses import dataclass
@@ -683,10 +684,16 @@ class AlteringPool(InlinePool):
         return self.alter(found) if found.plan.device == 1 else found
 
 
+def engine_with(config, make_pool):
+    """An engine of the policy ``everyone``, on a pool of one's own."""
+    settings = workload_settings(config, num_devices=config.load_fleet().num_devices)
+    return Engine(config, Do(everyone), settings=settings, pool=make_pool(settings))
+
+
 def altered(alter, **changes):
     """The end of device 1's plan in a run of one round, in which the others did well."""
     config = load_config(config_of(stop={"rounds": 1}, **changes))
-    engine = Engine(config, Do(everyone), make_pool=lambda settings: AlteringPool(settings, alter))
+    engine = engine_with(config, lambda settings: AlteringPool(settings, alter))
     events = list(engine.events())
     assert closed(events) == [(1, 2)]
     return next(e.report for e in events if isinstance(e, PlanEnded) and e.report.plan.device == 1)
@@ -710,7 +717,7 @@ def test_more_faults_than_it_may_have_end_a_run_with_the_first(most, rounds):
     make_pool = lambda settings: AlteringPool(settings, lambda found: replace(found, update=None))  # noqa: E731
     events, error = [], ""
     try:
-        for event in Engine(config, Do(everyone), make_pool=make_pool).events():
+        for event in engine_with(config, make_pool).events():
             events.append(event)
     except RunError as raised:
         error = str(raised)
@@ -808,8 +815,8 @@ class CountingPool:
     def notices(self):
         return []
 
-    def lost_hosts(self):
-        return []
+    def ready(self):
+        pass
 
     def unreachable(self):
         return frozenset()
@@ -830,7 +837,7 @@ def test_the_ledger_is_the_sum_of_the_packets_and_the_control_messages(codecs):
         return pools[0]
 
     config = load_config(config_of(codecs=codecs, stop={"rounds": 2}, bad=[1]))
-    events = list(Engine(config, Do(everyone), make_pool=make_pool).events())
+    events = list(engine_with(config, make_pool).events())
     ended = events[-1]
     assert ended.up_bytes == pools[0].bytes["up"] == sum(ended.up_by_kind.values())
     assert ended.down_bytes == pools[0].bytes["down"] == sum(ended.down_by_kind.values())

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import fedbonsai
 import numpy as np
 import pytest
-from fedbonsai.actors.pool import InlinePool
+from fedbonsai.actors.inline_pool import InlinePool
 from fedbonsai.comms.codecs import CodecSpec
 from fedbonsai.comms.predict import HISTORY, Residual
 from fedbonsai.policies.decision import Decision
@@ -172,8 +172,8 @@ class Meddling:
     def notices(self):
         return []
 
-    def lost_hosts(self):
-        return []
+    def ready(self):
+        pass
 
     def unreachable(self):
         return frozenset()

@@ -11,7 +11,8 @@ from fedbonsai.runtime.checkpoint_types import CONTAINERS, ENUMS, KINDS, STRUCTS
 from fedbonsai.runtime.config import load_config
 from fedbonsai.runtime.engine import Engine
 from fedbonsai.runtime.errors import Damaged
-from fedbonsai.runtime.saver import SavePlan, Saver
+from fedbonsai.runtime.save_plan import SavePlan
+from fedbonsai.runtime.saver import Saver
 from fedbonsai.runtime.service import Service
 from fedbonsai.runtime.state import check, collect, has_state
 
