@@ -14,10 +14,7 @@ class Host:
     """The actor: makes its object in its own process, and passes calls on."""
 
     def __init__(self) -> None:
-        """One torch thread, as everywhere; nothing is hosted yet."""
-        import torch
-
-        torch.set_num_threads(1)
+        """Nothing is hosted yet."""
         keep_freed_memory()
         reap_runs()
         self._object: Any = None

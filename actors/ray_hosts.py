@@ -32,8 +32,11 @@ _BODIES_S = 60.0  # that a checkpoint waits for a host that works off a queue
 
 def _partition_host(settings: WorkloadSettings, replay: ReplaySettings, scratch: Scratch) -> Any:
     """Make a host's object, in its process; here it would import torch before the workers have been started."""
+    import torch
+
     from .partition_host import PartitionHost
 
+    torch.set_num_threads(1)
     return PartitionHost(settings, replay, scratch)
 
 

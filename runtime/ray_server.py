@@ -65,9 +65,12 @@ def make_service(
         stuck_after_s=options.stuck_after_s,
     )
     try:
-        from .engine import Engine  # only now, while the first worker starts: they import torch
+        import torch  # only now, while the first worker starts
+
+        from .engine import Engine
         from .service import Service
 
+        torch.set_num_threads(1)
         engine = Engine(config, policy, settings=settings, pool=pool, channel=RayChannel(), scratch=scratch)
         return Service(engine, save, notices)
     except BaseException:

@@ -1,0 +1,154 @@
+"""Seconds from the start of a process to the end of its first round, and where they go; beside pfl and Flower.
+
+    python benchmarks/first_round.py --quick                                        digits only, once
+    python benchmarks/first_round.py [--save] [--pfl PYTHON] [--flower PYTHON]      three times, taking turns
+
+Every contender is a process of its own, started as a user does. ``digits`` is examples/digits.yaml; ``small`` the network of
+2.2 million parameters, FedAvg over 100 simulated devices with 100 samples each, ten a round, batches of 32. ``torch`` is
+``import torch`` alone, ``ray`` is ``import ray; ray.init()`` with two processors and without a dashboard, ``import torch``
+after it: what a run in process, and one on a local Ray, cannot do without. Rivals are run with the Python of an environment
+that has them (pfl 0.6, flwr 1.42 with its simulation extra).
+
+``phases``: seconds since the start of the process at which each step of a run on Ray was over. Figures are medians.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from common import finish, median
+
+HERE = Path(__file__).parent
+TOLD = "; import os, time; print(time.time() - float(os.environ['STARTED']))"
+TORCH = "import torch" + TOLD
+RAY = (
+    "import ray; ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='ERROR'); import torch"
+    + TOLD
+)
+SMALL: dict[str, Any] = {
+    "model": "small",
+    "data": {"name": "synthetic", "kwargs": {"shape": [3, 32, 32], "classes": 10, "samples_per_device": 100}},
+    "fleet": {"classes": [{"name": "device", "count": 100, "flop_per_s": 1e10, "memory_bytes": 10**9,
+                           "up_bytes_per_s": 1e7, "down_bytes_per_s": 1e7}]},
+    "policy": [{"name": "random", "cohort": 10}],
+    "training": {"batch_size": 32, "optimiser": {"learning_rate": 0.01}},
+    "evaluation": {"where": "none"},
+}  # fmt: skip
+
+
+def child(backend: str, experiment: str) -> None:
+    """A run, in a process of its own: prints when each phase and round was over."""
+    phases: dict[str, float] = {}
+
+    def note(name: str) -> None:
+        phases.setdefault(name, round(time.time() - float(os.environ["STARTED"]), 3))
+
+    note("python has started")
+    import fedbonsai
+    from fedbonsai.runtime.events import RoundStarted, RunStarted, VersionClosed
+
+    config = str(HERE.parent / "examples" / "digits.yaml") if experiment == "digits" else SMALL
+    run = fedbonsai.run(config, backend=backend, settings=["stop.rounds=4", "stop.accuracy=null"])
+    note("the configuration is checked")
+    if backend == "ray":
+        _watch_ray(note)
+    rounds: list[float] = []
+    for event in run:
+        if isinstance(event, RunStarted):
+            note("server and first worker are there")
+        elif isinstance(event, RoundStarted):
+            note("the first plans are out")
+        elif isinstance(event, VersionClosed):
+            note("the first round is over")
+            rounds.append(event.wall_s)
+    print(json.dumps({"first_s": phases["the first round is over"], "round_s": rounds[1:], "phases": phases}))
+
+
+def _watch_ray(note: Callable[[str], None]) -> None:
+    """Note when the local Ray has started, this process is connected, and bundles are reserved."""
+    from fedbonsai.clusters.local_ray import LocalRay
+
+    address = LocalRay.address
+
+    def started(local: LocalRay) -> str:
+        found = address(local)
+        note("a local Ray has started")
+        from fedbonsai.clusters.placement import Reservation
+
+        wait = Reservation.wait
+
+        def reserved(reservation: Reservation, **settings: Any) -> Iterator[str]:
+            note("the driver is connected")
+            yield from wait(reservation, **settings)
+            note("bundles are reserved")
+
+        Reservation.wait = reserved  # type: ignore[method-assign]
+        return found
+
+    LocalRay.address = started  # type: ignore[method-assign]
+
+
+def told(command: list[str]) -> Any:
+    """What a process prints as its last line."""
+    environment = os.environ | {"STARTED": repr(time.time())}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="digits only, once")
+    parser.add_argument("--pfl", metavar="PYTHON", help="of an environment with pfl")
+    parser.add_argument("--flower", metavar="PYTHON", help="of an environment with flwr[simulation]")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/first_round.json")
+    parser.add_argument("--child", nargs=2, metavar=("BACKEND", "EXPERIMENT"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        child(*args.child)
+        return
+    own = [sys.executable, str(Path(__file__).resolve()), "--child"]
+    contenders: dict[str, list[str]] = {
+        f"{experiment}, {backend}": [*own, backend, experiment]
+        for experiment in (("digits",) if args.quick else ("digits", "small"))
+        for backend in ("inline", "ray")
+    }
+    for name in ("pfl", "flower"):
+        if python := getattr(args, name):
+            contenders[f"small, {name}"] = [python, str(HERE / "rivals" / f"first_round_{name}.py")]
+    told([sys.executable, "-c", TORCH])  # files are in memory from here on
+    least: dict[str, list[float]] = {"torch": [], "ray": []}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+    for repetition in range(1 if args.quick else 3):
+        for name, code in (("torch", TORCH), ("ray", RAY)):
+            least[name].append(told([sys.executable, "-c", code]))
+        for name, command in contenders.items():
+            found[name].append(told(command))
+            print(f"  {repetition}: {name}: {found[name][-1]['first_s']:.2f} s", flush=True)
+    floor = {name: median(values) for name, values in least.items()}
+    first = {name: median([each["first_s"] for each in runs]) for name, runs in found.items()}
+    result = {
+        "floor_s": floor,
+        "first_s": first,
+        "round_s": {name: median([s for each in runs for s in each["round_s"]]) for name, runs in found.items()},
+        "over_floor": {
+            name: round(value / floor["ray" if name.endswith("ray") else "torch"], 2)
+            for name, value in first.items()
+            if name.endswith(("inline", "ray"))
+        },
+        "phases": {
+            name: {phase: median([each["phases"][phase] for each in runs]) for phase in runs[0]["phases"]}
+            for name, runs in found.items()
+            if "phases" in runs[0]
+        },
+    }
+    finish(result, name="first_round", save=args.save)
+
+
+if __name__ == "__main__":
+    main()
