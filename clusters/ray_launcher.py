@@ -89,10 +89,10 @@ class Launcher:
             signal.pause()  # Ray's processes end with the thread that has started them (PR_SET_PDEATHSIG)
 
     def _start(self) -> _Node:
-        settings, start_s = self._settings, self._settings["start_s"]
+        settings = self._settings
         store = store_bytes(settings["object_store_bytes"])
         ray_constants.ENABLE_RAY_CLUSTER = False  # else the node's address is the machine's own, and not loopback
-        _wait_longer(start_s)
+        _wait_longer()
         parameters = RayParams(
             node_ip_address="127.0.0.1",
             num_cpus=settings["num_cpus"],
@@ -110,15 +110,21 @@ class Launcher:
         return node
 
     def _watch(self) -> None:
-        """End when the other process wants it, or is there no more; tell it when Ray has lost what it cannot do without."""
+        """End when the other process wants it, or is there no more; tell it when Ray has lost what it cannot do without.
+
+        And when Ray has not started in time.
+        """
+        start_s = self._settings["start_s"]
+        until = time.monotonic() + start_s
         while True:
             if select.select([0], [], [], _LOOK_EVERY_S)[0]:
                 if not os.read(0, 1024):
                     self._end()
                 self._closed = True
             lost = _lost()
-            if lost and not self._started:
-                self._end(error=lost)
+            late = "" if time.monotonic() < until else f"it has not started within {start_s:g} s"
+            if (lost or late) and not self._started:
+                self._end(error=lost or late)
             elif lost and not self._lost:
                 self._lost = lost
                 self._tell(error=lost)
@@ -206,21 +212,19 @@ def store_bytes(wanted: int | None) -> int:
     return wanted
 
 
-def _wait_longer(seconds: float) -> None:
-    """Have Ray wait so long for what it starts, and in Python.
+def _wait_longer() -> None:
+    """Have Ray wait for what it starts until this process gives up (``Launcher._watch``), and in Python.
 
     ``services.get_node``: Ray waits 30 s for the node to come up, and offers no setting. ``node.wait_for_persisted_port``: it
     waits for the port of ``gcs_server`` in C++, with Python's lock held, also where the process has ended.
     """
-    find_node, find_port, until = services.get_node, ray_node.wait_for_persisted_port, time.monotonic() + seconds
+    find_node, find_port = services.get_node, ray_node.wait_for_persisted_port
 
     def retried(find: Callable[[], Any]) -> Any:
         while True:
             try:
                 return find()
             except RuntimeError:
-                if time.monotonic() > until:
-                    raise RuntimeError(f"it has not started within {seconds:g} s") from None
                 time.sleep(0.05)
 
     services.get_node = lambda *where: retried(lambda: find_node(*where))

@@ -98,12 +98,6 @@ class Engine:
         ]
         self.pool = pool or self._inline_pool(settings, fleet, scratch)
         self.pool.ready()
-        started = time.perf_counter()
-        clock: Clock
-        if config.clock == "virtual":
-            clock = VirtualClock(fleet, self.pool, seed=config.seed)
-        else:
-            clock = WallClock(self.pool, now=lambda: time.perf_counter() - started, estimate=costs.estimate)
         self._fleet = fleet
         ledger = Ledger()
         self._loop = Loop(
@@ -112,7 +106,7 @@ class Engine:
             policy=policy,
             server=self.server,
             pool=self.pool,
-            clock=clock,
+            clock=self._clock(fleet, costs),
             costs=costs,
             evaluator=Evaluator(config, fleet=fleet, server=self.server, pool=self.pool, ledger=ledger),
             ledger=ledger,
@@ -123,6 +117,13 @@ class Engine:
         """Devices and partition hosts in this process."""
         hosts = [PartitionHost(settings, self.config.replay, scratch) for _ in range(fleet.hosts.count)]
         return InlinePool(Device(settings), self.channel, hosts)
+
+    def _clock(self, fleet: Fleet, costs: Costs) -> Clock:
+        """The clock of the configuration; the wall's begins now."""
+        if self.config.clock == "virtual":
+            return VirtualClock(fleet, self.pool, seed=self.config.seed)
+        started = time.perf_counter()
+        return WallClock(self.pool, now=lambda: time.perf_counter() - started, estimate=costs.estimate)
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint must hold, at a moment at which a version has just closed; packets of views are apart from it."""

@@ -34,6 +34,7 @@ class OtherNode:
 
     def __exit__(self, *problem):
         self.kill()
+        self.wait_until_noticed()
 
     def start(self):
         """Have one there."""
@@ -48,10 +49,12 @@ class OtherNode:
                 ),
                 head=False, shutdown_at_exit=False, spawn_reaper=False,
             )  # fmt: skip
-        wait_until(
-            lambda: [found for found in ray.nodes() if found["Alive"] and found["NodeID"] not in there],
-            told="the node has not come up",
-        )
+
+        def new():
+            return [found["NodeID"] for found in ray.nodes() if found["Alive"] and found["NodeID"] not in there]
+
+        wait_until(new, told="the node has not come up")
+        (self.node_id,) = new()
 
     def pids(self):
         """All of its processes."""
@@ -60,7 +63,7 @@ class OtherNode:
         return {pid for pid in pids if any(descends(pid, root) for root in roots)}
 
     def kill(self):
-        """End it as a power cut would, if it is there."""
+        """End it as a power cut would, if it is there. Ray notices later."""
         if self._node is None:
             return
         for pid in self.pids():
@@ -68,6 +71,12 @@ class OtherNode:
                 os.kill(pid, signal.SIGKILL)
         for process in self._roots():
             process.wait()
+
+    def wait_until_noticed(self):
+        """Return when Ray lists no node but the head as alive: the next test must not find this one."""
+        wait_until(
+            lambda: sum(found["Alive"] for found in ray.nodes()) == 1, told="the death of the node was not noticed"
+        )
 
     def _roots(self):
         return [found.process for kind in self._node.all_processes.values() for found in kind]

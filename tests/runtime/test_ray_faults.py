@@ -89,13 +89,13 @@ def test_a_plan_that_kills_every_worker_is_lost_and_those_behind_it_are_not(tmp_
         textwrap.dedent(
             """
             import os
-            import torch
+            from pathlib import Path
             from dataclasses import dataclass
             from msgspec.structs import replace
             from fedbonsai.learning.spec import Call
 
             def loss(output, target):
-                if type(output) is torch.Tensor:  # and not the server's dry run
+                if Path("/proc/self/cmdline").read_bytes().startswith(b"ray::Worker"):  # the server measures it
                     os._exit(1)
                 return output.sum()
 
