@@ -19,6 +19,7 @@ from .waiting import waiting
 
 GRACE_S = 5.0  # even a bundle that fits takes a moment to be placed
 _LOOK_EVERY_S = 0.1
+_FIRST_LOOK_S = 0.005  # what fits has its place within a few of these
 NODE_ID = "ray.io/node-id"  # a label that Ray gives to every node
 
 
@@ -57,15 +58,17 @@ class Reservation:
         """
         if timeout_s == 0 and enough is all and (problem := _never(self._requests, cluster_nodes())):
             raise ValueError(f"{problem} (ray.placement_timeout_s is 0)")
-        began = time.monotonic()
+        began, pause_s = time.monotonic(), _FIRST_LOOK_S
 
         def are_placed() -> bool:
+            nonlocal pause_s
             waited, placed = time.monotonic() - began, self._placed()
             if all(placed) or (waited > GRACE_S and enough(placed)):
                 return True
             if waited > max(timeout_s, GRACE_S) and (why := self.explain()):
                 raise ValueError(f"{why} (ray.placement_timeout_s is {timeout_s:g})")
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LOOK_EVERY_S)
             return False
 
         yield from waiting(are_placed, lambda: (why := self.explain()) and f"waiting for a place: {why}")

@@ -225,7 +225,7 @@ def _wait_longer() -> None:
             try:
                 return find()
             except RuntimeError:
-                time.sleep(0.05)
+                time.sleep(0.01)
 
     services.get_node = lambda *where: retried(lambda: find_node(*where))
     ray_node.wait_for_persisted_port = lambda *where, **_: retried(lambda: find_port(*where, timeout_ms=0))

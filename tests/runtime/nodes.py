@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,19 @@ QUICK = {  # Ray notices a dead node after 1 to 2 s instead of 15 to 20
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_failure_threshold": "3",
 }
+STANDS_STILL = """
+import time
+from pathlib import Path
+import ray
+import torch
+
+def loss(output, target):
+    node = Path({folder!r}) / "node"
+    if node.exists() and ray.is_initialized() and ray.get_runtime_context().get_node_id() == node.read_text():
+        node.with_name("caught").touch()
+        time.sleep(1000)
+    return torch.nn.functional.cross_entropy(output, target)
+"""
 CPUS, OF_WORKER = 2, 1.8  # of nodes on which one worker finds room, beside the server and the hosts
 
 
@@ -80,3 +94,25 @@ class OtherNode:
 
     def _roots(self):
         return [found.process for kind in self._node.all_processes.values() for found in kind]
+
+
+class Trap:
+    """A loss in which a node can be made to stand still, so that what it was given is in flight when it is killed."""
+
+    LOSS = "standing_still:loss"  # for ``training.loss``
+
+    def __init__(self, folder):
+        """Write the loss's module there; the folder must be on the path."""
+        (folder / "standing_still.py").write_text(STANDS_STILL.format(folder=str(folder)))
+        self._node, self._caught = folder / "node", folder / "caught"
+
+    def set(self, node):
+        """The next loss that this node computes is its last: then it is killed."""
+        self._node.write_text(node.node_id)
+        threading.Thread(target=self._kill, args=[node], daemon=True).start()
+
+    def _kill(self, node):
+        wait_until(self._caught.exists)
+        self._node.unlink()
+        self._caught.unlink()
+        node.kill()

@@ -1,6 +1,5 @@
 """Real devices as nodes of a cluster: a board that is missing, joins, goes away in mid-plan, and joins again."""
 
-import threading
 from collections import Counter
 from itertools import pairwise
 
@@ -11,8 +10,7 @@ from fedbonsai.clusters.ray_cluster import start_local
 from fedbonsai.runtime.errors import RunError
 from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
 
-from .nodes import QUICK, OtherNode
-from .processes import wait_until
+from .nodes import QUICK, OtherNode, Trap
 
 FIGURES = {"flop_per_s": 1e9, "memory_bytes": 10**9, "up_bytes_per_s": 1e6, "down_bytes_per_s": 1e6}
 REAL = FIGURES | {"name": "board", "label_selector": {"board": "rpi4"}, "join_timeout_s": 2}
@@ -24,7 +22,7 @@ CONFIG = {
     "preset": "resfed",
     "policy": [{"name": "random", "cohort": 1.0}, {"name": "residuals"}],
     "fleet": {"classes": [FIGURES | {"name": "simulated", "count": 3}, REAL]},
-    "training": {"loss": "standing_still:loss"},
+    "training": {"loss": Trap.LOSS},
     "server": {"statistics": "batch"},
     "evaluation": {"where": "none"},
     "stop": {"rounds": 100_000},
@@ -48,43 +46,8 @@ def board(head):
 
 @pytest.fixture
 def trap(tmp_path, monkeypatch):
-    """Training on a node can be made to stand still, so that what that node is given next is in flight for sure."""
-    (tmp_path / "standing_still.py").write_text(LOSS.format(folder=str(tmp_path)))
     monkeypatch.syspath_prepend(tmp_path)
     return Trap(tmp_path)
-
-
-class Trap:
-    """``set`` it: the next training on that node touches a file and goes no further; then the node is killed."""
-
-    def __init__(self, folder):
-        self._node, self._caught = folder / "node", folder / "caught"
-
-    def set(self, node):
-        self._node.write_text(node.node_id)
-        killer = threading.Thread(target=self._kill, args=[node], daemon=True)
-        killer.start()
-
-    def _kill(self, node):
-        wait_until(self._caught.exists)
-        self._node.unlink()
-        self._caught.unlink()
-        node.kill()
-
-
-LOSS = """
-import time
-from pathlib import Path
-import ray
-import torch
-
-def loss(output, target):
-    node = Path({folder!r}) / "node"
-    if node.exists() and ray.is_initialized() and ray.get_runtime_context().get_node_id() == node.read_text():
-        node.with_name("caught").touch()
-        time.sleep(1000)
-    return torch.nn.functional.cross_entropy(output, target)
-"""
 
 
 def test_a_board_takes_part_whenever_it_is_there(board, trap):

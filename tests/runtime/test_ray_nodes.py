@@ -1,7 +1,6 @@
 """A whole node of a cluster is killed: what was there is placed again elsewhere, or the run ends and says why."""
 
 import re
-import threading
 
 import fedbonsai
 import pytest
@@ -15,9 +14,10 @@ from fedbonsai.runtime.errors import RunError
 from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from .chaos import CONFIG
-from .nodes import QUICK, OtherNode
+from .chaos import CONFIG as CHAOS
+from .nodes import QUICK, OtherNode, Trap
 
+CONFIG = CHAOS | {"training": CHAOS.get("training", {}) | {"loss": Trap.LOSS}}
 HEAD_CPUS, OF_WORKER = 3, 0.97
 BESIDE_SERVER, ALONE = 2.9, 3.0  # what somebody else takes of the head node
 FOR_ONE_WORKER = 1.4  # what is enough for the server, the hosts and one worker
@@ -37,7 +37,14 @@ def head(own_ray):
         yield cluster
 
 
-def lose_the_other_node(cluster, config, *, frees, takes=BESIDE_SERVER, **how):
+@pytest.fixture
+def trap(tmp_path, monkeypatch):
+    (folder := tmp_path / "trap").mkdir()
+    monkeypatch.syspath_prepend(folder)
+    return Trap(folder)
+
+
+def lose_the_other_node(cluster, config, trap, *, frees, takes=BESIDE_SERVER, **how):
     """A run that is on the other node, all but the server where the tenants leave it room; which is killed in mid-round.
 
     Its events. ``takes``: what the tenants take of the head node, and ``frees``: what they give back then.
@@ -57,7 +64,7 @@ def lose_the_other_node(cluster, config, *, frees, takes=BESIDE_SERVER, **how):
                         1 + (takes < ALONE)
                     )
                     ray.kill(leaves)
-                    threading.Timer(0.2, other.kill).start()
+                    trap.set(other)
     finally:
         for tenant in (stays, leaves):
             ray.kill(tenant)
@@ -69,12 +76,12 @@ def groups():
     return [found for found in ray.util.placement_group_table().values() if found["state"] == "CREATED"]
 
 
-def test_what_was_on_a_node_that_dies_is_placed_again(head):
+def test_what_was_on_a_node_that_dies_is_placed_again(head, trap):
     config = CONFIG | {"ray": {"cpus": OF_WORKER}, "stop": {"rounds": 6}}
     config["fleet"] = CONFIG["fleet"] | {"hosts": {"count": 1}}
     expected = fedbonsai.run(config, backend="inline")
     list(expected)
-    events = lose_the_other_node(head, config, frees=BESIDE_SERVER)
+    events = lose_the_other_node(head, config, trap, frees=BESIDE_SERVER)
     notices = [event.text for event in events if isinstance(event, Notice)]
     (died,) = [text for text in notices if text.startswith("partition host 0 died (")]
     gone = died.partition("(")[2].partition(" is gone)")[0]
@@ -88,13 +95,13 @@ def test_what_was_on_a_node_that_dies_is_placed_again(head):
 
 
 def test_with_the_servers_node_the_run_moves_and_goes_on_from_its_checkpoint_with_the_workers_that_have_room(
-    head, tmp_path
+    head, trap, tmp_path
 ):
     config = CONFIG | {"ray": {"cpus": OF_WORKER}, "stop": {"rounds": 6}}
     config["fleet"] = CONFIG["fleet"] | {"hosts": {"count": 1}}
     expected = fedbonsai.run(config, backend="inline")
     list(expected)
-    events = lose_the_other_node(head, config, frees=FOR_ONE_WORKER, takes=ALONE, out=tmp_path / "run")
+    events = lose_the_other_node(head, config, trap, frees=FOR_ONE_WORKER, takes=ALONE, out=tmp_path / "run")
     notices = [event.text for event in events if isinstance(event, Notice)]
     (died,) = [text for text in notices if text.startswith("the server actor died: ")]
     assert re.fullmatch(r"the server actor died: node 127\.0\.0\.1 \(\w+\) is gone; it is replaced", died)
@@ -103,22 +110,22 @@ def test_with_the_servers_node_the_run_moves_and_goes_on_from_its_checkpoint_wit
     assert events[-1].model_hash == expected.summary["model_hash"]
 
 
-def test_where_nothing_is_left_for_the_server_the_run_ends_and_names_the_node(head, tmp_path):
+def test_where_nothing_is_left_for_the_server_the_run_ends_and_names_the_node(head, trap, tmp_path):
     ray_options = {"cpus": OF_WORKER, "placement_timeout_s": 1}
     config = CONFIG | {"ray": ray_options, "stop": {"rounds": 1000}}
     why = r"^stage server: the server actor died: node 127\.0\.0\.1 \(\w+\) is gone, and no other can take its place: bundle "
     with pytest.raises(RunError, match=rf"{why}.*; go on with --resume '.*/run'$"):
-        lose_the_other_node(head, config, frees=0.05, takes=ALONE, out=tmp_path / "run")
+        lose_the_other_node(head, config, trap, frees=0.05, takes=ALONE, out=tmp_path / "run")
 
 
-def test_where_nothing_is_left_to_run_on_the_run_ends(head):
+def test_where_nothing_is_left_to_run_on_the_run_ends(head, trap):
     config = CONFIG | {
         "policy": [{"name": "random", "cohort": 1.0}],
         "ray": {"cpus": OF_WORKER, "placement_timeout_s": 1},
     }
     why = r"died \(node 127.* is gone\) and could not be replaced \(its bundle has found no place within 5 s\)$"
     with pytest.raises(RunError, match=rf"^no worker is left for the simulated devices: worker of bundle \d {why}"):
-        lose_the_other_node(head, config | {"stop": {"rounds": 1000}}, frees=0.05)
+        lose_the_other_node(head, config | {"stop": {"rounds": 1000}}, trap, frees=0.05)
 
 
 class Echo:
