@@ -24,10 +24,10 @@ def fill() -> float:
     """In a process of its own: growth of its memory, over the bytes of all activations."""
     drawn = np.random.default_rng(0)
     before = resident_bytes()
-    buffer = ReplayBuffer(budget_bytes=10**9)
+    buffer = ReplayBuffer(memory_bytes=10**9)
     for device in range(DEVICES):
         key = ViewKey(trunk="trunk", index_map="", cut="features.4", device=device, view="1")
-        buffer.begin(key, version=0, samples=PACKETS * BATCH)
+        buffer.begin(key)
         for number in range(PACKETS):
             buffer.add(key, number, drawn.integers(0, 256, BATCH * ITEMS + HEADER_AND_LABELS, np.uint8))
         buffer.commit(key, PACKETS)
