@@ -83,12 +83,7 @@ class Engine:
             scratch=scratch,
         )
         part = whole(self.workload.spec)
-        check_trainable(self.workload.spec)
-        check_chains(config, self.workload.spec, part)
-        check_cuts(policy, self.workload, config.training)
-        costs = Costs(self.workload, fleet, self.server.links)
-        # It refuses a model that does not fit the data, and takes longer than a decision should.
-        costs.row(part, config.training)
+        costs = self._costs(policy, fleet, part)
         comparison = Comparison(config, self.workload, fleet, costs)
         check_replay(policy, config, comparison)
         self._advice = [
@@ -117,6 +112,17 @@ class Engine:
         """Devices and partition hosts in this process."""
         hosts = [PartitionHost(settings, self.config.replay, scratch) for _ in range(fleet.hosts.count)]
         return InlinePool(Device(settings), self.channel, hosts)
+
+    def _costs(self, policy: Policy, fleet: Fleet, part: Part) -> Costs:
+        """What plans cost; what cannot be trained, sent or cut raises ``ValueError``."""
+        config, spec = self.config, self.workload.spec
+        check_trainable(spec)
+        check_chains(config, spec, part)
+        check_cuts(policy, self.workload, config.training)
+        costs = Costs(self.workload, fleet, self.server.links)
+        # It refuses a model that does not fit the data, and takes longer than a decision should.
+        costs.row(part, config.training)
+        return costs
 
     def _clock(self, fleet: Fleet, costs: Costs) -> Clock:
         """The clock of the configuration; the wall's begins now."""
