@@ -100,7 +100,7 @@ class Device:
         self._stage = "train"
         started = time.perf_counter()
         samples = self.workload.data.train(plan.device)
-        if plan.split is not None and plan.split.mode == "ecofed":
+        if not plan.trains_on_device:
             upload(plan, module, samples, host, self.workload)
             train_s = time.perf_counter() - started
             return Report(plan=plan, samples=len(samples), measured=Measured(train_s=train_s)), None

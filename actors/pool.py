@@ -43,7 +43,7 @@ class Task:
     @property
     def needs_device(self) -> bool:
         """Whether it needs a worker: not on a buffered view, which its host trains alone."""
-        return self.plan.split is None or self.plan.split.view is None
+        return not self.plan.replays
 
 
 @dataclass(frozen=True)

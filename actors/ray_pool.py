@@ -7,7 +7,6 @@ waiting, so that it is never idle between two. Where a whole node is gone, all t
 """
 
 import time
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ from .ray_hosts import RayHosts
 from .ray_link import Way
 from .ray_place import Place
 from .seats import Attempts, Call, Patience, Seat, free_seat
+from .task_queue import TaskQueue
 
 _IDLE_S = 1.0  # between two looks at whether somebody has come
 
@@ -56,7 +56,7 @@ class RayPool:
         self._hosts, self._patience, self._attempts = hosts, Patience(stuck_after_s), Attempts(max_attempts)
         self._notices = hosts.notices
         self.settle, self.bodies, self.put = hosts.settle, hosts.bodies, hosts.put
-        self._queue: deque[Task] = deque()
+        self._queue = TaskQueue()
         self._tasks: dict[int, Task] = {}
         self._done: dict[int, Finished] = {}
         self._ending: dict[Any, tuple[Finished, Way]] = {}  # by reference: device's leg over, host's asked to end
@@ -78,7 +78,7 @@ class RayPool:
 
     def submit(self, task: Task) -> int:
         """Queue a task and hand it to a worker with a free place."""
-        self._check(task)
+        self._crew.check(*([task.group] if task.needs_device else []))
         self._tasks[task.plan.id] = task
         self._queue.append(task)
         self._hand_out()
@@ -127,7 +127,7 @@ class RayPool:
             if replay.plan.id == plan_id:
                 del self._waiting[upload]
                 self.cancel(upload)
-        self._queue = deque(task for task in self._queue if task.plan.id != plan_id)
+        self._queue.discard(plan_id)
         self._tasks.pop(plan_id, None)
         self._attempts.forget(plan_id)
         self._view_losses.forget(plan_id)
@@ -143,36 +143,33 @@ class RayPool:
         self._crew.close()
         self._hosts.close()
 
-    def _check(self, *tasks: Task) -> None:
-        """Raise ``WorkerFailure`` where nobody is left, or will come, for one of these."""
-        self._crew.check(*(task.group for task in tasks if task.needs_device))
-
     @store_told()
     def _hand_out(self) -> None:
         """Give queued tasks to workers of their group, the least loaded first, once their hosts are there."""
-        waiting: deque[Task] = deque()
-        while self._queue:
-            task = self._queue.popleft()
-            split, seat = task.plan.split, free_seat(self._crew.seats, task.group)
-            if away := task.needs_device and self._devices.why_away(task.group):
-                self._lose(task, away, stage="down")
-            elif split and not self._hosts.is_ready(split.host):
-                waiting.append(task)
-            elif not task.needs_device:
-                reference, way = self._hosts.replay(task, plan_message(task.plan))
-                self._ending[reference] = replayed(task), way
-            elif seat is None:
-                waiting.append(task)
-            else:
-                message = plan_message(task.plan)
-                meant = self._hosts.begin(task, message) if split else None
-                seat.give(Call(task.plan, seat.actor.run.remote(message, task.state, meant, *task.packets), meant))
-        self._queue.extendleft(reversed(waiting))
+        self._queue.begin(self._begin)
+
+    def _begin(self, task: Task) -> bool:
+        """Have a task carried out, if what it needs is there."""
+        split, seat = task.plan.split, free_seat(self._crew.seats, task.group)
+        if away := task.needs_device and self._devices.why_away(task.group):
+            self._lose(task, away, stage="down")
+        elif split and not self._hosts.is_ready(split.host):
+            return False
+        elif not task.needs_device:
+            reference, way = self._hosts.replay(task, plan_message(task.plan))
+            self._ending[reference] = replayed(task), way
+        elif seat is None:
+            return False
+        else:
+            message = plan_message(task.plan)
+            meant = self._hosts.begin(task, message) if split else None
+            seat.give(Call(task.plan, seat.actor.run.remote(message, task.state, meant, *task.packets), meant))
+        return True
 
     @store_told()
     def _wait(self, timeout_s: float | None) -> None:
         """Wait until something has ended, well or not, or ``timeout_s`` have passed, or somebody has hung for too long."""
-        self._check(*self._queue)
+        self._crew.check(*self._queue.groups)
         owners, of_hosts = self._crew.calls(), self._hosts.awaited()
         left_s = until(self._patience.left_s(self._blamed(), timeout_s), self._hosts.left_s(), self._crew.left_s())
         if not (awaited := [*owners, *self._ending, *self._crew.coming, *of_hosts]):
@@ -265,7 +262,7 @@ class RayPool:
             )
         self._waiting[again.plan.id] = self._tasks[task.plan.id] = retry
         self._tasks[again.plan.id] = again
-        self._queue.appendleft(again)
+        self._queue.append_left(again)
 
     def _finish(self, found: Finished) -> None:
         """A plan has come to its end; one that has uploaded a view again is no end, but lets its replay go on."""
@@ -276,7 +273,7 @@ class RayPool:
         if replay is None:
             self._done[found.plan.id] = found
         elif found.report.outcome == Outcome.DONE:
-            self._queue.appendleft(replay)
+            self._queue.append_left(replay)
         else:
             self._finish(not_again(replay, found.report))
 
@@ -327,4 +324,4 @@ class RayPool:
             self._lose(task, why, stage="run")
             return
         self._tasks[again.plan.id] = again
-        self._queue.appendleft(again)
+        self._queue.append_left(again)

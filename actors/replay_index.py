@@ -105,7 +105,7 @@ class ReplayIndex:
         ``lengths``: bytes of the packets that its device has sent. ``sound``: it ended well, so an upload is a view now.
         """
         split = plan.split
-        if split is None or split.mode != "ecofed":
+        if split is None or split.method.trains_front:
             return None
         self._expire(version)
         if (key := _replayed(plan)) is not None:
@@ -115,7 +115,7 @@ class ReplayIndex:
             key = view_key(plan, str(plan.id))
             self._commit(key, IndexedView(plan.version, np.array(lengths, np.int64), plan))
         drop, self._to_drop[split.host] = tuple(self._to_drop[split.host]), []
-        return Settlement(split.host, plan.id, keep=key in self._views and split.view is None, drop=drop)
+        return Settlement(split.host, plan.id, keep=key in self._views and not split.replays, drop=drop)
 
     def listed(self, version: int) -> list[tuple[str, str, int, str, int, int]]:
         """(trunk, cut, device, view, age in versions, bytes) of every view, those of one host after those of another."""

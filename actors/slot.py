@@ -63,7 +63,7 @@ class SlotMaker:
         module = free.pop() if free else Module(self.workload, channels_last=channels_last)
         module.check_frozen(replace(part, frozen=plan.split.frozen))
         module.load(base)
-        stream, answers = Stream(plan, self.workload), plan.split.mode == "splitfed"
+        stream, answers = Stream(plan, self.workload), plan.split.method.returns_gradients
         leg = HostLeg(
             module.blocks,
             plan.part.blocks,
@@ -75,13 +75,12 @@ class SlotMaker:
             frozen=tuple(name for name in part.blocks if name not in part.trained),
             answers=answers,
         )
-        uploads = plan.split.mode == "ecofed" and plan.split.view is None
-        view = view_key(plan, str(plan.id)) if uploads else None
+        view = view_key(plan, str(plan.id)) if plan.uploads_view else None
         return Slot(plan, part, module, base, stream, leg, answers, view=view)
 
     def record(self, plan: Plan, num_samples: int) -> Slot:
         """A slot for an upload that is made again; raises a ``PacketError`` for another trunk."""
-        if plan.split is None or plan.split.mode != "ecofed" or plan.split.view is not None:
+        if plan.split is None or not plan.uploads_view:
             raise MismatchedPacket(f"plan {plan.id} came to be recorded, and uploads no view")
         part, leg = self._part(plan, plan.split), RecordLeg(num_samples, plan.training)
         view = view_key(plan, str(plan.id))
@@ -96,7 +95,7 @@ class SlotMaker:
     def _part(self, plan: Plan, split: Split) -> Part:
         """The host's blocks of a plan; of its frozen ones it has its own, which must be the trunk of this model."""
         part = rest(self.workload.spec, plan.part, frozen_to=split.depth)
-        if split.mode != "ecofed":
+        if split.method.trains_front:
             return part
         if (found := self._trunk.hashes.trunk(split.depth)) != split.trunk:
             raise OutOfSync(f"the trunk up to {split.depth!r} is {found} here, where the plan names {split.trunk}")

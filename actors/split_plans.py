@@ -14,7 +14,7 @@ def provisioned(plan: Plan, spec: ModelSpec, hashes: BlockHashes) -> Plan:
     if plan.split is None:
         return msgspec.structs.replace(plan, part=part)
     split = msgspec.structs.replace(plan.split, frozen=hashes.frozen(rest(spec, plan.part).blocks))
-    if split.mode == "ecofed":
+    if not split.method.trains_front:
         split, part = msgspec.structs.replace(split, trunk=hashes.trunk(split.depth)), hashes.cached(part)
     return msgspec.structs.replace(plan, split=split, part=part)
 
@@ -23,4 +23,4 @@ def hosted(plan: Plan, spec: ModelSpec, hashes: BlockHashes) -> Plan:
     """A split plan as its host has it: with the other blocks."""
     assert plan.split is not None
     part = rest(spec, plan.part, frozen_to=plan.split.depth)
-    return msgspec.structs.replace(plan, part=hashes.cached(part) if plan.split.mode == "ecofed" else part)
+    return msgspec.structs.replace(plan, part=part if plan.split.method.trains_front else hashes.cached(part))

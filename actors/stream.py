@@ -118,7 +118,7 @@ class DeviceStream:
         """At the first packet."""
         assert plan.split is not None
         self._stream, self._host, self._window = Stream(plan, workload), host, plan.split.window
-        self._number, self._answered = 0, plan.split.mode == "splitfed"
+        self._number, self._answered = 0, plan.split.method.returns_gradients
         self._sent: deque[tuple[int, int]] = deque()  # number and samples of packets whose answers are to come
 
     def send(self, activations: Tensor, targets: Tensor) -> None:

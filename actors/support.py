@@ -49,7 +49,7 @@ def _part(part: Part, split: Split | None, spec: ModelSpec) -> Iterator[str]:
 
 def _auxiliaries(part: Part, split: Split | None) -> Iterator[str]:
     """What stands against the networks beside the model: a local loss needs its head, and nothing else has one yet."""
-    wanted = linear_head(split.cut) if split is not None and split.mode == "local_loss" else ""
+    wanted = linear_head(split.cut) if split is not None and split.method.local_head else ""
     if part.head != wanted or part.auxiliaries != ((wanted,) if wanted else ()):
         told = f"part.head is {part.head!r} and part.auxiliaries {', '.join(part.auxiliaries) or 'empty'}"
         if wanted:
@@ -66,22 +66,22 @@ def _cut(part: Part, split: Split, names: tuple[str, ...]) -> Iterator[str]:
     front = names[: names.index(split.cut) + 1]
     if part.blocks != front:
         yield f"part.blocks is {', '.join(part.blocks)}; a plan cut behind {split.cut!r} holds {', '.join(front)}"
-    if split.mode == "ecofed":
+    if not split.method.trains_front:
         if split.depth not in names[names.index(split.cut) : -1]:
             allowed = ", ".join(names[names.index(split.cut) : -1])
             yield f"split.depth is {split.depth!r}; the trunk ends at the cut or behind it, before the last block: {allowed}"
         if part.trained:
-            yield f"part.trained is {', '.join(part.trained)}; a device trains nothing under 'ecofed'"
+            yield f"part.trained is {', '.join(part.trained)}; a device trains nothing under {split.mode!r}"
     elif part.trained != part.blocks:
         yield "part.trained differs from part.blocks; a split plan trains all that it holds"
 
 
 def _split(plan: Plan, split: Split) -> Iterator[str]:
     """What stands against the way of splitting."""
-    if split.mode == "ecofed" and split.head != "slots":
-        yield f"split.head is {split.head!r}; under 'ecofed' every device has a copy of the host's blocks: 'slots'"
-    if split.view is not None and split.mode != "ecofed":
-        yield f"split.view is {split.view!r}; only 'ecofed' buffers views"
+    if not split.method.trains_front and split.shares_head:
+        yield f"split.head is {split.head!r}; under {split.mode!r} every device has a copy of the host's blocks: 'slots'"
+    if split.replays and split.method.trains_front:
+        yield f"split.view is {split.view!r}; {split.mode!r} buffers no views"
     if plan.link_down is not None or plan.link_up is not None:
         yield "link_down or link_up is set; the links of a split plan cannot have a memory yet"
     if plan.training.optimiser.clip_norm is not None:
@@ -120,8 +120,8 @@ def _deadline(plan: Plan, deadline_s: float) -> Iterator[str]:
         yield f"deadline_s is {deadline_s:g}; it must be above 0"
     if plan.objective.kind == "evaluate":
         yield f"deadline_s is {deadline_s:g}; an evaluation cannot stop early"
-    if plan.split is not None and plan.split.mode == "ecofed":
-        yield f"deadline_s is {deadline_s:g}; under 'ecofed' a device uploads whole views, and cannot stop early"
+    if plan.split is not None and not plan.trains_on_device:
+        yield f"deadline_s is {deadline_s:g}; under {plan.split.mode!r} a device uploads whole views, and cannot stop early"
 
 
 def _codecs(plan: Plan, profile: DeviceProfile, spec: ModelSpec) -> Iterator[str]:

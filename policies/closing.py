@@ -87,7 +87,6 @@ class Closing:
 
     def _in_time(self, plan: Plan) -> Plan:
         """A plan whose device stops early."""
-        views = plan.split is not None and plan.split.mode == "ecofed"
-        if not self.partial or views or plan.objective.kind != "train":
+        if not self.partial or not plan.trains_on_device or plan.objective.kind != "train":
             return plan
         return plan.with_(f"closing: stops after {self.after_s:g} s", deadline_s=self.after_s)

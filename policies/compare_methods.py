@@ -205,7 +205,7 @@ def _weights(view: View, plan: Plan, cost: Estimate) -> tuple[int, int]:
     """Bytes up and down that go between device and server: what the plan would send if nothing crossed its cut."""
     if plan.split is None:
         return cost.up_bytes, cost.down_bytes
-    if plan.split.mode == "ecofed":
+    if not plan.trains_on_device:
         return 0, 0
     alone = view.estimate(plan.device, replace(plan, split=None))
     return alone.up_bytes, alone.down_bytes
@@ -219,9 +219,7 @@ def _round(view: View, fleet: Fleet, shares: Sequence[_Share], share: float) -> 
     bounds = [(slowest.cost.seconds, f"device class {view.profiles[slowest.plan.device].name}")]
     hosts = sum(each.count * each.cost.host_flops for each in shares)
     bounds.append((share * hosts / (fleet.hosts.flop_per_s * fleet.hosts.count), "hosts"))
-    turns = sum(
-        each.count * each.cost.seconds for each in shares if each.plan.split and each.plan.split.head == "shared"
-    )
+    turns = sum(each.count * each.cost.seconds for each in shares if each.plan.split and each.plan.split.shares_head)
     bounds.append((share * turns / fleet.hosts.count, "turns at hosts"))
     bounds += [(share * num_bytes / rate, name) for num_bytes, rate, name in _crossings(view, fleet, shares)]
     return max(bounds, key=lambda bound: bound[0])

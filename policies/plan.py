@@ -5,7 +5,7 @@ exists for one of the five methods; a setting that this version of the trainer c
 dispatch (``actors.support``), never ignored.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -15,14 +15,35 @@ from ..learning.part import Part
 from ..learning.spec import Count, Fraction, NonNegative, Training
 
 
+class SplitMethod(NamedTuple):
+    """What a way of splitting does: a row for each ``Split.mode``.
+
+    ``returns_gradients``: the host answers each packet of activations with their gradient. ``trains_front``: the device
+    trains its blocks, so that weights travel and it may stop early; otherwise they are a frozen trunk, and the host buffers
+    what was uploaded as a view. ``local_head``: the device trains through an auxiliary head of its own.
+    """
+
+    returns_gradients: bool = False
+    trains_front: bool = True
+    local_head: bool = False
+
+
+SPLIT_METHODS = {
+    "splitfed": SplitMethod(returns_gradients=True),
+    "local_loss": SplitMethod(local_head=True),
+    "ecofed": SplitMethod(trains_front=False),
+}
+
+
 class Split(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where the network is cut between device and host (split learning; EcoFed, arXiv 2304.05495).
 
     ``cut``: last block on the device. ``depth``: last block of the trunk that nobody trains, at the cut or behind it
     (``ecofed``); ``trunk``: its hash, and ``frozen`` that of what the model's author has frozen of the host's blocks; the
-    runtime fills in both at dispatch. ``mode``: gradients come back, a local loss, or
-    a frozen trunk. ``window``: activation packets in flight. ``view``: id of a buffered view to replay in place of a device
-    leg. ``codec_up``, ``codec_down``: chains for activations with their labels, and for gradients.
+    runtime fills in both at dispatch. ``mode``: a row of ``SPLIT_METHODS``. ``head``: each device has a copy of the host's
+    blocks (``slots``), or the devices of a host train one copy in turn (``shared``). ``window``: activation packets in flight.
+    ``view``: id of a buffered view to replay in place of a device leg. ``codec_up``, ``codec_down``: chains for activations
+    with their labels, and for gradients.
     """
 
     cut: str
@@ -36,6 +57,26 @@ class Split(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     view: str | None = None
     codec_up: tuple[CodecSpec, ...] = ()
     codec_down: tuple[CodecSpec, ...] = ()
+
+    @property
+    def method(self) -> SplitMethod:
+        """What this way of splitting does."""
+        return SPLIT_METHODS[self.mode]
+
+    @property
+    def replays(self) -> bool:
+        """Whether the host trains on a buffered view, without the device."""
+        return self.view is not None
+
+    @property
+    def uploads_view(self) -> bool:
+        """Whether the host buffers what the device sends as a view."""
+        return not self.method.trains_front and self.view is None
+
+    @property
+    def shares_head(self) -> bool:
+        """Whether the devices of a host train one copy of its blocks, one after another."""
+        return self.head == "shared"
 
 
 class Sparsity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -106,6 +147,21 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     whole_steps: int = 0
     train_s: float | None = None
     reasons: tuple[str, ...] = ()
+
+    @property
+    def replays(self) -> bool:
+        """Whether it is carried out by a host alone, on a buffered view."""
+        return self.split is not None and self.split.replays
+
+    @property
+    def uploads_view(self) -> bool:
+        """Whether what its device sends is buffered at a host as a view."""
+        return self.split is not None and self.split.uploads_view
+
+    @property
+    def trains_on_device(self) -> bool:
+        """Whether its device trains blocks, so that weights travel both ways and it may stop early."""
+        return self.split is None or self.split.method.trains_front
 
     def with_(self, reason: str, /, **changes: Any) -> "Plan":
         """A copy with ``changes``, and ``reason`` noted."""

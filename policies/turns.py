@@ -60,7 +60,7 @@ def _join(waiting: dict[str, list[Any]], plans: Sequence[Plan], seed: int) -> No
 
 def shares(plan: Plan) -> bool:
     """Whether its host's blocks are those of the device before it."""
-    return plan.split is not None and plan.split.head == "shared"
+    return plan.split is not None and plan.split.shares_head
 
 
 def out_of_turn(plan: Plan, in_flight: Iterable[Plan]) -> bool:

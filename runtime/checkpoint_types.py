@@ -74,12 +74,10 @@ class Kind:
 
 
 def _indexed_view(view: IndexedView) -> str:
-    lengths, split = view.lengths, view.upload.split
+    lengths = view.lengths
     if lengths.dtype != np.int64 or lengths.ndim != 1 or not len(lengths) or lengths.min() < 0:
         return f"lengths are {lengths.dtype} of shape {lengths.shape}; they must be whole numbers, at least one, none negative"
-    return (
-        "" if split is not None and split.mode == "ecofed" and split.view is None else "upload is no upload of a view"
-    )
+    return "" if view.upload.uploads_view else "upload is no upload of a view"
 
 
 def _round(round_: Round) -> str:

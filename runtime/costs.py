@@ -97,7 +97,7 @@ class Costs:
 
         Nor does a replay, which is its host's alone.
         """
-        if plan.objective.kind == "evaluate" or _replays(plan):
+        if plan.objective.kind == "evaluate" or plan.replays:
             return 0
         samples = self._samples[plan.device if device is None else device]
         return self.row(plan.part, plan.training).training_flops * processed_samples(samples, plan.training)
@@ -127,7 +127,7 @@ class Costs:
 
     def _size(self, plan: Plan, direction: Direction) -> int:
         """The size of a packet; 0 where none is sent: a device has its part of a frozen trunk already, or all is frozen."""
-        if _frozen(plan):
+        if not plan.trains_on_device:
             return 0
         key, packets = self._kind(plan, direction)
         if direction == "down" and not packets.expected:
@@ -191,7 +191,7 @@ class Costs:
     def _estimate(self, device: int, plan: Plan, profile: DeviceProfile) -> Estimate:
         """The plan as it stands."""
         down_bytes, up_bytes = self._down_bytes(device, plan), self._size(plan, "up")
-        sends = plan.objective.kind != "evaluate" and not _frozen(plan)
+        sends = plan.objective.kind != "evaluate" and plan.trains_on_device
         shared = self._fleet.shared_links.get(profile.shared_link) if profile.shared_link else None
         server = self._fleet.server
 
@@ -207,17 +207,7 @@ class Costs:
             flops=self.flops(plan, device=device),
             up_bytes=up_bytes if sends else 0,
             peak_memory_bytes=self.peak_memory_bytes(plan, device=device),
-            down_s=0.0 if _replays(plan) else seconds(down_bytes, "down"),
+            down_s=0.0 if plan.replays else seconds(down_bytes, "down"),
             up_s=seconds(up_bytes, "up") if sends else 0.0,
             crossing=self._streams.crossing(plan, self._samples[device], profile),
         )
-
-
-def _replays(plan: Plan) -> bool:
-    """Whether it is for its host alone."""
-    return plan.split is not None and plan.split.view is not None
-
-
-def _frozen(plan: Plan) -> bool:
-    """Whether no weights travel, down or up."""
-    return plan.split is not None and plan.split.mode == "ecofed"

@@ -61,13 +61,13 @@ class Fates:
     def of(self, plan: Plan) -> Fate:
         """What befalls a plan."""
         kind = self._classes[plan.device]
-        replay = plan.split is not None and plan.split.view is not None  # its device does not hear of it
-        if replay or (kind.dropout, kind.jitter) == (NEVER_LOST, STEADY):
+        # Of a replay its device does not hear.
+        if plan.replays or (kind.dropout, kind.jitter) == (NEVER_LOST, STEADY):
             return CALM
         factors = self._factors(plan, kind.jitter) if kind.jitter != STEADY else (1.0, 1.0, 1.0)
         lost_in, share = self._loss(plan, kind)
         steps = self._steps(plan, kind)
-        if lost_in is None and steps < 1 and plan.split is not None and plan.split.mode == "ecofed":
+        if lost_in is None and steps < 1 and not plan.trains_on_device:
             lost_in, share, steps = "train", steps, 1.0  # a part of a view is none
         return Fate(*factors, lost_in, share, steps)
 

@@ -52,10 +52,10 @@ class StreamCosts:
             return None
         if fault := self._workload.cut_fault:
             raise ValueError(f"split.cut is {split.cut!r}, but the model cannot be cut: {fault}")
-        answers = split.mode == "splitfed"
+        answers = split.method.returns_gradients
         others = rest(self._workload.spec, plan.part, frozen_to=split.depth)
         host = self._row(others, training, entering_gradient=answers)
-        replay = split.view is not None
+        replay = split.replays
         device = None if replay else self._row(plan.part, training)
         # Without its head: that runs once the packet is out.
         front = device and self._row(msgspec.structs.replace(plan.part, head="", auxiliaries=()), training)
@@ -71,7 +71,7 @@ class StreamCosts:
 
     def ahead(self, plan: Plan, num_samples: int) -> int:
         """Micro-batches that a device with so many samples has out at once, with all that their gradients will need."""
-        if plan.split is None or plan.split.mode != "splitfed" or plan.split.window == 1:
+        if plan.split is None or not plan.split.method.returns_gradients or plan.split.window == 1:
             return 1
         return max(1, min(plan.split.window, len(self._micro_batches(num_samples, plan.training))))
 

@@ -25,7 +25,7 @@ class Route:
 
 def route(fleet: Fleet, profile: DeviceProfile, split: Split) -> Route:
     """The way of a split plan's stream. That of a replay has no length: what it needs is at the host."""
-    if split.view is not None:
+    if split.replays:
         return Route(host=split.host)
     end = host_link(split.host)
     return Route(

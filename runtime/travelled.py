@@ -61,7 +61,7 @@ class Travelled:
             self._ledger.record("down", kind="host", device=plan.device, num_bytes=message.num_bytes)
         if sent.messages and sent.messages[-1].kind == "weights":
             self._costs.observe(plan, "down", sent.messages[-1].num_bytes)
-        if plan.split is None or plan.split.view is None:  # of a replay the device hears nothing
+        if not plan.replays:  # of a replay the device hears nothing
             self._ledger.record("down", kind="control", device=plan.device, num_bytes=control)
 
     def came(self, plan: Plan, arrival: Arrival | None) -> None:
