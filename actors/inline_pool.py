@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..comms.channel import Channel
-from ..comms.codecs import Array
+from ..comms.codec import Array
 from ..policies.plan import Plan
 from ..policies.report import Outcome
-from .device import Device
-from .partition_host import PartitionHost
-from .plan_message import plan_message
+from .device.device import Device
+from .host.partition_host import PartitionHost
+from .messages.plan_message import plan_message
 from .pool import Finished, Task, finished, joined, not_again, read_answer, replayed, upload_again
-from .replay_index import Settlement
-from .replay_upload import ViewKey
+from .replay.replay_index import Settlement
+from .replay.upload import ViewKey
 
 
 class InlinePool:

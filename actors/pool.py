@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ..comms.codecs import Array, NumBytes
-from ..comms.link import State
+from ..comms.codec import Array, NumBytes
+from ..comms.links.link import State
 from ..policies.plan import Plan
 from ..policies.report import Answer, Outcome, Report
-from .host_messages import HostAnswer
-from .replay_index import Settlement
-from .replay_upload import ViewKey
+from .messages.host_messages import HostAnswer
+from .replay.replay_index import Settlement
+from .replay.upload import ViewKey
 
 
 class WorkerFailure(Exception):

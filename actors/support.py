@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 from ..clusters.profile import DeviceProfile
-from ..comms.codecs import ArraySpec, CodecSpec
-from ..comms.make_codec import make_codec
-from ..comms.predict import Residual, carried
-from ..learning.part import Part, down_tensors, linear_head, up_tensors
-from ..learning.structure import ModelSpec, TensorSpec
+from ..comms.codec import ArraySpec, CodecSpec
+from ..comms.codecs.make_codec import make_codec
+from ..comms.links.predict import Residual, carried
+from ..learning.parts.part import Part, down_tensors, linear_head, up_tensors
+from ..learning.parts.structure import ModelSpec, TensorSpec
 from ..policies.plan import Objective, Plan, Split
-from .messages import array_specs
+from .messages.messages import array_specs
 
 
 class PlanRefused(ValueError):

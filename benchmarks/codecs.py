@@ -29,18 +29,18 @@ import lz4.block
 import numpy as np
 import torch
 from common import finish
-from fedbonsai.comms.codecs import Array, Arrays, Codec, CodecSpec, Context, specs_of
+from fedbonsai.comms.codec import Array, Arrays, Codec, CodecSpec, Context, specs_of
+from fedbonsai.comms.codecs.make_codec import make_codec
 from fedbonsai.comms.entropy.coders import constriction_runs
-from fedbonsai.comms.make_codec import make_codec
 from fedbonsai.comms.packet import PacketKind, Stamp, seal, unseal
 from fedbonsai.learning.data.config import CyclicClasses, DataConfig
 from fedbonsai.learning.data.load import load
 from fedbonsai.learning.data.types import Samples
-from fedbonsai.learning.losses import make_loss
 from fedbonsai.learning.models.cnn import resfed_cnn
-from fedbonsai.learning.precision import bf16_gain, pays
 from fedbonsai.learning.spec import Call, Optimiser, Training
-from fedbonsai.learning.training import train
+from fedbonsai.learning.training.losses import make_loss
+from fedbonsai.learning.training.precision import bf16_gain, pays
+from fedbonsai.learning.training.training import train
 
 STAMP = Stamp(kind=PacketKind.UPDATE)
 SETTINGS: dict[str, float | int] = {

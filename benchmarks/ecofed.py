@@ -30,21 +30,21 @@ from common import RESULTS, finish
 from ecofed_buffer import memory_over_payload
 from ecofed_training import ROWS, train
 from fedbonsai.clusters.fleet import load_fleet
-from fedbonsai.comms.codecs import CodecSpec
-from fedbonsai.learning.part import whole
+from fedbonsai.comms.codec import CodecSpec
+from fedbonsai.learning.parts.part import whole
 from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.decision import Decision
-from fedbonsai.policies.ecofed import EcoFed
-from fedbonsai.policies.local_loss import LocalLoss
+from fedbonsai.policies.partitioning.ecofed import EcoFed
+from fedbonsai.policies.partitioning.local_loss import LocalLoss
+from fedbonsai.policies.partitioning.split import SplitFed
 from fedbonsai.policies.plan import Plan
 from fedbonsai.policies.policy import Policy, chain
-from fedbonsai.policies.select import All
-from fedbonsai.policies.split import SplitFed
+from fedbonsai.policies.selection.plain import All
 from fedbonsai.policies.view import View
-from fedbonsai.runtime.advise import advise
-from fedbonsai.runtime.config import load_config
-from fedbonsai.runtime.costs import Costs
-from fedbonsai.runtime.workload_settings import workload_settings
+from fedbonsai.runtime.cli.advise import advise
+from fedbonsai.runtime.configuration.config import load_config
+from fedbonsai.runtime.configuration.workload_settings import workload_settings
+from fedbonsai.runtime.simulation.costs import Costs
 from msgspec.structs import replace
 
 CUT = "features.4"  # the second block; its pooling is the device's

@@ -8,8 +8,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from fedbonsai.actors.replay import ReplayBuffer
-from fedbonsai.actors.replay_upload import ViewKey
+from fedbonsai.actors.replay.buffer import ReplayBuffer
+from fedbonsai.actors.replay.upload import ViewKey
 
 DEVICES, PACKETS, BATCH, ITEMS = 100, 50, 10, 8192
 HEADER_AND_LABELS = 64 + BATCH

@@ -17,10 +17,10 @@ from typing import Any
 
 import fedbonsai
 from common import machine
-from fedbonsai.learning.pretraining import Recipe
-from fedbonsai.runtime.config import load_config
+from fedbonsai.learning.training.pretraining import Recipe
+from fedbonsai.runtime.cli.pretrain import pretrain
+from fedbonsai.runtime.configuration.config import load_config
 from fedbonsai.runtime.events import Evaluated, VersionClosed
-from fedbonsai.runtime.pretrain import pretrain
 from safetensors import safe_open
 
 CUT = "features.4"

@@ -72,14 +72,14 @@ def child(backend: str, experiment: str) -> None:
 
 def _watch_ray(note: Callable[[str], None]) -> None:
     """Note when the local Ray has started, this process is connected, and bundles are reserved."""
-    from fedbonsai.clusters.local_ray import LocalRay
+    from fedbonsai.clusters.ray_backend.local_ray import LocalRay
 
     address = LocalRay.address
 
     def started(local: LocalRay) -> str:
         found = address(local)
         note("a local Ray has started")
-        from fedbonsai.clusters.placement import Reservation
+        from fedbonsai.clusters.ray_backend.placement import Reservation
 
         wait = Reservation.wait
 

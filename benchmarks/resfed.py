@@ -23,7 +23,7 @@ from typing import Any
 
 import fedbonsai
 from common import RESULTS, finish, machine
-from fedbonsai.comms.codecs import CodecSpec
+from fedbonsai.comms.codec import CodecSpec
 from fedbonsai.policies.decision import Decision
 from fedbonsai.runtime.events import Evaluated, VersionClosed
 from msgspec.structs import replace

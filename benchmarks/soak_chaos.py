@@ -17,7 +17,7 @@ from typing import Any
 import fedbonsai
 import torch
 from common import finish
-from fedbonsai.clusters.ray_cluster import start_local
+from fedbonsai.clusters.ray_backend.ray_cluster import start_local
 from fedbonsai.runtime.errors import FedbonsaiError
 from fedbonsai.tests.runtime.chaos import CONFIG, survive
 from fedbonsai.tests.runtime.nodes import CPUS, QUICK, OtherNode

@@ -27,12 +27,12 @@ import numpy as np
 import ray
 import torch
 from common import finish, median
-from fedbonsai.clusters.ray_cluster import start_local
+from fedbonsai.clusters.ray_backend.ray_cluster import start_local
 from fedbonsai.learning.data.batches import batches
-from fedbonsai.learning.data.types import Pool, Samples
-from fedbonsai.learning.losses import make_loss
+from fedbonsai.learning.data.types import SamplePool, Samples
 from fedbonsai.learning.models import build
 from fedbonsai.learning.spec import Call, Optimiser
+from fedbonsai.learning.training.losses import make_loss
 from fedbonsai.runtime.events import VersionClosed
 from torch import Tensor
 
@@ -41,13 +41,13 @@ OPTIMISER = Optimiser(learning_rate=0.01, momentum=0.9)
 CORES = len(os.sched_getaffinity(0))
 
 
-def dataset(num_devices: int, seed: int, root: str | None) -> Pool:
+def dataset(num_devices: int, seed: int, root: str | None) -> SamplePool:
     """Images of CIFAR's shape, in memory: what is timed is training, not loading."""
     generator = torch.Generator().manual_seed(0)
     count = num_devices * SAMPLES
     x = torch.randn((count, 3, 32, 32), generator=generator)
     y = torch.randint(0, 10, (count,), generator=generator)
-    return Pool(train=Samples(x, y), num_classes=10)
+    return SamplePool(train=Samples(x, y), num_classes=10)
 
 
 class Bare:

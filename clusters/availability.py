@@ -1,6 +1,7 @@
 """When devices can be reached, and what befalls them: what a class of a fleet declares of it, and traces of it in files.
 
-All of it is simulated: the virtual clock acts on it (``runtime/presence.py``, ``runtime/fate.py``), the wall clock does not.
+All of it is simulated: the virtual clock acts on it (``availability.py`` and ``disruptions.py`` in ``runtime/simulation/``),
+the wall clock does not.
 """
 
 import math

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .codecs import Array
+from .codec import Array
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from typing import Any, ClassVar, Literal
 
-from .codecs import NumBytes
+from .codec import NumBytes
 
 Direction = Literal["up", "down"]
 

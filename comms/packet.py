@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import xxhash
 
-from .codecs import Array, Arrays, ArraySpec, Codec, Context, Identity, in_order, specs_of
+from .codec import Array, Arrays, ArraySpec, Codec, Context, IdentityCodec, in_order, specs_of
 from .errors import CorruptPacket, MismatchedPacket, TruncatedPacket, UnfitPacket, UnsupportedPacket
 
 MAGIC = b"FBZ1"
@@ -69,7 +69,7 @@ def seal(
     packet is written. (The reconstruction is then the packet's content, as views.) Raises ``ValueError`` when the codec
     yields other arrays than its layout says, which no receiver could read.
     """
-    if minus is not None and type(codec) is not Identity:  # a subclass may encode otherwise
+    if minus is not None and type(codec) is not IdentityCodec:  # a subclass may encode otherwise
         tensors, minus = {name: array - minus[name] for name, array in tensors.items()}, None
     layout = codec.layout(specs_of(tensors, context.roles))
     arrays, reconstruction = codec.encode(tensors, context=context)
@@ -138,7 +138,7 @@ def unseal(packet: Array, *, codec: Codec, expected: tuple[ArraySpec, ...], cont
             told = "nothing" if array is None else f"{array.dtype.str} of shape {array.shape}"
             raise MismatchedPacket(f"{spec.name!r} decodes to {told}; expected is {spec.dtype} of shape {spec.shape}")
     # Where float32 arrays travel as they are, reading the payload for its checksum has told already.
-    plain = type(codec) is Identity and frame.start % 4 == 0 and all(spec.dtype == "<f4" for spec in expected)
+    plain = type(codec) is IdentityCodec and frame.start % 4 == 0 and all(spec.dtype == "<f4" for spec in expected)
     if finite and not (plain and frame.finite):
         for name, array in tensors.items():
             if array.dtype.kind in "fc" and not np.isfinite(array).all():

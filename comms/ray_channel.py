@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
-from .codecs import Array
+from .codec import Array
 from .errors import StoreFull
 
 

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from .codecs import Array, Arrays, ArraySpec, Context
+from .codec import Array, Arrays, ArraySpec, Context
 from .errors import MismatchedPacket
 
 StageRole = Literal["weight", "vector", "statistic", "activation"]

@@ -9,9 +9,9 @@ or hand it over from Python: ``fedbonsai.run(config, policy=LeastSeen(cohort=4))
 
 from dataclasses import dataclass
 
-from fedbonsai.policies.candidates import Candidates
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.policy import State
+from fedbonsai.policies.selection.candidates import Candidates
 from fedbonsai.policies.view import View
 
 

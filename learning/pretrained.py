@@ -11,12 +11,12 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from .blocks import model_spec
 from .compat import import_torchvision
 from .initialisation import TORCHVISION, Initialisation
 from .models.zoo import PREFIX
+from .parts.blocks import model_spec
+from .parts.structure import ModelSpec, TensorSpec
 from .store import model_hash
-from .structure import ModelSpec, TensorSpec
 
 
 def pinned(init: Initialisation, *, model: str) -> Initialisation:

@@ -48,7 +48,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-class Stream:
+class RandomStream:
     """A stream of torch's CPU randomness of its own, taken up and left again any number of times."""
 
     def __init__(self, seed: int) -> None:

@@ -10,23 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .auxiliaries import LinearHead, auxiliary_spec, build_head, empty_head
-from .blocks import Blocks, cut
-from .compare_blocks import lost_in_blocks
 from .data.load import load
 from .data.transforms import tried
 from .data.types import FederatedData
-from .losses import Metric, default_metrics, make_metric
 from .models import build, use_batch_statistics
-from .module_state import ModuleState
-from .part import cut_of
+from .parts.auxiliaries import LinearHead, auxiliary_spec, build_head, empty_head
+from .parts.blocks import Blocks, cut
+from .parts.compare_blocks import lost_in_blocks
+from .parts.module_state import ModuleState
+from .parts.part import cut_of
+from .parts.structure import BlockSpec, ModelSpec
 from .pretrained import initialise, read_weights
 from .randomness import seeded
 from .resolve import told
 from .seeds import derive
 from .spec import Training
-from .split import Boundary, boundary
-from .structure import BlockSpec, ModelSpec
+from .training.losses import Metric, default_metrics, make_metric
+from .training.split import Boundary, boundary
 from .workload_settings import WorkloadSettings
 
 

@@ -3,7 +3,7 @@
     down_s    = latency + bytes down / rate        rate = the device's own, or the shared link's where that is less
     compute_s = training FLOPs per sample x samples processed / sustained FLOP/s
     up_s      = latency + bytes up / rate
-    stream_s  = what a stream through a cut takes beyond the device's own computing (``runtime/streams.py``)
+    stream_s  = what a stream through a cut takes beyond the device's own computing (``runtime/simulation/streams.py``)
 
 The server's own link counts as shared, where it is limited; so do those of the partition hosts.
 """

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
-from ..comms.codecs import CodecSpec
-from ..comms.predict import Residual
-from ..learning.part import Part
+from ..comms.codec import CodecSpec
+from ..comms.links.predict import Residual
+from ..learning.parts.part import Part
 from ..learning.spec import Count, Fraction, NonNegative, Training
 
 

@@ -41,7 +41,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from .answer import check_answer, check_state
+from .checks.answer import check_answer, check_state
 from .decision import Decision
 from .view import View
 

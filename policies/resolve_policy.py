@@ -19,18 +19,18 @@ from typing import Any, get_type_hints
 
 from ..clusters.units import shown
 from ..learning.resolve import resolve
-from .asynchronous import Asynchronous
-from .closing import Closing
-from .deadline import ByDeadline
-from .ecofed import EcoFed
-from .fields import convert_field
-from .local_loss import LocalLoss
-from .oort import Oort
+from .checks.fields import convert_field
+from .compression.residuals import Residuals
+from .partitioning.ecofed import EcoFed
+from .partitioning.local_loss import LocalLoss
+from .partitioning.split import SplitFed
 from .policy import Chain, Policy, chain
-from .power_of_choice import PowerOfChoice
-from .residuals import Residuals
-from .select import All, Fastest, RandomCohort
-from .split import SplitFed
+from .rhythm.asynchronous import Asynchronous
+from .rhythm.closing import Closing
+from .selection.deadline import ByDeadline
+from .selection.oort import Oort
+from .selection.plain import All, Fastest, RandomCohort
+from .selection.power_of_choice import PowerOfChoice
 
 PolicySpec = Mapping[str, Any]
 

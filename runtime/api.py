@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..comms.codecs import Array
+from ..comms.codec import Array
 from ..learning.initialisation import Initialisation
 from ..policies.policy import Policy
-from .check_policy import check_policy, configured_policy, described
-from .config import Config, load_config
-from .convert import convert
+from .configuration.config import Config, load_config
+from .configuration.convert import convert
+from .configuration.measured import MachineMeasurements, settle
+from .configuration.policy_checks import check_policy, configured_policy, described
+from .configuration.user_modules import find_named_modules
+from .configuration.workload_settings import workload_settings
 from .errors import ClusterError, ConfigError, RunError, ServerDied, UnfitCheckpoint
 from .events import AnyEvent, Notice, PlanEnded, RunStarted, VersionClosed
-from .measured import Measured, settle
-from .named_modules import find_named_modules
-from .recovery import Recovery
-from .resume import Resume, discard, going_on, open_folder
-from .session import Session, open_session
-from .step import exception
-from .summary import Summary
-from .workload_settings import workload_settings
+from .execution.recovery import Recovery
+from .execution.resume import Resume, discard, going_on, open_folder
+from .execution.session import Session, open_session
+from .execution.step import exception
+from .reporting.summary import Summary
 
 if TYPE_CHECKING:  # a run on Ray needs no torch in this process
     import torch
@@ -247,7 +247,7 @@ class Run:
         """The configuration, with what a run that goes on has measured at its start."""
         if self.folder is None:
             return self.config
-        return settle(self.config, convert(self.folder.measured, Measured))
+        return settle(self.config, convert(self.folder.measured, MachineMeasurements))
 
     def _fetch(self, session: Session, *, settled: bool) -> None:
         """Bring the weights home, of a run that failed those of its newest version.

@@ -46,7 +46,7 @@ class SharedRay:
     def open(self):
         """The one that is there, or a new one."""
         import ray
-        from fedbonsai.clusters.ray_cluster import start_local
+        from fedbonsai.clusters.ray_backend.ray_cluster import start_local
 
         if self._running is None or not ray.is_initialized():
             self._running = start_local(num_cpus=2, resources={"board": 1})
@@ -72,7 +72,7 @@ def cluster(shared_ray):
     Nothing is left of the runs before: who kills "the worker" must not find one that is ending anyway.
     """
     running = shared_ray.open()
-    wait_until_gone("Worker", "PartitionHostActor", "Host")
+    wait_until_gone("Worker", "PartitionHostActor", "ObjectActor")
     return running
 
 

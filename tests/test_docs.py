@@ -25,9 +25,9 @@ from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.presets import PRESETS
 from fedbonsai.policies.resolve_policy import BUILT_IN, make_policy
 from fedbonsai.policies.view import View
-from fedbonsai.runtime.config import Config, load_config
+from fedbonsai.runtime.configuration.config import Config, load_config
 from fedbonsai.runtime.events import AnyEvent
-from fedbonsai.runtime.summary import Summary
+from fedbonsai.runtime.reporting.summary import Summary
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if page.is_file()]

@@ -3,7 +3,7 @@
 import constriction
 import numpy as np
 
-from ..codecs import Array
+from ..codec import Array
 from ..errors import CorruptPacket
 from .coders import Symbols
 from .tables import Table

@@ -4,7 +4,7 @@ Plainly coded, an entry that is there costs at most log2(items / nonzeros) + 1.4
 any arrangement), 9 bits for sign and magnitude, and less than half a bit for what tables and lanes lose. All in integers.
 """
 
-from ..codecs import ArraySpec
+from ..codec import ArraySpec
 
 _STREAM_BYTES = 64  # coder, lengths, the last words of a stream
 _TENSOR_BYTES = 32  # description, alphabet and counts of one tensor

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..codecs import Array, Arrays, ArraySpec, Context
+from ..codec import Array, Arrays, ArraySpec, Context
 from ..errors import CorruptPacket, MismatchedPacket, TruncatedPacket
 from ..stages import check_fixed
 from . import stream

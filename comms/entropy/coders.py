@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..codecs import Array
+from ..codec import Array
 from ..errors import TruncatedPacket, UnsupportedPacket
 from .raw import RawReader, RawWriter, length_of, with_length
 from .tables import Table

@@ -18,7 +18,7 @@ from .gaps import put_counts, put_gaps, take_counts, take_gaps
 from .tables import Integers
 
 
-class Blocks(NamedTuple):
+class DensityBlocks(NamedTuple):
     """All combinations of classes of all tensors, sorted by density class: where each begins in the sequence of all."""
 
     density: Symbols  # class of each
@@ -42,14 +42,14 @@ class Axis(NamedTuple):
     sizes: Integers
 
 
-class View(NamedTuple):
+class EntryView(NamedTuple):
     """A tensor's three axes."""
 
     axes: tuple[Axis, Axis, Axis]
     base: int
 
 
-def view_of(classes: Classes) -> View:
+def view_of(classes: Classes) -> EntryView:
     """The axes of a tensor, their classes counted from 0."""
     axes, base = [], classes.base
     for axis in range(3):
@@ -62,10 +62,10 @@ def view_of(classes: Classes) -> View:
         small = (own - low).astype(np.uint8)
         sizes = np.bincount(small)
         axes.append(Axis(length, small, np.argsort(small, kind="stable"), np.cumsum(sizes) - sizes, sizes))
-    return View((axes[0], axes[1], axes[2]), base)
+    return EntryView((axes[0], axes[1], axes[2]), base)
 
 
-def blocks_of(views: list[View]) -> Blocks:
+def blocks_of(views: list[EntryView]) -> DensityBlocks:
     """The blocks of all tensors, sorted by class, then tensor. Takes some 50 bytes for each, at most 23^3 for a tensor."""
     density, sizes, local = [], [], []
     for view in views:
@@ -82,10 +82,10 @@ def blocks_of(views: list[View]) -> Blocks:
     starts = np.zeros(len(order) + 1, np.int64)
     np.cumsum(sizes_all[order], out=starts[1:])
     tensor = np.repeat(np.arange(len(views), dtype=np.int32), [len(own) for own in local])
-    return Blocks(density_all[order], starts, tensor[order], np.concatenate(local)[order], order, local)
+    return DensityBlocks(density_all[order], starts, tensor[order], np.concatenate(local)[order], order, local)
 
 
-def put_positions(encoder: StageWriter, flats: list[Integers], views: list[View]) -> None:
+def put_positions(encoder: StageWriter, flats: list[Integers], views: list[EntryView]) -> None:
     """Send the positions (sorted, flat) of each tensor."""
     blocks = blocks_of(views)
     rank_of_block = np.empty(len(blocks.order), np.int64)
@@ -125,7 +125,7 @@ def put_positions(encoder: StageWriter, flats: list[Integers], views: list[View]
     put_gaps(encoder, gaps, counts, sizes)
 
 
-def take_positions(decoder: StageReader, views: list[View], most: int) -> list[Integers]:
+def take_positions(decoder: StageReader, views: list[EntryView], most: int) -> list[Integers]:
     """The positions of each tensor again, ``most`` in all. Raises ``CorruptPacket`` for what no sender sends."""
     blocks = blocks_of(views)
     starts, sizes = _class_edges(blocks)
@@ -153,14 +153,14 @@ def _classes_and_ranks(axis: Axis) -> tuple[Integers, Integers]:
     return axis.classes.astype(np.int64), ranks
 
 
-def _by_tensor(views: list[View], tensor: Symbols) -> list[tuple[View, Integers]]:
+def _by_tensor(views: list[EntryView], tensor: Symbols) -> list[tuple[EntryView, Integers]]:
     """Each view and the indices of its entries."""
     order = np.argsort(tensor.astype(np.uint16) if len(views) <= 1 << 16 else tensor, kind="stable")
     edges = np.searchsorted(tensor[order], np.arange(len(views) + 1))
     return [(view, order[edges[i] : edges[i + 1]]) for i, view in enumerate(views)]
 
 
-def _flat(view: View, rank: Integers, local: Symbols) -> Integers:
+def _flat(view: EntryView, rank: Integers, local: Symbols) -> Integers:
     """From rank within a combination of classes to sorted flat positions."""
     rows, columns, cells = view.axes
     local = local.astype(np.int64)
@@ -180,7 +180,7 @@ def _flat(view: View, rank: Integers, local: Symbols) -> Integers:
     return found
 
 
-def _class_edges(blocks: Blocks) -> tuple[Integers, Integers]:
+def _class_edges(blocks: DensityBlocks) -> tuple[Integers, Integers]:
     """Where each density class starts in the sequence of all, and how many entries it has."""
     firsts = np.flatnonzero(np.diff(blocks.density, prepend=blocks.density[0] - 1))
     starts = blocks.starts[firsts]

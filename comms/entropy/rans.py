@@ -10,7 +10,7 @@ Bytes: number of lanes (2), states (5 each), 16-bit words in the order in which 
 
 import numpy as np
 
-from ..codecs import Array
+from ..codec import Array
 from ..errors import CorruptPacket, TruncatedPacket
 from .coders import Symbols
 from .tables import PRECISION_BITS, TOTAL, Table

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..codecs import Array
+from ..codec import Array
 from ..errors import CorruptPacket, TruncatedPacket
 
 _LENGTH_BYTES = 5  # of seven bits each

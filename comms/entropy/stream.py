@@ -5,7 +5,7 @@ Stages, in order: description of each tensor; alphabets; classes of density; pos
 
 import numpy as np
 
-from ..codecs import Array, ArraySpec
+from ..codec import Array, ArraySpec
 from ..errors import CorruptPacket
 from . import alphabets, density, positions, signs
 from .alphabets import Alphabet

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..codecs import Array
+from ..codec import Array
 from . import alphabets, density, signs
 from .alphabets import Alphabet
 from .bounds import may_be_dense, sparse_is_smaller

@@ -10,7 +10,7 @@ import xxhash
 
 from ..seeds import derive
 from .partition import Owned
-from .types import Indices, Pool, Samples, Transform
+from .types import Indices, SamplePool, Samples, Transform
 
 
 class Shares(Protocol):
@@ -46,7 +46,7 @@ class Shares(Protocol):
 class PoolShares:
     """One pool of samples, dealt out: ``owned[device]`` are positions in its training samples."""
 
-    pool: Pool
+    pool: SamplePool
     owned: Owned
 
     @property

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from .cache import ArraySamples
-from .types import Pool
+from .types import SamplePool
 
 
-def load_digits() -> Pool:
+def load_digits() -> SamplePool:
     """1,437 training and 360 test images ``[sample, 1, 8, 8]``, floats on the scale 0..1.
 
     Sorted by label, every fifth one is a test image: the same split everywhere, with every class in proportion.
@@ -21,7 +21,7 @@ def load_digits() -> Pool:
     x, y = table[:, :-1].reshape(-1, 1, 8, 8) / 16, table[:, -1].astype(np.int64)
     test = np.zeros(len(y), dtype=bool)
     test[np.argsort(y, kind="stable")[::5]] = True
-    return Pool(train=ArraySamples(x[~test], y[~test]), test=ArraySamples(x[test], y[test]), num_classes=10)
+    return SamplePool(train=ArraySamples(x[~test], y[~test]), test=ArraySamples(x[test], y[test]), num_classes=10)
 
 
 def _file() -> Path:

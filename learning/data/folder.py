@@ -20,7 +20,7 @@ from PIL import Image
 from ..spec import Count
 from .cache import Arrays, ArraySamples, cached
 from .config import DataConfig
-from .types import Pool
+from .types import SamplePool
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"}
 UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what Pillow's readers raise
@@ -48,7 +48,7 @@ class _UnknownScale(Exception):
 Entry = tuple[Path, int, int]  # file, label, device (-1: of the pool)
 
 
-def load_folder(config: DataConfig, options: FolderOptions, *, num_devices: int) -> Pool:
+def load_folder(config: DataConfig, options: FolderOptions, *, num_devices: int) -> SamplePool:
     """Decode all images once, as bytes (or floats, see above) ``[sample, channel, row, column]``.
 
     Raises ``ValueError`` for a missing root, class list or device folder, a folder that is no class, no images, or an image of
@@ -70,7 +70,7 @@ def load_folder(config: DataConfig, options: FolderOptions, *, num_devices: int)
     if owners is not None:
         _check_owners(owners, {device: path.parents[1] for path, _, device in train})
     colour = options.channels == 3
-    return Pool(
+    return SamplePool(
         train=ArraySamples(arrays["train_x"], arrays["train_y"]),
         test=ArraySamples(arrays["test_x"], arrays["test_y"]) if len(arrays["test_y"]) else None,
         owners=owners,

@@ -22,7 +22,7 @@ from .partition import Integers, Owned, split
 from .public import public_and_rest, refuse_public
 from .synthetic import Synthetic, SyntheticOptions
 from .transforms import build
-from .types import FederatedData, Indices, Pool, Source
+from .types import FederatedData, Indices, SamplePool, Source
 from .users import call_users, configure, refuse_partition
 from .vision import SETS, load_vision
 
@@ -49,7 +49,7 @@ def load(config: DataConfig, *, num_devices: int, seed: int) -> FederatedData:
     Raises ``ValueError`` for an unknown name, files that are missing, or a partition that does not fit the data.
     """
     found = _find(config, num_devices=num_devices, seed=seed)
-    if isinstance(found, Pool):
+    if isinstance(found, SamplePool):
         return _dealt(found, config, num_devices=num_devices, seed=seed)
     refuse_public(config)
     return found
@@ -61,16 +61,16 @@ def load_public(config: DataConfig, *, num_devices: int, seed: int) -> Federated
     Raises ``ValueError`` as ``load`` does, and for data without such a share.
     """
     found = _find(config, num_devices=num_devices, seed=seed)
-    if not isinstance(found, Pool):
+    if not isinstance(found, SamplePool):
         refuse_public(config)
-    if not isinstance(found, Pool) or not config.public_share:
+    if not isinstance(found, SamplePool) or not config.public_share:
         raise ValueError("data.public_share is 0; it must be above 0 for a public share")
     public, _ = public_and_rest(len(found.train), config)
     config = msgspec.structs.replace(config, test_share=0.0)
     return _device_data(PoolShares(found, [public]), config, seed=seed, num_classes=_num_classes(found), pool=found)
 
 
-def _find(config: DataConfig, *, num_devices: int, seed: int) -> Pool | FederatedData:
+def _find(config: DataConfig, *, num_devices: int, seed: int) -> SamplePool | FederatedData:
     """The samples, or the data of those who know themselves which device owns what."""
     if config.classes is not None and config.name != "folder":
         raise ValueError(f"data.classes is for the image folders of 'folder', not for {config.name!r}; leave it out")
@@ -81,11 +81,11 @@ def _find(config: DataConfig, *, num_devices: int, seed: int) -> Pool | Federate
         return _device_data(generated, config, seed=seed, num_classes=options.classes)
     if ":" in config.name:
         result = call_users(config, num_devices=num_devices, seed=seed)
-        return result if isinstance(result, Pool) else configure(result, config, num_devices=num_devices)
+        return result if isinstance(result, SamplePool) else configure(result, config, num_devices=num_devices)
     return _built_in(config, num_devices=num_devices)
 
 
-def _built_in(config: DataConfig, *, num_devices: int) -> Pool:
+def _built_in(config: DataConfig, *, num_devices: int) -> SamplePool:
     """The pool of a built-in data set."""
     if config.name == "folder":
         return load_folder(config, _options(config, FolderOptions), num_devices=num_devices)
@@ -109,7 +109,7 @@ def _options(config: DataConfig, kind: type[Options]) -> Options:
         raise ValueError(f"data.kwargs: the keywords of {config.name!r} do not fit: {error}") from None
 
 
-def _dealt(pool: Pool, config: DataConfig, *, num_devices: int, seed: int) -> FederatedData:
+def _dealt(pool: SamplePool, config: DataConfig, *, num_devices: int, seed: int) -> FederatedData:
     """A pool, without its public share, dealt to the devices."""
     _, mine = public_and_rest(len(pool.train), config)
     if pool.owners is not None:
@@ -142,7 +142,7 @@ def _by_owner(owners: Indices, mine: Indices, config: DataConfig, *, num_devices
     return owned
 
 
-def _num_classes(pool: Pool) -> int | None:
+def _num_classes(pool: SamplePool) -> int | None:
     """As the pool says, else one more than its largest label."""
     if pool.num_classes is not None or _labels(pool.train) is None:
         return pool.num_classes
@@ -151,7 +151,7 @@ def _num_classes(pool: Pool) -> int | None:
 
 
 def _device_data(
-    shares: Shares, config: DataConfig, *, seed: int, num_classes: int | None, pool: Pool | None = None
+    shares: Shares, config: DataConfig, *, seed: int, num_classes: int | None, pool: SamplePool | None = None
 ) -> FederatedData:
     """Shares, with the experiment's transforms and test share."""
     mean, std = (pool.mean, pool.std) if pool else ((), ())

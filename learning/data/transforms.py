@@ -101,7 +101,7 @@ class Users:
 
 
 @dataclass(frozen=True)
-class Chain:
+class TransformChain:
     """Transforms one after another; the empty chain changes nothing but images of bytes into floats."""
 
     links: tuple[Transform, ...] = ()
@@ -124,8 +124,8 @@ def build(calls: Sequence[Call], *, field: str, mean: tuple[float, ...] = (), st
     """
     standard = Normalize(mean, std)
     if not calls:
-        return Chain((standard,)) if mean else Chain()
-    return Chain(tuple(_link(call, field=field, standard=standard) for call in calls))
+        return TransformChain((standard,)) if mean else TransformChain()
+    return TransformChain(tuple(_link(call, field=field, standard=standard) for call in calls))
 
 
 def tried(transform: Transform, x: Tensor, *, field: str) -> Tensor:

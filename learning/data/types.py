@@ -73,7 +73,7 @@ class Samples:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Pool:
+class SamplePool:
     """Samples that are not yet dealt to devices: what a loader returns.
 
     ``groups``: natural group of each training sample (its writer, its user), for ``partition: {name: groups}``.

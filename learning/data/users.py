@@ -1,7 +1,7 @@
 """The user's own data: ``module:function``, called ``function(num_devices=..., seed=..., root=..., **kwargs)``.
 
-It returns a ``Pool`` of samples, which is dealt to the devices like a built-in set, or a ``FederatedData`` of its own, which
-already knows who owns what.
+It returns a ``SamplePool``, which is dealt to the devices like a built-in set, or a ``FederatedData`` of its own, which already
+knows who owns what.
 """
 
 import inspect
@@ -13,7 +13,7 @@ import numpy as np
 from ..resolve import resolve, told
 from .config import DataConfig, Iid
 from .transforms import build
-from .types import FederatedData, Pool, Samples, Transform
+from .types import FederatedData, SamplePool, Samples, Transform
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,7 +100,7 @@ class Configured:
         return f"data.name: {member}({', '.join(map(str, device))}) of {self.name!r}"
 
 
-def call_users(config: DataConfig, *, num_devices: int, seed: int) -> Pool | FederatedData:
+def call_users(config: DataConfig, *, num_devices: int, seed: int) -> SamplePool | FederatedData:
     """Call the function that ``data.name`` says.
 
     Raises ``ValueError`` when it cannot be found, does not take the keywords, or returns neither of the two.
@@ -116,7 +116,7 @@ def call_users(config: DataConfig, *, num_devices: int, seed: int) -> Pool | Fed
             f"data.kwargs: {config.name!r} is called with num_devices, seed, root and the keywords, but: {error}"
         ) from None
     result = function(**arguments, **config.kwargs)
-    if not isinstance(result, (Pool, FederatedData)):
+    if not isinstance(result, (SamplePool, FederatedData)):
         raise ValueError(
             f"data.name: {config.name!r} returned {type(result).__name__}; it must return a Pool or a FederatedData "
             "(learning.data.types) with all of its members"

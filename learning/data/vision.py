@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..compat import import_torchvision
 from .cache import Arrays, ArraySamples, cached, file_digest
 from .config import DataConfig, Groups
-from .types import Pool
+from .types import SamplePool
 
 IDX = tuple(f"raw/{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
 
@@ -71,7 +71,7 @@ SETS = {
 }
 
 
-def load_vision(config: DataConfig) -> Pool:
+def load_vision(config: DataConfig) -> SamplePool:
     """The set that ``config.name`` says. Raises ``ValueError`` naming ``data.root`` when its files are not there."""
     wanted, root = SETS[config.name], config.folder
     paths = [root / wanted.folder / name for name in wanted.files]
@@ -85,7 +85,7 @@ def load_vision(config: DataConfig) -> Pool:
     digest = file_digest(paths, root=root)
     arrays = cached(root, f"{config.name}-{digest}", lambda: _read(wanted, root))
     groups = _writers(root, len(arrays["train_y"])) if _by_writer(config) else None
-    return Pool(
+    return SamplePool(
         train=ArraySamples(arrays["train_x"], arrays["train_y"]),
         test=ArraySamples(arrays["test_x"], arrays["test_y"]),
         groups=groups,

@@ -9,7 +9,7 @@ import torch
 MODULE = """
 import torch
 from torch import nn
-from fedbonsai.learning.data.types import Pool, Samples
+from fedbonsai.learning.data.types import SamplePool, Samples
 
 class Remembering(nn.Module):
     '''A constant index, and a memory outside the state: it must not outlive the plan.'''
@@ -94,7 +94,7 @@ def points(*, num_devices, seed, root):
     ys = torch.tensor([[2.0], [-1.0], [-1.0], [-1.0]])
     train = Samples(torch.ones(4, 1), ys)
     import numpy as np
-    return Pool(train=train, test=Samples(torch.ones(2, 1), torch.zeros(2, 1)), owners=np.array([0, 1, 1, 1]))
+    return SamplePool(train=train, test=Samples(torch.ones(2, 1), torch.zeros(2, 1)), owners=np.array([0, 1, 1, 1]))
 
 def half_square(output, target):
     return (output - target).square().mean() / 2

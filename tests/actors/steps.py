@@ -3,15 +3,15 @@
 from typing import Any
 
 import msgspec
-from fedbonsai.actors.device import Device
-from fedbonsai.actors.messages import update_stamp, weights_stamp
-from fedbonsai.actors.plan_message import plan_message
-from fedbonsai.actors.server import Server
+from fedbonsai.actors.device.device import Device
+from fedbonsai.actors.messages.messages import update_stamp, weights_stamp
+from fedbonsai.actors.messages.plan_message import plan_message
+from fedbonsai.actors.server.server import Server
 from fedbonsai.comms.channel import LocalChannel
-from fedbonsai.comms.codecs import NO_CONTEXT, Array, Arrays, Identity
+from fedbonsai.comms.codec import NO_CONTEXT, Array, Arrays, IdentityCodec
 from fedbonsai.comms.packet import seal
 from fedbonsai.learning.data.config import DataConfig
-from fedbonsai.learning.part import whole
+from fedbonsai.learning.parts.part import whole
 from fedbonsai.learning.spec import Call, Optimiser, ServerOptimiser, Training
 from fedbonsai.learning.workload import Workload
 from fedbonsai.learning.workload_settings import WorkloadSettings
@@ -65,8 +65,8 @@ def one_round(server: Server, device: Device, plans: list[Plan]) -> None:
 
 def pack(plan: Plan, tensors: Arrays) -> Array:
     """An update that no device made."""
-    return seal(tensors, codec=Identity(), context=NO_CONTEXT, stamp=update_stamp(plan))[0]
+    return seal(tensors, codec=IdentityCodec(), context=NO_CONTEXT, stamp=update_stamp(plan))[0]
 
 
 def weights_packet(version: int, tensors: Arrays) -> Array:
-    return seal(tensors, codec=Identity(), context=NO_CONTEXT, stamp=weights_stamp(version))[0]
+    return seal(tensors, codec=IdentityCodec(), context=NO_CONTEXT, stamp=weights_stamp(version))[0]

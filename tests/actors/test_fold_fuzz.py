@@ -3,24 +3,24 @@
 from typing import Any
 
 import pytest
-from fedbonsai.actors.device import Device
-from fedbonsai.actors.messages import array_specs
-from fedbonsai.actors.peers import Peer
-from fedbonsai.actors.server import Server
-from fedbonsai.comms.codecs import Array, CodecSpec
+from fedbonsai.actors.device.device import Device
+from fedbonsai.actors.messages.messages import array_specs
+from fedbonsai.actors.server.peers import Peer
+from fedbonsai.actors.server.server import Server
+from fedbonsai.comms.codec import Array, CodecSpec
+from fedbonsai.comms.codecs.make_codec import make_codec
 from fedbonsai.comms.errors import OutOfSync, PacketError
-from fedbonsai.comms.link import DeviceEnd
-from fedbonsai.comms.make_codec import make_codec
-from fedbonsai.comms.predict import Residual, carried
-from fedbonsai.learning.part import up_tensors
+from fedbonsai.comms.links.link import DeviceEnd
+from fedbonsai.comms.links.predict import Residual, carried
+from fedbonsai.learning.parts.part import up_tensors
 from fedbonsai.policies.plan import Plan
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ..comms.mutations import mutated
 from ..comms.receivers import Case, sparse
+from .server.test_links import carry_out, finish, linked
 from .steps import IMAGES, make_server
-from .test_links import carry_out, finish, linked
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "delta by the residual chain": {

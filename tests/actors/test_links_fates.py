@@ -5,17 +5,17 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import pytest
-from fedbonsai.actors.device import Device
-from fedbonsai.actors.messages import Dispatch
-from fedbonsai.comms.link import copy_state
-from fedbonsai.comms.predict import Residual
+from fedbonsai.actors.device.device import Device
+from fedbonsai.actors.messages.messages import Dispatch
+from fedbonsai.comms.links.link import copy_state
+from fedbonsai.comms.links.predict import Residual
 from fedbonsai.learning.spec import Call
 from fedbonsai.policies.report import Outcome, Report
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from .server.test_links import BRIEF, DOWN, UP, carry_out, finish, in_step, linked
 from .steps import IMAGES, make_server
-from .test_links import BRIEF, DOWN, UP, carry_out, finish, in_step, linked
 
 ROUNDS = 200
 LINKS = {

@@ -4,21 +4,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedbonsai.actors.device import Device
-from fedbonsai.actors.messages import Dispatch
-from fedbonsai.actors.server import Server
+from fedbonsai.actors.device.device import Device
+from fedbonsai.actors.messages.messages import Dispatch
+from fedbonsai.actors.server.server import Server
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.comms.errors import OutOfSync
-from fedbonsai.comms.link import FORGET, DeviceEnd, state_bytes
-from fedbonsai.comms.predict import Residual
+from fedbonsai.comms.links.link import FORGET, DeviceEnd, state_bytes
+from fedbonsai.comms.links.predict import Residual
 from fedbonsai.learning.spec import ServerOptimiser
 from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Upload
 from fedbonsai.policies.report import Outcome, Report
 from msgspec.structs import replace
 
+from .server.test_links import UP, carry_out, finish, in_step, linked
 from .steps import IMAGES, make_server
-from .test_links import UP, carry_out, finish, in_step, linked
 
 
 def uplink_alone(rule: str) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 import msgspec
 import numpy as np
 import pytest
-from fedbonsai.actors.device import Device
+from fedbonsai.actors.device.device import Device
 from fedbonsai.actors.inline_pool import InlinePool
-from fedbonsai.actors.plan_message import plan_message
+from fedbonsai.actors.messages.plan_message import plan_message
 from fedbonsai.actors.pool import Task, finished
-from fedbonsai.actors.server import Server
+from fedbonsai.actors.server.server import Server
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.policies.report import Outcome, Report
 

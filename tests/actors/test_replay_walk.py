@@ -9,14 +9,14 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from fedbonsai.actors.host_messages import ReplaySettings
-from fedbonsai.actors.replay import ReplayBuffer, ViewGone
-from fedbonsai.actors.replay_files import CHECKSUM_BYTES
-from fedbonsai.actors.replay_index import ReplayIndex
-from fedbonsai.actors.replay_upload import PACKET_BYTES, VIEW_BYTES, ViewKey, view_key
+from fedbonsai.actors.messages.host_messages import ReplaySettings
+from fedbonsai.actors.replay.buffer import ReplayBuffer, ViewGone
+from fedbonsai.actors.replay.replay_index import ReplayIndex
+from fedbonsai.actors.replay.spill import CHECKSUM_BYTES
+from fedbonsai.actors.replay.upload import PACKET_BYTES, VIEW_BYTES, ViewKey, view_key
 from fedbonsai.clusters.scratch import Scratch
-from fedbonsai.comms.codecs import Array
-from fedbonsai.learning.part import Part
+from fedbonsai.comms.codec import Array
+from fedbonsai.learning.parts.part import Part
 from fedbonsai.learning.spec import Optimiser, Training
 from fedbonsai.policies.plan import Plan, Split
 from hypothesis import given, settings

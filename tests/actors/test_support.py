@@ -4,10 +4,10 @@ import msgspec
 import pytest
 from fedbonsai.actors.support import PlanRefused, check_plan
 from fedbonsai.clusters.profile import DeviceProfile
-from fedbonsai.comms.codecs import CodecSpec
-from fedbonsai.learning.part import whole
+from fedbonsai.comms.codec import CodecSpec
+from fedbonsai.learning.parts.part import whole
+from fedbonsai.learning.parts.structure import BlockSpec, ModelSpec, TensorSpec
 from fedbonsai.learning.spec import Training
-from fedbonsai.learning.structure import BlockSpec, ModelSpec, TensorSpec
 from fedbonsai.policies.plan import Objective, Plan, Sparsity, Split, Upload
 
 SPEC = ModelSpec(

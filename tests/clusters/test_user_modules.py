@@ -22,7 +22,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_is_installed_is_not_shipped() -> None:
-    assert user_sources(["numpy:zeros", "json:loads", "sys", "torch.nn:Linear", "fedbonsai.policies.select:All"]) == []
+    assert (
+        user_sources(["numpy:zeros", "json:loads", "sys", "torch.nn:Linear", "fedbonsai.policies.selection.plain:All"])
+        == []
+    )
     assert runtime_env_for(["numpy:zeros"], joined=True) == runtime_env_for([], joined=False) == {}
 
 

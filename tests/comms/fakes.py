@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from fedbonsai.comms.codecs import Arrays, ArraySpec, Context, Identity
+from fedbonsai.comms.codec import Arrays, ArraySpec, Context, IdentityCodec
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Drop:
 
 
 @dataclass(frozen=True)
-class Double(Identity):
+class Double(IdentityCodec):
     """Sends twice the values: an identity by descent only."""
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
@@ -69,7 +69,7 @@ class Double(Identity):
 
 
 @dataclass(frozen=True)
-class Backwards(Identity):
+class Backwards(IdentityCodec):
     """Yields the last array first, where its layout says the first."""
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import xxhash
-from fedbonsai.comms.codecs import NO_CONTEXT, Array, ArraySpec
+from fedbonsai.comms.codec import NO_CONTEXT, Array, ArraySpec
 from fedbonsai.comms.entropy import stream
 from fedbonsai.comms.entropy.codec import CODED, Entropy, is_symbols
 from fedbonsai.comms.entropy.coders import CoderName, StageWriter, Symbols

@@ -5,15 +5,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from fedbonsai.comms.broadcast import seal_agreed, seal_dense, seal_model
-from fedbonsai.comms.codecs import NO_CONTEXT, Array, Arrays, ArraySpec, Codec, CodecSpec, Identity, specs_of
+from fedbonsai.comms.codec import NO_CONTEXT, Array, Arrays, ArraySpec, Codec, CodecSpec, IdentityCodec, specs_of
+from fedbonsai.comms.codecs.make_codec import make_codec
 from fedbonsai.comms.entropy.bounds import most_entries
 from fedbonsai.comms.entropy.codec import Entropy
-from fedbonsai.comms.link import DeviceEnd, Memory, Model
-from fedbonsai.comms.make_codec import make_codec
+from fedbonsai.comms.links.broadcast import seal_agreed, seal_dense, seal_model
+from fedbonsai.comms.links.link import DeviceEnd, Memory, Model
+from fedbonsai.comms.links.predict import Residual, carried, difference, hash_arrays
+from fedbonsai.comms.links.receive import context_for, receive_models, receive_update
 from fedbonsai.comms.packet import PacketKind, Stamp, seal, unseal
-from fedbonsai.comms.predict import Residual, carried, difference, hash_arrays
-from fedbonsai.comms.receive import context_for, receive_models, receive_update
 
 SHAPES = {
     "conv.weight": (8, 3, 3, 3),
@@ -101,7 +101,7 @@ def cases() -> dict[str, Case]:
         symbols = make_codec(specs[:-1]).layout(EXPECTED) if specs and specs[-1].name == "entropy" else ()
         of_chain = [_plain(name, codec), _update(name, codec, FLOAT), _broadcast(name, codec)]
         found += [replace(case, symbols=symbols) for case in of_chain]
-    found += [_update("lz4", make_codec(CHAINS["lz4"]), BITS), _update("identity", Identity(), BITS)]
+    found += [_update("lz4", make_codec(CHAINS["lz4"]), BITS), _update("identity", IdentityCodec(), BITS)]
     found += [_start("dense"), _start("agreed")]
     return {case.name: case for case in found}
 
@@ -178,8 +178,8 @@ def _broadcast(name: str, codec: Codec) -> Case:
 def _start(how: str) -> Case:
     """A whole model, or one that follows from a seed, to a device that holds another."""
     model, context = Model.of(2, tensors(1)), context_for(EXPECTED, seed=2)
-    packet = seal_dense(model, codec=Identity(), context=context) if how == "dense" else seal_agreed(model)
-    read = _receiver(Model.of(1, tensors(200)), DOWN, Identity(), version=2)
+    packet = seal_dense(model, codec=IdentityCodec(), context=context) if how == "dense" else seal_agreed(model)
+    read = _receiver(Model.of(1, tensors(200)), DOWN, IdentityCodec(), version=2)
     return Case(f"{how} model", (packet,), read, EXPECTED, EXPECTED if how == "dense" else ())
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from fedbonsai.comms.codecs import NO_CONTEXT, ArraySpec, specs_of
+from fedbonsai.comms.codec import NO_CONTEXT, ArraySpec, specs_of
 from fedbonsai.comms.entropy.codec import CODED, Entropy, Rans
 from fedbonsai.comms.entropy.coders import constriction_runs
 from fedbonsai.comms.errors import CorruptPacket, MismatchedPacket, PacketError, TruncatedPacket, UnsupportedPacket

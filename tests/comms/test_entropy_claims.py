@@ -6,7 +6,7 @@ import tracemalloc
 import msgspec
 import numpy as np
 import pytest
-from fedbonsai.comms.codecs import NO_CONTEXT, ArraySpec, specs_of
+from fedbonsai.comms.codec import NO_CONTEXT, ArraySpec, specs_of
 from fedbonsai.comms.entropy import density
 from fedbonsai.comms.entropy import stream as stream_stages
 from fedbonsai.comms.entropy.alphabets import Alphabet

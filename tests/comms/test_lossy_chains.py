@@ -2,17 +2,17 @@
 
 import numpy as np
 import pytest
-from fedbonsai.comms.auto import Auto
-from fedbonsai.comms.codecs import Array, Arrays, Codec, Context, chain, specs_of
+from fedbonsai.comms.codec import Array, Arrays, Codec, Context, chain, specs_of
+from fedbonsai.comms.codecs.auto import Auto
+from fedbonsai.comms.codecs.float16 import Float16
+from fedbonsai.comms.codecs.lz4_codec import Lz4
+from fedbonsai.comms.codecs.pack import Pack
+from fedbonsai.comms.codecs.sparsify import Threshold, TopK
+from fedbonsai.comms.codecs.ternary import Ternary
+from fedbonsai.comms.codecs.uniform import Uniform
 from fedbonsai.comms.entropy.codec import Entropy, Rans
 from fedbonsai.comms.errors import PacketError
-from fedbonsai.comms.float16 import Float16
-from fedbonsai.comms.lz4_codec import Lz4
-from fedbonsai.comms.pack import Pack
 from fedbonsai.comms.packet import PacketKind, Stamp, seal, sealed_bytes, unseal
-from fedbonsai.comms.sparsify import Threshold, TopK
-from fedbonsai.comms.ternary import Ternary
-from fedbonsai.comms.uniform import Uniform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst

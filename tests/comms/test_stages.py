@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
-from fedbonsai.comms.codecs import ArraySpec, Codec, Context
+from fedbonsai.comms.codec import ArraySpec, Codec, Context
+from fedbonsai.comms.codecs.float16 import Float16
+from fedbonsai.comms.codecs.sparsify import Threshold, TopK
+from fedbonsai.comms.codecs.ternary import Ternary
+from fedbonsai.comms.codecs.uniform import Uniform
 from fedbonsai.comms.errors import MismatchedPacket
-from fedbonsai.comms.float16 import Float16
-from fedbonsai.comms.sparsify import Threshold, TopK
 from fedbonsai.comms.stages import received, touched_arrays, touched_specs
-from fedbonsai.comms.ternary import Ternary
-from fedbonsai.comms.uniform import Uniform
 
 TENSORS = {
     "conv": np.ones((2, 3), "<f4"),

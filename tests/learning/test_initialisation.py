@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from fedbonsai.actors.device import Device
-from fedbonsai.actors.server import Server
+from fedbonsai.actors.device.device import Device
+from fedbonsai.actors.server.server import Server
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.learning.compat import import_torchvision
 from fedbonsai.learning.data.config import DataConfig

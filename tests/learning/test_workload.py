@@ -7,18 +7,18 @@ import msgspec
 import pytest
 import torch
 from fedbonsai.learning.data.config import DataConfig
-from fedbonsai.learning.evaluation import evaluate
-from fedbonsai.learning.losses import make_loss
 from fedbonsai.learning.spec import Call, Optimiser, Training
 from fedbonsai.learning.store import model_hash
-from fedbonsai.learning.training import train
+from fedbonsai.learning.training.evaluation import evaluate
+from fedbonsai.learning.training.losses import make_loss
+from fedbonsai.learning.training.training import train
 from fedbonsai.learning.workload import Workload
 from fedbonsai.learning.workload_settings import WorkloadSettings
 
 MODULE = """
 import torch
 from torch import nn
-from fedbonsai.learning.data.types import Pool, Samples
+from fedbonsai.learning.data.types import SamplePool, Samples
 
 class Recurrent(nn.Module):
     def __init__(self, *, hidden):
@@ -34,7 +34,7 @@ def sums(*, num_devices, seed, root, steps):
     x = torch.randn(40 * num_devices + 50, steps, 3, generator=generator)
     samples = Samples(x, x[:, :, 0].mean(dim=1, keepdim=True))
     train = torch.arange(40 * num_devices)
-    return Pool(train=samples.take(train), test=samples.take(torch.arange(len(train), len(x))))
+    return SamplePool(train=samples.take(train), test=samples.take(torch.arange(len(train), len(x))))
 
 def louder(x, generator, *, by):
     return x * by

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from fedbonsai.clusters.profile import DeviceProfile
-from fedbonsai.learning.part import Part
+from fedbonsai.learning.parts.part import Part
 from fedbonsai.learning.spec import Training
 from fedbonsai.policies.plan import Plan
 from fedbonsai.policies.report import Estimate, Outcome, Report

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fedbonsai.policies.asynchronous import Asynchronous
-from fedbonsai.policies.closing import Closing
-from fedbonsai.policies.deadline import ByDeadline
+from fedbonsai.policies.compression.residuals import Residuals
 from fedbonsai.policies.decision import Decision, ServerTask
-from fedbonsai.policies.ecofed import EcoFed
-from fedbonsai.policies.local_loss import LocalLoss
-from fedbonsai.policies.oort import Oort
+from fedbonsai.policies.partitioning.ecofed import EcoFed
+from fedbonsai.policies.partitioning.local_loss import LocalLoss
+from fedbonsai.policies.partitioning.split import SplitFed
 from fedbonsai.policies.policy import Identity, Policy, chain
-from fedbonsai.policies.power_of_choice import PowerOfChoice
-from fedbonsai.policies.residuals import Residuals
 from fedbonsai.policies.resolve_policy import BUILT_IN, make_policy
-from fedbonsai.policies.select import All, Fastest, RandomCohort
-from fedbonsai.policies.split import SplitFed
+from fedbonsai.policies.rhythm.asynchronous import Asynchronous
+from fedbonsai.policies.rhythm.closing import Closing
+from fedbonsai.policies.selection.deadline import ByDeadline
+from fedbonsai.policies.selection.oort import Oort
+from fedbonsai.policies.selection.plain import All, Fastest, RandomCohort
+from fedbonsai.policies.selection.power_of_choice import PowerOfChoice
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -2,8 +2,8 @@
 
 import msgspec
 import pytest
-from fedbonsai.comms.codecs import CodecSpec
-from fedbonsai.learning.part import Part
+from fedbonsai.comms.codec import CodecSpec
+from fedbonsai.learning.parts.part import Part
 from fedbonsai.policies.plan import Objective, Plan, Sparsity, Split, Upload
 from fedbonsai.policies.report import Estimate, Measured, Outcome, Report
 

@@ -3,11 +3,11 @@
 import sys
 
 import pytest
-from fedbonsai.policies.deadline import ByDeadline
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.policy import Identity, chain
 from fedbonsai.policies.resolve_policy import make_policy
-from fedbonsai.policies.select import All, RandomCohort
+from fedbonsai.policies.selection.deadline import ByDeadline
+from fedbonsai.policies.selection.plain import All, RandomCohort
 
 STRANGER = """
 from dataclasses import dataclass

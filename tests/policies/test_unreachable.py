@@ -3,13 +3,13 @@
 import dataclasses
 
 import pytest
-from fedbonsai.policies.asynchronous import Asynchronous
-from fedbonsai.policies.deadline import ByDeadline
 from fedbonsai.policies.decision import Decision
-from fedbonsai.policies.oort import Oort
 from fedbonsai.policies.policy import chain
-from fedbonsai.policies.power_of_choice import PowerOfChoice
-from fedbonsai.policies.select import All, Fastest, RandomCohort
+from fedbonsai.policies.rhythm.asynchronous import Asynchronous
+from fedbonsai.policies.selection.deadline import ByDeadline
+from fedbonsai.policies.selection.oort import Oort
+from fedbonsai.policies.selection.plain import All, Fastest, RandomCohort
+from fedbonsai.policies.selection.power_of_choice import PowerOfChoice
 
 SELECTIONS = [
     All(),

@@ -16,7 +16,7 @@ from .nodes import OF_WORKER
 from .processes import actor_pids, wait_until
 
 LINK = {"memory_bytes": 10**9, "up_bytes_per_s": 10**9, "down_bytes_per_s": 10**9}
-VICTIMS = {"Worker": 3, "PartitionHostActor": 3, "Host": 2}  # by weight; the last one is the server
+VICTIMS = {"Worker": 3, "PartitionHostActor": 3, "ObjectActor": 2}  # by weight; the last one is the server
 NODE = {"Node": 1}  # with all that is there
 CONFIG = {
     "seed": 7,
@@ -85,18 +85,18 @@ class Killer:
         """Kill one of a kind, once there is one that may be."""
         while not self._over.is_set():
             pids = sorted(actor_pids(kind))
-            if pids and (kind != "Host" or self.spares):
+            if pids and (kind != "ObjectActor" or self.spares):
                 with suppress(ProcessLookupError):  # it has just gone by itself
                     os.kill(pids[int(which * len(pids))], signal.SIGKILL)
                     self.killed[kind] += 1
-                    self.spares -= kind == "Host"
+                    self.spares -= kind == "ObjectActor"
                     return
             self._over.wait(0.05)
 
     def _kill_node(self):
-        with_server = bool(self._node.pids().intersection(actor_pids("Host")))
+        with_server = bool(self._node.pids().intersection(actor_pids("ObjectActor")))
         while with_server and not self.spares and not self._over.wait(0.05):
-            with_server = bool(self._node.pids().intersection(actor_pids("Host")))
+            with_server = bool(self._node.pids().intersection(actor_pids("ObjectActor")))
         self._node.kill()
         self.killed["Node with the server" if with_server else "Node"] += 1
         self.spares -= with_server

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedbonsai.actors.plan_message import plan_message
+from fedbonsai.actors.messages.plan_message import plan_message
 from fedbonsai.actors.pool import Finished, Task
 from fedbonsai.clusters.fleet import Fleet, load_fleet
-from fedbonsai.learning.part import Part
+from fedbonsai.learning.parts.part import Part
 from fedbonsai.learning.spec import Training
 from fedbonsai.policies.plan import Plan
 from fedbonsai.policies.report import Outcome, Report

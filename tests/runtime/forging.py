@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import safetensors.numpy
-from fedbonsai.runtime import manifest as manifests
-from fedbonsai.runtime.checkpoint_types import CONTAINERS, ENUMS, KINDS, STRUCTS
+from fedbonsai.runtime.checkpointing import manifest as manifests
+from fedbonsai.runtime.checkpointing.types import CONTAINERS, ENUMS, KINDS, STRUCTS
 
 TAGS = [*CONTAINERS, *ENUMS, *STRUCTS, *KINDS, "array", "tensor", "stored"]
 SCALARS = [None, True, -1, 0, 1, 2**63 - 1, -(2**63), 2**64 - 1, 0.5, -1e308, float("nan"), float("inf"), "", "x", b"", b"\xc1",

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import ray
-from fedbonsai.clusters.ray_cluster import _environment, _loopback_only
+from fedbonsai.clusters.ray_backend.ray_cluster import _environment, _loopback_only
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from fedbonsai.learning.data.digits import load_digits
 from fedbonsai.learning.store import model_hash
-from fedbonsai.policies.select import Fastest
+from fedbonsai.policies.selection.plain import Fastest
 from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import PlanEnded, RunEnded, RunStarted, VersionClosed
-from fedbonsai.runtime.inline_session import InlineSession
-from fedbonsai.runtime.run_folder import RunFolder
+from fedbonsai.runtime.execution.inline_session import InlineSession
+from fedbonsai.runtime.storage.run_folder import RunFolder
 
 
 def accuracy_of(model):
@@ -78,7 +78,7 @@ def test_the_model_predicts_as_well_as_the_summary_says(digits):
     assert model_hash(model.state_dict()) == run.summary["model_hash"]
     # digits are normalised before they go in; evaluation's transform is the data's
     from fedbonsai.learning.workload import Workload
-    from fedbonsai.runtime.workload_settings import workload_settings
+    from fedbonsai.runtime.configuration.workload_settings import workload_settings
 
     data = Workload(workload_settings(run.config, num_devices=3)).data
     samples = data.server_test()

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 
 import fedbonsai
 import pytest
-from fedbonsai.comms.codecs import CodecSpec
-from fedbonsai.policies.asynchronous import Asynchronous
+from fedbonsai.comms.codec import CodecSpec
+from fedbonsai.policies.compression.residuals import Residuals
+from fedbonsai.policies.partitioning.split import SplitFed
 from fedbonsai.policies.policy import chain
-from fedbonsai.policies.residuals import Residuals
-from fedbonsai.policies.split import SplitFed
+from fedbonsai.policies.rhythm.asynchronous import Asynchronous
 from fedbonsai.runtime.errors import ConfigError
 from fedbonsai.runtime.events import PlanEnded, VersionClosed
 from msgspec.structs import replace

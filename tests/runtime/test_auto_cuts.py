@@ -4,18 +4,18 @@ from collections import Counter
 
 import fedbonsai
 import pytest
-from fedbonsai.learning.part import whole
+from fedbonsai.learning.parts.part import whole
 from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.decision import Decision
-from fedbonsai.policies.ecofed import EcoFed
-from fedbonsai.policies.split import SplitFed
+from fedbonsai.policies.partitioning.ecofed import EcoFed
+from fedbonsai.policies.partitioning.split import SplitFed
 from fedbonsai.policies.view import View
-from fedbonsai.runtime.config import load_config
-from fedbonsai.runtime.costs import Costs
+from fedbonsai.runtime.configuration.config import load_config
+from fedbonsai.runtime.configuration.default_plan import DefaultPlan
+from fedbonsai.runtime.configuration.workload_settings import workload_settings
 from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import PlanEnded
-from fedbonsai.runtime.plan_maker import PlanMaker
-from fedbonsai.runtime.workload_settings import workload_settings
+from fedbonsai.runtime.simulation.costs import Costs
 
 SLOW_LINK = {"up_bytes_per_s": "2 Mbit/s", "down_bytes_per_s": "2 Mbit/s"}
 FAST_LINK = {"up_bytes_per_s": "900 Mbit/s", "down_bytes_per_s": "900 Mbit/s"}
@@ -151,7 +151,7 @@ def test_on_vgg_the_cost_model_cuts_unlike_devices_elsewhere():
     )
     fleet = config.load_fleet()
     workload = Workload(workload_settings(config, num_devices=2))
-    new_plan = PlanMaker(config, whole(workload.spec))
+    new_plan = DefaultPlan(config, whole(workload.spec))
     view = View(
         time_s=0.0,
         version=0,

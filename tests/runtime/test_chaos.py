@@ -2,7 +2,7 @@
 
 import fedbonsai
 import pytest
-from fedbonsai.clusters.ray_cluster import start_local
+from fedbonsai.clusters.ray_backend.ray_cluster import start_local
 
 from .chaos import CONFIG, survive
 from .nodes import CPUS, QUICK, OtherNode
@@ -18,7 +18,7 @@ def test_a_run_survives_one_kill_of_each_kind_and_another():
     with start_local(num_cpus=CPUS, env_vars=QUICK) as cluster, OtherNode(cluster, num_cpus=CPUS) as node:
         killed, summary, _ = survive(seed=29, kills=KILLS, rounds=ROUNDS, node=node)
     assert sum(killed.values()) == KILLS
-    assert {kind.split()[0] for kind in killed} == {"Worker", "PartitionHostActor", "Host", "Node"}
+    assert {kind.split()[0] for kind in killed} == {"Worker", "PartitionHostActor", "ObjectActor", "Node"}
     outcomes = summary["outcomes"]
     assert outcomes["failed"] == outcomes["rejected"] == outcomes["out_of_memory"] == 0
     assert summary["accuracy"] > expected.summary["accuracy"] - 0.1

@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import fedbonsai
 import pytest
-from fedbonsai.actors.device import Device
-from fedbonsai.actors.partition_host import PartitionHost
-from fedbonsai.learning.part import Part
+from fedbonsai.actors.device.device import Device
+from fedbonsai.actors.host.partition_host import PartitionHost
+from fedbonsai.learning.parts.part import Part
 from fedbonsai.policies.decision import Decision
 from fedbonsai.runtime.errors import ConfigError
 from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed

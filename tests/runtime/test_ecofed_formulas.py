@@ -7,13 +7,13 @@ in its head, a period of 2, without labels, headers and running statistics:
 """
 
 import pytest
-from fedbonsai.comms.codecs import CodecSpec
-from fedbonsai.learning.part import Part, linear_head, whole
+from fedbonsai.comms.codec import CodecSpec
+from fedbonsai.learning.parts.part import Part, linear_head, whole
 from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Plan, Split
-from fedbonsai.runtime.config import load_config
-from fedbonsai.runtime.costs import Costs
-from fedbonsai.runtime.workload_settings import workload_settings
+from fedbonsai.runtime.configuration.config import load_config
+from fedbonsai.runtime.configuration.workload_settings import workload_settings
+from fedbonsai.runtime.simulation.costs import Costs
 
 CUT, FRONT = "features.4", ("features.0", "features.4")
 PLAIN_8_BIT = (CodecSpec("uniform", {"bits": 8, "signed": "auto", "roles": ["activation"]}),)

@@ -8,17 +8,17 @@ import msgspec
 import numpy as np
 import pytest
 import safetensors.numpy
-from fedbonsai.actors.messages import Message
+from fedbonsai.actors.messages.messages import Message
 from fedbonsai.comms.channel import LocalChannel
-from fedbonsai.runtime import manifest as manifests
-from fedbonsai.runtime import marker
-from fedbonsai.runtime.check_policy import configured_policy
-from fedbonsai.runtime.config import load_config
-from fedbonsai.runtime.engine import Engine
+from fedbonsai.runtime.checkpointing import manifest as manifests
+from fedbonsai.runtime.checkpointing.restore import StateDecoder
+from fedbonsai.runtime.configuration.config import load_config
+from fedbonsai.runtime.configuration.policy_checks import configured_policy
+from fedbonsai.runtime.engine.engine import Engine
 from fedbonsai.runtime.errors import ConfigError, Damaged, UnfitCheckpoint
-from fedbonsai.runtime.save_plan import SavePlan
-from fedbonsai.runtime.saver import Saver
-from fedbonsai.runtime.thaw import Thawer
+from fedbonsai.runtime.execution.save_plan import SavePlan
+from fedbonsai.runtime.execution.saver import Saver
+from fedbonsai.runtime.storage import marker
 
 from .forging import forge, graph, mutated
 from .resuming import BASE, METHODS, facts, started, told, uninterrupted
@@ -81,7 +81,7 @@ GRAPHS = {
     "a node without a tag": ([0], [[]]),
     "a node whose tag is a number": ([0], [[3]]),
     "code for a tag": ([0], [["os:system", "true"]]),
-    "a module of ours for a tag": ([0], [["object", "fedbonsai.actors.messages:Message", "kind", "weights"]]),
+    "a module of ours for a tag": ([0], [["object", "fedbonsai.actors.messages.messages:Message", "kind", "weights"]]),
     "a list for a key": ([1], [["list"], ["dict", [0], 1]]),
     "a key that takes for ever to hash": ([61], BOMB),
     "a key that is nested deeply": (
@@ -132,12 +132,12 @@ def test_a_graph_that_was_never_written_is_damaged(data):
         raise AssertionError(f"{name} was read")
 
     with pytest.raises(Damaged) as caught:
-        Thawer(LocalChannel(), files=(), read=read).thaw(data)
+        StateDecoder(LocalChannel(), files=(), read=read).thaw(data)
     assert len(str(caught.value)) < 1000
 
 
 def test_depth_alone_does_no_harm():
-    value = Thawer(LocalChannel(), files=(), read=bytes).thaw(msgspec.msgpack.encode([[50_000], NESTED]))
+    value = StateDecoder(LocalChannel(), files=(), read=bytes).thaw(msgspec.msgpack.encode([[50_000], NESTED]))
     for _ in range(50_000):
         (value,) = value
     assert value == []
@@ -145,7 +145,7 @@ def test_depth_alone_does_no_harm():
 
 def test_a_sound_packet_goes_through_the_channel():
     held = [["array", ARRAY], ["message", "reference", [0], "num_bytes", 3, "kind", "weights"]]
-    found = Thawer(LocalChannel(), files=(), read=bytes).thaw(msgspec.msgpack.encode([[1], held]))
+    found = StateDecoder(LocalChannel(), files=(), read=bytes).thaw(msgspec.msgpack.encode([[1], held]))
     assert isinstance(found, Message)
     assert not found.reference.flags.writeable
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import fedbonsai
 import pytest
 import torch
-from fedbonsai.learning.blocks import cut
-from fedbonsai.learning.cost import part_cost
-from fedbonsai.learning.part import whole
-from fedbonsai.learning.pretraining import Recipe
+from fedbonsai.learning.costs.cost import part_cost
+from fedbonsai.learning.parts.blocks import cut
+from fedbonsai.learning.parts.part import whole
 from fedbonsai.learning.spec import Training
-from fedbonsai.runtime.config import load_config
+from fedbonsai.learning.training.pretraining import Recipe
+from fedbonsai.runtime.cli.pretrain import pretrain
+from fedbonsai.runtime.configuration.config import load_config
 from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import Evaluated, PlanEnded, RunStarted
-from fedbonsai.runtime.pretrain import pretrain
 from safetensors.torch import load_file
 from torch import nn
 

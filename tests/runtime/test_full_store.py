@@ -2,7 +2,7 @@
 
 import fedbonsai
 import pytest
-from fedbonsai.clusters.ray_cluster import start_local
+from fedbonsai.clusters.ray_backend.ray_cluster import start_local
 from fedbonsai.runtime.errors import RunError
 
 # 30 MB a packet; one down, and eight up, of which some wait at a time.

@@ -4,9 +4,9 @@ import fedbonsai
 import pytest
 import torch
 from fedbonsai.learning.seeds import derive
-from fedbonsai.learning.training import train
+from fedbonsai.learning.training.training import train
 from fedbonsai.learning.workload import Workload
-from fedbonsai.runtime.workload_settings import workload_settings
+from fedbonsai.runtime.configuration.workload_settings import workload_settings
 
 ONE = {
     "classes": [

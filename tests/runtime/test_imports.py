@@ -11,7 +11,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SLOW = ("torch", "ray", "torchvision", "torch._dynamo", "sympy")
 COMMAND = """
 import json, sys
-from fedbonsai.runtime.cli import main
+from fedbonsai.runtime.cli.main import main
 slow = json.loads(sys.argv.pop(1))
 try:
     main()
@@ -58,7 +58,7 @@ def test_help_imports_neither(tmp_path):
         [sys.executable, "-X", "importtime", "-m", "fedbonsai", "--help"], capture_output=True, text=True, check=True
     )
     names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "fedbonsai.runtime.cli" in names
+    assert "fedbonsai.runtime.cli.main" in names
     assert not names.intersection(SLOW)
 
 

@@ -6,9 +6,9 @@ import pytest
 from fedbonsai.actors.pool import StreamBytes, Task
 from fedbonsai.policies.plan import Split
 from fedbonsai.policies.report import Estimate, Outcome
-from fedbonsai.runtime.clock import VirtualClock
-from fedbonsai.runtime.fate import CALM, Fate
-from fedbonsai.runtime.stream_load import Work
+from fedbonsai.runtime.simulation.disruptions import NO_DISRUPTION, Disruption
+from fedbonsai.runtime.simulation.stream_load import Work
+from fedbonsai.runtime.simulation.virtual_clock import VirtualClock
 
 # Each way 1 s of latency and 100 bytes at 100 B/s, in between 20 FLOP at 10 FLOP/s: down until 2, compute until 4, up until 6.
 PLAN = {"flops": 20, "up": 100, "down": 100}
@@ -37,7 +37,7 @@ def bench_fixture(make_plan, make_fleet, scripted_pool):
             self.pool = Pool({})
             self.pool.streams = {}
             fleet = make_fleet(*[10] * self.devices, **({"latency_s": 1} | self.extras))
-            self.clock = VirtualClock(fleet, self.pool, fates=lambda plan: self.fates.get(plan.id, CALM))
+            self.clock = VirtualClock(fleet, self.pool, fates=lambda plan: self.fates.get(plan.id, NO_DISRUPTION))
 
         def dispatch(self, plan_id, device=0, *, flops=0, up=0, down=0, work=None, stream=None):
             view = "7" if work is not None and work.replay else None
@@ -68,15 +68,15 @@ def told(arrival):
 @pytest.mark.parametrize(
     ("fate", "end", "charged", "worked"),
     [
-        (Fate(lost_in="down", share=0.5), (1.5, "down"), {"down_s": 1.5, "down_bytes": 50}, []),
+        (Disruption(lost_in="down", share=0.5), (1.5, "down"), {"down_s": 1.5, "down_bytes": 50}, []),
         (
-            Fate(lost_in="train", share=0.25),
+            Disruption(lost_in="train", share=0.25),
             (2.5, "train"),
             {"down_s": 2.0, "down_bytes": 100, "compute_s": 0.5, "flops": 5},
             [],
         ),
         (
-            Fate(lost_in="up", share=0.75),
+            Disruption(lost_in="up", share=0.75),
             (5.75, "up"),
             {"down_s": 2.0, "down_bytes": 100, "compute_s": 2.0, "flops": 20, "up_s": 1.75, "up_bytes": 75},
             [1],
@@ -129,7 +129,7 @@ def test_a_plan_that_ends_when_its_device_leaves_has_ended(bench):
 
 
 def test_the_server_gives_up_after_a_time_of_its_own(bench):
-    one = bench({1: Fate(lost_in="train", share=0.25)}, server={"lost_after_s": 30})
+    one = bench({1: Disruption(lost_in="train", share=0.25)}, server={"lost_after_s": 30})
     one.dispatch(1, **PLAN)
     assert one.clock.next(10.0) is None
     arrival = one.clock.next(None)
@@ -154,7 +154,7 @@ def test_a_plan_for_a_device_that_cannot_be_reached_is_lost_at_once(bench):
 def test_a_lost_upload_frees_the_shared_link(bench):
     # Both upload 100 bytes at 50 B/s each; the second dies when a quarter of its own is through, at 0.5 s; the first has 75
     # bytes left, now at 100 B/s.
-    two = bench({2: Fate(lost_in="up", share=0.25)}, devices=2, latency_s=0, server={"up_bytes_per_s": 100})
+    two = bench({2: Disruption(lost_in="up", share=0.25)}, devices=2, latency_s=0, server={"up_bytes_per_s": 100})
     two.dispatch(1, 0, up=100)
     two.dispatch(2, 1, up=100)
     found = two.arrivals()
@@ -176,7 +176,7 @@ SPLIT = {"work": STREAM, "stream": ((100, 100), (50, 50)), "up": 0}
 
 
 def test_a_stream_that_dies_after_half_of_its_packets(bench):
-    one = bench({1: Fate(lost_in="train", share=0.5)}, latency_s=0, hosts={"flop_per_s": 100})
+    one = bench({1: Disruption(lost_in="train", share=0.5)}, latency_s=0, hosts={"flop_per_s": 100})
     assert one.dispatch(1, **SPLIT)  # the sizes of its packets are those of the real work
     arrival = one.arrivals()[1]
     assert told(arrival) == (4.0, "lost", "stream")
@@ -217,7 +217,7 @@ def test_the_host_of_a_lost_stream_is_free_for_others(bench):
 
 
 def test_without_an_upload_the_news_that_it_is_done_is_lost(bench):
-    one = bench({1: Fate(lost_in="up", share=0.5)})
+    one = bench({1: Disruption(lost_in="up", share=0.5)})
     one.dispatch(1, flops=20, up=None, down=100)
     arrival = one.arrivals()[1]
     assert told(arrival) == (4.0, "lost", "up")
@@ -226,7 +226,7 @@ def test_without_an_upload_the_news_that_it_is_done_is_lost(bench):
 
 def test_a_replay_needs_no_device(bench):
     # Neither its device's absence nor its fate matter: the host trains on what it has, 0.5 s of each.
-    one = bench({1: Fate(lost_in="down", share=0.5)}, hosts={"flop_per_s": 100}, availability={"joins_s": 99})
+    one = bench({1: Disruption(lost_in="down", share=0.5)}, hosts={"flop_per_s": 100}, availability={"joins_s": 99})
     replay = Work(samples=(1, 1), forward_flops=0, flops=0, host_flops=50, answers=False, replay=True)
     assert one.dispatch(1, up=0, work=replay)
     (time_s, outcome, _), found = told(arrival := one.arrivals()[1]), arrival.virtual
@@ -237,7 +237,7 @@ def test_a_replay_needs_no_device(bench):
 
 def test_jitter_is_what_device_and_links_are_for_one_plan(bench):
     # Half the rate down (2 s), twice the time to compute (4 s), twice the rate up (0.5 s).
-    one = bench({1: Fate(compute=2.0, down=0.5, up=2.0)}, latency_s=0)
+    one = bench({1: Disruption(compute=2.0, down=0.5, up=2.0)}, latency_s=0)
     one.dispatch(1, **PLAN)
     one_s = one.arrivals()[1].virtual
     assert (one_s.down_s, one_s.compute_s, one_s.up_s, one_s.seconds) == (2.0, 4.0, 0.5, 6.5)
@@ -259,7 +259,7 @@ def test_a_link_that_changes_carries_each_packet_at_the_rate_at_which_it_sets_ou
 
 @pytest.mark.parametrize("stop_s", [1.0, 2.6, 3.0])
 def test_a_plan_that_is_lost_can_be_cancelled_before_and_after(bench, stop_s):
-    two = bench({1: Fate(lost_in="train", share=0.25)}, devices=2, server={"lost_after_s": 0.4})
+    two = bench({1: Disruption(lost_in="train", share=0.25)}, devices=2, server={"lost_after_s": 0.4})
     two.dispatch(1, 0, **PLAN)
     two.dispatch(2, 1, **PLAN)
     arrival = two.clock.next(stop_s)
@@ -270,7 +270,7 @@ def test_a_plan_that_is_lost_can_be_cancelled_before_and_after(bench, stop_s):
 
 def test_outcomes_are_one_for_each_plan(bench):
     # It drops out at 2.5, and would have left at 3: it is lost once.
-    one = bench({1: Fate(lost_in="train", share=0.25)}, availability={"leaves_s": 3}, server={"lost_after_s": 5})
+    one = bench({1: Disruption(lost_in="train", share=0.25)}, availability={"leaves_s": 3}, server={"lost_after_s": 5})
     one.dispatch(1, **PLAN)
     found = one.arrivals()
     assert [told(arrival) for arrival in found.values()] == [(7.5, Outcome.LOST.value, "train")]

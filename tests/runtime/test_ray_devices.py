@@ -6,7 +6,7 @@ from itertools import pairwise
 import fedbonsai
 import pytest
 import ray
-from fedbonsai.clusters.ray_cluster import start_local
+from fedbonsai.clusters.ray_backend.ray_cluster import start_local
 from fedbonsai.runtime.errors import RunError
 from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
 

@@ -132,7 +132,7 @@ def test_a_host_that_dies_while_it_owes_a_sign_of_life_is_replaced():
     run = fedbonsai.run(config, backend="ray")
 
     def stop_and_kill():
-        (server,), host = actor_pids("Host"), actor_pids("PartitionHostActor")[0]
+        (server,), host = actor_pids("ObjectActor"), actor_pids("PartitionHostActor")[0]
         os.kill(host, signal.SIGSTOP)  # now, before the run has been asked for its next round
         threading.Timer(3.0, kill, [server, host]).start()  # a sign is asked for every two seconds
 

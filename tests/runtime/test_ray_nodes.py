@@ -5,11 +5,11 @@ import re
 import fedbonsai
 import pytest
 import ray
-from fedbonsai.actors import ray_faults
 from fedbonsai.actors.pool import WorkerFailure
-from fedbonsai.actors.ray_host_crew import HostCrew
-from fedbonsai.actors.ray_place import Place
-from fedbonsai.clusters.ray_cluster import start_local
+from fedbonsai.actors.ray_backend import faults as ray_faults
+from fedbonsai.actors.ray_backend.host_group import HostGroup
+from fedbonsai.actors.ray_backend.ray_place import ActorPlacement
+from fedbonsai.clusters.ray_backend.ray_cluster import start_local
 from fedbonsai.runtime.errors import RunError
 from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -150,7 +150,7 @@ def places_of():
     def make(*bundles):
         groups[:] = [ray.util.placement_group([bundle]) for bundle in bundles]
         return [
-            Place(name=f"bundle {index}", cpus=bundle["CPU"], placement=group)
+            ActorPlacement(name=f"bundle {index}", cpus=bundle["CPU"], placement=group)
             for index, (bundle, group) in enumerate(zip(bundles, groups, strict=True))
         ]
 
@@ -164,7 +164,7 @@ def test_a_host_whose_bundle_finds_no_place_goes_on_beside_the_server(head, plac
     told = []
     with OtherNode(head, num_cpus=1, resources={"elsewhere": 1}) as other:
         server, *places = places_of({"CPU": 1}, {"CPU": 0.1}, {"CPU": 0.1, "elsewhere": 1})
-        hosts = HostCrew(Echo, places=places, server=server, timeout_s=0, tell=told.append)
+        hosts = HostGroup(Echo, places=places, server=server, timeout_s=0, tell=told.append)
         first, second = hosts.wait_for(0), hosts.wait_for(1)
         other.kill()
     with pytest.raises(ray.exceptions.RayActorError):
@@ -183,7 +183,7 @@ def test_a_host_whose_bundle_finds_no_place_goes_on_beside_the_server(head, plac
 
 def test_a_host_that_cannot_start_ends_the_run_only_where_somebody_wants_it(head, places_of):
     server, *places = places_of({"CPU": 1}, {"CPU": 0.1})
-    hosts = HostCrew(FailsToStart, places=places, server=server, timeout_s=5, tell=[].append)
+    hosts = HostGroup(FailsToStart, places=places, server=server, timeout_s=5, tell=[].append)
     assert not hosts.is_ready(0)
     while hosts.coming:
         hosts.arrived(ray.wait(hosts.coming)[0][0])

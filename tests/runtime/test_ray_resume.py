@@ -20,7 +20,7 @@ def on_ray(config, *, kills_in=None, **how):
         notices += [event.text] if isinstance(event, Notice) else []
         if isinstance(event, VersionClosed) and event.version == kills_in:
             kills_in = None
-            (server,) = actor_pids("Host")
+            (server,) = actor_pids("ObjectActor")
             os.kill(server, signal.SIGKILL)
     return run.summary, notices
 

@@ -101,7 +101,7 @@ def test_a_killed_server_ends_the_run_in_one_sentence(tmp_path):
         BASE | {"stop": {"rounds": 50}, "checkpoint": {"every": None}}, backend="ray", workers=1, out=tmp_path / "run"
     )
     assert any(isinstance(event, RunStarted) for event in run)  # iterated this far, and no further
-    (host,) = actor_pids("Host")
+    (host,) = actor_pids("ObjectActor")
     os.kill(host, signal.SIGKILL)
     with pytest.raises(RunError, match="stage server: the server actor died"):
         list(run)
@@ -142,7 +142,7 @@ def test_the_users_own_policy_and_model_reach_the_workers(tmp_path, monkeypatch)
 
 
 def test_a_policy_object_from_python_acts_on_ray():
-    from fedbonsai.policies.select import RandomCohort
+    from fedbonsai.policies.selection.plain import RandomCohort
 
     run = fedbonsai.run(BASE, policy=RandomCohort(cohort=3), backend="ray", workers=1)
     assert sum(isinstance(event, PlanEnded) for event in run) == 6
@@ -246,8 +246,8 @@ def told_to_end(process, folder, number, send, code):
 
 
 def test_a_signal_waits_until_ray_has_started_and_a_second_one_does_not():
-    from fedbonsai.clusters.ray_signals import signals_later
-    from fedbonsai.runtime.sigterm import Sigterm
+    from fedbonsai.clusters.ray_backend.ray_signals import signals_later
+    from fedbonsai.runtime.cli.sigterm import Sigterm
     from ray._private import utils
 
     def start(*numbers):
@@ -269,7 +269,7 @@ def test_a_signal_waits_until_ray_has_started_and_a_second_one_does_not():
 
 
 def test_where_nobody_handles_sigterm_rays_own_handler_stays():
-    from fedbonsai.clusters.ray_signals import signals_later
+    from fedbonsai.clusters.ray_backend.ray_signals import signals_later
     from ray._private import utils
 
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -294,8 +294,8 @@ def test_an_unreachable_address_is_one_sentence(tmp_path, address):
 
 
 def test_only_what_is_code_is_looked_for_as_a_module():
-    from fedbonsai.policies.select import RandomCohort
-    from fedbonsai.runtime.named_modules import named_modules
+    from fedbonsai.policies.selection.plain import RandomCohort
+    from fedbonsai.runtime.configuration.user_modules import named_modules
 
     fleet = {"classes": [small_fleet()["classes"][0] | {"name": "board:second"}]}
     config = fedbonsai.load_config({"name": "digits:second", "fleet": fleet, "model": "mine:net"})

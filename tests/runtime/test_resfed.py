@@ -6,8 +6,8 @@ import fedbonsai
 import numpy as np
 import pytest
 from fedbonsai.actors.inline_pool import InlinePool
-from fedbonsai.comms.codecs import CodecSpec
-from fedbonsai.comms.predict import HISTORY, Residual
+from fedbonsai.comms.codec import CodecSpec
+from fedbonsai.comms.links.predict import HISTORY, Residual
 from fedbonsai.policies.decision import Decision
 from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import PlanEnded
@@ -190,7 +190,7 @@ def replace_state(task):
 
 
 def test_a_damaged_update_is_rejected_and_a_lost_memory_made_anew(monkeypatch):
-    import fedbonsai.runtime.engine as engine
+    import fedbonsai.runtime.engine.engine as engine
 
     monkeypatch.setattr(engine, "InlinePool", lambda *parts: Meddling(InlinePool(*parts)))
     summary, events = finished(preset="resfed", stop={"rounds": 5})

@@ -5,9 +5,9 @@ import sys
 import fedbonsai
 import pytest
 from fedbonsai.policies.decision import Decision
+from fedbonsai.policies.partitioning.split import SplitFed
 from fedbonsai.policies.policy import chain
-from fedbonsai.policies.select import All
-from fedbonsai.policies.split import SplitFed
+from fedbonsai.policies.selection.plain import All
 from fedbonsai.runtime.errors import RunError
 from fedbonsai.runtime.events import PlanEnded, VersionClosed
 
@@ -17,7 +17,7 @@ from .test_split_run import BASE
 USER = '''
 import torch
 from torch import nn
-from fedbonsai.learning.data.types import Pool, Samples
+from fedbonsai.learning.data.types import SamplePool, Samples
 
 class Two(nn.Module):
     def __init__(self, num_classes):
@@ -34,7 +34,7 @@ def five_each(*, num_devices, seed, root, bad=()):
     for device in bad:
         x[5 * device : 5 * device + 5] = float("nan")
     y = torch.arange(5 * num_devices) % 3
-    return Pool(train=Samples(x, y), owners=torch.arange(5 * num_devices).numpy() // 5, num_classes=3)
+    return SamplePool(train=Samples(x, y), owners=torch.arange(5 * num_devices).numpy() // 5, num_classes=3)
 '''
 
 

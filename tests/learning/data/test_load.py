@@ -9,7 +9,7 @@ import pytest
 import torch
 from fedbonsai.learning.data.config import DataConfig
 from fedbonsai.learning.data.load import load, names
-from fedbonsai.learning.data.types import FederatedData, Pool, Samples
+from fedbonsai.learning.data.types import FederatedData, SamplePool, Samples
 from fedbonsai.learning.spec import Call
 from torch import Tensor
 
@@ -23,11 +23,11 @@ def config(**settings: object) -> DataConfig:
 # What a user's module might hold.
 
 
-def make_pool(*, num_devices: int, seed: int, root: str | None, count: int = 12, kind: str = "classes") -> Pool:
+def make_pool(*, num_devices: int, seed: int, root: str | None, count: int = 12, kind: str = "classes") -> SamplePool:
     x = torch.arange(count * 6, dtype=torch.float32).view(count, 2, 3)  # (T, F): a sequence
     y = torch.arange(count) % 3 if kind == "classes" else torch.linspace(0, 1, count)
     groups = torch.arange(count) // 2
-    return Pool(train=Samples(x, y), test=Samples(x[:2], y[:2]), groups=groups)
+    return SamplePool(train=Samples(x, y), test=Samples(x[:2], y[:2]), groups=groups)
 
 
 class Own:
@@ -61,8 +61,8 @@ class Own:
         return {"data": "own", "split": "own"}
 
 
-def make_owned(*, num_devices: int, seed: int, root: str | None, owners: list[int]) -> Pool:
-    return Pool(train=Samples(torch.arange(5.0), torch.arange(5.0)), owners=np.array(owners))
+def make_owned(*, num_devices: int, seed: int, root: str | None, owners: list[int]) -> SamplePool:
+    return SamplePool(train=Samples(torch.arange(5.0), torch.arange(5.0)), owners=np.array(owners))
 
 
 def make_own(*, num_devices: int, seed: int, root: str | None, extra: int = 0) -> Own:
@@ -225,13 +225,22 @@ def test_samples_that_cannot_be_paired_are_refused() -> None:
             "data: x of Samples is a numpy.ndarray; it must be a torch.Tensor",
         ),
         (lambda: Samples(torch.zeros(3), [0, 1, 2]), "data: y of Samples is a list; it must be a torch.Tensor"),
-        (lambda: Pool(train=(torch.zeros(3), torch.zeros(3))), "data: train of Pool is a tuple, which has no take"),
-        (lambda: Pool(train=LINE, test=torch.zeros(3)), "data: test of Pool is a torch.Tensor, which has no targets"),
         (
-            lambda: Pool(train=LINE, groups=np.arange(3)),
+            lambda: SamplePool(train=(torch.zeros(3), torch.zeros(3))),
+            "data: train of Pool is a tuple, which has no take",
+        ),
+        (
+            lambda: SamplePool(train=LINE, test=torch.zeros(3)),
+            "data: test of Pool is a torch.Tensor, which has no targets",
+        ),
+        (
+            lambda: SamplePool(train=LINE, groups=np.arange(3)),
             "data: groups of Pool is a numpy.ndarray; it must be a torch.Tensor",
         ),
-        (lambda: Pool(train=LINE, owners=[0, 0, 1]), "data: owners of Pool is a list; it must be a numpy.ndarray"),
+        (
+            lambda: SamplePool(train=LINE, owners=[0, 0, 1]),
+            "data: owners of Pool is a list; it must be a numpy.ndarray",
+        ),
     ],
 )
 def test_what_is_no_tensor_or_no_source_is_named(made: Callable[[], object], sentence: str) -> None:
@@ -314,8 +323,8 @@ class Listed(Samples):
         return self.y.tolist()
 
 
-def make_listed(*, num_devices: int, seed: int, root: str | None) -> Pool:
-    return Pool(train=Listed(torch.zeros(3, 1), torch.arange(3)))
+def make_listed(*, num_devices: int, seed: int, root: str | None) -> SamplePool:
+    return SamplePool(train=Listed(torch.zeros(3, 1), torch.arange(3)))
 
 
 def test_targets_of_a_source_must_be_an_array() -> None:

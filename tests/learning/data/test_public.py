@@ -9,18 +9,20 @@ import torch
 from fedbonsai.learning.data.config import DataConfig
 from fedbonsai.learning.data.load import load, load_public
 from fedbonsai.learning.data.public import public_and_rest
-from fedbonsai.learning.data.types import FederatedData, Pool, Samples
+from fedbonsai.learning.data.types import FederatedData, SamplePool, Samples
 
 
 def config(**settings: Any) -> DataConfig:
     return msgspec.convert({"name": f"{__name__}:numbers"} | settings, DataConfig)
 
 
-def numbers(*, num_devices: int, seed: int, root: str | None, owners: list[int] | None = None) -> Pool:
+def numbers(*, num_devices: int, seed: int, root: str | None, owners: list[int] | None = None) -> SamplePool:
     """Twenty samples, each its own number, of four labels and ten pairs."""
     x = torch.arange(20)
     held = None if owners is None else np.array(owners)
-    return Pool(train=Samples(x[:, None], x % 4), test=Samples(x[:2, None] + 100, x[:2]), groups=x // 2, owners=held)
+    return SamplePool(
+        train=Samples(x[:, None], x % 4), test=Samples(x[:2, None] + 100, x[:2]), groups=x // 2, owners=held
+    )
 
 
 def own(*, num_devices: int, seed: int, root: str | None) -> FederatedData:

@@ -9,7 +9,7 @@ from fedbonsai.learning.data.config import DataConfig
 from fedbonsai.learning.data.devices import DeviceData, PoolShares
 from fedbonsai.learning.data.load import load
 from fedbonsai.learning.data.targets import known_targets, unfit_targets
-from fedbonsai.learning.data.types import Pool, Samples
+from fedbonsai.learning.data.types import SamplePool, Samples
 from fedbonsai.learning.spec import Call
 
 ONE_HOT = [[1.0, 0.0, 0.0], [0.2, 0.3, 0.5]]
@@ -68,7 +68,7 @@ def test_a_label_that_the_user_ignores_may_be_any():
 
 
 def test_of_a_pool_all_targets_are_known_and_of_others_the_first_devices():
-    pool = Pool(train=Samples(torch.zeros(4), torch.arange(4)), test=Samples(torch.zeros(2), torch.arange(2)))
+    pool = SamplePool(train=Samples(torch.zeros(4), torch.arange(4)), test=Samples(torch.zeros(2), torch.arange(2)))
     shares = PoolShares(pool, [np.array([0, 1]), np.array([2, 3])])
     plain = {"num_classes": 4, "train_transform": None, "test_transform": None, "with_server_test": True}
     data = DeviceData(shares=shares, test_share=0.0, seed=0, **plain)

@@ -1,0 +1,243 @@
+"""The Device: one plan in, one report out; packet bytes to packet bytes. A plain class, the same in process and on Ray.
+
+A device worker has no memory of its own: what a simulated device must remember (link histories, error feedback) travels
+as ``state`` with the plan and comes back with the report. What is kept between plans (the model's module, the data) is a
+cache: any worker runs any device and gets the same bits. Only what a user's model hides outside its tensors could tell.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+from torch import Tensor, nn
+
+from ...comms.codec import Array, Arrays, ArraySpec
+from ...comms.codecs.make_codec import make_codec
+from ...comms.errors import MismatchedPacket, OutOfSync, UnfitPacket
+from ...comms.links.link import DeviceEnd, Pending, State, depths
+from ...comms.links.predict import carried, hash_arrays, restore
+from ...comms.links.receive import left_over, receive_models, sent_model, update_residual
+from ...comms.packet import seal
+from ...learning.data.types import Samples
+from ...learning.parts.part import down_tensors, trained_tensors, up_tensors
+from ...learning.tensors import as_arrays, as_tensors
+from ...learning.training.evaluation import evaluate
+from ...learning.training.losses import make_loss
+from ...learning.training.training import TrainingResult, train
+from ...learning.workload import Workload
+from ...learning.workload_settings import WorkloadSettings
+from ...policies.plan import Plan
+from ...policies.report import Measured, Outcome, Report
+from ..messages.host_link import HostLink
+from ..messages.messages import array_specs, update_context, update_stamp
+from ..messages.plan_message import read_plan
+from ..messages.trunk import Trunk
+from ..messages.update import seal_update
+from ..server.dense_downlink import open_weights
+from .device_leg import train_front, upload
+from .module import Module
+from .resource_usage import ResourceUsage
+
+_ALLOCATOR_WORDS = ("DefaultCPUAllocator", "can't allocate memory", "out of memory")
+
+
+class Device:
+    """Runs plans for any device of an experiment.
+
+    ``run`` never raises for what goes wrong with one plan: the report says the outcome, the stage (open, train, evaluate,
+    seal) and the error.
+    """
+
+    def __init__(self, settings: WorkloadSettings) -> None:
+        """Prepare for the workload; data and model are loaded at the first plan."""
+        self.workload = Workload(settings)
+        self._modules: dict[bool, Module] = {}
+        self._trunk = Trunk(self.workload)
+        # Of the plan that is being carried out:
+        self._stage = "open"
+        self._held: int | None = None
+        self._end = DeviceEnd()
+
+    def run(
+        self, plan_bytes: bytes, packets: Sequence[Array], state: State | None = None, host: HostLink | None = None
+    ) -> tuple[bytes, Array | None, State | None]:
+        """Carry out one plan: (answer, update packet or None, the device's new state), ready to be sent.
+
+        ``packets``: what the device needs to reach the plan's version, oldest first. A new state of None: as it was.
+        ``host``: where the other leg of a split plan is.
+        """
+        plan = read_plan(plan_bytes)
+        report, update = Report(plan=plan, outcome=Outcome.FAILED, stage="open"), None
+        self._stage, self._held, self._end, readable = "open", None, DeviceEnd(), False
+        with ResourceUsage() as meter:
+            try:
+                self._end, readable = DeviceEnd.from_state(state), True
+                report, update = self._carry_out(plan, packets, host)
+            except Exception as error:  # whatever user code raises: it becomes this plan's outcome, and is reported
+                report = _failure(report, self._stage, error)
+        report = msgspec.structs.replace(
+            report,
+            held=self._held,
+            measured=msgspec.structs.replace(
+                report.measured, wall_s=meter.wall_s, peak_memory_bytes=meter.peak_memory_bytes
+            ),
+        )
+        # What is acknowledged by the report is remembered, whatever became of the plan; a damaged state is forgotten.
+        changed = self._held is not None or not readable
+        return msgspec.msgpack.encode(report.answer()), update, self._end.to_state() if changed else None
+
+    def warm_up(self) -> None:
+        """Load data and model now, so that the first plan is not charged for it."""
+        self._module(channels_last=False)
+
+    def _carry_out(self, plan: Plan, packets: Sequence[Array], host: HostLink | None) -> tuple[Report, Array | None]:
+        """The stages of a plan."""
+        module, base = self._open(plan, packets)
+        if plan.objective.kind == "evaluate":
+            self._stage = "evaluate"
+            return self._evaluate(module.model, plan), None
+        self._stage = "train"
+        started = time.perf_counter()
+        samples = self.workload.data.train(plan.device)
+        if not plan.trains_on_device:
+            upload(plan, module, samples, host, self.workload)
+            train_s = time.perf_counter() - started
+            return Report(plan=plan, samples=len(samples), measured=Measured(train_s=train_s)), None
+        result = self._train(plan, module, samples, host)
+        train_s = time.perf_counter() - started
+        self._stage = "seal"
+        update = self._seal(module.state(plan.part.auxiliaries), base, plan)
+        report = Report(
+            plan=plan,
+            samples=len(samples),
+            steps=result.steps,
+            loss=result.loss,
+            loss_square=result.loss_square,
+            measured=Measured(train_s=train_s),
+        )
+        return report, update
+
+    def _train(self, plan: Plan, module: Module, samples: Samples, host: HostLink | None) -> TrainingResult:
+        """Train the plan's part, with the host's help where it is split."""
+        if plan.split is not None:
+            return train_front(plan, module, samples, host, self.workload, over=_clock(plan))
+        return train(
+            module.model,
+            samples,
+            training=plan.training,
+            loss=make_loss(plan.training.loss),
+            transform=self.workload.data.train_transform,
+            seed=plan.seed,
+            trainable=[t.name for t in trained_tensors(self.workload.spec, plan.part.trained)],
+            over=_clock(plan),
+        )
+
+    def _module(self, *, channels_last: bool) -> Module:
+        """This worker's module."""
+        if channels_last not in self._modules:
+            self._modules[channels_last] = Module(self.workload, channels_last=channels_last)
+        return self._modules[channels_last]
+
+    def _open(self, plan: Plan, packets: Sequence[Array]) -> tuple[Module, dict[str, Tensor]]:
+        """The model that the packets brought, and its tensors, which the update is taken against."""
+        base = as_tensors(self._receive(plan, packets)) | self._trunk.tensors(plan.part)
+        module = self._module(channels_last=plan.training.channels_last)
+        module.check_frozen(plan.part)
+        module.load(base, plan.part.auxiliaries)
+        return module, base
+
+    def _receive(self, plan: Plan, packets: Sequence[Array]) -> Arrays:
+        """The model that came down: by itself, or by what this device's end of the link remembers."""
+        expected = array_specs(down_tensors(self.workload.spec, plan.part))
+        codec, end = make_codec(plan.codec_down), self._end
+        end.acknowledge(plan.acknowledged)
+        end.memory.trim(plan.link_down, plan.link_up)
+        if plan.link_down is None:
+            if len(packets) != (1 if expected else 0):
+                raise MismatchedPacket(f"{len(packets)} packets came, where {1 if expected else 0} brings the model")
+            if not expected:
+                return {}
+            arrays = open_weights(packets[0], plan, plan.part, self.workload.spec)
+            self._held = plan.version if plan.link_up is not None else None
+            return arrays
+        model = receive_models(
+            end,
+            packets,
+            version=plan.version,
+            residual=plan.link_down,
+            codec=codec,
+            expected=expected,
+            agreed=lambda: as_arrays(self.workload.new_model().state_dict()),
+        )
+        self._held = model.version
+        return model.arrays
+
+    def _seal(self, held: dict[str, Tensor], base: dict[str, Tensor], plan: Plan) -> Array:
+        """The update packet: differences to what came down, residuals, or the weights themselves."""
+        if plan.link_up is None:
+            return seal_update(held, base, plan, part=plan.part, spec=self.workload.spec)
+        specs = array_specs(up_tensors(self.workload.spec, plan.part, statistics=plan.upload.statistics))
+        values = as_arrays({spec.name: held[spec.name] for spec in specs})
+        return self._seal_residual(values, as_arrays(base), specs, plan)
+
+    def _seal_residual(self, values: Arrays, base: Arrays, specs: tuple[ArraySpec, ...], plan: Plan) -> Array:
+        """The update as residuals against what both ends predict; what the link must remember of it is pending."""
+        rule, end, names = plan.link_up, self._end, list(values)
+        assert rule is not None
+        prediction = end.memory.predict_up(rule, base, names)
+        residuals = update_residual(values, prediction, end.error, rule)
+        for name, array in residuals.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise UnfitPacket(f"{name!r} holds NaN or infinity")
+        packet, sent = seal(
+            residuals,
+            codec=make_codec(plan.codec_up),
+            context=update_context(carried(specs, rule), plan),
+            stamp=update_stamp(plan, state_hash=hash_arrays(prediction)),
+        )
+        keeps = depths(plan.link_down, rule)[1] > 0
+        end.pending = Pending(
+            plan=plan.id,
+            sent=sent_model(base, restore(sent, prediction, rule), names) if keeps else None,
+            error=left_over(residuals, sent, end.error, rule),
+        )
+        return packet
+
+    def _evaluate(self, model: nn.Module, plan: Plan) -> Report:
+        """The model that came down, on this device's own test share."""
+        samples = self.workload.data.test(plan.device)
+        if samples is None or not len(samples):
+            return Report(plan=plan)
+        metrics = evaluate(
+            model,
+            samples,
+            loss=make_loss(plan.training.loss),
+            metrics=self.workload.metrics,
+            transform=self.workload.data.test_transform,
+            batch_size=plan.training.batch_size,
+            channels_last=plan.training.channels_last,
+            precision=plan.training.precision,
+        )
+        return Report(plan=plan, samples=len(samples), metrics=metrics)
+
+
+def _clock(plan: Plan) -> Callable[[], bool] | None:
+    """Whether the seconds are over that a plan may train, which begin now; None where it has no such limit."""
+    if plan.train_s is None:
+        return None
+    end_s = time.monotonic() + plan.train_s
+    return lambda: time.monotonic() >= end_s
+
+
+def _failure(report: Report, stage: str, error: Exception) -> Report:
+    """The report of a plan that did not end well."""
+    text = f"{type(error).__name__}: {error}"
+    memory = isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATOR_WORDS)
+    )
+    outcome = Outcome.OUT_OF_MEMORY if memory else Outcome.FAILED
+    if isinstance(error, UnfitPacket) and stage == "seal":  # as the server would have judged it
+        outcome = Outcome.REJECTED
+    out_of_sync = isinstance(error, OutOfSync)
+    return msgspec.structs.replace(report, outcome=outcome, stage=stage, error=text[:2000], out_of_sync=out_of_sync)

@@ -1,0 +1,208 @@
+"""Which views there are: decided by the server alone, so that it depends on no host's fate, nor on how many hosts live.
+
+Wu et al., "EcoFed: Efficient Communication for DNN Partitioning-based Federated Learning", IEEE TPDS 35(3), 2024,
+arXiv 2304.05495. A *view* is one complete upload of one device. The packets are with its partition host. A host that has lost
+some (it died, a file is damaged) gets them again: the index knows by which plan a view was uploaded, and a device that
+carries that plan out again sends the same packets, since the trunk never changes.
+
+    an upload ends well ── a view ──┬── replaced by a newer one of its device
+                                    ├── evicted, used longest ago
+                                    └── outlived
+                                          └── dropped at its host, once no replay of it is under way
+
+Departures: the paper's buffer has no bound, and forgets a device's last upload when the next one begins. Here an upload counts
+once it is complete, and bytes in memory and on disk have budgets.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...comms.codec import Array, NumBytes
+from ...learning.spec import CountOrZero
+from ...policies.plan import Plan
+from ..messages.host_messages import ReplaySettings
+from .upload import ViewKey, view_key
+from .view_tiers import Tiers, sizes_of
+
+
+@dataclass(frozen=True)
+class IndexedView:
+    """One view. ``version``: of the model, when it was uploaded. ``lengths``: [packet] bytes. ``upload``: the plan of it."""
+
+    version: CountOrZero
+    lengths: Array
+    upload: Plan
+
+    @property
+    def host(self) -> int:
+        """Number of the host that has its packets."""
+        assert self.upload.split is not None
+        return self.upload.split.host
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What a host does when a plan is over for the run. ``keep``: what it has uploaded is a view. ``drop``: others that go."""
+
+    host: int
+    plan_id: int
+    keep: bool
+    drop: tuple[ViewKey, ...]
+
+
+class ReplayIndex:
+    """The views of all hosts, under a budget for each host.
+
+    ``evicted``: views lost to the budgets. A notice says so for the first, and whenever their number has doubled.
+    """
+
+    SAVED: ClassVar[dict[str, Any]] = {  # by a checkpoint
+        "_views": dict[ViewKey, IndexedView],
+        "_in_use": dict[ViewKey, IndexedView],
+        "_to_drop": list[list[ViewKey]],
+        "evicted": NumBytes,
+        "notices": list[str],
+    }
+    SAVED_AS: ClassVar = SAVED | {"memory": list[ViewKey], "disk": list[ViewKey]}  # used longest ago first
+    NOT_SAVED = ("_settings", "_tiers", "_streams")
+
+    def __init__(self, settings: ReplaySettings, *, num_hosts: int) -> None:
+        """Empty."""
+        self._settings = settings
+        self._tiers = [
+            Tiers(memory_budget=settings.memory_bytes, disk_budget=settings.disk_bytes) for _ in range(num_hosts)
+        ]
+        self._views: dict[ViewKey, IndexedView] = {}
+        self._streams: dict[tuple[str, str, str, int], OrderedDict[ViewKey, None]] = {}  # oldest first
+        self._in_use: dict[ViewKey, IndexedView] = {}  # by a replay that is under way
+        self._to_drop: list[list[ViewKey]] = [[] for _ in range(num_hosts)]
+        self.evicted = 0
+        self.notices: list[str] = []
+
+    def __len__(self) -> int:
+        """Number of views."""
+        return len(self._views)
+
+    def begin(self, plan: Plan) -> None:
+        """A plan is sent: a view that it replays is the one used last now, and its packets stay until the plan has ended."""
+        if (key := _replayed(plan)) is not None and key in self._views:
+            view = self._views[key]
+            self._tiers[view.host].use(key)
+            self._in_use[key] = view
+
+    def upload_of(self, plan: Plan) -> Plan | None:
+        """By which plan the view was uploaded that a plan replays, which was begun; None where it replays none."""
+        key = _replayed(plan)
+        return self._in_use[key].upload if key in self._in_use else None
+
+    def end(self, plan: Plan, lengths: Sequence[int], *, version: int, sound: bool) -> Settlement | None:
+        """A plan is over, in this version of the model; what its host is to do, None where that has none.
+
+        ``lengths``: bytes of the packets that its device has sent. ``sound``: it ended well, so an upload is a view now.
+        """
+        split = plan.split
+        if split is None or split.method.trains_front:
+            return None
+        self._expire(version)
+        if (key := _replayed(plan)) is not None:
+            if self._in_use.pop(key, None) is not None and key not in self._views:
+                self._to_drop[split.host].append(key)
+        elif sound:
+            key = view_key(plan, str(plan.id))
+            self._commit(key, IndexedView(plan.version, np.array(lengths, np.int64), plan))
+        drop, self._to_drop[split.host] = tuple(self._to_drop[split.host]), []
+        return Settlement(split.host, plan.id, keep=key in self._views and not split.replays, drop=drop)
+
+    def listed(self, version: int) -> list[tuple[str, str, int, str, int, int]]:
+        """(trunk, cut, device, view, age in versions, bytes) of every view, those of one host after those of another."""
+        lifetime = self._settings.lifetime
+        found = sorted(
+            (view.host, key.trunk, key.cut, key.device, key.view, version - view.version, sizes_of(view.lengths).memory)
+            for key, view in self._views.items()
+            if lifetime is None or version - view.version <= lifetime
+        )
+        return [row[1:] for row in found]
+
+    def erase(self, device: int) -> int:
+        """Drop all views of a device; how many. Their hosts drop the packets when a plan of theirs has ended."""
+        found = [key for key in self._views if key.device == device]
+        for key in found:
+            self._drop(key)
+        return len(found)
+
+    def placed(self) -> Iterator[tuple[ViewKey, IndexedView, bool]]:
+        """All views, each used later than those before it, those on disk first; and whether that is where it is."""
+        for tiers in self._tiers:
+            for keys, disk in ((tiers.disk, True), (tiers.memory, False)):
+                yield from ((key, self._views[key], disk) for key in keys)
+
+    def take_notices(self) -> list[str]:
+        """What to tell the operator."""
+        found, self.notices = self.notices, []
+        return found
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint must hold."""
+        values = {name: getattr(self, name) for name in self.SAVED}
+        memory = [key for key, _, disk in self.placed() if not disk]
+        return values | {"memory": memory, "disk": [key for key, _, disk in self.placed() if disk]}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Begin with what was saved."""
+        for name in self.SAVED:
+            setattr(self, name, saved[name])
+        for key in self._views:
+            self._streams.setdefault(key.stream, OrderedDict())[key] = None
+        for keys, disk in ((saved["disk"], True), (saved["memory"], False)):
+            for key in keys:
+                view = self._views[key]
+                self._tiers[view.host].add(key, sizes_of(view.lengths), disk=disk)
+
+    def _commit(self, key: ViewKey, view: IndexedView) -> None:
+        """A view, in place of its device's oldest."""
+        older = self._streams.get(key.stream, ())
+        while len(older) >= self._settings.views_per_device:
+            self._drop(next(iter(older)))
+        tiers, sizes = self._tiers[view.host], sizes_of(view.lengths)
+        for move, other in tiers.make_room(sizes.memory):
+            if move == "evict":
+                self._evict(other)
+        tiers.add(key, sizes)
+        self._views[key] = view
+        self._streams.setdefault(key.stream, OrderedDict())[key] = None
+
+    def _expire(self, version: int) -> None:
+        """Drop the views that have outlived their time."""
+        if (lifetime := self._settings.lifetime) is not None:
+            for key in [key for key, view in self._views.items() if version - view.version > lifetime]:
+                self._drop(key)
+
+    def _evict(self, key: ViewKey) -> None:
+        """Drop a view for the budgets."""
+        self._drop(key)
+        self.evicted += 1
+        if self.evicted.bit_count() == 1:
+            self.notices.append(
+                f"{key} was evicted from the replay buffer (number {self.evicted} beyond replay.memory_bytes, "
+                f"{self._settings.memory_bytes}, and replay.disk_bytes, {self._settings.disk_bytes})"
+            )
+
+    def _drop(self, key: ViewKey) -> None:
+        """Forget a view; its host drops the packets too, at once or after the replay that needs them."""
+        view = self._views.pop(key)
+        self._tiers[view.host].remove(key)
+        stream = self._streams[key.stream]
+        del stream[key]
+        if not stream:
+            del self._streams[key.stream]
+        if key not in self._in_use:
+            self._to_drop[view.host].append(key)
+
+
+def _replayed(plan: Plan) -> ViewKey | None:
+    """The view that a plan replays."""
+    return view_key(plan, plan.split.view) if plan.split is not None and plan.split.view is not None else None

@@ -1,0 +1,326 @@
+"""The Server: the global model, what is cut from it for each plan, and the fold of what comes back. A plain class.
+
+It decides nothing and knows no clock: the runtime's loop calls ``send`` when a plan is dispatched, ``open`` and ``fold`` when
+its update arrives, ``ended`` when the plan has come to its end, and ``close_version`` when the round ends.
+
+Of an update only ``open`` may fail for what came over the link: it checks all of it, and changes nothing. ``fold`` takes what
+was opened, so a fault in it is a fault of this program, and ends the run.
+"""
+
+import math
+from collections import ChainMap
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import msgspec
+import torch
+from torch import Tensor
+
+from ...clusters.scratch import Scratch
+from ...comms.channel import Channel
+from ...comms.codec import Array, Arrays, ArraySpec
+from ...comms.errors import MismatchedPacket
+from ...comms.links.link import State
+from ...comms.links.predict import hash_arrays
+from ...learning.aggregation import Fold
+from ...learning.data.types import Samples
+from ...learning.parts.part import down_tensors, up_tensors
+from ...learning.parts.structure import Role
+from ...learning.spec import CountOrZero, ServerOptimiser, Training
+from ...learning.store import Store, model_hash
+from ...learning.tensors import as_arrays, as_tensors, minus, widened
+from ...learning.training.evaluation import evaluate
+from ...learning.training.losses import make_loss
+from ...learning.training.optimisers import server_step
+from ...learning.workload import Workload
+from ...policies.partitioning.shared_head import shares
+from ...policies.plan import Plan
+from ...policies.report import Report
+from ..messages.messages import Dispatch, Message, array_specs
+from ..messages.trunk import BlockHashes
+from ..messages.update import open_update
+from .auxiliaries import provide
+from .dense_downlink import DenseDownlink
+from .links import ServerLinks
+from .shared_heads import SharedHeads
+from .split_plans import hosted, provisioned
+
+_PLAIN = ServerOptimiser()
+
+
+class NotFinite(Exception):
+    """A version would hold values that are not finite. One sentence."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A sound update: differences to what the plan was sent; behind an uplink with memory also its device's model."""
+
+    differences: dict[str, Tensor]
+    local: Arrays | None = None
+
+
+class Server:
+    """Holds the store; one version of the model at a time is current, older ones live in the packets still in flight."""
+
+    SAVED: ClassVar = {"version": CountOrZero, "store": Store, "links": ServerLinks, "_fold": Fold, "_plain": DenseDownlink,
+                       "_heads": SharedHeads, "_hashes": BlockHashes, "_roles": dict[str, Role],
+                       "_starts": dict[tuple[int, str], tuple[int, dict[str, Array]]]}  # fmt: skip
+    NOT_SAVED = ("workload", "_optimiser", "_model", "_tensors", "_test")
+
+    def __init__(
+        self,
+        workload: Workload,
+        *,
+        channel: Channel,
+        optimiser: ServerOptimiser,
+        link_memory_bytes: int = 2 * 10**9,
+        link_disk_bytes: int = 20 * 10**9,
+        scratch: Scratch | None = None,
+    ) -> None:
+        """Version 0 is the workload's initial model. ``link_...``: budgets for what links remember, see ``peers``.
+
+        ``scratch``: for temporary files. Raises ``ValueError`` for an initial model that is not finite.
+        """
+        self.workload = workload
+        self.version = 0
+        self._optimiser = optimiser
+        self._model = workload.new_model()
+        self.store = Store(self._model.state_dict())
+        if unfit := next((name for name, tensor in self.store["model"].items() if not _finite(tensor)), None):
+            raise ValueError(
+                f"model: {unfit!r} holds values that are not finite before the first round, so every update would be refused; "
+                "a constant that must (a mask) is to be registered with persistent=False"
+            )
+        # The module that evaluates shares the store's tensors, so that it always is the current version.
+        self._model.load_state_dict(self.store["model"], assign=True)
+        self._roles = {t.name: t.role for block in workload.spec.blocks for t in block.tensors}
+        # What plans are sent, and updates change: the model, and the auxiliaries that plans have named.
+        self._tensors = ChainMap(self.store["model"], self.store["auxiliaries"])
+        self._fold = Fold()
+        self._plain = DenseDownlink(channel, workload.spec)
+        self._heads = SharedHeads(channel, workload.spec)
+        self._hashes = BlockHashes(workload.spec, self.store["model"])
+        self._starts: dict[tuple[int, str], tuple[int, Arrays]] = {}  # by version and part: the hash, and the model
+        self.links = ServerLinks(
+            channel,
+            first={name: array.copy() for name, array in as_arrays(self.store["model"]).items()},
+            memory_bytes=link_memory_bytes,
+            disk_bytes=link_disk_bytes,
+            scratch=scratch,
+        )
+
+    def send(self, plan: Plan) -> Dispatch:
+        """What brings the plan's device to the current version. Equal parts and codecs share one packet."""
+        if plan.version != self.version:
+            raise AssertionError(f"a plan of version {plan.version} cannot start at version {self.version}")
+        if plan.objective.kind != "evaluate":
+            self.links.downlinks.count()
+        provide(plan.part.auxiliaries, self.workload, held=self.store["auxiliaries"], roles=self._roles)
+        plan = provisioned(plan, self.workload.spec, self._hashes)
+        if plan.split is not None:
+            of_host = hosted(plan, self.workload.spec, self._hashes)
+            turn = (self._heads.send(of_host, self.store["model"]),) if shares(plan) else self._send(of_host)
+            return Dispatch(plan, self._send(plan), None, turn)
+        if plan.link_down is None and plan.link_up is None:
+            return Dispatch(plan, self._send(plan), None)
+        plan = msgspec.structs.replace(plan, acknowledged=self.links.acknowledged(plan.device))
+        if plan.link_down is None:
+            (message,) = self._send(plan)
+            plan, message = self.links.track(plan, message, as_arrays(self._plain.sent(plan)))
+            messages = [message]
+        else:
+            expected = array_specs(down_tensors(self.workload.spec, plan.part))
+            messages = self.links.send(plan, lambda: self._target(expected), expected)
+            start = plan.version, plan.part.key
+            if not plan.link_down.feedback and start not in self._starts:
+                model = self._target(expected)
+                self._starts[start] = hash_arrays(model), {name: a.copy() for name, a in model.items()}
+        return Dispatch(plan, tuple(messages), self.links.state(plan.device))
+
+    def send_to_evaluate(self, plan: Plan) -> Dispatch | None:
+        """What brings a plan's device the model that it is to evaluate; nothing of the run changes.
+
+        That is the current model. Where downlinks have a memory it is the model that the device holds, without a byte, of the
+        version that it has acknowledged; None where it holds none.
+        """
+        plan = provisioned(plan, self.workload.spec, self._hashes)
+        if not self.links.remember:
+            return Dispatch(plan, self._send(plan), None)
+        held = self.links.held(plan)
+        return Dispatch(held[0], (), held[1]) if held is not None else None
+
+    def open(self, plan: Plan, packet: Array | None, *, host: Array | None = None) -> Opened:
+        """What an update brings; raises a ``PacketError`` where it is not sound.
+
+        ``packet``: None where the device trains nothing. ``host``: the update of the host's leg, where the plan is split.
+        """
+        if (packet is None) != (not plan.part.trained):
+            told = "without its device's update" if packet is None else "with one of blocks that it does not train"
+            raise MismatchedPacket(f"plan {plan.id} came {told}")
+        if shares(plan):
+            self._heads.check(plan)
+        if packet is not None and plan.link_up is not None:
+            specs = array_specs(up_tensors(self.workload.spec, plan.part, statistics=plan.upload.statistics))
+            residuals, local, whole = self.links.open_update(plan, packet, specs)
+            return Opened(as_tensors(residuals) if whole else minus(local, self.links.sent(plan).arrays), local)
+        update = self._plain_update(plan, packet) if packet is not None else {}
+        if plan.split is not None:
+            if host is None:
+                raise MismatchedPacket(f"plan {plan.id} is split, and came without its host's update")
+            update |= self._plain_update(hosted(plan, self.workload.spec, self._hashes), host, leg=1)
+        return Opened(update)
+
+    def fold(self, plan: Plan, update: Opened, *, weight: float, scale: float = 1.0) -> None:
+        """Fold an update that was opened. ``scale``: what staleness leaves of it, see ``Fold.add``."""
+        shared, found = shares(plan), update.differences
+        own = self._heads.add(plan, found, weight=weight) if shared else self._from_start(plan, found)
+        self._fold.add(own, weight=weight, scale=scale)
+        if update.local is not None:
+            self.links.folded(plan, update.local)
+
+    def ended(self, plan: Plan, report: Report, state: State | None) -> None:
+        """A plan has come to its end, well or not: settle what its link remembers."""
+        self._heads.ended(plan)
+        if plan.link_down is not None or plan.link_up is not None:
+            self.links.ended(plan, report, state)
+
+    def abandon(self, plan: Plan) -> None:
+        """Nobody waits for a plan any more."""
+        self._heads.ended(plan)
+        self.links.abandon(plan)
+
+    def lose_link(self, device: int) -> None:
+        """What a device holds is not known any more: its link is resynchronised when it comes again."""
+        self.links.lose(device)
+
+    def notices(self) -> list[str]:
+        """What an operator should know of the links' memory since the last call."""
+        found, self.links.peers.notices = self.links.peers.notices, []
+        return found
+
+    def close(self) -> None:
+        """Remove what the links' memory has on disk."""
+        self.links.peers.close()
+
+    def _send(self, plan: Plan) -> tuple[Message, ...]:
+        """The packet of a memoryless downlink; none where there is nothing to send."""
+        return (self._plain.send(plan, self._tensors),) if down_tensors(self.workload.spec, plan.part) else ()
+
+    def _plain_update(self, plan: Plan, packet: Array, *, leg: int = 0) -> dict[str, torch.Tensor]:
+        """The differences in an update of a memoryless uplink."""
+        update = as_tensors(open_update(packet, plan, self.workload.spec, leg=leg))
+        if plan.upload.payload == "weights":
+            start = self._heads.sent(plan) if leg and shares(plan) else self._plain.sent(plan)
+            update = {name: tensor - start[name] for name, tensor in update.items()}
+        return update
+
+    def _from_start(self, plan: Plan, update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """An update as the difference to the version that it started from.
+
+        What a downlink without feedback left out is forgotten, as in ResFed: the mean is then over the recovered models.
+        """
+        if plan.link_down is None or plan.link_down.feedback:
+            return update
+        held = self.links.sent(plan)
+        start_hash, start = self._starts[plan.version, plan.part.key]
+        if held.hash == start_hash:
+            return update
+        offsets = minus({name: held.arrays[name] for name in update}, start)
+        return {name: widened(tensor) + offsets[name] for name, tensor in update.items()}
+
+    def _target(self, expected: tuple[ArraySpec, ...]) -> Arrays:
+        """Where the downlinks lead: the model, with what of it has yet to be sent."""
+        model, pending = self.store["model"], self.store["pending"]
+        target = {s.name: model[s.name] + pending[s.name] if s.name in pending else model[s.name] for s in expected}
+        return as_arrays({name: tensor.to(model[name].dtype) for name, tensor in target.items()})
+
+    @property
+    def folded(self) -> int:
+        """Updates folded into the version that is open."""
+        return self._fold.updates
+
+    def close_version(self, *, in_flight: Collection[int]) -> None:
+        """Apply the mean update; ``in_flight``: versions whose packets are still needed.
+
+        Behind a lossy downlink with feedback the model is what its receivers hold; the rest is pending, and sent later. Raises
+        ``NotFinite`` where the next version would hold NaN or infinity: the version then stays open, and its model as it is.
+        """
+        model, pending = self.store["model"], self.store["pending"]
+        self._heads.close(self._fold)
+        with torch.no_grad():
+            for name, value in self._stepped().items():
+                self._hashes.changed(name)
+                self._tensors[name].copy_(value)
+        self.version += 1
+        held = self.links.advance(as_arrays(model), self.version)
+        pending.clear()
+        for name, tensor in as_tensors(held or {}).items():
+            if not torch.equal(model[name], tensor):
+                pending[name] = widened(model[name]) - tensor
+                model[name].copy_(tensor)
+        keep = set(in_flight)
+        self._plain.keep(keep)
+        self._starts = {start: value for start, value in self._starts.items() if start[0] in keep}
+
+    def _stepped(self) -> dict[str, Tensor]:
+        """The tensors of the next version that differ from this one's, in memory of the mean. Raises ``NotFinite``."""
+        model, pending, state = self.store["model"], self.store["pending"], self.store["optimiser"]
+        stepped = {name: model[name] + rest for name, rest in pending.items()}
+        for name, mean in self._fold.close().items():
+            settings = _PLAIN if self._roles[name] == "statistic" else self._optimiser
+            largest = _largest(mean)
+            start = stepped.get(name, self._tensors[name])
+            moved = server_step(settings, name=name, value=start, mean=mean, state=state)
+            stepped[name] = moved.to(self._tensors[name].dtype)  # where float16 may be infinite
+            if not _finite(stepped[name]):
+                raise NotFinite(
+                    f"version {self.version + 1} would hold values that are not finite in {name!r}, so it is not closed, and "
+                    f"the model of version {self.version} is kept; the largest value of its mean update is {largest:g}, and "
+                    f"server.optimiser.learning_rate is {settings.learning_rate:g}"
+                )
+        return stepped
+
+    def evaluate(self, training: Training, *, batch_size: int) -> dict[str, float]:
+        """The current model on the server's test set; empty when the server has none. The model is left as it was."""
+        samples = self._test
+        if samples is None:
+            return {}
+        return evaluate(
+            self._model,
+            samples,
+            loss=make_loss(training.loss),
+            metrics=self.workload.metrics,
+            transform=self.workload.data.test_transform,
+            batch_size=batch_size,
+            channels_last=training.channels_last,
+            precision=training.precision,
+        )
+
+    @cached_property
+    def _test(self) -> Samples | None:
+        """The server's test set, read once."""
+        return self.workload.data.server_test()
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """A copy of the current model, counters included."""
+        return {name: tensor.clone() for name, tensor in self.store["model"].items()}
+
+    def model_hash(self) -> str:
+        """The hash that names the current model."""
+        return model_hash(self.store["model"])
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest absolute value; NaN where one is NaN, 0 of an empty tensor."""
+    if not tensor.numel():
+        return 0.0
+    low, high = torch.aminmax(tensor)
+    return float(torch.maximum(-low, high))
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all values are finite; in one reading, without memory of its own."""
+    return not tensor.is_floating_point() or math.isfinite(_largest(tensor))

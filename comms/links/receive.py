@@ -1,0 +1,180 @@
+"""The receiving ends of a link: what a device makes of the packets that came down, and the server of what came up.
+
+Nothing is used before its version and the hash of the state that it builds on are those of the receiver; any other ends in
+``OutOfSync``, and with that in a counted resynchronisation, never in silent drift.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..codec import Array, Arrays, ArraySpec, Codec, Context, IdentityCodec
+from ..errors import MismatchedPacket, OutOfSync, UnfitPacket
+from ..packet import PacketKind, Stamp, read_stamp, unseal
+from .link import DeviceEnd, Model, Sent, depths
+from .predict import Residual, carried, difference, hash_arrays, restore
+
+
+def receive_models(
+    end: DeviceEnd,
+    packets: Sequence[Array],
+    *,
+    version: int,
+    residual: Residual,
+    codec: Codec,
+    expected: tuple[ArraySpec, ...],
+    agreed: Callable[[], Arrays],
+) -> Model:
+    """Bring a device's end to ``version`` by the packets of one message, in their order; the model that it then holds.
+
+    Of the models on the way no more are kept than the rule looks back on. ``agreed``: makes the first model from the seed.
+    Raises a ``PacketError``; the end is then as it was.
+    """
+    models, (depth, _) = list(end.memory.models), depths(residual, None)
+    restarted = False
+    for packet in packets:
+        stamp = read_stamp(packet)
+        if stamp.kind == PacketKind.RESIDUAL:
+            if not models:
+                raise OutOfSync(f"a residual to version {stamp.version} came to a device that holds no model")
+            end.memory.models, kept = models, end.memory.models
+            try:
+                model = _residual(end, packet, stamp, residual=residual, codec=codec, expected=expected)
+            finally:
+                end.memory.models = kept
+            models = [*models, model][-depth:]
+        elif stamp.kind in (PacketKind.WEIGHTS, PacketKind.AGREED):
+            models, restarted = [_whole(packet, stamp, expected=expected, agreed=agreed)], True
+        else:
+            raise MismatchedPacket(f"a packet of kind {stamp.kind.name} cannot start a plan")
+    if not models or models[-1].version != version:
+        found = models[-1].version if models else "none"
+        raise OutOfSync(f"the device would hold version {found} after this message; its plan starts from {version}")
+    if not packets:
+        _check_held(models[-1], expected)
+    if restarted:
+        end.restart(models[-1])
+    end.memory.models = models
+    return models[-1]
+
+
+def _residual(
+    end: DeviceEnd, packet: Array, stamp: Stamp, *, residual: Residual, codec: Codec, expected: tuple[ArraySpec, ...]
+) -> Model:
+    """The model that a residual leads to."""
+    _check_fits(end.memory.models[-1], expected)
+    prediction = end.memory.predict_down(residual, [spec.name for spec in expected])
+    if (found := hash_arrays(prediction)) != stamp.state_hash:
+        raise OutOfSync(
+            f"a residual to version {stamp.version} builds on state {stamp.state_hash:016x}; the device predicts {found:016x}"
+        )
+    context = context_for(expected, seed=stamp.version)
+    sent = unseal(packet, codec=codec, expected=carried(expected, residual), context=context, finite=True)
+    arrays = restore(sent, prediction, residual)
+    _check_finite(arrays)
+    return Model.of(stamp.version, arrays)
+
+
+def _check_held(model: Model, expected: tuple[ArraySpec, ...]) -> None:
+    """Raise ``OutOfSync`` where what is remembered is not the model that it was: no packet will tell."""
+    _check_fits(model, expected)
+    if len(model.arrays) != len(expected):
+        raise OutOfSync(f"the device holds {len(model.arrays)} tensors; the plan's part has {len(expected)}")
+    if (found := hash_arrays(model.arrays)) != model.hash:
+        raise OutOfSync(f"the model that is remembered has hash {found:016x}; it was {model.hash:016x}")
+
+
+def _check_fits(model: Model, expected: tuple[ArraySpec, ...]) -> None:
+    """Raise ``OutOfSync`` where a model lacks an expected tensor, or has it in another shape or type."""
+    for spec in expected:
+        array = model.arrays.get(spec.name)
+        if array is None or array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
+            held = "none" if array is None else f"{array.dtype.str} of shape {array.shape}"
+            raise OutOfSync(f"the device holds {held} as {spec.name!r}; expected is {spec.dtype} of shape {spec.shape}")
+
+
+def _check_finite(arrays: Arrays) -> None:
+    """Raise ``UnfitPacket`` for NaN and infinity."""
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise UnfitPacket(f"{name!r} holds NaN or infinity")
+
+
+def _whole(packet: Array, stamp: Stamp, *, expected: tuple[ArraySpec, ...], agreed: Callable[[], Arrays]) -> Model:
+    """A model that builds on nothing: dense, or agreed by seed."""
+    if stamp.kind == PacketKind.WEIGHTS:
+        context = context_for(expected, seed=stamp.version)
+        arrays = unseal(packet, codec=IdentityCodec(), expected=expected, context=context, finite=True)
+    else:
+        unseal(packet, codec=IdentityCodec(), expected=(), context=Context())
+        made = agreed()
+        arrays = {spec.name: made[spec.name] for spec in expected}
+    model = Model.of(stamp.version, arrays)
+    if model.hash != stamp.state_hash:
+        how = "came" if stamp.kind == PacketKind.WEIGHTS else "follows from the seed"
+        raise OutOfSync(f"the model that {how} has hash {model.hash:016x}; the server's has {stamp.state_hash:016x}")
+    return model
+
+
+def receive_update(
+    packet: Array,
+    *,
+    prediction: Arrays,
+    residual: Residual,
+    codec: Codec,
+    expected: tuple[ArraySpec, ...],
+    context: Context,
+    stamp: Stamp,
+) -> tuple[Arrays, Arrays]:
+    """What an update's packet holds: the residuals, and the device's model as both ends then have it.
+
+    ``stamp``: what the packet must say of itself, the hash of ``prediction`` included. Raises a ``PacketError``.
+    """
+    found = read_stamp(packet)
+    if found.state_hash != stamp.state_hash:
+        raise OutOfSync(
+            f"the update builds on state {found.state_hash:016x}; the server predicts {stamp.state_hash:016x}"
+        )
+    sent = unseal(packet, codec=codec, expected=carried(expected, residual), context=context, stamp=stamp, finite=True)
+    local = restore(sent, prediction, residual)
+    _check_finite(local)
+    return sent, local
+
+
+def update_residual(values: Arrays, prediction: Arrays, error: Arrays, residual: Residual) -> dict[str, Array]:
+    """What a device has to send: its model against the prediction, with what was not sent before where it feeds back.
+
+    An error of another shape or type than its tensor's (its width has changed) is left out.
+    """
+    residuals = difference(values, prediction, residual)
+    if not residual.feedback:
+        return residuals
+    return {
+        name: np.asarray(array + error[name]) if name in error and _alike(array, error[name]) else array
+        for name, array in residuals.items()
+    }
+
+
+def _alike(one: Array, other: Array) -> bool:
+    """Whether two arrays are of one shape and type."""
+    return one.shape == other.shape and one.dtype == other.dtype
+
+
+def left_over(residuals: Arrays, sent: Arrays, error: Arrays, residual: Residual) -> dict[str, Array]:
+    """The error that feedback carries on: what was to be sent, less what was. Empty without feedback.
+
+    ``error``: as it was before; of tensors that were not to be sent it stays.
+    """
+    if not residual.feedback:
+        return {}
+    return dict(error) | {name: np.asarray(array - sent[name]) for name, array in residuals.items()}
+
+
+def context_for(expected: tuple[ArraySpec, ...], *, seed: int) -> Context:
+    """The codec context that both ends derive for these arrays."""
+    return Context(seed=seed, roles={spec.name: spec.role for spec in expected})
+
+
+def sent_model(base: Arrays, local: Arrays, names: Sequence[str]) -> Sent:
+    """A pair for the history of the uplink."""
+    return Sent(base={name: base[name] for name in names}, local=local)

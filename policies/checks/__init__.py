@@ -1,0 +1,4 @@
+"""Checks of what policies are and return: fields, types, decisions and state.
+
+They know the contract's data types only.
+"""

@@ -1,0 +1,90 @@
+"""Split learning as a policy: each plan's model is cut, the device keeps the first blocks, a partition host takes the rest.
+
+SplitFed (Thapa et al., AAAI 2022, arXiv 2004.12088): its first version, or with one head that is shared its second. Acts on the
+plans of the policies before it in a chain.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from ...learning.parts.part import Part
+from ...learning.spec import Count
+from ..checks.fields import check_fields
+from ..decision import Decision
+from ..plan import Plan, Split
+from ..policy import State
+from ..view import View
+from .cheapest_cut import AUTO, allowed_cuts, choose_cuts
+from .shared_head import in_turn
+
+
+@dataclass(frozen=True)
+class SplitFed:
+    """Behind block ``cut`` of the model ("" for the shallowest allowed), or "auto": each device where it is fastest.
+
+    ``first``: last block of the shallowest cut allowed ("": the model's first block). ``whole``: a device that is estimated
+    to be faster with the whole model, and has the memory, keeps it ("auto" only). ``head``: every device has a copy of the
+    host's blocks to itself (``slots``), or all of a host train one copy, one device after another in an order drawn from the
+    seed (``shared``). ``window``: micro-batches that a device may have sent and not yet gone back through; with more than 1
+    its gradients are late, and the model is not FedAvg's.
+    """
+
+    cut: str = ""
+    first: str = ""
+    whole: bool = False
+    head: Literal["slots", "shared"] = "slots"
+    window: Count = 1
+
+    needs_plans: ClassVar[bool] = True
+    fits_plans: ClassVar[bool] = True
+    needs_kinds: ClassVar[tuple[str, ...]] = ("activations", "labels", "weights")
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_fields(self)
+        if self.whole and self.cut != AUTO:
+            raise ValueError(f"whole is true and cut is {self.cut!r}; models stay whole only where cut is {AUTO!r}")
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """Where it may cut, so that a cut that is not clean is found before the run."""
+        return tuple(name for name in (self.first, self.cut) if name and name != AUTO)
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether plans wait for one another."""
+        return self.head == "shared"
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What an operator should know of a window."""
+        if self.window == 1:
+            return ()
+        late = f"{self.window - 1} micro-batch{'es' if self.window > 2 else ''}"
+        return (
+            f"splitfed has window {self.window}: gradients come up to {late} late, and the model is not that of FedAvg",
+        )
+
+    def init(self) -> State:
+        """Nobody waits."""
+        return None
+
+    def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
+        """Cut the plans; of those that share a host's blocks, only the next is sent now."""
+        decision = choose_cuts(view, decision, lambda plan: self._alternatives(plan, view.hosts))
+        return (decision, state) if self.head == "slots" else in_turn(view, state, decision)
+
+    def _alternatives(self, plan: Plan, hosts: int) -> list[Plan]:
+        """What a device may get: one for each cut, and its own."""
+        found = [self._cut(plan, cut, hosts) for cut in allowed_cuts(plan.part.blocks, self.cut, first=self.first)]
+        return [*found, plan.with_("splitfed: whole")] if self.whole else found
+
+    def _cut(self, plan: Plan, cut: str, hosts: int) -> Plan:
+        """One plan, cut."""
+        names = plan.part.blocks
+        front = names[: names.index(cut) + 1]
+        return plan.with_(
+            f"splitfed: cut behind {cut}",
+            part=Part(blocks=front, trained=front),
+            split=Split(cut=cut, host=plan.device % hosts, head=self.head, window=self.window),
+        )

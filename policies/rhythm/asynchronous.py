@@ -1,0 +1,56 @@
+"""Devices are kept busy, and versions close at so many updates: whoever is slow holds nobody up.
+
+FedBuff (Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation", AISTATS 2022, arXiv 2106.06639): up to
+``concurrency`` devices train at any time; whenever one ends, another idle one, drawn at random, starts from the version that is
+current then; every ``buffer`` updates the version closes. With a buffer of 1 it is FedAsync (Xie, Koyejo and Gupta, arXiv
+1903.03934). What late updates are worth is ``server.staleness``.
+
+It is asked at the start, after every end of a plan, and so after every version: with a buffer of K about K times for each
+version, once for each update.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from msgspec.structs import replace
+
+from ...learning.spec import Count
+from ..checks.fields import Cohort, check_cohort, check_fields, cohort_size
+from ..decision import Decision
+from ..policy import State
+from ..selection.candidates import Candidates
+from ..selection.draw import uniform_order
+from ..view import View
+
+
+@dataclass(frozen=True)
+class Asynchronous:
+    """``concurrency``: devices at work at any time, or their share of all. ``buffer``: updates that close a version.
+
+    A device may take part more than once in a version, if it is fast enough.
+    """
+
+    concurrency: Cohort = 1.0
+    buffer: Count = 1
+
+    needs_staleness: ClassVar[bool] = True
+    closes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_fields(self)
+        check_cohort("concurrency", self.concurrency)
+
+    def init(self) -> State:
+        """No state."""
+        return None
+
+    def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
+        """Send idle devices out for those that have ended."""
+        free = cohort_size(self.concurrency, len(view.profiles)) - len(view.in_flight)
+        pool = Candidates(view, decision)
+        order = uniform_order(np.random.default_rng(view.seed), pool.devices)
+        picked = pool.pick(order, max(0, free))
+        decided = pool.decision(picked, lambda _: f"asynchronous: {len(picked)} of {free} free places")
+        return replace(decided, close_at=self.buffer, keep_open=True), state

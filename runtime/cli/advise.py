@@ -1,0 +1,82 @@
+"""``fedbonsai advise``: what a round of each method costs the configured fleet, told before anything is trained."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from ...learning.parts.part import whole
+from ...learning.randomness import one_thread
+from ...learning.workload import Workload
+from ...policies.advice.compare_methods import MethodCost, Note, unheard
+from ...policies.advice.verdict import verdict
+from ...policies.resolve_policy import make_policy
+from ..advice.comparison import Comparison, check_replay
+from ..configuration.config import Config
+from ..configuration.learning_checks import check_learning
+from ..configuration.measured import measure, settle
+from ..configuration.policy_checks import check_cuts, check_policy
+from ..configuration.workload_settings import workload_settings
+from ..engine.engine import check_chains, check_names, check_trainable
+from ..errors import ConfigError
+from ..simulation.costs import Costs
+
+COLUMNS = ("method", "cut behind", "s a round", "waits for", "MB a device and round", "peak MB", "cannot take part")
+
+
+class Advice(msgspec.Struct, frozen=True, kw_only=True):
+    """A row for each method, and one sentence."""
+
+    methods: tuple[MethodCost, ...]
+    verdict: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+
+def advise(config: Config, *, note: Note = unheard) -> Advice:
+    """Compare the methods for an experiment; nothing is trained, and no worker starts. Raises ``ConfigError``.
+
+    ``note``: gets a line for each method and kind of devices; with a large model one takes seconds.
+    """
+    with one_thread():  # steps on a few samples are slower on more
+        return _advise(config, note)
+
+
+def _advise(config: Config, note: Note) -> Advice:
+    config = settle(config, measure(config))
+    try:
+        policy, fleet = make_policy(config.policy), config.load_fleet()
+        check_policy(policy, config, fleet)
+        check_names(config)
+        workload = Workload(workload_settings(config, num_devices=fleet.num_devices))
+        check_learning(config, workload)
+        part, costs = whole(workload.spec), Costs(workload, fleet)
+        check_trainable(workload.spec)
+        check_chains(config, workload.spec, part)
+        check_cuts(policy, workload, config.training)
+        costs.row(part, config.training)  # refuses a model that does not fit the data
+        comparison = Comparison(config, workload, fleet, costs)
+        check_replay(policy, config, comparison)
+        rows = comparison.rows(policy, note=note)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return Advice(methods=tuple(rows), verdict=verdict(rows))
+
+
+def table(rows: Sequence[MethodCost]) -> list[tuple[str, ...]]:
+    """The rows as text, in the order of ``COLUMNS``."""
+    return [
+        (
+            row.method,
+            ", ".join(f"{cut or 'nothing'} ({number})" for cut, number in row.cuts.items()),
+            "" if row.seconds is None else f"{row.seconds:.3g}",
+            row.bound,
+            f"{row.num_bytes / 1e6:.3g}",
+            f"{row.peak_memory_bytes / 1e6:.3g}",
+            "; ".join(f"{number} {reason}" for reason, number in row.unable),
+        )
+        for row in rows
+    ]

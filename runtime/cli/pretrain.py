@@ -1,0 +1,231 @@
+"""``fedbonsai pretrain``: the configured model trained on public samples, saved with where its weights come from.
+
+Public are either the public share of the configured data (``data.public_share``), which no device of any run has, or other
+data altogether. The file serves ``init.weights``; its metadata say what it was trained on, so that a run can tell when its
+devices hold samples that the weights have seen (``provenance``).
+"""
+
+import json
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from torch import nn
+
+from ...clusters.yaml_text import read_yaml
+from ...learning.costs.cost import part_cost
+from ...learning.data.config import DataConfig
+from ...learning.data.load import load, load_public
+from ...learning.data.targets import check_targets
+from ...learning.data.transforms import tried
+from ...learning.data.types import FederatedData
+from ...learning.models import build, use_batch_statistics
+from ...learning.parts.blocks import cut
+from ...learning.parts.part import whole
+from ...learning.seeds import derive
+from ...learning.store import model_hash
+from ...learning.training.evaluation import evaluate
+from ...learning.training.losses import default_metrics, make_loss, make_metric
+from ...learning.training.pretraining import Epoch, Recipe
+from ...learning.training.pretraining import pretrain as train_epochs
+from ..configuration.config import Config
+from ..configuration.convert import convert
+from ..configuration.layers import expand_shorthands
+from ..configuration.learning_checks import try_model
+from ..configuration.measured import measure, settle
+from ..configuration.user_modules import find_named_modules
+from ..errors import ConfigError, RunError
+from ..storage.run_folder import environment
+
+
+def pretrain(
+    config: Config,
+    *,
+    out: Path,
+    data: str | None = None,
+    recipe: Recipe | None = None,
+    note: Callable[[Epoch], None] = lambda epoch: None,
+) -> dict[str, str]:
+    """Train the configured model by ``recipe``, and write the best weights to the new file ``out``; its metadata.
+
+    ``data``: name of another data set, or a YAML file that holds a data section; None takes the public share of the
+    configured one. ``note`` is told of each epoch. The model's start follows from the seed, whatever ``config.init`` says.
+    Raises ``ConfigError`` for a user's mistake, before training; ``RunError`` when no epoch has a finite loss, or the file can
+    no longer be written.
+    """
+    recipe, config = recipe or Recipe(), settle(config, measure(config))
+    partial = _reserve(out)
+    try:
+        source, samples = _data(config, data)
+        model = _model(config, samples, recipe)
+        best = None
+        for epoch in train_epochs(
+            model,
+            samples,
+            recipe=recipe,
+            training=config.training,
+            loss=make_loss(config.training.loss),
+            seed=derive(config.seed, "pretrain"),
+        ):
+            note(epoch)
+            best = epoch if epoch.best else best
+        if best is None:
+            raise RunError("pretraining: no epoch has a finite loss; lower the learning rate", stage="train")
+        metadata = _provenance(config, source, samples, model, recipe=recipe, best=best)
+        _save(partial, out, model, metadata)
+        return metadata
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    except (IndexError, RuntimeError) as error:  # a label that the model has no output for; no memory
+        raise RunError(f"pretraining failed: {error}", stage="train") from error
+    finally:
+        _give_up(out, partial)
+
+
+def report(metadata: dict[str, str], *, out: Path) -> str:
+    """What to tell the user: what was saved, and how a run takes it up."""
+    figures = ", ".join(
+        f"{n} {metadata[n]}" for n in ("accuracy", "loss", "test_accuracy", "test_loss") if n in metadata
+    )
+    settings = ["init.mode=partial", f"init.weights={out}"]
+    if float(metadata["public_share"]) < 1:
+        settings += [f"data.public_share={metadata['public_share']}", f"data.public_seed={metadata['public_seed']}"]
+    return (
+        f"{out}: epoch {metadata['best_epoch']} of {metadata['epochs']} on {metadata['samples']} samples of "
+        f"{metadata['data']}; {figures}\nfor a run: {' '.join(f'--set {setting}' for setting in settings)}"
+    )
+
+
+def _reserve(out: Path) -> Path:
+    """A new, empty file beside ``out``, which is made too and must not exist yet: that it can be written is known early.
+
+    So no other file is ever replaced, and of two processes that name one file the second is refused.
+    """
+    partial = out.with_name(f".{out.name}.{secrets.token_hex(8)}.partial")  # a name that no other file has
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.open("xb").close()
+        partial.open("xb").close()
+    except OSError as error:
+        if out.exists():
+            raise ConfigError(f"--out is {str(out)!r}, which exists already; name a new file") from error
+        raise ConfigError(f"--out is {str(out)!r}, which cannot be written: {error.strerror}") from error
+    return partial
+
+
+def _give_up(out: Path, partial: Path) -> None:
+    """Remove what ``_reserve`` made, but for a file that was written."""
+    partial.unlink(missing_ok=True)
+    if out.is_file() and not out.stat().st_size:
+        out.unlink()
+
+
+def _data(config: Config, other: str | None) -> tuple[DataConfig, FederatedData]:
+    """The settings of the public samples, and the samples as those of one device."""
+    seed = derive(config.seed, "data")
+    if other is None:
+        if not config.data.public_share:
+            raise ConfigError(
+                "data.public_share is 0; pretraining needs a share that no device has (--share 0.1), or other data (--data)"
+            )
+        return config.data, load_public(config.data, num_devices=config.load_fleet().num_devices, seed=seed)
+    source = _section(other) if other.endswith((".yaml", ".yml")) else _named(config.data, other)
+    if (source.name, source.root, source.kwargs) == (config.data.name, config.data.root, config.data.kwargs):
+        raise ConfigError(f"--data is {other!r}, which is what the devices have; take a share of it (--share 0.1)")
+    return source, load(source, num_devices=1, seed=seed)
+
+
+def _named(own: DataConfig, name: str) -> DataConfig:
+    """Other data under the transforms and the folder of the configured ones."""
+    return DataConfig(
+        name=name,
+        root=own.root,
+        download=own.download,
+        server_test=own.server_test,
+        train_transforms=own.train_transforms,
+        test_transforms=own.test_transforms,
+    )
+
+
+def _section(path: str) -> DataConfig:
+    """The data section that a file holds."""
+    try:
+        raw = read_yaml(Path(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--data is {path!r}, which cannot be read: {error}") from error
+    source = convert(expand_shorthands({"data": raw})["data"], DataConfig)
+    find_named_modules(path, source)
+    if source.test_share or source.public_share:
+        raise ConfigError(f"--data is {path!r}, which sets test_share or public_share; all its samples are public")
+    return source
+
+
+def _model(config: Config, data: FederatedData, recipe: Recipe) -> nn.Module:
+    """The configured model with as many outputs as the public data have classes.
+
+    Raises ``ValueError`` when it does not fit the data.
+    """
+    model = build(config.model, seed=derive(config.seed, "model"), outputs=data.num_classes)
+    if config.server.statistics == "batch":
+        use_batch_statistics(model)
+    blocks, few = cut(model), data.train(0)
+    few = few.take(np.arange(min(2, len(few))))
+    inputs, training = tried(data.test_transform, few.x, field="data.test_transforms"), recipe.training(config.training)
+    check_targets(data, loss=config.training.loss, output=try_model(model, inputs, training))
+    part_cost(
+        model,
+        blocks,
+        whole(blocks.spec),
+        example=(inputs[0], few.y[0]),
+        training=training,
+        loss=make_loss(config.training.loss),
+    )
+    return model
+
+
+def _provenance(
+    config: Config, source: DataConfig, data: FederatedData, model: nn.Module, *, recipe: Recipe, best: Epoch
+) -> dict[str, str]:
+    """The file's metadata: text, as safetensors wants it."""
+    test, tested = data.server_test(), dict[str, float]()
+    if test is not None:
+        metrics = {call.name: make_metric(call) for call in default_metrics(config.training.loss, test.y[0])}
+        loss = make_loss(config.training.loss)
+        tested = evaluate(model, test, loss=loss, metrics=metrics, transform=data.test_transform)
+    made_by = environment()
+    return {
+        "fedbonsai": str(made_by["packages"]["fedbonsai"]),
+        "torch": str(made_by["packages"]["torch"]),
+        "commit": made_by["commit"] or "",
+        "model": config.model.name,
+        "model_kwargs": json.dumps(config.model.kwargs),
+        "blocks": ",".join(cut(model).spec.block_names),
+        "hash": model_hash(model.state_dict()),
+        "data": source.name,
+        "data_digest": data.digest()["data"],
+        "public_share": f"{source.public_share or 1.0:g}",
+        "public_seed": str(source.public_seed),
+        "samples": str(data.num_samples(0)),
+        "seed": str(config.seed),
+        "recipe": msgspec.json.encode(recipe).decode(),
+        "epochs": str(recipe.epochs),
+        "best_epoch": str(best.number),
+        **{name: f"{value:.6g}" for name, value in best.figures.items()},
+        **{f"test_{name}": f"{value:.6g}" for name, value in tested.items()},
+    }
+
+
+def _save(partial: Path, out: Path, model: nn.Module, metadata: dict[str, str]) -> None:
+    """Write the file, in one step."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    state = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
+    try:
+        save_file(state, partial, metadata=metadata)
+        partial.replace(out)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"--out is {str(out)!r}, which can no longer be written: {error}", stage="write") from error

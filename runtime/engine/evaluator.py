@@ -1,0 +1,141 @@
+"""Evaluates the global model on the server's test set, on the devices' own test shares, or both.
+
+Evaluation is an instrument, not part of the method under test: it takes no simulated time, and its bytes are counted
+under a kind of their own.
+"""
+
+import math
+from collections.abc import Collection, Iterable
+from typing import ClassVar
+
+import msgspec
+import numpy as np
+
+from ...actors.pool import Pool, Task
+from ...actors.server.server import Server
+from ...clusters.fleet import Fleet
+from ...comms.ledger import Ledger
+from ...learning.parts.part import whole
+from ...learning.seeds import derive
+from ...learning.spec import CountOrZero
+from ...learning.training.losses import lower_is_better
+from ...policies.plan import Objective, Plan
+from ...policies.report import Outcome, Report
+from ..configuration.config import Config
+from ..errors import RunError
+from ..events import Evaluated
+
+_FIRST_ID = 1 << 48  # far above the ids of training plans
+
+
+class Evaluator:
+    """Runs evaluations; which devices take part is drawn once from the seed."""
+
+    SAVED: ClassVar = {"_next_id": CountOrZero}  # by a checkpoint
+    NOT_SAVED = ("_config", "_fleet", "_server", "_pool", "_ledger", "_training", "_devices")
+
+    def __init__(self, config: Config, *, fleet: Fleet, server: Server, pool: Pool, ledger: Ledger) -> None:
+        """Choose the devices."""
+        self._config, self._fleet = config, fleet
+        self._server, self._pool, self._ledger = server, pool, ledger
+        self._next_id = _FIRST_ID
+        self._training = msgspec.structs.replace(config.training, batch_size=config.evaluation.batch_size)
+        count = config.evaluation.devices
+        self._devices = list(range(fleet.num_devices))
+        if count is not None and count < len(self._devices):
+            generator = np.random.default_rng(derive(config.seed, "evaluation"))
+            self._devices = sorted(generator.choice(fleet.num_devices, count, replace=False).tolist())
+
+    def evaluate(self, version: int, *, time_s: float, unreachable: Collection[int] = frozenset()) -> Evaluated | None:
+        """The figures of this version; None when nothing can be evaluated. Devices that cannot be reached are not asked."""
+        where = self._config.evaluation.where
+        server: dict[str, float] = {}
+        devices: dict[str, dict[str, float]] = {}
+        answers: list[dict[str, float]] = []
+        faults: list[str] = []
+        if where in ("server", "both"):
+            try:
+                server = self._server.evaluate(self._config.training, batch_size=self._config.evaluation.batch_size)
+            except Exception as error:  # of a user's code: anything
+                raise RunError.of(error, round_=version, stage="evaluate") from error
+        if where in ("devices", "both"):
+            answers, faults = self._ask_devices(
+                version, [device for device in self._devices if device not in unreachable]
+            )
+            for name in answers[0] if answers else ():
+                devices[name] = spread(
+                    [answer[name] for answer in answers], worst_is_low=not self._less_is_better(name)
+                )
+        if not server and not devices:
+            return None
+        return Evaluated(
+            time_s=time_s,
+            version=version,
+            server=server,
+            devices=devices,
+            num_devices=len(answers),
+            num_failed=len(faults),
+            first_error=faults[0] if faults else "",
+        )
+
+    def _ask_devices(self, version: int, devices: Iterable[int]) -> tuple[list[dict[str, float]], list[str]]:
+        """Each device's metrics on its own test share, and what went wrong on others.
+
+        Devices without a test share are left out, and, where downlinks have a memory, devices that hold no model.
+        Raises ``RunError`` when all that have one failed.
+        """
+        plans = []
+        for device in devices:
+            sent = self._server.send_to_evaluate(self._plan(device, version))
+            if sent is None:
+                continue
+            group = self._fleet.group_of(device)
+            control = self._pool.submit(Task(plan=sent.plan, packets=sent.packets, state=sent.state, group=group))
+            self._ledger.record("down", kind="evaluation", device=device, num_bytes=sent.num_bytes + control)
+            plans.append(sent.plan)
+        answers: list[dict[str, float]] = []
+        faults: list[Report] = []
+        for plan in plans:
+            finished = self._pool.result(plan.id)
+            self._ledger.record("up", kind="evaluation", device=plan.device, num_bytes=finished.control_bytes)
+            report = finished.report
+            if report.outcome != Outcome.DONE:
+                faults.append(report)
+            elif report.metrics:
+                answers.append(report.metrics)
+        if faults and not answers:
+            first = faults[0]
+            text = f"no device could evaluate the model; the first fault: {first.error}"
+            raise RunError(text, device=first.plan.device, round_=version, stage=first.stage or "evaluate")
+        return answers, [f"device {fault.plan.device}: {fault.error}" for fault in faults]
+
+    def _less_is_better(self, name: str) -> bool:
+        """Whether less of a figure is better."""
+        return name == "loss" or lower_is_better(self._server.workload.metrics[name])
+
+    def _plan(self, device: int, version: int) -> Plan:
+        """Metrics of the whole model, in batches of evaluation's size (batch statistics differ by it)."""
+        self._next_id += 1
+        return Plan(
+            id=self._next_id,
+            device=device,
+            version=version,
+            part=whole(self._server.workload.spec),
+            training=self._training,
+            seed=derive(self._config.seed, "evaluation", device, version),
+            objective=Objective(kind="evaluate"),
+            codec_down=self._config.codecs.down,
+        )
+
+
+def spread(values: list[float], *, worst_is_low: bool) -> dict[str, float]:
+    """Mean, standard deviation, worst value, and mean of the worst tenth (at least one) of the devices' figures."""
+    ordered = sorted(values, reverse=not worst_is_low)
+    mean = math.fsum(values) / len(values)
+    tenth = ordered[: max(1, len(values) // 10)]
+    return {
+        "mean": mean,
+        "spread": math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values)),
+        "worst": ordered[0],
+        "worst_10": math.fsum(tenth) / len(tenth),
+    }

@@ -1,0 +1,60 @@
+"""A run in this process."""
+
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from ...clusters.scratch import Scratch, reap_runs
+from ...comms.codec import Array
+from ...learning.randomness import one_thread
+from ...policies.policy import Policy
+from ..configuration.config import Config
+from ..engine.engine import Engine
+from .save_plan import SavePlan
+from .service import Service
+from .step import EventBatch
+
+
+class InlineSession:
+    """The engine in this process, with one torch thread, as a worker has: the same bits as on Ray.
+
+    Between two steps the process is as the caller has it, so other runs, in turn or in other threads, change nothing.
+    """
+
+    def __init__(self, config: Config, policy: Policy, save: SavePlan | None = None) -> None:
+        """Nothing is built yet."""
+        self._config, self._policy, self._save = config, policy, save
+        self._scratch = Scratch()
+        self._service: Service | None = None
+
+    def open(self) -> Iterator[str]:
+        """Build the engine; nothing is waited for."""
+        reap_runs()
+        with one_thread():
+            self._service = Service(Engine(self._config, self._policy, scratch=self._scratch), self._save)
+        return iter(())
+
+    def step(self, logged: int) -> EventBatch:
+        """The next batch of events."""
+        with one_thread():
+            return msgspec.msgpack.decode(self._built.step(logged), type=EventBatch)
+
+    def save(self, logged: int, *, timeout_s: float) -> None:
+        """Write a checkpoint, if there is something new."""
+        with one_thread():
+            self._built.save(logged)
+
+    def weights(self, which: str, metadata: Mapping[str, str], *, timeout_s: float) -> Array:
+        """Weights, at once."""
+        return self._built.weights(which, metadata)
+
+    def close(self) -> None:
+        """Remove what the engine has on disk."""
+        if self._service is not None:
+            self._service.close()
+        self._scratch.close()
+
+    @property
+    def _built(self) -> Service:
+        assert self._service is not None, "the session is not open"
+        return self._service

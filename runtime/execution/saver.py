@@ -1,0 +1,106 @@
+"""Takes checkpoints of an engine, and puts them back: its state, the best weights so far, and the packets of views.
+
+Lives where the engine lives. The packets of a view never change, so they are fetched and written once. A checkpoint may lack
+some: their devices upload them again when they are wanted.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ...actors.replay.upload import ViewKey, joined_bytes
+from ...comms.channel import Stored
+from ...learning.store import alike
+from ...policies.checks.type_check import mismatch
+from ..engine.engine import Engine
+from ..errors import Damaged, UnfitCheckpoint
+from .save_plan import SavePlan, open_checkpoints
+
+_SAVED = {
+    "engine": dict[str, Any],
+    "best": dict[str, Tensor] | None,
+    "views": dict[ViewKey, Stored],
+}
+
+
+class Saver:
+    """One engine's checkpoints."""
+
+    def __init__(self, engine: Engine, plan: SavePlan) -> None:
+        """Raises ``ValueError`` for a place that cannot be used."""
+        self._engine, self._plan = engine, plan
+        self._checkpoints = open_checkpoints(plan, channel=engine.channel)
+        self._views: dict[ViewKey, Stored] = {}  # packets that were written
+
+    def start(self) -> dict[str, Tensor] | None:
+        """Put back the checkpoint that the plan names; the best weights.
+
+        Raises ``ValueError`` for other data, and ``UnfitCheckpoint`` for one that is not of this run, or not what was written;
+        the engine is of no use then.
+        """
+        manifest = self._plan.manifest
+        best: dict[str, Tensor] | None = None
+        if manifest is not None:
+            try:
+                saved = self._checkpoints.read(manifest)
+                self.check(saved)
+                best = self._restore(saved)
+            except Damaged as error:
+                raise UnfitCheckpoint(manifest.version, str(error)) from error
+        self._checkpoints.start(manifest)
+        return best
+
+    def due(self, version: int) -> bool:
+        """Whether a checkpoint of this version is to be written now."""
+        return self._checkpoints.due(version)
+
+    def save(self, version: int, *, events: int, best: Mapping[str, Tensor] | None) -> None:
+        """Write a checkpoint; raises ``RunError`` where that fails."""
+        self._checkpoints.begin()
+        self._save_views()
+        value = {"engine": self._engine.saved(), "best": best, "views": self._views}
+        self._checkpoints.write(value, version=version, events=events)
+
+    def check(self, saved: Any) -> None:
+        """Raise ``Damaged`` for what is no checkpoint of this engine, and ``ValueError`` for one on other data."""
+        if found := mismatch(saved, _SAVED, into_structs=False):
+            raise Damaged(f"{found[0]} {found[1]}")
+        best: dict[str, Tensor] | None = saved["best"]
+        model = self._engine.weights()
+        if best is not None and not (list(best) == list(model) and all(alike(best[n], model[n]) for n in model)):
+            raise Damaged("the best weights are those of another model")
+        self._engine.check(saved["engine"])
+
+    def _restore(self, saved: Any) -> dict[str, Tensor] | None:
+        """Put what was checked in its places; the best weights. Raises ``Damaged``."""
+        self._engine.restore(saved["engine"])
+        self._restore_views(saved["views"])
+        self._engine.resume()
+        best: dict[str, Tensor] | None = saved["best"]
+        return best
+
+    def _save_views(self) -> None:
+        """Write the packets of views that no checkpoint has had yet. What a host lacks, or has no time for, is left out."""
+        there, missing = dict[ViewKey, Stored](), dict[int, list[ViewKey]]()
+        for key, view, _ in self._engine.replay.placed():
+            if key in self._views:
+                there[key] = self._views[key]
+            else:
+                missing.setdefault(view.host, []).append(key)
+        for host, keys in missing.items():
+            for key, body in self._engine.pool.bodies(host, keys).items():
+                there[key] = self._checkpoints.store(body.tobytes())
+        self._views = there
+
+    def _restore_views(self, stored: Mapping[ViewKey, Stored]) -> None:
+        """Give the hosts their packets back, one view at a time. Raises ``Damaged``."""
+        for key, view, _ in self._engine.replay.placed():
+            if key not in stored:
+                continue
+            self._views[key] = stored[key]
+            body = np.frombuffer(stored[key].read(), np.uint8)
+            if body.nbytes != joined_bytes(view.lengths):
+                raise Damaged(f"the packets of {key} are not as long as it says")
+            self._engine.pool.put(view.host, key, view.lengths, body)

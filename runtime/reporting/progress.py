@@ -1,0 +1,162 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines in a log, and a table of the devices at the end."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from ..configuration.config import Config
+from ..events import AnyEvent, Evaluated, Notice, PlanEnded, RunEnded, RunStarted, VersionClosed
+
+_LINE_EVERY_S = 0.5  # of a log
+_COLUMNS = ("device", "class", "outcome", "samples", "loss", "down s", "compute s", "up s", "total s", "up", "memory")
+
+
+class Progress:
+    """Takes events as they come. ``quiet``: results go to standard output elsewhere, so all this goes to standard error."""
+
+    def __init__(self, config: Config, *, quiet: bool) -> None:
+        """Choose bar or lines."""
+        # Names and errors are printed as they are: brackets in them are no markup, and ":1:" is no emoji.
+        self._console = Console(stderr=quiet, highlight=False, markup=False, emoji=False)
+        if not self._console.is_terminal:
+            self._console.width = 140  # a log has no window: do not fold tables
+        self._rounds = config.stop.rounds
+        self._bar: Bar | None = None
+        self._task: Any = None
+        self._figures = self._text = ""
+        self._closed: VersionClosed | None = None
+        self._last_line = 0.0
+        self._untold = ""  # the newest line that was not printed
+
+    def __enter__(self) -> "Progress":
+        """Show the bar, where there is a terminal."""
+        if self._console.is_terminal:
+            self._bar = Bar(
+                TextColumn("round"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("run", total=self._rounds, text="starting")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def note(self, event: AnyEvent) -> None:
+        """Show what an event tells."""
+        if isinstance(event, RunStarted):
+            frozen = f" ({event.frozen_parameters:,} of them frozen)" if event.frozen_parameters else ""
+            self._console.print(
+                f"{event.name}: {event.preset} on {event.devices} devices ({len(event.classes)} classes), "
+                f"{event.parameters:,} parameters{frozen}, {event.samples:,} samples, {event.workers} workers"
+            )
+            if event.skipped_files:
+                self._console.print(f"{event.skipped_files} corrupt files were skipped")
+            if event.block_reason:
+                self._console.print(f"the model is kept in one block: {event.block_reason}")
+        elif isinstance(event, Evaluated):
+            self._figures = ", ".join(f"{name} {value:.4f}" for name, value in event.figures.items())
+            if event.num_failed:
+                self._console.print(
+                    f"version {event.version}: {event.num_failed} of {event.num_failed + event.num_devices} devices could not "
+                    f"evaluate it; the first: {event.first_error}"
+                )
+        elif isinstance(event, Notice):
+            self._console.print(event.text)
+        elif isinstance(event, PlanEnded) and event.report.error and event.report.outcome.value != "late":
+            report = event.report
+            where = f"device {report.plan.device}, round {report.plan.version}"
+            where += f", stage {report.stage}" if report.stage else ""
+            self._console.print(f"{where}: {report.outcome.value}: {report.error}")
+        if isinstance(event, VersionClosed):
+            if self._closed is not None:
+                self._round(self._closed)
+            self._closed = event
+            self._figures = ""
+            bytes_ = bytes_text(event.up_bytes, event.down_bytes, event.evaluation_bytes, event.host_bytes)
+            self._text = f"{bytes_}, {event.time_s:.1f} s simulated"
+            if event.loss is not None:
+                self._text = f"train loss {event.loss:.4f}, {self._text}"
+        # A round is told once: with its evaluation, or, without one, when the next thing happens.
+        elif self._closed is not None:
+            self._round(self._closed)
+            self._closed = None
+        if isinstance(event, RunEnded) and self._untold:
+            self._console.print(self._untold)
+
+    def finish(self, summary: Mapping[str, Any], reports: Mapping[int, PlanEnded], *, folder: Path | None) -> None:
+        """Print what each device did, and what the run came to."""
+        self._console.print(device_table(reports))
+        figures = [f"{summary['rounds']} rounds"]
+        for name in ("accuracy", "loss"):
+            if summary[name] is not None:
+                figures.append(f"{name} {summary[name]:.4f}")
+        figures.append(f"{summary['virtual_s']:.1f} s simulated, {summary['wall_s']:.1f} s here")
+        figures.append(bytes_text(*(summary[f"{name}_bytes"] for name in ("up", "down", "evaluation", "host"))))
+        self._console.print("; ".join(figures) + f" ({summary['reason']})")
+        if folder is not None:
+            self._console.print(f"run folder: {folder}", soft_wrap=True)
+
+    def _round(self, closed: VersionClosed) -> None:
+        """Move the bar on, or print a line (the first, the last, and at most two a second)."""
+        text = ", ".join(part for part in (self._figures, self._text) if part)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=closed.version, text=text)
+            return
+        line, now = f"round {closed.version}/{self._rounds}: {text}", time.monotonic()
+        due = now - self._last_line >= _LINE_EVERY_S or closed.version == 1
+        self._untold = "" if due else line
+        if due:
+            self._last_line = now
+            self._console.print(line)
+
+
+def device_table(reports: Mapping[int, PlanEnded], *, most: int = 20) -> Table:
+    """What each device did in its last plan: simulated seconds, bytes and memory; at most ``most`` devices, slowest first."""
+    table = Table(title="last plan of each device", title_justify="left", box=None, pad_edge=False)
+    for column in _COLUMNS:
+        table.add_column(column, no_wrap=True, justify="left" if column in ("class", "outcome") else "right")
+    ordered = sorted(reports.values(), key=lambda e: -e.report.virtual.seconds)
+    for event in ordered[:most]:
+        report, cost, whole = event.report, event.report.virtual, event.report.plan.whole_steps
+        table.add_row(
+            str(report.plan.device),
+            event.fleet_class,
+            report.outcome.value + (f" ({report.steps} of {whole} steps)" if whole and report.steps else ""),
+            str(report.samples),
+            "" if report.loss is None else f"{report.loss:.4f}",
+            *(f"{seconds:.2f}" for seconds in (cost.down_s, cost.compute_s, cost.up_s, cost.seconds)),
+            size(cost.up_bytes),
+            size(cost.peak_memory_bytes),
+        )
+    if len(ordered) > most:
+        table.caption = f"and {len(ordered) - most} more"
+    return table
+
+
+def bytes_text(up: int, down: int, evaluation: int, host: int) -> str:
+    """What has travelled, for people: training first, and beside it what is counted apart."""
+    apart = [f"{size(evaluation)} for evaluation"] if evaluation else []
+    apart += [f"{size(host)} between server and hosts"] if host else []
+    return f"{size(up)} up, {size(down)} down" + (f" (and {', '.join(apart)})" if apart else "")
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people, in powers of ten."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(num_bytes) < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"

@@ -1,0 +1,356 @@
+"""The server's memory of its links under a budget: on disk and back bit for bit, then dropped, never without a word."""
+
+import resource
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fedbonsai.actors.server.peers import Peer, Peers
+from fedbonsai.comms.channel import Stored
+from fedbonsai.comms.codec import Array
+from fedbonsai.comms.links.link import DeviceEnd, Memory, Model, Pending, Sent, State
+from safetensors.numpy import load_file, save_file
+
+ITEMS = 1000  # 4,000 bytes a tensor
+
+
+@pytest.fixture(name="folder", autouse=True)
+def folder_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary folders are made."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.suffix)
+
+
+def named(seed: int) -> dict[str, Array]:
+    values = np.random.default_rng(seed).standard_normal(ITEMS).astype("<f4")
+    return {"block/w.weight": values.reshape(10, -1).T, "scale": np.array(seed, "<f4"), "none": np.zeros((0, 2), "<f4")}
+
+
+TENSORS_BYTES = 4 * ITEMS + 4
+
+
+def peer(seed: int, *, state: State | None = None) -> Peer:
+    """One global model, and one pair: three times ``TENSORS_BYTES``."""
+    memory = Memory(models=[Model.of(seed, named(seed))], sent=[Sent(named(seed + 100), named(seed + 200))])
+    return Peer(stream=f"stream {seed}", held=seed, memory=memory, folded=seed + 10, state=state)
+
+
+def contents(entry: Peer | None) -> dict[str, tuple[object, ...]]:
+    assert entry is not None
+    arrays = dict(DeviceEnd(memory=entry.memory).to_state())
+    arrays |= {f"state {name}": array for name, array in (entry.state or {}).items()}
+    return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()}
+
+
+def device_state(seed: int) -> State:
+    pending = Pending(seed, Sent(named(seed + 1), named(seed + 2)), named(seed + 3))
+    return DeviceEnd(memory=Memory([Model.of(seed, named(seed))]), error=named(seed + 4), pending=pending).to_state()
+
+
+@contextmanager
+def files_no_larger_than(num_bytes: int) -> Iterator[None]:
+    """What a full disk is like: a write beyond fails half-way."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_an_entry_takes_by_hand() -> None:
+    assert peer(1).num_bytes == 3 * TENSORS_BYTES
+    state = {"w": np.zeros(5, "<f4")}
+    assert peer(1, state=state).num_bytes == 3 * TENSORS_BYTES + 20
+    assert Peer().num_bytes == 0
+
+
+def test_within_the_budget_nothing_is_written(folder: Path) -> None:
+    peers = Peers(memory_bytes=2 * 3 * TENSORS_BYTES, disk_bytes=0)
+    entries = [peer(1), peer(2)]
+    for device, entry in enumerate(entries):
+        peers.put(device, entry)
+    assert [peers.get(device) for device in range(2)] == entries
+    assert len(peers) == 2
+    assert not list(folder.iterdir())
+    assert peers.get(2) is None
+    assert (peers.dropped, peers.notices) == (0, [])
+    peers.close()
+
+
+def test_beyond_the_budget_the_oldest_is_on_disk_and_comes_back_bit_for_bit(folder: Path) -> None:
+    peers = Peers(memory_bytes=int(2.5 * 3 * TENSORS_BYTES), disk_bytes=10**6)
+    before = {}
+    for device in range(4):
+        entry = peer(device)
+        before[device] = contents(entry)
+        peers.put(device, entry)
+    assert files(folder) == ["0.safetensors", "1.safetensors"]
+    assert len(peers) == 4
+    for device in range(4):
+        read = contents(peers.read(device))
+        assert files(folder) == [f"{each}.safetensors" for each in range(device, 2)]  # reading moves nothing
+        entry = peers.get(device)
+        assert contents(entry) == read == before[device]
+        # The order of a model's tensors is part of its hash, which both ends compare.
+        assert list(contents(entry)) == list(read) == list(before[device])
+        assert entry is not None
+        assert Model.of(device, entry.memory.models[-1].arrays) == entry.memory.models[-1]
+        assert (entry.stream, entry.held, entry.folded) == (f"stream {device}", device, device + 10)
+        assert not entry.lost
+    assert files(folder) == []
+    assert (peers.dropped, peers.notices) == (0, [])
+    peers.close()
+
+
+def test_a_devices_own_state_travels_with_it(folder: Path) -> None:
+    peers = Peers(memory_bytes=0, disk_bytes=10**6)
+    entry = peer(3, state=device_state(3))
+    before = contents(entry)
+    peers.put(7, entry)
+    assert files(folder) == ["7.safetensors"]
+    found = peers.get(7)
+    assert contents(found) == before
+    assert found is not None
+    end = DeviceEnd.from_state(found.state)
+    assert end.pending is not None
+    assert end.pending.plan == 3
+    assert end.error["scale"].shape == ()
+    peers.close()
+
+
+def test_an_entry_without_a_state_has_none_afterwards() -> None:
+    peers = Peers(memory_bytes=0, disk_bytes=10**6)
+    peers.put(7, peer(3))
+    found = peers.get(7)
+    assert found is not None
+    assert found.state is None
+    peers.close()
+
+
+def test_used_longest_ago_is_by_put(folder: Path) -> None:
+    peers = Peers(memory_bytes=2 * 3 * TENSORS_BYTES, disk_bytes=10**6)
+    entries = [peer(device) for device in range(3)]
+    for device in (0, 1, 0, 2):
+        peers.put(device, entries[device])
+    assert files(folder) == ["1.safetensors"]
+    peers.close()
+
+
+def test_peeking_leaves_the_arrays_where_they_are(folder: Path) -> None:
+    peers = Peers(memory_bytes=0, disk_bytes=10**6)
+    peers.put(0, peer(5))
+    found = peers.peek(0)
+    assert found is not None
+    assert (found.held, found.num_bytes) == (5, 0)
+    assert files(folder) == ["0.safetensors"]
+    assert peers.peek(1) is None
+    peers.close()
+
+
+def test_beyond_the_disk_budget_the_oldest_file_is_dropped_and_its_device_is_lost(folder: Path) -> None:
+    peers = Peers(memory_bytes=0, disk_bytes=int(2.5 * 3 * TENSORS_BYTES))
+    for device in range(4):
+        peers.put(device, peer(device, state={}))
+    assert files(folder) == ["2.safetensors", "3.safetensors"]
+    assert peers.dropped == 2
+    assert len(peers) == 4
+    assert peers.held == {2: 2, 3: 3}
+    found = peers.get(0)
+    assert found is not None
+    # What was folded is known still; all else begins anew.
+    assert found == Peer(folded=10, lost=True)
+    peers.close()
+
+
+def test_what_is_in_flight_is_never_written_nor_dropped(folder: Path) -> None:
+    peers = Peers(memory_bytes=0, disk_bytes=0)
+    flying = peer(1)
+    flying.on_its_way = Model.of(9, named(9))
+    before = contents(flying)
+    peers.put(1, flying)
+    for device in range(2, 5):
+        peers.put(device, peer(device))
+    assert files(folder) == []
+    assert peers.dropped == 3
+    found = peers.get(1)
+    assert found is flying
+    assert contents(found) == before
+    flying.on_its_way = None  # it has landed
+    peers.put(1, flying)
+    assert peers.dropped == 4
+    found = peers.get(1)
+    assert found is not None
+    assert found.lost
+    peers.close()
+
+
+def test_an_entry_that_is_put_again_leaves_no_file_behind(folder: Path) -> None:
+    peers = Peers(memory_bytes=3 * TENSORS_BYTES, disk_bytes=10**6)
+    peers.put(0, peer(0))
+    peers.put(1, peer(1))
+    assert files(folder) == ["0.safetensors"]
+    newer = peer(4)
+    before = contents(newer)
+    peers.put(0, newer)  # without a look at what was there
+    assert files(folder) == ["1.safetensors"]
+    assert contents(peers.get(0)) == before
+    peers.close()
+
+
+def test_a_full_disk_costs_the_entry_and_is_said(folder: Path) -> None:
+    peers = Peers(memory_bytes=0, disk_bytes=10**6)
+    with files_no_larger_than(4096):
+        peers.put(0, peer(0))
+    assert files(folder) == []
+    found = peers.get(0)
+    assert found is not None
+    assert found.lost
+    assert not found.memory.models
+    assert peers.dropped == 1
+    (notice,) = peers.notices
+    assert notice.startswith("the memory of device 0's link could not be written to disk (")
+    assert notice.endswith("); dropped")
+    peers.put(1, peer(1))  # there is room again
+    assert files(folder) == ["1.safetensors"]
+    peers.close()
+
+
+def test_a_disk_that_is_full_when_a_run_is_resumed_costs_the_entry_and_is_said(folder: Path) -> None:
+    peers = Peers(memory_bytes=0, disk_bytes=10**6)
+    peers.put(0, peer(0))
+    saved = peers.saved()
+    saved["paths"] = {device: Stored(path.name, path.read_bytes) for device, path in saved["paths"].items()}
+    again = Peers(memory_bytes=0, disk_bytes=10**6)
+    with files_no_larger_than(1024):
+        again.restore(saved)
+    found = again.get(0)
+    assert found == Peer(folded=10, lost=True)
+    (notice,) = again.notices
+    assert notice.startswith("the memory of device 0's link could not be written to disk (")
+    again.close()
+    peers.close()
+
+
+def test_without_a_place_for_files_an_entry_is_dropped_and_that_is_said(folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "gone"))
+    peers = Peers(memory_bytes=0, disk_bytes=10**6)
+    peers.put(0, peer(0))
+    assert peers.get(0) == Peer(folded=10, lost=True)
+    assert "could not be written to disk" in peers.notices[0]
+    peers.close()
+
+
+def test_a_folder_that_is_gone_costs_what_was_in_it_and_is_said(folder: Path) -> None:
+    peers = Peers(memory_bytes=0, disk_bytes=10**6)
+    peers.put(0, peer(0))
+    (made,) = folder.iterdir()
+    shutil.rmtree(made)
+    found = peers.get(0)
+    assert found is not None
+    assert found == Peer(folded=10, lost=True)
+    peers.put(1, peer(1))
+    found = peers.get(1)
+    assert found is not None
+    assert found.lost
+    assert [notice.split(" (")[0] for notice in peers.notices] == [
+        "the memory of device 0's link could not be read from disk",
+        "the memory of device 1's link could not be written to disk",
+    ]
+    assert peers.dropped == 2
+    assert peers.held == {}
+    peers.close()
+
+
+def test_a_damaged_file_costs_its_entry_and_is_said(folder: Path) -> None:
+    peers = Peers(memory_bytes=0, disk_bytes=10**6)
+    peers.put(0, peer(0))
+    (path,) = folder.rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:100])
+    found = peers.get(0)
+    assert found is not None
+    assert found.lost
+    assert "device 0's link could not be read from disk" in peers.notices[0]
+    assert files(folder) == []
+    peers.close()
+
+
+def test_a_file_that_can_be_read_and_makes_no_sense_costs_its_entry_and_is_said(folder: Path) -> None:
+    peers = Peers(memory_bytes=0, disk_bytes=10**6)
+    peers.put(0, peer(0))
+    (path,) = folder.rglob("*.safetensors")
+    (head,) = [name for name in load_file(path) if name.endswith("memory:head")]
+    save_file(load_file(path) | {head: np.zeros(3, np.uint8)}, path)
+    assert peers.get(0) == Peer(folded=10, lost=True)
+    assert peers.dropped == 1
+    assert "device 0's link could not be read from disk (the state of the device's end" in peers.notices[0]
+    assert files(folder) == []
+    peers.close()
+
+
+def test_what_is_dropped_for_the_budget_is_said_when_its_number_has_doubled() -> None:
+    peers = Peers(memory_bytes=0, disk_bytes=5)
+    for device in range(9):
+        peers.put(device, peer(device))
+    assert peers.dropped == 9
+    assert [notice.partition(" (")[2].partition(" beyond the 5 bytes")[0] for notice in peers.notices] == [
+        "number 1",
+        "number 2",
+        "number 4",
+        "number 8",
+    ]
+    peers.close()
+
+
+class Watched(Peer):
+    """Counts how often it is looked at."""
+
+    looks = 0
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "on_its_way":
+            Watched.looks += 1
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("flying", [False, True])
+def test_an_entry_is_looked_at_when_it_is_put_and_not_for_every_other(flying: bool) -> None:
+    peers = Peers(memory_bytes=0, disk_bytes=10**6)
+    for device in range(50):
+        small = Watched(memory=Memory([Model.of(1, {"w": np.zeros(1, "<f4")})]))
+        small.on_its_way = small.memory.models[0] if flying else None
+        peers.put(device, small)
+    assert 50 <= Watched.looks <= 2 * 50
+    Watched.looks = 0
+    peers.close()
+
+
+def test_closing_removes_all_files(folder: Path) -> None:
+    peers = Peers(memory_bytes=0, disk_bytes=10**6)
+    for device in range(3):
+        peers.put(device, peer(device))
+    assert len(files(folder)) == 3
+    peers.close()
+    assert not list(folder.iterdir())
+    peers.close()  # once more does no harm
+
+
+def test_lost_devices_hold_nothing() -> None:
+    peers = Peers(memory_bytes=10**6, disk_bytes=0)
+    entry = peer(4)
+    peers.put(0, entry)
+    peers.put(1, Peer())
+    assert peers.held == {0: 4}
+    entry.lost = True
+    peers.put(0, entry)
+    assert peers.held == {}
+    peers.close()

@@ -1,0 +1,172 @@
+"""Heads that devices share: turns add up at the server, as one training after another would."""
+
+import copy
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from fedbonsai.actors.device.device import Device
+from fedbonsai.actors.host.partition_host import PartitionHost
+from fedbonsai.actors.messages.plan_message import plan_message
+from fedbonsai.actors.server.server import Opened, Server
+from fedbonsai.comms.errors import MismatchedPacket
+from fedbonsai.learning.parts.blocks import cut
+from fedbonsai.learning.parts.part import Part
+from fedbonsai.learning.spec import Call
+from fedbonsai.learning.training.losses import make_loss
+from fedbonsai.learning.training.split import DeviceLeg, HostLeg
+from fedbonsai.learning.training.training import train
+from fedbonsai.policies.plan import Plan, Split, Upload
+from fedbonsai.policies.report import Report
+
+from ..host.test_partition_host import SAMPLES, Direct
+from ..steps import IMAGES, LINE, TRAINING, make_plan, make_server
+
+FRONT = Part(blocks=("conv",), trained=("conv",))
+
+
+def shared_plan(server: Server, device: int, *, head: str = "shared", **changes: Any) -> Plan:
+    split = Split(cut="conv", head=head, host=changes.pop("host", 0))  # type: ignore[arg-type]
+    return make_plan(server.workload, device, part=FRONT, split=split, **changes)
+
+
+def turn(server: Server, plan: Plan, *, fails: bool = False, weight: float = 1.0) -> tuple[Any, Any]:
+    """One device's turn, folded and ended; both updates."""
+    sent = server.send(plan)
+    host, device = PartitionHost(IMAGES), Device(IMAGES)
+    host.begin(plan_message(plan), SAMPLES, *(message.reference for message in sent.host_messages))
+    _, front, _ = device.run(plan_message(plan), sent.packets, None, Direct(host, plan))
+    _, back = host.end(plan.id, plan.attempt)
+    assert front is not None
+    if not fails:
+        server.fold(plan, server.open(plan, front, host=back), weight=weight)
+    server.ended(plan, Report(plan=plan), None)
+    return front, back
+
+
+def closed(server: Server) -> dict[str, torch.Tensor]:
+    server.close_version(in_flight=())
+    return server.weights()
+
+
+@pytest.mark.parametrize("hosts", [(0,), (0, 1)])
+def test_with_one_device_for_each_host_it_is_slots_bit_for_bit(hosts: tuple[int, ...]) -> None:
+    found = []
+    for head in ("slots", "shared"):
+        server = make_server(IMAGES)
+        for device, host in enumerate(hosts):
+            turn(server, shared_plan(server, device, head=head, host=host), weight=5.0 + device)
+        closed(server)
+        found.append(server.model_hash())
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("payload", ["difference", "weights"])
+def test_two_devices_on_one_host_train_its_blocks_one_after_the_other(payload: str) -> None:
+    server = make_server(IMAGES)
+    upload = Upload(payload=payload)  # type: ignore[arg-type]
+    plans = [shared_plan(server, device, upload=upload) for device in (1, 0)]
+    for number, plan in enumerate(plans):
+        turn(server, plan, weight=1.0 + 2 * number)
+    found = closed(server)
+
+    workload = server.workload
+    of_host, fronts = workload.new_model().state_dict(), []
+    for plan in plans:  # the host's blocks go on from where they were; every device begins with the version's
+        device, host = cut(workload.new_model()), cut(workload.new_model())
+        host.model.load_state_dict({**host.model.state_dict(), **of_host})
+        samples = workload.data.train(plan.device)
+        loss = make_loss(TRAINING.loss)
+        leg = HostLeg(
+            host,
+            FRONT.blocks,
+            training=TRAINING,
+            loss=loss,
+            seed=plan.seed,
+            num_samples=len(samples),
+            crossing=workload.boundary(FRONT.blocks, TRAINING),
+        )
+        train(
+            device.model,
+            samples,
+            training=TRAINING,
+            loss=loss,
+            transform=workload.data.train_transform,
+            seed=plan.seed,
+            trainable=[tensor.name for tensor in workload.spec.tensors_of(FRONT.trained)],
+            gradient=DeviceLeg(device, FRONT.blocks, training=TRAINING, exchange=leg.micro_batch),
+        )
+        of_host = copy.deepcopy(host.model.state_dict())
+        fronts.append(device.model.state_dict())
+    for tensor in workload.spec.tensors_of(("out",)):
+        torch.testing.assert_close(found[tensor.name], of_host[tensor.name], rtol=1e-5, atol=1e-6)
+    for tensor in workload.spec.tensors_of(("conv",)):
+        if tensor.role != "counter":
+            mean = (fronts[0][tensor.name] + 3 * fronts[1][tensor.name]) / 4
+            torch.testing.assert_close(found[tensor.name], mean, rtol=1e-5, atol=1e-6)
+
+
+def test_a_turn_that_fails_leaves_the_blocks_as_they_were() -> None:
+    found = []
+    for with_failure in (False, True):
+        server = make_server(IMAGES)
+        turn(server, shared_plan(server, 0))
+        if with_failure:
+            turn(server, shared_plan(server, 2), fails=True)
+        turn(server, shared_plan(server, 1))
+        closed(server)
+        found.append(server.model_hash())
+    assert found[0] == found[1]
+
+
+def test_an_update_is_never_added_twice_nor_after_its_turn() -> None:
+    server = make_server(IMAGES)
+    plan = shared_plan(server, 0)
+    front, back = turn(server, plan)
+    with pytest.raises(MismatchedPacket, match="plan 10 has no turn at host 0, or it is over"):
+        server.fold(plan, server.open(plan, front, host=back), weight=1.0)
+    assert server.folded == 1
+
+
+def test_a_turn_ends_with_its_version() -> None:
+    server, other = make_server(IMAGES), make_server(IMAGES)
+    plan = shared_plan(server, 0)
+    server.send(plan)
+    front, back = turn(other, plan)
+    closed(server)
+    with pytest.raises(MismatchedPacket, match="or it is over"):
+        server.fold(plan, server.open(plan, front, host=back), weight=1.0)
+    assert server.folded == 0
+
+
+def test_hosts_enter_the_mean_with_the_samples_of_their_devices() -> None:
+    # Host 0 trains with devices 0 and 1, of weight 1 and 2, host 1 with device 2, of weight 5.
+    server, alone = make_server(IMAGES), [make_server(IMAGES), make_server(IMAGES)]
+    start = server.weights()
+    for device, host, weight in ((0, 0, 1.0), (1, 0, 2.0), (2, 1, 5.0)):
+        for each in (server, alone[host]):
+            turn(each, shared_plan(each, device, host=host), weight=weight)
+    mean, first, second = closed(server), closed(alone[0]), closed(alone[1])
+    for name in ("out.weight", "out.bias"):
+        expected = start[name] + (3 * (first[name] - start[name]) + 5 * (second[name] - start[name])) / 8
+        torch.testing.assert_close(mean[name], expected, rtol=1e-5, atol=1e-6)
+    # The next version starts without a difference.
+    plan = shared_plan(server, 0, version=1)
+    sent = server.send(plan)
+    slots = server.send(shared_plan(server, 0, version=1, head="slots"))
+    (shared,), (own,) = ([message.reference.tobytes() for message in each.host_messages] for each in (sent, slots))
+    assert shared == own
+
+
+def test_turns_of_float16_add_up_in_float32() -> None:
+    """2048 and two ones: float16 knows even numbers only up there."""
+    server = make_server(msgspec.structs.replace(LINE, model=Call("my_models:HalfLayers")))
+    part, split = Part(blocks=("0",), trained=("0",)), Split(cut="0", head="shared")
+    for number, difference in enumerate((2048.0, 1.0, 1.0)):
+        plan = make_plan(server.workload, 0, id=10 + number, part=part, split=split)
+        server.send(plan)
+        update = {name: torch.tensor([[difference]], dtype=torch.float16) for name in ("0.weight", "1.weight")}
+        server.fold(plan, Opened(update), weight=1.0)
+        server.ended(plan, Report(plan=plan), None)
+    assert closed(server)["1.weight"].item() == 2050.0

@@ -1,0 +1,159 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fedbonsai.comms.codec import NO_CONTEXT, Array, ArraySpec, Context, chain, specs_of
+from fedbonsai.comms.codecs.lz4_codec import Lz4
+from fedbonsai.comms.codecs.sparsify import Threshold, TopK
+from fedbonsai.comms.errors import MismatchedPacket
+
+W = np.array([[0.5, -3.0], [0.0, 1.0]], "<f4")
+V = np.array([[-2.0, 0.25]], "<f4")
+
+
+def sparse(codec: TopK | Threshold, *tensors: Array) -> list[list[float]]:
+    """What is left of the tensors, flat."""
+    arrays, held = codec.encode({f"t{n}": t for n, t in enumerate(tensors)}, context=NO_CONTEXT)
+    assert held is arrays
+    for found, tensor in zip(arrays.values(), tensors, strict=True):
+        assert (found.shape, found.dtype) == (tensor.shape, tensor.dtype)
+    return [array.reshape(-1).tolist() for array in arrays.values()]
+
+
+def bounds(codec: TopK | Threshold, *shapes: tuple[int, ...]) -> list[int | None]:
+    return [s.nonzeros for s in codec.layout(tuple(ArraySpec(f"t{n}", s, "<f4") for n, s in enumerate(shapes)))]
+
+
+def test_global_compares_all_tensors() -> None:
+    assert sparse(TopK(0.5), W, V) == [[0, -3, 0, 1], [-2, 0]]
+    assert bounds(TopK(0.5), (2, 2), (1, 2)) == [3, 2]
+
+
+def test_tensor_gives_each_its_own_share() -> None:
+    assert sparse(TopK(0.25, scope="tensor"), W, V) == [[0, -3, 0, 0], [-2, 0]]
+    assert bounds(TopK(0.25, scope="tensor"), (2, 2), (1, 2)) == [1, 1]
+
+
+def test_normalised_does_not_starve_the_small() -> None:
+    small = V / 1000
+    assert sparse(TopK(0.5), W, small) == [[0.5, -3, 0, 1], [0, 0]]
+    # Over the root mean squares (1.601 and 0.001425): .31, 1.87, 0, .62 and 1.40, .18.
+    assert sparse(TopK(0.34, scope="normalised"), W, small) == [[0, -3, 0, 0], [float(small[0, 0]), 0]]
+    assert bounds(TopK(0.34, scope="normalised"), (2, 2), (1, 2)) == [2, 2]
+
+
+def test_normalised_keeps_a_floor_of_each_tensor() -> None:
+    flat, peaked = np.full((2, 2), 0.5, "<f4"), np.array([[9, 1, 0.5, 0.25, 0.1, 9, 0.1, 0.1]], "<f4")
+    assert sparse(TopK(0.2, scope="normalised"), flat, peaked) == [[0.5, 0, 0, 0], [9, 0, 0, 0, 0, 0, 0, 0]]
+    assert sparse(TopK(0.2, scope="global"), flat, peaked) == [[0, 0, 0, 0], [9, 0, 0, 0, 0, 9, 0, 0]]
+    kept = sparse(TopK(0.01, scope="normalised", floor=2), flat, peaked)
+    assert kept == [[0.5, 0.5, 0, 0], [9, 0, 0, 0, 0, 9, 0, 0]]
+    assert bounds(TopK(0.01, scope="normalised", floor=2), (2, 2), (1, 8)) == [4, 4]
+
+
+def test_normalised_loses_no_entry_to_underflow_or_overflow() -> None:
+    extreme = np.array([[3e38, 1e-45, -3e38, 0]], "<f4")
+    assert sparse(TopK(1.0, scope="normalised"), extreme) == [extreme.reshape(-1).tolist()]
+
+
+@pytest.mark.parametrize(("density", "items", "kept"), [(0.001, 10, 1), (0.25, 10, 3), (0.24, 10, 2), (1.0, 10, 10)])
+def test_a_share_is_rounded_half_up_and_is_one_at_least(density: float, items: int, kept: int) -> None:
+    values = np.arange(1, items + 1, dtype="<f4").reshape(1, -1)
+    for scope in ("tensor", "global", "normalised"):
+        codec = TopK(density, scope=scope)
+        assert np.count_nonzero(sparse(codec, values)[0]) == kept
+        assert bounds(codec, (1, items)) == [kept]
+
+
+def test_the_floor_is_the_least() -> None:
+    assert sparse(TopK(0.01, scope="tensor", floor=2), W) == [[0, -3, 0, 1]]
+    assert sparse(TopK(0.01, floor=2), W, V) == [[0, -3, 0, 0], [-2, 0]]
+    assert bounds(TopK(0.01, scope="tensor", floor=9), (2, 2)) == [4]
+
+
+def test_zeros_do_not_count_as_kept() -> None:
+    zeros = np.array([[0.0, -0.0, 0.0]], "<f4")
+    for scope in ("tensor", "global", "normalised"):
+        arrays, _ = TopK(1.0, scope=scope).encode({"z": zeros}, context=NO_CONTEXT)
+        assert arrays["z"].tobytes() == bytes(12)  # not even minus zero
+        assert sparse(TopK(0.9, scope=scope), zeros, W)[1] == [0.5, -3, 0, 1]
+
+
+@pytest.mark.parametrize("scope", ["tensor", "global", "normalised"])
+def test_odd_shapes_and_types(scope: str) -> None:
+    codec = TopK(0.5, scope=scope, roles=("weight", "vector"))
+    assert sparse(codec, np.zeros((0, 3), "<f4")) == [[]]
+    assert sparse(codec, np.array(-4.0, "<f4")) == [[-4]]
+    assert sparse(codec, W.T) == [[0, 0, -3, 1]]
+    mixed = sparse(codec, W.astype("<f2"), np.array([1e300, 0.0, -1e299, 0.0]))
+    # Over the root mean squares: .31, 1.87, .62 and 1.99, .20.
+    relative = [[0.5, -3, 0, 1], [1e300, 0, 0, 0]]
+    assert mixed == (relative if scope == "normalised" else [[0, -3, 0, 1], [1e300, 0, -1e299, 0]])
+
+
+def test_only_the_roles_compete() -> None:
+    tensors = {"w": W, "bias": np.array([99.0], "<f4"), "mean": np.full((1, 2), 99, "<f4"), "n": np.array([[9]])}
+    context = Context(roles={"mean": "statistic"})
+    arrays, _ = TopK(0.25).encode(tensors, context=context)
+    assert arrays["w"].tolist() == [[0, -3], [0, 0]]
+    assert all(arrays[name] is tensors[name] for name in ("bias", "mean", "n"))
+    layout = TopK(0.25).layout(specs_of(tensors, context.roles))
+    assert [spec.nonzeros for spec in layout] == [1, None, None, None]
+
+
+def test_a_sample_changes_nothing() -> None:
+    generator = np.random.default_rng(1)
+    tensors = {f"t{n}": (generator.laplace(size=(200, 150)) * n).round(1).astype("<f4") for n in range(1, 4)}
+    for scope in ("tensor", "global", "normalised"):
+        codec = TopK(0.013, scope=scope)
+        found = [c.encode(tensors, context=NO_CONTEXT)[0] for c in (codec, replace(codec, sampled=False))]
+        for name in tensors:
+            assert found[0][name].tobytes() == found[1][name].tobytes()
+        assert sum(np.count_nonzero(array) for array in found[0].values()) == 1170
+
+
+def test_threshold_keeps_what_reaches_it() -> None:
+    assert sparse(Threshold(1.0), W, V) == [[0, -3, 0, 1], [-2, 0]]
+    assert sparse(Threshold(1.0, relative=True), W, V) == [[0, -3, 0, 0], [-2, 0]]
+    assert sparse(Threshold(0.1), np.array([[0.1, 0.09]], "<f4")) == [[float(np.float32(0.1)), 0]]
+    assert bounds(Threshold(1.0), (2, 2)) == [None]
+
+
+def test_threshold_at_the_edges() -> None:
+    assert sparse(Threshold(1e-300), np.array([[0.0, 1e-45]], "<f4")) == [[0, float(np.float32(1e-45))]]
+    assert sparse(Threshold(1e300), W) == [[0, 0, 0, 0]]
+    assert sparse(Threshold(1e299), np.array([[1e300, 1.0]])) == [[1e300, 0]]
+    assert sparse(Threshold(1.0, relative=True), np.zeros((0, 2), "<f4"), np.zeros((1, 2), "<f4")) == [[], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"density": 0.0}, "density is 0.0; it must be above 0, and 1 at most"),
+        ({"density": float("nan")}, "density is nan"),
+        ({"density": 0.1, "floor": 0}, "floor is 0; it must be 1 or more"),
+        ({"density": 0.1, "scope": "layer"}, "scope is 'layer'; it must be one of 'tensor', 'global', 'normalised'"),
+    ],
+)
+def test_options_that_mean_nothing(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        TopK(**options)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
+def test_thresholds_that_mean_nothing(value: float) -> None:
+    with pytest.raises(ValueError, match=f"value is {value}; it must be above 0 and finite"):
+        Threshold(value)
+
+
+def test_what_was_not_expected() -> None:
+    for codec in (TopK(0.5), Threshold(1.0)):
+        with pytest.raises(MismatchedPacket, match="'w'"):
+            codec.decode({"w": W.astype("<f8")}, expected=specs_of({"w": W}), context=NO_CONTEXT)
+
+
+def test_one_sparsifier_in_a_chain() -> None:
+    with pytest.raises(ValueError, match="a chain holds one sparsifier at most; this one holds Chain and Threshold"):
+        chain(chain(TopK(0.1), Lz4()), Threshold(1.0))
+    assert chain(Lz4(), TopK(0.1)).sparsifies
+    assert not chain(Lz4(), Lz4()).sparsifies

@@ -1,0 +1,257 @@
+"""``fedbonsai advise``, and the notice of a run whose trunk is frozen where that does not pay."""
+
+import json
+import sys
+from dataclasses import dataclass
+
+import fedbonsai
+import pytest
+import yaml
+from fedbonsai.policies.partitioning.ecofed import EcoFed
+from fedbonsai.policies.partitioning.local_loss import LocalLoss
+from fedbonsai.policies.partitioning.split import SplitFed
+from fedbonsai.policies.policy import chain
+from fedbonsai.policies.selection.plain import All, RandomCohort
+from fedbonsai.runtime.advice.comparison import cohorts, methods_of
+from fedbonsai.runtime.cli import main as cli
+from fedbonsai.runtime.cli.advise import advise
+from fedbonsai.runtime.configuration.config import load_config
+from fedbonsai.runtime.errors import ConfigError
+from fedbonsai.runtime.events import Notice, RunEnded
+
+BOARD = {
+    "name": "board",
+    "flop_per_s": "13 GFLOP/s",
+    "memory_bytes": "2 GB",
+    "up_bytes_per_s": "10 Mbit/s",
+    "down_bytes_per_s": "10 Mbit/s",
+}
+FLEET = {"classes": [BOARD | {"count": 4}], "hosts": {"flop_per_s": "5 TFLOP/s"}}
+ECOFED = [{"name": "random", "cohort": 1.0}, {"name": "ecofed"}]
+
+
+def settings(model, shape, samples, *, policy=None, **changes):
+    data = {"name": "synthetic", "kwargs": {"shape": shape, "classes": 10, "samples_per_device": samples}}
+    base = {"model": model, "data": data, "fleet": FLEET, "training": {"batch_size": 10}, "backend": "inline"}
+    return base | ({"policy": policy} if policy else {}) | changes
+
+
+def rows(**changes):
+    found = advise(load_config(settings(**changes)))
+    return {row.method: row for row in found.methods}, found.verdict
+
+
+def test_on_vgg_ecofed_is_cheaper_in_both_as_the_paper_says():
+    policy = [{"name": "random", "cohort": 1.0}, {"name": "ecofed", "cut": "features.4", "bits": 0}]
+    found, verdict = rows(model="vgg11_bn", shape=[3, 32, 32], samples=500, policy=policy)
+    # Of 34,440,970 parameters, 76,032 before the cut, 128 x 8 x 8 activations, uploads every other round; 4 bytes each.
+    formulas = {
+        "FedAvg": 8 * 34_440_970,
+        "SplitFed": 8 * 76_032 + 8 * 500 * 8192 + 8 * 500,
+        "local loss": 8 * (76_032 + 81_930) + 4 * 500 * 8192 + 8 * 500,
+        "EcoFed": (4 * 500 * 8192 + 8 * 500) / 2,
+    }
+    for method, expected in formulas.items():
+        assert found[method].num_bytes == pytest.approx(expected, rel=0.002)
+        assert sum(found[method].cuts.values()) == 4
+    assert found["SplitFed"].cuts == found["EcoFed"].cuts == {"features.4": 4}
+    assert found["EcoFed"].seconds < found["SplitFed"].seconds < found["FedAvg"].seconds
+    assert verdict.startswith("EcoFed: 34x fewer bytes and ")
+
+
+def test_a_tiny_model_with_many_samples_needs_fewer_bytes_as_a_whole():
+    found, verdict = rows(model="digits_cnn", shape=[1, 8, 8], samples=4000, policy=ECOFED)
+    # 8 bytes x 38,282 parameters, against 1024 activations x 4 bit x 4000 samples every other round.
+    assert found["FedAvg"].num_bytes == pytest.approx(8 * 38_282, rel=0.01)
+    assert found["EcoFed"].num_bytes > 2 * found["FedAvg"].num_bytes
+    assert verdict.startswith(("plain FedAvg is cheaper: ", "FedAvg: "))
+
+
+def test_the_fields_of_the_policy_at_hand_are_those_compared():
+    assert methods_of(RandomCohort(cohort=1.0))["SplitFed"] == SplitFed(cut="auto")
+    assert methods_of(RandomCohort(cohort=1.0))["EcoFed"] == EcoFed()
+    own = chain(RandomCohort(cohort=0.5), EcoFed(cut="a", first="a", bits=8))
+    assert methods_of(own)["EcoFed"] == EcoFed(cut="a", first="a", bits=8)
+    assert methods_of(own)["SplitFed"] == SplitFed(cut="a", first="a")
+    assert methods_of(own)["local loss"] == LocalLoss(cut="a", first="a")
+    assert methods_of(LocalLoss(cut="b", bits=8))["local loss"] == LocalLoss(cut="b", bits=8)
+    assert methods_of(LocalLoss(cut="b"))["EcoFed"] == EcoFed(cut="b")
+    assert methods_of(SplitFed(cut="b"))["EcoFed"] == EcoFed(cut="b")
+    assert methods_of(SplitFed(cut="auto", first="b"))["EcoFed"] == EcoFed(first="b")
+    assert cohorts(own) == [0.5]
+
+
+def test_who_cannot_take_part_is_told():
+    shy, small = {"name": "shy", "may_send": ["weights", "statistics"]}, {"name": "small", "memory_bytes": "200 kB"}
+    classes = [BOARD | shy, BOARD | small]
+    found, verdict = rows(model="digits_cnn", shape=[1, 8, 8], samples=50, fleet={"classes": classes})
+    assert found["FedAvg"].unable == (("small: memory: needs 0.73 MB, has 0.2 MB", 1),)
+    assert [reason.partition(",")[0] for reason, _ in found["EcoFed"].unable] == [
+        "shy: it is split and sends activations"
+    ]
+    assert "; 1 device cannot take part in FedAvg" in verdict
+
+
+def test_a_model_that_cannot_be_cut_has_one_row():
+    model = {"name": "torch.nn:Linear", "kwargs": {"in_features": 4, "out_features": 10}}
+    found, verdict = rows(model=model, shape=[4], samples=50)
+    assert (list(found), verdict) == (["FedAvg"], "only FedAvg can be carried out")
+
+
+@pytest.fixture(name="call")
+def call_fixture(monkeypatch, capsys, tmp_path):
+    """``call(settings, "--json")``: exit code, standard output, standard error."""
+
+    def call(raw, *arguments):
+        path = tmp_path / "e.yaml"
+        path.write_text(yaml.safe_dump(raw))
+        monkeypatch.setattr(sys, "argv", ["fedbonsai", "advise", str(path), *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        output = capsys.readouterr()
+        return caught.value.code, output.out, output.err
+
+    return call
+
+
+def test_the_verb_prints_a_table_and_a_sentence(call):
+    code, out, err = call(settings("digits_cnn", [1, 8, 8], 50))
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert (code, err) == (0, "")
+    assert [line[0] for line in lines[:5]] == ["method", "FedAvg", "SplitFed", "local loss", "EcoFed"]
+    assert lines[1][1:5] == ["nothing (4)", lines[1][2], "device class board", "0.306"]
+    assert len(lines) == 6
+    assert "fewer bytes" in lines[5][0]
+
+
+def test_each_device_that_is_asked_is_a_line_of_progress():
+    told = []
+    advise(load_config(settings("digits_cnn", [1, 8, 8], 50)), note=told.append)
+    assert told[0] == "FedAvg: device class board (1/1)"
+    assert {line.partition(":")[0] for line in told} == {"FedAvg", "SplitFed", "local loss", "EcoFed"}
+
+
+def test_its_json_is_one_line(call):
+    code, out, _ = call(
+        settings("digits_cnn", [1, 8, 8], 50), "--preset", "ecofed", "--json", "--set", "policy.1.bits=8"
+    )
+    found = json.loads(out)
+    assert (code, out.count("\n"), sorted(found)) == (0, 1, ["methods", "verdict"])
+    assert [row["method"] for row in found["methods"]] == ["FedAvg", "SplitFed", "local loss", "EcoFed"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("policy.1.cut=x", "error: policy[1] (ecofed) cuts behind 'x'; the clean cuts are: features.0"),
+        ("policy.1.bits=1", "error: policy[1] (ecofed): bits is 1"),
+        ("model.kwargs.in_channels=3", "error: "),
+        ("training.epoch=1", "error: training.epoch is not a setting"),
+        ("model=digits_cnm", "error: model.name is 'digits_cnm', which is unknown"),
+        ("codecs.up=[nix]", "error: codecs.up: unknown codec 'nix'"),
+    ],
+)
+def test_mistakes_exit_with_two(call, setting, sentence):
+    code, out, err = call(settings("digits_cnn", [1, 8, 8], 50), "--preset", "ecofed", "--set", setting)
+    assert (code, out) == (2, "")
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def notices(*, rounds=1, **changes):
+    run = fedbonsai.run(settings(**changes) | {"stop": {"rounds": rounds}, "evaluation": {"where": "none"}})
+    return [event.text for event in run if isinstance(event, Notice)], run.summary
+
+
+def test_a_run_is_told_where_a_frozen_trunk_does_not_pay():
+    dear, digits = "a round of EcoFed costs more than it must at these settings: FedAvg ", ("digits_cnn", [1, 8, 8])
+    plain = [{"name": "random", "cohort": 1.0}, {"name": "ecofed", "bits": 0}]
+    told, _ = notices(model=digits[0], shape=digits[1], samples=500, policy=plain)
+    assert len([text for text in told if text.startswith(dear) and text.endswith("see fedbonsai advise")]) == 1
+    # Of codes, 1.7 times FedAvg's bytes are no more than a guess.
+    for samples in (50, 1000):
+        told, _ = notices(model=digits[0], shape=digits[1], samples=samples, policy=ECOFED)
+        assert not [text for text in told if text.startswith(dear)]
+
+
+def test_a_run_is_told_nothing_of_the_kind_where_it_really_sends_less():
+    common = {"data": {"name": "digits"}, "training": {"epochs": 2, "batch_size": 64}}
+    _, fedavg = notices(model="digits_cnn", shape=[], samples=0, rounds=4, **common)
+    for uploads in ("period", "views"):
+        policy = ["all", {"name": "ecofed", "bits": 8, "uploads": uploads}]
+        told, ecofed = notices(model="digits_cnn", shape=[], samples=0, rounds=4, policy=policy, **common)
+        assert ecofed["up_bytes"] + ecofed["down_bytes"] < 0.8 * (fedavg["up_bytes"] + fedavg["down_bytes"])
+        assert not [text for text in told if "costs more" in text]
+
+
+@pytest.mark.parametrize(
+    "policy", [{"name": "local_loss"}, {"name": "local_loss", "cut": "auto"}, {"name": "splitfed"}]
+)
+def test_a_run_is_told_where_what_crosses_is_many_times_the_model(policy):
+    """Behind the first convolution 4 kB a sample leave the device, where the whole model takes 153 kB each way."""
+    digits = {"model": "digits_cnn", "shape": [1, 8, 8]}
+    told, summary = notices(samples=1000, policy=["all", policy | {"cut": policy.get("cut", "features.0")}], **digits)
+    few, _ = notices(samples=50, policy=["all", policy], **digits)
+    many = [text for text in told if "what whole models take" in text]
+    if policy.get("cut") == "auto":  # each device is cut where it is fastest, which sends less
+        assert many == []
+    else:
+        (text,) = many
+        assert text.startswith(f"policy[1] ({policy['name']}) sends ")
+        assert text.endswith(" what whole models take (306 kB); see fedbonsai advise")
+        size = float(text.partition(" sends ")[2].partition(" MB a round and device")[0]) * 1e6
+        devices = sum(summary["outcomes"].values())
+        assert size == pytest.approx((summary["up_bytes"] + summary["down_bytes"]) / devices, rel=0.02)
+    assert not [text for text in few if "what whole models take" in text]
+
+
+def test_a_users_policy_that_cannot_be_asked_out_of_turn_is_told_of_in_its_turn():
+    @dataclass(frozen=True)
+    class Halves(SplitFed):
+        """Needs two devices at least."""
+
+        def decide(self, view, state, decision):
+            if not view.dispatched:
+                decision.plans[1]
+            return super().decide(view, state, decision)
+
+    config = load_config(settings("digits_cnn", [1, 8, 8], 50, evaluation={"where": "none"}) | {"stop": {"rounds": 1}})
+    run = fedbonsai.run(config, policy=chain(All(), Halves()))
+    assert isinstance(list(run)[-1], RunEnded)
+
+
+def test_a_cohort_is_what_a_selection_says_and_nothing_else():
+    @dataclass(frozen=True)
+    class Mine(All):
+        cohort: object = "big"
+
+    others = [Mine(cohort=value) for value in ("big", 0, True, 2.0, None)]
+    assert cohorts(chain(*others, RandomCohort(cohort=0.5), Mine(cohort=3), EcoFed())) == [0.5, 3]
+
+
+def test_the_replay_buffer_must_hold_what_any_device_uploads():
+    """Of two with as many samples, the one on the fast link is cut behind the first block, where 16 times as much crosses."""
+    fast = {"name": "fast", "flop_per_s": 1e5, "up_bytes_per_s": 1e9, "down_bytes_per_s": 1e9}
+    slow = {"name": "slow", "flop_per_s": 1e12, "up_bytes_per_s": 1e4, "down_bytes_per_s": 1e4}
+    policy = ["all", {"name": "ecofed", "cut": "auto", "depth": "classifier.0", "bits": 0}]
+    config = settings(
+        "digits_cnn",
+        [1, 8, 8],
+        50,
+        policy=policy,
+        fleet={"classes": [BOARD | slow, BOARD | fast]},
+        replay={"memory_bytes": 100_000},
+    )
+    with pytest.raises(
+        ConfigError, match=r"^replay.memory_bytes is 100000; what device 1 uploads takes about 2\d{5} bytes"
+    ):
+        advise(load_config(config))
+
+
+def test_heads_are_compared_without_their_weights(monkeypatch):
+    def refused(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("fedbonsai.learning.workload.build_head", refused)
+    found, _ = rows(model="digits_cnn", shape=[1, 8, 8], samples=50)
+    assert sum(found["local loss"].cuts.values()) == 4

@@ -1,0 +1,262 @@
+"""What policies say of themselves, held against the configuration; and the same when a run is made."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import fedbonsai
+import pytest
+from fedbonsai.policies.compression.residuals import Residuals
+from fedbonsai.policies.policy import Identity, chain
+from fedbonsai.policies.selection.plain import All
+from fedbonsai.runtime.configuration.config import load_config
+from fedbonsai.runtime.configuration.policy_checks import check_policy
+from fedbonsai.runtime.errors import ConfigError
+from torch import nn
+
+CLASS = {"name": "a", "flop_per_s": 1, "memory_bytes": 1, "up_bytes_per_s": 1, "down_bytes_per_s": 1}
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Acts on plans; needs a codec, and replaces a chain."""
+
+    needs_plans: ClassVar[bool] = True
+    needs_codecs: ClassVar[tuple[str, ...]] = ("lz4",)
+    replaces: ClassVar[tuple[str, ...]] = ("codec_up",)
+
+    def init(self):
+        return None
+
+    def decide(self, view, state, decision):
+        return decision, state
+
+
+def check(policy, *, runs=None, **changes):
+    """``runs``: codecs of the only class; None: all."""
+    config = load_config({"fleet": {"classes": [CLASS | ({} if runs is None else {"codecs": runs})]}} | changes)
+    check_policy(policy, config, config.load_fleet())
+
+
+def test_a_policy_that_says_nothing_of_itself_goes_with_everything():
+    for policy in (All(), chain(Identity(), All()), chain(All(), All())):
+        check(policy, runs=[], codecs={"up": ["lz4"]})
+
+
+@pytest.mark.parametrize("policy", [Identity(), chain(), chain(Identity(), Identity())])
+def test_one_that_chooses_nobody_is_refused(policy):
+    with pytest.raises(
+        ConfigError, match=r"^policy is empty, so that no device would be chosen; allowed: a list such as"
+    ):
+        check(policy)
+
+
+def test_an_empty_list_is_refused_when_the_run_is_made(tmp_path):
+    with pytest.raises(ConfigError, match=r"^policy is empty"):
+        fedbonsai.run({"policy": []}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@dataclass
+class Thawed:
+    def init(self):
+        return None
+
+    def decide(self, view, state, decision):
+        return decision, state
+
+
+@dataclass(frozen=True)
+class Mute:
+    def decide(self, view, state, decision):
+        return decision, state
+
+
+@pytest.mark.parametrize(
+    ("policy", "sentence"),
+    [
+        (All, "policy is the class All; allowed: an instance of it, as All(...)"),
+        (
+            Thawed(),
+            "policy is Thawed(), which is not a policy: it is not a frozen dataclass; allowed: a frozen dataclass with ",
+        ),
+        (
+            Mute(),
+            "policy is Mute(), which is not a policy: it has no init; allowed: a frozen dataclass with init(self) and ",
+        ),
+        (3, "policy is 3, which is not a policy: it is not a frozen dataclass; "),
+        (chain(All(), Mute()), "policy.links[1] is Mute(), which is not a policy: it has no init; "),
+        (
+            [All()],
+            "policy[0] is All(), a fedbonsai.policies.selection.plain.All; it must be text, a number, true, false, null, ",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_not_a_policy_object_is_refused_in_one_sentence(policy, sentence):
+    with pytest.raises(ConfigError) as caught:
+        fedbonsai.run(policy=policy)
+    assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("policy", [Changes(), chain(Changes(), All()), chain(Identity(), Changes()),
+                                    chain(chain(Changes(), Changes()), All())])  # fmt: skip
+def test_what_changes_plans_comes_after_what_makes_them(policy):
+    with pytest.raises(ConfigError, match=r"^policy\[0\] \(.*:Changes\) only changes plans of the policies before it"):
+        check(policy)
+
+
+def test_behind_a_selection_it_may_stand_anywhere():
+    check(chain(All(), Changes(), Changes(), All()))
+
+
+def test_every_class_runs_what_a_policy_needs():
+    check(chain(All(), Changes()), runs=["lz4", "topk"])
+    with pytest.raises(
+        ConfigError, match=r"^fleet class 'a' has codecs topk; policy\[1\] .* needs lz4 on every class$"
+    ):
+        check(chain(All(), Changes()), runs=["topk"])
+    with pytest.raises(ConfigError, match=r"^fleet class 'a' has codecs none; "):
+        check(chain(All(), Changes()), runs=[])
+
+
+def test_a_chain_that_would_be_replaced_is_refused():
+    check(chain(All(), Changes()), codecs={"down": ["lz4"]})
+    with pytest.raises(ConfigError, match=r"^codecs.up is \[lz4\], which policy\[1\] .* would replace in every plan"):
+        check(chain(All(), Changes()), codecs={"up": ["lz4"]})
+
+
+def test_the_chain_down_still_carries_models_that_devices_evaluate():
+    both = chain(All(), Residuals())
+    check(both, codecs={"down": ["lz4"]}, evaluation={"where": "devices"})
+    with pytest.raises(ConfigError, match=r"^codecs.down is \[lz4\], which policy\[1\] \(residuals\) would replace"):
+        check(both, codecs={"down": ["lz4"]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"policy": [{"name": "residuals"}, {"name": "oort", "cohort": 0.5}]},
+            "policy[0] (residuals) only changes plans of the policies before it, and none of them chooses devices; "
+            "allowed: a selection before it, as in [{name: all}, {name: residuals}]",
+        ),
+        (
+            {"fleet": {"classes": [CLASS | {"codecs": ["lz4"]}]}},
+            "fleet class 'a' has codecs lz4; policy[1] (residuals) ",
+        ),
+        ({"codecs": {"up": ["lz4"]}}, "codecs.up is [lz4], which policy[1] (residuals) would replace in every plan; "),
+    ],
+)
+def test_a_run_says_so_before_it_begins(changes, sentence):
+    with pytest.raises(ConfigError) as caught:
+        fedbonsai.run({"preset": "resfed"} | changes)
+    assert str(caught.value).startswith(sentence)
+    assert "\n" not in str(caught.value)
+
+
+SHARED = {"name": "splitfed", "head": "shared"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "sentence"),
+    [
+        (
+            ["all", SHARED, {"name": "fastest", "cohort": 2}],
+            "policy[2] (fastest) would choose among the plans of one turn only, behind policy[1] (splitfed), which sends them "
+            "one after another; allowed: the selection before it",
+        ),
+        (
+            ["all", "splitfed", "local_loss"],
+            "policy[2] (local_loss) would cut what policy[1] (splitfed) has cut; allowed: one policy that cuts the model",
+        ),
+        (
+            ["all", "local_loss", "residuals"],
+            "policy[2] (residuals) gives links a memory, which those of a model that policy[1] (local_loss) cuts cannot have "
+            "yet; allowed: one of the two",
+        ),
+        (["all", "residuals", "ecofed"], "policy[1] (residuals) gives links a memory, which "),
+        (
+            ["all", SHARED, {"name": "closing", "at": 0.5}],
+            "policy[2] (closing) closes at a share of the plans, of which policy[1] (splitfed) sends one after another; ",
+        ),
+        (
+            ["all", SHARED, {"name": "closing", "after_s": 9.0, "partial": True}],
+            "policy[2] (closing) has devices stop early when their round closes, where policy[1] (splitfed) sends them one "
+            "after another; allowed: one of the two",
+        ),
+        (
+            ["asynchronous", {"name": "closing", "at": 2}],
+            "policy[1] (closing) says at how many updates a version closes, as policy[0] (asynchronous) does; allowed: one of",
+        ),
+        (
+            ["all", {"name": "closing", "after_s": 9.0, "partial": True}, "ecofed"],
+            "policy[1] (closing) has devices stop early, before policy[2] (ecofed) makes some upload views, which must be "
+            "whole; allowed: the other way round",
+        ),
+    ],
+)
+def test_policies_that_leave_no_room_for_each_other_are_refused(policy, sentence):
+    with pytest.raises(ConfigError) as caught:
+        fedbonsai.run({"policy": policy, "server": {"staleness": {"rule": "constant"}}})
+    assert str(caught.value).startswith(sentence)
+
+
+def test_what_leaves_room_may_stand_together():
+    none = {"name": "residuals", "up": "none", "down": "none"}
+    for policy in (
+        [{"name": "fastest", "cohort": 2}, SHARED],
+        ["all", "splitfed", {"name": "fastest", "cohort": 2}],
+        ["all", "splitfed", none],
+        ["all", {"name": "closing", "at": 0.5}, SHARED],
+        ["all", SHARED, {"name": "closing", "at": 2, "after_s": 9.0}],
+        ["all", "ecofed", {"name": "closing", "after_s": 9.0, "partial": True}],
+        ["all", "residuals"],
+    ):
+        fedbonsai.run({"policy": policy}).close()
+
+
+@pytest.mark.parametrize("name", ["splitfed", "local_loss", "ecofed"])
+def test_no_side_of_a_cut_sees_the_whole_gradient(name):
+    clipped = {"training": {"optimiser": {"clip_norm": 1.5}}}
+    with pytest.raises(
+        ConfigError, match=rf"^training.optimiser.clip_norm is 1.5; policy\[1\] \({name}\) cuts the model, "
+    ):
+        fedbonsai.run(clipped | {"policy": ["all", name]})
+    fedbonsai.run(clipped | {"policy": ["all"]}).close()
+
+
+class ByName(nn.Module):
+    """Gives a dict, which no head can stand in for."""
+
+    def __init__(self):
+        super().__init__()
+        self.front, self.back = nn.Linear(4, 8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return {"scores": self.back(self.front(x))}
+
+
+def first_loss(output, target):
+    return nn.functional.cross_entropy(output["scores"], target)
+
+
+def by_name(*policy):
+    data = {"name": "synthetic", "kwargs": {"shape": [4], "classes": 10, "samples_per_device": 4}}
+    fleet = {"classes": [CLASS | {"memory_bytes": 10**9}]}
+    run = fedbonsai.run({"model": f"{__name__}:ByName", "data": data, "fleet": fleet, "backend": "inline",
+                         "training": {"loss": f"{__name__}:first_loss"}, "stop": {"rounds": 1},
+                         "evaluation": {"where": "none"}, "policy": ["all", *policy]})  # fmt: skip
+    return [type(event).__name__ for event in run]
+
+
+def test_a_local_loss_needs_a_head():
+    expected = r"^policy\[1\] \(local_loss\) needs 'linear@front', and there can be none: what leaves block 'back' is no tensor"
+    for cut in ("front", "", "auto"):
+        with pytest.raises(ConfigError, match=expected):
+            by_name({"name": "local_loss", "cut": cut})
+    assert "RunEnded" in by_name("splitfed")
+
+
+def test_a_run_with_a_policy_object_says_so_too():
+    with pytest.raises(ConfigError, match=r"^policy\[0\] \(residuals\) only changes plans"):
+        fedbonsai.run(policy=Residuals())

@@ -1,0 +1,138 @@
+"""Things with state: all that a checkpoint must hold is declared, and what is declared is saved and restored by its type."""
+
+import dataclasses
+
+import msgspec
+import pytest
+from fedbonsai.comms.links.broadcast import Broadcast
+from fedbonsai.policies.checks.type_check import fields_of, mismatch
+from fedbonsai.runtime.checkpointing.types import CONTAINERS, ENUMS, KINDS, STRUCTS, TAGS
+from fedbonsai.runtime.configuration.config import load_config
+from fedbonsai.runtime.configuration.policy_checks import configured_policy
+from fedbonsai.runtime.engine.engine import Engine
+from fedbonsai.runtime.engine.saved_state import check, collect, has_state
+from fedbonsai.runtime.errors import Damaged
+from fedbonsai.runtime.execution.save_plan import SavePlan
+from fedbonsai.runtime.execution.saver import Saver
+from fedbonsai.runtime.execution.service import Service
+
+from ..resuming import BASE
+
+
+def engine_of(**changes):
+    config = load_config(BASE | changes)
+    return Engine(config, configured_policy(config))
+
+
+def things(thing, seen=None):
+    """An object with state, and all such objects that are its attributes or theirs."""
+    seen = {} if seen is None else seen
+    if id(thing) not in seen:
+        seen[id(thing)] = thing
+        for value in vars(thing).values():
+            for each in value.values() if isinstance(value, dict) else [value]:
+                if has_state(each):
+                    things(each, seen)
+    return list(seen.values())
+
+
+@pytest.fixture(name="found", scope="module")
+def found_fixture():
+    """The objects with state of runs under both clocks, one of them in the middle of a run with links that have a memory."""
+    virtual, wall = engine_of(preset="resfed"), engine_of(clock="wall")
+    events = virtual.events()
+    for _ in range(12):
+        next(events)
+    return [each for engine in (virtual, wall) for each in things(engine._loop)]
+
+
+def test_every_attribute_is_saved_or_declared_not_to_be(found):
+    """A new attribute of one of these must be in one of both lists, so that it is not forgotten."""
+    kinds = {type(each).__name__ for each in found}
+    assert kinds >= {"Loop", "Server", "Store", "Fold", "Peers", "Downlinks", "Broadcast", "VirtualClock", "WallClock"}
+    assert kinds >= {
+        "Streams",
+        "Links",
+        "Transfers",
+        "Costs",
+        "StreamCosts",
+        "Evaluator",
+        "Ledger",
+        "ReplayIndex",
+        "Seen",
+        "Stopping",
+        "Tally",
+    }
+    for each in found:
+        kind, attributes = type(each), set(vars(each))
+        assert attributes - set(kind.SAVED) - set(kind.NOT_SAVED) == set(), (
+            f"{kind.__name__}: saved, or declared not to be?"
+        )
+        assert set(kind.SAVED) - attributes == set(), f"{kind.__name__}: no such attribute is there to be saved"
+        assert not set(kind.SAVED) & set(kind.NOT_SAVED)
+
+
+def test_what_a_service_and_a_saver_hold_is_known(tmp_path):
+    """They save by hand: a new attribute of theirs is looked at here."""
+    engine = engine_of()
+    assert set(vars(Service(engine))) == {"_engine", "_best", "_closed", "_saver", "_events"}
+    assert set(vars(engine)) == {
+        "config",
+        "channel",
+        "workload",
+        "server",
+        "_advice",
+        "pool",
+        "_fleet",
+        "_loop",
+        "_measured",
+    }
+    plan = SavePlan(place=str(tmp_path), settings=engine.config.checkpoint, run="r")
+    assert set(vars(Saver(engine, plan))) == {"_engine", "_plan", "_checkpoints", "_views"}
+
+
+def test_a_value_of_another_type_is_refused_with_its_place_and_changes_nothing():
+    engine = engine_of()
+    saved = collect(engine._loop)
+    before = engine.server.model_hash()
+    for place, value, sentence in (
+        (("_next_id",), -1, "_next_id is -1; it must be at least 0"),
+        (("_server", "version"), "3", "_server.version is '3'; it must be a whole number"),
+        (("_clock", "_timers"), [(float("nan"), 1)], "_clock._timers[0][0] is nan; it must be at least 0"),
+        (("_ledger", "_bytes"), {("across", "weights", 1): 3}, "_ledger._bytes, key "),
+        (("_server", "_fold"), {}, "_server._fold is []; it must hold ['_sums', '_weights', 'updates']"),
+    ):
+        *path, last = place
+        held = saved
+        for name in path:
+            held = held[name]
+        good, held[last] = held[last], value
+        with pytest.raises(Damaged) as caught:
+            check(engine._loop, saved)
+        assert str(caught.value).startswith(sentence)
+        held[last] = good
+    check(engine._loop, saved)
+    assert engine.server.model_hash() == before
+
+
+def test_the_table_of_types_is_closed_and_its_tags_are_those_of_the_format():
+    """A tag may be added; one that changes or goes makes checkpoints unreadable, and needs another number of the format."""
+    tags = {*CONTAINERS, *ENUMS, *STRUCTS, *KINDS}
+    assert set(TAGS.values()) == tags
+    assert len(TAGS) == len(tags) + 1  # two kinds of dicts are "dict"
+    assert tags >= {
+        "counter", "deque", "dict", "frozenset", "list", "ordered-dict", "set", "tuple", "outcome", "array-spec",
+        "device-profile", "evaluated", "plan", "report", "view-key", "dispatch", "fate", "finished", "host-queue",
+        "indexed-view", "journey", "lane", "link-memory", "link-model", "link-sent", "load", "message", "peer", "round",
+        "route", "sealed", "stream-bytes", "stream-charge", "stream-progress", "transfer", "work",
+    }  # fmt: skip
+    assert all(dataclasses.is_dataclass(kind.type) for kind in KINDS.values())
+    assert all(issubclass(kind, msgspec.Struct) for kind in STRUCTS.values())
+    for kind in KINDS.values():
+        assert set(fields_of(kind.type)) == {field.name for field in dataclasses.fields(kind.type)}
+
+
+def test_a_broadcast_is_saved_by_the_downlinks_with_all_that_it_declares(found):
+    (broadcast,) = {id(each): each for each in found if isinstance(each, Broadcast)}.values()
+    held = {name: getattr(broadcast, name) for name in Broadcast.SAVED}
+    assert mismatch(held, Broadcast.SAVED) is None
