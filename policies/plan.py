@@ -159,6 +159,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.split is not None and self.split.uploads_view
 
     @property
+    def shares_head(self) -> bool:
+        """Whether its host's blocks are one copy, which the host's devices train one after another."""
+        return self.split is not None and self.split.shares_head
+
+    @property
     def trains_on_device(self) -> bool:
         """Whether its device trains blocks, so that weights travel both ways and it may stop early."""
         return self.split is None or self.split.method.trains_front

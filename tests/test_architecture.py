@@ -62,7 +62,10 @@ LAYERS = {
         "cli", "api", "execution", "checkpointing", "engine", "advice", "storage", "reporting", "configuration", "simulation",
         "events", "errors",
     ],
-    "actors": ["ray_backend", "inline_pool", "pool", "host", "device", "server", "support", "replay", "messages"],
+    "actors": [
+        "ray_backend", "inline_pool", "pool", "lifecycle", "host", "device", "server", "support", "replay", "messages",
+        "plan_listener",
+    ],
     "policies": [
         "resolve_policy", "advice", "presets", "rhythm", "compression", "partitioning", "selection", "policy", "checks",
         "decision", "view", "estimate", "report", "plan",

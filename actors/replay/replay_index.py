@@ -15,7 +15,7 @@ once it is complete, and bytes in memory and on disk have budgets.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ from ...comms.codec import Array, NumBytes
 from ...learning.spec import CountOrZero
 from ...policies.plan import Plan
 from ..messages.host_messages import ReplaySettings
+from ..plan_listener import PlanListener, PlanResult
 from .upload import ViewKey, view_key
 from .view_tiers import Tiers, sizes_of
 
@@ -54,7 +55,7 @@ class Settlement:
     drop: tuple[ViewKey, ...]
 
 
-class ReplayIndex:
+class ReplayIndex(PlanListener):
     """The views of all hosts, under a budget for each host.
 
     ``evicted``: views lost to the budgets. A notice says so for the first, and whenever their number has doubled.
@@ -65,14 +66,20 @@ class ReplayIndex:
         "_in_use": dict[ViewKey, IndexedView],
         "_to_drop": list[list[ViewKey]],
         "evicted": NumBytes,
-        "notices": list[str],
+        "_notices": list[str],
     }
     SAVED_AS: ClassVar = SAVED | {"memory": list[ViewKey], "disk": list[ViewKey]}  # used longest ago first
-    NOT_SAVED = ("_settings", "_tiers", "_streams")
+    NOT_SAVED = ("_settings", "_tiers", "_streams", "_settle")
 
-    def __init__(self, settings: ReplaySettings, *, num_hosts: int) -> None:
-        """Empty."""
-        self._settings = settings
+    def __init__(
+        self,
+        settings: ReplaySettings,
+        *,
+        num_hosts: int,
+        settle: Callable[[Settlement], None] = lambda settlement: None,
+    ) -> None:
+        """Empty. ``settle``: has a host do what is left to do when a plan is over."""
+        self._settings, self._settle = settings, settle
         self._tiers = [
             Tiers(memory_budget=settings.memory_bytes, disk_budget=settings.disk_bytes) for _ in range(num_hosts)
         ]
@@ -81,39 +88,45 @@ class ReplayIndex:
         self._in_use: dict[ViewKey, IndexedView] = {}  # by a replay that is under way
         self._to_drop: list[list[ViewKey]] = [[] for _ in range(num_hosts)]
         self.evicted = 0
-        self.notices: list[str] = []
+        self._notices: list[str] = []
 
     def __len__(self) -> int:
         """Number of views."""
         return len(self._views)
 
-    def begin(self, plan: Plan) -> None:
+    def sent(self, plan: Plan) -> None:
         """A plan is sent: a view that it replays is the one used last now, and its packets stay until the plan has ended."""
         if (key := _replayed(plan)) is not None and key in self._views:
             view = self._views[key]
             self._tiers[view.host].use(key)
             self._in_use[key] = view
 
-    def upload_of(self, plan: Plan) -> Plan | None:
-        """By which plan the view was uploaded that a plan replays, which was begun; None where it replays none."""
+    def task_fields(self, plan: Plan) -> Mapping[str, Any]:
+        """``upload``: the plan by which the view was uploaded that this one replays, so that it can be uploaded again."""
         key = _replayed(plan)
-        return self._in_use[key].upload if key in self._in_use else None
+        return {"upload": self._in_use[key].upload} if key in self._in_use else {}
 
-    def end(self, plan: Plan, lengths: Sequence[int], *, version: int, sound: bool) -> Settlement | None:
-        """A plan is over, in this version of the model; what its host is to do, None where that has none.
+    def arrived(self, result: PlanResult) -> None:
+        """A sound upload is a view now; the host of the plan keeps it, and drops the views that have gone meanwhile."""
+        if (settlement := self._settlement(result)) is not None:
+            self._settle(settlement)
 
-        ``lengths``: bytes of the packets that its device has sent. ``sound``: it ended well, so an upload is a view now.
-        """
-        split = plan.split
+    def view_fields(self, version: int) -> Mapping[str, Any]:
+        """``replay``: the inventory of views."""
+        return {"replay": self.listed(version)}
+
+    def _settlement(self, result: PlanResult) -> Settlement | None:
+        """What the host of a plan is to do; None where that has none."""
+        plan, split = result.plan, result.plan.split
         if split is None or split.method.trains_front:
             return None
-        self._expire(version)
+        self._expire(result.version)
         if (key := _replayed(plan)) is not None:
             if self._in_use.pop(key, None) is not None and key not in self._views:
                 self._to_drop[split.host].append(key)
-        elif sound:
+        elif result.sound:
             key = view_key(plan, str(plan.id))
-            self._commit(key, IndexedView(plan.version, np.array(lengths, np.int64), plan))
+            self._commit(key, IndexedView(plan.version, np.array(result.stream_bytes, np.int64), plan))
         drop, self._to_drop[split.host] = tuple(self._to_drop[split.host]), []
         return Settlement(split.host, plan.id, keep=key in self._views and not split.replays, drop=drop)
 
@@ -140,9 +153,9 @@ class ReplayIndex:
             for keys, disk in ((tiers.disk, True), (tiers.memory, False)):
                 yield from ((key, self._views[key], disk) for key in keys)
 
-    def take_notices(self) -> list[str]:
-        """What to tell the operator."""
-        found, self.notices = self.notices, []
+    def notices(self) -> list[str]:
+        """Evictions, since the last call."""
+        found, self._notices = self._notices, []
         return found
 
     def saved(self) -> dict[str, Any]:
@@ -186,7 +199,7 @@ class ReplayIndex:
         self._drop(key)
         self.evicted += 1
         if self.evicted.bit_count() == 1:
-            self.notices.append(
+            self._notices.append(
                 f"{key} was evicted from the replay buffer (number {self.evicted} beyond replay.memory_bytes, "
                 f"{self._settings.memory_bytes}, and replay.disk_bytes, {self._settings.disk_bytes})"
             )

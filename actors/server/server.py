@@ -1,7 +1,8 @@
 """The Server: the global model, what is cut from it for each plan, and the fold of what comes back. A plain class.
 
 It decides nothing and knows no clock: the runtime's loop calls ``send`` when a plan is dispatched, ``open`` and ``fold`` when
-its update arrives, ``ended`` when the plan has come to its end, and ``close_version`` when the round ends.
+its update arrives, ``ended`` or ``released`` when the plan is over, and ``close_version`` when the round ends. How a plan
+travels is its route's to know (``routes``).
 
 Of an update only ``open`` may fail for what came over the link: it checks all of it, and changes nothing. ``fold`` takes what
 was opened, so a fault in it is a fault of this program, and ends the run.
@@ -9,43 +10,40 @@ was opened, so a fault in it is a fault of this program, and ends the run.
 
 import math
 from collections import ChainMap
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from functools import cached_property
-from typing import ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar
 
-import msgspec
 import torch
 from torch import Tensor
 
 from ...clusters.scratch import Scratch
 from ...comms.channel import Channel
-from ...comms.codec import Array, Arrays, ArraySpec
+from ...comms.codec import Array
 from ...comms.errors import MismatchedPacket
 from ...comms.links.link import State
-from ...comms.links.predict import hash_arrays
 from ...learning.aggregation import Fold
 from ...learning.data.types import Samples
-from ...learning.parts.part import down_tensors, up_tensors
 from ...learning.parts.structure import Role
 from ...learning.spec import CountOrZero, ServerOptimiser, Training
 from ...learning.store import Store, model_hash
-from ...learning.tensors import as_arrays, as_tensors, minus, widened
+from ...learning.tensors import as_arrays, as_tensors, widened
 from ...learning.training.evaluation import evaluate
 from ...learning.training.losses import make_loss
 from ...learning.training.optimisers import server_step
 from ...learning.workload import Workload
-from ...policies.partitioning.shared_head import shares
 from ...policies.plan import Plan
 from ...policies.report import Report
-from ..messages.messages import Dispatch, Message, array_specs
+from ..messages.messages import Dispatch
 from ..messages.trunk import BlockHashes
-from ..messages.update import open_update
+from ..plan_listener import PlanListener
 from .auxiliaries import provide
 from .dense_downlink import DenseDownlink
 from .links import ServerLinks
+from .routes import DenseRoute, Opened, ResidualRoute, Route, SplitRoute
 from .shared_heads import SharedHeads
-from .split_plans import hosted, provisioned
+from .split_plans import provisioned
 
 _PLAIN = ServerOptimiser()
 
@@ -54,21 +52,13 @@ class NotFinite(Exception):
     """A version would hold values that are not finite. One sentence."""
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A sound update: differences to what the plan was sent; behind an uplink with memory also its device's model."""
-
-    differences: dict[str, Tensor]
-    local: Arrays | None = None
-
-
-class Server:
+class Server(PlanListener):
     """Holds the store; one version of the model at a time is current, older ones live in the packets still in flight."""
 
-    SAVED: ClassVar = {"version": CountOrZero, "store": Store, "links": ServerLinks, "_fold": Fold, "_plain": DenseDownlink,
-                       "_heads": SharedHeads, "_hashes": BlockHashes, "_roles": dict[str, Role],
-                       "_starts": dict[tuple[int, str], tuple[int, dict[str, Array]]]}  # fmt: skip
-    NOT_SAVED = ("workload", "_optimiser", "_model", "_tensors", "_test")
+    SAVED: ClassVar = {"version": CountOrZero, "store": Store, "links": ServerLinks, "_fold": Fold, "_dense": DenseDownlink,
+                       "_shared_heads": SharedHeads, "_hashes": BlockHashes, "_roles": dict[str, Role],
+                       "_residual": ResidualRoute}  # fmt: skip
+    NOT_SAVED = ("workload", "_optimiser", "_model", "_tensors", "_test", "_routes")
 
     def __init__(
         self,
@@ -100,10 +90,7 @@ class Server:
         # What plans are sent, and updates change: the model, and the auxiliaries that plans have named.
         self._tensors = ChainMap(self.store["model"], self.store["auxiliaries"])
         self._fold = Fold()
-        self._plain = DenseDownlink(channel, workload.spec)
-        self._heads = SharedHeads(channel, workload.spec)
         self._hashes = BlockHashes(workload.spec, self.store["model"])
-        self._starts: dict[tuple[int, str], tuple[int, Arrays]] = {}  # by version and part: the hash, and the model
         self.links = ServerLinks(
             channel,
             first={name: array.copy() for name, array in as_arrays(self.store["model"]).items()},
@@ -111,6 +98,12 @@ class Server:
             disk_bytes=link_disk_bytes,
             scratch=scratch,
         )
+        self._dense = DenseDownlink(channel, workload.spec)
+        self._shared_heads = SharedHeads(channel, workload.spec, self.store["model"])
+        dense = DenseRoute(self._dense, self._tensors, workload.spec)
+        self._residual = ResidualRoute(dense, self.links, self.store, workload.spec)
+        split = SplitRoute(dense, self._shared_heads, workload.spec, self._hashes)
+        self._routes: tuple[Route, ...] = (split, self._residual, dense)  # a plan takes the first that carries it
 
     def send(self, plan: Plan) -> Dispatch:
         """What brings the plan's device to the current version. Equal parts and codecs share one packet."""
@@ -120,25 +113,7 @@ class Server:
             self.links.downlinks.count()
         provide(plan.part.auxiliaries, self.workload, held=self.store["auxiliaries"], roles=self._roles)
         plan = provisioned(plan, self.workload.spec, self._hashes)
-        if plan.split is not None:
-            of_host = hosted(plan, self.workload.spec, self._hashes)
-            turn = (self._heads.send(of_host, self.store["model"]),) if shares(plan) else self._send(of_host)
-            return Dispatch(plan, self._send(plan), None, turn)
-        if plan.link_down is None and plan.link_up is None:
-            return Dispatch(plan, self._send(plan), None)
-        plan = msgspec.structs.replace(plan, acknowledged=self.links.acknowledged(plan.device))
-        if plan.link_down is None:
-            (message,) = self._send(plan)
-            plan, message = self.links.track(plan, message, as_arrays(self._plain.sent(plan)))
-            messages = [message]
-        else:
-            expected = array_specs(down_tensors(self.workload.spec, plan.part))
-            messages = self.links.send(plan, lambda: self._target(expected), expected)
-            start = plan.version, plan.part.key
-            if not plan.link_down.feedback and start not in self._starts:
-                model = self._target(expected)
-                self._starts[start] = hash_arrays(model), {name: a.copy() for name, a in model.items()}
-        return Dispatch(plan, tuple(messages), self.links.state(plan.device))
+        return self._route(plan).send(plan)
 
     def send_to_evaluate(self, plan: Plan) -> Dispatch | None:
         """What brings a plan's device the model that it is to evaluate; nothing of the run changes.
@@ -148,7 +123,7 @@ class Server:
         """
         plan = provisioned(plan, self.workload.spec, self._hashes)
         if not self.links.remember:
-            return Dispatch(plan, self._send(plan), None)
+            return self._routes[-1].send(plan)
         held = self.links.held(plan)
         return Dispatch(held[0], (), held[1]) if held is not None else None
 
@@ -160,37 +135,27 @@ class Server:
         if (packet is None) != (not plan.part.trained):
             told = "without its device's update" if packet is None else "with one of blocks that it does not train"
             raise MismatchedPacket(f"plan {plan.id} came {told}")
-        if shares(plan):
-            self._heads.check(plan)
-        if packet is not None and plan.link_up is not None:
-            specs = array_specs(up_tensors(self.workload.spec, plan.part, statistics=plan.upload.statistics))
-            residuals, local, whole = self.links.open_update(plan, packet, specs)
-            return Opened(as_tensors(residuals) if whole else minus(local, self.links.sent(plan).arrays), local)
-        update = self._plain_update(plan, packet) if packet is not None else {}
-        if plan.split is not None:
-            if host is None:
-                raise MismatchedPacket(f"plan {plan.id} is split, and came without its host's update")
-            update |= self._plain_update(hosted(plan, self.workload.spec, self._hashes), host, leg=1)
-        return Opened(update)
+        return self._route(plan).open(plan, packet, host)
 
     def fold(self, plan: Plan, update: Opened, *, weight: float, scale: float = 1.0) -> None:
         """Fold an update that was opened. ``scale``: what staleness leaves of it, see ``Fold.add``."""
-        shared, found = shares(plan), update.differences
-        own = self._heads.add(plan, found, weight=weight) if shared else self._from_start(plan, found)
-        self._fold.add(own, weight=weight, scale=scale)
-        if update.local is not None:
-            self.links.folded(plan, update.local)
+        self._route(plan).fold(plan, update, self._fold, weight=weight, scale=scale)
+
+    def check(self, plan: Plan, in_flight: Collection[Plan]) -> None:
+        """Raise ``PlanRefused`` where the plan's route cannot take it while these are in flight."""
+        self._route(plan).check(plan, in_flight)
 
     def ended(self, plan: Plan, report: Report, state: State | None) -> None:
-        """A plan has come to its end, well or not: settle what its link remembers."""
-        self._heads.ended(plan)
-        if plan.link_down is not None or plan.link_up is not None:
-            self.links.ended(plan, report, state)
+        """A plan has come to its end, well or not: what its route remembers of it is settled."""
+        self._route(plan).ended(plan, report, state)
 
-    def abandon(self, plan: Plan) -> None:
-        """Nobody waits for a plan any more."""
-        self._heads.ended(plan)
-        self.links.abandon(plan)
+    def released(self, plan: Plan) -> None:
+        """A plan is over without a result."""
+        self._route(plan).released(plan)
+
+    def view_fields(self, version: int) -> Mapping[str, Any]:
+        """What policies see of the links: by device, the version that it is known to hold."""
+        return {"links": MappingProxyType(self.links.peers.held)}
 
     def lose_link(self, device: int) -> None:
         """What a device holds is not known any more: its link is resynchronised when it comes again."""
@@ -205,37 +170,8 @@ class Server:
         """Remove what the links' memory has on disk."""
         self.links.peers.close()
 
-    def _send(self, plan: Plan) -> tuple[Message, ...]:
-        """The packet of a memoryless downlink; none where there is nothing to send."""
-        return (self._plain.send(plan, self._tensors),) if down_tensors(self.workload.spec, plan.part) else ()
-
-    def _plain_update(self, plan: Plan, packet: Array, *, leg: int = 0) -> dict[str, torch.Tensor]:
-        """The differences in an update of a memoryless uplink."""
-        update = as_tensors(open_update(packet, plan, self.workload.spec, leg=leg))
-        if plan.upload.payload == "weights":
-            start = self._heads.sent(plan) if leg and shares(plan) else self._plain.sent(plan)
-            update = {name: tensor - start[name] for name, tensor in update.items()}
-        return update
-
-    def _from_start(self, plan: Plan, update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """An update as the difference to the version that it started from.
-
-        What a downlink without feedback left out is forgotten, as in ResFed: the mean is then over the recovered models.
-        """
-        if plan.link_down is None or plan.link_down.feedback:
-            return update
-        held = self.links.sent(plan)
-        start_hash, start = self._starts[plan.version, plan.part.key]
-        if held.hash == start_hash:
-            return update
-        offsets = minus({name: held.arrays[name] for name in update}, start)
-        return {name: widened(tensor) + offsets[name] for name, tensor in update.items()}
-
-    def _target(self, expected: tuple[ArraySpec, ...]) -> Arrays:
-        """Where the downlinks lead: the model, with what of it has yet to be sent."""
-        model, pending = self.store["model"], self.store["pending"]
-        target = {s.name: model[s.name] + pending[s.name] if s.name in pending else model[s.name] for s in expected}
-        return as_arrays({name: tensor.to(model[name].dtype) for name, tensor in target.items()})
+    def _route(self, plan: Plan) -> Route:
+        return next(route for route in self._routes if route.carries(plan))
 
     @property
     def folded(self) -> int:
@@ -249,7 +185,7 @@ class Server:
         ``NotFinite`` where the next version would hold NaN or infinity: the version then stays open, and its model as it is.
         """
         model, pending = self.store["model"], self.store["pending"]
-        self._heads.close(self._fold)
+        self._shared_heads.close(self._fold)
         with torch.no_grad():
             for name, value in self._stepped().items():
                 self._hashes.changed(name)
@@ -262,8 +198,8 @@ class Server:
                 pending[name] = widened(model[name]) - tensor
                 model[name].copy_(tensor)
         keep = set(in_flight)
-        self._plain.keep(keep)
-        self._starts = {start: value for start, value in self._starts.items() if start[0] in keep}
+        self._dense.keep(keep)
+        self._residual.keep(keep)
 
     def _stepped(self) -> dict[str, Tensor]:
         """The tensors of the next version that differ from this one's, in memory of the mean. Raises ``NotFinite``."""

@@ -6,7 +6,7 @@ So a turn that fails leaves the blocks as they were, and a host that dies takes 
 host's blocks enter the mean once, with the samples of all devices that trained them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 from torch import Tensor
@@ -19,6 +19,7 @@ from ...learning.parts.structure import ModelSpec
 from ...learning.tensors import widened
 from ...policies.plan import Plan
 from ..messages.messages import Message
+from ..support import PlanRefused
 from .dense_downlink import opened, sealed
 
 
@@ -27,24 +28,33 @@ class SharedHeads:
 
     # By a checkpoint.
     SAVED: ClassVar = {"_sent": dict[int, Message], "_added": dict[int, dict[str, tuple[Tensor, float]]]}
-    NOT_SAVED = ("_channel", "_spec")
+    NOT_SAVED = ("_channel", "_spec", "_model")
 
-    def __init__(self, channel: Channel, spec: ModelSpec) -> None:
-        """No turn yet."""
-        self._channel, self._spec = channel, spec
+    def __init__(self, channel: Channel, spec: ModelSpec, model: Mapping[str, Tensor]) -> None:
+        """No device has trained one. ``model``: tensors of the current version, always."""
+        self._channel, self._spec, self._model = channel, spec, model
         self._sent: dict[int, Message] = {}  # by plan
         self._added: dict[int, dict[str, tuple[Tensor, float]]] = {}
 
-    def send(self, plan: Plan, model: Mapping[str, Tensor]) -> Message:
-        """The packet that the next turn of a host starts from; ``plan`` as its host has it."""
-        added = self._added.get(_host(plan), {})
-        start = {name: (model[name] + sum_).to(model[name].dtype) for name, (sum_, _) in added.items()}
-        self._sent[plan.id] = sealed(plan, {**model, **start}, self._channel, self._spec)
-        return self._sent[plan.id]
+    def check(self, plan: Plan, in_flight: Collection[Plan]) -> None:
+        """Raise ``PlanRefused`` where another plan of its version has the host's blocks."""
+        if any(
+            other.shares_head and other.version == plan.version and _host(other) == _host(plan) for other in in_flight
+        ):
+            raise PlanRefused(
+                f"the policy chose device {plan.device} out of turn: another one has its host's shared blocks"
+            )
+
+    def send(self, of_host: Plan) -> tuple[Message, ...]:
+        """The packet that the next device of a host starts from; ``of_host``: the plan as its host has it."""
+        added = self._added.get(_host(of_host), {})
+        start = {name: (self._model[name] + sum_).to(self._model[name].dtype) for name, (sum_, _) in added.items()}
+        self._sent[of_host.id] = sealed(of_host, {**self._model, **start}, self._channel, self._spec)
+        return (self._sent[of_host.id],)
 
     def sent(self, plan: Plan) -> dict[str, Tensor]:
         """The tensors that a turn which is not over started from; raises ``MismatchedPacket`` when there is none."""
-        self.check(plan)
+        self.check_open(plan)
         return opened(self._sent[plan.id], plan, self._channel, self._spec)
 
     def add(self, plan: Plan, update: Mapping[str, Tensor], *, weight: float) -> dict[str, Tensor]:
@@ -52,7 +62,7 @@ class SharedHeads:
 
         Raises ``MismatchedPacket`` for a plan whose turn was over already, and adds nothing.
         """
-        self.check(plan)
+        self.check_open(plan)
         self.ended(plan)
         own = {t.name for t in up_tensors(self._spec, plan.part, statistics=plan.upload.statistics)}
         added = self._added.setdefault(_host(plan), {})
@@ -75,7 +85,7 @@ class SharedHeads:
                 fold.add({name: difference}, weight=weight)
         self._added, self._sent = {}, {}
 
-    def check(self, plan: Plan) -> None:
+    def check_open(self, plan: Plan) -> None:
         """Raise ``MismatchedPacket`` for a plan that has no turn, or whose turn is over."""
         if plan.id not in self._sent:
             raise MismatchedPacket(f"plan {plan.id} has no turn at host {_host(plan)}, or it is over")

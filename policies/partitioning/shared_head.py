@@ -28,8 +28,8 @@ def in_turn(view: View, state: State, decision: Decision) -> tuple[Decision, Sta
     waiting: dict[str, list[Any]] = {}
     if state is not None and state["version"] == view.version:
         waiting = dict(state["waiting"])
-    now = [plan for plan in decision.plans if not shares(plan)]
-    _join(waiting, [plan for plan in decision.plans if shares(plan)], view.seed)
+    now = [plan for plan in decision.plans if not plan.shares_head]
+    _join(waiting, [plan for plan in decision.plans if plan.shares_head], view.seed)
     busy = _hosts_in_turn(view.in_flight.values(), view.version)
     for host, queue in list(waiting.items()):
         first = next((place for place, plan in enumerate(queue) if plan["device"] not in view.in_flight), None)
@@ -58,18 +58,8 @@ def _join(waiting: dict[str, list[Any]], plans: Sequence[Plan], seed: int) -> No
         waiting[host] = waiting.get(host, []) + queue
 
 
-def shares(plan: Plan) -> bool:
-    """Whether its host's blocks are those of the device before it."""
-    return plan.split is not None and plan.split.shares_head
-
-
-def out_of_turn(plan: Plan, in_flight: Iterable[Plan]) -> bool:
-    """Whether another plan of its version has the host's shared blocks now."""
-    return plan.split is not None and shares(plan) and plan.split.host in _hosts_in_turn(in_flight, plan.version)
-
-
 def _hosts_in_turn(in_flight: Iterable[Plan], version: int) -> set[int]:
-    return {plan.split.host for plan in in_flight if plan.split and shares(plan) and plan.version == version}
+    return {plan.split.host for plan in in_flight if plan.split and plan.shares_head and plan.version == version}
 
 
 def _plain(plan: Plan) -> Any:

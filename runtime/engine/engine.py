@@ -13,6 +13,7 @@ import torch
 from ...actors.device.device import Device
 from ...actors.host.partition_host import PartitionHost
 from ...actors.inline_pool import InlinePool
+from ...actors.lifecycle import PlanLifecycle
 from ...actors.pool import Pool
 from ...actors.replay.replay_index import ReplayIndex
 from ...actors.server.server import Server
@@ -94,12 +95,14 @@ class Engine:
         self.pool = pool or self._inline_pool(settings, fleet, scratch)
         self.pool.ready()
         self._fleet = fleet
+        self.replay = ReplayIndex(config.replay, num_hosts=fleet.hosts.count, settle=self.pool.settle)
         ledger = Ledger()
         self._loop = Loop(
             config,
             fleet=fleet,
             policy=policy,
             server=self.server,
+            lifecycle=PlanLifecycle(server=self.server, replay=self.replay),
             pool=self.pool,
             clock=self._clock(fleet, costs),
             costs=costs,
@@ -169,11 +172,6 @@ class Engine:
         )
         if problem:
             raise Damaged(problem)
-
-    @property
-    def replay(self) -> ReplayIndex:
-        """The views that partition hosts have."""
-        return self._loop.replay
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Put in what was saved and checked."""

@@ -23,16 +23,16 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
+from ...actors.lifecycle import PlanLifecycle
 from ...actors.messages.messages import Dispatch
 from ...actors.messages.plan_message import plan_message
+from ...actors.plan_listener import PlanResult
 from ...actors.pool import Finished, Pool, Task
-from ...actors.replay.replay_index import ReplayIndex
 from ...actors.server.server import NotFinite, Server
 from ...clusters.fleet import Fleet
 from ...comms.ledger import Ledger
 from ...learning.seeds import derive
 from ...learning.spec import CountOrZero
-from ...policies.partitioning.shared_head import shares
 from ...policies.plan import Plan
 from ...policies.policy import Policy
 from ...policies.report import Outcome, Report
@@ -64,7 +64,7 @@ class Loop:
         "_evaluator": Evaluator,
         "_ledger": Ledger,
         "_stopping": Stopping,
-        "_replay": ReplayIndex,
+        "_lifecycle": PlanLifecycle,
         "_seen": DeviceHistory,
         "_tally": OutcomeCounts,
         "_travelled": TrafficRecorder,
@@ -87,6 +87,7 @@ class Loop:
         fleet: Fleet,
         policy: Policy,
         server: Server,
+        lifecycle: PlanLifecycle,
         pool: Pool,
         clock: Clock,
         costs: Costs,
@@ -96,7 +97,7 @@ class Loop:
     ) -> None:
         """``new_plan``: the experiment's own plan for (device, version, plans of that version it was sent before)."""
         self._config, self._fleet, self._policy = config, fleet, policy
-        self._server, self._pool, self._clock, self._costs = server, pool, clock, costs
+        self._server, self._lifecycle, self._pool, self._clock, self._costs = server, lifecycle, pool, clock, costs
         self._evaluator, self._ledger, self._new_plan = evaluator, ledger, new_plan
         self._profiles = fleet.profiles()
         self._samples = [server.workload.data.num_samples(device) for device in range(fleet.num_devices)]
@@ -108,7 +109,6 @@ class Loop:
         self._evaluated: Evaluated | None = None
         self._stopping = Stopping(config.stop)
         self._seen, self._tally, self._travelled = DeviceHistory(), OutcomeCounts(), TrafficRecorder(ledger, costs)
-        self._replay = ReplayIndex(config.replay, num_hosts=fleet.hosts.count)
         self._next_id = 1
         self._decisions = 0
         self._round = self._open_round()
@@ -162,11 +162,6 @@ class Loop:
             journey = self._clock.journeys.get(plan_id)
             if journey is None or journey.finished is None:
                 self._submit(sent)
-
-    @property
-    def replay(self) -> ReplayIndex:
-        """The views that partition hosts have."""
-        return self._replay
 
     @property
     def ends(self) -> bool:
@@ -247,12 +242,11 @@ class Loop:
             last_reports=MappingProxyType(self._seen.reports),
             participation=MappingProxyType(self._seen.participation),
             evaluation=MappingProxyType(self._evaluation),
-            replay=self._replay.listed(version),
-            links=MappingProxyType(self._server.links.peers.held),
             remaining_s=remaining,
             remaining_bytes=budget,
             plan_maker=lambda device: self._new_plan(device, version, plans_of[device]),
             estimator=self._costs.estimate,
+            **self._lifecycle.view_fields(version),
         )
 
     def _note_losses(self) -> None:
@@ -286,6 +280,7 @@ class Loop:
                 hosts=self._fleet.hosts.count,
                 spec=self._server.workload.spec,
             )
+            self._lifecycle.check(plan, self._in_flight.values())
             plan = self._clock.stop_early(plan, self._costs)
             flops, work = self._costs.flops(plan), self._costs.work(plan)
             memory = self._costs.peak_memory_bytes(plan)
@@ -294,7 +289,7 @@ class Loop:
         self._next_id += 1
         sent = self._server.send(plan)
         plan = sent.plan
-        self._replay.begin(plan)
+        self._lifecycle.sent(plan)
         # Of a plan that is lost before it has a result, nothing is worked out.
         wanted = self._clock.dispatch(plan, down_bytes=sent.num_bytes, flops=flops, peak_memory_bytes=memory, work=work)
         control = self._submit(sent) if wanted else len(plan_message(plan))
@@ -317,7 +312,7 @@ class Loop:
                 group=self._fleet.group_of(plan.device),
                 host_packets=tuple(message.reference for message in sent.host_messages),
                 num_samples=self._samples[plan.device],
-                upload=self._replay.upload_of(plan),
+                **self._lifecycle.task_fields(plan),
             )
         )
 
@@ -328,9 +323,8 @@ class Loop:
         self._in_flight.pop(plan.id)
         self._sent.pop(plan.id, None)
         self._busy.pop(plan.device)
-        sound, sent = report.outcome == Outcome.DONE, finished.stream.up
-        if (settlement := self._replay.end(plan, sent, version=self._version, sound=sound)) is not None:
-            self._pool.settle(settlement)
+        sound = report.outcome == Outcome.DONE
+        self._lifecycle.arrived(PlanResult(plan, finished.stream.up, sound=sound, version=self._version))
         self._travelled.came(plan, arrival)
         behind = self._version - plan.version
         if report.outcome == Outcome.DONE and not self._counts(plan, behind):
@@ -338,9 +332,9 @@ class Loop:
         if report.outcome == Outcome.DONE:
             report = self._fold(report, finished, behind)
         if report.outcome == Outcome.LOST:  # whether its device holds what it was sent is not known
-            self._server.abandon(plan)
+            self._lifecycle.released(plan)
         else:
-            self._server.ended(plan, report, finished.state)
+            self._lifecycle.ended(plan, report, finished.state)
         self._tally.ended(report)
         if not behind:
             self._round.ended(report)
@@ -351,7 +345,7 @@ class Loop:
     def _counts(self, plan: Plan, behind: int) -> bool:
         """Whether an update counts that started so many versions ago; a turn at a shared head is part of its own version."""
         rule = self._config.server.staleness
-        return not behind or (rule is not None and rule.counts(behind) and not shares(plan))
+        return not behind or (rule is not None and rule.counts(behind) and not plan.shares_head)
 
     def _fold(self, report: Report, finished: Finished, behind: int) -> Report:
         """Fold a sound update; one that is not sound makes the outcome ``rejected``."""
@@ -467,7 +461,7 @@ class Loop:
 
     def _notices(self) -> Iterator[AnyEvent]:
         """What happened to workers, hosts and links since the last time."""
-        for text in (*self._pool.notices(), *self._server.notices(), *self._replay.take_notices()):
+        for text in (*self._pool.notices(), *self._lifecycle.notices()):
             yield Notice(time_s=self._clock.time_s, text=text)
 
     def _abandon(self, why: str) -> Iterator[AnyEvent]:
@@ -477,7 +471,7 @@ class Loop:
             self._pool.cancel(plan.id)
             arrival = self._clock.abandon(plan.id)
             self._travelled.came(plan, arrival)
-            self._server.abandon(plan)
+            self._lifecycle.released(plan)
             report = Report(plan=plan, outcome=Outcome.LATE, error=why)
             yield self._ended(report if arrival is None else msgspec.structs.replace(report, virtual=arrival.virtual))
         for held in (self._in_flight, self._sent, self._busy):

@@ -1,11 +1,10 @@
-"""Whether a plan that a policy made can be sent now: to whom, from which version, to which host, and in whose turn."""
+"""Whether a plan that a policy made can be sent now: to which device, from which version, to which host."""
 
 from collections.abc import Mapping, Sequence
 
 from ...actors.support import PlanRefused, check_plan
 from ...clusters.profile import DeviceProfile
 from ...learning.parts.structure import ModelSpec
-from ...policies.partitioning.shared_head import out_of_turn
 from ...policies.plan import Plan
 
 
@@ -29,8 +28,4 @@ def check_sendable(
         )
     if plan.split is not None and plan.split.host not in range(hosts):
         raise PlanRefused(f"split.host is {plan.split.host}; hosts are 0 to {hosts - 1}")
-    if out_of_turn(plan, busy.values()):
-        raise PlanRefused(
-            f"the policy chose device {plan.device} out of turn: another one has its host's shared blocks"
-        )
     check_plan(plan, spec=spec, profile=profiles[plan.device])

@@ -39,9 +39,9 @@ def state_problem(
         _store(server["store"], model),
         _auxiliaries(server, spec),
         _fold(server),
-        _links(server["links"], server["_starts"], model),
+        _links(server["links"], server["_residual"]["_starts"], model),
         _plans(saved, spec, profiles, hosts),
-        _replay(saved["_replay"], spec, profiles, hosts),
+        _replay(saved["_lifecycle"]["replay"], spec, profiles, hosts),
         _clock(saved["_clock"], saved["_in_flight"]),
     )
     return next((problem for check in checks for problem in check), "")
@@ -80,7 +80,7 @@ def _auxiliaries(server: Saved, spec: ModelSpec) -> Iterator[str]:
 def _fold(server: Saved) -> Iterator[str]:
     """Partial sums must be of tensors in the store."""
     held: dict[str, Tensor] = {**server["store"]["model"], **server["store"]["auxiliaries"]}
-    fold, turns = server["_fold"], server["_heads"]["_added"].values()
+    fold, turns = server["_fold"], server["_shared_heads"]["_added"].values()
     sums = [*fold["_sums"].items(), *((name, total) for added in turns for name, (total, _) in added.items())]
     for name, total in sums:
         if name not in held or total.shape != held[name].shape:
