@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -103,6 +104,7 @@ class Trap:
 
     def __init__(self, folder):
         """Write the loss's module there; the folder must be on the path."""
+        sys.modules.pop("standing_still", None)  # that of another test
         (folder / "standing_still.py").write_text(STANDS_STILL.format(folder=str(folder)))
         self._node, self._caught = folder / "node", folder / "caught"
 
