@@ -99,7 +99,9 @@ class DenseRoute:
         """The differences in the device's update."""
         return Opened(self.differences(plan, packet, self.downlink.sent) if packet is not None else {})
 
-    def differences(self, plan: Plan, packet: Array, start: Callable[[Plan], dict[str, Tensor]], *, leg: int = 0) -> dict[str, Tensor]:
+    def differences(
+        self, plan: Plan, packet: Array, start: Callable[[Plan], dict[str, Tensor]], *, leg: int = 0
+    ) -> dict[str, Tensor]:
         """The differences in the update of a leg. ``start``: gives the tensors that the leg was sent."""
         update = as_tensors(open_update(packet, plan, self._spec, leg=leg))
         if plan.upload.payload == "weights":

@@ -49,7 +49,7 @@ def test_both_ends_stay_in_step_whatever_becomes_of_200_plans(fates: list[tuple[
         if fate == "lost":  # the worker died: neither report nor state came back
             server.ended(sent.plan, Report(plan=sent.plan, outcome=Outcome.LOST), None)
         elif fate == "abandoned":  # the round closed without it, and nothing that it did is kept
-            server.abandon(sent.plan)
+            server.released(sent.plan)
         elif fate == "restarted":  # the device forgot all; it holds nothing to build on unless a whole model came
             answer = carry_out(device, Dispatch(sent.plan, sent.messages, None))
             finish(server, sent, answer, fold=answer[0].outcome == Outcome.DONE)

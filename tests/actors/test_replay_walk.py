@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from fedbonsai.actors.messages.host_messages import ReplaySettings
 from fedbonsai.actors.replay.buffer import ReplayBuffer, ViewGone
-from fedbonsai.actors.replay.replay_index import ReplayIndex
 from fedbonsai.actors.replay.spill import CHECKSUM_BYTES
 from fedbonsai.actors.replay.upload import PACKET_BYTES, VIEW_BYTES, ViewKey, view_key
 from fedbonsai.clusters.scratch import Scratch
@@ -21,6 +20,8 @@ from fedbonsai.learning.spec import Optimiser, Training
 from fedbonsai.policies.plan import Plan, Split
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from .replay.settled_index import SettledIndex
 
 DEVICES, CUTS = (0, 1, 2, 3), ("c", "d")
 LARGEST = VIEW_BYTES + 3 * PACKET_BYTES + 3 * 900
@@ -90,7 +91,7 @@ class Walk:
 
     def __init__(self, root: Path, limits: ReplaySettings) -> None:
         self.limits, self.root = limits, root
-        self.index, self.plain = ReplayIndex(limits, num_hosts=1), Plain(limits)
+        self.index, self.plain = SettledIndex(limits, num_hosts=1), Plain(limits)
         self.buffer = self.new_buffer()
         self.version, self.number = 0, 0
         self.replays: dict[int, Plan] = {}  # under way, by device
@@ -134,7 +135,7 @@ class Walk:
             return
         plan, sound = self.plan(device, cut, None), size % 7 > 0
         packets = [self.generator.integers(0, 256, size + number, np.uint8) for number in range(1 + size % 3)]
-        self.index.begin(plan)
+        self.index.sent(plan)
         key = view_key(plan, str(plan.id))
         self.sent[key] = packets
         self.record(key, packets)
@@ -147,7 +148,7 @@ class Walk:
         key = mine[size % len(mine)]
         self.seen["used from disk"] += key in self.plain.disk
         plan = self.replays[device] = self.plan(device, cut, key.view)
-        self.index.begin(plan)
+        self.index.sent(plan)
         self.plain.use(key)
 
     def end_replay(self, device: int, cut: str, size: int) -> None:
@@ -157,7 +158,7 @@ class Walk:
         assert plan.split is not None
         key = view_key(plan, str(plan.split.view))
         self.seen["dropped meanwhile"] += key not in self.plain.views
-        upload = self.index.upload_of(plan)
+        upload = self.index.task_fields(plan).get("upload")
         assert upload is not None
         assert view_key(upload, str(upload.id)) == key
         try:

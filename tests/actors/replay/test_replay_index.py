@@ -5,11 +5,13 @@ import copy
 import numpy as np
 import pytest
 from fedbonsai.actors.messages.host_messages import ReplaySettings
-from fedbonsai.actors.replay.replay_index import ReplayIndex, Settlement
+from fedbonsai.actors.replay.replay_index import Settlement
 from fedbonsai.actors.replay.upload import PACKET_BYTES, VIEW_BYTES, ViewKey
 from fedbonsai.learning.parts.part import Part
 from fedbonsai.learning.spec import Optimiser, Training
 from fedbonsai.policies.plan import Plan, Split
+
+from .settled_index import SettledIndex
 
 LENGTHS = (1000, 1000, 407)
 COUNTED = VIEW_BYTES + 3 * PACKET_BYTES + 2407
@@ -30,20 +32,20 @@ def plan(
     )
 
 
-def index(**settings: int) -> ReplayIndex:
-    return ReplayIndex(ReplaySettings(**{"memory_bytes": 10**6, "disk_bytes": 0} | settings), num_hosts=2)
+def index(**settings: int) -> SettledIndex:
+    return SettledIndex(ReplaySettings(**{"memory_bytes": 10**6, "disk_bytes": 0} | settings), num_hosts=2)
 
 
-def uploaded(replay: ReplayIndex, of: Plan, *, version: int | None = None) -> Settlement:
+def uploaded(replay: SettledIndex, of: Plan, *, version: int | None = None) -> Settlement:
     """An upload that ends well."""
-    replay.begin(of)
+    replay.sent(of)
     now = of.version if version is None else version
     settlement = replay.end(of, LENGTHS, version=now, sound=True)
     assert settlement is not None
     return settlement
 
 
-def devices(replay: ReplayIndex) -> list[int]:
+def devices(replay: SettledIndex) -> list[int]:
     return sorted(row[2] for row in replay.listed(0))
 
 
@@ -80,19 +82,19 @@ def test_beyond_the_budgets_the_view_used_longest_ago_goes_and_that_is_said() ->
     for number, device in enumerate((0, 2, 4), start=1):
         uploaded(replay, plan(number, device))
     again = plan(9, 0, view="1")
-    replay.begin(again)  # used just now
+    replay.sent(again)  # used just now
     assert replay.end(again, (), version=0, sound=True) == Settlement(0, 9, keep=False, drop=())
     assert uploaded(replay, plan(4, 6)).drop == (ViewKey(trunk="t", cut="a", device=2, view="2"),)
     assert devices(replay) == [0, 4, 6]
-    assert replay.take_notices() == [
+    assert replay.notices() == [
         "view '2' of device 2 (trunk t, cut 'a') was evicted from the replay buffer (number 1 beyond replay.memory_bytes, "
         f"{COUNTED}, and replay.disk_bytes, {2 * ON_DISK + 1})"
     ]
     for number in range(5, 13):
         uploaded(replay, plan(number, 2 * number))
     assert replay.evicted == 9
-    assert [notice.partition("(number ")[2][0] for notice in replay.take_notices()] == ["2", "4", "8"]
-    assert replay.take_notices() == []
+    assert [notice.partition("(number ")[2][0] for notice in replay.notices()] == ["2", "4", "8"]
+    assert replay.notices() == []
 
 
 def test_each_host_has_its_own_budget() -> None:
@@ -117,19 +119,19 @@ def test_a_view_that_goes_while_it_is_replayed_is_dropped_at_its_host_afterwards
     replay = index(memory_bytes=COUNTED)
     upload, again = plan(1, 0), plan(2, 0, view="1")
     uploaded(replay, upload)
-    replay.begin(again)
+    replay.sent(again)
     assert uploaded(replay, plan(3, 2)).drop == ()  # plan 2 still needs view 1
     assert devices(replay) == [2]
-    assert replay.upload_of(again) == upload  # as it does if its host loses it now
+    assert replay.task_fields(again).get("upload") == upload  # as it does if its host loses it now
     found = replay.end(again, (), version=0, sound=True)
     assert found == Settlement(0, 2, keep=False, drop=(ViewKey(trunk="t", cut="a", device=0, view="1"),))
-    assert replay.upload_of(again) is None
+    assert replay.task_fields(again).get("upload") is None
 
 
 def test_a_view_that_is_not_there_is_known_by_no_upload() -> None:
     replay, again = index(), plan(2, view="7")
-    replay.begin(again)
-    assert replay.upload_of(again) is None
+    replay.sent(again)
+    assert replay.task_fields(again).get("upload") is None
     assert replay.end(again, (), version=0, sound=False) == Settlement(0, 2, keep=False, drop=())
 
 
@@ -149,11 +151,11 @@ def test_what_was_saved_goes_on_as_if_nothing_had_happened(disk_bytes: int) -> N
     first, second = (index(memory_bytes=2 * COUNTED, disk_bytes=disk_bytes, views_per_device=2) for _ in range(2))
     generator = np.random.default_rng(0)
 
-    def step(replay: ReplayIndex, number: int, device: int, view: int) -> object:
+    def step(replay: SettledIndex, number: int, device: int, view: int) -> object:
         rows = [row for row in replay.listed(0) if row[2] == device]
         name = rows[view % len(rows)][3] if rows and view % 2 else None
         one = plan(number, device, view=name)
-        replay.begin(one)
+        replay.sent(one)
         return replay.end(one, LENGTHS, version=0, sound=True)
 
     moves = [(number, *generator.integers(0, 8, 2).tolist()) for number in range(1, 120)]

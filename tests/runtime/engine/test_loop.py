@@ -31,7 +31,7 @@ from fedbonsai.runtime.events import Evaluated, Notice, PlanEnded, RoundStarted,
 USER = '''
 from dataclasses import dataclass
 import torch
-from fedbonsai.comms.codec import Identity
+from fedbonsai.comms.codec import IdentityCodec
 from fedbonsai.learning.data.types import SamplePool, Samples
 
 def five_each(*, num_devices, seed, root, bad=(), labels="int64"):
@@ -52,7 +52,7 @@ def fails_on_five(output, target):
     return torch.nn.functional.cross_entropy(output, target)
 
 @dataclass(frozen=True)
-class Breaks(Identity):
+class Breaks(IdentityCodec):
     """The identity, until it decodes the update of the plan with this seed."""
 
     seed: int = 0
@@ -794,6 +794,9 @@ class CountingPool:
     inner: InlinePool
     bytes: Counter = field(default_factory=Counter)
     num_workers = 1
+
+    def settle(self, settlement):
+        self.inner.settle(settlement)
 
     def submit(self, task):
         control = self.inner.submit(task)

@@ -59,9 +59,9 @@ def test_every_attribute_is_saved_or_declared_not_to_be(found):
         "Evaluator",
         "Ledger",
         "ReplayIndex",
-        "Seen",
+        "DeviceHistory",
         "Stopping",
-        "Tally",
+        "OutcomeCounts",
     }
     for each in found:
         kind, attributes = type(each), set(vars(each))
@@ -83,6 +83,7 @@ def test_what_a_service_and_a_saver_hold_is_known(tmp_path):
         "server",
         "_advice",
         "pool",
+        "replay",
         "_fleet",
         "_loop",
         "_measured",
