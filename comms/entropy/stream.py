@@ -1,6 +1,6 @@
-"""Many tensors of symbols as one row of stages: what an encoder puts, and how a decoder takes it again.
+"""Many tensors of symbols in one stream: what the sender writes, and how the receiver reads it.
 
-Stages, in order: description of each tensor; alphabets; classes of density; positions; models of signs; all symbols.
+Sections, in order: description of each tensor; alphabets; density classes; positions; models of signs; all symbols.
 """
 
 import numpy as np
@@ -10,9 +10,9 @@ from ..errors import CorruptPacket
 from . import alphabets, density, positions, signs
 from .alphabets import Alphabet
 from .bounds import may_be_dense, most_entries
-from .coders import StageReader, StageWriter, Symbols
-from .density import Classes, Shape3
-from .tables import Integers, Table, fold, normalise, unfold
+from .coders import SymbolReader, SymbolWriter
+from .density import DensityClasses, Shape3
+from .tables import Integers, Symbols, Table, fold, normalise, unfold
 from .tensors import DENSE, EMPTY, SHARED, SPARSE, Dense, Sparse, Tensor, restored
 
 _CODE_BITS = 9  # kind 2, view 2, axes 3, signs 2
@@ -20,22 +20,22 @@ _BASE_BITS = 6
 _AXES = 3
 
 
-def put(encoder: StageWriter, tensors: list[Tensor], shared: Alphabet | None) -> None:
-    """All stages of these tensors."""
+def put(writer: SymbolWriter, tensors: list[Tensor], shared: Alphabet | None) -> None:
+    """Writes all sections of these tensors. ``shared``: the alphabet of the tensors without one of their own."""
     codes = np.array([_code(tensor) for tensor in tensors], np.int64)
-    encoder.put((np.diff(codes, prepend=0) & ((1 << _CODE_BITS) - 1), _repeats()))
+    writer.put((np.diff(codes, prepend=0) & ((1 << _CODE_BITS) - 1), _repeats()))
     sparse = [tensor for tensor in tensors if isinstance(tensor, Sparse)]
     own = [tensor.alphabet for tensor in tensors if tensor is not None and tensor.alphabet is not None]
     classes = [_pooled([t.classes for t in sparse], axis) for axis in range(_AXES)]
     of_classes = [alphabets.fit(np.bincount(c, minlength=alphabets.SIZE))[0] if len(c) else None for c in classes]
-    alphabets.put_alphabets(encoder, [*own, *([shared] if shared else []), *(a for a in of_classes if a)])
-    encoder.put(
+    alphabets.put_alphabets(writer, [*own, *([shared] if shared else []), *(a for a in of_classes if a)])
+    writer.put(
         (np.array([t.classes.base for t in sparse], np.int64), _BASE_BITS),
         *(p for c, a in zip(classes, of_classes, strict=True) if a for p in alphabets.pieces_of(c, a)),
     )
     if sparse:
-        positions.put_positions(encoder, [t.flat for t in sparse], [positions.view_of(t.classes) for t in sparse])
-        signs.put_models(encoder, [t.signs for t in sparse])
+        positions.put_positions(writer, [t.flat for t in sparse], [positions.classed_shape(t.classes) for t in sparse])
+        signs.put_models(writer, [t.signs for t in sparse])
     pieces = []
     for tensor in tensors:
         if isinstance(tensor, Sparse):
@@ -45,12 +45,12 @@ def put(encoder: StageWriter, tensors: list[Tensor], shared: Alphabet | None) ->
             alphabet = tensor.alphabet or shared
             assert alphabet is not None
             pieces += alphabets.pieces_of(tensor.values, alphabet)
-    encoder.put(*pieces)
+    writer.put(*pieces)
 
 
-def take(decoder: StageReader, specs: list[ArraySpec]) -> list[Array]:
-    """Arrays of these specifications again. Raises a ``PacketError`` for what no sender sends."""
-    (steps,) = decoder.take((len(specs), _repeats()))
+def take(reader: SymbolReader, specs: list[ArraySpec]) -> list[Array]:
+    """Reads arrays of these specifications. Raises a ``PacketError`` for a stream that no sender writes."""
+    (steps,) = reader.take((len(specs), _repeats()))
     codes = (np.cumsum(steps) & ((1 << _CODE_BITS) - 1)).tolist()
     kinds = [code & 3 for code in codes]
     views = [_shape_of(code, spec.shape) for code, spec in zip(codes, specs, strict=True) if code & 3 == SPARSE]
@@ -59,30 +59,30 @@ def take(decoder: StageReader, specs: list[ArraySpec]) -> list[Array]:
     _check_claims(specs, kinds, views, flags)
     num_own = sum(kind in (SPARSE, DENSE) for kind in kinds)
     with_classes = [axis for axis in range(_AXES) if any(flag >> axis & 1 for flag in flags)]
-    found = iter(alphabets.take_alphabets(decoder, num_own + (SHARED in kinds) + len(with_classes)))
+    found = iter(alphabets.take_alphabets(reader, num_own + (SHARED in kinds) + len(with_classes)))
     own = [next(found) if kind in (SPARSE, DENSE) else None for kind in kinds]
     shared = next(found) if SHARED in kinds else None
-    classes = _take_classes(decoder, views, flags, dict(zip(with_classes, found, strict=True)))
+    classes = _take_classes(reader, views, flags, dict(zip(with_classes, found, strict=True)))
     most = sum(most_entries(spec) for kind, spec in zip(kinds, specs, strict=True) if kind == SPARSE)
-    flats = positions.take_positions(decoder, [positions.view_of(c) for c in classes], most) if classes else []
-    models = signs.take_models(decoder, modes, flats, views) if classes else []
+    flats = positions.take_positions(reader, [positions.classed_shape(c) for c in classes], most) if classes else []
+    models = signs.take_models(reader, modes, flats, views) if classes else []
     entries = iter(zip(flats, views, models, strict=True))
-    plan, wants = [], []
+    tensors, requests = [], []
     for kind, alphabet, spec in zip(kinds, own, specs, strict=True):
-        sign_wants, value_wants, entry = [], [], None
+        sign_requests, value_requests, entry = [], [], None
         if kind == SPARSE:
             entry = next(entries)
-            sign_wants = signs.wants_of(*entry)
+            sign_requests = signs.requests_of(*entry)
         if kind != EMPTY:
             alphabet = alphabet or shared
             assert alphabet is not None
             count = len(entry[0]) if entry else spec.items
-            value_wants = alphabets.wants_of(count, alphabet)
-        wants += sign_wants + value_wants
-        plan.append((entry, alphabet, len(sign_wants), len(value_wants)))
-    parts = iter(decoder.take(*wants))
+            value_requests = alphabets.requests_of(count, alphabet)
+        requests += sign_requests + value_requests
+        tensors.append((entry, alphabet, len(sign_requests), len(value_requests)))
+    parts = iter(reader.take(*requests))
     arrays = []
-    for (entry, alphabet, num_signs, num_values), spec in zip(plan, specs, strict=True):
+    for (entry, alphabet, num_signs, num_values), spec in zip(tensors, specs, strict=True):
         sign_parts = [next(parts) for _ in range(num_signs)]
         value_parts = [next(parts) for _ in range(num_values)]
         if alphabet is None:
@@ -97,7 +97,7 @@ def take(decoder: StageReader, specs: list[ArraySpec]) -> list[Array]:
 
 
 def _scatter(values: Symbols, negative: Symbols, flat: Integers, spec: ArraySpec) -> Array:
-    """A sparse tensor from what is there."""
+    """A sparse tensor from the magnitudes, signs and positions of its nonzero entries."""
     magnitudes = values.astype(np.int64)
     symbols = np.where(negative, -magnitudes, magnitudes)
     info = np.iinfo(spec.dtype)
@@ -109,7 +109,7 @@ def _scatter(values: Symbols, negative: Symbols, flat: Integers, spec: ArraySpec
 
 
 def _code(tensor: Tensor) -> int:
-    """Kind, view, axes that have classes, and mode of signs in one number."""
+    """Kind, view, axes with classes, and mode of signs, in one number."""
     if tensor is None:
         return EMPTY
     if isinstance(tensor, Dense):
@@ -119,21 +119,26 @@ def _code(tensor: Tensor) -> int:
 
 
 def _shape_of(code: int, shape: tuple[int, ...]) -> Shape3:
-    """The view that a code names."""
+    """The view that a code names. Raises ``CorruptPacket`` if the shape has no such view."""
     shapes = density.shapes_of(shape)
     if code >> 2 & 3 >= len(shapes) or 0 in shape:
-        raise CorruptPacket(f"an entropy-coded stream looks at shape {shape} in a way that there is not")
+        raise CorruptPacket(
+            f"an entropy-coded stream names view {code >> 2 & 3} of shape {shape}, which has {len(shapes)}"
+        )
     return shapes[code >> 2 & 3]
 
 
 def _check_claims(specs: list[ArraySpec], kinds: list[int], views: list[Shape3], flags: list[int]) -> None:
-    """Refuse what no sender has for so few entries, and what would take memory that they do not account for."""
+    """Raises ``CorruptPacket`` for descriptions that no sender writes for so few nonzero entries.
+
+    They could make the receiver allocate more memory than the expected number of entries accounts for.
+    """
     shapes = iter(zip(views, flags, strict=True))
     for kind, spec in zip(kinds, specs, strict=True):
         entries = most_entries(spec)
         if kind in (DENSE, SHARED) and not may_be_dense(spec.items, entries):
             raise CorruptPacket(
-                f"an entropy-coded stream holds all symbols of {spec.name!r}, which has {entries} at most"
+                f"an entropy-coded stream holds all symbols of {spec.name!r}, which has at most {entries} nonzero entries"
             )
         if kind == SPARSE:
             shape, flag = next(shapes)
@@ -144,29 +149,29 @@ def _check_claims(specs: list[ArraySpec], kinds: list[int], views: list[Shape3],
                 )
 
 
-def _pooled(classes: list[Classes], axis: int) -> Integers:
-    """The classes of one axis of all tensors that have any, folded."""
-    own = [found for c in classes if (found := c.axes[axis]) is not None]
+def _pooled(classes: list[DensityClasses], axis: int) -> Integers:
+    """The classes of one axis, of all tensors that have any, folded."""
+    own = [steps for c in classes if (steps := c.axes[axis]) is not None]
     return fold(np.concatenate(own)) if own else np.zeros(0, np.int64)
 
 
 def _take_classes(
-    decoder: StageReader, shapes: list[Shape3], flags: list[int], of_axis: dict[int, Alphabet]
-) -> list[Classes]:
-    """The classes of all sparse tensors."""
+    reader: SymbolReader, shapes: list[Shape3], flags: list[int], of_axis: dict[int, Alphabet]
+) -> list[DensityClasses]:
+    """Reads the density classes of all sparse tensors. ``of_axis``: the alphabet of each axis that has classes."""
     counts = {a: sum(s[a] for s, flag in zip(shapes, flags, strict=True) if flag >> a & 1) for a in of_axis}
-    wants = [alphabets.wants_of(counts[axis], alphabet) for axis, alphabet in of_axis.items()]
-    bases, *rest = decoder.take((len(shapes), _BASE_BITS), *(w for want in wants for w in want))
+    requests = [alphabets.requests_of(counts[axis], alphabet) for axis, alphabet in of_axis.items()]
+    bases, *rest = reader.take((len(shapes), _BASE_BITS), *(one for several in requests for one in several))
     parts = iter(rest)
     pooled, at = {}, dict.fromkeys(of_axis, 0)
-    for (axis, alphabet), want in zip(of_axis.items(), wants, strict=True):
-        folded = alphabets.values_of([next(parts) for _ in want], alphabet)
+    for (axis, alphabet), several in zip(of_axis.items(), requests, strict=True):
+        folded = alphabets.values_of([next(parts) for _ in several], alphabet)
         if folded.max(initial=0) > 2 * density.MAX_STEP:
-            raise CorruptPacket("an entropy-coded stream has a class of density that there is not")
+            raise CorruptPacket(f"an entropy-coded stream has a density class beyond {density.MAX_STEP}")
         pooled[axis] = unfold(folded.astype(np.int8))  # a byte for each index: there may be many
     classes = []
     for shape, flag, base in zip(shapes, flags, bases.tolist(), strict=True):
-        own = Classes(shape, base)
+        own = DensityClasses(shape, base)
         for axis in of_axis:
             if flag >> axis & 1:
                 own.axes[axis] = pooled[axis][at[axis] : at[axis] + shape[axis]]
@@ -176,5 +181,5 @@ def _take_classes(
 
 
 def _repeats() -> Table:
-    """Difference to the tensor before: half of them 0."""
+    """The table of the differences between the codes of successive tensors: half of them are 0."""
     return normalise([1 << _CODE_BITS] + [1] * ((1 << _CODE_BITS) - 1))

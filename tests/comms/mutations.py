@@ -14,9 +14,9 @@ import xxhash
 from fedbonsai.comms.codec import NO_CONTEXT, Array, ArraySpec
 from fedbonsai.comms.entropy import stream
 from fedbonsai.comms.entropy.codec import CODED, Entropy, is_symbols
-from fedbonsai.comms.entropy.coders import CoderName, StageWriter, Symbols
+from fedbonsai.comms.entropy.coders import CoderName, Symbols, SymbolWriter
 from fedbonsai.comms.entropy.tables import Table
-from fedbonsai.comms.entropy.tensors import look
+from fedbonsai.comms.entropy.tensors import describe
 
 from .receivers import Case
 
@@ -174,7 +174,7 @@ def swap_arrays(rng: np.random.Generator, packet: Array, case: Case) -> Array:
     return put_together(fixed, arrays, case.layout)
 
 
-class _Tampering(StageWriter):
+class _Tampering(SymbolWriter):
     """An entropy coder's sender that writes other symbols than it has to, each legal where it stands."""
 
     def __init__(self, name: CoderName, rng: np.random.Generator, share: float) -> None:
@@ -203,7 +203,7 @@ def tamper(rng: np.random.Generator, packet: Array, case: Case) -> Array:
     which = next(i for i, spec in enumerate(case.layout) if spec.name == CODED)
     coded = {spec.name: np.frombuffer(a, spec.dtype) for a, spec in zip(arrays, case.layout, strict=True)}
     sound = Entropy().decode(coded, expected=case.symbols, context=NO_CONTEXT)
-    described, shared = look([sound[s.name] for s in case.symbols if is_symbols(s.name, s.dtype)])
+    described, shared = describe([sound[s.name] for s in case.symbols if is_symbols(s.name, s.dtype)])
     writer = _Tampering(("ans", "rans")[int(rng.integers(2))], rng, (0.003, 0.03, 0.3)[int(rng.integers(3))])
     stream.put(writer, described, shared)
     arrays[which] = writer.finish()[: case.layout[which].num_bytes].tobytes()

@@ -10,10 +10,10 @@ from fedbonsai.comms.codecs.uniform import Uniform
 
 MODULE = """
 from dataclasses import dataclass
-from fedbonsai.comms.codec import Identity
+from fedbonsai.comms.codec import IdentityCodec
 
 @dataclass(frozen=True)
-class Mine(Identity):
+class Mine(IdentityCodec):
     strength: float = 1.0
 
 @dataclass(frozen=True)
