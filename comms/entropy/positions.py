@@ -120,8 +120,8 @@ def put_positions(writer: SymbolWriter, flats: list[Integers], shapes: list[Clas
     put_counts(writer, counts)
     previous = np.empty_like(place)
     previous[1:] = place[:-1]
-    heads = (ends - counts)[counts > 0]
-    previous[heads] = starts[counts > 0] - 1
+    firsts = (ends - counts)[counts > 0]
+    previous[firsts] = starts[counts > 0] - 1
     gaps = place - previous - 1
     put_gaps(writer, gaps, counts, sizes)
 

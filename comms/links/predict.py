@@ -79,7 +79,7 @@ class Residual(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
         if self.rule in ANCHORED:
             allowed = ", ".join(rule for rule in HISTORY if rule not in ANCHORED)
             raise ValueError(
-                f"rule is {self.rule!r}, which starts from what came down; a downlink's rule is one of: {allowed}"
+                f"rule is {self.rule!r}, which predicts from the model sent down; a downlink's rule is one of: {allowed}"
             )
 
 

@@ -26,9 +26,8 @@ SHAPES = {
 }
 ROLES = {name: "weight" if name.endswith("weight") else "vector" for name in SHAPES} | {"norm.mean": "statistic"}
 REST = ["vector", "statistic"]
-PEAK_BYTES = (
-    256 * 1024
-)  # limit of memory for reading a packet of ``tensors``, whatever it holds; the largest seen is 154 kB
+# Limit of memory for reading a packet of ``tensors``, whatever it holds. The largest seen is 154 kB.
+PEAK_BYTES = 256 * 1024
 LARGE = ArraySpec("w", (200, 2048), "|i1", nonzeros=4096)  # one entry in a hundred
 PLAIN_STAMP = Stamp(kind=PacketKind.WEIGHTS, version=3)
 FLOAT = Residual(rule="delta")

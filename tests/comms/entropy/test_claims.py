@@ -75,36 +75,36 @@ def test_long_vectors_with_few_entries_take_little_memory(coder, shape):
 def test_dense_coding_of_a_tensor_with_few_nonzero_entries_is_refused(coder):
     few, some = (ArraySpec("a", (1000, 160), "|i1", nonzeros=count) for count in (10_000, 10_001))  # from 1/16 on
     values = np.full(160_000, 128, np.uint8)
-    lie = written(coder, Dense(values, np.bincount(values, minlength=256), Alphabet(128, 0, np.array([300, 1]))))
-    assert Entropy().decode({CODED: lie}, expected=(some,), context=NO_CONTEXT)["a"].max() == 0
-    assert peak_of(lie, (some,)) < stated_bytes([some])
+    forged = written(coder, Dense(values, np.bincount(values, minlength=256), Alphabet(128, 0, np.array([300, 1]))))
+    assert Entropy().decode({CODED: forged}, expected=(some,), context=NO_CONTEXT)["a"].max() == 0
+    assert peak_of(forged, (some,)) < stated_bytes([some])
     with pytest.raises(CorruptPacket, match="holds all symbols of 'a', which has at most 10000 nonzero entries"):
-        Entropy().decode({CODED: lie}, expected=(few,), context=NO_CONTEXT)
+        Entropy().decode({CODED: forged}, expected=(few,), context=NO_CONTEXT)
 
 
 @coders
 def test_classes_for_more_channels_than_the_entries_can_pay_for_are_refused(coder):
     # 8 of 800 entries cost at most 8 x (7 + 2) bits, a class at least 0.8 bits: a sender has fewer than 90 classes.
     for rows, columns, refused in ((89, 9, False), (90, 9, True)):
-        lie = written(coder, one_entry((rows, columns), [[0] * rows, None, None]))
+        forged = written(coder, one_entry((rows, columns), [[0] * rows, None, None]))
         spec = ArraySpec("a", (rows, columns), "|i1", nonzeros=8)
         if not refused:
-            assert Entropy().decode({CODED: lie}, expected=(spec,), context=NO_CONTEXT)["a"].sum() == 1
+            assert Entropy().decode({CODED: forged}, expected=(spec,), context=NO_CONTEXT)["a"].sum() == 1
             continue
         with pytest.raises(CorruptPacket, match="has classes for 90 channels of 'a', too many"):
-            Entropy().decode({CODED: lie}, expected=(spec,), context=NO_CONTEXT)
-    lie = written(coder, one_entry((2, 9), [[0, 1], None, None]))
+            Entropy().decode({CODED: forged}, expected=(spec,), context=NO_CONTEXT)
+    forged = written(coder, one_entry((2, 9), [[0, 1], None, None]))
     with pytest.raises(CorruptPacket, match="classes for 2 channels"):  # no sender fits classes to fewer than 8 entries
-        Entropy().decode({CODED: lie}, expected=(ArraySpec("a", (2, 9), "|i1", nonzeros=7),), context=NO_CONTEXT)
+        Entropy().decode({CODED: forged}, expected=(ArraySpec("a", (2, 9), "|i1", nonzeros=7),), context=NO_CONTEXT)
 
 
 @coders
 def test_the_largest_number_of_classes_stays_within_the_stated_memory(coder):
     """23 on each of three axes are 12,167 combinations in each tensor."""
     steps = np.arange(23) - 11
-    lie = one_entry((23, 23, 7, 7), [steps, steps, np.arange(49) % 23 - 11])
+    forged = one_entry((23, 23, 7, 7), [steps, steps, np.arange(49) % 23 - 11])
     specs = tuple(ArraySpec(f"t{n}", (23, 23, 7, 7), "|i1", nonzeros=8) for n in range(10))
-    stream = written(coder, *[lie] * 10)
+    stream = written(coder, *[forged] * 10)
     assert len(Entropy().decode({CODED: stream}, expected=specs, context=NO_CONTEXT)) == 10
     assert peak_of(stream, specs) < stated_bytes(specs)
 
@@ -112,13 +112,13 @@ def test_the_largest_number_of_classes_stays_within_the_stated_memory(coder):
 @coders
 def test_a_class_beyond_the_last_is_refused(coder):
     for step in (11, -11, 12, -12):
-        lie = written(coder, one_entry((2, 9), [[0, step], None, None]))
+        forged = written(coder, one_entry((2, 9), [[0, step], None, None]))
         spec = ArraySpec("a", (2, 9), "|i1")
         if abs(step) == 11:
-            assert Entropy().decode({CODED: lie}, expected=(spec,), context=NO_CONTEXT)["a"].sum() == 1
+            assert Entropy().decode({CODED: forged}, expected=(spec,), context=NO_CONTEXT)["a"].sum() == 1
             continue
         with pytest.raises(CorruptPacket, match="a density class beyond 11"):
-            Entropy().decode({CODED: lie}, expected=(spec,), context=NO_CONTEXT)
+            Entropy().decode({CODED: forged}, expected=(spec,), context=NO_CONTEXT)
 
 
 @coders

@@ -179,7 +179,7 @@ def pairs(draw: st.DrawFn) -> tuple[Array, Array]:
 def test_bit_patterns_are_restored_exactly(pair: tuple[Array, Array]) -> None:
     residual = Residual(rule="delta", arithmetic="bits")
     value, prediction = pair
-    wide, other = value.T, prediction.T  # not contiguous, where there are two dimensions
+    wide, other = value.T, prediction.T  # not contiguous if there are two dimensions
     residuals = difference({"w": wide}, {"w": other}, residual)
     assert residuals["w"].dtype.kind == "i"
     found = restore(residuals, {"w": other}, residual)["w"]
@@ -229,7 +229,7 @@ def test_rules_and_feedback_for_each_direction(rule: RuleName) -> None:
     up = Residual(rule=rule, feedback=True)
     if anchored:
         up.check_up()
-        with pytest.raises(ValueError, match=f"rule is '{rule}', which starts from what came down"):
+        with pytest.raises(ValueError, match=f"rule is '{rule}', which predicts from the model sent down"):
             Residual(rule=rule).check_down()
     else:
         up.check_down()

@@ -221,7 +221,7 @@ OUT_OF_SYNC = {
     "a packet too many": ((0,), [between(0, 1), between(1, 2)], 1, "hold version 2 after this message"),
     "an old dense model": ((2,), [dense(1)], 3, "hold version 1 after this message"),
     "nothing where something is due": ((1,), [], 2, "hold version 1 after this message"),
-    "after a sound dense model, a residual of another": (
+    "after a valid dense model, a residual of another": (
         (2,),
         [dense(1), between(2, 3)],
         3,
