@@ -1,20 +1,22 @@
-"""Bytes, ratios and speed of the residual codecs, beside the order-0 entropy of the same symbols and beside rivals.
+"""Bytes, ratios and speed of the residual codecs, compared with the order-0 entropy of the symbols and with other coders.
 
 Rows, each with both entropy coders: all weights of ``resfed_cnn`` at 8 and at 4 bits, and its largest 10 %, 1 % and 0.25 %
-with one level for each sign. Inputs: ``synthetic`` (independent normal values: no coder can beat order 0) and ``real`` (what
-one local epoch on five of ten classes changes in a warmed-up model: CIFAR-10 below ``--data``, else digits at its size).
+with one level for each sign. Inputs: ``synthetic`` (independent normal values, for which order 0 is the optimum) and
+``real`` (the update of one local epoch on five of ten classes, from a pre-trained model: on CIFAR-10 in ``--data``, else on
+digits scaled to its size).
 
-    bytes               a sealed packet of the weights, frame and headers included
-    order0_bytes        entropy of the symbols' own histogram: of each tensor (dense), of all together (top-k)
-    ratio               float32 bytes of the weights by ``bytes``
-    whole_message_bytes a sealed packet of all tensors, vectors and statistics at 8 bits; whole_message_ratio likewise
-    encode_MBps         float32 megabytes of the weights a second: selection, quantisation, coding, sealing; decode_MBps back
-    coder_MBps          the entropy coder alone, from and (coder_decode_MBps) to symbols
-    max_abs_error       largest difference between a weight and what the receiver holds
+    bytes               of a sealed packet of the weights, with frame and headers
+    order0_bytes        entropy of the symbols' histogram: of each tensor (dense), of all together (top-k)
+    ratio               float32 bytes of the weights divided by ``bytes``
+    whole_message_bytes of a sealed packet of all tensors, vectors and statistics at 8 bits; whole_message_ratio likewise
+    encode_MBps         float32 megabytes of the weights a second: selection, quantisation, coding, sealing
+    decode_MBps         likewise, from the packet to tensors
+    coder_MBps          the entropy coder alone, from symbols to bytes; coder_decode_MBps: from bytes to symbols
+    max_abs_error       largest difference between a weight and its reconstruction
 
 Speeds are of one core, in the thread's own processor time, best of several. ``rivals``: bytes that other coders need for the
 same symbols, without a frame: zlib at its best level on bytes and on packed symbols, lz4 on bytes, and Golomb-Rice
-gaps with a bit for the sign by its closed form (as Sparse Ternary Compression has it, arXiv 1903.02891, eq. 14).
+gaps with a bit for the sign, by the closed form of Sparse Ternary Compression (arXiv 1903.02891, eq. 14).
 
     python benchmarks/codecs.py [--quick] [--data ROOT] [--save]
 """
@@ -80,7 +82,7 @@ def synthetic(model: torch.nn.Module) -> Arrays:
 
 
 def real(model: torch.nn.Module, root: str | None, *, warm: int, local: int) -> Arrays:
-    """What a device's local epoch changes, after training on ``warm`` samples of all classes."""
+    """The update of a device's local epoch on ``local`` samples, after training on ``warm`` samples of all classes."""
     config = DataConfig(name="cifar10" if root else "digits", root=root, partition=CyclicClasses(classes_per_device=5))
     data = load(config, num_devices=10, seed=0)
     shares = [data.train(device) for device in range(10)]
@@ -109,7 +111,7 @@ def real(model: torch.nn.Module, root: str | None, *, warm: int, local: int) -> 
 
 
 def entropy_bytes(values: Array) -> float:
-    """Size of independent symbols of this histogram."""
+    """Order-0 entropy of these values, in bytes."""
     shares = np.unique(values, return_counts=True)[1] / values.size
     return float(-values.size * (shares * np.log2(shares)).sum() / 8)
 
@@ -125,7 +127,7 @@ def best_s(action: Callable[[], Any], repetitions: int) -> float:
 
 
 def rivals(symbols: Arrays, setting: float) -> dict[str, int]:
-    """Bytes of the same symbols by other coders."""
+    """Bytes of the same symbols with other coders."""
     flat = np.concatenate([array.reshape(-1) for array in symbols.values()])
     raw = flat.view(np.uint8)
     bits = 8 if setting == 8 else 4 if setting > 1 else 2

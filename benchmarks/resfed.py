@@ -1,14 +1,15 @@
-"""Accuracy against bytes: dense FedAvg, compressed weights, differences and the residual rules, on the same data and seeds.
+"""Accuracy against bytes of dense FedAvg, compressed weights and the residual rules, on the same data and seeds.
 
     python benchmarks/resfed.py --quick               digits, all rows, one seed, 20 and 40 rounds, in under a minute
     python benchmarks/resfed.py                       digits, all rows, three seeds, 60 and 120 rounds
     python benchmarks/resfed.py --data ROOT           ResFed's network on CIFAR-10, four rows, on Ray, to 70 %
     python benchmarks/resfed.py --data ROOT --rows delta --seeds 3
 
-On digits all devices take part, and then 30 % in each of twice as many rounds. One seed says little about a few points.
-Every byte of every packet, plan and report counts, from the first one on (``up_Mb`` and ``down_Mb`` are megabits for each
-client, in units of 10^6, as the paper counts). ``accuracy`` is the mean of the last five rounds. A row holds means over the
-seeds, null where one of them has no such figure, and ``by_seed`` each one's own. The last line is JSON.
+On digits there are runs in which all devices take part, and runs of twice as many rounds with 30 % in each. Differences of a
+few points are not significant with one seed. All bytes of packets, plans and reports are counted from the first round on
+(``up_Mb`` and ``down_Mb`` are megabits for each device, in units of 10^6 bits, as in the paper). ``accuracy`` is the mean of
+the last five rounds. A row holds means over the seeds (null if a seed lacks the figure), and each seed's figures in
+``by_seed``. The last line is JSON.
 """
 
 import argparse
@@ -34,13 +35,13 @@ SPARSE = ("topk", {"density": 0.01}), ("ternary", {}), ("uniform", {"roles": ["v
 
 @dataclass(frozen=True)
 class CompressedWeights:
-    """The baseline of the paper: the same compressor on the weights themselves, up alone."""
+    """The baseline of the paper: the same compression applied to the weights, on the uplink only."""
 
     def init(self) -> None:
         """No state."""
 
     def decide(self, view: Any, state: None, decision: Decision) -> tuple[Decision, None]:
-        """Weights instead of differences, compressed."""
+        """Makes each plan upload compressed weights instead of differences."""
         codecs = tuple(CodecSpec(name, options) for name, options in SPARSE)
         plans = [replace(p, upload=replace(p.upload, payload="weights"), codec_up=codecs) for p in decision.plans]
         return replace(decision, plans=tuple(plans)), None
@@ -63,7 +64,7 @@ DEVICE = {"name": "device", "count": CLIENTS, "flop_per_s": 1e10, "memory_bytes"
 COMMON: dict[str, Any] = {
     "preset": "fedavg",
     "fleet": {"classes": [DEVICE]},
-    # The same treatment of normalisation for all rows: statistics of the batch at hand (docs/policies.md).
+    # Normalisation by statistics of the batch, in all rows (docs/policies.md).
     "server": {"statistics": "batch"},
 }
 DIGITS: dict[str, Any] = {
@@ -86,8 +87,8 @@ CIFAR: dict[str, Any] = {
 CIFAR_DATA: dict[str, Any] = {"name": "cifar10", "partition": {"name": "classes", "classes_per_device": 5}}
 
 
-def run(row: str, config: dict[str, Any], *, cohort: float, target: float, told: bool = False) -> dict[str, Any]:
-    """One run to its end; what it reached, and what it had cost when it first reached ``target``."""
+def run(row: str, config: dict[str, Any], *, cohort: float, target: float, verbose: bool = False) -> dict[str, Any]:
+    """Runs a row to its end. Returns its accuracy, and rounds and bytes until it first reached ``target``."""
     started = time.perf_counter()
     closed: VersionClosed | None = None
     accuracies: list[float] = []
@@ -99,7 +100,7 @@ def run(row: str, config: dict[str, Any], *, cohort: float, target: float, told:
         elif isinstance(event, Evaluated) and closed is not None:
             accuracies.append(event.figures["accuracy"])
             up, down = (8 * count / CLIENTS / 1e6 for count in (closed.up_bytes, closed.down_bytes))
-            if told:
+            if verbose:
                 print(f"  {row} round {closed.version}: {accuracies[-1]:.4f}, {up:.3f} Mb up, {down:.3f} down, "
                       f"{time.perf_counter() - started:.0f} s", flush=True)  # fmt: skip
             if accuracies[-1] >= target and reached["rounds_to_target"] is None:
@@ -126,9 +127,9 @@ def one_seed(row: str, participation: float, rounds: int, seed: int, target: flo
 
 
 def digits(rows: list[str], *, rounds: int, seeds: range, target: float) -> dict[str, Any]:
-    """All rows, full and 30 % participation; means over the seeds, and how far each row is behind dense."""
+    """All rows with full and with 30 % participation: means over the seeds, and percentage points behind dense."""
     counts = {1.0: rounds, 0.3: 2 * rounds}
-    print(f"digits, {rounds} rounds of everyone and {2 * rounds} of 30 %, {_named(seeds)}", flush=True)
+    print(f"digits, {rounds} rounds of all devices and {2 * rounds} of 30 %, {_named(seeds)}", flush=True)
     result: dict[str, Any] = {}
     with ProcessPoolExecutor(2) as pool:
         jobs = {
@@ -150,8 +151,8 @@ def digits(rows: list[str], *, rounds: int, seeds: range, target: float) -> dict
 
 
 def cifar(rows: list[str], *, root: str, rounds: int, seeds: range) -> dict[str, dict[str, Any]]:
-    """ResFed's network on CIFAR-10, ten clients with five cyclic classes each, to 70 %: for each row, its runs by seed."""
-    print(f"CIFAR-10, at most {rounds} rounds of everyone, {_named(seeds)}", flush=True)
+    """ResFed's network on CIFAR-10, ten devices with five cyclic classes each, to 70 %: the runs of each row by seed."""
+    print(f"CIFAR-10, at most {rounds} rounds of all devices, {_named(seeds)}", flush=True)
     result: dict[str, dict[str, Any]] = {row: {} for row in rows}
     for row in rows:
         for seed in seeds:
@@ -160,14 +161,14 @@ def cifar(rows: list[str], *, root: str, rounds: int, seeds: range) -> dict[str,
                 "stop": {"rounds": rounds, "accuracy": 0.7},
                 "seed": seed,
             }
-            found = run(row, config, cohort=1.0, target=0.7, told=True) | {"commit": machine()["commit"]}
+            found = run(row, config, cohort=1.0, target=0.7, verbose=True) | {"commit": machine()["commit"]}
             result[row][str(seed)] = found
             print(json.dumps({row: {seed: found}}), flush=True)
     return result
 
 
 def _with_mean(by_seed: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The mean of each figure over the seeds, None where one of them has none; and each seed's own."""
+    """The mean of each figure over the seeds (None if a seed lacks it), and each seed's figures."""
     runs = list(by_seed.values())
     means: dict[str, Any] = {}
     for key in runs[0]:
@@ -192,7 +193,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="digits with one seed and few rounds")
     parser.add_argument("--data", help="folder that holds cifar-10-batches-py: CIFAR-10 in place of digits")
     parser.add_argument("--rows", help=_ROWS_HELP)
-    parser.add_argument("--rounds", type=int, help="of everyone; default: 60, with --quick 20; 30 %% get twice as many")
+    parser.add_argument(
+        "--rounds", type=int, help="with all devices; default: 60, with --quick 20; twice as many with 30 %%"
+    )
     parser.add_argument("--seeds", type=int, help="how many; default: 3, with --quick and on CIFAR-10 1")
     parser.add_argument("--seed", type=int, default=0, help="the first of them; default: 0")
     parser.add_argument(
@@ -208,11 +211,11 @@ def main() -> None:
         parser.error(f"--rows names {unknown[0]!r}; allowed: {', '.join(ROWS)}")
     rounds = args.rounds or (20 if args.quick else 60)
     seeds = range(args.seed, args.seed + (args.seeds or (1 if args.quick or args.data else 3)))
-    sys.path.insert(0, str(Path(__file__).parent))  # where processes find CompressedWeights
+    sys.path.insert(0, str(Path(__file__).parent))  # so that other processes can import CompressedWeights
     if args.data:
         found = cifar(rows, root=args.data, rounds=rounds, seeds=seeds)
         path = RESULTS / "resfed_cifar.json"
-        # Read only now: another call may have saved meanwhile, and each run has an hour of computing in it.
+        # Read after the runs: another call may have saved meanwhile, and each run takes an hour.
         saved = json.loads(path.read_text())["rows"] if args.save and path.exists() else {}
         merged = {row: _with_mean(saved.get(row, {}).get("by_seed", {}) | runs) for row, runs in found.items()}
         finish({"target": 0.7, "rows": saved | merged}, name=path.stem, save=args.save)

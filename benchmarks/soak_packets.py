@@ -1,13 +1,13 @@
-"""A million mutated packets against every receiver: no crash, no hang, no memory beyond the bound, no exception but its own.
+"""Reads a million mutated packets with every receiver: no crash, no hang, bounded memory, only ``PacketError`` is raised.
 
     python benchmarks/soak_packets.py [--packets 1000000] [--jobs 2] [--seed 0] [--save]
 
-Receivers and mutations are those of tests/comms/receivers.py and mutations.py. Each packet is named by (seed, number), and
-can be made again by them: ``--packets 1 --first NUMBER`` reads that one alone. Packets are read by child processes that the
-kernel holds to the bounds: ``CPU_S`` of processor time for each packet (a signal that ends the process, also from within
-C), and ``HEADROOM_BYTES`` of memory above what a child has when it starts. One packet in ``TRACE_EVERY`` is read with every
-allocation traced, and must stay below ``PEAK_BYTES``, as in tests/comms/test_fuzz.py. A child that dies costs one fault, the
-packet that it was reading; its other packets are read again. Faults are told as they occur, and counted in the last line
+Receivers and mutations are those of tests/comms/receivers.py and mutations.py. A packet is identified by (seed, number) and
+can be reproduced: ``--packets 1 --first NUMBER`` reads that packet alone. Packets are read by child processes whose limits
+the kernel enforces: ``CPU_S`` of processor time for each packet (by a signal that ends the process, also from within C), and
+``HEADROOM_BYTES`` of memory above a child's memory at its start. One packet in ``TRACE_EVERY`` is read with all allocations
+traced, and must stay below ``PEAK_BYTES``, as in tests/comms/test_fuzz.py. A child that dies counts as one fault, of the
+packet that it was reading; its other packets are read again. Faults are printed as they occur, and counted in the last line
 (JSON); the exit code is then 1.
 """
 
@@ -34,7 +34,7 @@ from fedbonsai.tests.comms.mutations import mutated  # noqa: E402
 from fedbonsai.tests.comms.receivers import PEAK_BYTES, Case, cases, fault_of  # noqa: E402
 
 CPU_S = 2.0
-SILENT_S = 60.0  # of a child that neither works nor answers
+SILENT_S = 60.0  # a child without progress for so long is killed
 HEADROOM_BYTES = 32 * 2**20
 TRACE_EVERY = 50
 CHUNK = 2000
@@ -42,7 +42,7 @@ SHOWN_FAULTS = 20
 
 
 class Found(NamedTuple):
-    """What a child tells: outcomes by name, faults as (number, words), largest traced peak, slowest packet."""
+    """Results of a child: outcomes by name, faults as (number, message), largest traced peak, slowest packet."""
 
     outcomes: Counter[str]
     faults: list[tuple[int, str]]
@@ -51,7 +51,7 @@ class Found(NamedTuple):
 
 
 class Child(NamedTuple):
-    """A process at work on packets from ``start`` to ``end``; ``at`` is the number of the one that it is reading."""
+    """A process that reads packets from ``start`` to ``end``; ``at``: number of the packet that it is reading."""
 
     process: Any
     pipe: Connection
@@ -61,7 +61,7 @@ class Child(NamedTuple):
 
 
 def read(case: Case, packet: Any, *, traced: bool) -> tuple[str, int]:
-    """The outcome of one packet, and the peak of memory where it is traced. Faults raise."""
+    """The outcome of one packet, and its peak of memory if ``traced``. Raises for a fault."""
     peak = 0
     if traced:
         tracemalloc.start()
@@ -81,7 +81,7 @@ def read(case: Case, packet: Any, *, traced: bool) -> tuple[str, int]:
 
 
 def work(pipe: Connection, at: Any, found_cases: list[Case], seed: int, first: int, end: int) -> None:
-    """A child's life: packets from ``first`` to ``end``."""
+    """The work of a child: reads packets from ``first`` to ``end``."""
     warnings.simplefilter("error")
     bounded_memory()
     outcomes: Counter[str] = Counter()
@@ -96,7 +96,7 @@ def work(pipe: Connection, at: Any, found_cases: list[Case], seed: int, first: i
             outcome, peak = read(case, packet, traced=number % TRACE_EVERY == 0)
             outcomes[outcome] += 1
             peak_bytes = max(peak_bytes, peak)
-        except BaseException as error:  # a fault is whatever comes out, a panic of a library in Rust included
+        except BaseException as error:  # any exception is a fault, also the panic of a Rust library
             where = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{os.path.basename(where.filename)}:{where.lineno}"
             faults.append((number, f"{case.name}: {type(error).__name__} at {place}: {error}"))
@@ -106,7 +106,7 @@ def work(pipe: Connection, at: Any, found_cases: list[Case], seed: int, first: i
 
 
 def bounded_memory() -> None:
-    """From here on, an allocation that takes this process more than ``HEADROOM_BYTES`` above what it has fails."""
+    """Limits this process to ``HEADROOM_BYTES`` above its current memory. Larger allocations fail."""
     with open("/proc/self/status", encoding="ascii") as status:
         data = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
     resource.setrlimit(resource.RLIMIT_DATA, (data + HEADROOM_BYTES, data + HEADROOM_BYTES))
@@ -114,15 +114,15 @@ def bounded_memory() -> None:
 
 
 def soak(*, seed: int, first: int, packets: int, jobs: int) -> dict[str, Any]:
-    """All packets, by ``jobs`` processes at a time."""
+    """Reads all packets, with ``jobs`` processes at a time."""
     found_cases = list(cases().values())
-    for case in found_cases:  # what is made at the first use is made before the fork
+    for case in found_cases:  # caches are filled before the fork
         for packet in case.packets:
             read(case, packet, traced=False)
     fork = multiprocessing.get_context("fork")
     waiting = [(start, min(start + CHUNK, first + packets)) for start in range(first, first + packets, CHUNK)][::-1]
     children: list[Child] = []
-    total, seen, started, told = Found(Counter(), [], 0, 0.0), {}, time.perf_counter(), 0.0
+    total, seen, started, printed = Found(Counter(), [], 0, 0.0), {}, time.perf_counter(), 0.0
     while waiting or children:
         while waiting and len(children) < jobs:
             start, end = waiting.pop()
@@ -135,7 +135,7 @@ def soak(*, seed: int, first: int, packets: int, jobs: int) -> dict[str, Any]:
         wait([child.pipe for child in children], timeout=1.0)
         now = time.perf_counter()
         for child in list(children):
-            if child.pipe.poll():  # it has answered, or died
+            if child.pipe.poll():  # it is done, or dead
                 children.remove(child)
                 total = after(child, total, waiting)
             elif seen.setdefault(child.process.pid, (child.at.value, now))[0] != child.at.value:
@@ -143,15 +143,15 @@ def soak(*, seed: int, first: int, packets: int, jobs: int) -> dict[str, Any]:
             elif now - seen[child.process.pid][1] > SILENT_S:
                 child.process.kill()
         done = sum(total.outcomes.values()) + len(total.faults)
-        if now - told > 30 or not (waiting or children):
-            told = now
+        if now - printed > 30 or not (waiting or children):
+            printed = now
             rate = done / (now - started)
             print(f"{done:,} of {packets:,} packets, {len(total.faults)} faults, {rate:,.0f} a second", flush=True)
     seconds = time.perf_counter() - started
     return {
         "packets": packets,
         "faults": len(total.faults),
-        "first_faults": [f"({seed}, {number}) {words}" for number, words in sorted(total.faults)[:SHOWN_FAULTS]],
+        "first_faults": [f"({seed}, {number}) {message}" for number, message in sorted(total.faults)[:SHOWN_FAULTS]],
         "outcomes": dict(total.outcomes.most_common()),
         "receivers": len(found_cases),
         "items": found_cases[0].items,
@@ -166,19 +166,19 @@ def soak(*, seed: int, first: int, packets: int, jobs: int) -> dict[str, Any]:
 
 
 def after(child: Child, total: Found, waiting: list[tuple[int, int]]) -> Found:
-    """The total with what a child found; where it died, all its packets are read again but the one that it died of."""
+    """Adds a child's results to the total. If it died, its packets are read again, except the one that it was reading."""
     try:
         found: Found = child.pipe.recv()
         child.process.join()
     except EOFError:
         child.process.join()
         number, code = int(child.at.value), child.process.exitcode
-        how = "took too long" if code in (-signal.SIGPROF, -signal.SIGKILL) else "died"
-        found = Found(Counter(), [(number, f"its process {how} (exit code {code})")], 0, 0.0)
+        ending = "took too long" if code in (-signal.SIGPROF, -signal.SIGKILL) else "died"
+        found = Found(Counter(), [(number, f"its process {ending} (exit code {code})")], 0, 0.0)
         parts = ((child.start, number), (number + 1, child.end))
         waiting.extend((start, end) for start, end in parts if start < end)
-    for number, words in found.faults:
-        print(f"fault at packet {number}: {words}", file=sys.stderr, flush=True)
+    for number, message in found.faults:
+        print(f"fault at packet {number}: {message}", file=sys.stderr, flush=True)
     return Found(
         total.outcomes + found.outcomes,
         total.faults + found.faults,

@@ -1,6 +1,5 @@
-"""The channel hands a sealed packet to those that hold its reference: within a process here.
-
-Between processes it is ``ray_channel``.
+"""The channel stores sealed packets and returns references to them. Here the one within a process; ``ray_channel`` has the
+one between processes.
 """
 
 from collections.abc import Callable
@@ -12,32 +11,32 @@ from .codec import Array
 
 @dataclass(frozen=True)
 class Stored:
-    """Bytes that lie in a file of a checkpoint, and are not read before they are needed. ``read``: reads and checks them."""
+    """Bytes in a file of a checkpoint that are read only when needed. ``read``: reads and checks them."""
 
     name: str
     read: Callable[[], bytes]
 
 
 class Channel(Protocol):
-    """``put`` stores a packet once and returns a reference that may be handed to many; ``get`` gives it back, read-only."""
+    """Stores a packet once, for any number of readers."""
 
     def put(self, packet: Array) -> Any:
-        """Store a packet; its reference."""
+        """Stores a packet and returns a reference to it."""
         ...
 
     def get(self, reference: Any) -> Array:
-        """The packet behind a reference."""
+        """Returns the packet of a reference, read-only."""
         ...
 
 
 class LocalChannel:
-    """References are the packets themselves, made read-only as an object store would."""
+    """A channel whose references are the packets themselves, made read-only as in an object store."""
 
     def put(self, packet: Array) -> Array:
-        """The packet, from now on read-only."""
+        """Makes the packet read-only and returns it."""
         packet.flags.writeable = False
         return packet
 
     def get(self, reference: Array) -> Array:
-        """The packet."""
+        """Returns the packet."""
         return reference

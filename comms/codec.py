@@ -1,12 +1,13 @@
-"""Codecs: named arrays in, named arrays out, so that they chain.
+"""The codec contract: named arrays in, named arrays out, so that codecs can be chained.
 
-    sender      arrays, reconstruction = codec.encode(tensors, context=...)     then packet.seal(arrays)
-    receiver    packet.open(...), then tensors = codec.decode(arrays, expected=..., context=...)
+    sender      arrays, reconstruction = codec.encode(tensors, context=...)
+    receiver    tensors = codec.decode(arrays, expected=..., context=...)
 
-What a receiver must know about shapes, types and counts comes from its own ``expected``, never from the message: a
-hostile packet cannot make it allocate more than ``layout(expected)`` allows. Codecs are stateless frozen dataclasses; what
-must be remembered between messages belongs to the endpoint of a link. A codec's parameters (scales, levels) are arrays
-like any other: there is no second channel.
+``packet.seal`` and ``packet.unseal`` call the two, and put the arrays into a packet and take them out of it.
+
+The receiver takes shapes, types and counts from its own ``expected``, never from the message: a hostile packet cannot make
+it allocate more than ``layout(expected)`` allows. Codecs are stateless frozen dataclasses; state between messages belongs
+to the ends of a link (``links``). A codec's parameters (scales, levels) are sent as arrays like any other.
 """
 
 from collections.abc import Mapping
@@ -26,17 +27,18 @@ Arrays = Mapping[str, Array]
 
 
 class CodecSpec(msgspec.Struct, frozen=True):
-    """A codec by name (built-in, entry point, or ``module:Class``) with its options."""
+    """A codec by name (built-in, entry point or ``module:Class``) with its options, as a configuration gives it."""
 
     name: str
     options: dict[str, Any] = {}
 
 
 class ArraySpec(msgspec.Struct, frozen=True):
-    """Name, shape and numpy type of one array. Where ``exact`` is false the array is flat, and ``shape`` its upper bound.
+    """Name, shape and numpy type of one array.
 
-    ``role``: weight, vector or statistic for a tensor of the model; "" for what a codec made (scales, streams).
-    ``nonzeros``: upper bound on the entries that are not zero, where a sparsifier knows one.
+    ``exact``: whether ``shape`` is the array's shape. If false, the array is flat and ``shape`` is an upper bound of its size.
+    ``role``: weight, vector, statistic or activation for a tensor; "" for an array that a codec added (scales, streams).
+    ``nonzeros``: upper bound on the number of nonzero entries, if a sparsifier sets one.
     """
 
     name: str
@@ -61,14 +63,17 @@ class ArraySpec(msgspec.Struct, frozen=True):
 
 
 def specs_of(arrays: Arrays, roles: Mapping[str, str] = _NO_ROLES) -> tuple[ArraySpec, ...]:
-    """What these arrays are, in their order; ``roles`` by name, "" for what is not in it."""
+    """Specifications of these arrays, in their order. ``roles``: by array name; "" for an array that is not in it."""
     return tuple(
         ArraySpec(name, array.shape, array.dtype.str, role=roles.get(name, "")) for name, array in arrays.items()
     )
 
 
 def in_order(arrays: Arrays, layout: tuple[ArraySpec, ...], *, codec: object) -> Arrays:
-    """What a codec yields, in the order of its layout. Raises ``ValueError`` where it yields other arrays."""
+    """Sorts the arrays that ``codec`` yielded into the order of its layout.
+
+    Raises ``ValueError`` if the names differ from those of the layout.
+    """
     names = [spec.name for spec in layout]
     if list(arrays) == names:
         return arrays
@@ -79,10 +84,10 @@ def in_order(arrays: Arrays, layout: tuple[ArraySpec, ...], *, codec: object) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What both ends know without sending it.
+    """Inputs of a codec that are known at both ends and not sent.
 
-    ``seed``: for stochastic rounding and the like. ``base``: the tensors that residuals are taken against. ``reference``:
-    current weights, where a selection goes by weight magnitude. ``roles``: weight, vector or statistic, by tensor name.
+    ``seed``: for stochastic rounding. ``base``: the tensors that residuals are taken against. ``reference``: current weights,
+    for a selection by weight magnitude. ``roles``: role of each tensor by name, as in ``ArraySpec``.
     """
 
     seed: int = 0
@@ -96,102 +101,107 @@ NO_CONTEXT = Context()
 
 @runtime_checkable
 class Codec(Protocol):
-    """Turns named arrays into named arrays and back.
-
-    ``layout`` says what ``encode`` yields for arrays of the ``expected`` specifications: exactly, or, where the amount
-    depends on the data, as flat arrays with an upper bound. It raises ``ValueError`` for what cannot stand before this codec
-    in a chain. ``encode`` returns the arrays that the layout names, in any order (a chain and a packet bring them into that
-    of the layout, by which the receiver reads), and the reconstruction that the receiver will hold: the input itself (the
-    same object) when nothing is lost. It leaves its input as it is. ``decode`` restores the ``expected`` arrays,
-    bit-identical to the reconstruction, or raises a ``PacketError``; they may be views of what it was given, and are only
-    read.
-    """
+    """Encodes named arrays as other named arrays, and decodes them."""
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
-        """Specifications of the encoded arrays."""
+        """Specifications of the arrays that ``encode`` returns for arrays of the ``expected`` specifications.
+
+        Exact, or, for an array whose size depends on the data, flat with an upper bound. Raises ``ValueError`` for arrays
+        that this codec cannot encode, such as those of a codec that must come after it in a chain.
+        """
         ...
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
-        """Encoded arrays, and what the receiver will reconstruct."""
+        """Returns the encoded arrays and the reconstruction: the tensors as the receiver will decode them.
+
+        The encoded arrays have the names of the layout, in any order; chains and packets sort them into its order. A codec
+        that loses nothing returns its input as the reconstruction (the same object). The input is not changed.
+        """
         ...
 
     def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
-        """The expected arrays again."""
+        """Returns the ``expected`` arrays, bit-identical to the reconstruction, or raises a ``PacketError``.
+
+        They may be views of the input, so the caller must not write to them.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class IdentityCodec:
-    """Sends arrays as they are: the smallest codec, and the empty chain."""
+    """Sends arrays unchanged. The smallest codec, and the empty chain."""
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
-        """The same arrays."""
+        """The specifications of the input."""
         return expected
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
-        """The same arrays."""
+        """The input itself, twice."""
         return tensors, tensors
 
     def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
-        """The same arrays."""
+        """The input itself."""
         return arrays
 
 
 @dataclass(frozen=True)
 class CodecChain:
-    """Codecs one after another, left to right when encoding. At most one of them is a sparsifier (``sparsifies`` is true)."""
+    """Codecs (``stages``) applied one after another: left to right when encoding, right to left when decoding.
 
-    links: tuple[Codec, ...]
+    At most one stage may be a sparsifier (its ``sparsifies`` is true).
+    """
+
+    stages: tuple[Codec, ...]
 
     def __post_init__(self) -> None:
-        """Refuse two sparsifiers."""
-        names = [type(link).__name__ for link in self.links if getattr(link, "sparsifies", False)]
+        """Raises ``ValueError`` for two sparsifiers."""
+        names = [type(stage).__name__ for stage in self.stages if getattr(stage, "sparsifies", False)]
         if len(names) > 1:
             raise ValueError(f"a chain holds one sparsifier at most; this one holds {' and '.join(names)}")
 
     @property
     def sparsifies(self) -> bool:
-        """Whether one of the links does."""
-        return any(getattr(link, "sparsifies", False) for link in self.links)
+        """Whether one of the stages is a sparsifier."""
+        return any(getattr(stage, "sparsifies", False) for stage in self.stages)
 
     def _layouts(self, expected: tuple[ArraySpec, ...]) -> list[tuple[ArraySpec, ...]]:
-        """What goes into each link, and what comes out of the last."""
+        """Specifications of the input of each stage, then of the output of the last."""
         layouts = [expected]
-        for link in self.links:
-            layouts.append(link.layout(layouts[-1]))
+        for stage in self.stages:
+            layouts.append(stage.layout(layouts[-1]))
         return layouts
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
-        """The last link's layout."""
+        """The layout of the last stage."""
         return self._layouts(expected)[-1]
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
-        """Apply each link in turn; what is lost in a later link is carried back through the earlier ones."""
+        """Encodes by each stage in turn. The reconstruction includes the losses of all stages."""
         inputs: list[Arrays] = [tensors]
-        kept: list[Arrays] = []
+        reconstructions: list[Arrays] = []  # of the input of each stage
         layouts = self._layouts(specs_of(tensors, context.roles))  # as the receiver derives them
-        for link, layout in zip(self.links, layouts[1:], strict=True):
-            arrays, reconstruction = link.encode(inputs[-1], context=context)
-            inputs.append(in_order(arrays, layout, codec=link))  # the next may go by the order of what it is given
-            kept.append(reconstruction)
+        for stage, layout in zip(self.stages, layouts[1:], strict=True):
+            arrays, reconstruction = stage.encode(inputs[-1], context=context)
+            inputs.append(in_order(arrays, layout, codec=stage))  # the next stage may depend on the order
+            reconstructions.append(reconstruction)
         held = inputs[-1]
-        for index in reversed(range(len(self.links))):
-            if held is inputs[index + 1]:  # the links behind lost nothing
-                held = kept[index]
+        for index in reversed(range(len(self.stages))):
+            if held is inputs[index + 1]:  # the later stages lost nothing
+                held = reconstructions[index]
             else:
-                held = self.links[index].decode(held, expected=layouts[index], context=context)
+                held = self.stages[index].decode(held, expected=layouts[index], context=context)
         return inputs[-1], held
 
     def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
-        """Undo each link, last first."""
+        """Decodes by each stage, the last one first."""
         layouts = self._layouts(expected)
-        for link, before in zip(reversed(self.links), reversed(layouts[:-1]), strict=True):
-            arrays = link.decode(arrays, expected=before, context=context)
+        for stage, before in zip(reversed(self.stages), reversed(layouts[:-1]), strict=True):
+            arrays = stage.decode(arrays, expected=before, context=context)
         return arrays
 
 
-def chain(*links: Codec) -> Codec:
-    """Codecs one after another: itself a codec. ``chain()`` is the identity, ``chain(c)`` is ``c``."""
-    if not links:
+def chain(*stages: Codec) -> Codec:
+    """The codec that applies ``stages`` in turn. ``chain()`` is the identity, ``chain(c)`` is ``c``."""
+    if not stages:
         return IdentityCodec()
-    return links[0] if len(links) == 1 else CodecChain(links)
+    return stages[0] if len(stages) == 1 else CodecChain(stages)

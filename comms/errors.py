@@ -1,21 +1,23 @@
-"""What can be wrong with a packet. The runtime counts such an update as rejected, and the round goes on.
+"""Errors of received packets. An update that raises one is counted as rejected, and the round continues.
 
 PacketError
-├── TruncatedPacket     shorter than it says, or than it must be
-├── CorruptPacket       checksum or structure is wrong
-├── UnsupportedPacket   another format version, kind or codec
-├── MismatchedPacket    sizes, plan or version are not the ones expected
-├── OutOfSync           builds on a state that the receiver does not hold: the link is resynchronised
+├── TruncatedPacket     shorter than its own length fields say, or than the smallest packet
+├── CorruptPacket       wrong checksum or structure
+├── UnsupportedPacket   a format version, kind or codec that this receiver cannot read
+├── MismatchedPacket    other sizes, plan or version than expected
+├── OutOfSync           builds on a state that the receiver does not hold; the link is resynchronised
 └── UnfitPacket         well-formed, but holds NaN or infinity
+
+StoreFull               the object store and its disk have no room for a packet
 """
 
 
 class PacketError(Exception):
-    """Any fault of a received packet."""
+    """Base class of all errors of a received packet."""
 
 
 class TruncatedPacket(PacketError):
-    """Shorter than it says, or than it must be."""
+    """Shorter than its own length fields say, or than the smallest packet."""
 
 
 class CorruptPacket(PacketError):
@@ -23,11 +25,11 @@ class CorruptPacket(PacketError):
 
 
 class UnsupportedPacket(PacketError):
-    """Another format version, kind or codec than this receiver can read."""
+    """A format version, kind or codec that this receiver cannot read."""
 
 
 class MismatchedPacket(PacketError):
-    """Well-formed, but not what was expected: sizes, plan or version differ."""
+    """Well-formed, but with other sizes, another plan or another version than expected."""
 
 
 class UnfitPacket(PacketError):
@@ -35,8 +37,8 @@ class UnfitPacket(PacketError):
 
 
 class OutOfSync(PacketError):
-    """It builds on a state that the receiver does not hold."""
+    """The packet builds on a state that the receiver does not hold."""
 
 
 class StoreFull(Exception):
-    """What is to be handed over finds no room in the object store, nor on disk. One sentence says what to do."""
+    """An object does not fit into the object store, nor on the disk that it spills to. The message says what to do."""

@@ -1,4 +1,4 @@
-"""The ledger: every byte that travelled, by direction, kind and device, measured on what was sent."""
+"""The ledger: bytes sent, by direction, kind and device, as measured on the packets."""
 
 from collections import defaultdict
 from typing import Any, ClassVar, Literal
@@ -9,7 +9,7 @@ Direction = Literal["up", "down"]
 
 
 class Ledger:
-    """Counts bytes and messages. ``kind`` is free text: "weights", "control", "activations", "evaluation", "resync"."""
+    """Counts bytes and messages. ``kind`` is any text, e.g. "weights", "control", "activations", "evaluation", "resync"."""
 
     SAVED: ClassVar[dict[str, Any]] = {  # by a checkpoint
         "_bytes": dict[tuple[Direction, str, int], NumBytes],
@@ -21,11 +21,11 @@ class Ledger:
     def __init__(self) -> None:
         """An empty ledger."""
         self._bytes: dict[tuple[Direction, str, int], int] = defaultdict(int)
-        self._by_kind: dict[tuple[Direction, str], int] = defaultdict(int)  # asked for every round: not summed anew
+        self._by_kind: dict[tuple[Direction, str], int] = defaultdict(int)  # read every round, so kept as sums
         self._messages: dict[tuple[Direction, str], int] = defaultdict(int)
 
     def record(self, direction: Direction, *, kind: str, device: int, num_bytes: int) -> None:
-        """One message of ``num_bytes`` to or from ``device``."""
+        """Adds one message of ``num_bytes`` to or from ``device``."""
         self._bytes[direction, kind, device] += num_bytes
         self._by_kind[direction, kind] += num_bytes
         self._messages[direction, kind] += 1
@@ -45,5 +45,5 @@ class Ledger:
         return sum(n for (d, k), n in self._messages.items() if direction in (None, d) and kind in (None, k))
 
     def by_kind(self, direction: Direction) -> dict[str, int]:
-        """Bytes of a direction by kind, in order of name."""
+        """Bytes of a direction by kind, sorted by kind."""
         return {kind: num_bytes for (d, kind), num_bytes in sorted(self._by_kind.items()) if d == direction}

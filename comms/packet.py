@@ -1,4 +1,4 @@
-"""The packet: what really travels. Magic, version, typed header, payload, checksum; never pickle.
+"""The packet: the bytes that are sent. Fixed part, header, payload, checksum; never pickle.
 
 Layout, little-endian::
 
@@ -7,8 +7,8 @@ Layout, little-endian::
     payload    the arrays in the order of the codec's layout, each aligned to its item size
     8 bytes    xxh3-64 of everything before
 
-Sizes and types of the arrays come from the receiver's own layout. A packet is one flat uint8 array: Ray hands such an
-array to a reader without a copy, where it copies ``bytes``.
+The receiver takes sizes and types of the arrays from its own layout. A packet is one flat uint8 array, since Ray gives such
+an array to a reader without a copy, while it copies ``bytes``.
 """
 
 import struct
@@ -26,12 +26,12 @@ MAGIC = b"FBZ1"
 FORMAT = 2
 _FIXED = struct.Struct("<4sBBHIIIIQQQ")
 _CHECKSUM_BYTES = 8
-_PIECE_BYTES = 1 << 18  # stays in a core's own cache between two readings
+_PIECE_BYTES = 1 << 18  # fits a core's own cache, since each piece is read twice
 _LIST_BYTES, _LENGTH_BYTES = 5, 9  # the most that msgpack needs for a list's head and for a 64-bit integer
 
 
 class PacketKind(IntEnum):
-    """What a packet holds; the ledger splits bytes by it."""
+    """What a packet holds."""
 
     WEIGHTS = 1
     UPDATE = 2
@@ -39,16 +39,16 @@ class PacketKind(IntEnum):
     GRADIENTS = 4
     LOGITS = 5
     LABELS = 6
-    RESIDUAL = 7  # of a model, against what the receiver's memory predicts
-    AGREED = 8  # no payload: the receiver makes the model from the seed, and checks its hash
+    RESIDUAL = 7  # of a model, against the prediction from the receiver's memory
+    AGREED = 8  # no payload: the receiver makes the model from the seed and checks its hash
 
 
 class Stamp(msgspec.Struct, frozen=True, kw_only=True):
-    """The fixed part of a packet: what it is, and what it builds on.
+    """The identity of a packet, from its fixed part.
 
     ``version`` and ``state_hash``: of the state that the payload refers to. ``plan`` and ``attempt``: 0 for a broadcast.
-    ``sequence``: number within a stream. ``axes``: number of the memory format that the payload had at its sender, for payloads
-    where the receiver needs it; 0 is row-major.
+    ``sequence``: number within a stream. ``axes``: number of the payload's memory format at its sender, for payloads whose
+    receiver needs it; 0 is row-major.
     """
 
     kind: PacketKind
@@ -63,13 +63,13 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True):
 def seal(
     tensors: Arrays, *, codec: Codec, context: Context, stamp: Stamp, minus: Arrays | None = None
 ) -> tuple[Array, Arrays]:
-    """Encode and frame: the packet (uint8, flat) and the reconstruction that its receiver will hold.
+    """Encodes tensors and writes a packet. Returns the packet (flat uint8) and the reconstruction that the receiver will hold.
 
-    ``minus``: send the differences ``tensors - minus``; where the codec sends arrays as they are, they are formed while the
-    packet is written. (The reconstruction is then the packet's content, as views.) Raises ``ValueError`` when the codec
-    yields other arrays than its layout says, which no receiver could read.
+    ``minus``: send the differences ``tensors - minus``. With the identity codec they are computed while the packet is
+    written, and the reconstruction consists of views of the packet. Raises ``ValueError`` if the codec yields other arrays
+    than its layout says, which no receiver could read.
     """
-    if minus is not None and type(codec) is not IdentityCodec:  # a subclass may encode otherwise
+    if minus is not None and type(codec) is not IdentityCodec:  # not isinstance: a subclass may encode differently
         tensors, minus = {name: array - minus[name] for name, array in tensors.items()}, None
     layout = codec.layout(specs_of(tensors, context.roles))
     arrays, reconstruction = codec.encode(tensors, context=context)
@@ -102,15 +102,16 @@ def seal(
 
 
 def read_stamp(packet: Array) -> Stamp:
-    """The stamp of a packet whose frame and checksum are sound; raises a ``PacketError`` otherwise."""
+    """Checks a packet's frame and checksum and returns its stamp. Raises a ``PacketError``."""
     return _frame(packet).stamp
 
 
 def unseal(packet: Array, *, codec: Codec, expected: tuple[ArraySpec, ...], context: Context,
            stamp: Stamp | None = None, finite: bool = False) -> Arrays:  # fmt: skip
-    """Check and decode: the ``expected`` arrays, views into the packet where the codec allows.
+    """Checks and decodes a packet. Returns the ``expected`` arrays, as views of the packet where the codec allows it.
 
-    ``stamp``: what the packet must say of itself. ``finite``: refuse NaN and infinity. Raises a ``PacketError``.
+    ``stamp``: the stamp that the packet must have; None for any. ``finite``: refuse NaN and infinity. Raises a
+    ``PacketError``.
     """
     frame = _frame(packet, sum_squares=finite)
     found = frame.stamp
@@ -132,12 +133,14 @@ def unseal(packet: Array, *, codec: Codec, expected: tuple[ArraySpec, ...], cont
         flat = packet[offset : offset + size].view(spec.dtype)
         arrays[spec.name] = flat.reshape(spec.shape) if spec.exact else flat
     tensors = codec.decode(arrays, expected=expected, context=context)
-    for spec in expected:  # a codec of one's own may have gone wrong
+    for spec in expected:  # a user's codec may be wrong
         array = tensors.get(spec.name)
         if array is None or array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
-            told = "nothing" if array is None else f"{array.dtype.str} of shape {array.shape}"
-            raise MismatchedPacket(f"{spec.name!r} decodes to {told}; expected is {spec.dtype} of shape {spec.shape}")
-    # Where float32 arrays travel as they are, reading the payload for its checksum has told already.
+            decoded = "nothing" if array is None else f"{array.dtype.str} of shape {array.shape}"
+            raise MismatchedPacket(
+                f"{spec.name!r} decodes to {decoded}; expected is {spec.dtype} of shape {spec.shape}"
+            )
+    # If the payload is float32 arrays as they are, the pass for the checksum has checked them already.
     plain = type(codec) is IdentityCodec and frame.start % 4 == 0 and all(spec.dtype == "<f4" for spec in expected)
     if finite and not (plain and frame.finite):
         for name, array in tensors.items():
@@ -147,7 +150,7 @@ def unseal(packet: Array, *, codec: Codec, expected: tuple[ArraySpec, ...], cont
 
 
 def sealed_bytes(codec: Codec, expected: tuple[ArraySpec, ...]) -> tuple[int, bool]:
-    """Size of a packet of the ``expected`` arrays, and whether it is exact (else an upper bound)."""
+    """Size in bytes of a packet of the ``expected`` arrays, and whether it is exact (else an upper bound)."""
     layout = codec.layout(expected)
     varying = sum(not spec.exact for spec in layout)
     header = len(msgspec.msgpack.encode([])) if not varying else _LIST_BYTES + varying * _LENGTH_BYTES
@@ -156,7 +159,10 @@ def sealed_bytes(codec: Codec, expected: tuple[ArraySpec, ...]) -> tuple[int, bo
 
 
 class _Frame(NamedTuple):
-    """A packet whose frame and checksum are sound. ``finite``: whether its payload, read as float32, surely is."""
+    """A packet whose frame and checksum have been checked.
+
+    ``start``: offset of the payload. ``finite``: True only if the payload, read as float32, is known to be finite.
+    """
 
     stamp: Stamp
     header: bytes
@@ -165,7 +171,7 @@ class _Frame(NamedTuple):
 
 
 def _frame(packet: Array, *, sum_squares: bool = False) -> _Frame:
-    """Check the frame and the checksum; ``sum_squares``: look at the payload as float32 on the way."""
+    """Checks the frame and the checksum. ``sum_squares``: also find out whether the payload, as float32, is finite."""
     if packet.dtype != np.uint8 or packet.ndim != 1 or not packet.flags.c_contiguous:
         raise CorruptPacket(f"a packet is one flat array of bytes, not {packet.dtype} of shape {packet.shape}")
     if packet.nbytes < _FIXED.size + _CHECKSUM_BYTES:
@@ -202,7 +208,11 @@ def _frame(packet: Array, *, sum_squares: bool = False) -> _Frame:
 
 
 def _digest(payload: Array, digest: xxhash.xxh3_64) -> np.float32:
-    """Digest a payload, and sum the squares of what it holds when read as float32, piece by piece while in the cache."""
+    """Adds a payload to a digest, and returns the sum of squares of the payload read as float32.
+
+    Both in one pass, piece by piece, so that the second reading of a piece comes from the cache. The sum is infinite or NaN
+    if a value is, or if it overflows.
+    """
     squares = np.float32(0)
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, payload.nbytes, _PIECE_BYTES):
@@ -214,8 +224,8 @@ def _digest(payload: Array, digest: xxhash.xxh3_64) -> np.float32:
 
 
 def _lengths(header: bytes, count: int) -> list[int]:
-    """The byte lengths in a header."""
-    # Before it is decoded: a list takes more memory than its bytes.
+    """Decodes the byte lengths of a header."""
+    # Checked before decoding, since a decoded list takes more memory than its bytes.
     if len(header) > _LIST_BYTES + count * _LENGTH_BYTES:
         raise MismatchedPacket(f"a header of {len(header)} bytes, which is too long for {count} lengths")
     try:
@@ -228,7 +238,7 @@ def _lengths(header: bytes, count: int) -> list[int]:
 
 
 def _place(arrays: list[tuple[str, int]], position: int) -> tuple[list[int], int]:
-    """Offsets of arrays of (type, bytes) from ``position`` on, each aligned to its item size, and where they end."""
+    """Offsets of arrays of (type, bytes) from ``position`` on, each aligned to its item size, and the end of the last."""
     offsets = []
     for dtype, size in arrays:
         width = np.dtype(dtype).itemsize
@@ -239,7 +249,7 @@ def _place(arrays: list[tuple[str, int]], position: int) -> tuple[list[int], int
 
 
 def _check_layout(codec: Codec, layout: tuple[ArraySpec, ...], arrays: Arrays) -> None:
-    """Hold a codec to the shapes and types of its own layout, here where its author can still see it."""
+    """Raises ``ValueError`` if arrays differ in shape or type from the codec's layout: at the sender, where it can be fixed."""
     for spec in layout:
         array = arrays[spec.name]
         fits = array.shape == spec.shape if spec.exact else array.ndim == 1 and array.size <= spec.items

@@ -1,4 +1,4 @@
-"""The object-store channel: packets in Ray's shared memory, put once, read without a copy."""
+"""The channel between processes: packets in Ray's object store (shared memory), stored once and read without a copy."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +12,15 @@ from .errors import StoreFull
 
 
 class RayChannel:
-    """Packets as Ray objects, owned by the process that puts them (the server: an object dies with its owner)."""
+    """Packets as Ray objects. Each is owned by the process that stores it, and is lost when that process ends."""
 
     def put(self, packet: Array) -> Any:
-        """Store a packet in the object store; its reference. Raises ``StoreFull``."""
+        """Stores a packet and returns its Ray reference. Raises ``StoreFull``."""
         with store_told():
             return ray.put(packet)
 
     def get(self, reference: Any) -> Array:
-        """The packet, as a read-only view of shared memory."""
+        """Returns the packet, a read-only view of shared memory."""
         with store_told():
             packet: Array = ray.get(reference)
         return packet
@@ -28,14 +28,14 @@ class RayChannel:
 
 @contextmanager
 def store_told() -> Iterator[None]:
-    """What Ray says of a full store, here or of a call that could not store what it gives, in one sentence: ``StoreFull``.
+    """Raises Ray's errors of a full object store as ``StoreFull``, also those of a remote call whose result did not fit.
 
-    A store that is full spills to disk, and what has no room yet waits for some 10 s; then Ray gives up.
+    A full store spills to disk. Ray retries an object that does not fit for some 10 s before it raises.
     """
     try:
         yield
     except (ObjectStoreFullError, OutOfDiskError) as error:
         raise StoreFull(
-            "the object store is full, and the disk to which Ray spills what does not fit has no room, or cannot be written; "
-            "give ray.object_store_bytes more (or the nodes of the cluster, where one is joined), or make room on the disk"
+            "the object store is full, and the disk to which Ray spills has no room or cannot be written; increase "
+            "ray.object_store_bytes (on a joined cluster, that of its nodes), or make room on the disk"
         ) from error

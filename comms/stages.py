@@ -1,8 +1,8 @@
-"""What the stages of a lossy chain agree on: which arrays a stage touches, and what it checks before it does.
+"""Rules shared by the stages of a codec chain: which arrays a stage encodes, and how it checks its options and input.
 
-A stage keeps names and shapes. It touches float arrays whose role is among its ``roles``; everything else passes as the
-same object: integers, what another stage has turned into symbols, and what stages add themselves, whose names hold a
-``#`` (``"conv.weight#scale"``). Where no role is given, two dimensions or more mean a weight, fewer a vector.
+A lossy stage keeps names and shapes. It encodes ("touches") the float arrays whose role is among its ``roles``, and passes
+all others on as the same object: integers, symbols of an earlier stage, and arrays that a stage added, whose names hold a
+``#`` (``"conv.weight#scale"``). An array without a role counts as a weight if it has two dimensions or more, else as a vector.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ ROLES: tuple[StageRole, ...] = get_args(StageRole)
 
 
 def check_roles(roles: Iterable[str]) -> None:
-    """Raise ``ValueError`` unless these are roles of tensors, at least one."""
+    """Raises ``ValueError`` unless ``roles`` holds at least one role, and only known ones."""
     wrong = [role for role in roles if role not in ROLES]
     if wrong or not tuple(roles):
         found = f"hold {wrong[0]!r}" if wrong else "are empty"
@@ -26,15 +26,15 @@ def check_roles(roles: Iterable[str]) -> None:
 
 
 def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    """Raise ``ValueError`` unless the option's value is one of those allowed."""
+    """Raises ``ValueError`` unless the value of the option ``name`` is one of those allowed."""
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
 
 
 def touched_specs(expected: tuple[ArraySpec, ...], roles: Iterable[str]) -> dict[str, ArraySpec]:
-    """The specifications, by name, of what a stage for these roles touches.
+    """Specifications, by name, of the arrays that a stage for these roles encodes.
 
-    Raises ``ValueError`` for one whose shape is not fixed: positions and channels mean nothing there.
+    Raises ``ValueError`` if the shape of one is not fixed, since it then has no positions and channels.
     """
     found = {s.name: s for s in expected if _touches(s.name, np.dtype(s.dtype), len(s.shape), s.role, roles)}
     check_fixed(found.values(), by="sparsifiers and quantisers")
@@ -42,24 +42,25 @@ def touched_specs(expected: tuple[ArraySpec, ...], roles: Iterable[str]) -> dict
 
 
 def check_fixed(specs: Iterable[ArraySpec], *, by: str) -> None:
-    """Raise ``ValueError`` for an array whose size depends on the data, which ``by`` cannot take."""
+    """Raises ``ValueError`` for an array whose size depends on the data. ``by``: the stage that needs fixed shapes."""
     for spec in specs:
         if not spec.exact:
             raise ValueError(f"{spec.name!r} has no fixed shape; {by} must come before what made it")
 
 
 def touched_arrays(tensors: Arrays, roles: Iterable[str], context: Context) -> dict[str, Array]:
-    """The arrays, by name, that a stage for these roles touches."""
+    """The arrays, by name, that a stage for these roles encodes."""
     return {n: a for n, a in tensors.items() if _touches(n, a.dtype, a.ndim, context.roles.get(n, ""), roles)}
 
 
 def _touches(name: str, dtype: np.dtype[np.generic], dimensions: int, role: str, roles: Iterable[str]) -> bool:
+    """Whether a stage for these roles encodes this array."""
     role = role or ("weight" if dimensions >= 2 else "vector")
     return dtype.kind == "f" and dtype.itemsize <= 8 and "#" not in name and role in roles
 
 
 def received(arrays: Arrays, spec: ArraySpec) -> Array:
-    """The array that a specification names; raises ``MismatchedPacket`` where it is missing or another."""
+    """Returns the received array of a specification. Raises ``MismatchedPacket`` if it is missing or does not fit."""
     if spec.name not in arrays:
         raise MismatchedPacket(f"{spec.name!r} is missing")
     array = arrays[spec.name]
@@ -72,19 +73,19 @@ def received(arrays: Arrays, spec: ArraySpec) -> Array:
 
 
 def as_float32(array: Array) -> Array:
-    """Flat and contiguous; what is too large becomes infinite, for the caller to refuse."""
+    """The array as flat, contiguous float32. Values out of range become infinite; the caller must check for them."""
     with np.errstate(over="ignore", invalid="ignore"):
         return array.reshape(-1).astype(np.float32, copy=False)
 
 
 def as_expected(flat: Array, spec: ArraySpec) -> Array:
-    """Flat float32 in the expected type and shape; what is too large for the type becomes infinite."""
+    """Flat float32 values in the type and shape of ``spec``. Values out of the type's range become infinite."""
     with np.errstate(over="ignore", invalid="ignore"):
         return flat.astype(spec.dtype, copy=False).reshape(spec.shape)
 
 
 def not_finite(name: str) -> ValueError:
-    """The error for a tensor that cannot be coded."""
+    """The error for a tensor that holds values that are not finite."""
     return ValueError(
         f"tensor {name!r} holds NaN, infinity, or more than float32 can hold; only finite values can be sent"
     )

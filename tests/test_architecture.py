@@ -76,6 +76,8 @@ LAYERS = {
     ],
     "clusters": ["ray_backend", "fleet"],
 }  # fmt: skip
+# Circles of imports that there are: sorted lists of files. None is welcome.
+CIRCLES = []
 LIBRARY = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 OUTSIDE = sorted(path for folder in ("examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 OWN_ROOT = [ROOT / "__init__.py", ROOT / "__main__.py"]
@@ -90,10 +92,10 @@ def module_of(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path):
-    """Absolute names of all modules that a file imports, at its top or inside functions."""
+def imports(path, nodes=None):
+    """Absolute names of all modules that a file imports, at its top or inside functions; or those of some statements of it."""
     package = module_of(path).split(".") if path.name == "__init__.py" else module_of(path).split(".")[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes or ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -139,6 +141,49 @@ def test_imports_inside_a_folder_go_down():
             ):
                 wrong.append(f"{name_of(path)} imports {name}")
     assert not wrong
+
+
+def imported_first(statements):
+    """The import statements that run when a module is imported: not those in functions and under ``if TYPE_CHECKING``."""
+    for node in statements:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If) and ast.unparse(node.test).rpartition(".")[2] == "TYPE_CHECKING":
+            yield from imported_first(node.orelse)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            for field in ("body", "orelse", "handlers", "finalbody"):
+                yield from imported_first(getattr(node, field, []))
+
+
+def import_graph():
+    """For each module of the library, by file name, the other modules that it imports when it is imported."""
+    files = {module_of(path): name_of(path) for path in LIBRARY}
+    graph = {}
+    for path in LIBRARY:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = imports(path, imported_first(tree.body))
+        modules = {name if name in files else name.rpartition(".")[0] for name in names}
+        graph[name_of(path)] = {files[module] for module in modules if module in files} - {name_of(path)}
+    return graph
+
+
+def reachable(graph, start):
+    """All modules that ``start`` imports, directly or through others."""
+    found, waiting = set(), [start]
+    while waiting:
+        for name in graph[waiting.pop()] - found:
+            found.add(name)
+            waiting.append(name)
+    return found
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = import_graph()
+    found = {name: reachable(graph, name) for name in graph}
+    circles = {
+        frozenset({other for other in found[name] if name in found[other]}) for name in graph if name in found[name]
+    }
+    assert sorted(sorted(circle) for circle in circles) == CIRCLES
 
 
 def test_a_sub_package_says_what_is_in_it_and_has_few_files():

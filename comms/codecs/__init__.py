@@ -1,4 +1,4 @@
-"""Codecs by name: sparsifiers, quantisers, packers and lossless back ends.
+"""The built-in codecs: sparsifiers, quantisers, packing and lossless compression.
 
-Each is a row of ``make_codec``; they know the contract and the entropy coder.
+``make_codec`` makes a chain of them by name. Imports the codec contract and the entropy codec.
 """

@@ -1,10 +1,10 @@
-"""The auto codec: the smallest of several lossless codecs for the data at hand, named in the first byte of what it sends.
+"""The auto codec: encodes with several lossless codecs and sends the smallest result.
 
-Trying all of them costs the sum of their times; it pays on slow links, and where the data change (a round of zeros, a dense
-one). The receiver runs only the one that was taken, and has no say in which: by default they are those that run anywhere.
+Encoding takes the sum of their times, which pays on slow connections, and if the data vary between rounds. The receiver runs
+only the codec that was chosen, and cannot influence the choice: by default all of them run anywhere.
 
-Bytes of ``#auto``: the codec's number; then each array of its layout, one after another, those of varying size with their
-size in bytes before them (four bytes, little-endian).
+Bytes of ``#auto``: number of the codec; then each array of its layout, one after another. An array of varying size is
+preceded by its size in bytes (four bytes, little-endian).
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from .lz4_codec import Lz4
 
 AUTO = "#auto"
 Name = Literal["entropy", "rans", "lz4", "identity"]
-# Numbers are part of the format.
+# The numbers are part of the format.
 _CODECS: dict[Name, tuple[int, Codec]] = {
     "identity": (0, IdentityCodec()),
     "lz4": (1, Lz4()),
@@ -32,23 +32,23 @@ _SIZE = np.dtype("<u4")
 
 @dataclass(frozen=True)
 class Auto:
-    """Sends the smallest that ``among`` yields for all arrays together; of equals, the one named first.
+    """Encodes all arrays together with the smallest of the codecs ``among``; of equals, the one named first.
 
-    Name "entropy" only where both ends have constriction: a sender that has it uses it, and a receiver without cannot read
-    that. "rans" needs nothing, and costs some percent more.
+    Name "entropy" only if both ends have constriction: a sender that has it uses it, and a receiver without it cannot read
+    the result. "rans" runs anywhere, and takes some percent more bytes.
     """
 
     among: tuple[Name, ...] = ("rans", "lz4", "identity")
 
     def __post_init__(self) -> None:
-        """Check the names."""
+        """Checks the names."""
         unknown = [name for name in self.among if name not in _CODECS]
         if unknown or not self.among:
-            found = repr(unknown[0]) if unknown else "empty"
-            raise ValueError(f"among is {found}; it must hold names of: {', '.join(_CODECS)}")
+            value = repr(unknown[0]) if unknown else "empty"
+            raise ValueError(f"among is {value}; it must hold names of: {', '.join(_CODECS)}")
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
-        """One flat array of bytes, as long as the largest of them may be; none for nothing."""
+        """One flat array of bytes, bounded by the largest bound of the codecs; no array for no arrays."""
         check_fixed(expected, by="auto")
         if not expected:
             return ()
@@ -59,7 +59,7 @@ class Auto:
         return (ArraySpec(AUTO, (1 + max(bounds),), "|u1", exact=False),)
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
-        """Try each; nothing is lost."""
+        """Encodes with each codec and returns the smallest result. Lossless."""
         if not tensors:
             return tensors, tensors
         specs = specs_of(tensors, context.roles)
@@ -71,7 +71,7 @@ class Auto:
         return {AUTO: min(tried, key=len)}, tensors
 
     def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
-        """Undo the one that was taken, or raise a ``PacketError``."""
+        """Decodes with the codec that was chosen, or raises a ``PacketError``."""
         if not expected:
             return arrays
         data = arrays[AUTO]
@@ -80,13 +80,13 @@ class Auto:
         for name in self.among:
             number, codec = _CODECS[name]
             if number == data[0]:
-                inner = _parted(data[1:], codec.layout(expected))
+                inner = _split(data[1:], codec.layout(expected))
                 return codec.decode(inner, expected=expected, context=context)
         raise UnsupportedPacket(f"codec number {data[0]}, where one of {', '.join(self.among)} is expected")
 
 
 def _joined(number: int, arrays: Arrays, layout: tuple[ArraySpec, ...]) -> Array:
-    """The number and all arrays as bytes."""
+    """The codec's number and all arrays as bytes."""
     pieces = [np.array([number], np.uint8)]
     for spec in layout:
         raw = np.ascontiguousarray(arrays[spec.name]).reshape(-1).view(np.uint8)
@@ -96,8 +96,8 @@ def _joined(number: int, arrays: Arrays, layout: tuple[ArraySpec, ...]) -> Array
     return np.concatenate(pieces)
 
 
-def _parted(data: Array, layout: tuple[ArraySpec, ...]) -> Arrays:
-    """The arrays of a layout again; raises a ``PacketError`` where the bytes are not enough, or too many."""
+def _split(data: Array, layout: tuple[ArraySpec, ...]) -> Arrays:
+    """The inverse of ``_joined``, without the number. Raises a ``PacketError`` if there are too few or too many bytes."""
     arrays: dict[str, Array] = {}
     at = 0
     for spec in layout:

@@ -1,7 +1,7 @@
-"""The float16 quantiser: half the bytes, three decimal digits.
+"""The float16 quantiser: half the bytes, about three decimal digits.
 
-What is too large saturates at 65504, float16's largest finite number, rather than being refused: one runaway weight should
-cost its own precision, not the device's whole update, and an endpoint with error feedback sends the rest next time.
+Values out of range are clipped to ±65504, float16's largest finite number, and not refused: one very large weight should not
+cost the device's whole update, and with error feedback the rest is sent in later messages.
 """
 
 from dataclasses import dataclass
@@ -32,44 +32,44 @@ class Float16:
     roles: tuple[StageRole, ...] = ROLES
 
     def __post_init__(self) -> None:
-        """Check the roles."""
+        """Checks the roles."""
         check_roles(self.roles)
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
-        """The same arrays, the touched ones in float16."""
+        """The input's specifications, the touched ones as float16."""
         touched = touched_specs(expected, self.roles)
-        return tuple(_halved(spec) if spec.name in touched else spec for spec in expected)
+        return tuple(_as_half(spec) if spec.name in touched else spec for spec in expected)
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
-        """Halves. Raises ``ValueError`` for NaN and infinity."""
+        """Rounds to float16. Raises ``ValueError`` for NaN and infinity."""
         touched = touched_arrays(tensors, self.roles, context)
         if not touched:
             return tensors, tensors
-        halves = {name: _half(name, array) for name, array in touched.items()}
+        halves = {name: _to_half(name, array) for name, array in touched.items()}
         held = {
             n: h.reshape(-1).astype(np.float32).astype(touched[n].dtype).reshape(h.shape) for n, h in halves.items()
         }
         return {**tensors, **halves}, {**tensors, **held}
 
     def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
-        """Floats of the expected type."""
+        """Converts back to the expected types."""
         touched = touched_specs(expected, self.roles)
         tensors = {}
         for spec in expected:
             if spec.name in touched:
-                tensors[spec.name] = as_expected(as_float32(received(arrays, _halved(spec))), spec)
+                tensors[spec.name] = as_expected(as_float32(received(arrays, _as_half(spec))), spec)
             else:
                 tensors[spec.name] = received(arrays, spec)
         return tensors
 
 
-def _halved(spec: ArraySpec) -> ArraySpec:
-    """What is sent for this one."""
+def _as_half(spec: ArraySpec) -> ArraySpec:
+    """The specification as float16."""
     return msgspec.structs.replace(spec, dtype="<f2")
 
 
-def _half(name: str, array: Array) -> Array:
-    """Rounded and saturated."""
+def _to_half(name: str, array: Array) -> Array:
+    """The array rounded to float16, out-of-range values clipped."""
     flat = as_float32(array)
     if not np.isfinite(flat).all():
         raise not_finite(name)

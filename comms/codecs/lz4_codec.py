@@ -1,7 +1,7 @@
-"""The lz4 codec: lossless, and fast enough for local links.
+"""The lz4 codec: lossless, and fast enough for local networks.
 
-Floats compress only after their bytes are regrouped (all first bytes, all second bytes, ...), since sign and exponent
-repeat where mantissas do not: the shuffle filter of Blosc (Alted, 2010), here by a numpy transpose.
+Floats compress only if their bytes are regrouped first (all first bytes, then all second bytes, ...), since signs and
+exponents repeat while mantissas do not. This is the shuffle filter of Blosc (Alted, 2010), here as a numpy transpose.
 """
 
 from dataclasses import dataclass
@@ -15,26 +15,26 @@ from ..errors import CorruptPacket
 
 @dataclass(frozen=True)
 class Lz4:
-    """Compress each array by itself. ``level`` 0 is the fast mode, 1 to 12 the high-compression one."""
+    """Compresses each array by itself. ``level``: 0 for lz4's fast mode, 1 to 12 for its high-compression mode."""
 
     level: int = 0
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        """Check the level."""
+        """Checks the level."""
         if not 0 <= self.level <= 12:
             raise ValueError(f"level is {self.level}; it must be between 0 and 12")
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
-        """One flat byte array for each array, at most lz4's worst case."""
+        """A flat array of bytes for each array, bounded by lz4's worst case."""
         return tuple(ArraySpec(s.name, (lz4_bound(s.num_bytes),), "|u1", exact=False) for s in expected)
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
-        """Compress; nothing is lost."""
+        """Compresses. Lossless."""
         return {name: self._compress(array) for name, array in tensors.items()}, tensors
 
     def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
-        """Decompress each array into the size that was expected, or raise ``CorruptPacket``."""
+        """Decompresses each array into its expected size, or raises ``CorruptPacket``."""
         return {spec.name: self._decompress(arrays[spec.name], spec) for spec in expected}
 
     def _compress(self, array: Array) -> Array:
@@ -64,5 +64,5 @@ class Lz4:
 
 
 def lz4_bound(num_bytes: int) -> int:
-    """The most bytes that lz4 makes of ``num_bytes`` (LZ4_compressBound of its block format)."""
+    """The largest compressed size of ``num_bytes`` (LZ4_compressBound of lz4's block format)."""
     return num_bytes + num_bytes // 255 + 16

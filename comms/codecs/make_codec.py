@@ -1,4 +1,4 @@
-"""From a name in a configuration to a codec: built-in names, entry points of ``fedbonsai.codecs``, or ``module:Class``."""
+"""Makes codecs from a configuration: by built-in name, entry point of the group ``fedbonsai.codecs``, or ``module:Class``."""
 
 import pkgutil
 from difflib import get_close_matches
@@ -34,22 +34,22 @@ GROUP = "fedbonsai.codecs"
 
 
 def make_codec(specs: tuple[CodecSpec, ...]) -> Codec:
-    """The chain that the specifications name; the identity for none.
+    """The chain of the specified codecs; the identity for none.
 
-    Raises ``ValueError`` for an unknown name, an unknown option or a wrong value of one, and for a class that is no codec.
+    Raises ``ValueError`` for an unknown name, an unknown option or a wrong value, and for a class that is not a codec.
     """
     return chain(*(_make(spec) for spec in specs))
 
 
 def _make(spec: CodecSpec) -> Codec:
-    """One link, its options checked against the fields of its class."""
-    kind = _class_of(spec.name)
-    fields = getattr(kind, "__dataclass_fields__", None)
-    missing = [method for method in ("layout", "encode", "decode") if not callable(getattr(kind, method, None))]
+    """One codec, its options checked against the fields of its class."""
+    codec_class = _class_of(spec.name)
+    fields = getattr(codec_class, "__dataclass_fields__", None)
+    missing = [method for method in ("layout", "encode", "decode") if not callable(getattr(codec_class, method, None))]
     if fields is None or missing:
-        found = f"has no {' and no '.join(missing)}" if missing else "is no dataclass"
+        problem = f"has no {' and no '.join(missing)}" if missing else "is no dataclass"
         raise ValueError(
-            f"codec {spec.name!r}: {kind.__name__} {found}; it must be a frozen dataclass with the methods "
+            f"codec {spec.name!r}: {codec_class.__name__} {problem}; it must be a frozen dataclass with the methods "
             "layout, encode and decode"
         )
     for option in spec.options:
@@ -57,19 +57,19 @@ def _make(spec: CodecSpec) -> Codec:
             allowed = ", ".join(fields) or "none"
             raise ValueError(f"codec {spec.name!r} has no option {option!r}; its options are: {allowed}")
     try:
-        codec: Codec = msgspec.convert(spec.options, kind)
+        codec: Codec = msgspec.convert(spec.options, codec_class)
     except msgspec.ValidationError as error:
         raise ValueError(f"codec {spec.name!r} with options {spec.options}: {error}") from error
     return codec
 
 
 def _class_of(name: str) -> type[Any]:
-    """The class behind a name."""
+    """The class of a name."""
     if name in BUILT_IN:
         return BUILT_IN[name]
     if ":" in name:
         try:
-            found = pkgutil.resolve_name(name)
+            resolved = pkgutil.resolve_name(name)
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(f"codec {name!r} cannot be imported: {error}") from error
     else:
@@ -80,9 +80,9 @@ def _class_of(name: str) -> type[Any]:
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise ValueError(f"unknown codec {name!r}{hint}; known are: {', '.join(known)}, or module:Class")
         try:
-            found = plugins[name].load()
-        except Exception as error:  # a plug-in's own import may raise anything; it becomes the user's sentence
+            resolved = plugins[name].load()
+        except Exception as error:  # the import of a plug-in may raise anything
             raise ValueError(f"codec {name!r} cannot be loaded from {plugins[name].value}: {error}") from error
-    if not isinstance(found, type):
-        raise ValueError(f"codec {name!r} names a {type(found).__name__}; it must name a class")
-    return found
+    if not isinstance(resolved, type):
+        raise ValueError(f"codec {name!r} names a {type(resolved).__name__}; it must name a class")
+    return resolved

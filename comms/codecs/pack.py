@@ -1,6 +1,6 @@
-"""Packs symbols of a few bits each into bytes, for chains without entropy coding.
+"""The pack codec: packs symbols of a few bits into bytes, for chains without entropy coding.
 
-Eight symbols of b bits are b bytes, whatever b: they are shifted into one 64-bit word, of which the low b bytes are kept.
+Eight symbols of b bits take b bytes for any b: they are shifted into one 64-bit word, of which the low b bytes are kept.
 """
 
 from dataclasses import dataclass
@@ -14,30 +14,30 @@ from ..stages import check_fixed, received
 
 @dataclass(frozen=True)
 class Pack:
-    """Sends every int8 and uint8 array with ``bits`` bits an entry: ``uniform``'s symbols, or ``ternary``'s with 2.
+    """Packs every int8 and uint8 array with ``bits`` bits an entry: symbols of ``uniform``, or of ``ternary`` with 2 bits.
 
-    Signed symbols travel in two's complement. An array made by another stage (its name holds a ``#``) passes as it is.
+    Signed symbols are stored in two's complement. Arrays added by another stage (with a ``#`` in their name) pass unchanged.
     """
 
     bits: int
 
     def __post_init__(self) -> None:
-        """Check the width."""
+        """Checks the width."""
         if not 1 <= self.bits <= 8:
             raise ValueError(f"bits is {self.bits}; it must be between 1 and 8")
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
-        """Flat bytes for each array of symbols; their number is exact."""
+        """Flat bytes of exact number in place of each array of symbols."""
         return tuple(self._packed(spec) if _is_symbols(spec.name, spec.dtype) else spec for spec in expected)
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
-        """Pack; nothing is lost. Raises ``ValueError`` for symbols that ``bits`` bits cannot tell apart."""
+        """Packs. Lossless. Raises ``ValueError`` for symbols that do not fit ``bits`` bits."""
         return {
             n: self._pack(n, array) if _is_symbols(n, array.dtype.str) else array for n, array in tensors.items()
         }, tensors
 
     def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
-        """Symbols of the expected type and shape."""
+        """Unpacks symbols of the expected types and shapes."""
         tensors = {}
         for spec in expected:
             if _is_symbols(spec.name, spec.dtype):
@@ -47,7 +47,7 @@ class Pack:
         return tensors
 
     def _packed(self, spec: ArraySpec) -> ArraySpec:
-        """What is sent for this one."""
+        """The specification of the packed bytes."""
         check_fixed((spec,), by="pack")
         return msgspec.structs.replace(spec, shape=(-(-spec.items * self.bits // 8),), dtype="|u1", nonzeros=None)
 
@@ -56,8 +56,8 @@ class Pack:
         low, high = info.min >> (8 - self.bits), info.max >> (8 - self.bits)
         flat = array.reshape(-1)
         if flat.min(initial=0) < low or flat.max(initial=0) > high:
-            found = f"symbols from {flat.min()} to {flat.max()}"
-            raise ValueError(f"pack: {name!r} holds {found}; {self.bits} bits hold {low} to {high}")
+            symbols = f"symbols from {flat.min()} to {flat.max()}"
+            raise ValueError(f"pack: {name!r} holds {symbols}; {self.bits} bits hold {low} to {high}")
         padded = np.zeros((-(-flat.size // 8), 8), np.uint8)
         padded.reshape(-1)[: flat.size] = flat.view(np.uint8)
         padded &= np.uint8((1 << self.bits) - 1)
@@ -76,7 +76,7 @@ class Pack:
         symbols = np.empty((len(words), 8), np.uint8)
         spare = 8 - self.bits
         for position in range(8):
-            # Up to the top of the byte and, as the expected type, down again: that spreads the sign.
+            # Shifted to the top of the byte, and below, as the expected type, down again: this extends the sign.
             symbols[:, position] = (words >> np.uint64(position * self.bits)).astype(np.uint8) << np.uint8(spare)
         return (symbols.reshape(-1)[: spec.items].view(spec.dtype) >> spare).reshape(spec.shape)
 

@@ -1,11 +1,12 @@
-"""Sparsifiers: what is not sent becomes zero; names, shapes and types stay.
+"""Sparsifiers: entries that are not kept become zero; names, shapes and types stay.
 
-``topk`` keeps a share of the entries, ``threshold`` all that are large enough. What they drop is lost here; an endpoint with
-error feedback carries it into the next message. Deep Gradient Compression (Lin et al., 2018, arXiv 1712.01887) selects per
-tensor; ResFed (Song et al., 2022, arXiv 2212.05602) takes one threshold for the whole model. We depart from ResFed in
-leaving vectors and statistics out by default: running means and step counters would win every place.
+``topk`` keeps a share of the entries, ``threshold`` all that are large enough. The codec drops the others; an end of a link
+with error feedback adds them to the next residual. Deep Gradient Compression (Lin et al., 2018, arXiv 1712.01887) selects
+per tensor; ResFed (Song et al., 2022, arXiv 2212.05602) takes one threshold for the whole model. Unlike ResFed, vectors and
+statistics are left out by default: running means and step counters would be selected before any weight.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -14,19 +15,22 @@ import numpy as np
 
 from ..codec import Array, Arrays, ArraySpec, Context
 from ..stages import StageRole, check_choice, check_roles, not_finite, received, touched_arrays, touched_specs
-from .selection import largest, magnitude_bits
+
+_SAMPLE_FROM = 1 << 15  # entries; with fewer, partitioning all of them is faster than sampling
+_STRIDE = 61  # of the sample; prime, so that it reaches every position of a filter
 
 
 @dataclass(frozen=True)
 class TopK:
-    """Keeps the largest ``density`` of the entries: ``density * n`` rounded half up, less only where fewer are not zero.
+    """Keeps the largest share ``density`` of n entries: ``density * n`` rounded half up, or fewer if fewer are nonzero.
 
-    ``scope``: ``"tensor"``, each for itself; ``"global"``, the largest of all touched tensors together; ``"normalised"``,
-    as global after dividing each tensor by its root mean square, so that a layer of small values does not starve. (The score is
-    LAMP's, Lee et al., 2021, arXiv 2010.07611, with the mean square of the whole tensor where LAMP has the sum over what is
-    left of it: the share depends on the shape of a distribution, neither on its scale nor on the size of the tensor.)
-    ``floor``: the least that is kept, of each tensor (tensor, normalised) or of all (global). Equals are kept in the
-    order of the tensors and positions. ``sampled``: find the threshold through a sample; faster, and the same entries.
+    ``scope``: ``"tensor"``, the largest of each tensor; ``"global"``, the largest of all touched tensors together;
+    ``"normalised"``, as global after dividing each tensor by its root mean square, so that a layer of small values is not left
+    out. (The score is LAMP's, Lee et al., 2021, arXiv 2010.07611, with the mean square of the whole tensor in place of LAMP's
+    sum over its remaining entries: a tensor's share depends on the shape of its distribution, not on its scale or size.)
+    ``floor``: the least number of entries kept, of each tensor (tensor, normalised) or of all (global). Of equal entries, those
+    of earlier tensors and positions are kept. ``sampled``: estimate the threshold from a sample, which is faster and keeps
+    the same entries.
     """
 
     density: float
@@ -37,7 +41,7 @@ class TopK:
     sparsifies: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Check the options."""
+        """Checks the options."""
         if not 0 < self.density <= 1:
             raise ValueError(f"density is {self.density}; it must be above 0, and 1 at most")
         if self.floor < 1:
@@ -46,7 +50,7 @@ class TopK:
         check_roles(self.roles)
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
-        """The same arrays, with the number of entries that may differ from zero."""
+        """The input's specifications, with bounds on the nonzero entries."""
         touched = touched_specs(expected, self.roles)
         if self.scope == "tensor":
             bounds = {name: self._count(spec.items) for name, spec in touched.items()}
@@ -56,7 +60,7 @@ class TopK:
         return tuple(_bounded(spec, bounds[spec.name]) if spec.name in touched else spec for spec in expected)
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
-        """The same arrays, zero where nothing is sent. Raises ``ValueError`` for NaN and infinity."""
+        """Sets the entries that are not kept to zero. Raises ``ValueError`` for NaN and infinity."""
         touched = touched_arrays(tensors, self.roles, context)
         if not touched:
             return tensors, tensors
@@ -65,46 +69,46 @@ class TopK:
         magnitudes = [magnitude_bits(array, dtype) for array in touched.values()]
         if self.scope == "tensor":
             counts = [self._count(m.size) for m in magnitudes]
-            chosen = [largest([m], k, sampled=self.sampled)[0] for m, k in zip(magnitudes, counts, strict=True)]
+            kept = [largest([m], k, sampled=self.sampled)[0] for m, k in zip(magnitudes, counts, strict=True)]
         else:
             if self.scope == "normalised":
                 magnitudes = [
                     self._normalised(name, m.view(dtype)) for name, m in zip(touched, magnitudes, strict=True)
                 ]
-            chosen = largest(magnitudes, self._total([m.size for m in magnitudes]), sampled=self.sampled)
-        # NaN and infinity have the largest bits: where there is one, one is chosen.
-        sparse = {n: _only(n, a, at) for (n, a), at in zip(touched.items(), chosen, strict=True)}
+            kept = largest(magnitudes, self._total([m.size for m in magnitudes]), sampled=self.sampled)
+        # NaN and infinity have the largest bits, so if a tensor holds any, at least one is kept, and found by _only.
+        sparse = {n: _only(n, a, at) for (n, a), at in zip(touched.items(), kept, strict=True)}
         arrays = {**tensors, **sparse}
         return arrays, arrays
 
     def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
-        """The same arrays."""
+        """Returns the received arrays."""
         return {spec.name: received(arrays, spec) for spec in expected}
 
     def _count(self, items: int) -> int:
-        """How many of ``items`` are kept."""
+        """Number of entries kept of ``items``."""
         return min(items, max(self.floor, int(self.density * items + 0.5)))
 
     def _total(self, sizes: list[int]) -> int:
-        """How many are kept of all tensors together."""
+        """Number of entries kept of all tensors together."""
         least = sum(min(self.floor, size) for size in sizes) if self.scope == "normalised" else 0
         return max(least, self._count(sum(sizes)))
 
     def _normalised(self, name: str, magnitude: Array) -> Array:
-        """Bits of the magnitudes over their root mean square, and more than any of them for the ``floor`` largest."""
+        """Bits of the magnitudes over their root mean square; the largest integer for the ``floor`` largest, to keep them."""
         relative, _, ratio = _scaled(name, magnitude)
         relative /= relative.dtype.type(ratio)
         bits = magnitude_bits(relative, relative.dtype.type)
-        np.maximum(bits, magnitude > 0, out=bits)  # what underflowed is small, but no zero
+        np.maximum(bits, magnitude > 0, out=bits)  # a nonzero entry that underflowed stays nonzero
         bits[largest([bits], self.floor, sampled=self.sampled)[0]] = np.iinfo(bits.dtype).max
         return bits
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """Keeps the entries of at least ``value`` in magnitude. ``relative``: in units of the tensor's root mean square.
+    """Keeps the entries of magnitude ``value`` or more. ``relative``: in units of the tensor's root mean square.
 
-    How many that are depends on the data alone, so the layout gives no bound.
+    Their number depends on the data alone, so the layout has no bound on it.
     """
 
     value: float
@@ -113,18 +117,18 @@ class Threshold:
     sparsifies: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Check the options."""
+        """Checks the options."""
         if not 0 < self.value < float("inf"):
             raise ValueError(f"value is {self.value}; it must be above 0 and finite")
         check_roles(self.roles)
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
-        """The same arrays."""
+        """The input's specifications."""
         touched_specs(expected, self.roles)
         return expected
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
-        """The same arrays, zero where nothing is sent. Raises ``ValueError`` for NaN and infinity."""
+        """Sets the entries that are not kept to zero. Raises ``ValueError`` for NaN and infinity."""
         touched = touched_arrays(tensors, self.roles, context)
         if not touched:
             return tensors, tensors
@@ -132,7 +136,7 @@ class Threshold:
         return arrays, arrays
 
     def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
-        """The same arrays."""
+        """Returns the received arrays."""
         return {spec.name: received(arrays, spec) for spec in expected}
 
     def _sparse(self, name: str, array: Array) -> Array:
@@ -144,12 +148,12 @@ class Threshold:
             least *= peak * ratio
         with np.errstate(over="ignore"):
             bound = magnitude_bits(np.asarray(least).astype(dtype), dtype)
-        # At least one, lest zeros count as kept. Compared as bits, NaN and infinity are always kept, and found there.
+        # A bound of at least 1 drops zeros. Compared as bits, NaN and infinity are always kept, and found by _only.
         return _only(name, array, np.flatnonzero(bits >= np.maximum(bound, 1)))
 
 
 def _scaled(name: str, magnitude: Array) -> tuple[Array, float, float]:
-    """Magnitudes over their peak, the peak, and the root mean square over the peak; scaled first, lest a square overflow."""
+    """Magnitudes over their peak, the peak, and the root mean square over the peak. Scaled before squaring, for overflow."""
     peak = magnitude.max(initial=0)
     if not np.isfinite(peak):
         raise not_finite(name)
@@ -161,7 +165,7 @@ def _scaled(name: str, magnitude: Array) -> tuple[Array, float, float]:
 
 
 def _only(name: str, array: Array, at: Array) -> Array:
-    """A copy that is zero but at these flat positions; refuses NaN and infinity among them."""
+    """A copy that is zero except at these flat positions. Raises ``ValueError`` for NaN and infinity among them."""
     kept = array.reshape(-1)[at]
     if not np.isfinite(kept).all():
         raise not_finite(name)
@@ -171,5 +175,57 @@ def _only(name: str, array: Array, at: Array) -> Array:
 
 
 def _bounded(spec: ArraySpec, nonzeros: int) -> ArraySpec:
-    """The specification with the tighter of its own bound and this one."""
+    """The specification with the smaller of its own bound and this one."""
     return msgspec.structs.replace(spec, nonzeros=nonzeros if spec.nonzeros is None else min(spec.nonzeros, nonzeros))
+
+
+def magnitude_bits(array: Array, dtype: type[np.floating] = np.float32) -> Array:
+    """The bits of ``|x|`` as flat integers, which order like the floats and are faster to compare and to partition.
+
+    Zeros of either sign are 0. ``dtype``: float32 or float64, to which ``x`` is converted.
+    """
+    flat = array.reshape(-1).astype(dtype, copy=False)
+    if dtype is np.float64:
+        return flat.view(np.int64) & np.int64(0x7FFF_FFFF_FFFF_FFFF)
+    return flat.view(np.int32) & np.int32(0x7FFF_FFFF)
+
+
+def largest(magnitudes: Sequence[Array], count: int, *, sampled: bool = True) -> list[Array]:
+    """For each array, the flat positions, ascending, of its entries among the ``count`` largest of all arrays together.
+
+    Exact, without sorting or partitioning all entries: a sample gives a threshold that lets enough entries through, and only
+    these are partitioned. These are the two steps of Deep Gradient Compression (section 3.1), where the sample's threshold is
+    final; here the number of entries is checked, so the result does not depend on the sample.
+
+    ``magnitudes``: flat, not negative, of one type. Zeros are never among the largest, so there may be fewer than ``count``.
+    Of equal entries, those of earlier arrays, then of lower positions, are taken. ``sampled`` changes only the time.
+    """
+    if count < 1 or not magnitudes:
+        return [np.zeros(0, np.intp) for _ in magnitudes]
+    floor = _conservative_threshold(magnitudes, count) if sampled else 1
+    candidates = [np.flatnonzero(m >= floor) for m in magnitudes]
+    if floor > 1 and sum(map(len, candidates)) < count:  # the threshold was too high
+        candidates = [np.flatnonzero(m) for m in magnitudes]
+    values = np.concatenate([m[at] for m, at in zip(magnitudes, candidates, strict=True)])
+    if values.size <= count:
+        return candidates
+    cut = np.partition(values, values.size - count)[values.size - count]
+    keep = values > cut
+    ties = np.flatnonzero(values == cut)
+    keep[ties[: count - np.count_nonzero(keep)]] = True
+    borders = np.cumsum([at.size for at in candidates])[:-1]
+    return [at[kept] for at, kept in zip(candidates, np.split(keep, borders), strict=True)]
+
+
+def _conservative_threshold(magnitudes: Sequence[Array], count: int) -> int:
+    """A magnitude that very likely ``count`` entries reach, and not many more; 1 if all nonzero entries must be compared."""
+    total = sum(m.size for m in magnitudes)
+    if total < _SAMPLE_FROM or count >= total:
+        return 1
+    sample = np.concatenate([m[::_STRIDE] for m in magnitudes])
+    expected = count * sample.size / total
+    # Four standard deviations above the expected number, and four entries more for very low densities.
+    rank = int(expected + 4 * expected**0.5) + 4
+    if rank >= sample.size:
+        return 1
+    return max(1, int(np.partition(sample, sample.size - rank)[sample.size - rank]))

@@ -1,9 +1,10 @@
-"""The ternary quantiser: what is not zero becomes one of a few levels per sign, which the sender fits to its data.
+"""The ternary quantiser: each nonzero entry becomes one of a few levels per sign, which the sender fits to its data.
 
-``"centroid"`` with one level per sign is the mean of each sign's entries: no other pair of levels has a smaller squared
+``"centroid"`` with one level per sign takes the mean of each sign's entries: no other pair of levels has a smaller squared
 error. (Sparse Ternary Compression, Sattler et al., 2019, arXiv 1903.02891, has one magnitude for both signs.) ``"median"`` is
-ResFed's own rule (Song et al., 2022, arXiv 2212.05602), kept for fidelity: it drops half of what the sparsifier kept, and
-its levels are medians. The median of an even number is the lower one, as the survivors that its authors count imply.
+ResFed's own rule (Song et al., 2022, arXiv 2212.05602), kept for fidelity: it drops half of the entries that the sparsifier
+kept, and its levels are medians. The median of an even number of entries is the lower one, as the authors' own counts of
+remaining entries imply.
 """
 
 from dataclasses import dataclass
@@ -28,17 +29,17 @@ from ..stages import (
 )
 
 _SHARED = "#levels"
-_SPARSE = 8  # with fewer than one entry in so many, visiting positions beats looking up all of them
+_SPARSE = 8  # with fewer than one nonzero symbol in so many, looking up only these is faster than looking up all
 
 
 @dataclass(frozen=True)
 class Ternary:
     """Sends int8 symbols from -levels to levels, 0 for zero, and the 2 * ``levels`` float32 values that they stand for.
 
-    Each sign's entries are split by magnitude into ``levels`` bins of equal population; equals share a bin. ``rule``:
-    "centroid", the level is the mean of its bin; "median", its lower median, after entries below the lower median of all
-    magnitudes have become zero (``levels`` is then a power of two, since bins come from halving). ``scope``: levels for each
-    tensor, or for all touched ones together. A bin without entries has level 0.
+    The entries of each sign are split by magnitude into ``levels`` bins of equal population; equal values share a bin.
+    ``rule``: "centroid", a level is the mean of its bin; "median", the lower median of its bin, after entries below the lower
+    median of all magnitudes have become zero (``levels`` must then be a power of two, since the bins are halved). ``scope``:
+    levels for each tensor, or for all touched tensors together. An empty bin has level 0.
     """
 
     levels: int = 1
@@ -47,7 +48,7 @@ class Ternary:
     roles: tuple[StageRole, ...] = ("weight",)
 
     def __post_init__(self) -> None:
-        """Check the options."""
+        """Checks the options."""
         if not 1 <= self.levels <= 127:
             raise ValueError(f"levels is {self.levels}; it must be between 1 and 127")
         check_choice("scope", self.scope, ("tensor", "global"))
@@ -57,21 +58,21 @@ class Ternary:
         check_roles(self.roles)
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
-        """Symbols in place of each touched array; levels behind each, or behind all."""
+        """Symbols in place of each touched array; levels after each, or after all."""
         touched = touched_specs(expected, self.roles)
-        found = []
+        layout = []
         for spec in expected:
-            found.append(_symbols(spec) if spec.name in touched else spec)
+            layout.append(_symbols(spec) if spec.name in touched else spec)
             if spec.name in touched and self.scope == "tensor":
-                found.append(self._levels(f"{spec.name}{_SHARED}"))
+                layout.append(self._levels(f"{spec.name}{_SHARED}"))
         if touched and self.scope == "global":
             if any(spec.name == _SHARED for spec in expected):
                 raise ValueError("a chain holds one ternary of scope 'global' at most; give one of them scope 'tensor'")
-            found.append(self._levels(_SHARED))
-        return tuple(found)
+            layout.append(self._levels(_SHARED))
+        return tuple(layout)
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
-        """Symbols and levels. Raises ``ValueError`` for NaN and infinity."""
+        """Quantises to symbols and levels. Raises ``ValueError`` for NaN and infinity."""
         touched = {name: _entries(name, array) for name, array in touched_arrays(tensors, self.roles, context).items()}
         if not touched:
             return tensors, tensors
@@ -90,7 +91,7 @@ class Ternary:
         return {spec.name: arrays[spec.name] for spec in self.layout(specs_of(tensors, context.roles))}, held
 
     def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
-        """The level of each symbol. Raises a ``PacketError`` for symbols and levels that no sender makes."""
+        """Looks up the level of each symbol. Raises a ``PacketError`` for symbols out of range and levels not finite."""
         touched = touched_specs(expected, self.roles)
         levels_of = {n: levels_name for levels_name, names in self._groups(tuple(touched)).items() for n in names}
         tensors = {}
@@ -108,18 +109,18 @@ class Ternary:
         return tensors
 
     def _levels(self, name: str) -> ArraySpec:
-        """Specification of the levels: 1 to ``levels``, then -``levels`` to -1."""
+        """Specification of the levels: those of symbols 1 to ``levels``, then of -``levels`` to -1."""
         return ArraySpec(name, (2 * self.levels,), "<f4")
 
     def _groups(self, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-        """The tensors that share levels, by the name of these."""
+        """The tensors that share levels, by the name of the levels' array."""
         if self.scope == "global":
             return {_SHARED: names} if names else {}
         return {f"{name}{_SHARED}": (name,) for name in names}
 
 
 class _Entries(NamedTuple):
-    """What is not zero in a tensor: flat positions, and float32 values."""
+    """The nonzero entries of a tensor: flat positions, and float32 values."""
 
     at: Array
     values: Array
@@ -139,38 +140,38 @@ def _symbols(spec: ArraySpec) -> ArraySpec:
 
 
 def _coded(values: Array, levels: int, rule: str) -> tuple[Array, Array]:
-    """Symbols of the values, and the levels in the order in which they are sent."""
+    """Symbols of the values (all nonzero), and the levels in the order in which they are sent."""
     magnitudes = np.abs(values)
     kept = magnitudes >= _lower_median(np.sort(magnitudes)) if rule == "median" else np.ones(values.size, bool)
     symbols = np.zeros(values.size, np.int8)
-    found = []
+    signed_levels = []
     for sign in (1, -1):
         own = np.flatnonzero(kept & (sign * values > 0))
         bins, magnitude_levels = _binned(magnitudes[own], levels, rule)
         symbols[own] = sign * (bins + 1)
-        found.append(sign * magnitude_levels[::sign])
-    return symbols, np.concatenate(found).astype("<f4")
+        signed_levels.append(sign * magnitude_levels[::sign])
+    return symbols, np.concatenate(signed_levels).astype("<f4")
 
 
 def _binned(magnitudes: Array, levels: int, rule: str) -> tuple[Array, Array]:
-    """The bin of each magnitude, 0 for the smallest ones, and the level of each bin."""
+    """The bin of each magnitude (0 for the smallest), and the level of each bin."""
     ordered = np.sort(magnitudes) if levels > 1 or rule == "median" else magnitudes
     if rule == "median":
         edges = _median_edges(ordered, levels)
     else:
-        # The largest magnitude of each bin but the last; a bin of nothing ends at 0.
+        # The largest magnitude of each bin but the last; an empty bin ends at 0.
         edges = np.append(np.float32(0), ordered)[[number * ordered.size // levels for number in range(1, levels)]]
     bins = np.searchsorted(edges, magnitudes, side="left")
     if rule == "median":
         borders = [0, *np.searchsorted(ordered, edges, side="right"), ordered.size]
         return bins, np.array([_lower_median(ordered[a:b]) for a, b in pairwise(borders)], np.float32)
     counts = np.bincount(bins, minlength=levels)
-    # Sums in float64: only the sender forms them.
+    # Sums in float64. Only the sender computes them, so both ends need not agree.
     return bins, np.bincount(bins, weights=magnitudes, minlength=levels) / np.maximum(counts, 1)
 
 
 def _median_edges(ordered: Array, levels: int) -> Array:
-    """The largest magnitude of each bin but the last, when every bin is halved at its lower median until there are enough."""
+    """The largest magnitude of each bin but the last. Bins are halved at their lower median until there are ``levels``."""
     borders = [0, ordered.size]
     while len(borders) <= levels:
         middles = [int(np.searchsorted(ordered, _lower_median(ordered[a:b]), side="right")) if b > a else b
@@ -180,24 +181,24 @@ def _median_edges(ordered: Array, levels: int) -> Array:
 
 
 def _lower_median(ordered: Array) -> np.float32:
-    """The median of sorted numbers, the lower one of two; 0 of none."""
+    """The lower median of sorted numbers; 0 for none."""
     return np.float32(ordered[(ordered.size - 1) // 2] if ordered.size else 0)
 
 
 def _table(levels: Array) -> Array:
-    """The value of symbol s at index s: negative symbols count from the end."""
+    """The value of symbol s at index s; negative symbols index from the end."""
     return np.append(np.float32(0), levels)
 
 
 def _scattered(values: Array, at: Array, size: int) -> Array:
-    """Zeros, but for these values at these positions."""
+    """An array of zeros with these values at these positions."""
     flat = np.zeros(size, values.dtype)
     flat[at] = values
     return flat
 
 
 def _looked_up(table: Array, symbols: Array) -> Array:
-    """The values of flat symbols."""
+    """The values of flat symbols, by a table."""
     at = np.flatnonzero(symbols != 0)
     if at.size * _SPARSE > symbols.size:
         return table[symbols]

@@ -1,8 +1,8 @@
-"""The uniform quantiser: equal steps, one step size for a tensor or for each of its channels.
+"""The uniform quantiser: equal steps, with one step size for a tensor or for each of its channels.
 
-A symmetric grid without an offset, so that zero stays zero and sparse tensors stay sparse. Stochastic rounding as in QSGD
-(Alistarh et al., 2017, arXiv 1610.02132, section 3.1), with the largest magnitude in place of the norm: every value is
-right on average. The receiver's arithmetic is one float32 product, so that both ends hold the same bits.
+The grid has no offset, so zero stays zero and sparse tensors stay sparse. Stochastic rounding follows QSGD (Alistarh et al.,
+2017, arXiv 1610.02132, section 3.1), with the largest magnitude in place of the norm; it is unbiased. The receiver computes
+one float32 product for each entry, so both ends hold the same bits.
 """
 
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ from ..stages import (
 
 @dataclass(frozen=True)
 class Uniform:
-    """Sends symbols of ``bits`` bits, a byte each (``pack`` and the entropy coder make them smaller), and the step sizes.
+    """Sends symbols of ``bits`` bits, one a byte (to be followed by ``pack`` or the entropy codec), and the step sizes.
 
-    ``signed``: symbols in [-(2^(bits-1) - 1), 2^(bits-1) - 1] as int8; or, False, in [0, 2^bits - 1] as uint8, for tensors
-    that are never negative. ``"auto"`` takes the unsigned grid for a tensor without negative entries: its step sizes then
-    carry a minus sign, and its symbols are the low ``bits`` bits in two's complement, as int8.
-    ``granularity``: one step size for the tensor, or for each channel: each index of the first dimension, where there are two
-    dimensions or more. ``stochastic``: round up with the probability of the remainder, by the context's seed.
+    ``signed``: True, symbols in [-(2^(bits-1) - 1), 2^(bits-1) - 1] as int8; False, in [0, 2^bits - 1] as uint8, for tensors
+    without negative entries; "auto", the unsigned grid for each tensor without negative entries. The step sizes of such a
+    tensor are sent with a minus sign, and its symbols are the low ``bits`` bits in two's complement, as int8.
+    ``granularity``: one step size for the tensor, or one for each channel (index of the first dimension) if it has two or
+    more dimensions. ``stochastic``: round up with the probability of the remainder, drawn from the context's seed.
     """
 
     bits: int = 8
@@ -45,7 +45,7 @@ class Uniform:
     roles: tuple[StageRole, ...] = ROLES
 
     def __post_init__(self) -> None:
-        """Check the options."""
+        """Checks the options."""
         if not 2 <= self.bits <= 8:
             raise ValueError(f"bits is {self.bits}; it must be between 2 and 8")
         check_choice("signed", self.signed, (True, False, "auto"))
@@ -53,15 +53,18 @@ class Uniform:
         check_roles(self.roles)
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
-        """Symbols in place of each touched array, and its step sizes behind it."""
+        """Symbols in place of each touched array, followed by its step sizes."""
         touched = touched_specs(expected, self.roles)
-        found = []
+        layout = []
         for spec in expected:
-            found += [self._symbols(spec), self._scale(spec)] if spec.name in touched else [spec]
-        return tuple(found)
+            layout += [self._symbols(spec), self._scale(spec)] if spec.name in touched else [spec]
+        return tuple(layout)
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
-        """Symbols and step sizes. Raises ``ValueError`` for NaN, infinity, and negative entries where none are allowed."""
+        """Quantises to symbols and step sizes.
+
+        Raises ``ValueError`` for NaN and infinity, and for negative entries if ``signed`` is False.
+        """
         touched = touched_arrays(tensors, self.roles, context)
         if not touched:
             return tensors, tensors
@@ -76,7 +79,7 @@ class Uniform:
         return arrays, held
 
     def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
-        """Symbols times step sizes."""
+        """Multiplies symbols by step sizes."""
         touched = touched_specs(expected, self.roles)
         tensors = {}
         for spec in expected:
@@ -98,7 +101,7 @@ class Uniform:
         return shape[:1] if self.granularity == "channel" and len(shape) >= 2 else ()
 
     def _rows(self, flat: Array, shape: tuple[int, ...]) -> Array:
-        """One row for each step size."""
+        """The array as one row for each step size."""
         rows = int(np.prod(self._channels(shape), dtype=np.int64))
         return flat.reshape(rows, flat.size // rows if rows else 0)
 
@@ -107,7 +110,7 @@ class Uniform:
         return (1 << self.bits) - 1 if unsigned else (1 << self.bits - 1) - 1
 
     def _quantised(self, name: str, array: Array, noise: np.random.Generator | None) -> tuple[Array, Array]:
-        """Symbols in the array's shape, and step sizes."""
+        """Symbols in the array's shape, and step sizes. ``noise``: for stochastic rounding; None for nearest."""
         rows = self._rows(as_float32(array), array.shape)
         low, high = rows.min(axis=1, initial=0), rows.max(axis=1, initial=0)
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
@@ -132,7 +135,7 @@ class Uniform:
         return symbols.reshape(array.shape), scale.reshape(self._channels(array.shape))
 
     def _restored(self, symbols: Array, scale: Array, spec: ArraySpec) -> Array:
-        """What symbols and step sizes stand for; raises a ``PacketError`` for what no sender makes."""
+        """Symbols times step sizes. Raises a ``PacketError`` for symbols or step sizes out of range."""
         with np.errstate(over="ignore", invalid="ignore"):
             marked = self.signed == "auto" and bool((scale < 0).any())
             limit = self._limit(self.signed is False or marked)
@@ -155,7 +158,7 @@ def _scale_name(name: str) -> str:
 
 
 def _step_sizes(peaks: Array, limit: int) -> Array:
-    """The least float32 steps of which ``limit`` reach the peaks, unless that many would overflow."""
+    """The smallest float32 step sizes with ``limit * step >= peak``, or just below if the product would overflow."""
     peaks, most = np.atleast_1d(peaks), np.float32(limit)
     scale = peaks / most
     with np.errstate(over="ignore"):

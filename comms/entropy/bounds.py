@@ -1,7 +1,8 @@
-"""How long a stream of symbols can get, from what both ends know: the receiver's limit, and the sender's promise.
+"""Upper bounds on the size of a stream of symbols, from specifications alone: the receiver accepts no longer one.
 
-Plainly coded, an entry that is there costs at most log2(items / nonzeros) + 1.45 bits for its gap (the entropy of a coin, for
-any arrangement), 9 bits for sign and magnitude, and less than half a bit for what tables and lanes lose. All in integers.
+*Plain* coding has no model of the data, so its size is bounded for any data: a nonzero entry costs at most log2(items /
+nonzeros) + 1.45 bits for its gap (the entropy of the density, for any arrangement), 9 bits for sign and magnitude, and less
+than half a bit for the losses of tables and lanes. All bounds are computed in integers.
 """
 
 from ..codec import ArraySpec
@@ -12,40 +13,41 @@ _ENTRY_BITS = 12
 
 
 def stream_bound(specs: list[ArraySpec]) -> int:
-    """The most bytes of a stream of arrays of these specifications, items and nonzeros taken from them."""
+    """The largest size in bytes of a stream of arrays of these specifications."""
     return _STREAM_BYTES + sum(_tensor_bound(spec.items, most_entries(spec), _ENTRY_BITS) for spec in specs)
 
 
 def plain_limit(sizes: list[tuple[int, int]]) -> int:
-    """A size (items, nonzeros of each tensor) that plain coding keeps, and that no bound of a receiver is below.
+    """The largest size in bytes of plainly coded tensors of these (items, nonzeros). A receiver's bound is never smaller.
 
-    One bit less for each entry makes up for the steps of ``bit_length``: a receiver's ``nonzeros`` may be larger.
+    A receiver's ``nonzeros`` may be larger than the real number. One bit less for each entry than in ``stream_bound`` makes up
+    for the steps of ``bit_length``.
     """
     return sum(_tensor_bound(items, nonzeros, _ENTRY_BITS - 1) for items, nonzeros in sizes)
 
 
 def most_entries(spec: ArraySpec) -> int:
-    """The most entries of an array that are not zero."""
+    """Upper bound on the nonzero entries of an array."""
     return spec.items if spec.nonzeros is None else min(spec.nonzeros, spec.items)
 
 
 def may_be_dense(items: int, entries: int) -> bool:
-    """Whether a sender looks at coding all symbols of an array with so many entries that are not zero."""
+    """Whether a sender considers dense coding for an array with so many nonzero entries."""
     return 16 * entries > items
 
 
 def sparse_is_smaller(items: int, nonzeros: int) -> bool:
-    """Which plain way is the one that the bound is for."""
+    """Whether the bound of plain coding is the one for a sparse tensor, not that for a dense one."""
     return _sparse_bytes(items, nonzeros, _ENTRY_BITS) < _dense_bytes(items)
 
 
 def _tensor_bound(items: int, nonzeros: int, entry_bits: int) -> int:
-    """The most bytes of one tensor."""
+    """The largest size in bytes of one tensor."""
     return _TENSOR_BYTES + min(_dense_bytes(items), _sparse_bytes(items, nonzeros, entry_bits))
 
 
 def _dense_bytes(items: int) -> int:
-    """All symbols, and what lanes lose."""
+    """All symbols, and the losses of lanes."""
     return items + items // 64
 
 

@@ -1,51 +1,51 @@
-"""The portable coder: interleaved range asymmetric numeral systems in numpy.
+"""The portable entropy coder: interleaved range asymmetric numeral systems in numpy.
 
-Duda (2013, arXiv 1311.2540) gives the coder, Giesen (2014, arXiv 1402.3392) the interleaving: each lane is a coder of its
-own, symbol i belongs to lane i modulo their number, and all lanes take one step at once. A state is in [2^24, 2^40) between
-steps, well above the tables' 2^14, and is renormalised by 16 bits. A lane costs three bytes, so their number grows with
-that of the symbols. A receiver insists on it: few lanes for many symbols would cost its time, a step of Python for each.
+The coder is by Duda (2013, arXiv 1311.2540), the interleaving by Giesen (2014, arXiv 1402.3392): each lane is a coder of its
+own, symbol i of a section belongs to lane i modulo the number of lanes, and all lanes take a step at once. Between steps a
+state is in [2^24, 2^40), well above the tables' 2^14; it is renormalised by 16 bits. A lane costs three bytes, so the number
+of lanes grows with the number of symbols. The receiver enforces that number, since few lanes for many symbols would cost it
+a Python step for each symbol.
 
-Bytes: number of lanes (2), states (5 each), 16-bit words in the order in which the decoder wants them; little-endian.
+Bytes: number of lanes (2), states (5 each), 16-bit words in the order in which the decoder reads them; little-endian.
 """
 
 import numpy as np
 
 from ..codec import Array
 from ..errors import CorruptPacket, TruncatedPacket
-from .coders import Symbols
-from .tables import PRECISION_BITS, TOTAL, Table
+from .tables import PRECISION_BITS, TOTAL, Symbols, Table
 
 _LOW_BITS, _WORD_BITS = 24, 16
 _LOW = 1 << _LOW_BITS
 _SYMBOLS_PER_LANE = 1024
 _MAX_LANES = (1 << 16) - 1
 _STATE_BYTES = 5
-_SYMBOLS_PER_SLOT = 1 / 8  # with fewer symbols, a search is faster than making the lookup table
+_SYMBOLS_PER_SLOT = 1 / 8  # with fewer symbols, a binary search is faster than building the lookup table
 
 
 class RansEncoder:
-    """Collects stages."""
+    """Collects sections for interleaved rANS."""
 
     def __init__(self) -> None:
-        """Nothing yet."""
-        self._stages: list[tuple[Array, Array]] = []
+        """Starts empty."""
+        self._sections: list[tuple[Array, Array]] = []
 
     def put(self, pieces: list[tuple[Symbols, Table]]) -> None:
-        """One stage: frequency and cumulative frequency of each symbol."""
+        """Adds a section: frequency and cumulative frequency of each symbol."""
         used = [(symbols, table) for symbols, table in pieces if len(symbols) and len(table) > 1]
         if used:
             frequencies = np.concatenate([table[symbols] for symbols, table in used])
             starts = np.concatenate([(np.cumsum(table) - table)[symbols] for symbols, table in used])
-            self._stages.append((frequencies.astype(np.uint64), starts.astype(np.uint64)))
+            self._sections.append((frequencies.astype(np.uint64), starts.astype(np.uint64)))
 
     def finish(self) -> Array:
-        """Code from the back."""
-        symbols = sum(len(frequencies) for frequencies, _ in self._stages)
-        lanes = _lanes_for(symbols)
+        """Codes all sections from the last symbol to the first, and returns the bytes."""
+        num_symbols = sum(len(frequencies) for frequencies, _ in self._sections)
+        lanes = _lanes_for(num_symbols)
         states = np.full(lanes, _LOW, np.uint64)
         words = []
-        for frequencies, starts in reversed(self._stages):
-            # A state at or above this would leave its range: its low half goes out first.
+        for frequencies, starts in reversed(self._sections):
+            # A state at or above its limit would leave the range: its low word is written first.
             limits = frequencies << np.uint64(_LOW_BITS + _WORD_BITS - PRECISION_BITS)
             for at in reversed(range(0, len(frequencies), lanes)):
                 frequency = frequencies[at : at + lanes]
@@ -64,7 +64,7 @@ class RansDecoder:
     """Reads a stream of ``RansEncoder``."""
 
     def __init__(self, stream: Array) -> None:
-        """Raises a ``PacketError`` for a stream that is too short for its lanes."""
+        """Raises ``TruncatedPacket`` or ``CorruptPacket`` for a stream whose size does not fit its number of lanes."""
         lanes = int(stream[0]) + 256 * int(stream[1]) if stream.size >= 2 else 0
         end = 2 + lanes * _STATE_BYTES
         if not lanes or stream.size < end:
@@ -78,7 +78,7 @@ class RansDecoder:
         self._next = self._symbols = 0
 
     def take(self, pieces: list[tuple[int, Table]]) -> list[Symbols]:
-        """One stage. Raises ``CorruptPacket`` where an encoder of so many symbols has more lanes."""
+        """Decodes a section. Raises ``CorruptPacket`` if the stream has fewer lanes than its symbols require."""
         counts = [count if len(table) > 1 else 0 for count, table in pieces]
         self._symbols += sum(counts)
         if len(self._states) < _lanes_for(self._symbols):
@@ -90,17 +90,17 @@ class RansDecoder:
         decoded = self._decode([count for count in counts if count], tables) if tables else np.zeros(0, np.int64)
         ends = np.cumsum(counts)
         return [
-            decoded[end - count : end] if count else np.zeros(wanted, np.int64)
-            for (wanted, _), count, end in zip(pieces, counts, ends, strict=True)
+            decoded[end - count : end] if count else np.zeros(requested, np.int64)
+            for (requested, _), count, end in zip(pieces, counts, ends, strict=True)
         ]
 
     def finish(self) -> None:
-        """Raises ``CorruptPacket`` unless all words are read and all lanes are back at their beginning."""
+        """Raises ``CorruptPacket`` unless all words are read and all lanes are in their initial state."""
         if self._next != len(self._words) or (self._states != _LOW).any():
             raise CorruptPacket("an entropy-coded stream does not end where its symbols do")
 
     def _decode(self, counts: list[int], tables: list[Table]) -> Symbols:
-        """All pieces of a stage as one sequence; table t occupies the slots from t * TOTAL on."""
+        """Decodes all pieces of a section as one sequence; table t occupies the slots from t * TOTAL on."""
         frequency_of = np.concatenate(tables).astype(np.uint64)
         start_of = (np.cumsum(frequency_of) - frequency_of).astype(np.int64)
         number_of = np.concatenate([np.arange(len(table), dtype=np.int32) for table in tables])
@@ -129,5 +129,5 @@ class RansDecoder:
 
 
 def _lanes_for(symbols: int) -> int:
-    """How many lanes an encoder has for so many symbols."""
+    """Number of lanes of an encoder for so many symbols."""
     return min(max(symbols // _SYMBOLS_PER_LANE, 1), _MAX_LANES)

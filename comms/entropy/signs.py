@@ -1,8 +1,9 @@
-"""Signs of the entries that are there: biased by row, and alike within a kernel.
+"""Signs of the nonzero entries, coded by the bias of their row and by the sign before in the same kernel.
 
-An update moves a whole output channel, or a whole kernel, one way: a row of the last layer has nearly one sign where the
-device lacks that class. So a sign is coded by the bias of its row (a class sent for each row that holds entries), or as
-"like the one before in the same kernel", or by one bias for the tensor: whatever costs least for the sender's data.
+An update often moves a whole output channel, or a whole kernel, in one direction: in the last layer, the row of a class that
+the device lacks has nearly one sign. So a sign is coded by the bias of its row (a class is sent for each row that holds
+nonzero entries) or by one bias for the tensor; and, optionally, as equal or opposite to the sign before in the same kernel.
+The sender takes what costs least for its data.
 """
 
 from functools import lru_cache
@@ -10,23 +11,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .coders import StageReader, StageWriter, Symbols
+from .coders import SymbolReader, SymbolWriter
 from .density import Shape3
-from .tables import TOTAL, Integers, Table, normalise
+from .tables import TOTAL, Integers, Symbols, Table, normalise
 
 BY_ROW, BY_KERNEL = 1, 2
 MODES = 4
 _SHARE_BITS = 6
 _SHARES = (1 << _SHARE_BITS) - 1
-_ROW_NEGATIVES = (32, 12, 52, 3, 61, 1, 63)  # in 64ths, by class of rows
-_ROW_WEIGHTS = (4, 2, 2, 2, 2, 2, 2)  # how often a class is taken to be chosen
+_ROW_NEGATIVES = (32, 12, 52, 3, 61, 1, 63)  # share of negative signs in 64ths, by class of rows
+_ROW_WEIGHTS = (4, 2, 2, 2, 2, 2, 2)  # assumed frequency of each class
 
 
 class SignModel(NamedTuple):
     """How a tensor's signs are coded.
 
-    ``mode``: flags. ``negative``, ``changed``: shares of negative signs and of changes within a kernel, in 63rds. ``rows``:
-    class of each row that holds an entry (empty where the mode has no rows).
+    ``mode``: flags ``BY_ROW`` and ``BY_KERNEL``. ``negative``, ``changed``: shares of negative signs, and of sign changes
+    within a kernel, in 63rds. ``rows``: class of each row that holds a nonzero entry; empty without ``BY_ROW``.
     """
 
     mode: int
@@ -36,7 +37,7 @@ class SignModel(NamedTuple):
 
 
 def fit(negative: Symbols, flat: Integers, shape: Shape3) -> tuple[SignModel, float]:
-    """The cheapest model for these signs (1: negative) at sorted flat positions, and its bits."""
+    """The cheapest model for these signs (1: negative) at sorted flat positions, and its cost in bits."""
     row, follows = _split(flat, shape)
     change = negative[1:] ^ negative[:-1]
     changed, changed_bits = _share(int(change[follows[1:]].sum()), int(follows.sum()))
@@ -64,20 +65,20 @@ def fit(negative: Symbols, flat: Integers, shape: Shape3) -> tuple[SignModel, fl
     return best[1], best[0]
 
 
-def put_models(encoder: StageWriter, models: list[SignModel]) -> None:
-    """Send what the models are, their modes left out."""
+def put_models(writer: SymbolWriter, models: list[SignModel]) -> None:
+    """Writes models without their modes."""
     shares = np.array([share for m in models for share in _shares_of(m)], np.int64)
-    encoder.put((shares, _SHARE_BITS), *((m.rows, _row_table()) for m in models))
+    writer.put((shares, _SHARE_BITS), *((m.rows, _row_table()) for m in models))
 
 
-def take_models(decoder: StageReader, modes: list[int], flats: list[Integers], shapes: list[Shape3]) -> list[SignModel]:
-    """The models again; the modes are known by now."""
-    wanted = sum(_num_shares(mode) for mode in modes)
+def take_models(reader: SymbolReader, modes: list[int], flats: list[Integers], shapes: list[Shape3]) -> list[SignModel]:
+    """Reads the models of ``put_models``."""
+    num_shares = sum(_num_shares(mode) for mode in modes)
     rows = [
         int(_split(flat, shape)[0][-1]) + 1 if mode & BY_ROW and len(flat) else 0
         for mode, flat, shape in zip(modes, flats, shapes, strict=True)
     ]
-    shares, *classes = decoder.take((wanted, _SHARE_BITS), *((count, _row_table()) for count in rows))
+    shares, *classes = reader.take((num_shares, _SHARE_BITS), *((count, _row_table()) for count in rows))
     at = iter(shares.tolist())
     return [
         SignModel(mode, 0 if mode & BY_ROW else next(at), next(at) if mode & BY_KERNEL else 0, own)
@@ -86,7 +87,7 @@ def take_models(decoder: StageReader, modes: list[int], flats: list[Integers], s
 
 
 def pieces_of(negative: Symbols, flat: Integers, shape: Shape3, model: SignModel) -> list[tuple[Symbols, Table | int]]:
-    """Signs as pieces of a stage: by row class or as a whole, then changes within kernels."""
+    """Signs as pieces of a section: changes within kernels, then the other signs, by class of rows or all together."""
     row, follows = _split(flat, shape)
     pieces: list[tuple[Symbols, Table | int]] = []
     if model.mode & BY_KERNEL:
@@ -101,21 +102,23 @@ def pieces_of(negative: Symbols, flat: Integers, shape: Shape3, model: SignModel
     return [*pieces, (negative, _binary(model.negative, _SHARES))]
 
 
-def wants_of(flat: Integers, shape: Shape3, model: SignModel) -> list[tuple[int, Table | int]]:
-    """What to take for the signs at these positions."""
+def requests_of(flat: Integers, shape: Shape3, model: SignModel) -> list[tuple[int, Table | int]]:
+    """The requests to a reader for the pieces of the signs at these positions."""
     row, follows = _split(flat, shape)
-    wants: list[tuple[int, Table | int]] = []
+    requests: list[tuple[int, Table | int]] = []
     if model.mode & BY_KERNEL:
-        wants.append((int(follows.sum()), _binary(model.changed, _SHARES)))
+        requests.append((int(follows.sum()), _binary(model.changed, _SHARES)))
         row = row[~follows]
     if model.mode & BY_ROW:
         counts = np.bincount(model.rows[row], minlength=len(_ROW_NEGATIVES))
-        return wants + [(int(count), _binary(share, 64)) for count, share in zip(counts, _ROW_NEGATIVES, strict=True)]
-    return [*wants, (len(row), _binary(model.negative, _SHARES))]
+        return requests + [
+            (int(count), _binary(share, 64)) for count, share in zip(counts, _ROW_NEGATIVES, strict=True)
+        ]
+    return [*requests, (len(row), _binary(model.negative, _SHARES))]
 
 
 def signs_of(parts: list[Symbols], flat: Integers, shape: Shape3, model: SignModel) -> Symbols:
-    """The signs (1: negative) again, from what was taken."""
+    """The signs (1: negative) of the pieces ``parts``."""
     row, follows = _split(flat, shape)
     if not model.mode & BY_KERNEL:
         follows = np.zeros(len(flat), np.bool_)
@@ -129,7 +132,7 @@ def signs_of(parts: list[Symbols], flat: Integers, shape: Shape3, model: SignMod
             change[first[classes == number]] = part
     else:
         change[~follows] = parts[0]
-    # Within a kernel, a sign is its first sign and all changes since.
+    # Within a kernel, a sign is the first sign plus all changes since, modulo 2.
     total = np.cumsum(change)
     heads = np.flatnonzero(~follows)
     lengths = np.diff(np.append(heads, len(flat)))
@@ -137,7 +140,7 @@ def signs_of(parts: list[Symbols], flat: Integers, shape: Shape3, model: SignMod
 
 
 def _split(flat: Integers, shape: Shape3) -> tuple[Integers, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-    """Each entry's row, numbered among those that hold any, and whether it follows another in its kernel."""
+    """For each nonzero entry its row, numbered among the rows that hold any, and whether another precedes it in its kernel."""
     kernel = flat // shape[2] if shape[2] > 1 else flat
     row = kernel // shape[1]
     follows = np.zeros(len(flat), np.bool_)
@@ -148,7 +151,7 @@ def _split(flat: Integers, shape: Shape3) -> tuple[Integers, np.ndarray[tuple[in
 
 
 def _share(ones: int, count: int) -> tuple[int, float]:
-    """The share of ones in 63rds (0 and 63 only where exact), and what they then cost, the share included."""
+    """The share of ones in 63rds (0 and 63 only if exact), and the cost in bits of the signs and the share."""
     if ones in (0, count):
         return (_SHARES if ones and ones == count else 0), float(_SHARE_BITS)
     share = min(max(round(ones / count * _SHARES), 1), _SHARES - 1)
@@ -158,28 +161,28 @@ def _share(ones: int, count: int) -> tuple[int, float]:
 
 @lru_cache(maxsize=128)
 def _binary(ones: int, total: int) -> Table:
-    """0 and 1."""
+    """The table of 0 and 1, with this share of ones."""
     return normalise([total - ones, ones])
 
 
 @lru_cache(maxsize=1)
 def _row_table() -> Table:
-    """The classes of rows."""
+    """The table of the classes of rows."""
     return normalise(_ROW_WEIGHTS)
 
 
 @lru_cache(maxsize=2)
 def _row_bits(sign: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """What a sign costs in each class of rows."""
+    """Cost in bits of a sign (1: negative) in each class of rows."""
     negative = np.array(_ROW_NEGATIVES) / 64
     return -np.log2(negative if sign else 1 - negative)
 
 
 def _num_shares(mode: int) -> int:
-    """How many shares a mode needs."""
+    """Number of shares that a mode needs."""
     return (not mode & BY_ROW) + bool(mode & BY_KERNEL)
 
 
 def _shares_of(model: SignModel) -> list[int]:
-    """The shares that are sent, in the order in which they are read."""
+    """The shares of a model, in the order in which they are read."""
     return [model.negative] * (not model.mode & BY_ROW) + [model.changed] * bool(model.mode & BY_KERNEL)

@@ -1,7 +1,7 @@
-"""One tensor of symbols as its sender sees it: empty, sparse, or dense, whichever is cheapest for its data.
+"""The sender's description of a tensor of symbols: empty, sparse or dense, whichever is cheapest for its data.
 
-Sparse: positions of what is there, signs, magnitudes. Dense: all symbols. Dense tensors too small for an alphabet of their
-own share one.
+Sparse: positions, signs and magnitudes of the nonzero entries. Dense: all symbols. Dense tensors that are too small for an
+alphabet of their own may share one.
 """
 
 from typing import NamedTuple
@@ -12,33 +12,32 @@ from ..codec import Array
 from . import alphabets, density, signs
 from .alphabets import Alphabet
 from .bounds import may_be_dense, sparse_is_smaller
-from .coders import Symbols
-from .density import Classes
+from .density import DensityClasses
 from .signs import SignModel
-from .tables import Integers
+from .tables import Integers, Symbols
 
 EMPTY, SPARSE, DENSE, SHARED = range(4)
-_SMALL_ITEMS = 4096  # dense tensors below may share an alphabet
+_SMALL_ITEMS = 4096  # smaller dense tensors may share an alphabet
 _FEW_SYMBOLS = 7
 _GAIN = 0.02
-_WORTH = 1.01  # times as many bits are accepted for speed
-_ZERO = 128  # in the histogram of a dense tensor of signed symbols
+_WORTH = 1.01  # the faster description is taken up to this factor of the cost
+_ZERO = 128  # the symbol 0 of a dense tensor of signed symbols
 
 
 class Sparse(NamedTuple):
-    """What is there (flat, sorted), and the models of it. ``view``: which of ``density.shapes_of``."""
+    """The nonzero entries, and their models. ``flat``: sorted positions. ``view``: number among ``density.shapes_of``."""
 
     view: int
     flat: Integers
     magnitudes: Symbols
     negative: Symbols
-    classes: Classes
+    classes: DensityClasses
     alphabet: Alphabet
     signs: SignModel
 
 
 class Dense(NamedTuple):
-    """All symbols, shifted to 0..255; the alphabet is None where it is the shared one."""
+    """All symbols, shifted to 0..255. The alphabet is None if it is the shared one."""
 
     values: Symbols
     histogram: Integers
@@ -48,25 +47,25 @@ class Dense(NamedTuple):
 Tensor = Sparse | Dense | None  # None: empty
 
 
-def look(arrays: list[Array]) -> tuple[list[Tensor], Alphabet | None]:
-    """The cheapest description of each array (int8 or uint8), and the alphabet that some of them share, if any does."""
-    found = [_cheapest(array) for array in arrays]
+def describe(arrays: list[Array]) -> tuple[list[Tensor], Alphabet | None]:
+    """The cheapest description of each array (int8 or uint8), and the alphabet that some share, or None."""
+    described = [_cheapest(array) for array in arrays]
     small = {
         i: tensor
-        for i, (tensor, _) in enumerate(found)
+        for i, (tensor, _) in enumerate(described)
         if isinstance(tensor, Dense) and len(tensor.values) < _SMALL_ITEMS
     }
-    tensors = [tensor for tensor, _ in found]
+    tensors = [tensor for tensor, _ in described]
     if len(small) < 2:
         return tensors, None
     shared, bits = alphabets.fit(np.sum([tensor.histogram for tensor in small.values()], axis=0))
-    if bits >= sum(found[i][1] for i in small):
+    if bits >= sum(described[i][1] for i in small):
         return tensors, None
     return [small[i]._replace(alphabet=None) if i in small else tensor for i, tensor in enumerate(tensors)], shared
 
 
-def plainly(array: Array) -> Tensor:
-    """The description of which the size can be bounded for any data: no classes, raw magnitudes and symbols."""
+def describe_plainly(array: Array) -> Tensor:
+    """The plain description, whose size is bounded for any data (``bounds``): no classes, raw magnitudes and symbols."""
     flat = np.flatnonzero(array.reshape(-1))
     if not len(flat):
         return None
@@ -81,31 +80,31 @@ def plainly(array: Array) -> Tensor:
 
 
 def _cheapest(array: Array) -> tuple[Tensor, float]:
-    """The description and about its bits."""
-    there = array.reshape(-1) != 0
-    count = int(np.count_nonzero(there))
+    """The cheapest description, and its estimated cost in bits."""
+    nonzero = array.reshape(-1) != 0
+    count = int(np.count_nonzero(nonzero))
     if not count:
         return None, 0.0
     dense = _dense(array) if may_be_dense(array.size, count) else None
-    # To look closely at much takes time; it pays where some channels hold much more than others.
+    # Fitting a sparse model to many entries is slow. It pays only if some channels hold many more of them than others.
     much = 4 * count > array.size > _SMALL_ITEMS
     many = dense is not None and np.count_nonzero(dense[0].histogram) > _FEW_SYMBOLS
-    if dense and much and many and density.channel_gain_bits(there, array.shape) < _GAIN * dense[1]:
+    if dense and much and many and density.channel_gain_bits(nonzero, array.shape) < _GAIN * dense[1]:
         return dense
-    flat = np.flatnonzero(there)
+    flat = np.flatnonzero(nonzero)
     magnitudes, negative = _split(array, flat)
     alphabet, bits = alphabets.fit(np.bincount(magnitudes, minlength=alphabets.SIZE))
     classes, position_bits, view = density.fit(flat, array.shape)
     sign_model, sign_bits = signs.fit(negative, flat, classes.shape)
     sparse_bits = bits + position_bits + sign_bits + 24
-    # Where a quarter or more is there, dense is the faster of the two, else sparse.
+    # With more than a quarter of nonzero entries, dense is the faster of the two, else sparse.
     if dense and dense[1] < sparse_bits * (_WORTH if 4 * count > array.size else 1 / _WORTH):
         return dense
     return Sparse(view, flat, magnitudes, negative, classes, alphabet, sign_model), sparse_bits
 
 
 def _dense(array: Array) -> tuple[Dense, float]:
-    """All symbols with an alphabet of their own."""
+    """The dense description, and its estimated cost in bits."""
     values = _shifted(array)
     histogram = _histogram(values)
     alphabet, bits = alphabets.fit(histogram)
@@ -113,18 +112,18 @@ def _dense(array: Array) -> tuple[Dense, float]:
 
 
 def _shifted(array: Array) -> Symbols:
-    """Symbols as 0..255, in order."""
+    """Symbols as 0..255, flat, in the order of their values."""
     flat = array.reshape(-1)
     return flat.view(np.uint8) ^ np.uint8(_ZERO) if array.dtype.kind == "i" else flat
 
 
 def restored(values: Symbols, dtype: str) -> Array:
-    """The reverse of ``_shifted``."""
+    """The inverse of ``_shifted``."""
     return (values ^ np.uint8(_ZERO)).view(np.int8) if np.dtype(dtype).kind == "i" else values
 
 
 def _histogram(values: Symbols) -> Integers:
-    """How often each of 0..255 occurs; two at a time, which is faster than one by one."""
+    """How often each of 0..255 occurs. Counts pairs of values, which is faster than single ones."""
     pairs = values[: values.size // 2 * 2].view(np.uint16)
     if pairs.size < 1 << 16:
         return np.bincount(values, minlength=alphabets.SIZE)
@@ -136,6 +135,6 @@ def _histogram(values: Symbols) -> Integers:
 
 
 def _split(array: Array, flat: Integers) -> tuple[Symbols, Symbols]:
-    """Magnitudes (1..255) and signs (1: negative) of what is there."""
+    """Magnitudes (1..255) and signs (1: negative) of the entries at ``flat``."""
     values = array.reshape(-1)[flat].astype(np.int64)
     return np.abs(values), (values < 0).astype(np.int64)

@@ -1,4 +1,5 @@
-"""Links with memory: what both ends remember, predict, send and receive.
+"""Links: the server's and the device's end of a connection with memory, on which models are sent as residuals.
 
-They know packets and the codec contract.
+What both ends remember (``link``), predict (``predict``), send (``broadcast``) and receive (``receive``). Imports packets and
+the codec contract, no codecs.
 """

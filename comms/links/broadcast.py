@@ -1,11 +1,11 @@
-"""A downlink residual that is the same for all: encoded once, sent to each device by one reference, kept in a ring.
+"""Downlink residuals that are the same for all devices: encoded once, sent to each device by reference, kept in a ring.
 
-    broadcast.advance(model, version)     residual against what every receiver holds; the packet joins the ring
-    broadcast.since(version)              the packets that bring a device from ``version`` to the newest
+    broadcast.advance(model, version)     seals the residual against the model that receivers hold; adds it to the ring
+    broadcast.since(version)              the packets that bring a device from ``version`` to the newest version
 
-What receivers hold is the *reconstruction*; what top-k left out is part of the next residual by itself, for the residual is
-taken from the model as it is to what receivers hold. A device that missed rounds reads the packets that it missed. The ring
-keeps as many as together are smaller than one dense model, which is what a device gets whose gap is longer.
+Receivers hold the *reconstruction*. The residual is taken between the server's model and the reconstruction, so entries that
+top-k left out are part of the next residual. A device that missed rounds gets the packets that it missed. The ring holds
+packets up to the size of one dense model in total, but always the newest; a device with a longer gap gets a dense model.
 """
 
 from collections import deque
@@ -21,7 +21,7 @@ from .predict import Residual, difference, restore
 
 @dataclass(frozen=True)
 class Sealed:
-    """A packet in the channel: its reference and its size, and the versions between which it leads."""
+    """A packet in the channel: its reference and size. It leads from version ``start`` to version ``end``."""
 
     reference: Any
     num_bytes: NumBytes
@@ -30,14 +30,14 @@ class Sealed:
 
 
 class Broadcast:
-    """One stream of residuals. ``held``: the model as every receiver has it that has followed to the end."""
+    """One sequence of broadcast residuals. ``held``: the newest model, as receivers hold it."""
 
-    # By a checkpoint.
+    # Saved by a checkpoint.
     SAVED: ClassVar = {"held": Model, "_ring": deque[Sealed], "_ring_bytes": NumBytes, "_dense": Sealed | None}
     NOT_SAVED = ("_put",)
 
     def __init__(self, first: Model, *, put: Callable[[Array], Any]) -> None:
-        """``first``: agreed without a message. ``put``: hands a packet to the channel, for a reference."""
+        """``first``: the model that both ends make without a message. ``put``: stores a packet, returns its reference."""
         self.held = first
         self._put = put
         self._ring: deque[Sealed] = deque()
@@ -45,7 +45,7 @@ class Broadcast:
         self._dense: Sealed | None = None
 
     def advance(self, model: Arrays, version: int, *, residual: Residual, codec: Codec, context: Context) -> Sealed:
-        """Seal the way from what receivers hold to ``model``; ``held`` is then what they will make of it."""
+        """Seals the residual from ``held`` to ``model``, and sets ``held`` to what receivers will reconstruct."""
         names = list(model)
         packet, held = seal_model(
             model, version, memory=Memory(models=[self.held]), residual=residual, codec=codec, context=context
@@ -54,23 +54,23 @@ class Broadcast:
         self.held = held
         self._ring.append(sealed)
         self._ring_bytes += sealed.num_bytes
-        most = sum(model[name].nbytes for name in names)
-        while len(self._ring) > 1 and self._ring_bytes > most:
+        dense_bytes = sum(model[name].nbytes for name in names)
+        while len(self._ring) > 1 and self._ring_bytes > dense_bytes:
             self._ring_bytes -= self._ring.popleft().num_bytes
         return sealed
 
     def since(self, version: int) -> list[Sealed] | None:
-        """The packets from ``version`` on, oldest first; None where the ring does not reach back so far."""
+        """The packets from ``version`` to the newest, oldest first; None if the ring does not reach back to ``version``."""
         packets = [sealed for sealed in self._ring if sealed.start >= version]
-        at = version
+        reached = version
         for sealed in packets:
-            if sealed.start != at:
+            if sealed.start != reached:
                 return None
-            at = sealed.end
-        return packets if at == self.held.version else None
+            reached = sealed.end
+        return packets if reached == self.held.version else None
 
     def dense(self, *, codec: Codec, context: Context) -> Sealed:
-        """The whole of ``held``, for a device that nothing else brings there; sealed once a version."""
+        """A dense packet of ``held``, for a device that the ring cannot bring there. Sealed once per version."""
         version = self.held.version
         if self._dense is None or self._dense.end != version:
             packet = seal_dense(self.held, codec=codec, context=context)
@@ -81,7 +81,7 @@ class Broadcast:
 def seal_model(
     model: Arrays, version: int, *, memory: Memory, residual: Residual, codec: Codec, context: Context
 ) -> tuple[Array, Model]:
-    """A residual packet of ``model`` against what ``memory`` predicts, and the model that its receiver will hold."""
+    """Seals the residual of ``model`` against the prediction of ``memory``. Returns the packet, and the receiver's model."""
     names = list(model)
     prediction = memory.predict_down(residual, names)
     stamp = Stamp(kind=PacketKind.RESIDUAL, version=version, state_hash=Model.of(0, prediction).hash)
@@ -90,14 +90,14 @@ def seal_model(
 
 
 def seal_dense(model: Model, *, codec: Codec, context: Context) -> Array:
-    """A packet of a whole model, which builds on nothing; its stamp tells the hash of what it holds."""
+    """A packet of a dense model, which builds on no state. Its stamp holds the hash of the model."""
     stamp = Stamp(kind=PacketKind.WEIGHTS, version=model.version, state_hash=model.hash)
     packet, _ = seal(model.arrays, codec=codec, context=context, stamp=stamp)
     return packet
 
 
 def seal_agreed(model: Model) -> Array:
-    """A packet without a model: the receiver makes it from the seed, and checks the hash before it is used."""
+    """A packet without payload: the receiver makes the model from the seed, and checks its hash before using it."""
     stamp = Stamp(kind=PacketKind.AGREED, version=model.version, state_hash=model.hash)
     packet, _ = seal({}, codec=IdentityCodec(), context=Context(), stamp=stamp)
     return packet

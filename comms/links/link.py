@@ -1,16 +1,16 @@
-"""What the two ends of a device's link remember, and how it changes: the same code at both ends.
+"""The memory of the two ends of a device's link, and how it changes. Both ends run this code.
 
-A message says which state it builds on (version and hash). A state is *acknowledged* before it may be built on:
+Each message states the version and the hash of the state that it builds on. Only *acknowledged* states are built on:
 
-- downlink: the global models as the device has them. The server's end advances when a report says which version the device
-  holds, whatever became of the plan.
-- uplink: the device's own models as the server has them, each with the model that it started from. Both ends advance only
-  for an update that was folded; the next plan's message names it (``Plan.acknowledged``). Until then the device keeps the
-  pending state beside the acknowledged one.
+- Downlink: the global models as the device holds them. The server's end advances when a report names the version that the
+  device holds, whatever the outcome of the plan.
+- Uplink: the device's models as the server holds them, each with the global model that it was trained from. Both ends
+  advance only for an update that was folded, which the next plan's message names (``Plan.acknowledged``). Until then the
+  device keeps the pending state beside the acknowledged one.
 
-Histories are as long as the rules of the present plan need, cut at both ends at the same moment. Where they have come apart,
-both begin anew: with a dense model that came by the downlink, or, behind a downlink without memory, with a plan that
-acknowledges ``FORGET``.
+Histories are as long as the rules of the current plan need, and are cut at both ends at the same time. If the two ends
+differ, both start from empty histories: with a dense model sent on the downlink, or, if the downlink has no memory, with a
+plan that acknowledges ``FORGET``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,13 +23,13 @@ from ..codec import Array, Arrays
 from ..errors import OutOfSync
 from .predict import HISTORY, Residual, hash_arrays, predict
 
-FORGET = -1  # in place of the newest plan that was folded: nothing is, and the histories begin anew
-State = Mapping[str, Array]  # what a simulated device remembers, as named arrays: it travels with its plan
+FORGET = -1  # acknowledged in place of a folded plan: both ends drop their histories
+State = Mapping[str, Array]  # a simulated device's end as named arrays, sent with its plan and returned with its report
 
 
 @dataclass(frozen=True)
 class Model:
-    """A global model as a device has it."""
+    """A global model as a device holds it."""
 
     version: int
     hash: int
@@ -37,13 +37,13 @@ class Model:
 
     @classmethod
     def of(cls, version: int, arrays: Arrays) -> "Model":
-        """With its hash."""
+        """A model with the hash of its arrays."""
         return cls(version, hash_arrays(arrays), arrays)
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A device's model as the server has it, and the global model that it started from."""
+    """A device's model as the server holds it (``local``), and the global model that it was trained from (``base``)."""
 
     base: Arrays
     local: Arrays
@@ -51,37 +51,40 @@ class Sent:
 
 @dataclass
 class Memory:
-    """The acknowledged history of one link, newest last."""
+    """The acknowledged history of one link: global models and device's models, newest last."""
 
     models: list[Model] = field(default_factory=list)
     sent: list[Sent] = field(default_factory=list)
 
     def trim(self, down: Residual | None, up: Residual | None) -> None:
-        """Forget what the rules of this plan do not need. (The newest model stays.)"""
-        models, sent = depths(down, up)
-        self.models = self.models[-models:]
-        self.sent = self.sent[-sent:] if sent else []
+        """Drops what the rules of a plan do not need. The newest global model always stays."""
+        num_models, num_sent = depths(down, up)
+        self.models = self.models[-num_models:]
+        self.sent = self.sent[-num_sent:] if num_sent else []
 
     def predict_down(self, residual: Residual, names: Sequence[str]) -> Arrays:
-        """What both ends expect of the next global model. Raises ``OutOfSync`` where the newest one lacks a tensor."""
+        """Predicts the next global model. Raises ``OutOfSync`` if the newest one lacks a tensor."""
         own = [model.arrays for model in self.models]
         return predict(residual, own=own, other=[sent.local for sent in self.sent], start=own[-1], names=names)
 
     def predict_up(self, residual: Residual, base: Arrays, names: Sequence[str]) -> Arrays:
-        """What both ends expect of the device's model, which started from ``base``."""
+        """Predicts the device's model after training from ``base``."""
         other = [*(sent.base for sent in self.sent), base]
         return predict(residual, own=[sent.local for sent in self.sent], other=other, start=base, names=names)
 
 
 def depths(down: Residual | None, up: Residual | None) -> tuple[int, int]:
-    """How many global models and how many of the device's own the rules of a plan look back on."""
-    models = max(1, HISTORY[down.rule][0]) if down else 1
-    return models, max(HISTORY[up.rule][0] if up else 0, HISTORY[down.rule][1] if down else 0)
+    """How many global models, and how many of the device's models, the rules of a plan need."""
+    num_models = max(1, HISTORY[down.rule][0]) if down else 1
+    return num_models, max(HISTORY[up.rule][0] if up else 0, HISTORY[down.rule][1] if down else 0)
 
 
 @dataclass
 class Pending:
-    """An update that the device has sent, and does not know the fate of. ``sent`` None: no rule in use asks for it."""
+    """An update that the device has sent and the server has not acknowledged.
+
+    ``sent``: None if no rule in use needs it. ``error``: the error that feedback carries if the update is folded.
+    """
 
     plan: int
     sent: Sent | None
@@ -90,14 +93,17 @@ class Pending:
 
 @dataclass
 class DeviceEnd:
-    """The device's end: its memory, the error that feedback carries, and what is pending."""
+    """The device's end of its link: acknowledged memory, the error that feedback carries, and the pending update."""
 
     memory: Memory = field(default_factory=Memory)
     error: Arrays = field(default_factory=dict)
     pending: Pending | None = None
 
     def acknowledge(self, plan: int) -> None:
-        """``plan``: id of the newest update of this device that was folded, or ``FORGET``. Settles what is pending."""
+        """Adds the pending update to the memory if it was folded, else drops it.
+
+        ``plan``: id of the newest plan whose update was folded, or ``FORGET``, which drops the memory too.
+        """
         if plan == FORGET:
             self.memory = Memory()
         elif self.pending is not None and self.pending.plan == plan:
@@ -107,11 +113,14 @@ class DeviceEnd:
         self.pending = None
 
     def restart(self, model: Model) -> None:
-        """A dense model came, or one agreed by seed: histories begin anew at both ends. The error is the device's own."""
+        """Replaces the memory by one model, received dense or made from the seed. The server's end does the same.
+
+        The error stays: only the device's end holds it.
+        """
         self.memory = Memory(models=[model])
 
     def to_state(self) -> State:
-        """All of it as named arrays."""
+        """The end as named arrays."""
         memory, pending = self.memory, self.pending
         head = _Head(
             versions=[(model.version, model.hash) for model in memory.models],
@@ -135,7 +144,7 @@ class DeviceEnd:
 
     @classmethod
     def from_state(cls, state: State | None) -> "DeviceEnd":
-        """The end that ``to_state`` described; an empty one for None. Raises ``OutOfSync`` for a damaged state."""
+        """The end that ``to_state`` returned as ``state``; an empty one for None. Raises ``OutOfSync`` for a damaged state."""
         if state is None:
             return cls()
         try:
@@ -145,7 +154,7 @@ class DeviceEnd:
 
     @classmethod
     def _read(cls, state: State) -> "DeviceEnd":
-        """The end that a state describes."""
+        """The end of a state; raises ``KeyError`` or an error of msgspec for a damaged one."""
         head = msgspec.msgpack.decode(state["head"].tobytes(), type=_Head)
         groups: dict[str, dict[str, Array]] = {}
         for key, array in state.items():
@@ -163,7 +172,7 @@ class DeviceEnd:
 
 
 class _Head(msgspec.Struct, frozen=True):
-    """What a state holds besides arrays."""
+    """The part of a state that is not arrays of models."""
 
     versions: list[tuple[int, int]]
     sent: int
@@ -172,16 +181,16 @@ class _Head(msgspec.Struct, frozen=True):
 
 
 def _put(arrays: dict[str, Array], group: str, named: Arrays) -> None:
-    """Add a group of arrays to a state."""
+    """Adds named arrays to a state, as a group."""
     for name, array in named.items():
         arrays[f"{group}/{name}"] = array
 
 
 def state_bytes(state: State) -> int:
-    """Bytes of a state's arrays."""
+    """Size of a state's arrays in bytes."""
     return sum(array.nbytes for array in state.values())
 
 
 def copy_state(state: State) -> State:
-    """A state in this process's own memory: what came through an object store is a view that would keep its object there."""
+    """A state in this process's own memory. Arrays from an object store are views, which would keep their object there."""
     return {name: array if array.flags.owndata else array.copy() for name, array in state.items()}

@@ -1,7 +1,7 @@
-"""The receiving ends of a link: what a device makes of the packets that came down, and the server of what came up.
+"""The receiving ends of a link: models at the device, updates at the server.
 
-Nothing is used before its version and the hash of the state that it builds on are those of the receiver; any other ends in
-``OutOfSync``, and with that in a counted resynchronisation, never in silent drift.
+A packet is used only if its version and the hash of the state that it builds on are those of the receiver. Otherwise
+``OutOfSync`` is raised, which leads to a counted resynchronisation and never to silent drift.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,10 +25,10 @@ def receive_models(
     expected: tuple[ArraySpec, ...],
     agreed: Callable[[], Arrays],
 ) -> Model:
-    """Bring a device's end to ``version`` by the packets of one message, in their order; the model that it then holds.
+    """Advances a device's end to ``version`` by the packets of one message, in their order. Returns the new model.
 
-    Of the models on the way no more are kept than the rule looks back on. ``agreed``: makes the first model from the seed.
-    Raises a ``PacketError``; the end is then as it was.
+    Of the intermediate models, only as many are kept as the rule needs. ``agreed``: makes the first model from the seed.
+    Raises a ``PacketError`` and leaves the end unchanged.
     """
     models, (depth, _) = list(end.memory.models), depths(residual, None)
     restarted = False
@@ -36,32 +36,32 @@ def receive_models(
         stamp = read_stamp(packet)
         if stamp.kind == PacketKind.RESIDUAL:
             if not models:
-                raise OutOfSync(f"a residual to version {stamp.version} came to a device that holds no model")
+                raise OutOfSync(f"a residual to version {stamp.version} was sent to a device that holds no model")
             end.memory.models, kept = models, end.memory.models
             try:
-                model = _residual(end, packet, stamp, residual=residual, codec=codec, expected=expected)
+                model = _next_model(end, packet, stamp, residual=residual, codec=codec, expected=expected)
             finally:
                 end.memory.models = kept
             models = [*models, model][-depth:]
         elif stamp.kind in (PacketKind.WEIGHTS, PacketKind.AGREED):
-            models, restarted = [_whole(packet, stamp, expected=expected, agreed=agreed)], True
+            models, restarted = [_whole_model(packet, stamp, expected=expected, agreed=agreed)], True
         else:
             raise MismatchedPacket(f"a packet of kind {stamp.kind.name} cannot start a plan")
     if not models or models[-1].version != version:
         found = models[-1].version if models else "none"
         raise OutOfSync(f"the device would hold version {found} after this message; its plan starts from {version}")
     if not packets:
-        _check_held(models[-1], expected)
+        _check_unchanged(models[-1], expected)
     if restarted:
         end.restart(models[-1])
     end.memory.models = models
     return models[-1]
 
 
-def _residual(
+def _next_model(
     end: DeviceEnd, packet: Array, stamp: Stamp, *, residual: Residual, codec: Codec, expected: tuple[ArraySpec, ...]
 ) -> Model:
-    """The model that a residual leads to."""
+    """Opens a residual packet and returns the model of its version."""
     _check_fits(end.memory.models[-1], expected)
     prediction = end.memory.predict_down(residual, [spec.name for spec in expected])
     if (found := hash_arrays(prediction)) != stamp.state_hash:
@@ -75,17 +75,17 @@ def _residual(
     return Model.of(stamp.version, arrays)
 
 
-def _check_held(model: Model, expected: tuple[ArraySpec, ...]) -> None:
-    """Raise ``OutOfSync`` where what is remembered is not the model that it was: no packet will tell."""
+def _check_unchanged(model: Model, expected: tuple[ArraySpec, ...]) -> None:
+    """Raises ``OutOfSync`` if a model in memory is damaged or another part's. Needed if no packet checks its hash."""
     _check_fits(model, expected)
     if len(model.arrays) != len(expected):
         raise OutOfSync(f"the device holds {len(model.arrays)} tensors; the plan's part has {len(expected)}")
     if (found := hash_arrays(model.arrays)) != model.hash:
-        raise OutOfSync(f"the model that is remembered has hash {found:016x}; it was {model.hash:016x}")
+        raise OutOfSync(f"the model in memory has hash {found:016x}; it was {model.hash:016x}")
 
 
 def _check_fits(model: Model, expected: tuple[ArraySpec, ...]) -> None:
-    """Raise ``OutOfSync`` where a model lacks an expected tensor, or has it in another shape or type."""
+    """Raises ``OutOfSync`` if a model lacks an expected tensor, or has it in another shape or type."""
     for spec in expected:
         array = model.arrays.get(spec.name)
         if array is None or array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
@@ -94,25 +94,27 @@ def _check_fits(model: Model, expected: tuple[ArraySpec, ...]) -> None:
 
 
 def _check_finite(arrays: Arrays) -> None:
-    """Raise ``UnfitPacket`` for NaN and infinity."""
+    """Raises ``UnfitPacket`` for NaN and infinity."""
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise UnfitPacket(f"{name!r} holds NaN or infinity")
 
 
-def _whole(packet: Array, stamp: Stamp, *, expected: tuple[ArraySpec, ...], agreed: Callable[[], Arrays]) -> Model:
-    """A model that builds on nothing: dense, or agreed by seed."""
+def _whole_model(
+    packet: Array, stamp: Stamp, *, expected: tuple[ArraySpec, ...], agreed: Callable[[], Arrays]
+) -> Model:
+    """Opens a packet that builds on no state: a dense model, or one that is made from the seed."""
     if stamp.kind == PacketKind.WEIGHTS:
         context = context_for(expected, seed=stamp.version)
         arrays = unseal(packet, codec=IdentityCodec(), expected=expected, context=context, finite=True)
     else:
         unseal(packet, codec=IdentityCodec(), expected=(), context=Context())
-        made = agreed()
-        arrays = {spec.name: made[spec.name] for spec in expected}
+        first = agreed()
+        arrays = {spec.name: first[spec.name] for spec in expected}
     model = Model.of(stamp.version, arrays)
     if model.hash != stamp.state_hash:
-        how = "came" if stamp.kind == PacketKind.WEIGHTS else "follows from the seed"
-        raise OutOfSync(f"the model that {how} has hash {model.hash:016x}; the server's has {stamp.state_hash:016x}")
+        source = "was received" if stamp.kind == PacketKind.WEIGHTS else "follows from the seed"
+        raise OutOfSync(f"the model that {source} has hash {model.hash:016x}; the server's has {stamp.state_hash:016x}")
     return model
 
 
@@ -126,9 +128,9 @@ def receive_update(
     context: Context,
     stamp: Stamp,
 ) -> tuple[Arrays, Arrays]:
-    """What an update's packet holds: the residuals, and the device's model as both ends then have it.
+    """Opens an update. Returns the residuals, and the device's model as both ends then hold it.
 
-    ``stamp``: what the packet must say of itself, the hash of ``prediction`` included. Raises a ``PacketError``.
+    ``stamp``: the stamp that the packet must have, with the hash of ``prediction``. Raises a ``PacketError``.
     """
     found = read_stamp(packet)
     if found.state_hash != stamp.state_hash:
@@ -142,9 +144,9 @@ def receive_update(
 
 
 def update_residual(values: Arrays, prediction: Arrays, error: Arrays, residual: Residual) -> dict[str, Array]:
-    """What a device has to send: its model against the prediction, with what was not sent before where it feeds back.
+    """The residual that a device has to send: its model minus the prediction, plus the unsent ``error`` with feedback.
 
-    An error of another shape or type than its tensor's (its width has changed) is left out.
+    The error of a tensor is left out if its shape or type differs from the tensor's (its width has changed).
     """
     residuals = difference(values, prediction, residual)
     if not residual.feedback:
@@ -156,14 +158,14 @@ def update_residual(values: Arrays, prediction: Arrays, error: Arrays, residual:
 
 
 def _alike(one: Array, other: Array) -> bool:
-    """Whether two arrays are of one shape and type."""
+    """Whether two arrays have the same shape and type."""
     return one.shape == other.shape and one.dtype == other.dtype
 
 
 def left_over(residuals: Arrays, sent: Arrays, error: Arrays, residual: Residual) -> dict[str, Array]:
-    """The error that feedback carries on: what was to be sent, less what was. Empty without feedback.
+    """The unsent error after an update: ``residuals`` minus what was ``sent``. Empty without feedback.
 
-    ``error``: as it was before; of tensors that were not to be sent it stays.
+    ``error``: the error before. It stays for tensors that the update does not hold.
     """
     if not residual.feedback:
         return {}
@@ -171,10 +173,10 @@ def left_over(residuals: Arrays, sent: Arrays, error: Arrays, residual: Residual
 
 
 def context_for(expected: tuple[ArraySpec, ...], *, seed: int) -> Context:
-    """The codec context that both ends derive for these arrays."""
+    """The codec context for these arrays, derived alike at both ends."""
     return Context(seed=seed, roles={spec.name: spec.role for spec in expected})
 
 
 def sent_model(base: Arrays, local: Arrays, names: Sequence[str]) -> Sent:
-    """A pair for the history of the uplink."""
+    """An entry for the history of the uplink, cut to the tensors ``names``."""
     return Sent(base={name: base[name] for name in names}, local=local)

@@ -1,4 +1,4 @@
-"""Small lossy codecs that check what they are given."""
+"""Small codecs for tests. The lossy ones check their input."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from fedbonsai.comms.codec import Arrays, ArraySpec, Context, IdentityCodec
 
 @dataclass(frozen=True)
 class Halve:
-    """Floats as float16: every float array, and no other, loses bits."""
+    """Sends every float array as float16, and all others unchanged."""
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
         return tuple(
@@ -28,7 +28,7 @@ class Halve:
 
 @dataclass(frozen=True)
 class Drop:
-    """Leaves out what is smaller than ``threshold``: positions and values, as many as the data say."""
+    """Sends positions and values of the entries of at least ``threshold`` in magnitude: arrays of varying size."""
 
     threshold: float = 0.5
 
@@ -59,7 +59,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Double(IdentityCodec):
-    """Sends twice the values: an identity by descent only."""
+    """Sends twice the values: a subclass of the identity that is not the identity."""
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
         return {name: 2 * array for name, array in tensors.items()}, tensors
@@ -70,7 +70,7 @@ class Double(IdentityCodec):
 
 @dataclass(frozen=True)
 class Backwards(IdentityCodec):
-    """Yields the last array first, where its layout says the first."""
+    """Yields the arrays in reverse order of its layout."""
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
         return dict(reversed(tensors.items())), tensors
@@ -78,19 +78,19 @@ class Backwards(IdentityCodec):
 
 @dataclass(frozen=True)
 class Liar:
-    """Yields other arrays than its layout says."""
+    """Yields other arrays than its layout says: of another type, shape or name."""
 
-    what: str
+    wrong: str
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
         return tuple(ArraySpec(s.name, s.shape, "<i4", exact=True) for s in expected)
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
-        if self.what == "type":
+        if self.wrong == "type":
             return tensors, tensors
-        if self.what == "shape":
+        if self.wrong == "shape":
             return {n: np.zeros(a.size + 1, "<i4") for n, a in tensors.items()}, tensors
         return {f"{n}/more": np.zeros(a.shape, "<i4") for n, a in tensors.items()}, tensors
 
     def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
-        raise AssertionError("nothing that it made can be sealed")
+        raise AssertionError("its arrays cannot be sealed")

@@ -1,7 +1,7 @@
-"""What somebody who means harm, or a bad cable, may make of a packet.
+"""Mutations of packets, as from a hostile sender or a faulty network.
 
-``mutated`` makes another packet of one of a case's own, by a numpy generator, so that a few numbers name it for ever. Most
-mutants get a checksum that fits: the decoder itself is reached.
+``mutated`` changes one of a case's valid packets, by a numpy generator, so that a few numbers identify the result for good.
+Most mutated packets get a correct checksum, so that they reach the decoder.
 """
 
 import struct
@@ -14,9 +14,9 @@ import xxhash
 from fedbonsai.comms.codec import NO_CONTEXT, Array, ArraySpec
 from fedbonsai.comms.entropy import stream
 from fedbonsai.comms.entropy.codec import CODED, Entropy, is_symbols
-from fedbonsai.comms.entropy.coders import CoderName, StageWriter, Symbols
+from fedbonsai.comms.entropy.coders import CoderName, Symbols, SymbolWriter
 from fedbonsai.comms.entropy.tables import Table
-from fedbonsai.comms.entropy.tensors import look
+from fedbonsai.comms.entropy.tensors import describe
 
 from .receivers import Case
 
@@ -25,7 +25,7 @@ _CHECKSUM_BYTES = 8
 
 
 def resealed(packet: Array) -> Array:
-    """The same with a checksum that fits."""
+    """The packet with a correct checksum."""
     if packet.nbytes < _CHECKSUM_BYTES:
         return packet
     packet = packet.copy()
@@ -34,7 +34,7 @@ def resealed(packet: Array) -> Array:
 
 
 def taken_apart(packet: Array, layout: tuple[ArraySpec, ...]) -> tuple[list[Any], list[bytes]]:
-    """The fixed part of a sound packet, and the bytes of its arrays."""
+    """The fixed part of a valid packet, and the bytes of its arrays."""
     fixed = list(_FIXED.unpack_from(packet.data))
     lengths = iter(msgspec.msgpack.decode(packet[_FIXED.size : _FIXED.size + fixed[4]].tobytes()))
     position, arrays = _FIXED.size + -(-fixed[4] // 8) * 8, []
@@ -48,7 +48,7 @@ def taken_apart(packet: Array, layout: tuple[ArraySpec, ...]) -> tuple[list[Any]
 
 
 def put_together(fixed: list[Any], arrays: list[bytes], layout: tuple[ArraySpec, ...]) -> Array:
-    """A packet whose header and sizes fit these arrays, and whose checksum fits all."""
+    """A packet of these arrays, with correct header, sizes and checksum."""
     header = msgspec.msgpack.encode([len(a) for a, spec in zip(arrays, layout, strict=True) if not spec.exact])
     body = bytearray(header + bytes(-len(header) % 8))
     start = len(body)
@@ -62,7 +62,7 @@ Mutation = Callable[[np.random.Generator, Array, Case], Array]
 
 
 def flip_bits(rng: np.random.Generator, packet: Array, case: Case) -> Array:
-    """One to eight bits, anywhere before the checksum."""
+    """Flips one to eight bits, anywhere before the checksum."""
     found = packet.copy()
     for _ in range(int(rng.integers(1, 9))):
         found[int(rng.integers(packet.nbytes - _CHECKSUM_BYTES))] ^= np.uint8(1 << int(rng.integers(8)))
@@ -70,7 +70,7 @@ def flip_bits(rng: np.random.Generator, packet: Array, case: Case) -> Array:
 
 
 def overwrite(rng: np.random.Generator, packet: Array, case: Case) -> Array:
-    """A run of bytes by noise, zeros or ones."""
+    """Overwrites a run of bytes with noise, zeros or ones."""
     found = packet.copy()
     start = int(rng.integers(packet.nbytes))
     size = min(int(rng.integers(1, 33)), packet.nbytes - start)
@@ -79,17 +79,17 @@ def overwrite(rng: np.random.Generator, packet: Array, case: Case) -> Array:
 
 
 def truncate(rng: np.random.Generator, packet: Array, case: Case) -> Array:
-    """Its beginning."""
+    """Cuts off the end."""
     return packet[: int(rng.integers(packet.nbytes))]
 
 
 def extend(rng: np.random.Generator, packet: Array, case: Case) -> Array:
-    """More bytes at the end."""
+    """Appends bytes."""
     return np.append(packet, rng.integers(0, 256, int(rng.integers(1, 65))).astype(np.uint8))
 
 
 def splice(rng: np.random.Generator, packet: Array, case: Case) -> Array:
-    """The beginning of one packet and the end of another."""
+    """Joins the beginning of one packet and the end of another."""
     other = case.packets[int(rng.integers(len(case.packets)))]
     start = int(rng.integers(packet.nbytes))
     if rng.random() < 0.5:  # cut at the same place, so that the size may be right
@@ -98,7 +98,7 @@ def splice(rng: np.random.Generator, packet: Array, case: Case) -> Array:
 
 
 def lengths(rng: np.random.Generator, packet: Array, case: Case) -> Array:
-    """Other lengths in the header: swapped, a little off, or enormous; and other claims of the fixed part."""
+    """Changes lengths in the header (swapped, slightly off, or very large), and sometimes the length in the fixed part."""
     fixed, arrays = taken_apart(packet, case.layout)
     sizes = [len(a) for a, spec in zip(arrays, case.layout, strict=True) if not spec.exact]
     how = int(rng.integers(4))
@@ -120,7 +120,7 @@ def lengths(rng: np.random.Generator, packet: Array, case: Case) -> Array:
 
 
 def stamp(rng: np.random.Generator, packet: Array, case: Case) -> Array:
-    """Another kind, version, plan, attempt, sequence, memory format or hash."""
+    """Changes kind, version, plan, attempt, sequence, memory format or hash."""
     fixed, arrays = taken_apart(packet, case.layout)
     which, bits = ((1, 8), (2, 8), (3, 16), (5, 32), (6, 32), (7, 32), (8, 64), (9, 64))[int(rng.integers(8))]
     fixed[which] = int(rng.integers(0, 12)) if rng.random() < 0.7 else int(rng.integers(0, 2**63)) % 2**bits
@@ -128,7 +128,7 @@ def stamp(rng: np.random.Generator, packet: Array, case: Case) -> Array:
 
 
 def contents(rng: np.random.Generator, packet: Array, case: Case) -> Array:
-    """One array by noise, cut, lengthened, or with a new middle; header and sizes follow where they may."""
+    """Replaces an array by noise, shortens or lengthens it, or changes bytes of it. Header and sizes are made to fit."""
     fixed, arrays = taken_apart(packet, case.layout)
     if not arrays:
         return packet
@@ -153,7 +153,7 @@ def contents(rng: np.random.Generator, packet: Array, case: Case) -> Array:
 
 
 def noise(rng: np.random.Generator, packet: Array, case: Case) -> Array:
-    """A payload of nothing but noise, of legal lengths; an entropy coder's first bytes may be right."""
+    """Replaces the payload by noise of legal lengths, often with the first bytes of each array kept."""
     fixed, arrays = taken_apart(packet, case.layout)
     found = []
     for data, spec in zip(arrays, case.layout, strict=True):
@@ -165,7 +165,7 @@ def noise(rng: np.random.Generator, packet: Array, case: Case) -> Array:
 
 
 def swap_arrays(rng: np.random.Generator, packet: Array, case: Case) -> Array:
-    """One array of another packet of the same receiver: each is sound, together they are not."""
+    """Takes one array from another packet for the same receiver: each packet is valid, the mixture is not."""
     fixed, arrays = taken_apart(packet, case.layout)
     _, others = taken_apart(case.packets[int(rng.integers(len(case.packets)))], case.layout)
     if arrays:
@@ -174,8 +174,8 @@ def swap_arrays(rng: np.random.Generator, packet: Array, case: Case) -> Array:
     return put_together(fixed, arrays, case.layout)
 
 
-class _Tampering(StageWriter):
-    """An entropy coder's sender that writes other symbols than it has to, each legal where it stands."""
+class _Tampering(SymbolWriter):
+    """A writer of entropy-coded streams that replaces some symbols by others that are legal at their place."""
 
     def __init__(self, name: CoderName, rng: np.random.Generator, share: float) -> None:
         super().__init__(name)
@@ -196,14 +196,14 @@ class _Tampering(StageWriter):
 
 
 def tamper(rng: np.random.Generator, packet: Array, case: Case) -> Array:
-    """What a sender makes who knows the entropy coder, and lies in a few of its numbers. (Others: as ``contents``.)"""
+    """Re-encodes an entropy-coded stream with some wrong symbols. (Packets without one: as ``contents``.)"""
     if not case.symbols:
         return contents(rng, packet, case)
     fixed, arrays = taken_apart(packet, case.layout)
     which = next(i for i, spec in enumerate(case.layout) if spec.name == CODED)
     coded = {spec.name: np.frombuffer(a, spec.dtype) for a, spec in zip(arrays, case.layout, strict=True)}
-    sound = Entropy().decode(coded, expected=case.symbols, context=NO_CONTEXT)
-    described, shared = look([sound[s.name] for s in case.symbols if is_symbols(s.name, s.dtype)])
+    symbols = Entropy().decode(coded, expected=case.symbols, context=NO_CONTEXT)
+    described, shared = describe([symbols[s.name] for s in case.symbols if is_symbols(s.name, s.dtype)])
     writer = _Tampering(("ans", "rans")[int(rng.integers(2))], rng, (0.003, 0.03, 0.3)[int(rng.integers(3))])
     stream.put(writer, described, shared)
     arrays[which] = writer.finish()[: case.layout[which].num_bytes].tobytes()
@@ -211,7 +211,7 @@ def tamper(rng: np.random.Generator, packet: Array, case: Case) -> Array:
 
 
 def _any_array(rng: np.random.Generator, layout: tuple[ArraySpec, ...]) -> int:
-    """One of the arrays, every second time one of those whose size depends on the data."""
+    """The index of an array; in half of the cases, of one whose size depends on the data."""
     varying = [i for i, spec in enumerate(layout) if not spec.exact]
     if varying and rng.random() < 0.5:
         return varying[int(rng.integers(len(varying)))]
@@ -237,7 +237,7 @@ MUTATIONS: Mapping[str, Mutation] = {
 
 
 def mutated(case: Case, seed: tuple[int, ...], names: tuple[str, ...] = tuple(MUTATIONS)) -> Array:
-    """The packet that these numbers name: one of the case's own, after one or two of these mutations."""
+    """The packet that these numbers identify: one of the case's packets after one or two of these mutations."""
     rng = np.random.default_rng(seed)
     packet = case.packets[int(rng.integers(len(case.packets)))]
     packet = MUTATIONS[names[int(rng.integers(len(names)))]](rng, packet, case)

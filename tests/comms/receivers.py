@@ -1,4 +1,4 @@
-"""Receivers of packets of every chain in use, each with sound packets for it."""
+"""Receivers of packets for every chain in use, each with valid packets for it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,8 @@ SHAPES = {
 }
 ROLES = {name: "weight" if name.endswith("weight") else "vector" for name in SHAPES} | {"norm.mean": "statistic"}
 REST = ["vector", "statistic"]
-PEAK_BYTES = 256 * 1024  # what reading a packet of ``tensors`` may take, whatever it holds; 154 kB is the most seen
+# Limit of memory for reading a packet of ``tensors``, whatever it holds. The largest seen is 154 kB.
+PEAK_BYTES = 256 * 1024
 LARGE = ArraySpec("w", (200, 2048), "|i1", nonzeros=4096)  # one entry in a hundred
 PLAIN_STAMP = Stamp(kind=PacketKind.WEIGHTS, version=3)
 FLOAT = Residual(rule="delta")
@@ -35,7 +36,7 @@ DOWN = Residual(rule="stationary", feedback=True)
 
 
 def sparse(density: float, levels: int, **last: Any) -> tuple[CodecSpec, ...]:
-    """The chain of residuals, as the policy makes it."""
+    """The chain of residuals, as the policy ``residuals`` makes it."""
     return (
         CodecSpec("topk", {"density": density}),
         CodecSpec("ternary", {"levels": levels, "scope": "global"}),
@@ -61,16 +62,18 @@ CHAINS: dict[str, tuple[CodecSpec, ...]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One receiver. ``read`` gives arrays or raises; ``wanted``: what they must be; ``layout``: what a packet holds."""
+    """A receiver and valid packets for it.
+
+    ``read``: returns arrays or raises. ``wanted``: specifications that these arrays must have. ``layout``: the arrays of a
+    packet. ``symbols``: the input of the entropy codec, if the chain has one.
+    """
 
     name: str
     packets: tuple[Array, ...]
     read: Callable[[Array], Arrays]
     wanted: tuple[ArraySpec, ...]
     layout: tuple[ArraySpec, ...] = field(repr=False)
-    symbols: tuple[ArraySpec, ...] = field(
-        repr=False, default=()
-    )  # what goes into the entropy coder, where there is one
+    symbols: tuple[ArraySpec, ...] = field(repr=False, default=())
 
     @property
     def items(self) -> int:
@@ -79,7 +82,7 @@ class Case:
 
 
 def tensors(seed: int) -> dict[str, Array]:
-    """A model of 1,265 weights; large entries crowd into some rows, as in an update."""
+    """A model of 1,265 weights whose large entries concentrate in some rows, as in an update."""
     generator = np.random.default_rng(seed)
     found = {}
     for name, shape in SHAPES.items():
@@ -94,7 +97,7 @@ EXPECTED = specs_of(tensors(0), ROLES)
 
 
 def cases() -> dict[str, Case]:
-    """Every chain as a memoryless packet, as an update and as a broadcast residual; dense and agreed models."""
+    """Every chain as a packet without memory, as an update and as a broadcast residual; dense and agreed models."""
     found = []
     for name, specs in CHAINS.items():
         codec = make_codec(specs)
@@ -107,7 +110,7 @@ def cases() -> dict[str, Case]:
 
 
 def large() -> Case:
-    """Symbols of which few may be there, by the entropy codec alone."""
+    """Many symbols of which few are nonzero, by the entropy codec alone."""
     generator, found = np.random.default_rng(9), []
     for _ in range(2):
         symbols = np.zeros(LARGE.items, np.int8)
@@ -123,12 +126,12 @@ def large() -> Case:
 
 
 def stated_bytes(specs: Sequence[ArraySpec]) -> int:
-    """The memory that ``Entropy.decode`` promises not to exceed."""
+    """The documented limit of memory of ``Entropy.decode``."""
     return sum(300 * most_entries(spec) + 10 * spec.items + 750_000 for spec in specs)
 
 
 def _plain(name: str, codec: Codec) -> Case:
-    """Tensors without memory."""
+    """A receiver of tensors without memory."""
     context = context_for(EXPECTED, seed=5)
     packets = tuple(seal(tensors(n), codec=codec, context=context, stamp=PLAIN_STAMP)[0] for n in range(3))
 
@@ -139,7 +142,7 @@ def _plain(name: str, codec: Codec) -> Case:
 
 
 def _update(name: str, codec: Codec, residual: Residual) -> Case:
-    """Residuals of a device's model, to the server."""
+    """The server as the receiver of residuals of a device's model."""
     context = context_for(EXPECTED, seed=5)
     prediction = tensors(100)
     stamp = Stamp(kind=PacketKind.UPDATE, version=2, plan=7, state_hash=hash_arrays(prediction))
@@ -164,7 +167,7 @@ def _update(name: str, codec: Codec, residual: Residual) -> Case:
 
 
 def _broadcast(name: str, codec: Codec) -> Case:
-    """Residuals of the server's model, to a device that holds the one before."""
+    """A device that holds the previous model, as the receiver of residuals of the server's model."""
     first, context = Model.of(1, tensors(200)), context_for(EXPECTED, seed=2)
     packets = tuple(
         seal_model(tensors(n), 2, memory=Memory(models=[first]), residual=DOWN, codec=codec, context=context)[0]
@@ -176,7 +179,7 @@ def _broadcast(name: str, codec: Codec) -> Case:
 
 
 def _start(how: str) -> Case:
-    """A whole model, or one that follows from a seed, to a device that holds another."""
+    """A device that holds another model, as the receiver of a dense model or of one made from the seed."""
     model, context = Model.of(2, tensors(1)), context_for(EXPECTED, seed=2)
     packet = seal_dense(model, codec=IdentityCodec(), context=context) if how == "dense" else seal_agreed(model)
     read = _receiver(Model.of(1, tensors(200)), DOWN, IdentityCodec(), version=2)
@@ -184,7 +187,7 @@ def _start(how: str) -> Case:
 
 
 def _receiver(first: Model, residual: Residual, codec: Codec, *, version: int) -> Callable[[Array], Arrays]:
-    """A device's end; it must hold what it held after any failure."""
+    """Reads a packet at a device's end, and checks that a failure leaves the end unchanged."""
 
     def read(packet: Array) -> Arrays:
         end = DeviceEnd(memory=Memory(models=[first]))
@@ -206,7 +209,7 @@ def _receiver(first: Model, residual: Residual, codec: Codec, *, version: int) -
 
 
 def fault_of(case: Case, found: Arrays) -> str:
-    """What is wrong with arrays that a receiver accepted; "" for nothing."""
+    """The fault of arrays that a receiver accepted; "" for none."""
     kinds = {name: (array.dtype.str, array.shape) for name, array in found.items()}
     wanted = {spec.name: (spec.dtype, spec.shape) for spec in case.wanted}
     if kinds != wanted:

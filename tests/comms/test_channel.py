@@ -3,7 +3,7 @@ import pytest
 from fedbonsai.comms.channel import LocalChannel
 
 
-def test_a_reference_gives_back_the_packet_to_as_many_as_ask() -> None:
+def test_a_reference_may_be_read_several_times() -> None:
     channel, packet = LocalChannel(), np.arange(8, dtype=np.uint8)
     reference = channel.put(packet)
     first, second = channel.get(reference), channel.get(reference)
@@ -11,7 +11,7 @@ def test_a_reference_gives_back_the_packet_to_as_many_as_ask() -> None:
     assert np.shares_memory(first, second)
 
 
-def test_nobody_can_change_what_others_read() -> None:
+def test_stored_packets_are_read_only() -> None:
     channel = LocalChannel()
     packet = channel.get(channel.put(np.zeros(8, np.uint8)))
     with pytest.raises(ValueError, match="read-only"):

@@ -1,6 +1,6 @@
-"""A receiver of mutated packets raises a ``PacketError`` or gives arrays of the expected shapes, in little memory.
+"""A receiver of mutated packets raises a ``PacketError`` or returns arrays of the expected shapes, within a limit of memory.
 
-(Warnings are errors here, so there are none of them either. benchmarks/soak_packets.py does the same a million times.)
+Warnings are errors here, so there are none either. benchmarks/soak_packets.py does the same with a million packets.
 """
 
 import tracemalloc
@@ -18,7 +18,7 @@ LARGE_CASE = large()
 
 
 def read(case: Case, packet: object) -> tuple[str, int]:
-    """What is wrong with how a packet was taken, and the most memory that this took."""
+    """The fault of a receiver with this packet ("" for none), and its peak of memory."""
     tracemalloc.start()
     try:
         fault = fault_of(case, case.read(packet))
@@ -31,7 +31,7 @@ def read(case: Case, packet: object) -> tuple[str, int]:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_sound_packets_are_read_and_can_be_taken_apart(case: Case) -> None:
+def test_valid_packets_are_read_and_can_be_taken_apart(case: Case) -> None:
     for packet in case.packets:
         assert fault_of(case, case.read(packet)) == ""
         assert put_together(*taken_apart(packet, case.layout), case.layout).tobytes() == packet.tobytes()
@@ -50,14 +50,14 @@ def test_mutated_packets(mutation: str, name: str, seed: int) -> None:
 @pytest.mark.parametrize("mutation", ["flip_bits", "contents", "noise", "tamper"])
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=10, deadline=None)
-def test_mutated_packets_of_many_weights_of_which_few_are_there(mutation: str, seed: int) -> None:
+def test_mutated_packets_of_many_weights_of_which_few_are_nonzero(mutation: str, seed: int) -> None:
     fault, peak = read(LARGE_CASE, mutated(LARGE_CASE, (seed,), (mutation,)))
     assert fault == ""
     assert peak < stated_bytes([LARGE])
 
 
-def test_mutants_are_named_for_ever_and_come_to_every_end() -> None:
-    """Else the property above would say little."""
+def test_mutations_are_reproducible_and_reach_every_outcome() -> None:
+    """Otherwise the properties above would mean little."""
     outcomes, accepted = set(), set()
     for seed in range(60):
         for mutation in MUTATIONS:
@@ -69,9 +69,9 @@ def test_mutants_are_named_for_ever_and_come_to_every_end() -> None:
             except PacketError as error:
                 outcomes.add(type(error))
             else:
-                if all(packet.tobytes() != sound.tobytes() for sound in case.packets):
+                if all(packet.tobytes() != valid.tobytes() for valid in case.packets):
                     accepted.add(mutation)
     assert outcomes == set(PacketError.__subclasses__())
-    # Lies that fit are taken for true: no checksum tells them from what another device might have sent.
+    # Values that fit are accepted: another device might have sent them.
     assert {"contents", "tamper"} <= accepted
     assert not {"truncate", "extend"} & accepted

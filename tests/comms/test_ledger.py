@@ -23,14 +23,14 @@ def test_totals_add_up(ledger: Ledger) -> None:
     assert ledger.total("down", kind="control", device=0) == 7
 
 
-def test_what_never_travelled_is_nothing(ledger: Ledger) -> None:
+def test_kinds_and_devices_without_messages_have_no_bytes(ledger: Ledger) -> None:
     assert ledger.total("up", kind="logits") == 0
     assert ledger.total(device=9) == 0
     assert Ledger().total() == 0
     assert Ledger().by_kind("up") == {}
 
 
-def test_asking_changes_nothing(ledger: Ledger) -> None:
+def test_queries_change_nothing(ledger: Ledger) -> None:
     ledger.total("up", kind="logits", device=5)
     assert ledger.by_kind("up") == {"weights": 70}
 
@@ -40,7 +40,7 @@ def test_kinds_in_order_of_name(ledger: Ledger) -> None:
     assert sum(ledger.by_kind("down").values()) == ledger.total("down")
 
 
-def test_messages_are_counted_whatever_their_size(ledger: Ledger) -> None:
+def test_empty_messages_are_counted(ledger: Ledger) -> None:
     ledger.record("up", kind="control", device=2, num_bytes=0)
     assert (ledger.messages(), ledger.messages("down"), ledger.messages("up")) == (6, 3, 3)
 

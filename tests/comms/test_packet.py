@@ -58,13 +58,13 @@ def opened(packet: Array, tensors: Arrays = WEIGHTS, codec: Codec | None = None,
 
 
 def resigned(packet: Array) -> Array:
-    """The same with a checksum that fits: what somebody sends who means harm."""
+    """The packet with a correct checksum, as a hostile sender makes it."""
     packet[-8:] = np.frombuffer(xxhash.xxh3_64_digest(packet[:-8].data), np.uint8)
     return packet
 
 
 def framed(header: bytes, payload: bytes = b"") -> Array:
-    """A packet of any header and payload, well-formed otherwise."""
+    """A packet of any header and payload, otherwise well-formed."""
     fixed = struct.pack("<4sBBHIIIIQQQ", b"FBZ1", 2, 2, 0, len(header), 0, 0, 0, 0, 0, len(payload))
     body = fixed + header + bytes(-len(header) % 8) + payload
     return np.frombuffer(body + xxhash.xxh3_64_digest(body), np.uint8)
@@ -89,7 +89,7 @@ def test_round_trip(tensors: Arrays, codec: Codec) -> None:
 
 @given(numbers, st.sampled_from(EXACT + BOUNDED))
 @settings(max_examples=80, deadline=None)
-def test_what_is_opened_is_the_reconstruction_and_sizes_are_as_foretold(tensors: Arrays, codec: Codec) -> None:
+def test_the_receiver_gets_the_reconstruction_and_sizes_are_as_predicted(tensors: Arrays, codec: Codec) -> None:
     packet, reconstruction = seal(tensors, codec=codec, context=NO_CONTEXT, stamp=STAMP)
     found = opened(packet, tensors, codec, finite=True)
     assert_same_bits({n: found[n] for n in tensors}, {n: reconstruction[n] for n in tensors})
@@ -115,7 +115,7 @@ def test_arrays_are_aligned_views_of_the_packet() -> None:
         assert not array.flags.writeable
 
 
-def test_padding_is_zero_so_that_equal_input_gives_equal_bytes() -> None:
+def test_equal_input_gives_equal_bytes() -> None:
     assert [sealed().tobytes() for _ in range(20)] == [sealed().tobytes()] * 20
 
 
@@ -145,7 +145,7 @@ def test_every_flipped_byte_is_refused(codec: Codec) -> None:
 
 
 @pytest.mark.parametrize("codec", [IdentityCodec(), Lz4()], ids=["identity", "lz4"])
-def test_a_flipped_byte_with_a_fitting_checksum_raises_packet_errors_only(codec: Codec) -> None:
+def test_a_flipped_byte_with_a_correct_checksum_raises_packet_errors_only(codec: Codec) -> None:
     packet = sealed(codec=codec)
     for position in range(packet.nbytes - 8):
         for mask in (1, 128, 255):
@@ -162,21 +162,21 @@ def test_a_flipped_byte_with_a_fitting_checksum_raises_packet_errors_only(codec:
 
 @given(st.binary(max_size=300), st.sampled_from([IdentityCodec(), Lz4(), chain(Lz4(), Lz4())]))
 @settings(max_examples=100, deadline=None)
-def test_garbage_is_refused(data: bytes, codec: Codec) -> None:
+def test_noise_is_refused(data: bytes, codec: Codec) -> None:
     with pytest.raises(PacketError):
         opened(np.frombuffer(data, np.uint8), codec=codec)
 
 
 @given(st.binary(max_size=60), st.binary(max_size=60), st.sampled_from([IdentityCodec(), Lz4(), chain(Lz4(), Lz4())]))
 @settings(max_examples=200, deadline=None)
-def test_garbage_in_a_sound_frame_is_refused(header: bytes, payload: bytes, codec: Codec) -> None:
+def test_noise_in_a_valid_frame_is_refused(header: bytes, payload: bytes, codec: Codec) -> None:
     with pytest.raises(PacketError):
         opened(framed(header, payload), codec=codec)
 
 
 @given(st.lists(st.integers(-(2**63), 2**64 - 1), min_size=1, max_size=3), st.binary(max_size=60))
 @settings(max_examples=100, deadline=None)
-def test_invented_lengths_are_refused(lengths: list[int], payload: bytes) -> None:
+def test_arbitrary_lengths_are_refused(lengths: list[int], payload: bytes) -> None:
     with pytest.raises(PacketError):
         opened(framed(msgspec.msgpack.encode(lengths), payload), {"w": np.zeros(64, "<f4")}, Lz4())
 
@@ -192,7 +192,7 @@ def test_invented_lengths_are_refused(lengths: list[int], payload: bytes) -> Non
     ],
     ids=["2**62 bytes", "4 GiB", "-1 bytes", "4 billion lengths", "a million lengths"],
 )
-def test_a_header_that_claims_much_is_refused_without_allocating(header: bytes) -> None:
+def test_a_header_with_large_claims_is_refused_without_allocating(header: bytes) -> None:
     packet = framed(header, bytes(16))
     tracemalloc.start()
     try:
@@ -204,7 +204,7 @@ def test_a_header_that_claims_much_is_refused_without_allocating(header: bytes) 
     assert peak < 100_000 + len(header)
 
 
-def test_a_fixed_part_that_claims_much_is_refused() -> None:
+def test_a_fixed_part_with_large_claims_is_refused() -> None:
     packet = sealed()
     packet[8:12] = 255  # header length
     packet[40:48] = 255  # payload length
@@ -222,12 +222,12 @@ def test_lengths_must_fit_types_and_bounds() -> None:
         opened(framed(msgspec.msgpack.encode([0, 0, 0])), one, Drop())
 
 
-def test_another_models_tensors_are_refused() -> None:
+def test_tensors_of_another_model_are_refused() -> None:
     with pytest.raises(MismatchedPacket, match="are expected"):
         opened(sealed(), {"conv.weight": np.zeros((4, 4), "<f4")})
 
 
-def test_a_wrong_stamp_is_named_field_by_field() -> None:
+def test_the_wrong_fields_of_a_stamp_are_named() -> None:
     packet = sealed()
     wanted = msgspec.structs.replace(STAMP, plan=18, version=4)
     with pytest.raises(MismatchedPacket, match=r"version is 3, expected 4, plan is 17, expected 18$"):
@@ -257,7 +257,7 @@ def test_a_stamp_holds_its_largest_numbers() -> None:
         (5, 99, UnsupportedPacket, "unknown kind of packet 99"),
     ],
 )
-def test_what_this_version_cannot_read(position: int, value: int, error: type[PacketError], words: str) -> None:
+def test_packets_of_other_formats_and_kinds(position: int, value: int, error: type[PacketError], words: str) -> None:
     packet = sealed()
     packet[position] = value
     with pytest.raises(error, match=words):
@@ -273,7 +273,7 @@ def test_only_flat_bytes_are_a_packet() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", "<c8"])
-def test_what_is_not_finite_is_refused_on_demand(value: float, dtype: str) -> None:
+def test_values_that_are_not_finite_are_refused_on_request(value: float, dtype: str) -> None:
     bad = {"good": np.ones(2, dtype), "bad": np.array([1, value, 2]).astype(dtype)}
     with pytest.raises(UnfitPacket, match="'bad' holds NaN or infinity"):
         opened(sealed(bad), bad, finite=True)
@@ -316,15 +316,15 @@ def test_differences_formed_while_sealing_are_those_formed_before(codec: Codec) 
 
 
 @pytest.mark.parametrize(
-    ("what", "words"),
+    ("wrong", "words"),
     [("type", "'w' as <f4 of shape"), ("shape", r"'w' as <i4 of shape \(3,\)"), ("name", r"arrays \['w/more'\]")],
 )
-def test_a_codec_is_held_to_its_layout(what: str, words: str) -> None:
+def test_a_codec_must_keep_its_layout(wrong: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        sealed({"w": np.zeros(2, "<f4")}, Liar(what))
+        sealed({"w": np.zeros(2, "<f4")}, Liar(wrong))
 
 
-def test_specs_speak_of_items_and_bytes() -> None:
+def test_items_and_bytes_of_specifications() -> None:
     assert [spec.num_bytes for spec in specs_of(WEIGHTS)] == [48, 8, 3, 0]
     assert ArraySpec("w", (2, 3), "<f8").items == 6
     assert ArraySpec("w", (), "<f8").items == 1

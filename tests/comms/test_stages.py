@@ -27,7 +27,7 @@ STAGES = [
 ]
 
 
-def test_floats_of_the_roles_are_touched_and_nothing_else() -> None:
+def test_only_floats_of_the_roles_are_touched() -> None:
     roles = {"mean": "statistic"}
     specs = tuple(ArraySpec(n, a.shape, a.dtype.str, role=roles.get(n, "")) for n, a in TENSORS.items())
     for role, names in {"weight": ["conv"], "vector": ["bias", "half"], "statistic": ["mean"]}.items():
@@ -35,7 +35,7 @@ def test_floats_of_the_roles_are_touched_and_nothing_else() -> None:
         assert list(touched_arrays(TENSORS, (role,), Context(roles=roles))) == names
 
 
-def test_a_role_that_is_given_outweighs_the_shape() -> None:
+def test_a_given_role_takes_precedence_over_the_shape() -> None:
     context = Context(roles={"conv": "counter", "bias": "weight"})
     assert list(touched_arrays(TENSORS, ("weight",), context)) == ["bias"]
 
@@ -49,7 +49,7 @@ def test_a_role_that_is_given_outweighs_the_shape() -> None:
         (None, "'w' is missing"),
     ],
 )
-def test_an_array_that_was_not_expected(array: np.ndarray | None, words: str) -> None:
+def test_unexpected_arrays(array: np.ndarray | None, words: str) -> None:
     arrays = {} if array is None else {"w": array}
     with pytest.raises(MismatchedPacket, match=words):
         received(arrays, ArraySpec("w", (2,), "<f4"))
@@ -67,7 +67,7 @@ def test_an_array_of_varying_size_has_a_bound() -> None:
     [TopK(0.5), TopK(0.5, scope="normalised"), Threshold(1), Threshold(1, True), Float16(), Uniform(), Ternary()],
     ids=repr,
 )
-def test_what_all_stages_share(stage: Codec) -> None:
+def test_checks_that_all_stages_share(stage: Codec) -> None:
     with pytest.raises(ValueError, match="'w' has no fixed shape; sparsifiers and quantisers must come before"):
         stage.layout((ArraySpec("w", (4,), "<f4", exact=False, role="weight"),))
     with pytest.raises(ValueError, match="roles hold 'counter'; they must be among weight, vector, statistic"):
@@ -78,8 +78,8 @@ def test_what_all_stages_share(stage: Codec) -> None:
     assert stage.encode(integers, context=Context()) == (integers, integers)
     signalling = np.array(0x7F81_0000, "<u4").view("<f4")
     for bad in (np.nan, np.inf, -np.inf, signalling):
-        sick = np.array([[1, 7], [0, 2]], "<f4")
-        sick[0, 1] = bad
-        tensors = {"fine": np.ones((2, 2), "<f4"), "sick": sick}
-        with pytest.raises(ValueError, match="tensor 'sick' holds NaN, infinity"):
+        damaged = np.array([[1, 7], [0, 2]], "<f4")
+        damaged[0, 1] = bad
+        tensors = {"fine": np.ones((2, 2), "<f4"), "damaged": damaged}
+        with pytest.raises(ValueError, match="tensor 'damaged' holds NaN, infinity"):
             stage.encode(tensors, context=Context())

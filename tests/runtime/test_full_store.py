@@ -38,7 +38,7 @@ def wide(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("wide", "own_ray")
 def test_where_it_cannot_spill_the_run_ends_in_one_sentence():
-    full = r"^the object store is full, and the disk to which Ray spills .*; give ray\.object_store_bytes more"
+    full = r"^the object store is full, and the disk to which Ray spills .*; increase ray\.object_store_bytes"
     with (
         start_local(num_cpus=2, object_store_bytes=80 * 10**6, env_vars=FULL_DISK),
         pytest.raises(RunError, match=full),

@@ -1,4 +1,4 @@
-"""The auto codec: the smallest of several, lossless, and safe."""
+"""The auto codec: the smallest result of several codecs, lossless, and safe with any bytes."""
 
 import sys
 
@@ -39,14 +39,14 @@ def test_the_smallest_is_sent(tensors, number):
         np.testing.assert_array_equal(found[name], array, strict=True)
 
 
-def test_of_equals_the_first_named_is_taken():
+def test_of_equal_results_the_first_named_codec_is_chosen():
     nothing = {"a": np.zeros(0, np.float32)}
     for among in (("identity", "entropy"), ("entropy", "identity")):
         arrays, _ = Auto(among).encode(nothing, context=NO_CONTEXT)
         assert arrays[AUTO].tolist() == [0 if among[0] == "identity" else 2]
 
 
-def test_a_receiver_without_constriction_reads_what_is_sent_by_default(monkeypatch):
+def test_a_receiver_without_constriction_reads_the_default_codecs(monkeypatch):
     arrays, _ = Auto().encode(SYMBOLS, context=NO_CONTEXT)
     assert arrays[AUTO][0] == 3  # the portable coder, though this sender may have constriction
     monkeypatch.setitem(sys.modules, "constriction", None)
@@ -55,7 +55,7 @@ def test_a_receiver_without_constriction_reads_what_is_sent_by_default(monkeypat
         np.testing.assert_array_equal(found[name], array, strict=True)
 
 
-def test_only_what_it_is_among_is_read():
+def test_only_the_listed_codecs_are_read():
     arrays, _ = Auto(("lz4",)).encode(REPEATS, context=NO_CONTEXT)
     with pytest.raises(UnsupportedPacket, match="codec number 1, where one of entropy, identity"):
         Auto(("entropy", "identity")).decode(arrays, expected=specs_of(REPEATS), context=NO_CONTEXT)
@@ -78,7 +78,7 @@ def test_names_are_checked(among, found):
         ([1, 255, 255, 255, 255], CorruptPacket, "claims 4294967295 bytes"),
     ],
 )
-def test_bytes_that_cannot_be(data, error, words):
+def test_malformed_bytes(data, error, words):
     with pytest.raises(error, match=words):
         Auto().decode({AUTO: np.array(data, np.uint8)}, expected=(ArraySpec("a", (1,), "<f4"),), context=NO_CONTEXT)
 

@@ -15,12 +15,12 @@ def held(array: Array) -> Array:
     return kept["t"]
 
 
-def test_with_a_pencil() -> None:
+def test_rounding_by_hand() -> None:
     assert held(np.array([1.0, -0.5, 1 + 1 / 4096, 2049.0], "<f4")).tolist() == [1.0, -0.5, 1.0, 2048.0]
     assert held(np.array([1e-9, -1e-9], "<f4")).tolist() == [0.0, 0.0]
 
 
-def test_what_is_too_large_saturates() -> None:
+def test_large_values_are_clipped() -> None:
     assert held(np.array([65504, 65520, -3e38], "<f4")).tolist() == [65504, 65504, -65504]
 
 
@@ -46,12 +46,12 @@ def test_roles_and_bounds_stay() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.ones(2, "<f2"), np.ones(4, "<f2"), np.ones(3, "<f4"), np.ones((3, 1), "<f2")])
-def test_what_was_not_expected(bad: Array) -> None:
+def test_unexpected_arrays(bad: Array) -> None:
     with pytest.raises(MismatchedPacket, match="'t'"):
         Float16().decode({"t": bad}, expected=specs_of({"t": np.ones(3, "<f4")}), context=NO_CONTEXT)
 
 
-def test_a_stranger_s_nan_is_left_to_the_packet_s_check() -> None:
+def test_received_nan_is_left_to_the_check_of_the_packet() -> None:
     bad = np.array([np.nan, np.inf, 1], "<f2")
     found = Float16().decode({"t": bad}, expected=specs_of({"t": np.ones(3, "<f4")}), context=NO_CONTEXT)
     assert np.isfinite(found["t"]).tolist() == [False, False, True]

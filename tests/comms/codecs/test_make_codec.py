@@ -17,7 +17,7 @@ class Mine(IdentityCodec):
     strength: float = 1.0
 
 @dataclass(frozen=True)
-class Deaf:
+class NoDecode:
     def layout(self, expected): ...
     def encode(self, tensors, *, context): ...
 
@@ -31,16 +31,14 @@ number = 5
 
 
 @pytest.fixture
-def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stranger's package with a codec, a broken one, and entry points for both."""
-    (tmp_path / "strange_codecs.py").write_text(MODULE)
-    (tmp_path / "strange_broken.py").write_text("raise RuntimeError('no luck today')")
-    info = tmp_path / "strange-1.0.dist-info"
+def user_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's package with a codec, one that cannot be imported, and entry points for both."""
+    (tmp_path / "user_codecs.py").write_text(MODULE)
+    (tmp_path / "broken_codecs.py").write_text("raise RuntimeError('wrong installation')")
+    info = tmp_path / "user-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strange\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[fedbonsai.codecs]\nmine = strange_codecs:Mine\nbroken = strange_broken:Mine\n"
-    )
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: user\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[fedbonsai.codecs]\nmine = user_codecs:Mine\nbroken = broken_codecs:Mine\n")
     monkeypatch.syspath_prepend(tmp_path)
 
 
@@ -76,7 +74,7 @@ def test_names_make_a_chain_and_none_the_identity() -> None:
         ("collections:OrderedDict", {}, "OrderedDict has no layout and no encode and no decode; it must be a frozen"),
     ],
 )
-def test_one_sentence_for_what_is_wrong(name: str, options: dict[str, object], words: str) -> None:
+def test_errors_of_configurations_are_one_sentence(name: str, options: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         make_codec((CodecSpec(name, options),))
     assert "\n" not in str(caught.value)
@@ -97,22 +95,22 @@ def test_options_become_the_types_of_the_fields() -> None:
     )
 
 
-def test_two_sparsifiers_are_one_too_many() -> None:
+def test_two_sparsifiers_are_refused() -> None:
     with pytest.raises(ValueError, match="a chain holds one sparsifier at most; this one holds TopK and Threshold"):
         make_codec((CodecSpec("topk", {"density": 0.1}), CodecSpec("lz4"), CodecSpec("threshold", {"value": 1})))
 
 
-@pytest.mark.usefixtures("stranger")
-def test_a_class_of_ones_own() -> None:
-    codec = make_codec((CodecSpec("strange_codecs:Mine", {"strength": 2}),))
+@pytest.mark.usefixtures("user_package")
+def test_a_users_class() -> None:
+    codec = make_codec((CodecSpec("user_codecs:Mine", {"strength": 2}),))
     assert (type(codec).__name__, codec.strength) == ("Mine", 2.0)
-    with pytest.raises(ValueError, match="Deaf has no decode"):
-        make_codec((CodecSpec("strange_codecs:Deaf"),))
+    with pytest.raises(ValueError, match="NoDecode has no decode"):
+        make_codec((CodecSpec("user_codecs:NoDecode"),))
     with pytest.raises(ValueError, match="Plain is no dataclass"):
-        make_codec((CodecSpec("strange_codecs:Plain"),))
+        make_codec((CodecSpec("user_codecs:Plain"),))
 
 
-@pytest.mark.usefixtures("stranger")
+@pytest.mark.usefixtures("user_package")
 def test_an_entry_point() -> None:
     assert type(make_codec((CodecSpec("mine"),))).__name__ == "Mine"
     known = ", ".join(sorted({*BUILT_IN, "broken", "mine"}))
@@ -120,8 +118,8 @@ def test_an_entry_point() -> None:
         make_codec((CodecSpec("zstd"),))
 
 
-@pytest.mark.usefixtures("stranger")
-def test_a_broken_package_harms_only_those_who_name_it() -> None:
+@pytest.mark.usefixtures("user_package")
+def test_a_broken_package_matters_only_if_it_is_named() -> None:
     assert make_codec((CodecSpec("mine"), CodecSpec("lz4")))
-    with pytest.raises(ValueError, match="codec 'broken' cannot be loaded from strange_broken:Mine: no luck today"):
+    with pytest.raises(ValueError, match="codec 'broken' cannot be loaded from broken_codecs:Mine: wrong installation"):
         make_codec((CodecSpec("broken"),))

@@ -22,7 +22,7 @@ def packed(symbols: Array, bits: int) -> Array:
     return arrays["s"]
 
 
-def test_with_a_pencil() -> None:
+def test_packing_by_hand() -> None:
     assert packed(np.array([1, 2, 3], "|u1"), 4).tolist() == [0x21, 0x03]
     assert packed(np.array([-1, 1, 0, -8], "|i1"), 4).tolist() == [0x1F, 0x80]
     assert packed(np.array([1, -1, 0, 1, -1], "|i1"), 2).tolist() == [0b01_00_11_01, 0b11]
@@ -33,7 +33,7 @@ def test_with_a_pencil() -> None:
 @pytest.mark.parametrize("bits", range(1, 9))
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
-def test_every_width_and_shape_returns(bits: int, data: st.DataObject) -> None:
+def test_every_width_and_shape_is_restored(bits: int, data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from([np.int8, np.uint8]))
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if dtype is np.int8 else (0, 2**bits - 1)
     shape = data.draw(npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=7))
@@ -59,7 +59,7 @@ def test_only_symbols_are_packed() -> None:
     assert Pack(4).layout(specs_of(tensors)) == specs_of(tensors)
 
 
-def test_what_cannot_be() -> None:
+def test_wrong_options_and_inputs() -> None:
     with pytest.raises(ValueError, match="bits is 9; it must be between 1 and 8"):
         Pack(9)
     with pytest.raises(ValueError, match="'s' has no fixed shape; pack must come before"):
@@ -67,7 +67,7 @@ def test_what_cannot_be() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.ones(1, "|u1"), np.ones(3, "|u1"), np.ones(2, "|i1"), np.ones((2, 1), "|u1")])
-def test_what_was_not_expected(bad: Array) -> None:
+def test_unexpected_arrays(bad: Array) -> None:
     with pytest.raises(MismatchedPacket, match="'s'"):
         Pack(4).decode({"s": bad}, expected=(ArraySpec("s", (3,), "|i1"),), context=NO_CONTEXT)
 

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as npst
 
 
 def coded(codec: Ternary, *tensors: Array) -> tuple[Arrays, list[list[float]]]:
-    """The arrays sent, and what is held, having checked that the receiver holds the same bits."""
+    """The encoded arrays and the reconstruction, after checking that the receiver decodes the same bits."""
     named = {f"t{n}": t for n, t in enumerate(tensors)}
     arrays, held = codec.encode(named, context=NO_CONTEXT)
     for spec in codec.layout(specs_of(named)):
@@ -40,20 +40,20 @@ def test_two_levels_split_each_sign_into_equal_halves() -> None:
     assert held == [[1.5, 1.5, 8.5, 8.5, -4, 0, -2]]
 
 
-def test_equals_share_a_bin() -> None:
+def test_equal_values_share_a_bin() -> None:
     arrays, held = coded(Ternary(2), row(1, 1, 1, 4))
     assert arrays["t0"].tolist() == [[1, 1, 1, 2]]
     assert held == [[1, 1, 1, 4]]
     assert coded(Ternary(3), row(5, 5, 5, 5))[1] == [[5, 5, 5, 5]]
 
 
-def test_a_bin_without_entries_has_level_zero() -> None:
+def test_an_empty_bin_has_level_zero() -> None:
     arrays, held = coded(Ternary(2), row(3))
     assert (arrays["t0"].tolist(), arrays["t0#levels"].tolist(), held) == ([[2]], [0, 3, 0, 0], [[3]])
     assert coded(Ternary(), row(-1, -3))[0]["t0#levels"].tolist() == [0, -2]
 
 
-def test_global_levels_are_of_all_tensors() -> None:
+def test_levels_of_scope_global_are_those_of_all_tensors() -> None:
     arrays, held = coded(Ternary(scope="global"), row(1, -2), row(3), row())
     assert arrays["#levels"].tolist() == [2, -2]
     assert held == [[2, -2], [2], []]
@@ -73,25 +73,25 @@ def test_the_median_rule_drops_half() -> None:
 
 
 def test_the_median_rule_halves_again_for_more_levels() -> None:
-    # Survivors 5 ... 9 split into 5 6 7 and 8 9, then into 5 6, 7, 8, 9; the lower median of two is the smaller one.
+    # 5 ... 9 remain; they are split into 5 6 7 and 8 9, then into 5 6, 7, 8, 9; the lower median of two is the smaller one.
     values = row(1, 2, 3, 4, 5, 6, 7, 8, 9)
     assert coded(Ternary(2, rule="median"), values)[1] == [[0, 0, 0, 0, 6, 6, 6, 8, 8]]
     assert coded(Ternary(4, rule="median"), values)[1] == [[0, 0, 0, 0, 5, 5, 7, 8, 9]]
     assert coded(Ternary(4, rule="median"), row(2, 2, -2))[1] == [[2, 2, -2]]
 
 
-@pytest.mark.parametrize(("sparsity", "survivors"), [(0.90, 51_079), (0.95, 25_540), (0.99, 5_108), (0.995, 2_554)])
-def test_as_many_survive_as_the_authors_count(sparsity: float, survivors: int) -> None:
+@pytest.mark.parametrize(("sparsity", "remaining"), [(0.90, 51_079), (0.95, 25_540), (0.99, 5_108), (0.995, 2_554)])
+def test_as_many_entries_remain_as_the_authors_count(sparsity: float, remaining: int) -> None:
     residual = np.random.default_rng(0).laplace(size=(1, 1_021_572)).astype("<f4")
     kept = int(1_021_572 * (1 - sparsity))  # rounded down, as theirs
     codec = chain(TopK(kept / 1_021_572), Ternary(rule="median", scope="global"))
     arrays, _ = codec.encode({"w": residual}, context=NO_CONTEXT)
-    assert np.count_nonzero(arrays["w"]) == survivors
+    assert np.count_nonzero(arrays["w"]) == remaining
 
 
 @pytest.mark.parametrize("scope", ["tensor", "global"])
 @pytest.mark.parametrize("rule", ["centroid", "median"])
-def test_nothing_zeros_and_other_types(rule: str, scope: str) -> None:
+def test_empty_tensors_zeros_and_other_types(rule: str, scope: str) -> None:
     codec = Ternary(2, rule=rule, scope=scope, roles=("weight", "vector"))
     assert coded(codec, np.zeros((0, 3), "<f4"), np.zeros((2, 2), "<f4"))[1] == [[], [0, 0, 0, 0]]
     assert coded(codec, np.array(-0.0, "<f4"))[1] == [[0]]
@@ -118,7 +118,7 @@ def test_signs_stay_zeros_stay_and_levels_are_among_the_values(array: Array, lev
     assert np.square(found - array, dtype=np.float64).sum() <= np.square(array, dtype=np.float64).sum() * (1 + 1e-6)
 
 
-def test_no_other_pair_of_levels_is_closer() -> None:
+def test_the_centroids_have_the_smallest_squared_error() -> None:
     array = np.random.default_rng(2).laplace(size=(40, 40)).astype("<f4")
     _, (held,) = coded(Ternary(), array)
     best = np.square(held - array.reshape(-1)).sum()
@@ -126,7 +126,7 @@ def test_no_other_pair_of_levels_is_closer() -> None:
         assert np.square(np.array(held) * factor - array.reshape(-1)).sum() > best
 
 
-def test_dense_and_sparse_symbols_are_looked_up_alike() -> None:
+def test_dense_and_sparse_symbols_decode_alike() -> None:
     levels = np.array([0.1, -0.2], "<f4")
     for share in (0.01, 0.9):
         generator = np.random.default_rng(1)
@@ -147,7 +147,7 @@ def test_dense_and_sparse_symbols_are_looked_up_alike() -> None:
         ({"scope": "channel"}, "scope is 'channel'; it must be one of 'tensor', 'global'"),
     ],
 )
-def test_options_that_mean_nothing(options: dict[str, object], words: str) -> None:
+def test_wrong_options(options: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Ternary(**options)
 
@@ -171,6 +171,6 @@ SYMBOLS, LEVELS = np.array([[1, 0, -1]], "|i1"), np.array([2, -2], "<f4")
         ({"t": SYMBOLS, "t#levels": np.array([0, np.inf], "<f4")}, UnfitPacket),
     ],
 )
-def test_what_no_sender_makes(arrays: Arrays, error: type[PacketError]) -> None:
+def test_malformed_arrays(arrays: Arrays, error: type[PacketError]) -> None:
     with pytest.raises(error, match="'t"):
         Ternary().decode(arrays, expected=(ArraySpec("t", (1, 3), "<f4"),), context=NO_CONTEXT)

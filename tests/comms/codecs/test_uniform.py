@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as npst
 
 
 def coded(codec: Uniform, array: Array, *, seed: int = 0) -> tuple[Arrays, Array]:
-    """The arrays sent, and what is held, having checked that the receiver holds the same bits."""
+    """The encoded arrays and the reconstruction, after checking that the receiver decodes the same bits."""
     tensors = {"t": array}
     arrays, held = codec.encode(tensors, context=Context(seed=seed))
     layout = codec.layout(specs_of(tensors))
@@ -20,7 +20,7 @@ def coded(codec: Uniform, array: Array, *, seed: int = 0) -> tuple[Arrays, Array
     return arrays, held["t"]
 
 
-def test_signed_with_a_pencil() -> None:
+def test_the_signed_grid_by_hand() -> None:
     arrays, held = coded(Uniform(bits=4), np.array([7.0, -3.4, 0.4, -0.6], "<f4"))
     assert arrays["t"].tolist() == [7, -3, 0, -1]
     assert arrays["t#scale"].item() == 1.0
@@ -29,7 +29,7 @@ def test_signed_with_a_pencil() -> None:
     assert (arrays["t"].tolist(), held.tolist()) == ([1, -1, 0], [2, -2, 0])
 
 
-def test_unsigned_with_a_pencil() -> None:
+def test_the_unsigned_grid_by_hand() -> None:
     arrays, held = coded(Uniform(bits=4, signed=False), np.array([30.0, 0.0, 2.9, 3.1], "<f4"))
     assert arrays["t"].dtype == np.uint8
     assert arrays["t"].tolist() == [15, 0, 1, 2]
@@ -38,7 +38,7 @@ def test_unsigned_with_a_pencil() -> None:
         coded(Uniform(signed=False), np.array([1.0, -1.0], "<f4"))
 
 
-def test_auto_takes_the_grid_that_fits() -> None:
+def test_auto_chooses_the_grid_of_each_tensor() -> None:
     arrays, held = coded(Uniform(bits=4, signed="auto"), np.array([30.0, 0.0, 2.9, 14.1], "<f4"))
     assert (arrays["t"].tolist(), arrays["t#scale"].item()) == ([-1, 0, 1, 7], -2.0)  # 15 is -1 in four bits
     assert held.tolist() == [30, 0, 2, 14]
@@ -47,11 +47,14 @@ def test_auto_takes_the_grid_that_fits() -> None:
     arrays, held = coded(Uniform(bits=4, signed="auto"), np.array([7.0, -0.6], "<f4"))
     assert (arrays["t"].tolist(), arrays["t#scale"].item(), held.tolist()) == ([7, -1], 1.0, [7, -1])
     channels = Uniform(bits=2, signed="auto", granularity="channel")
-    assert coded(channels, np.array([[0], [-1]], "<f4"))[1].tolist() == [[0], [-1]]  # a zero says nothing of signs
+    assert coded(channels, np.array([[0], [-1]], "<f4"))[1].tolist() == [
+        [0],
+        [-1],
+    ]  # the grid is chosen for the whole tensor
     assert coded(channels, np.array([[0], [3]], "<f4"))[1].tolist() == [[0], [3]]
 
 
-def test_a_step_for_each_channel() -> None:
+def test_a_step_size_for_each_channel() -> None:
     array = np.array([[7.0, 1.0], [0.7, 0.1], [0.0, 0.0]], "<f4")
     arrays, held = coded(Uniform(bits=4, granularity="channel"), array)
     assert arrays["t"].tolist() == [[7, 1], [7, 1], [0, 0]]
@@ -62,7 +65,7 @@ def test_a_step_for_each_channel() -> None:
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 @pytest.mark.parametrize("signed", [True, False, "auto"])
-def test_nothing_and_zeros(signed: bool | str, granularity: str) -> None:
+def test_empty_tensors_and_zeros(signed: bool | str, granularity: str) -> None:
     codec = Uniform(signed=signed, granularity=granularity, stochastic=True)
     for shape in ((0,), (0, 3), (3, 0, 2), (), (2, 2)):
         arrays, held = coded(codec, np.zeros(shape, "<f4"))
@@ -110,7 +113,7 @@ def test_extremes_stay_on_the_grid() -> None:
             assert np.abs(held - [value, -value]).max() <= 1e-6 * value + 95 * smallest
 
 
-def test_stochastic_rounding_is_right_on_average() -> None:
+def test_stochastic_rounding_is_unbiased() -> None:
     array = np.repeat(np.array([127.0, 0.25, -1.7, 3.5, 0.0], "<f4"), 20_000).reshape(5, -1)
     held = coded(Uniform(stochastic=True), array, seed=11)[1]
     # The variance of one is at most a quarter: five standard errors are 0.018.
@@ -149,7 +152,7 @@ def test_roles_and_bounds_stay() -> None:
         ({"granularity": "row"}, "granularity is 'row'; it must be one of 'tensor', 'channel'"),
     ],
 )
-def test_options_that_mean_nothing(options: dict[str, object], words: str) -> None:
+def test_wrong_options(options: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Uniform(**options)
 
@@ -174,7 +177,7 @@ SYMBOLS, SCALE = np.array([1, 0, -7], "|i1"), np.array(1.0, "<f4")
         ({"t": SYMBOLS, "t#scale": np.array(3e38, "<f4")}, UnfitPacket),
     ],
 )
-def test_what_no_sender_makes(arrays: Arrays, error: type[PacketError]) -> None:
+def test_malformed_arrays(arrays: Arrays, error: type[PacketError]) -> None:
     with pytest.raises(error, match="'t"):
         Uniform(bits=4).decode(arrays, expected=(ArraySpec("t", (3,), "<f4"),), context=NO_CONTEXT)
 

@@ -1,4 +1,4 @@
-"""One residual for all: what the ring leads to, what it forgets, and what a follower holds in the end."""
+"""Broadcast residuals: the ring of packets, its limit, and the model that receivers hold."""
 
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ PACKET_BYTES = 464
 
 @dataclass
 class Store:
-    """A channel that counts what it is given."""
+    """A channel that keeps all packets."""
 
     packets: list[Array] = field(default_factory=list)
 
@@ -45,7 +45,7 @@ def advance(broadcast: Broadcast, version: int, codec: Codec | None = None, item
     return sealed.num_bytes
 
 
-def way(broadcast: Broadcast, version: int) -> list[tuple[int, int]] | None:
+def versions_since(broadcast: Broadcast, version: int) -> list[tuple[int, int]] | None:
     found = broadcast.since(version)
     return None if found is None else [(sealed.start, sealed.end) for sealed in found]
 
@@ -55,40 +55,40 @@ SPARSE = TopK(0.01, scope="global", roles=("vector",))
 
 def test_packets_lead_from_version_to_version() -> None:
     broadcast = started(Store(), 1000)  # 4,000 bytes, of which one packet takes some 8,100: one is always kept
-    assert way(broadcast, 0) == []
-    assert way(broadcast, 1) is None
+    assert versions_since(broadcast, 0) == []
+    assert versions_since(broadcast, 1) is None
     advance(broadcast, 1, items=1000)
-    assert way(broadcast, 0) == [(0, 1)]
-    assert way(broadcast, 1) == []
-    assert way(broadcast, 2) is None
+    assert versions_since(broadcast, 0) == [(0, 1)]
+    assert versions_since(broadcast, 1) == []
+    assert versions_since(broadcast, 2) is None
 
 
-def test_a_stream_may_leave_versions_out() -> None:
-    """A version in which nobody was sent this stream has no packet of it."""
+def test_a_sequence_may_skip_versions() -> None:
+    """A version that no device of this sequence was sent has no packet."""
     store = Store()
     broadcast = Broadcast(Model.of(0, {"w": np.zeros(100, "<f4")}), put=store.put)
     for version in (1, 4):
         values = np.zeros(100, "<f4")
         values[version] = 1  # each packet: position and value, or two of them: far below 400 bytes
         broadcast.advance({"w": values}, version, residual=STATIONARY, codec=Drop(), context=NO_CONTEXT)
-    assert way(broadcast, 0) == [(0, 1), (1, 4)]
-    assert way(broadcast, 1) == [(1, 4)]
-    assert way(broadcast, 4) == []
-    for between in (2, 3, 5):  # who holds such a version has it from elsewhere
-        assert way(broadcast, between) is None
+    assert versions_since(broadcast, 0) == [(0, 1), (1, 4)]
+    assert versions_since(broadcast, 1) == [(1, 4)]
+    assert versions_since(broadcast, 4) == []
+    for between in (2, 3, 5):  # no packet of this sequence leads to such a version
+        assert versions_since(broadcast, between) is None
 
 
-def test_the_ring_forgets_what_is_more_than_one_dense_model_but_never_its_last() -> None:
+def test_the_ring_is_limited_to_one_dense_model_but_keeps_the_newest_packet() -> None:
     store = Store()
     broadcast = started(store)
     assert advance(broadcast, 1, IdentityCodec()) == PACKET_BYTES
-    assert way(broadcast, 0) == [(0, 1)]  # larger than 400 bytes by itself, and kept
+    assert versions_since(broadcast, 0) == [(0, 1)]  # larger than 400 bytes by itself, and kept
     advance(broadcast, 2, IdentityCodec())
-    assert way(broadcast, 0) is None
-    assert way(broadcast, 1) == [(1, 2)]
+    assert versions_since(broadcast, 0) is None
+    assert versions_since(broadcast, 1) == [(1, 2)]
 
 
-def test_as_many_packets_are_kept_as_fit_one_dense_model() -> None:
+def test_the_ring_keeps_packets_up_to_the_size_of_one_dense_model() -> None:
     # 400 items: 1,600 bytes. One entry differs from version to version: 48 + 8 + (4 + 4) + 8 = 72 bytes a packet; 22 fit.
     broadcast = started(Store(), 400)
     sizes = []
@@ -98,14 +98,14 @@ def test_as_many_packets_are_kept_as_fit_one_dense_model() -> None:
         sealed = broadcast.advance({"w": values}, version, residual=STATIONARY, codec=Drop(), context=NO_CONTEXT)
         sizes.append(sealed.num_bytes)
     assert set(sizes) == {72}
-    assert [way(broadcast, version) is None for version in (7, 8)] == [True, False]
+    assert [versions_since(broadcast, version) is None for version in (7, 8)] == [True, False]
     found = broadcast.since(8)
     assert found is not None
     assert [sealed.start for sealed in found] == list(range(8, 30))
 
 
-def test_what_was_left_out_is_part_of_the_next_residual() -> None:
-    # Of 3, 2, 1 one entry is sent a version: 3 first, then 2, then 1; and then nothing is left to send.
+def test_entries_left_out_are_part_of_the_next_residual() -> None:
+    # One entry of 3, 2, 1 is sent in each version: 3 first, then 2, then 1, then none.
     broadcast = Broadcast(Model.of(0, {"w": np.zeros(3, "<f4")}), put=Store().put)
     held = []
     for version in range(1, 5):
@@ -115,7 +115,7 @@ def test_what_was_left_out_is_part_of_the_next_residual() -> None:
     assert broadcast.held.version == 4
 
 
-def test_what_receivers_hold_is_the_reconstruction_with_its_hash() -> None:
+def test_receivers_hold_the_reconstruction() -> None:
     store = Store()
     broadcast = Broadcast(Model.of(0, {"w": np.zeros(2, "<f4")}), put=store.put)
     start = broadcast.held
@@ -129,7 +129,7 @@ def test_what_receivers_hold_is_the_reconstruction_with_its_hash() -> None:
     assert start.arrays["w"].tolist() == [0, 0]
 
 
-def test_a_dense_model_is_sealed_once_a_version() -> None:
+def test_a_dense_model_is_sealed_once_per_version() -> None:
     store = Store()
     broadcast = started(store)
     advance(broadcast, 1)
@@ -145,7 +145,7 @@ def test_a_dense_model_is_sealed_once_a_version() -> None:
 
 
 def test_a_residual_packet_of_one_device_is_against_its_own_prediction() -> None:
-    # own 10, other 3 and 8: half_step predicts 10 + 5/2 = 12.5; of 14 there is 1.5 to send.
+    # own 10, other 3 and 8: half_step predicts 10 + 5/2 = 12.5, so the residual of 14 is 1.5.
     memory = Memory(
         models=[Model.of(1, {"w": np.float32([10])})],
         sent=[
@@ -166,7 +166,7 @@ def test_a_residual_packet_of_one_device_is_against_its_own_prediction() -> None
     assert read_stamp(packet).state_hash == hash_arrays({"w": np.float32([12.5])})
 
 
-def test_whole_models_by_their_packets() -> None:
+def test_packets_of_dense_and_agreed_models() -> None:
     whole = Model.of(7, model(2, 3))
     dense, agreed = seal_dense(whole, codec=IdentityCodec(), context=NO_CONTEXT), seal_agreed(whole)
     assert read_stamp(dense) == Stamp(kind=PacketKind.WEIGHTS, version=7, state_hash=whole.hash)

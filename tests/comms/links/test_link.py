@@ -1,4 +1,4 @@
-"""What one end of a link remembers: how it travels, how it is cut, and when it advances."""
+"""The memory of one end of a link: as named arrays, its length, and when it advances."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from fedbonsai.comms.links.predict import Residual, RuleName, hash_arrays
 
 
 def named(value: float) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
-    """Tensors of awkward kinds: no dimension, no entry, a name with slashes, half precision."""
+    """Tensors of unusual kinds: no dimension, no entry, a name with a slash, half precision."""
     return {
         "block/conv.weight": np.full((2, 1), value, "<f4"),
         "scale": np.array(-value, "<f8"),
@@ -65,7 +65,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
-def test_an_end_is_what_its_state_says(end: DeviceEnd) -> None:
+def test_an_end_is_restored_from_its_state(end: DeviceEnd) -> None:
     assert_same_end(DeviceEnd.from_state(end.to_state()), end)
     assert_same_end(DeviceEnd.from_state(copy_state(end.to_state())), end)
 
@@ -90,7 +90,7 @@ def test_a_copied_state_owns_its_memory() -> None:
     assert copied["view"].tolist() == [2, 3]
 
 
-def test_a_model_knows_its_hash() -> None:
+def test_a_model_has_the_hash_of_its_arrays() -> None:
     assert Model.of(3, named(1)).hash == hash_arrays(named(1)) != Model.of(3, named(2)).hash
 
 
@@ -111,7 +111,7 @@ def test_a_model_knows_its_hash() -> None:
         ("second_order", "delta", 2, 3),
     ],
 )
-def test_as_long_a_history_as_the_rules_need(
+def test_histories_are_as_long_as_the_rules_need(
     down: RuleName | None, up: RuleName | None, models: int, sent: int
 ) -> None:
     rules = Residual(rule=down) if down else None, Residual(rule=up) if up else None
@@ -122,7 +122,7 @@ def test_as_long_a_history_as_the_rules_need(
     assert [s.local["half"][0] for s in trimmed.sent] == [s.local["half"][0] for s in whole.sent[5 - sent :]]
 
 
-def test_trimming_leaves_a_short_history_alone() -> None:
+def test_trimming_does_not_change_a_short_history() -> None:
     short = memory(1, 1)
     short.trim(Residual(rule="second_order"), Residual(rule="second_order"))
     assert (len(short.models), len(short.sent)) == (1, 1)
@@ -159,7 +159,7 @@ def test_a_folded_update_becomes_history() -> None:
 
 
 @pytest.mark.parametrize("plan", [0, 3, 5])
-def test_an_update_that_was_not_folded_never_was(plan: int) -> None:
+def test_an_update_that_was_not_folded_is_dropped(plan: int) -> None:
     end = pending_end(Sent(named(1), named(2)))
     end.acknowledge(plan)
     assert end.pending is None
@@ -167,20 +167,20 @@ def test_an_update_that_was_not_folded_never_was(plan: int) -> None:
     assert_same(end.error, named(6))
 
 
-def test_a_folded_update_that_no_rule_looks_back_on_leaves_its_error_only() -> None:
+def test_a_folded_update_that_no_rule_needs_leaves_only_its_error() -> None:
     end = pending_end()
     end.acknowledge(4)
     assert len(end.memory.sent) == 1
     assert_same(end.error, named(7))
 
 
-def test_nothing_pending_nothing_to_acknowledge() -> None:
+def test_acknowledging_without_a_pending_update_changes_nothing() -> None:
     end = DeviceEnd(memory=memory(1, 1), error=named(6))
     end.acknowledge(4)
     assert_same_end(end, DeviceEnd(memory=memory(1, 1), error=named(6)))
 
 
-def test_what_both_ends_forget_was_never_sent_but_the_error_is_the_devices_own() -> None:
+def test_forgetting_drops_the_histories_and_keeps_the_error() -> None:
     end = pending_end(Sent(named(1), named(2)))
     end.acknowledge(FORGET)
     assert_same_end(end, DeviceEnd(error=named(6)))
@@ -209,7 +209,7 @@ def test_a_state_that_lacks_a_group_is_out_of_sync(group: str) -> None:
         DeviceEnd.from_state(state)
 
 
-def test_a_restart_forgets_the_histories_but_not_the_devices_own_error() -> None:
+def test_a_restart_drops_the_histories_and_keeps_the_error() -> None:
     end, model = pending_end(), Model.of(9, named(3))
     end.restart(model)
     assert end.memory.models == [model]

@@ -1,4 +1,4 @@
-"""Every rule against numbers by hand, and residuals that are undone exactly."""
+"""Predictions of every rule by hand, and the exact inverse of residuals."""
 
 from collections.abc import Sequence
 
@@ -65,7 +65,7 @@ def test_drift_by_its_gain() -> None:
 @pytest.mark.parametrize(
     ("rule", "own", "other", "value"),
     [
-        ("stationary", (), (5, 6), 6),  # nothing was ever sent this way: what came the other way
+        ("stationary", (), (5, 6), 6),  # no model was sent in this direction: the newest of the other
         ("half_step", (), (5, 6), 6),
         ("half_step", (8,), (), 8),
         ("half_step", (8,), (6,), 8),
@@ -90,13 +90,13 @@ def test_more_history_than_a_rule_needs_changes_nothing() -> None:
         assert predicted(rule, own[len(own) - needs_own :], other[-needs_other:]) == predicted(rule, own, other)
 
 
-# A tensor that one of the histories lacks, or that has become wider, beside "w", whose history is whole (see above).
+# "x" is missing from one of the histories, or has become wider; the history of "w" is complete (see above).
 @pytest.mark.parametrize(
     ("rule", "value", "fallback"),
     [("stationary", 8, 4), ("half_step", 9.5, 4), ("second_order", 15, 4), ("delta", 14, 4), ("drift", 12.5, 4)],
 )
 @pytest.mark.parametrize("before", [{}, {"x": np.full((2, 1), 9, "<f4")}, {"x": np.full((2, 2), 9, "<f8")}], ids=str)
-def test_a_tensor_that_a_history_lacks_starts_anew_and_no_other(
+def test_only_a_tensor_that_a_history_lacks_is_predicted_without_it(
     rule: RuleName, value: float, fallback: float, before: Arrays
 ) -> None:
     own = [m | before for m in models(3, 8)]
@@ -107,19 +107,19 @@ def test_a_tensor_that_a_history_lacks_starts_anew_and_no_other(
     assert found["x"] is base["x"]
 
 
-def test_an_unanchored_tensor_goes_on_from_what_was_sent_where_only_the_other_history_lacks_it() -> None:
-    # Own 8; of the other models only the newest, 14, has it: too short for half_step.
+def test_an_unanchored_rule_falls_back_to_its_own_newest_model() -> None:
+    # Only the newest of the other models has the tensor: the history is too short for half_step.
     own, base = models(3, 8), models(14)[0]
     found = predict(Residual(rule="half_step"), own=own, other=[{}, base], start=base, names=["w"])
     assert found["w"].tolist() == [8]
 
 
-def test_a_model_to_start_from_without_a_tensor_is_out_of_sync() -> None:
+def test_a_start_model_without_a_tensor_is_out_of_sync() -> None:
     with pytest.raises(OutOfSync, match="the model to start from has no 'x'"):
         predict(Residual(rule="stationary"), own=models(8), other=[], start=models(8)[0], names=["w", "x"])
 
 
-def test_only_the_names_that_are_asked_for_in_their_order() -> None:
+def test_only_the_requested_names_in_their_order() -> None:
     other = [{"a": np.float32([1]), "b": np.float32([2]), "c": np.float32([3])}]
     found = predict(Residual(rule="delta"), own=[], other=other, start=other[0], names=["c", "a"])
     assert list(found) == ["c", "a"]
@@ -127,17 +127,16 @@ def test_only_the_names_that_are_asked_for_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("rule", ["stationary", "half_step", "second_order"])
-def test_with_the_roles_swapped_both_ends_predict_the_same(rule: RuleName) -> None:
-    """What came down and what went up: the server's other is the device's own."""
+def test_both_ends_predict_the_same_from_equal_histories(rule: RuleName) -> None:
     down, up = models(10, 11, 14), models(3, 8, 9)
     server = predict(Residual(rule=rule), own=down, other=up, start=down[-1], names=["w"])
     own, other = [dict(m) for m in down], [dict(m) for m in up]
     device = predict(Residual(rule=rule), own=own, other=other, start=own[-1], names=["w"])
     assert hash_arrays(server) == hash_arrays(device)
-    assert predicted(rule, down, up) != predicted(rule, up, down)  # and the roles are not the same thing
+    assert predicted(rule, down, up) != predicted(rule, up, down)  # and the two directions are not interchangeable
 
 
-def test_inputs_are_left_as_they_are() -> None:
+def test_inputs_are_not_changed() -> None:
     own, other = models(1, 3, 8), models(7, 10, 11, 14)
     before = [hash_arrays(m) for m in own + other]
     for rule in RULES:
@@ -180,7 +179,7 @@ def pairs(draw: st.DrawFn) -> tuple[Array, Array]:
 def test_bit_patterns_are_restored_exactly(pair: tuple[Array, Array]) -> None:
     residual = Residual(rule="delta", arithmetic="bits")
     value, prediction = pair
-    wide, other = value.T, prediction.T  # not contiguous, where there are two dimensions
+    wide, other = value.T, prediction.T  # not contiguous if there are two dimensions
     residuals = difference({"w": wide}, {"w": other}, residual)
     assert residuals["w"].dtype.kind == "i"
     found = restore(residuals, {"w": other}, residual)["w"]
@@ -188,12 +187,12 @@ def test_bit_patterns_are_restored_exactly(pair: tuple[Array, Array]) -> None:
     assert found.tobytes() == wide.tobytes()
 
 
-def test_a_restored_value_that_overflows_is_infinite_and_no_warning() -> None:
+def test_a_restored_value_that_overflows_is_infinite_without_a_warning() -> None:
     large = {"w": np.float32([3e38]), "s": np.float32(3e38)}
     assert np.isinf(restore(large, large, Residual(rule="delta"))["w"]).all()
 
 
-def test_what_a_codec_is_given_with_bit_patterns() -> None:
+def test_specifications_of_residuals_of_bit_patterns() -> None:
     expected = (ArraySpec("w", (2,), "<f4", role="weight"), ArraySpec("v", (), "<f8"), ArraySpec("h", (1,), "<f2"))
     assert carried(expected, Residual(rule="delta")) is expected
     found = carried(expected, Residual(rule="delta", arithmetic="bits"))
@@ -204,7 +203,7 @@ def test_what_a_codec_is_given_with_bit_patterns() -> None:
     ]
 
 
-def test_a_hash_tells_names_contents_order_and_the_sign_of_zero() -> None:
+def test_a_hash_depends_on_names_contents_order_and_the_sign_of_zero() -> None:
     one, two = np.float32([1]), np.float32([2])
     hashes = [
         hash_arrays(arrays)
@@ -225,12 +224,12 @@ def test_a_hash_tells_names_contents_order_and_the_sign_of_zero() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_feedback_and_direction(rule: RuleName) -> None:
+def test_rules_and_feedback_for_each_direction(rule: RuleName) -> None:
     anchored = rule in ("delta", "drift")
     up = Residual(rule=rule, feedback=True)
     if anchored:
         up.check_up()
-        with pytest.raises(ValueError, match=f"rule is '{rule}', which starts from what came down"):
+        with pytest.raises(ValueError, match=f"rule is '{rule}', which predicts from the model sent down"):
             Residual(rule=rule).check_down()
     else:
         up.check_down()
@@ -239,7 +238,7 @@ def test_feedback_and_direction(rule: RuleName) -> None:
     Residual(rule=rule).check_up()
 
 
-def test_settings_that_make_no_sense_are_refused() -> None:
+def test_wrong_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="feedback is true with arithmetic 'bits', which loses nothing"):
         Residual(rule="delta", feedback=True, arithmetic="bits")
     for beta in (-0.1, 0.51, 3.0, float("nan")):

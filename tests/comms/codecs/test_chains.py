@@ -1,4 +1,4 @@
-"""Chains of lossy stages: whatever the tensors, the receiver holds the sender's reconstruction bit for bit."""
+"""Chains of lossy stages: for any tensors, the receiver holds the sender's reconstruction bit for bit."""
 
 import numpy as np
 import pytest
@@ -100,10 +100,10 @@ def test_both_ends_hold_the_same_bits(codec: Codec, tensors: dict[str, Array], s
 
 @pytest.mark.parametrize("back_end", BACK_ENDS, ids=repr)
 @pytest.mark.parametrize("quantiser", QUANTISERS, ids=repr)
-def test_any_sparsifier_quantiser_and_back_end_go_together(
+def test_any_sparsifier_quantiser_and_back_end_can_be_chained(
     quantiser: tuple[Codec, ...], back_end: tuple[Codec, ...]
 ) -> None:
-    """Weights and vectors in turn, of unlike sizes and values: to take one for another cannot go unseen."""
+    """Weights and vectors alternate, with different sizes and values, so that a mix-up of two arrays is detected."""
     generator = np.random.default_rng(0)
     shapes = {"w": (20, 10), "v": (3,), "w2": (5, 10), "none": (0, 2), "v2": (4,), "one": ()}
     tensors = {n: np.asarray(generator.standard_normal(s) * 10**i, "<f4") for i, (n, s) in enumerate(shapes.items())}
@@ -116,7 +116,7 @@ def test_any_sparsifier_quantiser_and_back_end_go_together(
 @every
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_arrays_of_a_stranger_decode_or_raise_a_packet_error(codec: Codec, data: st.DataObject) -> None:
+def test_arbitrary_arrays_decode_or_raise_a_packet_error(codec: Codec, data: st.DataObject) -> None:
     tensors = {"w": np.ones((3, 4), "<f4"), "b": np.ones(5, "<f4"), "n": np.ones((), "<f2")}
     expected = specs_of(tensors)
     arrays = {}
@@ -131,7 +131,7 @@ def test_arrays_of_a_stranger_decode_or_raise_a_packet_error(codec: Codec, data:
     assert [(s.name, s.shape, s.dtype) for s in expected] == [(n, a.shape, a.dtype.str) for n, a in found.items()]
 
 
-def test_a_sparse_tensor_keeps_its_bound_through_a_quantiser() -> None:
+def test_the_bound_on_nonzero_entries_passes_through_a_quantiser() -> None:
     tensors = {"w": np.arange(100, dtype="<f4").reshape(10, 10), "b": np.ones(3, "<f4")}
     layout = CHAINS["topk, ternary, uniform"].layout(specs_of(tensors, {"w": "weight", "b": "vector"}))
     assert [(s.name, s.dtype, s.role, s.nonzeros) for s in layout] == [
@@ -142,7 +142,7 @@ def test_a_sparse_tensor_keeps_its_bound_through_a_quantiser() -> None:
     ]
 
 
-def test_packed_symbols_have_the_size_that_their_bits_say() -> None:
+def test_packed_symbols_have_the_size_of_their_bits() -> None:
     tensors = {"w": np.random.default_rng(0).standard_normal((100, 100)).astype("<f4")}
     arrays, _ = CHAINS["uniform 4 bit, pack"].encode(tensors, context=Context())
     assert {name: array.nbytes for name, array in arrays.items()} == {"w": 5000, "w#scale": 4}

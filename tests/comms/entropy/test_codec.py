@@ -1,4 +1,4 @@
-"""The entropy codec: lossless for any symbols, close to what they must cost, within its bound, safe with any bytes."""
+"""The entropy codec: lossless for any symbols, close to their entropy, within its bound, safe with any bytes."""
 
 import numpy as np
 import pytest
@@ -9,9 +9,9 @@ from fedbonsai.comms.errors import CorruptPacket, MismatchedPacket, PacketError,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-CODERS = ["ans", "rans"] if constriction_runs() else ["rans"]
+from .test_coders import coders
+
 SHAPES = [(), (0,), (5,), (7, 3), (4, 256), (8, 6, 3, 3), (3, 0, 2), (300,), (2, 2, 2, 2, 2)]
-coders = pytest.mark.parametrize("coder", CODERS)
 
 
 @st.composite
@@ -29,13 +29,13 @@ def symbols(draw):
 
 
 def sparse(generator, shape, density):
-    """Signs at random places."""
+    """Random signs at random positions."""
     signs = generator.choice(np.array([-1, 1], np.int8), shape)
     return np.where(generator.random(shape) < density, signs, 0).astype(np.int8)
 
 
 def round_trip(coder, tensors):
-    """Sent and received; the stream."""
+    """Encodes and decodes; returns the stream."""
     codec, specs = Entropy(coder), specs_of(tensors)
     arrays, reconstruction = codec.encode(tensors, context=NO_CONTEXT)
     assert reconstruction is tensors
@@ -51,7 +51,7 @@ def round_trip(coder, tensors):
 @coders
 @settings(max_examples=60, deadline=None)
 @given(tensors=symbols())
-def test_any_symbols_come_back(coder, tensors):
+def test_any_symbols_are_restored(coder, tensors):
     round_trip(coder, tensors)
 
 
@@ -75,7 +75,7 @@ def test_damaged_streams_raise_packet_errors_or_decode(coder, tensors, data):
 
 @coders
 @pytest.mark.parametrize(("density", "most"), [(0.1, {"ans": 1.02, "rans": 1.07}), (0.01, {"ans": 1.02, "rans": 1.07})])
-def test_alike_entries_cost_their_entropy(coder, density, most):
+def test_entries_of_equal_density_cost_their_entropy(coder, density, most):
     tensors = {"a": sparse(np.random.default_rng(1), (256, 128, 3, 3), density)}
     count, items = np.count_nonzero(tensors["a"]), tensors["a"].size
     share = count / items
@@ -92,7 +92,7 @@ def test_dense_symbols_cost_their_entropy(coder):
 
 
 @coders
-def test_channels_of_unlike_density_cost_less_than_the_entropy_of_all(coder):
+def test_channels_of_different_density_cost_less_than_the_entropy_of_the_whole(coder):
     generator = np.random.default_rng(3)
     rows, columns = generator.choice([0.001, 0.03, 0.3], 128), generator.choice([0.1, 1.0], 64)
     there = generator.random((128, 64, 9)) < rows[:, None, None] * columns[:, None]
@@ -117,7 +117,7 @@ def test_noise_is_stored_within_one_byte(coder):
 
 
 @coders
-def test_zeros_cost_next_to_nothing(coder):
+def test_zeros_cost_a_few_bytes(coder):
     assert len(round_trip(coder, {f"t{n}": np.zeros((64, 64), np.int8) for n in range(10)})) < 16
 
 
@@ -135,7 +135,7 @@ def test_entries_all_at_the_end_of_a_long_gap(coder):
     round_trip(coder, {"a": tensor})
 
 
-def test_what_is_no_symbol_passes_untouched():
+def test_arrays_that_are_not_symbols_pass_unchanged():
     tensors = {"w": np.ones((2, 2), np.float32), "w#scale": np.ones(1, np.float32), "w#flags": np.ones(3, np.int8)}
     arrays, _ = Entropy().encode(tensors, context=NO_CONTEXT)
     assert arrays is tensors
@@ -147,7 +147,7 @@ def test_what_is_no_symbol_passes_untouched():
     assert list(found) == list(both)
 
 
-def test_the_bound_knows_how_many_entries_there_can_be():
+def test_the_bound_depends_on_the_number_of_nonzero_entries():
     plain = ArraySpec("a", (1000, 1000), "|i1")
     few = ArraySpec("a", (1000, 1000), "|i1", nonzeros=10_000)
     (wide,), (narrow,) = Entropy().layout((plain,)), Entropy().layout((few,))
@@ -158,7 +158,7 @@ def test_the_bound_knows_how_many_entries_there_can_be():
 @coders
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(0, 3000), more=st.integers(0, 500))
-def test_streams_keep_the_bound_of_what_is_known(coder, seed, count, more):
+def test_streams_keep_the_bound_of_a_looser_specification(coder, seed, count, more):
     generator = np.random.default_rng(seed)
     tensor = np.zeros((30, 100), np.int8)
     tensor.reshape(-1)[generator.permutation(3000)[:count]] = generator.integers(-128, 128, count)
@@ -172,10 +172,10 @@ def test_streams_keep_the_bound_of_what_is_known(coder, seed, count, more):
 
 
 @coders
-def test_more_entries_than_known_are_refused(coder):
+def test_more_nonzero_entries_than_expected_are_refused(coder):
     tensors = {"a": np.ones((10, 10), np.int8)}
     arrays, _ = Entropy(coder).encode(tensors, context=NO_CONTEXT)
-    with pytest.raises(CorruptPacket, match="more entries"):
+    with pytest.raises(CorruptPacket, match="more nonzero entries"):
         Entropy().decode(arrays, expected=(ArraySpec("a", (10, 10), "|i1", nonzeros=99),), context=NO_CONTEXT)
 
 
@@ -189,7 +189,7 @@ def test_more_entries_than_known_are_refused(coder):
         ([2, 0, 1], TruncatedPacket, "too short"),
     ],
 )
-def test_streams_that_cannot_be(stream, error, words):
+def test_malformed_streams(stream, error, words):
     with pytest.raises(error, match=words):
         Entropy().decode(
             {CODED: np.array(stream, np.uint8)}, expected=(ArraySpec("a", (2, 2), "|i1"),), context=NO_CONTEXT
@@ -207,7 +207,7 @@ def test_rans_is_the_portable_coder_by_name():
     np.testing.assert_array_equal(portable, Entropy("rans").encode(tensors, context=NO_CONTEXT)[0][CODED])
 
 
-def test_without_constriction_the_portable_coder_takes_over(monkeypatch):
+def test_without_constriction_the_portable_coder_is_used(monkeypatch):
     tensors = {"a": sparse(np.random.default_rng(7), (64, 64), 0.1)}
     specs = specs_of(tensors)
     ans = Entropy().encode(tensors, context=NO_CONTEXT)[0]
