@@ -17,7 +17,7 @@ STREAM = Work(samples=(1, 1), forward_flops=10, flops=20, host_flops=50, answers
 
 @pytest.fixture(name="bench")
 def bench_fixture(make_plan, make_fleet, scripted_pool):
-    """A clock over devices of 10 FLOP/s with these fates by plan: ``dispatch(plan id, device, ...)``, ``lost()``."""
+    """A clock over devices of 10 FLOP/s with these disruptions by plan: ``dispatch(plan id, device, ...)``, ``lost()``."""
 
     class Pool(scripted_pool):
         streams: dict[int, StreamBytes]
@@ -29,7 +29,7 @@ def bench_fixture(make_plan, make_fleet, scripted_pool):
 
     @dataclass
     class Bench:
-        fates: dict = field(default_factory=dict)
+        disruptions: dict = field(default_factory=dict)
         extras: dict = field(default_factory=dict)
         devices: int = 1
 
@@ -37,7 +37,9 @@ def bench_fixture(make_plan, make_fleet, scripted_pool):
             self.pool = Pool({})
             self.pool.streams = {}
             fleet = make_fleet(*[10] * self.devices, **({"latency_s": 1} | self.extras))
-            self.clock = VirtualClock(fleet, self.pool, fates=lambda plan: self.fates.get(plan.id, NO_DISRUPTION))
+            self.clock = VirtualClock(
+                fleet, self.pool, disruption=lambda plan: self.disruptions.get(plan.id, NO_DISRUPTION)
+            )
 
         def dispatch(self, plan_id, device=0, *, flops=0, up=0, down=0, work=None, stream=None):
             view = "7" if work is not None and work.replay else None
@@ -57,7 +59,7 @@ def bench_fixture(make_plan, make_fleet, scripted_pool):
                 found[arrival.finished.plan.id] = arrival
             return found
 
-    return lambda fates=None, *, devices=1, **extras: Bench(fates or {}, extras, devices)
+    return lambda disruptions=None, *, devices=1, **extras: Bench(disruptions or {}, extras, devices)
 
 
 def told(arrival):
@@ -66,7 +68,7 @@ def told(arrival):
 
 
 @pytest.mark.parametrize(
-    ("fate", "end", "charged", "worked"),
+    ("disruption", "end", "charged", "worked"),
     [
         (Disruption(lost_in="down", share=0.5), (1.5, "down"), {"down_s": 1.5, "down_bytes": 50}, []),
         (
@@ -85,9 +87,9 @@ def told(arrival):
     ids=["before", "during", "after"],
 )
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_plan_that_drops_out_before_during_and_after_training(bench, fate, end, charged, worked, shared):
+def test_a_plan_that_drops_out_before_during_and_after_training(bench, disruption, end, charged, worked, shared):
     extras = {"server": {"up_bytes_per_s": 1000, "down_bytes_per_s": 1000}} if shared else {}
-    one = bench({1: fate}, **extras)
+    one = bench({1: disruption}, **extras)
     assert one.dispatch(1, **PLAN) == bool(worked)
     arrival = one.arrivals()[1]
     assert told(arrival) == (end[0], "lost", end[1])
@@ -152,7 +154,7 @@ def test_a_plan_for_a_device_that_cannot_be_reached_is_lost_at_once(bench):
 
 
 def test_a_lost_upload_frees_the_shared_link(bench):
-    # Both upload 100 bytes at 50 B/s each; the second dies when a quarter of its own is through, at 0.5 s; the first has 75
+    # Both upload 100 bytes at 50 B/s each; the second is lost after a quarter of its own, at 0.5 s; the first has 75
     # bytes left, now at 100 B/s.
     two = bench({2: Disruption(lost_in="up", share=0.25)}, devices=2, latency_s=0, server={"up_bytes_per_s": 100})
     two.dispatch(1, 0, up=100)
@@ -162,7 +164,7 @@ def test_a_lost_upload_frees_the_shared_link(bench):
     assert told(found[1]) == (1.25, "done", "")
 
 
-def test_who_is_lost_by_leaving_frees_the_shared_link_too(bench):
+def test_a_device_that_leaves_frees_the_shared_link_too(bench):
     two = bench(devices=2, latency_s=0, server={"up_bytes_per_s": 100}, availability={"trace": [[0, 0, 99], [1, 0, 1]]})
     two.dispatch(1, 0, up=100)
     two.dispatch(2, 1, up=100)
@@ -175,7 +177,7 @@ def test_who_is_lost_by_leaving_frees_the_shared_link_too(bench):
 SPLIT = {"work": STREAM, "stream": ((100, 100), (50, 50)), "up": 0}
 
 
-def test_a_stream_that_dies_after_half_of_its_packets(bench):
+def test_a_stream_that_is_lost_after_half_of_its_packets(bench):
     one = bench({1: Disruption(lost_in="train", share=0.5)}, latency_s=0, hosts={"flop_per_s": 100})
     assert one.dispatch(1, **SPLIT)  # the sizes of its packets are those of the real work
     arrival = one.arrivals()[1]
@@ -216,7 +218,7 @@ def test_the_host_of_a_lost_stream_is_free_for_others(bench):
     assert told(found[2]) == (8.0, "done", "")
 
 
-def test_without_an_upload_the_news_that_it_is_done_is_lost(bench):
+def test_without_an_upload_the_report_is_lost(bench):
     one = bench({1: Disruption(lost_in="up", share=0.5)})
     one.dispatch(1, flops=20, up=None, down=100)
     arrival = one.arrivals()[1]
@@ -225,7 +227,7 @@ def test_without_an_upload_the_news_that_it_is_done_is_lost(bench):
 
 
 def test_a_replay_needs_no_device(bench):
-    # Neither its device's absence nor its fate matter: the host trains on what it has, 0.5 s of each.
+    # Neither its device's absence nor its disruption matters: the host trains on what it has, 0.5 s of each.
     one = bench({1: Disruption(lost_in="down", share=0.5)}, hosts={"flop_per_s": 100}, availability={"joins_s": 99})
     replay = Work(samples=(1, 1), forward_flops=0, flops=0, host_flops=50, answers=False, replay=True)
     assert one.dispatch(1, up=0, work=replay)
@@ -246,8 +248,8 @@ def test_jitter_is_what_device_and_links_are_for_one_plan(bench):
     assert one.arrivals()[2].virtual.seconds == 4.0
 
 
-def test_a_link_that_changes_carries_each_packet_at_the_rate_at_which_it_sets_out(bench):
-    # 100 B/s as declared: down until 1. From 2 on 50 B/s up: it sets out at 3, and takes 2 s, whatever comes at 4.
+def test_a_link_that_changes_carries_each_packet_at_the_rate_when_it_is_sent(bench):
+    # 100 B/s as declared: down until 1. From 2 on 50 B/s up: it is sent at 3, and takes 2 s, whatever comes at 4.
     one = bench(latency_s=0, rates=[[0, 2, 50, 10], [0, 4, 1, 200]])
     one.dispatch(1, **PLAN)
     found = one.arrivals()[1].virtual
