@@ -127,7 +127,7 @@ AnyEvent = RunStarted | RoundStarted | PlanEnded | VersionClosed | Evaluated | N
 
 
 def read_event(line: bytes) -> AnyEvent:
-    """An event from its line of JSON, in which null stands for NaN. Raises ``ValueError`` for a line without an event."""
+    """An event from its line of JSON, where null in metrics is NaN. Raises ``ValueError`` for a line without an event."""
     try:
         raw = msgspec.json.decode(line, type=dict[str, Any])
         report = raw.get("report")

@@ -47,10 +47,10 @@ class Comparison:
         rounds = self._config.stop.rounds
         return compare_methods(view, self._fleet, methods, rounds=rounds, cohort=size, refusal=self._refusal, note=note)
 
-    def beside_plain(self, link: Policy, *, name: str) -> list[MethodCost]:
+    def compare_with_fedavg(self, link: Policy, *, name: str) -> list[MethodCost]:
         """Two rows: of whole models, as FedAvg sends them, and of the plans of one policy of a chain, called ``name``.
 
-        None if the policy fails by itself before the first round; its error is reported when the run calls it.
+        No rows if the policy fails by itself before the first round; its error is reported when the run calls it.
         """
         methods = {PLAIN: Identity(), name: link}
         try:
@@ -144,7 +144,7 @@ def _many_bytes(policy: Policy, comparison: Comparison) -> list[str]:
     for position, link in enumerate(links(policy)):
         if getattr(link, "cuts", None) is not None:
             name = f"policy[{position}] ({describe_policy(link)[0]['name']})"
-            rows = comparison.beside_plain(link, name=name)
+            rows = comparison.compare_with_fedavg(link, name=name)
             notices += [text] if rows and (text := many_bytes(*rows)) else []
     return [f"{text}; see fedbonsai advise" for text in notices]
 

@@ -61,7 +61,7 @@ def run(
     with Progress(loaded, quiet=json_) as progress, Run(loaded, out=folder, resume=resume) as running:
         SIGTERM.grace, SIGTERM.grace_s = running.leave, loaded.checkpoint.grace_s
         for event in running:
-            progress.note(event)
+            progress.show(event)
     progress.finish(running.summary, running.reports, folder=running.folder.path if running.folder else None)
     if json_:
         print(json.dumps(running.summary))

@@ -106,7 +106,7 @@ class CheckpointSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """When checkpoints of the whole state are written, so that the run can be resumed.
 
     ``every``, ``seconds``: versions or seconds since the last checkpoint, whichever comes first; both None: never.
-    ``share``: of this machine's time that writing may take; after a slow write the next one is delayed (None: never).
+    ``share``: maximum share of this machine's time for writing; after a slow write the next is delayed (None: no limit).
     ``keep``: number of the newest checkpoints that are kept. ``to``: a folder or any URL that fsspec supports (None: in the
     run folder; without one no checkpoints are written). ``grace_s``: seconds that a run continues after SIGTERM until its
     version closes, unless every version is written anyway.

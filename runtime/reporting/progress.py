@@ -54,7 +54,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def note(self, event: AnyEvent) -> None:
+    def show(self, event: AnyEvent) -> None:
         """Show an event."""
         if isinstance(event, RunStarted):
             frozen = f" ({event.frozen_parameters:,} of them frozen)" if event.frozen_parameters else ""

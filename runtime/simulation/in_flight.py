@@ -47,7 +47,7 @@ class InFlightPlan:
     # In order: "down", then "compute", or "stream" for a split plan, then "up"; "gone" once it is lost.
     stage: Literal["down", "compute", "stream", "up", "gone"] = "down"
     began_s: float = 0.0  # the stage
-    sharing: Literal["", "latency", "under way"] = ""  # of its packet on shared links
+    sharing: Literal["", "latency", "active"] = ""  # of its packet on shared links
     num_bytes: CountOrZero = 0
     transfer_s: float = 0.0
     down_s: float = 0.0
@@ -151,13 +151,13 @@ class Transfers:
 
     def join(self, entry: InFlightPlan, *, now_s: float) -> None:
         """A packet joins its shared links."""
-        entry.sharing = "under way"
+        entry.sharing = "active"
         rate, shared = self._path(entry)
         self._links(entry).begin(entry.plan.id, num_bytes=entry.num_bytes, cap=rate, links=shared, now_s=now_s)
 
     def landed(self, entry: InFlightPlan, *, now_s: float) -> float:
         """A packet has arrived; returns the seconds that it took."""
-        if entry.sharing == "under way":
+        if entry.sharing == "active":
             shared_s = self._links(entry).end(entry.plan.id, now_s=now_s)
             entry.transfer_s = entry.profile.latency_s + shared_s
             entry.sharing = ""
@@ -167,7 +167,7 @@ class Transfers:
         """Cancel a packet's transfer, and free its links; returns the bytes that were transferred."""
         if entry.sharing == "latency":
             return 0
-        if entry.sharing == "under way":
+        if entry.sharing == "active":
             links, key = self._links(entry), entry.plan.id
             transferred = links.transferred_bytes(key, now_s=now_s)
             links.end(key, now_s=now_s)

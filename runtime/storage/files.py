@@ -143,7 +143,7 @@ class Remote:
         return data
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file atomically."""
+        """Write a file; atomic where the store's own writes are."""
         self._system.makedirs(self._root, exist_ok=True)
         self._system.pipe_file(f"{self._root}/{name}", data)
 

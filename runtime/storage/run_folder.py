@@ -1,4 +1,4 @@
-"""The run folder: everything that is needed to understand, check and repeat a run, readable at any time while it goes on.
+"""The run folder: everything that is needed to understand, check and repeat a run, readable at any time during the run.
 
 fedbonsai.json     marks the folder as a run's (``marker``); in a folder without it nothing is ever replaced or removed
 config.yaml        resolved configuration: loads again to the same run

@@ -29,7 +29,7 @@ def evaluated(version, accuracy=0.5):
 def show(*events, quiet=False, rounds=3):
     with Progress(load_config({"stop": {"rounds": rounds}}), quiet=quiet) as shown:
         for event in events:
-            shown.note(event)
+            shown.show(event)
     return shown
 
 
