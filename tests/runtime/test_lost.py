@@ -62,7 +62,7 @@ def bench_fixture(make_plan, make_fleet, scripted_pool):
     return lambda disruptions=None, *, devices=1, **extras: Bench(disruptions or {}, extras, devices)
 
 
-def told(arrival):
+def end_of(arrival):
     report = arrival.finished.report
     return arrival.time_s, report.outcome.value, report.stage
 
@@ -92,11 +92,11 @@ def test_a_plan_that_drops_out_before_during_and_after_training(bench, disruptio
     one = bench({1: disruption}, **extras)
     assert one.dispatch(1, **PLAN) == bool(worked)
     arrival = one.arrivals()[1]
-    assert told(arrival) == (end[0], "lost", end[1])
+    assert end_of(arrival) == (end[0], "lost", end[1])
     assert arrival.virtual == Estimate(seconds=end[0], peak_memory_bytes=5, **charged)
     assert arrival.lost_up_bytes == charged.get("up_bytes", 0)
     assert (arrival.finished.update, arrival.finished.state) == (None, None)
-    assert one.pool.asked == worked  # whose result nobody needs is not carried out
+    assert one.pool.asked == worked  # a plan whose result is not needed is not executed
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_device_that_leaves_in_any_stage(bench, leaves_s, stage, charged, shar
     one = bench(availability={"leaves_s": leaves_s}, **extras)
     one.dispatch(1, **PLAN)
     arrival = one.arrivals()[1]
-    assert told(arrival) == (leaves_s, "lost", stage)
+    assert end_of(arrival) == (leaves_s, "lost", stage)
     assert arrival.virtual == Estimate(seconds=leaves_s, peak_memory_bytes=5, **charged)
     assert one.pool.asked + one.pool.cancelled == [1]
     assert "cannot be reached any more" in arrival.finished.report.error
@@ -127,7 +127,7 @@ def test_a_device_that_leaves_in_any_stage(bench, leaves_s, stage, charged, shar
 def test_a_plan_that_ends_when_its_device_leaves_has_ended(bench):
     one = bench(availability={"leaves_s": 6})
     one.dispatch(1, **PLAN)
-    assert told(one.arrivals()[1]) == (6.0, "done", "")
+    assert end_of(one.arrivals()[1]) == (6.0, "done", "")
 
 
 def test_the_server_gives_up_after_a_time_of_its_own(bench):
@@ -135,7 +135,7 @@ def test_the_server_gives_up_after_a_time_of_its_own(bench):
     one.dispatch(1, **PLAN)
     assert one.clock.next(10.0) is None
     arrival = one.clock.next(None)
-    assert told(arrival) == (32.5, "lost", "train")
+    assert end_of(arrival) == (32.5, "lost", "train")
     assert arrival.virtual.seconds == 2.5  # what it took the device
 
 
@@ -143,14 +143,14 @@ def test_a_plan_for_a_device_that_cannot_be_reached_is_lost_at_once(bench):
     one = bench(availability={"joins_s": 5}, server={"lost_after_s": 30})
     assert not one.dispatch(1, **PLAN)
     arrival = one.arrivals()[1]
-    assert told(arrival) == (0.0, "lost", "down")
+    assert end_of(arrival) == (0.0, "lost", "down")
     assert arrival.virtual == Estimate(peak_memory_bytes=5)
     assert one.clock.unreachable() == {0}
     assert one.clock.next_reachable_s([0]) == 5.0
     one.clock.wait(5.0)
     assert one.clock.unreachable() == frozenset()
     assert one.dispatch(2, **PLAN)
-    assert told(one.arrivals()[2]) == (11.0, "done", "")
+    assert end_of(one.arrivals()[2]) == (11.0, "done", "")
 
 
 def test_a_lost_upload_frees_the_shared_link(bench):
@@ -160,8 +160,8 @@ def test_a_lost_upload_frees_the_shared_link(bench):
     two.dispatch(1, 0, up=100)
     two.dispatch(2, 1, up=100)
     found = two.arrivals()
-    assert told(found[2]) == (0.5, "lost", "up")
-    assert told(found[1]) == (1.25, "done", "")
+    assert end_of(found[2]) == (0.5, "lost", "up")
+    assert end_of(found[1]) == (1.25, "done", "")
 
 
 def test_a_device_that_leaves_frees_the_shared_link_too(bench):
@@ -169,8 +169,8 @@ def test_a_device_that_leaves_frees_the_shared_link_too(bench):
     two.dispatch(1, 0, up=100)
     two.dispatch(2, 1, up=100)
     found = two.arrivals()
-    assert (*told(found[2]), found[2].virtual.up_bytes) == (1.0, "lost", "up", 50)
-    assert told(found[1]) == (1.5, "done", "")
+    assert (*end_of(found[2]), found[2].virtual.up_bytes) == (1.0, "lost", "up", 50)
+    assert end_of(found[1]) == (1.5, "done", "")
 
 
 # No latency, nothing down or up: forward 1 s, 100 bytes in 1 s, host 0.5 s, answer of 50 bytes 0.5 s, backward 1 s; twice.
@@ -181,7 +181,7 @@ def test_a_stream_that_is_lost_after_half_of_its_packets(bench):
     one = bench({1: Disruption(lost_in="train", share=0.5)}, latency_s=0, hosts={"flop_per_s": 100})
     assert one.dispatch(1, **SPLIT)  # the sizes of its packets are those of the real work
     arrival = one.arrivals()[1]
-    assert told(arrival) == (4.0, "lost", "stream")
+    assert end_of(arrival) == (4.0, "lost", "stream")
     assert arrival.finished.stream == StreamBytes((100,), (50,))
     virtual = arrival.virtual
     assert (virtual.up_bytes, virtual.down_bytes, virtual.flops, virtual.host_flops) == (100, 50, 20, 50)
@@ -201,7 +201,7 @@ def test_a_device_that_leaves_in_mid_stream(bench, leaves_s, stream, flops, host
     one = bench(latency_s=0, hosts={"flop_per_s": 100}, availability={"leaves_s": leaves_s})
     one.dispatch(1, **SPLIT)
     arrival = one.arrivals()[1]
-    assert told(arrival) == (leaves_s, "lost", "stream")
+    assert end_of(arrival) == (leaves_s, "lost", "stream")
     assert arrival.finished.stream == StreamBytes(*stream)
     assert (arrival.virtual.flops, arrival.virtual.host_flops) == (flops, host_flops)
     assert arrival.virtual.seconds == leaves_s
@@ -214,15 +214,15 @@ def test_the_host_of_a_lost_stream_is_free_for_others(bench):
     two.dispatch(1, 0, work=slow, stream=((100,), ()))
     two.dispatch(2, 1, work=slow, stream=((100,), ()))
     found = two.arrivals()
-    assert told(found[1]) == (3.0, "lost", "stream")
-    assert told(found[2]) == (8.0, "done", "")
+    assert end_of(found[1]) == (3.0, "lost", "stream")
+    assert end_of(found[2]) == (8.0, "done", "")
 
 
 def test_without_an_upload_the_report_is_lost(bench):
     one = bench({1: Disruption(lost_in="up", share=0.5)})
     one.dispatch(1, flops=20, up=None, down=100)
     arrival = one.arrivals()[1]
-    assert told(arrival) == (4.0, "lost", "up")
+    assert end_of(arrival) == (4.0, "lost", "up")
     assert arrival.virtual.flops == 20
 
 
@@ -231,7 +231,7 @@ def test_a_replay_needs_no_device(bench):
     one = bench({1: Disruption(lost_in="down", share=0.5)}, hosts={"flop_per_s": 100}, availability={"joins_s": 99})
     replay = Work(samples=(1, 1), forward_flops=0, flops=0, host_flops=50, answers=False, replay=True)
     assert one.dispatch(1, up=0, work=replay)
-    (time_s, outcome, _), found = told(arrival := one.arrivals()[1]), arrival.virtual
+    (time_s, outcome, _), found = end_of(arrival := one.arrivals()[1]), arrival.virtual
     assert outcome == "done"
     assert (found.down_bytes, found.host_flops, found.stream_s) == (0, 100, 1.0)
     assert time_s >= 1.0
@@ -267,7 +267,7 @@ def test_a_plan_that_is_lost_can_be_cancelled_before_and_after(bench, stop_s):
     arrival = two.clock.next(stop_s)
     assert (arrival is not None) == (stop_s == 3.0)
     two.clock.abandon(1)
-    assert {plan_id: told(found) for plan_id, found in two.arrivals().items()} == {2: (6.0, "done", "")}
+    assert {plan_id: end_of(found) for plan_id, found in two.arrivals().items()} == {2: (6.0, "done", "")}
 
 
 def test_outcomes_are_one_for_each_plan(bench):
@@ -275,4 +275,4 @@ def test_outcomes_are_one_for_each_plan(bench):
     one = bench({1: Disruption(lost_in="train", share=0.25)}, availability={"leaves_s": 3}, server={"lost_after_s": 5})
     one.dispatch(1, **PLAN)
     found = one.arrivals()
-    assert [told(arrival) for arrival in found.values()] == [(7.5, Outcome.LOST.value, "train")]
+    assert [end_of(arrival) for arrival in found.values()] == [(7.5, Outcome.LOST.value, "train")]

@@ -125,10 +125,10 @@ def test_the_command_prints_a_table_and_a_sentence(call):
 
 
 def test_each_estimated_device_is_a_line_of_progress():
-    told = []
-    advise(load_config(settings("digits_cnn", [1, 8, 8], 50)), note=told.append)
-    assert told[0] == "FedAvg: device class board (1/1)"
-    assert {line.partition(":")[0] for line in told} == {"FedAvg", "SplitFed", "local loss", "EcoFed"}
+    lines = []
+    advise(load_config(settings("digits_cnn", [1, 8, 8], 50)), note=lines.append)
+    assert lines[0] == "FedAvg: device class board (1/1)"
+    assert {line.partition(":")[0] for line in lines} == {"FedAvg", "SplitFed", "local loss", "EcoFed"}
 
 
 def test_its_json_is_one_line(call):
@@ -166,12 +166,12 @@ def notices(*, rounds=1, **changes):
 def test_a_run_has_a_notice_if_a_frozen_trunk_does_not_pay():
     dear, digits = "a round of EcoFed costs more than it must at these settings: FedAvg ", ("digits_cnn", [1, 8, 8])
     plain = [{"name": "random", "cohort": 1.0}, {"name": "ecofed", "bits": 0}]
-    told, _ = notices(model=digits[0], shape=digits[1], samples=500, policy=plain)
-    assert len([text for text in told if text.startswith(dear) and text.endswith("see fedbonsai advise")]) == 1
+    texts, _ = notices(model=digits[0], shape=digits[1], samples=500, policy=plain)
+    assert len([text for text in texts if text.startswith(dear) and text.endswith("see fedbonsai advise")]) == 1
     # Of codes, 1.7 times FedAvg's bytes are no more than a guess.
     for samples in (50, 1000):
-        told, _ = notices(model=digits[0], shape=digits[1], samples=samples, policy=ECOFED)
-        assert not [text for text in told if text.startswith(dear)]
+        texts, _ = notices(model=digits[0], shape=digits[1], samples=samples, policy=ECOFED)
+        assert not [text for text in texts if text.startswith(dear)]
 
 
 def test_a_run_has_no_such_notice_if_it_sends_less():
@@ -179,9 +179,9 @@ def test_a_run_has_no_such_notice_if_it_sends_less():
     _, fedavg = notices(model="digits_cnn", shape=[], samples=0, rounds=4, **common)
     for uploads in ("period", "views"):
         policy = ["all", {"name": "ecofed", "bits": 8, "uploads": uploads}]
-        told, ecofed = notices(model="digits_cnn", shape=[], samples=0, rounds=4, policy=policy, **common)
+        texts, ecofed = notices(model="digits_cnn", shape=[], samples=0, rounds=4, policy=policy, **common)
         assert ecofed["up_bytes"] + ecofed["down_bytes"] < 0.8 * (fedavg["up_bytes"] + fedavg["down_bytes"])
-        assert not [text for text in told if "costs more" in text]
+        assert not [text for text in texts if "costs more" in text]
 
 
 @pytest.mark.parametrize(
@@ -190,9 +190,9 @@ def test_a_run_has_no_such_notice_if_it_sends_less():
 def test_a_run_has_a_notice_if_the_cut_transfers_many_times_the_model(policy):
     """Behind the first convolution 4 kB a sample leave the device, where the whole model takes 153 kB each way."""
     digits = {"model": "digits_cnn", "shape": [1, 8, 8]}
-    told, summary = notices(samples=1000, policy=["all", policy | {"cut": policy.get("cut", "features.0")}], **digits)
+    texts, summary = notices(samples=1000, policy=["all", policy | {"cut": policy.get("cut", "features.0")}], **digits)
     few, _ = notices(samples=50, policy=["all", policy], **digits)
-    many = [text for text in told if "what whole models take" in text]
+    many = [text for text in texts if "what whole models take" in text]
     if policy.get("cut") == "auto":  # each device is cut where it is fastest, which sends less
         assert many == []
     else:

@@ -11,8 +11,6 @@ import yaml
 from fedbonsai.clusters.fleet import names as fleet_names
 from fedbonsai.policies.presets import PRESETS
 from fedbonsai.runtime.cli import main as cli
-from fedbonsai.runtime.cli.exit_codes import Sigterm, exit_code_of
-from fedbonsai.runtime.errors import ClusterError, ConfigError, RunError
 
 from ..processes import LIMIT_S, command, has_closed_a_version, heed_interrupts, wait_until
 
@@ -141,36 +139,6 @@ def test_a_wrong_command_line_exits_with_two(call, arguments, sentence):
     assert "Traceback" not in err
 
 
-def raising(error):
-    def call():
-        raise error
-
-    return call
-
-
-def test_each_class_of_error_has_its_exit_code(capsys):
-    assert exit_code_of(lambda: None) == 0
-    assert exit_code_of(raising(ConfigError("no"))) == 2
-    assert exit_code_of(raising(ClusterError("no"))) == 2
-    assert exit_code_of(raising(RunError("no", device=1, round_=2, stage="train"))) == 1
-    assert exit_code_of(raising(KeyboardInterrupt())) == 130
-    assert capsys.readouterr().err.splitlines() == [
-        "error: no", "error: no", "error: device 1, round 2, stage train: no", "interrupted"
-    ]  # fmt: skip
-
-
-def test_the_trace_of_a_users_code_is_shown_before_the_sentence(capsys):
-    error = RunError("the policy raised KeyError: 1", stage="decide")
-    error.trace = "Traceback ...\nKeyError: 1\n"
-    assert exit_code_of(raising(error)) == 1
-    assert capsys.readouterr().err == "Traceback ...\nKeyError: 1\nerror: stage decide: the policy raised KeyError: 1\n"
-
-
-def test_a_bug_is_not_hidden():
-    with pytest.raises(ZeroDivisionError):
-        exit_code_of(lambda: 1 / 0)
-
-
 def test_a_failed_run_exits_with_one_and_no_traceback(call, experiment, tmp_path):
     setting = "policy=[{name: deadline, deadline_s: 1.0e-9}]"
     code, _, err = call("run", experiment, "--set", setting, "--out", tmp_path / "run")
@@ -212,15 +180,6 @@ def test_the_handler_of_sigterm_is_restored(call):
     before = signal.getsignal(signal.SIGTERM)
     call("presets")
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_sigterm_interrupts_once():
-    sigterm = Sigterm()
-    with sigterm:
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)  # the clean-up continues
-    assert sigterm.received
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -34,9 +34,9 @@ def public(tmp_path: Path, digits: Any) -> Path:
 
 def test_the_file_has_its_provenance(public: Path) -> None:
     with safe_open(public, framework="pt") as opened:
-        told = opened.metadata()
+        metadata = opened.metadata()
     assert {
-        name: told[name] for name in ("model", "model_kwargs", "blocks", "data", "public_share", "public_seed")
+        name: metadata[name] for name in ("model", "model_kwargs", "blocks", "data", "public_share", "public_seed")
     } == {
         "model": "digits_cnn",
         "model_kwargs": "{}",
@@ -45,11 +45,11 @@ def test_the_file_has_its_provenance(public: Path) -> None:
         "public_share": "0.1",
         "public_seed": "0",
     }
-    assert (told["samples"], told["seed"], told["epochs"], told["best_epoch"]) == ("144", "3", "1", "1")
-    assert (told["fedbonsai"], told["hash"]) == (fedbonsai.__version__, model_hash(load_file(public)))
-    assert json.loads(told["recipe"])["learning_rate"] == 0.05
-    assert 0 < float(told["accuracy"]) <= 1
-    assert {"loss", "test_accuracy", "test_loss", "data_digest"} <= told.keys()
+    assert (metadata["samples"], metadata["seed"], metadata["epochs"], metadata["best_epoch"]) == ("144", "3", "1", "1")
+    assert (metadata["fedbonsai"], metadata["hash"]) == (fedbonsai.__version__, model_hash(load_file(public)))
+    assert json.loads(metadata["recipe"])["learning_rate"] == 0.05
+    assert 0 < float(metadata["accuracy"]) <= 1
+    assert {"loss", "test_accuracy", "test_loss", "data_digest"} <= metadata.keys()
     assert [path.name for path in public.parent.iterdir() if "public.safetensors" in path.name] == [
         "public.safetensors"
     ]
@@ -61,8 +61,8 @@ def test_a_run_starts_from_it_and_its_summary_says_so(public: Path, digits: Any)
     run = fedbonsai.run(config)
     for _ in run:
         pass
-    told = {"mode": "partial", "weights": "public.safetensors", "hash": model_hash(load_file(public))}
-    assert run.summary["init"] == told | {"trunk": "features.2"}
+    expected_init = {"mode": "partial", "weights": "public.safetensors", "hash": model_hash(load_file(public))}
+    assert run.summary["init"] == expected_init | {"trunk": "features.2"}
     assert run.summary["notices"] == []
     public.unlink()  # the model of a finished run does not need it
     model, initial = run.model().state_dict(), fedbonsai.run(config | {"init": {}})
@@ -91,8 +91,8 @@ def test_blocks_of_a_frozen_trunk_without_given_weights_have_a_notice(
     run = fedbonsai.run(digits(data={"public_share": 0.1}, init=init, stop={"rounds": 0}, policy=policy))
     for _ in run:
         pass
-    told = [text for text in run.summary["notices"] if "random weights" in text]
-    assert [text.partition(" of the frozen trunk")[0] for text in told] == expected
+    random = [text for text in run.summary["notices"] if "random weights" in text]
+    assert [text.partition(" of the frozen trunk")[0] for text in random] == expected
 
 
 def test_a_run_whose_devices_hold_pretraining_samples_has_a_notice(public: Path, digits: Any) -> None:
@@ -110,8 +110,8 @@ def test_other_data_size_the_classifier_which_a_run_leaves_random(tmp_path: Path
     section = tmp_path / "public.yaml"
     section.write_text(yaml.safe_dump(synthetic(4)))
     out = tmp_path / "w.safetensors"
-    told = pretrain(load_config(digits()), out=out, data=str(section), recipe=SHORT)
-    assert (told["data"], told["public_share"], told["samples"]) == ("synthetic", "1", "20")
+    metadata = pretrain(load_config(digits()), out=out, data=str(section), recipe=SHORT)
+    assert (metadata["data"], metadata["public_share"], metadata["samples"]) == ("synthetic", "1", "20")
     assert load_file(out)["classifier.2.weight"].shape == (4, 64)
     run = fedbonsai.run(digits(init={"mode": "holistic", "weights": str(out)}, stop={"rounds": 0}))
     for _ in run:

@@ -50,7 +50,7 @@ def folder_with(folder, digits, prefix):
     policy, helper, stranger = (f"{prefix}_{name}_beside_xyz" for name in ("policy", "helper", "stranger"))
     (folder / f"{policy}.py").write_text(POLICY.format(helper=helper))
     (folder / f"{helper}.py").write_text(HELPER)
-    (folder / f"{stranger}.py").write_text("raise AssertionError('nobody has named it')\n")
+    (folder / f"{stranger}.py").write_text("raise AssertionError('it is not named')\n")
     path = folder / "e.yaml"
     path.write_text(yaml.safe_dump(digits(policy=[{"name": f"{policy}:Mine"}], stop={"rounds": 1})))
     return path, policy, stranger
@@ -144,7 +144,7 @@ def test_other_runs_that_cannot_be_read_are_skipped(harm, digits, tmp_path, monk
     with fedbonsai.run(digits(), resume="auto") as run:
         next(run)
         assert run.folder.path.name.startswith("test-")
-    with pytest.raises(ConfigError) as caught:  # named, it is told what is wrong in one sentence
+    with pytest.raises(ConfigError) as caught:  # named explicitly, it is refused in one sentence
         fedbonsai.run(digits(), resume=other.folder.path)
     assert str(caught.value).startswith("resume is ") or "classes" in str(caught.value)
     assert "\n" not in str(caught.value)

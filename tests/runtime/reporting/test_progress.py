@@ -178,6 +178,6 @@ def test_text_that_looks_like_markup_is_printed_literally(capsys, make_plan, tex
     report = Report(plan=make_plan(1), outcome=Outcome.FAILED, error=text)
     shown = show(Notice(text=text), PlanEnded(report=report, fleet_class="[/b]"))
     shown._console.print(device_table({0: PlanEnded(report=report, fleet_class="[/b]")}))
-    told = capsys.readouterr().out
-    assert told.count(text) == 2
-    assert "[/b]" in told
+    output = capsys.readouterr().out
+    assert output.count(text) == 2
+    assert "[/b]" in output

@@ -52,8 +52,8 @@ def drive(streams_at, *, capacities=None, cancel=None):
             cancel = None
         elif source == 3:
             starts.pop(0)
-            what, way, at_s = streams_at[plan_id]
-            streams.begin(plan_id, what, way, now_s=at_s)
+            stream, path, at_s = streams_at[plan_id]
+            streams.begin(plan_id, stream, path, now_s=at_s)
         elif source == 2:
             seconds = streams.change()
             if seconds is not None:
@@ -62,8 +62,8 @@ def drive(streams_at, *, capacities=None, cancel=None):
             streams.landed(plan_id, ("down", "up")[source], now_s=now_s)
 
 
-def alone(what, way=None, *, at_s=0.0, capacities=None):
-    return drive({1: (what, way or Route(), at_s)}, capacities=capacities)[1]
+def alone(stream, path=None, *, at_s=0.0, capacities=None):
+    return drive({1: (stream, path or Route(), at_s)}, capacities=capacities)[1]
 
 
 OWN = Route(latency_s=0.5, up_rate=100.0, down_rate=100.0)
@@ -81,13 +81,13 @@ def test_a_window_without_answers_overlaps_all_three():
     #   uplink    1-3, 3-5, 6-8
     #   host      3-6, 6-9, 9-12
     three = {"forward": (1.0,) * 3, "host": (3.0,) * 3, "up": (200,) * 3}
-    way = Route(up_rate=100.0)
-    assert alone(load(**three, window=2), way) == 12
+    path = Route(up_rate=100.0)
+    assert alone(load(**three, window=2), path) == 12
     # Window 1: sent at 1, 6 and 11, since only the forward pass runs ahead; the host is done at 6, 11 and 16.
-    assert alone(load(**three, window=1), way) == 16
+    assert alone(load(**three, window=1), path) == 16
     # 1 s of latency, window 2: sent at 1 and 2; there at 4 and 6; the host is done at 7 and 10, the device learns of it at 8
     # and sends the third, which arrives at 11; the host is done at 14, and the device learns of it at 15.
-    assert alone(load(**three, window=2), replace(way, latency_s=1.0)) == 15
+    assert alone(load(**three, window=2), replace(path, latency_s=1.0)) == 15
 
 
 def test_packets_in_a_row_pay_for_latency_side_by_side():
@@ -194,21 +194,21 @@ CAPACITIES = {"wifi": 1e6}
 
 
 @given(loads(answers=True), routes())
-def test_window_one_with_gradients_is_the_sum_of_all_its_parts(what, way):
-    what = replace(what, window=1)
-    up_rate, down_rate = (min(rate, 1e6) if way.up_links else rate for rate in (way.up_rate, way.down_rate))
-    expected = sum(what.forward_s) + sum(what.rest_s) + sum(what.host_s) + 2 * len(what.up) * way.latency_s
-    expected += sum(what.up) / up_rate + sum(what.down) / down_rate
-    assert alone(what, way, capacities=CAPACITIES) == pytest.approx(expected, rel=1e-9)
+def test_window_one_with_gradients_is_the_sum_of_all_its_parts(stream, path):
+    stream = replace(stream, window=1)
+    up_rate, down_rate = (min(rate, 1e6) if path.up_links else rate for rate in (path.up_rate, path.down_rate))
+    expected = sum(stream.forward_s) + sum(stream.rest_s) + sum(stream.host_s) + 2 * len(stream.up) * path.latency_s
+    expected += sum(stream.up) / up_rate + sum(stream.down) / down_rate
+    assert alone(stream, path, capacities=CAPACITIES) == pytest.approx(expected, rel=1e-9)
 
 
 @given(loads(), routes(), st.floats(0, 1e6))
-def test_alone_it_takes_the_same_to_the_last_bit_whenever_it_begins(what, way, at_s):
+def test_alone_it_takes_the_same_to_the_last_bit_whenever_it_begins(stream, path, at_s):
     found = []
     for begins_s in (0.0, at_s):
         links = {name: NetworkLinks(CAPACITIES) for name in ("up", "down")}
         streams = Streams(**links)
-        streams.begin(1, what, way, now_s=begins_s)
+        streams.begin(1, stream, path, now_s=begins_s)
         seconds = None
         while seconds is None:
             firsts = (links["down"].first(), links["up"].first(), streams.first())
@@ -222,12 +222,12 @@ def test_alone_it_takes_the_same_to_the_last_bit_whenever_it_begins(what, way, a
 
 
 @given(loads(answers=False), routes())
-def test_a_larger_window_never_takes_longer_and_no_part_becomes_faster(what, way):
-    taken = [alone(replace(what, window=window), way, capacities=CAPACITIES) for window in (1, 2, 3, 8)]
+def test_a_larger_window_never_takes_longer_and_no_part_becomes_faster(stream, path):
+    taken = [alone(replace(stream, window=window), path, capacities=CAPACITIES) for window in (1, 2, 3, 8)]
     assert all(later <= earlier * (1 + 1e-9) for earlier, later in pairwise(taken))
-    rate = min(way.up_rate, 1e6) if way.up_links else way.up_rate
-    device = sum(what.forward_s) + sum(what.rest_s)
-    assert taken[-1] >= max(device, sum(what.up) / rate, sum(what.host_s)) * (1 - 1e-9)
+    rate = min(path.up_rate, 1e6) if path.up_links else path.up_rate
+    device = sum(stream.forward_s) + sum(stream.rest_s)
+    assert taken[-1] >= max(device, sum(stream.up) / rate, sum(stream.host_s)) * (1 - 1e-9)
 
 
 @settings(max_examples=60)
@@ -236,10 +236,10 @@ def test_a_host_that_is_shared_works_no_faster_and_no_stream_gains(several):
     streams = dict(enumerate(several))
     ended = drive(streams)
     assert set(ended) == set(streams)
-    for number, (what, way, at_s) in streams.items():
-        assert ended[number] >= alone(what, way, at_s=at_s) * (1 - 1e-9)
+    for number, (stream, path, at_s) in streams.items():
+        assert ended[number] >= alone(stream, path, at_s=at_s) * (1 - 1e-9)
     begin = min(at_s for _, _, at_s in several)
-    assert max(ended.values()) - begin >= sum(sum(what.host_s) for what, _, _ in several) * (1 - 1e-9)
+    assert max(ended.values()) - begin >= sum(sum(stream.host_s) for stream, _, _ in several) * (1 - 1e-9)
 
 
 def test_with_many_devices_the_host_is_the_bottleneck():
