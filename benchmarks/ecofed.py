@@ -43,7 +43,7 @@ from fedbonsai.policies.selection.plain import All
 from fedbonsai.policies.view import View
 from fedbonsai.runtime.cli.advise import advise
 from fedbonsai.runtime.configuration.config import load_config
-from fedbonsai.runtime.configuration.workload_settings import workload_settings
+from fedbonsai.runtime.configuration.resolution import workload_settings
 from fedbonsai.runtime.simulation.costs import Costs
 from msgspec.structs import replace
 

@@ -20,10 +20,9 @@ from ..learning.initialisation import Initialisation
 from ..policies.policy import Policy
 from .configuration.config import Config, load_config
 from .configuration.convert import convert
-from .configuration.measured import MachineMeasurements, settle
 from .configuration.policy_checks import check_policy, configured_policy, described
+from .configuration.resolution import MachineMeasurements, apply_measurements, workload_settings
 from .configuration.user_modules import find_named_modules
-from .configuration.workload_settings import workload_settings
 from .errors import ClusterError, ConfigError, RunError, ServerDied, UnfitCheckpoint
 from .events import AnyEvent, Notice, PlanEnded, RunStarted, VersionClosed
 from .execution.recovery import Recovery
@@ -247,7 +246,7 @@ class Run:
         """The configuration, with what a run that goes on has measured at its start."""
         if self.folder is None:
             return self.config
-        return settle(self.config, convert(self.folder.measured, MachineMeasurements))
+        return apply_measurements(self.config, convert(self.folder.measured, MachineMeasurements))
 
     def _fetch(self, session: Session, *, settled: bool) -> None:
         """Bring the weights home, of a run that failed those of its newest version.

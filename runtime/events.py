@@ -1,6 +1,6 @@
-"""Events: frozen facts, yielded by the loop in order and written as JSON lines. Nobody calls back into the loop.
+"""Events: frozen records that the loop yields in order, and that are written as JSON lines. There are no callbacks.
 
-Progress bars, summaries, reports and trackers are consumers of this stream; users add their own by iterating a run.
+Progress, summary and run folder are consumers of this stream; users add their own by iterating a run.
 """
 
 import math
@@ -13,7 +13,7 @@ from ..policies.report import Report
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=True):
-    """A fact, with virtual seconds since the start (wall seconds under the wall clock)."""
+    """An event. ``time_s``: virtual seconds since the start (wall seconds under the wall clock)."""
 
     time_s: float = 0.0
 
@@ -21,8 +21,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=Tru
 class RunStarted(Event, frozen=True, kw_only=True):
     """The run begins: what was built from the configuration. ``init``: see ``provenance.describe_init``.
 
-    ``frozen_parameters``: of the ``parameters``, those that the model's author has frozen. ``measured``: what was measured on
-    the machine and decides settings that were left open, see ``runtime.measured``.
+    ``frozen_parameters``: of the ``parameters``, those that the model's author has frozen. ``measured``: measurements on this
+    machine that decide settings, see ``configuration.resolution``.
     """
 
     name: str
@@ -43,7 +43,7 @@ class RunStarted(Event, frozen=True, kw_only=True):
 
 
 class RoundStarted(Event, frozen=True, kw_only=True):
-    """Plans were dispatched on a version: how many, and the devices left out with the reasons."""
+    """Plans were dispatched on a version: how many, and the number of devices left out by reason."""
 
     version: int
     plans: int
@@ -51,7 +51,7 @@ class RoundStarted(Event, frozen=True, kw_only=True):
 
 
 class PlanEnded(Event, frozen=True, kw_only=True):
-    """A plan came to its one end. ``fleet_class``: of its device. ``staleness``: versions that had closed since its own."""
+    """A plan has ended. ``fleet_class``: of its device. ``staleness``: versions that had closed since its own."""
 
     report: Report
     fleet_class: str
@@ -61,9 +61,9 @@ class PlanEnded(Event, frozen=True, kw_only=True):
 class VersionClosed(Event, frozen=True, kw_only=True):
     """A round is over: updates folded, mean training loss, bytes so far and the wall seconds of this round.
 
-    ``evaluation_bytes``, ``host_bytes``: of evaluation on devices, and between the server and partition hosts, both ways; they
-    are not in ``up_bytes`` and ``down_bytes``.
-    ``participation``: updates folded by fleet class. ``staleness``: versions that they were behind, their mean.
+    ``evaluation_bytes``, ``host_bytes``: of evaluation on devices, and between the server and partition hosts, in both
+    directions; they are not in ``up_bytes`` and ``down_bytes``. ``participation``: folded updates by fleet class.
+    ``staleness``: mean over the folded updates, in versions.
     """
 
     version: int
@@ -83,8 +83,8 @@ class Evaluated(Event, frozen=True, kw_only=True):
 
     ``server``: metrics on the server's test set. ``devices``: for each metric mean, spread (standard deviation), worst
     and worst_10 (mean over the worst tenth) over the devices' own test shares, ``num_devices`` of them; ``num_failed`` more
-    could not evaluate, ``first_error`` says why the first could not. ``best``: no earlier evaluation of the run was as
-    good. A figure that is not finite is None in events.jsonl: JSON has no such number.
+    could not evaluate, the first of them because of ``first_error``. ``best``: no earlier evaluation of the run was as good.
+    A figure that is not finite is None in events.jsonl, since JSON lacks such numbers.
     """
 
     version: int
@@ -97,19 +97,19 @@ class Evaluated(Event, frozen=True, kw_only=True):
 
     @property
     def figures(self) -> dict[str, float]:
-        """One number per metric: the server's, or else the mean over devices."""
+        """One number per metric: the server's if there is one, else the mean over devices."""
         found = self.server or {name: figures["mean"] for name, figures in self.devices.items()}
         return {name: math.nan if value is None else value for name, value in found.items()}
 
 
 class Notice(Event, frozen=True, kw_only=True):
-    """Something an operator should know: a worker died and is replaced, the pool shrank."""
+    """Something an operator should know, such as a worker that died and is replaced."""
 
     text: str
 
 
 class RunEnded(Event, frozen=True, kw_only=True):
-    """The run is over: why, and the hash of the final model. ``resyncs``: dense models sent to links that had lost track."""
+    """The run has ended: why, and the hash of the final model. ``resyncs``: dense models sent to resynchronise links."""
 
     reason: str
     version: int
@@ -127,7 +127,7 @@ AnyEvent = RunStarted | RoundStarted | PlanEnded | VersionClosed | Evaluated | N
 
 
 def read_event(line: bytes) -> AnyEvent:
-    """An event from its line of JSON, where what is not finite is null. Raises ``ValueError`` for a line that holds none."""
+    """An event from its line of JSON, where null in metrics is NaN. Raises ``ValueError`` for a line without an event."""
     try:
         raw = msgspec.json.decode(line, type=dict[str, Any])
         report = raw.get("report")

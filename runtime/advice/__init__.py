@@ -1,4 +1,4 @@
-"""Methods compared for one experiment before it is trained.
+"""Comparison of methods for one experiment before it is trained.
 
-It knows the costs that the simulated clock charges and the configuration.
+It depends on the costs that the virtual clock charges, and on the configuration.
 """

@@ -1,4 +1,4 @@
-"""The methods compared for one experiment: with its fleet, its data, its own plans, and the costs that its clock charges."""
+"""Compares methods for one experiment: with its fleet, data and plans, and the costs that its clock charges."""
 
 from collections.abc import Collection
 
@@ -18,9 +18,8 @@ from ...policies.plan import Plan
 from ...policies.policy import Identity, Policy
 from ...policies.view import View
 from ..configuration.config import Config
-from ..configuration.default_plan import DefaultPlan
-from ..configuration.describe_policy import describe_policy
 from ..configuration.policy_checks import links
+from ..configuration.resolution import DefaultPlan, describe_policy
 from ..errors import ConfigError
 from ..simulation.costs import Costs
 
@@ -28,17 +27,17 @@ METHODS = ("FedAvg", "SplitFed", "local loss", "EcoFed")
 
 
 class Comparison:
-    """Methods compared for one experiment, by the costs that its clock charges."""
+    """Compares methods for one experiment, by the costs that its clock charges."""
 
     def __init__(self, config: Config, workload: Workload, fleet: Fleet, costs: Costs) -> None:
-        """Nothing is estimated yet."""
+        """Estimates nothing yet."""
         self._config, self._workload, self._fleet, self._costs = config, workload, fleet, costs
         self._profiles = fleet.profiles()
 
     def rows(self, policy: Policy, *, names: Collection[str] = METHODS, note: Note = unheard) -> list[MethodCost]:
-        """Of the methods of these names, with the fields and the cohort that ``policy`` gives them.
+        """A row for each method in ``names``, with the fields and the cohort size that ``policy`` gives it.
 
-        ``note``: gets a line for each method and device that is asked.
+        ``note``: receives a line for each method and device that is estimated.
         """
         view, chosen = self._view(), cohorts(policy)
         size = min(cohort_size(each, len(view.profiles)) for each in chosen) if chosen else None
@@ -48,34 +47,35 @@ class Comparison:
         rounds = self._config.stop.rounds
         return compare_methods(view, self._fleet, methods, rounds=rounds, cohort=size, refusal=self._refusal, note=note)
 
-    def beside_plain(self, link: Policy, *, name: str) -> list[MethodCost]:
-        """Two rows: of whole models, as FedAvg sends them, and of what one policy of a chain, called ``name``, makes of them.
+    def compare_with_fedavg(self, link: Policy, *, name: str) -> list[MethodCost]:
+        """Two rows: of whole models, as FedAvg sends them, and of the plans of one policy of a chain, called ``name``.
 
-        None where it cannot be asked by itself, before the first round: what is wrong with it is told when its turn comes.
+        No rows if the policy fails by itself before the first round; its error is reported when the run calls it.
         """
         methods = {PLAIN: Identity(), name: link}
         try:
             return compare_methods(
                 self._view(), self._fleet, methods, rounds=self._config.stop.rounds, refusal=self._refusal
             )
-        except Exception:  # whatever a user's policy raises
+        except Exception:  # a user's policy may raise anything
             return []
 
     def largest_upload(self, method: EcoFed) -> tuple[int, int]:
-        """Who uploads most of those that can take part, and about how many bytes: of each kind of devices one is asked.
+        """The device that uploads most of those that can take part, and about how many bytes. (-1, 0): none can take part.
 
-        Not always who has the most samples: an earlier cut sends more of each. (-1, 0): nobody can take part.
+        One device of each group of equal ones is estimated. It is not always one with the most samples: an earlier cut sends
+        more of each.
         """
-        view, found = self._view(), (-1, 0)
+        view, largest = self._view(), (-1, 0)
         for device in kinds(view):
             decided, _ = method.decide(view, method.init(), Decision(plans=(view.new_plan(device),)))
             for plan in decided.plans:
                 num_bytes = 0 if self._refusal(plan) else view.estimate(device, plan).up_bytes
-                found = (device, num_bytes) if num_bytes > found[1] else found
-        return found
+                largest = (device, num_bytes) if num_bytes > largest[1] else largest
+        return largest
 
     def left_random(self, policy: Policy) -> str:
-        """Which blocks of a frozen trunk have no pretrained weights, where ``init`` gives them to the first ones only."""
+        """A notice if ``init`` gives pretrained weights to only the first blocks of a frozen trunk; else ""."""
         init, names = self._config.init, self._workload.spec.block_names
         if init.mode != "partial" or not isinstance(policy, EcoFed):
             return ""
@@ -90,7 +90,7 @@ class Comparison:
         )
 
     def _view(self) -> View:
-        """The run before its first round."""
+        """The view before the first round."""
         new_plan = DefaultPlan(self._config, whole(self._workload.spec))
         return View(
             time_s=0.0,
@@ -105,7 +105,7 @@ class Comparison:
         )
 
     def _refusal(self, plan: Plan) -> str:
-        """Why a plan would be refused, without saying whose it is."""
+        """Why a plan would be refused, without the device; "" if it would not be."""
         try:
             check_plan(plan, spec=self._workload.spec, profile=self._profiles[plan.device])
         except PlanRefused as error:
@@ -114,7 +114,7 @@ class Comparison:
 
 
 def check_replay(policy: Policy, config: Config, comparison: Comparison) -> None:
-    """Raise ``ConfigError`` where the replay buffer has no room for a single view."""
+    """Raise ``ConfigError`` if the replay buffer has no room for a single view."""
     for method in (link for link in links(policy) if isinstance(link, EcoFed)):
         device, num_bytes = comparison.largest_upload(method)
         if num_bytes > config.replay.memory_bytes:
@@ -125,49 +125,49 @@ def check_replay(policy: Policy, config: Config, comparison: Comparison) -> None
 
 
 def advice(policy: Policy, config: Config, comparison: Comparison) -> list[str]:
-    """What an operator should know of a policy, and of settings that go together and are seldom meant."""
-    found = [text for link in links(policy) for text in getattr(link, "notices", ())]
+    """Notices about a policy, and about combinations of settings that are seldom intended."""
+    notices = [text for link in links(policy) for text in getattr(link, "notices", ())]
     if not any(getattr(link, "freezes", False) for link in links(policy)):
-        return found + _many_bytes(policy, comparison)
+        return notices + _many_bytes(policy, comparison)
     if config.init.mode == "random":
-        found.append("the frozen trunk has random weights, since init.mode is 'random'; see fedbonsai pretrain")
-    found += [text for link in links(policy) if (text := comparison.left_random(link))]
+        notices.append("the frozen trunk has random weights, since init.mode is 'random'; see fedbonsai pretrain")
+    notices += [text for link in links(policy) if (text := comparison.left_random(link))]
     if any(isinstance(link, EcoFed) for link in links(policy)):
-        told = cheaper(comparison.rows(policy, names=("FedAvg", "SplitFed", "EcoFed")), "EcoFed")
-        return [*found, f"{told}; see fedbonsai advise"] if told else found
-    return found + _many_bytes(policy, comparison)
+        text = cheaper(comparison.rows(policy, names=("FedAvg", "SplitFed", "EcoFed")), "EcoFed")
+        return [*notices, f"{text}; see fedbonsai advise"] if text else notices
+    return notices + _many_bytes(policy, comparison)
 
 
 def _many_bytes(policy: Policy, comparison: Comparison) -> list[str]:
-    """A notice for each policy that cuts the model where what crosses is many times the model."""
-    found = []
+    """A notice for each policy that cuts the model, if the cut transfers many times the bytes of the model."""
+    notices = []
     for position, link in enumerate(links(policy)):
         if getattr(link, "cuts", None) is not None:
             name = f"policy[{position}] ({describe_policy(link)[0]['name']})"
-            rows = comparison.beside_plain(link, name=name)
-            found += [text] if rows and (text := many_bytes(*rows)) else []
-    return [f"{text}; see fedbonsai advise" for text in found]
+            rows = comparison.compare_with_fedavg(link, name=name)
+            notices += [text] if rows and (text := many_bytes(*rows)) else []
+    return [f"{text}; see fedbonsai advise" for text in notices]
 
 
 def methods_of(policy: Policy) -> dict[str, Policy]:
-    """The methods, with the fields that ``policy`` gives them; one that it does not hold is cut where it cuts.
+    """The methods, with the fields that ``policy`` gives them. Methods that it does not contain have the cut that it has.
 
-    Where it cuts nothing they have "auto" cuts, but EcoFed its defaults: how deep a trunk may be is no question of cost.
+    If it cuts nothing they have "auto" cuts, except EcoFed, which has its defaults: its depth is not a question of cost.
     """
-    held = {type(link): link for link in links(policy)}
+    given = {type(link): link for link in links(policy)}
     cutting = next(
-        (link for link in held.values() if isinstance(link, SplitFed | LocalLoss | EcoFed)), SplitFed(cut=AUTO)
+        (link for link in given.values() if isinstance(link, SplitFed | LocalLoss | EcoFed)), SplitFed(cut=AUTO)
     )
     cut, first = cutting.cut, cutting.first
-    usual: dict[str, Policy] = {
+    methods: dict[str, Policy] = {
         "FedAvg": Identity(),
         "SplitFed": SplitFed(cut=cut, first=first),
         "local loss": LocalLoss(cut=cut, first=first),
         "EcoFed": EcoFed(cut="" if cut == AUTO else cut, first=first),
     }
-    return {name: held.get(type(method), method) for name, method in usual.items()}
+    return {name: given.get(type(method), method) for name, method in methods.items()}
 
 
 def cohorts(policy: Policy) -> list[Cohort]:
-    """Of the policies of a chain that choose so many devices; what a user's policy means by the name may be something else."""
+    """The cohorts of a chain's policies; a field ``cohort`` of another type, as in a user's policy, is left out."""
     return [link.cohort for link in links(policy) if is_cohort(getattr(link, "cohort", None))]  # type: ignore[attr-defined]

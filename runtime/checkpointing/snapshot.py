@@ -1,19 +1,18 @@
-"""A graph of values as bytes: what a checkpoint does to all that a run remembers. ``thaw`` reads it.
+"""Encodes the state of a run as bytes: a graph of values, which ``restore`` decodes.
 
-The format is closed. A value is a scalar, a container of the usual kinds, an array, a tensor, or of a type that the table in
-``checkpoint_types`` has a tag for; nothing else is written, and nothing else is read. So reading can name no code of any
-kind, and a renamed class breaks no file. In msgpack it is the value and a list of *nodes*::
+The format is closed. A value is a scalar, a container, an array, a tensor, or of a type that the table in ``types`` has a tag
+for; nothing else is written or read. A file therefore cannot name code, and renaming a class breaks no file. In msgpack the
+graph is its root, an *item*, and a list of *nodes*, each of them one of::
 
-    [0-based number of a node, or a scalar]
-    ["tuple", item, ...]                      a container, by its tag; a mapping has keys and values in turn
-    ["tensor", bytes] or [.., null, file]     an array or a tensor as safetensors, here or, from 16 KiB on, in a file of its own
+    ["tuple", item, ...]                      a container, by its tag; a mapping has keys and values alternating
+    ["tensor", bytes] or [.., null, file]     an array or a tensor as safetensors, inline or, from 16 KiB on, in its own file
     ["plan", bytes]                           a msgspec struct, as msgpack
-    ["journey", field, item, ...]             a dataclass, with the names of its fields
+    ["round", field, item, ...]               a dataclass, with the names of its fields
     ["outcome", value]                        a member of an enumeration
-    ["stored", file]                          bytes that are a file, and are read when they are needed
+    ["stored", file]                          a file of bytes that is read when it is needed
 
-where an item is a scalar, or the number of a node *before* it, in a list. So there are no cycles, and reading needs no
-recursion. Two places that hold one object hold one object afterwards, which shared tensors rely on.
+An item is a scalar, or a list that holds the 0-based number of an *earlier* node. There are no cycles, and decoding needs no
+recursion. An object that is referenced twice is one object again after decoding, which shared tensors rely on.
 """
 
 import dataclasses
@@ -28,15 +27,15 @@ import safetensors.torch
 import torch
 
 from ...comms.channel import Channel, Stored
-from .types import CONTAINERS, ENUMS, KINDS, SCALARS, STRUCTS, TAGS
+from .types import CONTAINERS, DATACLASSES, ENUMS, SCALARS, STRUCTS, TAGS
 
 _LARGE_BYTES = 16 * 1024
 
 
 class StateEncoder:
-    """Values to bytes. ``keep``: makes a file of bytes, and returns its name; ``keep_file``: the same with a file.
+    """Values to bytes. ``keep``: writes bytes to a file and returns its name; ``keep_file``: the same with a file's bytes.
 
-    ``name``: is called with the names of files that are there already.
+    ``name``: called with the name of each existing file that the graph refers to.
     """
 
     def __init__(
@@ -47,32 +46,32 @@ class StateEncoder:
         keep_file: Callable[[Path], str],
         name: Callable[[str], Any],
     ) -> None:
-        """For one snapshot."""
+        """For one checkpoint."""
         self._channel, self._keep, self._keep_file, self._name = channel, keep, keep_file, name
         self._nodes: list[list[Any]] = []
-        self._known: dict[int, int] = {}
-        self._alive: list[Any] = []  # else an id might be given away
+        self._known: dict[int, int] = {}  # number of the node by id of the object
+        self._alive: list[Any] = []  # so that no id is reused
 
-    def freeze(self, value: Any) -> bytes:
-        """The bytes of a value: the value itself, and the nodes that it refers to. Raises ``TypeError`` for another type."""
+    def encode(self, value: Any) -> bytes:
+        """The bytes of a value. Raises ``TypeError`` for a type that is not in the table."""
         return msgspec.msgpack.encode([self._item(value), self._nodes])
 
     def _item(self, value: Any) -> Any:
-        """A scalar as it is, all else as [the number of its node]."""
+        """A scalar unchanged; anything else as [the number of its node]."""
         if isinstance(value, np.generic):
             value = value.item()
         if value is None or type(value) in SCALARS:
             return value
         if id(value) not in self._known:
-            node = self._node(value)  # what it refers to comes before it
+            node = self._node(value)  # nodes that it refers to come first
             self._known[id(value)] = len(self._nodes)
             self._alive.append(value)
             self._nodes.append(node)
         return [self._known[id(value)]]
 
     def _node(self, value: Any) -> list[Any]:
-        """What is not a scalar."""
-        kind = type(value)
+        """The node of a value that is not a scalar."""
+        value_type = type(value)
         if isinstance(value, np.ndarray):
             return ["array", *self._bytes(safetensors.numpy.save({"": np.asarray(value, order="C")}))]
         if isinstance(value, torch.Tensor):
@@ -82,11 +81,11 @@ class StateEncoder:
         if isinstance(value, Stored):
             self._name(value.name)
             return ["stored", value.name]
-        if kind not in TAGS:
+        if value_type not in TAGS:
             raise TypeError(
-                f"a {kind.__module__}.{kind.__qualname__} cannot be saved; checkpoint_types has no tag for it"
+                f"a {value_type.__module__}.{value_type.__qualname__} cannot be saved; checkpointing/types.py has no tag for it"
             )
-        tag = TAGS[kind]
+        tag = TAGS[value_type]
         if tag in CONTAINERS:
             items = (each for pair in value.items() for each in pair) if isinstance(value, dict) else value
             return [tag, *map(self._item, items)]
@@ -94,11 +93,11 @@ class StateEncoder:
             return [tag, value.value]
         if tag in STRUCTS:
             return [tag, msgspec.msgpack.encode(value)]
-        packet = KINDS[tag].packet
+        packet = DATACLASSES[tag].packet
         fields = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-        opened = [(name, self._channel.get(held) if name == packet else held) for name, held in fields]
-        return [tag, *(each for name, held in opened for each in (name, self._item(held)))]
+        resolved = [(name, self._channel.get(inner) if name == packet else inner) for name, inner in fields]
+        return [tag, *(each for name, inner in resolved for each in (name, self._item(inner)))]
 
     def _bytes(self, data: bytes) -> list[Any]:
-        """A few bytes here, many in a file."""
+        """Few bytes inline, many in a file."""
         return [data] if len(data) < _LARGE_BYTES else [None, self._keep(data)]

@@ -1,7 +1,7 @@
-"""The closed table of what a checkpoint may hold beside scalars, arrays and tensors: tags and their types.
+"""The closed table of types that a checkpoint may hold besides scalars, arrays and tensors, with their tags.
 
-A checkpoint names types by these tags only, never by module or class, so a class may be moved or renamed without a break,
-and a file can name no code. A tag stays what it is for as long as the format's number does; so do the names of the fields.
+A checkpoint names types by these tags only, never by module or class: a class can be moved or renamed without breaking files,
+and a file cannot name code. Tags and names of fields are fixed as long as the format's number is.
 """
 
 from collections import Counter, OrderedDict, defaultdict, deque
@@ -29,13 +29,13 @@ from ..engine.round import Round
 from ..events import Evaluated
 from ..simulation.disruptions import Disruption
 from ..simulation.in_flight import InFlightPlan
-from ..simulation.links import Transfer
+from ..simulation.network_links import Transfer
 from ..simulation.stream_load import Load, Route, Work
-from ..simulation.streams import HostQueue, Lane, StreamProgress
+from ..simulation.streams import HostQueue, PacketQueue, StreamProgress
 
 SCALARS = (bool, int, float, str, bytes)  # and None
 
-# A defaultdict is saved as a dict: its factory is a part of what it is restored into.
+# A defaultdict is saved as a dict: the object that it is restored into supplies the factory.
 CONTAINERS: Mapping[str, Any] = {
     "counter": Counter,
     "deque": deque,
@@ -61,11 +61,11 @@ STRUCTS: Mapping[str, type[msgspec.Struct]] = {
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A dataclass of the table. ``problem``: what is wrong with one whose fields have their types, "" for nothing.
+class SavedDataclass:
+    """A dataclass of the table. ``problem``: what is wrong with an object whose fields have their types; "" for nothing.
 
-    ``packet``: the field that refers to a packet in the channel. A reference means nothing in another process, so the packet
-    behind it is saved in its place; its length is ``num_bytes``.
+    ``packet``: the field that refers to a packet in the channel. The reference is valid in one process only, so the packet
+    itself is saved in its place; the field ``num_bytes`` is its length.
     """
 
     type: type
@@ -77,12 +77,12 @@ def _indexed_view(view: IndexedView) -> str:
     lengths = view.lengths
     if lengths.dtype != np.int64 or lengths.ndim != 1 or not len(lengths) or lengths.min() < 0:
         return f"lengths are {lengths.dtype} of shape {lengths.shape}; they must be whole numbers, at least one, none negative"
-    return "" if view.upload.uploads_view else "upload is no upload of a view"
+    return "" if view.upload.uploads_view else "upload is not the upload of a view"
 
 
 def _round(round_: Round) -> str:
     if (round_.began_s is None) != (round_.dispatched == 0):
-        return "it began with its first plan, or not at all"
+        return "only a round with dispatched plans has a beginning"
     if round_.outstanding < 0 or min(round_.outcomes.values(), default=0) < 0:
         return f"of {round_.dispatched} plans {round_.dispatched - round_.outstanding} have ended"
     return ""
@@ -92,8 +92,8 @@ def _finished(finished: Finished) -> str:
     for name in ("update", "host_update"):
         packet = getattr(finished, name)
         if packet is not None and not is_packet(packet):
-            return f"{name} is no packet"
-    return "" if finished.report.plan.id == finished.plan.id else "the report is one of another plan"
+            return f"{name} is not a packet"
+    return "" if finished.report.plan.id == finished.plan.id else "the report is that of another plan"
 
 
 def is_packet(value: Any) -> bool:
@@ -101,34 +101,34 @@ def is_packet(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 1
 
 
-KINDS: Mapping[str, Kind] = {
-    "dispatch": Kind(Dispatch),
-    "fate": Kind(Disruption),
-    "finished": Kind(Finished, problem=_finished),
-    "host-queue": Kind(HostQueue),
-    "indexed-view": Kind(IndexedView, problem=_indexed_view),
-    "journey": Kind(InFlightPlan),
-    "lane": Kind(Lane),
-    "link-memory": Kind(Memory),
-    "link-model": Kind(Model),
-    "link-sent": Kind(Sent),
-    "load": Kind(Load),
-    "message": Kind(Message, packet="reference"),
-    "peer": Kind(Peer),
-    "round": Kind(Round, problem=_round),
-    "route": Kind(Route),
-    "sealed": Kind(Sealed, packet="reference"),
-    "stream-bytes": Kind(StreamBytes),
-    "stream-charge": Kind(StreamCharge),
-    "stream-progress": Kind(StreamProgress),
-    "transfer": Kind(Transfer),
-    "work": Kind(Work),
+DATACLASSES: Mapping[str, SavedDataclass] = {
+    "dispatch": SavedDataclass(Dispatch),
+    "fate": SavedDataclass(Disruption),
+    "finished": SavedDataclass(Finished, problem=_finished),
+    "host-queue": SavedDataclass(HostQueue),
+    "indexed-view": SavedDataclass(IndexedView, problem=_indexed_view),
+    "journey": SavedDataclass(InFlightPlan),
+    "lane": SavedDataclass(PacketQueue),
+    "link-memory": SavedDataclass(Memory),
+    "link-model": SavedDataclass(Model),
+    "link-sent": SavedDataclass(Sent),
+    "load": SavedDataclass(Load),
+    "message": SavedDataclass(Message, packet="reference"),
+    "peer": SavedDataclass(Peer),
+    "round": SavedDataclass(Round, problem=_round),
+    "route": SavedDataclass(Route),
+    "sealed": SavedDataclass(Sealed, packet="reference"),
+    "stream-bytes": SavedDataclass(StreamBytes),
+    "stream-charge": SavedDataclass(StreamCharge),
+    "stream-progress": SavedDataclass(StreamProgress),
+    "transfer": SavedDataclass(Transfer),
+    "work": SavedDataclass(Work),
 }
 
 TAGS: Mapping[type, str] = {
-    **{kind: tag for tag, kind in CONTAINERS.items()},
+    **{container: tag for tag, container in CONTAINERS.items()},
     defaultdict: "dict",
-    **{kind: tag for tag, kind in ENUMS.items()},
-    **{kind: tag for tag, kind in STRUCTS.items()},
-    **{kind.type: tag for tag, kind in KINDS.items()},
+    **{enum: tag for tag, enum in ENUMS.items()},
+    **{struct: tag for tag, struct in STRUCTS.items()},
+    **{entry.type: tag for tag, entry in DATACLASSES.items()},
 }

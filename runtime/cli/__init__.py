@@ -1,4 +1,4 @@
-"""The command line: one file a command, and the exit codes.
+"""The command line: its commands, and how it exits.
 
-It calls the Python API and may import everything below it.
+It calls the Python API, and may import everything below it.
 """

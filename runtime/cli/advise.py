@@ -1,4 +1,4 @@
-"""``fedbonsai advise``: what a round of each method costs the configured fleet, told before anything is trained."""
+"""``fedbonsai advise``: what a round of each method would cost the configured fleet, before anything is trained."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +14,8 @@ from ...policies.resolve_policy import make_policy
 from ..advice.comparison import Comparison, check_replay
 from ..configuration.config import Config
 from ..configuration.learning_checks import check_learning
-from ..configuration.measured import measure, settle
 from ..configuration.policy_checks import check_cuts, check_policy
-from ..configuration.workload_settings import workload_settings
+from ..configuration.resolution import apply_measurements, measure, workload_settings
 from ..engine.engine import check_chains, check_names, check_trainable
 from ..errors import ConfigError
 from ..simulation.costs import Costs
@@ -25,7 +24,7 @@ COLUMNS = ("method", "cut behind", "s a round", "waits for", "MB a device and ro
 
 
 class Advice(msgspec.Struct, frozen=True, kw_only=True):
-    """A row for each method, and one sentence."""
+    """A row for each method, and a verdict of one sentence."""
 
     methods: tuple[MethodCost, ...]
     verdict: str
@@ -39,14 +38,14 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
 def advise(config: Config, *, note: Note = unheard) -> Advice:
     """Compare the methods for an experiment; nothing is trained, and no worker starts. Raises ``ConfigError``.
 
-    ``note``: gets a line for each method and kind of devices; with a large model one takes seconds.
+    ``note``: receives a line for each method and group of equal devices; with a large model each takes seconds.
     """
-    with one_thread():  # steps on a few samples are slower on more
+    with one_thread():  # on a few samples more threads are slower
         return _advise(config, note)
 
 
 def _advise(config: Config, note: Note) -> Advice:
-    config = settle(config, measure(config))
+    config = apply_measurements(config, measure(config))
     try:
         policy, fleet = make_policy(config.policy), config.load_fleet()
         check_policy(policy, config, fleet)

@@ -1,21 +1,21 @@
-"""The command line: a thin caller of ``runtime.api``.
+"""The commands and their options. Each imports what it needs when it runs, so that ``--help`` is fast.
 
-Exit codes: 0 done, 1 the run failed, 2 a user's mistake, 130 interrupted by Ctrl-C, 143 by SIGTERM.
+``run`` calls ``runtime.api``; ``pretrain``, ``advise`` and ``probe`` have a file each.
 """
 
 import json
 import os
 import sys
-import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import ConfigError, FedbonsaiError
-from ..reporting.print_table import print_table
-from .sigterm import SIGTERM
+from ..errors import ConfigError
+from .exit_codes import INTERRUPTED, TERMINATED, Sigterm, exit_code_of
+
+SIGTERM = Sigterm()
 
 app = typer.Typer(
     name="fedbonsai",
@@ -25,10 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-# Typer brings a click of its own from 0.26 on, or uses the installed one: take the class from what it exports.
-INTERRUPTED, TERMINATED = 130, 143
-_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
 @app.command()
@@ -45,7 +41,7 @@ def run(
     workers: Annotated[int | None, typer.Option(help="device workers; default one a core")] = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="RUN|auto", help="go on with the run in this folder; auto: start it, or go on with it"),
+        typer.Option(metavar="RUN|auto", help="resume the run in this folder; auto: start it, or resume it"),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="print summary.json as the last line")] = False,
 ) -> None:
@@ -58,14 +54,14 @@ def run(
 
     overrides: dict[str, Any] = {"seed": seed, "backend": backend, "workers": workers}
     settings = [*(set_ or []), *([f"stop.rounds={rounds}"] if rounds is not None else [])]
-    given = {name: value for name, value in overrides.items() if value is not None}
-    loaded = load_config(config, preset=preset, settings=settings, overrides=given)
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    loaded = load_config(config, preset=preset, settings=settings, overrides=overrides)
     find_named_modules(config, loaded)
-    target = default_path(loaded) if out is None and loaded.out is None and resume is None else out
-    with Progress(loaded, quiet=json_) as progress, Run(loaded, out=target, resume=resume) as running:
+    folder = default_path(loaded) if out is None and loaded.out is None and resume is None else out
+    with Progress(loaded, quiet=json_) as progress, Run(loaded, out=folder, resume=resume) as running:
         SIGTERM.grace, SIGTERM.grace_s = running.leave, loaded.checkpoint.grace_s
         for event in running:
-            progress.note(event)
+            progress.show(event)
     progress.finish(running.summary, running.reports, folder=running.folder.path if running.folder else None)
     if json_:
         print(json.dumps(running.summary))
@@ -100,12 +96,12 @@ def pretrain(
     from .pretrain import report
 
     if data is not None and share is not None:
-        raise ConfigError(f"--share is {share:g} and --data is {data!r}; only one of them can say what is public")
+        raise ConfigError(f"--share is {share:g} and --data is {data!r}; only one of them can name the public samples")
     settings = [*(set_ or []), *([f"data.public_share={share}"] if share is not None else [])]
     loaded = load_config(config, preset=preset, settings=settings, overrides={} if seed is None else {"seed": seed})
     find_named_modules(config, loaded, {"name": data})
-    given = {"epochs": epochs, "learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
-    recipe = convert(given | {"batch_size": batch_size}, Recipe)
+    fields = {"epochs": epochs, "learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
+    recipe = convert(fields | {"batch_size": batch_size}, Recipe)
     stream = sys.stderr if json_ else sys.stdout
     metadata = train(
         loaded, out=out, data=data, recipe=recipe, note=lambda epoch: print(epoch, file=stream, flush=True)
@@ -124,7 +120,7 @@ def advise(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="print rows and verdict as one line")] = False,
 ) -> None:
-    """Compare what FedAvg and the ways of splitting would cost CONFIG's fleet; trains nothing."""
+    """Compare what FedAvg and split training would cost CONFIG's fleet; trains nothing."""
     from rich.console import Console
 
     from ..configuration.config import load_config
@@ -135,12 +131,12 @@ def advise(
     loaded = load_config(config, preset=preset, settings=set_ or [])
     find_named_modules(config, loaded)
     with Console(stderr=True).status("costs of the model") as status:
-        found = compare(loaded, note=status.update)
+        advice = compare(loaded, note=status.update)
     if json_:
-        print(json.dumps(found.to_dict()))
+        print(json.dumps(advice.to_dict()))
         return
-    print_table(COLUMNS, table(found.methods))
-    print(found.verdict)
+    print_table(COLUMNS, table(advice.methods))
+    print(advice.verdict)
 
 
 @app.command()
@@ -158,9 +154,9 @@ def fleets() -> None:
 
     rows = []
     for name in fleet.names():
-        found = fleet.load_fleet(name)
-        classes = ", ".join(f"{c.count} {c.name}" for c in found.classes)
-        rows.append((name, found.description, classes))
+        loaded = fleet.load_fleet(name)
+        classes = ", ".join(f"{c.count} {c.name}" for c in loaded.classes)
+        rows.append((name, loaded.description, classes))
     print_table(("fleet", "what it is", "classes"), rows)
 
 
@@ -188,32 +184,27 @@ def probe(
     print(render_yaml(measure(seconds=seconds, threads=threads)), end="")
 
 
+def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print a table to standard output; plain and tab-separated unless that is a terminal."""
+    if not sys.stdout.isatty():
+        for row in [columns, *rows]:
+            print("\t".join(row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
 def main() -> None:
-    """Run the command line; every error becomes one sentence and an exit code."""
+    """Run the command line: every error becomes one sentence and an exit code."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a user's own modules in the current folder
     with SIGTERM:
-        code = guarded(lambda: app(standalone_mode=False))
-    sys.exit(TERMINATED if SIGTERM.came and code == INTERRUPTED else code)
-
-
-def guarded(call: Callable[[], Any]) -> int:
-    """Call, and turn what it raises into a sentence on standard error and an exit code."""
-    try:
-        result = call()
-    except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except _UsageError as error:
-        error.show()  # type: ignore[attr-defined]
-        return 2
-    except FedbonsaiError as error:
-        if os.environ.get("FEDBONSAI_TRACEBACK"):
-            traceback.print_exc()
-        elif trace := getattr(error, "trace", ""):
-            print(trace, file=sys.stderr, end="")
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    if result == INTERRUPTED:  # Typer's own reading of Ctrl-C, from 0.20 on
-        print("interrupted", file=sys.stderr)
-    return result if isinstance(result, int) else 0
+        code = exit_code_of(lambda: app(standalone_mode=False))
+    sys.exit(TERMINATED if SIGTERM.received and code == INTERRUPTED else code)

@@ -1,8 +1,8 @@
-"""``fedbonsai pretrain``: the configured model trained on public samples, saved with where its weights come from.
+"""``fedbonsai pretrain``: trains the configured model on public samples, and saves it with the provenance of its weights.
 
-Public are either the public share of the configured data (``data.public_share``), which no device of any run has, or other
-data altogether. The file serves ``init.weights``; its metadata say what it was trained on, so that a run can tell when its
-devices hold samples that the weights have seen (``provenance``).
+Public samples are the public share of the configured data (``data.public_share``), which no device of any run has, or another
+data set. ``init.weights`` takes the file. Its metadata state what it was trained on, so that a run can detect that its devices
+hold samples of the pretraining (``reporting.provenance``).
 """
 
 import json
@@ -35,7 +35,7 @@ from ..configuration.config import Config
 from ..configuration.convert import convert
 from ..configuration.layers import expand_shorthands
 from ..configuration.learning_checks import try_model
-from ..configuration.measured import measure, settle
+from ..configuration.resolution import apply_measurements, measure
 from ..configuration.user_modules import find_named_modules
 from ..errors import ConfigError, RunError
 from ..storage.run_folder import environment
@@ -49,14 +49,14 @@ def pretrain(
     recipe: Recipe | None = None,
     note: Callable[[Epoch], None] = lambda epoch: None,
 ) -> dict[str, str]:
-    """Train the configured model by ``recipe``, and write the best weights to the new file ``out``; its metadata.
+    """Train the configured model by ``recipe``, and write the best weights to the new file ``out``; returns its metadata.
 
-    ``data``: name of another data set, or a YAML file that holds a data section; None takes the public share of the
-    configured one. ``note`` is told of each epoch. The model's start follows from the seed, whatever ``config.init`` says.
-    Raises ``ConfigError`` for a user's mistake, before training; ``RunError`` when no epoch has a finite loss, or the file can
-    no longer be written.
+    ``data``: name of another data set, or a YAML file with a data section (None: the public share of the configured data).
+    ``note``: called with each epoch. The initial model follows from the seed; ``config.init`` is ignored.
+    Raises ``ConfigError`` for a user's mistake, before training; ``RunError`` if no epoch has a finite loss, or the file can no
+    longer be written.
     """
-    recipe, config = recipe or Recipe(), settle(config, measure(config))
+    recipe, config = recipe or Recipe(), apply_measurements(config, measure(config))
     partial = _reserve(out)
     try:
         source, samples = _data(config, data)
@@ -79,14 +79,14 @@ def pretrain(
         return metadata
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    except (IndexError, RuntimeError) as error:  # a label that the model has no output for; no memory
+    except (IndexError, RuntimeError) as error:  # a label without an output of the model; out of memory
         raise RunError(f"pretraining failed: {error}", stage="train") from error
     finally:
-        _give_up(out, partial)
+        _remove_unused(out, partial)
 
 
 def report(metadata: dict[str, str], *, out: Path) -> str:
-    """What to tell the user: what was saved, and how a run takes it up."""
+    """Lines for the user: what was saved, and the settings of a run that uses it."""
     figures = ", ".join(
         f"{n} {metadata[n]}" for n in ("accuracy", "loss", "test_accuracy", "test_loss") if n in metadata
     )
@@ -100,11 +100,12 @@ def report(metadata: dict[str, str], *, out: Path) -> str:
 
 
 def _reserve(out: Path) -> Path:
-    """A new, empty file beside ``out``, which is made too and must not exist yet: that it can be written is known early.
+    """Create ``out``, which must not exist, and an empty file beside it, which is returned. Raises ``ConfigError``.
 
-    So no other file is ever replaced, and of two processes that name one file the second is refused.
+    A file that cannot be written is found before training, no existing file is ever replaced, and of two processes with the
+    same ``out`` the second is refused.
     """
-    partial = out.with_name(f".{out.name}.{secrets.token_hex(8)}.partial")  # a name that no other file has
+    partial = out.with_name(f".{out.name}.{secrets.token_hex(8)}.partial")  # a unique name
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.open("xb").close()
@@ -116,8 +117,8 @@ def _reserve(out: Path) -> Path:
     return partial
 
 
-def _give_up(out: Path, partial: Path) -> None:
-    """Remove what ``_reserve`` made, but for a file that was written."""
+def _remove_unused(out: Path, partial: Path) -> None:
+    """Remove what ``_reserve`` created, unless ``out`` was written."""
     partial.unlink(missing_ok=True)
     if out.is_file() and not out.stat().st_size:
         out.unlink()
@@ -139,7 +140,7 @@ def _data(config: Config, other: str | None) -> tuple[DataConfig, FederatedData]
 
 
 def _named(own: DataConfig, name: str) -> DataConfig:
-    """Other data under the transforms and the folder of the configured ones."""
+    """Another data set with the transforms and the folder of the configured one."""
     return DataConfig(
         name=name,
         root=own.root,
@@ -151,7 +152,7 @@ def _named(own: DataConfig, name: str) -> DataConfig:
 
 
 def _section(path: str) -> DataConfig:
-    """The data section that a file holds."""
+    """The data section in a YAML file."""
     try:
         raw = read_yaml(Path(path))
     except (OSError, ValueError) as error:
@@ -166,20 +167,21 @@ def _section(path: str) -> DataConfig:
 def _model(config: Config, data: FederatedData, recipe: Recipe) -> nn.Module:
     """The configured model with as many outputs as the public data have classes.
 
-    Raises ``ValueError`` when it does not fit the data.
+    Raises ``ValueError`` if it does not fit the data.
     """
     model = build(config.model, seed=derive(config.seed, "model"), outputs=data.num_classes)
     if config.server.statistics == "batch":
         use_batch_statistics(model)
-    blocks, few = cut(model), data.train(0)
-    few = few.take(np.arange(min(2, len(few))))
-    inputs, training = tried(data.test_transform, few.x, field="data.test_transforms"), recipe.training(config.training)
+    blocks, samples = cut(model), data.train(0)
+    samples = samples.take(np.arange(min(2, len(samples))))
+    inputs = tried(data.test_transform, samples.x, field="data.test_transforms")
+    training = recipe.training(config.training)
     check_targets(data, loss=config.training.loss, output=try_model(model, inputs, training))
     part_cost(
         model,
         blocks,
         whole(blocks.spec),
-        example=(inputs[0], few.y[0]),
+        example=(inputs[0], samples.y[0]),
         training=training,
         loss=make_loss(config.training.loss),
     )
@@ -189,17 +191,17 @@ def _model(config: Config, data: FederatedData, recipe: Recipe) -> nn.Module:
 def _provenance(
     config: Config, source: DataConfig, data: FederatedData, model: nn.Module, *, recipe: Recipe, best: Epoch
 ) -> dict[str, str]:
-    """The file's metadata: text, as safetensors wants it."""
-    test, tested = data.server_test(), dict[str, float]()
+    """The file's metadata, as text: safetensors allows nothing else."""
+    test, test_figures = data.server_test(), dict[str, float]()
     if test is not None:
         metrics = {call.name: make_metric(call) for call in default_metrics(config.training.loss, test.y[0])}
         loss = make_loss(config.training.loss)
-        tested = evaluate(model, test, loss=loss, metrics=metrics, transform=data.test_transform)
-    made_by = environment()
+        test_figures = evaluate(model, test, loss=loss, metrics=metrics, transform=data.test_transform)
+    versions = environment()
     return {
-        "fedbonsai": str(made_by["packages"]["fedbonsai"]),
-        "torch": str(made_by["packages"]["torch"]),
-        "commit": made_by["commit"] or "",
+        "fedbonsai": str(versions["packages"]["fedbonsai"]),
+        "torch": str(versions["packages"]["torch"]),
+        "commit": versions["commit"] or "",
         "model": config.model.name,
         "model_kwargs": json.dumps(config.model.kwargs),
         "blocks": ",".join(cut(model).spec.block_names),
@@ -214,12 +216,12 @@ def _provenance(
         "epochs": str(recipe.epochs),
         "best_epoch": str(best.number),
         **{name: f"{value:.6g}" for name, value in best.figures.items()},
-        **{f"test_{name}": f"{value:.6g}" for name, value in tested.items()},
+        **{f"test_{name}": f"{value:.6g}" for name, value in test_figures.items()},
     }
 
 
 def _save(partial: Path, out: Path, model: nn.Module, metadata: dict[str, str]) -> None:
-    """Write the file, in one step."""
+    """Write the file atomically. Raises ``RunError``."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

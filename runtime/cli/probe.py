@@ -1,8 +1,8 @@
-"""Measure this machine, and print what it would be in a fleet.
+"""``fedbonsai probe``: measures this machine, and prints it as a fleet class.
 
-Speed is measured as a fleet means it: FLOP/s that training sustains, by a short real training of the ``small`` convolutional
-network (``learning.models.cnn``), with the FLOPs counted as costs are (``learning.flops``), so that estimates for this
-machine are of the same coin. The link cannot be measured from here alone: it is left for the user to fill in.
+Speed is what a fleet means by it: FLOP/s that training sustains, measured by a short real training of the ``small``
+convolutional network (``learning.models.cnn``), with FLOPs counted as costs count them (``learning.costs.flops``). The link
+cannot be measured from one end: the user has to fill it in.
 """
 
 import platform
@@ -19,14 +19,14 @@ from ...clusters.units import format_quantity
 from ...learning.costs.flops import FlopCounter
 from ...learning.models.cnn import small
 
-BF16_SHARE = 1 / 3  # of the time given
+BF16_SHARE = 1 / 3  # of the measuring time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What was found. ``memory_bytes``: what is free for training now (None: this system does not say).
+    """``flop_per_s``: sustained in float32. ``bf16_gain``: how many times as fast bf16 autocast trained.
 
-    ``flop_per_s``: sustained, float32. ``bf16_gain``: how many times faster bf16 autocast trained.
+    ``memory_bytes``: available for training now (None: unknown on this system).
     """
 
     flop_per_s: float
@@ -38,7 +38,7 @@ class Measurement:
 
 
 def probe(*, seconds: float = 3.0, threads: int = 1, batch_size: int = 32) -> Measurement:
-    """Train for about ``seconds`` on ``threads`` threads. The process's own number of threads is set back afterwards."""
+    """Train for about ``seconds`` on ``threads`` threads; the process's number of threads is restored afterwards."""
     with _threads(threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = small()
@@ -61,20 +61,20 @@ def probe(*, seconds: float = 3.0, threads: int = 1, batch_size: int = 32) -> Me
     )
 
 
-def render_yaml(found: Measurement) -> str:
-    """A fleet of one device, which ``load_fleet`` reads; what was not measured says so."""
-    memory, source = found.memory_bytes, "free now"
+def render_yaml(measured: Measurement) -> str:
+    """A fleet of one device, which ``load_fleet`` reads; figures that were not measured are marked."""
+    memory, source = measured.memory_bytes, "free now"
     if memory is None:
         memory, source = 10**9, "ASSUMPTION: this system does not say"
-    speed, batch = format_quantity(found.flop_per_s, kind="flop_per_s"), found.batch_size
+    speed, batch = format_quantity(measured.flop_per_s, kind="flop_per_s"), measured.batch_size
     return f"""\
-# Measured by `fedbonsai probe`: {platform.machine()}, torch {torch.__version__}, threads {found.threads}, batch {batch}.
+# Measured by `fedbonsai probe`: {platform.machine()}, torch {torch.__version__}, threads {measured.threads}, batch {batch}.
 description: This machine, measured
 
 classes:
   - name: this-machine
     count: 1
-    flop_per_s: {speed}  # sustained by training in float32; in bf16 {found.bf16_gain:.2f} times as much
+    flop_per_s: {speed}  # sustained by training in float32; in bf16 {measured.bf16_gain:.2f} times as much
     memory_bytes: {format_quantity(max(memory, 1), kind="bytes")}  # {source}
     up_bytes_per_s: 20 Mbit/s  # NOT MEASURED: put in this device's link
     down_bytes_per_s: 50 Mbit/s  # NOT MEASURED
@@ -83,7 +83,7 @@ classes:
 
 
 def available_memory_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Memory that can still be had, within the limit of the control group (a container's) where there is one. Linux only."""
+    """Available memory, within the limit of the control group (a container's) if there is one. None except on Linux."""
     meminfo = proc / "meminfo"
     if not meminfo.is_file():
         return None
@@ -98,7 +98,7 @@ def available_memory_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys
 def _train(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, seconds: float, bf16: bool
 ) -> tuple[int, float]:
-    """Steps done, and the seconds they took; at least one, after one that warms up."""
+    """Steps done, and the seconds that they took; at least one step, after one to warm up."""
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
     def step() -> None:
@@ -118,10 +118,10 @@ def _train(
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """``count`` torch threads meanwhile."""
-    before = torch.get_num_threads()
+    """Use ``count`` torch threads in this context."""
+    previous = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)

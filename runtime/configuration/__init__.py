@@ -1,4 +1,4 @@
 """Settings of a run: typed, merged from layers, and checked against policies, model and data.
 
-It knows nothing of a run that goes on.
+It does not depend on the code that executes a run.
 """

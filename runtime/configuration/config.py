@@ -1,7 +1,7 @@
-"""The configuration: every setting of a run, typed, with its default. YAML in, one frozen value out.
+"""The configuration: every setting of a run, typed, with its default. Reads YAML into one frozen value.
 
 Layers, later ones win: defaults, the preset that the YAML names, the YAML, the preset named on the command line, ``--set``,
-what a caller sets in Python or by a flag of its own (``runtime.layers`` merges them).
+and values from Python or from flags such as ``--seed`` (``layers`` merges them).
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,16 +23,16 @@ from ...learning.training.schedule import Schedule
 from ...policies.presets import find_preset
 from ..errors import ConfigError
 from .convert import convert
-from .layers import expand_shorthands, merge, path_problem, plain, setting
+from .layers import expand_shorthands, merge, parse_setting, path_problem, to_plain
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The server's step, and the rule for running statistics of normalisation.
+    """The server's optimiser step, stale updates, running statistics, and budgets for links with memory.
 
-    ``staleness``: what an update is worth whose version has closed before it came (None: nothing, it is only counted).
-    ``statistics``: "average" them like weights; or "batch": normalise by the batch at hand everywhere, none travel.
-    ``link_memory_bytes``, ``link_disk_bytes``: what links with memory (ResFed) may keep of all devices together, in memory and
-    beyond that on disk; the oldest are dropped then, and their devices resynchronised when they come again.
+    ``staleness``: the weight of an update that arrives after its version closed (None: it is counted, not folded).
+    ``statistics``: running statistics of normalisation: "average" them like weights, or "batch": keep none, and normalise by
+    the current batch everywhere. ``link_memory_bytes``, ``link_disk_bytes``: budgets for the state of all links with memory
+    (ResFed), in memory, and beyond that on disk; then the oldest states are dropped, and their devices resynchronised.
     """
 
     optimiser: ServerOptimiser = ServerOptimiser()
@@ -43,17 +43,17 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class Codecs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Codec chains of the two directions; empty means dense float32."""
+    """Codec chains of the two directions; empty: dense float32."""
 
     down: tuple[CodecSpec, ...] = ()
     up: tuple[CodecSpec, ...] = ()
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where, how often and by what the global model is evaluated; the last version of a run always is.
+    """Where, how often and by which metrics the global model is evaluated; the last version of a run always is.
 
-    ``devices``: how many of them at most (None: all), drawn once from the seed. ``metrics``: beside the loss; None: what
-    follows from loss and targets (``losses.default_metrics``).
+    ``devices``: at most so many, drawn once from the seed (None: all). ``metrics``: in addition to the loss (None: those that
+    follow from loss and targets, ``losses.default_metrics``).
     """
 
     where: Literal["server", "devices", "both", "none"] = "server"
@@ -64,9 +64,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Stop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When the run ends: whichever comes first, looked at whenever a version closes.
+    """When the run ends: the first limit that is reached, checked whenever a version closes.
 
-    ``patience``: evaluations in a row without a better one. ``virtual_s``: real seconds under the wall clock. ``bytes``:
+    ``patience``: consecutive evaluations without improvement. ``virtual_s``: real seconds under the wall clock. ``bytes``:
     up and down together, without those of evaluation.
     """
 
@@ -79,14 +79,14 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class RayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the actors run. ``address``: a cluster to join; None starts a local Ray that is stopped afterwards.
+    """Where the actors run. ``address``: a cluster to join (None: start a local Ray, and stop it afterwards).
 
     ``cpus``, ``memory_bytes``: of each worker's bundle (cpus None: the local cores divided among the workers).
-    ``server_cpus``, ``host_cpus``: of the server's bundle and of each partition host's; a share that is reserved, not a limit.
-    ``placement_timeout_s``: how long an autoscaler may take to make room. ``min_real_devices``: so many of the fleet's real
-    devices must have joined before round 1 (None: all). ``stuck_after_s``: real seconds after which a worker
-    that is still at one plan, or a host that is silent, is ended and replaced (None: never). ``object_store_bytes``: None
-    chooses; ``preallocate`` touches all of it at the start, for faster first rounds.
+    ``server_cpus``, ``host_cpus``: of the server's bundle and of each partition host's; reservations, not limits.
+    ``placement_timeout_s``: how long an autoscaler may take to provide resources. ``min_real_devices``: number of the fleet's
+    real devices that must have joined before round 1 (None: all). ``stuck_after_s``: real seconds after which a worker that
+    is still executing one plan, or a host that does not answer, is killed and replaced (None: never).
+    ``object_store_bytes``: None: a default size. ``preallocate``: touch the whole store at the start, for faster first rounds.
     """
 
     address: str | None = None
@@ -103,13 +103,13 @@ class RayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class CheckpointSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When the whole state is written, so that the run can be resumed.
+    """When checkpoints of the whole state are written, so that the run can be resumed.
 
-    ``every``, ``seconds``: so many versions, or seconds, after the last time, whichever comes first; both None is never.
-    ``share``: of this machine's time that writing may take; after one that took long the next waits (None: it never does).
-    ``keep``: the newest so many stay. ``to``: a folder or URL (anything that fsspec knows); None is the run folder's own, and
-    nothing is written where there is no run folder. ``grace_s``: how long a run that is told to end (SIGTERM) goes on until
-    its version closes, where not every version is written anyway.
+    ``every``, ``seconds``: versions or seconds since the last checkpoint, whichever comes first; both None: never.
+    ``share``: maximum share of this machine's time for writing; after a slow write the next is delayed (None: no limit).
+    ``keep``: number of the newest checkpoints that are kept. ``to``: a folder or any URL that fsspec supports (None: in the
+    run folder; without one no checkpoints are written). ``grace_s``: seconds that a run continues after SIGTERM until its
+    version closes, unless every version is written anyway.
     """
 
     every: Count | None = 1
@@ -121,10 +121,11 @@ class CheckpointSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One run. ``policy``: the chain, each entry a mapping with ``name`` and the policy's own fields.
-    ``max_failures``: plans that fail, are rejected or lost with their workers, more than which end the run (None: any number).
+    """One run. ``policy``: the chain; each entry is a mapping with ``name`` and the policy's own fields.
 
-    Raises ``ValueError`` for a target of ``stop`` that no evaluation could ever reach.
+    ``max_failures``: number of plans that may fail, be rejected, or be lost with their workers before the run ends (None: any).
+
+    Raises ``ValueError`` for a target of ``stop`` that no evaluation could reach, and for paths that no file can have.
     """
 
     name: str = "run"
@@ -151,7 +152,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     out: str | None = None
 
     def __post_init__(self) -> None:
-        """Check what no single field can tell."""
+        """Check paths, and fields against each other."""
         paths = {"out": self.out, "checkpoint.to": self.checkpoint.to, "data.root": self.data.root}
         for name, path in (paths | {"init.weights": self.init.weights, "fleet": self.fleet}).items():
             if isinstance(path, str) and (problem := path_problem(path)):
@@ -169,14 +170,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             )
 
     def load_fleet(self) -> Fleet:
-        """The fleet that ``fleet`` names or describes."""
+        """The fleet that ``fleet`` names or describes. Raises ``ConfigError``."""
         try:
             return load_fleet(self.fleet)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for the run folder; it loads again to an equal configuration."""
+        """Plain data that loads again to an equal configuration."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
         return plain
 
@@ -188,22 +189,23 @@ def load_config(
     settings: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
 ) -> Config:
-    """The configuration from a YAML file, a mapping or defaults; ``preset`` and ``settings`` (``a.b=value``) win over it.
+    """Load a configuration from a YAML file, a mapping, a ``Config``, or the defaults (None).
 
-    ``overrides`` win over everything: what a caller sets in Python or by a flag of its own. Raises ``ConfigError``.
+    ``preset`` and ``settings`` (``a.b=value``) win over ``source``; ``overrides``, values by setting, win over both. Raises
+    ``ConfigError``.
     """
     raw = expand_shorthands(_read(source))
-    given = [expand_shorthands(setting(text)) for text in settings]
-    preset = preset or next((layer["preset"] for layer in reversed(given) if "preset" in layer), None)
+    layers_set = [expand_shorthands(parse_setting(text)) for text in settings]
+    preset = preset or next((layer["preset"] for layer in reversed(layers_set) if "preset" in layer), None)
     name = preset or raw.get("preset") or _DEFAULT_PRESET
     layers = [_preset(name), raw] if preset is None else [raw, _preset(preset)]
     merged = Config().to_dict()
-    for layer in [*layers, *given, expand_shorthands(plain(overrides or {})), {"preset": name}]:
+    for layer in [*layers, *layers_set, expand_shorthands(to_plain(overrides or {})), {"preset": name}]:
         merged = merge(merged, layer)
     config = convert(merged, Config)
     if config.init.file is None:
         return config
-    # The engine and the workers may have other current folders than the caller.
+    # The engine and the workers may run in other folders than the caller.
     init = msgspec.structs.replace(config.init, weights=str(config.init.file.absolute()))
     return msgspec.structs.replace(config, init=init)
 
@@ -212,13 +214,13 @@ _DEFAULT_PRESET: str = Config().preset
 
 
 def _read(source: str | Path | Mapping[str, Any] | Config | None) -> dict[str, Any]:
-    """The user's own layer."""
+    """The layer of ``source``. Paths in a YAML file are resolved against its folder where they exist there."""
     if source is None:
         return {}
     if isinstance(source, Config):
         return source.to_dict()
     if isinstance(source, Mapping):
-        return dict(plain(source))
+        return dict(to_plain(source))
     if not isinstance(source, str | Path):
         raise ConfigError(f"config is {shown(source)}; it must be a YAML file, a mapping or a Config")
     if problem := path_problem(str(source)):

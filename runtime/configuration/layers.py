@@ -1,11 +1,11 @@
-"""Layers of a configuration: made plain, shorthands spelled out, ``a.b=value`` read, one layer merged over another.
+"""Layers of a configuration: conversion to plain data, shorthands, ``a.b=value``, and merging.
 
     model: digits_cnn                   model: {name: digits_cnn}
     policy: random                      policy: [{name: random}]
     codecs: {up: [{name: lz4, level: 3}]}   codecs: {up: [{name: lz4, options: {level: 3}}]}
 
-Each layer is spelled out before it is merged, so that ``--set model.kwargs.width=4`` adds to a model that was given by
-its bare name.
+Shorthands of each layer are expanded before it is merged, so that ``--set model.kwargs.width=4`` adds to a model that was
+given by its bare name.
 """
 
 import numbers
@@ -17,31 +17,33 @@ from ...clusters.units import shown
 from ...clusters.yaml_text import MOST_DEPTH, is_unicode, parse_yaml
 from ..errors import ConfigError
 
-_NAMED = ("model", "data.partition", "training.loss")  # a bare name stands for the mapping
+_NAMED = ("model", "data.partition", "training.loss")  # a bare name stands for a mapping
 _LISTS = ("policy", "evaluation.metrics", "data.train_transforms", "data.test_transforms")  # lists of such
-_CODECS = ("codecs.down", "codecs.up")  # lists of such, whose options may stand beside the name
+_CODECS = ("codecs.down", "codecs.up")  # lists of such, with options beside the name
 
 
-def plain(value: Any, path: str = "", *, depth: int = 0) -> Any:
-    """Settings that were given as Python objects, as YAML would have them: mappings and lists of numbers, text and None.
+def to_plain(value: Any, path: str = "", *, depth: int = 0) -> Any:
+    """Settings that are Python objects as YAML would hold them: mappings and lists of numbers, text, booleans and None.
 
-    Paths become text, numpy's numbers Python's, tuples lists. Raises ``ConfigError`` for all else, with the field.
+    Paths become text, numpy's numbers Python's, tuples lists. Raises ``ConfigError`` with the field for anything else.
     """
-    here = path or "the configuration"
+    subject = path or "the configuration"
     if depth > MOST_DEPTH:
         raise ConfigError(f"{path[:80]} is nested more than {MOST_DEPTH} deep")
     if isinstance(value, Mapping):
         return {
-            plain(key, f"{here}: a key", depth=depth + 1): plain(item, f"{path}.{key}".lstrip("."), depth=depth + 1)
+            to_plain(key, f"{subject}: a key", depth=depth + 1): to_plain(
+                item, f"{path}.{key}".lstrip("."), depth=depth + 1
+            )
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [plain(item, f"{path}[{place}]", depth=depth + 1) for place, item in enumerate(value)]
+        return [to_plain(item, f"{path}[{position}]", depth=depth + 1) for position, item in enumerate(value)]
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, str):
         if not is_unicode(value):
-            raise ConfigError(f"{here} is {shown(value)}, which holds half of a surrogate pair; it must be text")
+            raise ConfigError(f"{subject} is {shown(value)}, which holds half of a surrogate pair; it must be text")
         return str(value)
     if value is None or isinstance(value, bool):
         return value
@@ -49,16 +51,16 @@ def plain(value: Any, path: str = "", *, depth: int = 0) -> Any:
         return int(value)
     if isinstance(value, numbers.Real):
         return float(value)
-    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:  # its bool is no number
-        return plain(value.item(), path, depth=depth + 1)
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:  # numpy.bool is not a number
+        return to_plain(value.item(), path, depth=depth + 1)
+    type_name = f"{type(value).__module__}.{type(value).__qualname__}"
     raise ConfigError(
-        f"{here} is {shown(value)}, a {kind}; it must be text, a number, true, false, null, a list or a mapping"
+        f"{subject} is {shown(value)}, a {type_name}; it must be text, a number, true, false, null, a list or a mapping"
     )
 
 
 def path_problem(path: str) -> str:
-    """Why there can be no file of this name, as the end of a sentence; "" where there can be."""
+    """Why no file can have this name, as the end of a sentence; "" if one can."""
     if "\0" in path:
         return "which holds a NUL; no file can be named so"
     if not is_unicode(path):
@@ -66,7 +68,7 @@ def path_problem(path: str) -> str:
     return ""
 
 
-def setting(text: str) -> dict[str, Any]:
+def parse_setting(text: str) -> dict[str, Any]:
     """``a.b=value`` as a layer; the value is read as YAML. Raises ``ConfigError``."""
     path, sign, value = text.partition("=")
     if not sign or not all(path.split(".")):
@@ -82,44 +84,42 @@ def setting(text: str) -> dict[str, Any]:
 
 
 def expand_shorthands(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """The layer with its shorthands spelled out; what is of no known shape is left for the conversion to refuse."""
-    spelled = dict(layer)
+    """The layer with its shorthands expanded; values of an unknown shape are left for the conversion to refuse."""
+    expanded = dict(layer)
     for path in _NAMED:
-        _apply(spelled, path, _named)
+        _apply(expanded, path, _named)
     for path in _LISTS:
-        _apply(spelled, path, lambda value: [_named(entry) for entry in value] if _listed(value) else value)
+        _apply(expanded, path, lambda value: [_named(entry) for entry in value] if _listed(value) else value)
     for path in _CODECS:
-        _apply(spelled, path, lambda value: [_codec(entry) for entry in value] if _listed(value) else value)
-    return spelled
+        _apply(expanded, path, lambda value: [_codec(entry) for entry in value] if _listed(value) else value)
+    return expanded
 
 
 def merge(below: Any, above: Any, path: str = "") -> Any:
-    """Mappings are merged key by key; a list entry is set by its number (``policy.0.cohort``); anything else is replaced.
+    """``above`` over ``below``: mappings key by key, list entries by their number (``policy.0.cohort``), the rest replaced.
 
-    Another model, partition, loss or fleet replaces the old one whole: its arguments are not the old one's. Raises
-    ``ConfigError`` for the number of an entry that is not there.
+    Another model, partition, loss or fleet replaces the old one completely, since its arguments differ. Raises
+    ``ConfigError`` for the number of a list entry that does not exist.
     """
     if isinstance(below, dict) and isinstance(above, dict):
         if path in (*_NAMED, "fleet") and above.get("name", below.get("name")) != below.get("name"):
             return above
-        here = f"{path}." if path else ""
+        prefix = f"{path}." if path else ""
         return below | {
-            key: merge(below[key], value, f"{here}{key}") if key in below else value for key, value in above.items()
+            key: merge(below[key], value, f"{prefix}{key}") if key in below else value for key, value in above.items()
         }
     if isinstance(below, list | tuple) and _numbered(above):
         merged = list(below)
         for key, value in above.items():
             if int(key) >= len(merged):
-                raise ConfigError(
-                    f"{path}.{key} is not there: {path} has {len(merged)} entries, and the first is {path}.0"
-                )
+                raise ConfigError(f"{path}.{key} does not exist: {path} has {len(merged)} entries, counted from 0")
             merged[int(key)] = merge(merged[int(key)], value, f"{path}.{key}")
         return merged
     return above
 
 
 def _apply(layer: dict[str, Any], path: str, change: Any) -> None:
-    """Change what stands at ``path``, where something does; mappings on the way are copied."""
+    """Replace the value at ``path``, if there is one, by ``change(value)``; mappings that contain it are copied."""
     section, _, field = path.rpartition(".")
     holder: Any = layer
     if section:
@@ -128,7 +128,7 @@ def _apply(layer: dict[str, Any], path: str, change: Any) -> None:
         holder = layer[section] = dict(layer[section])
     if field in holder:
         value = holder[field]
-        # One entry may stand for a list of one; a mapping of numbers sets entries of a list below.
+        # A single entry stands for a list of one; a mapping of numbers sets list entries of the layer below.
         if path not in _NAMED and isinstance(value, str | Mapping) and value and not _numbered(value):
             value = [value]
         holder[field] = change(value)
@@ -140,7 +140,7 @@ def _named(value: Any) -> Any:
 
 
 def _codec(value: Any) -> Any:
-    """``lz4`` or ``{name: lz4, level: 3}`` as a name with options."""
+    """``lz4`` or ``{name: lz4, level: 3}`` as a mapping of name and options."""
     entry = _named(value)
     if not isinstance(entry, Mapping) or "options" in entry or "name" not in entry:
         return entry
@@ -152,5 +152,5 @@ def _listed(value: Any) -> bool:
 
 
 def _numbered(value: Any) -> bool:
-    """Whether a mapping names entries of a list."""
+    """Whether a value is a mapping of list positions."""
     return isinstance(value, Mapping) and bool(value) and all(str(key).isdecimal() for key in value)

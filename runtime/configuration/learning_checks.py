@@ -1,7 +1,7 @@
-"""Model, data, loss and metrics held against each other before round 0: what could not work is refused, with its name.
+"""Checks before round 0 that model, data, loss and metrics work together.
 
-Each is a user's own code, perhaps. A metric that raises would otherwise be found at the first evaluation, which may be hours
-away, and a label out of range on some device in some round.
+Any of them may be a user's own code. A metric that raises would otherwise fail at the first evaluation, perhaps after hours,
+and a label out of range on some device in some round.
 """
 
 from collections.abc import Mapping
@@ -28,15 +28,12 @@ _FEW = 2  # samples: batch statistics need two
 
 
 def check_learning(config: Config, workload: Workload) -> None:
-    """Evaluate a few samples, with loss and metrics, and look at the targets of the others.
-
-    Raises ``ValueError`` in one sentence for the first thing that does not work or does not go together.
-    """
+    """Evaluate a few samples with loss and metrics, and check all targets. Raises ``ValueError`` for the first problem."""
     evaluated = config.evaluation.where != "none"
     metrics = workload.metrics if evaluated else {}
     if config.stop.accuracy is not None and "accuracy" not in metrics:
         raise ValueError(
-            f"stop.accuracy is {config.stop.accuracy!r}, but accuracy is no metric where targets are not class labels; "
+            f"stop.accuracy is {config.stop.accuracy!r}, but accuracy is not a metric where targets are not class labels; "
             "name it in evaluation.metrics, or use stop.loss"
         )
     samples, transform, field = _first_samples(config, workload)
@@ -47,7 +44,7 @@ def check_learning(config: Config, workload: Workload) -> None:
 
 
 def left_out(workload: Workload) -> list[str]:
-    """A notice of the devices that have too few samples to take part, if there are any."""
+    """A notice about devices with too few samples to take part, if there are any."""
     if workload.min_samples == 1:
         return []
     counts = [workload.data.num_samples(device) for device in range(workload.settings.num_devices)]
@@ -60,9 +57,9 @@ def left_out(workload: Workload) -> list[str]:
 
 
 def _first_samples(config: Config, workload: Workload) -> tuple[Samples, Transform, str]:
-    """The first samples that will be evaluated, or trained on where none are; their transform, and its setting.
+    """The first samples to evaluate, or, without evaluation, to train on; their transform, and its setting's name.
 
-    Raises ``ValueError`` when there is nothing to evaluate.
+    Raises ``ValueError`` if there are no such samples.
     """
     where, data = config.evaluation.where, workload.data
     few = min(_FEW, config.evaluation.batch_size)
@@ -86,7 +83,7 @@ def _first_samples(config: Config, workload: Workload) -> tuple[Samples, Transfo
 
 
 def _share(data: FederatedData, few: int) -> Samples | None:
-    """The first test share of a device that has so many samples, or the largest; None where no device has any."""
+    """The first test share with at least ``few`` samples, or the largest one; None if no device has any."""
     largest: Samples | None = None
     for share in (data.test(device) for device in range(data.num_devices)):
         if share is not None and len(share) > (len(largest) if largest is not None else 0):
@@ -97,18 +94,18 @@ def _share(data: FederatedData, few: int) -> Samples | None:
 
 
 def try_model(model: nn.Module, inputs: Tensor, training: Training) -> Any:
-    """What a model makes of a batch in evaluation, one tensor of most models. Raises ``ValueError`` where it fails."""
+    """A model's output for a batch in evaluation mode. Raises ``ValueError`` if the model fails."""
     precision, channels_last = training.precision, training.channels_last
     try:
         return _run(model, inputs, precision, channels_last)
-    except Exception as error:  # of a user's code: anything
+    except Exception as error:  # a user's code may raise anything
         if precision == "bf16" and _runs_in_float32(model, inputs, channels_last):
             raise ValueError(
                 "training.precision is 'bf16', in which this processor cannot run the model; allowed: 'float32' "
                 f"({told(error)})"
             ) from error
         hint = "; most models take float32 samples" if inputs.dtype != torch.float32 else ""
-        if inputs.dtype == torch.uint8:  # images have been scaled
+        if inputs.dtype == torch.uint8:  # images that were not normalised
             hint += ", and the transform normalize scales bytes to 0..1"
         raise ValueError(
             f"the model fails on samples of shape {tuple(inputs.shape)} ({inputs.dtype}): {told(error)}{hint}"
@@ -116,16 +113,16 @@ def try_model(model: nn.Module, inputs: Tensor, training: Training) -> Any:
 
 
 def _runs_in_float32(model: nn.Module, inputs: Tensor, channels_last: bool) -> bool:
-    """Whether it is only the precision that the model fails for."""
+    """Whether the model works in float32, so that only the precision is the problem."""
     try:
         _run(model, inputs, "float32", channels_last)
-    except Exception:  # the first fault is told
+    except Exception:  # the first fault is reported
         return False
     return True
 
 
 def _run(model: nn.Module, inputs: Tensor, precision: Precision, channels_last: bool) -> Any:
-    """A forward pass in evaluation mode, which leaves nothing behind."""
+    """A forward pass in evaluation mode that does not change the model."""
     state = ModuleState(model, values=True)
     model.eval()
     try:
@@ -136,7 +133,7 @@ def _run(model: nn.Module, inputs: Tensor, precision: Precision, channels_last: 
 
 
 def _try_figures(config: Config, output: Any, targets: Tensor, metrics: Mapping[str, Metric]) -> None:
-    """Loss and metrics, once."""
+    """Compute loss and metrics once. Raises ``ValueError``."""
     try:
         with torch.no_grad(), seeded(0):
             figures(output, targets, loss=make_loss(config.training.loss), metrics=metrics)
@@ -153,7 +150,7 @@ def _try_figures(config: Config, output: Any, targets: Tensor, metrics: Mapping[
 
 
 def _check_alone(config: Config, workload: Workload) -> None:
-    """A model that cannot be trained on one sample at a time must not have to."""
+    """Refuse settings or data under which a model must train on single samples but cannot. Raises ``ValueError``."""
     training = config.training
     if largest_micro_batch(training.batch_size, training.accumulation) == 1 and (fault := workload.alone_fault):
         settings = f"training.batch_size is {training.batch_size} and training.accumulation {training.accumulation}"

@@ -13,7 +13,7 @@ from ...policies.policy import Chain, Identity, Policy
 from ...policies.resolve_policy import check_policy_object, make_policy
 from ..errors import ConfigError
 from .config import Config
-from .describe_policy import describe_policy
+from .resolution import describe_policy
 
 if TYPE_CHECKING:
     from ...learning.workload import Workload  # which imports torch

@@ -1,4 +1,4 @@
-"""Which modules of the user's own a run needs: found beside the YAML that names them, and sent along to the workers."""
+"""The user's own modules that a run needs: imported from beside the YAML that names them, and shipped to the workers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +12,10 @@ from .config import Config
 
 
 def find_named_modules(source: str | Path | Mapping[str, Any] | Config | None, *named: Any) -> None:
-    """Have the modules that settings name be found beside ``source`` too, if that is a YAML file.
+    """Make the modules that settings name importable from beside ``source``, if that is a YAML file.
 
-    ``named``: the settings. To be called for a configuration that is carried out, and for none that is only read. No other
-    file of the folder becomes a module.
+    ``named``: the settings. Call it only for a configuration that is executed, not for one that is only read. No other file of
+    the folder becomes a module.
     """
     if isinstance(source, str | Path):
         find_beside(
@@ -24,7 +24,7 @@ def find_named_modules(source: str | Path | Mapping[str, Any] | Config | None, *
 
 
 def named_modules(config: Config, policy: Policy) -> list[str]:
-    """Modules of the user's own that the configuration or the policy names; workers must be able to import them."""
+    """The user's own modules that the configuration or the policy names; workers must be able to import them."""
     named = configured_modules(config) | {type(policy).__module__}
     return sorted(name for name in named if name.partition(".")[0] not in ("fedbonsai", "__main__"))
 
@@ -33,12 +33,12 @@ def configured_modules(settings: Any) -> set[str]:
     """Modules that a configuration, or a section of one, names as ``module:attribute``."""
     sections = {key: value for key, value in msgspec.to_builtins(settings).items() if key != "fleet"}
     if isinstance(settings, Config):
-        del sections["name"]  # it is free
+        del sections["name"]  # free text
     return {text.partition(":")[0] for text in _strings(sections) if _is_path(text)}
 
 
 def _strings(value: Any) -> list[str]:
-    """All ``name`` entries in nested plain data."""
+    """All values of ``name`` keys in nested plain data."""
     if isinstance(value, dict):
         found = [value["name"]] if isinstance(value.get("name"), str) else []
         return found + [text for inner in value.values() for text in _strings(inner)]

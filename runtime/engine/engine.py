@@ -32,14 +32,12 @@ from ...policies.checks.type_check import mismatch
 from ...policies.policy import Policy
 from ..advice.comparison import Comparison, advice, check_replay
 from ..configuration.config import Config
-from ..configuration.default_plan import DefaultPlan
 from ..configuration.learning_checks import check_learning, left_out
-from ..configuration.measured import advise, measure, settle
 from ..configuration.policy_checks import check_cuts
-from ..configuration.workload_settings import workload_settings
+from ..configuration.resolution import DefaultPlan, apply_measurements, measure, measurement_notices, workload_settings
 from ..errors import Damaged
 from ..events import AnyEvent, Notice, RunStarted
-from ..reporting.provenance import describe_init, provenance, seen_samples
+from ..reporting.provenance import describe_init, overlap_notice, provenance
 from ..simulation.costs import Costs
 from ..simulation.virtual_clock import VirtualClock
 from ..simulation.wall_clock import Clock, WallClock
@@ -71,7 +69,7 @@ class Engine:
         fleet = config.load_fleet()
         check_names(config)
         self._measured = measure(config)
-        self.config = config = settle(config, self._measured)
+        self.config = config = apply_measurements(config, self._measured)
         settings = settings or workload_settings(config, num_devices=fleet.num_devices)
         self.workload = Workload(settings)
         check_learning(config, self.workload)
@@ -88,7 +86,7 @@ class Engine:
         comparison = Comparison(config, self.workload, fleet, costs)
         check_replay(policy, config, comparison)
         self._advice = [
-            *advise(config, self._measured),
+            *measurement_notices(config, self._measured),
             *left_out(self.workload),
             *advice(policy, config, comparison),
         ]
@@ -191,8 +189,8 @@ class Engine:
         yield self._started()
         yield from (Notice(text=text) for text in notices)
         origin = provenance(self.config.init)
-        if origin and (seen := seen_samples(origin, self.config.data, self.workload.data.digest()["data"])):
-            yield Notice(text=seen)
+        if origin and (overlap := overlap_notice(origin, self.config.data, self.workload.data.digest()["data"])):
+            yield Notice(text=overlap)
         if self._fleet.simulates_faults and self.config.clock == "wall":
             yield Notice(text="clock is 'wall': availability, dropout and jitter of the fleet are not acted on")
         yield from (Notice(text=text) for text in (*self._advice, *self.pool.notices()))

@@ -40,9 +40,8 @@ from ...policies.view import View
 from ..configuration.config import Config
 from ..errors import RunError
 from ..events import AnyEvent, Evaluated, Notice, PlanEnded, RoundStarted, RunEnded, VersionClosed
-from ..simulation.costs import Costs
+from ..simulation.costs import Costs, share_done
 from ..simulation.in_flight import Arrival
-from ..simulation.partial_work import share_done
 from ..simulation.wall_clock import Clock
 from .call_policy import call_policy, first_state
 from .device_history import DeviceHistory

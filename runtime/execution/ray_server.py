@@ -13,7 +13,7 @@ from ...clusters.scratch import Scratch
 from ...comms.ray_channel import RayChannel
 from ...policies.policy import Policy
 from ..configuration.config import Config
-from ..configuration.workload_settings import workload_settings
+from ..configuration.resolution import workload_settings
 from .save_plan import SavePlan
 
 if TYPE_CHECKING:

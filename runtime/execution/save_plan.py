@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checkpointing.checkpoints import Checkpoints
-from ..checkpointing.manifest import Manifest
+from ..checkpointing.folder import Manifest
 from ..configuration.config import CheckpointSettings
 from ..storage.files import open_files
 

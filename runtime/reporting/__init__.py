@@ -1,4 +1,4 @@
-"""What a person reads: progress, tables, the summary, and where weights come from.
+"""Reports of a run: progress, the summary, and the provenance of initial weights.
 
-It knows events and the configuration.
+It depends on events and the configuration.
 """

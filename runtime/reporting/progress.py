@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines in a log, and a table of the devices at the end."""
+"""Progress of a run: a bar on a terminal, plain lines in a log, and a table of the devices at the end."""
 
 import time
 from collections.abc import Mapping
@@ -13,29 +13,29 @@ from rich.table import Table
 from ..configuration.config import Config
 from ..events import AnyEvent, Evaluated, Notice, PlanEnded, RunEnded, RunStarted, VersionClosed
 
-_LINE_EVERY_S = 0.5  # of a log
+_LINE_EVERY_S = 0.5  # at least, between lines of a log
 _COLUMNS = ("device", "class", "outcome", "samples", "loss", "down s", "compute s", "up s", "total s", "up", "memory")
 
 
 class Progress:
-    """Takes events as they come. ``quiet``: results go to standard output elsewhere, so all this goes to standard error."""
+    """Shows events. ``quiet``: print to standard error, since standard output is for results."""
 
     def __init__(self, config: Config, *, quiet: bool) -> None:
-        """Choose bar or lines."""
-        # Names and errors are printed as they are: brackets in them are no markup, and ":1:" is no emoji.
+        """Choose a bar or lines."""
+        # Names and errors are printed literally: brackets in them are not markup, and ":1:" is not an emoji.
         self._console = Console(stderr=quiet, highlight=False, markup=False, emoji=False)
         if not self._console.is_terminal:
-            self._console.width = 140  # a log has no window: do not fold tables
+            self._console.width = 140  # a log has no width: do not wrap tables
         self._rounds = config.stop.rounds
         self._bar: Bar | None = None
         self._task: Any = None
         self._figures = self._text = ""
         self._closed: VersionClosed | None = None
         self._last_line = 0.0
-        self._untold = ""  # the newest line that was not printed
+        self._skipped = ""  # the newest line, if it was not printed
 
     def __enter__(self) -> "Progress":
-        """Show the bar, where there is a terminal."""
+        """Show the bar, if there is a terminal."""
         if self._console.is_terminal:
             self._bar = Bar(
                 TextColumn("round"),
@@ -50,12 +50,12 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
 
-    def note(self, event: AnyEvent) -> None:
-        """Show what an event tells."""
+    def show(self, event: AnyEvent) -> None:
+        """Show an event."""
         if isinstance(event, RunStarted):
             frozen = f" ({event.frozen_parameters:,} of them frozen)" if event.frozen_parameters else ""
             self._console.print(
@@ -89,15 +89,15 @@ class Progress:
             self._text = f"{bytes_}, {event.time_s:.1f} s simulated"
             if event.loss is not None:
                 self._text = f"train loss {event.loss:.4f}, {self._text}"
-        # A round is told once: with its evaluation, or, without one, when the next thing happens.
+        # A round is shown once: with its evaluation, or, without one, at the next event.
         elif self._closed is not None:
             self._round(self._closed)
             self._closed = None
-        if isinstance(event, RunEnded) and self._untold:
-            self._console.print(self._untold)
+        if isinstance(event, RunEnded) and self._skipped:
+            self._console.print(self._skipped)
 
     def finish(self, summary: Mapping[str, Any], reports: Mapping[int, PlanEnded], *, folder: Path | None) -> None:
-        """Print what each device did, and what the run came to."""
+        """Print the table of the devices, and the results of the run."""
         self._console.print(device_table(reports))
         figures = [f"{summary['rounds']} rounds"]
         for name in ("accuracy", "loss"):
@@ -110,21 +110,21 @@ class Progress:
             self._console.print(f"run folder: {folder}", soft_wrap=True)
 
     def _round(self, closed: VersionClosed) -> None:
-        """Move the bar on, or print a line (the first, the last, and at most two a second)."""
+        """Advance the bar, or print a line (the first, the last, and at most two a second)."""
         text = ", ".join(part for part in (self._figures, self._text) if part)
         if self._bar is not None:
             self._bar.update(self._task, completed=closed.version, text=text)
             return
         line, now = f"round {closed.version}/{self._rounds}: {text}", time.monotonic()
         due = now - self._last_line >= _LINE_EVERY_S or closed.version == 1
-        self._untold = "" if due else line
+        self._skipped = "" if due else line
         if due:
             self._last_line = now
             self._console.print(line)
 
 
 def device_table(reports: Mapping[int, PlanEnded], *, most: int = 20) -> Table:
-    """What each device did in its last plan: simulated seconds, bytes and memory; at most ``most`` devices, slowest first."""
+    """The last plan of each device: simulated seconds, bytes and memory; at most ``most`` devices, slowest first."""
     table = Table(title="last plan of each device", title_justify="left", box=None, pad_edge=False)
     for column in _COLUMNS:
         table.add_column(column, no_wrap=True, justify="left" if column in ("class", "outcome") else "right")
@@ -147,14 +147,14 @@ def device_table(reports: Mapping[int, PlanEnded], *, most: int = 20) -> Table:
 
 
 def bytes_text(up: int, down: int, evaluation: int, host: int) -> str:
-    """What has travelled, for people: training first, and beside it what is counted apart."""
-    apart = [f"{size(evaluation)} for evaluation"] if evaluation else []
-    apart += [f"{size(host)} between server and hosts"] if host else []
-    return f"{size(up)} up, {size(down)} down" + (f" (and {', '.join(apart)})" if apart else "")
+    """Transferred bytes as text: those of training, then those that are counted separately."""
+    separate = [f"{size(evaluation)} for evaluation"] if evaluation else []
+    separate += [f"{size(host)} between server and hosts"] if host else []
+    return f"{size(up)} up, {size(down)} down" + (f" (and {', '.join(separate)})" if separate else "")
 
 
 def size(num_bytes: float) -> str:
-    """Bytes for people, in powers of ten."""
+    """Bytes as text, in powers of ten."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(num_bytes) < 1000:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"

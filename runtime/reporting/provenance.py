@@ -1,4 +1,4 @@
-"""What weights were trained on, as their file says, and whether that is what the devices of a run hold."""
+"""Provenance of initial weights: what they were trained on, and whether devices of the run hold those samples."""
 
 from collections.abc import Mapping
 
@@ -8,22 +8,26 @@ from ...learning.workload import Workload
 
 
 def describe_init(workload: Workload) -> dict[str, str]:
-    """Where the first model came from, for people: ``mode``; ``weights`` (the file's name), the ``hash`` of its tensors.
+    """Where the initial model came from: ``mode``; ``weights`` (the file's name), ``hash`` of its tensors.
 
-    ``trunk``: the last block taken over, of mode partial. ``random``: tensors that the file had in another shape, of mode
-    holistic.
+    ``trunk`` (mode partial): the last block that was taken over. ``random`` (mode holistic): tensors that the file has in
+    another shape.
     """
     init = workload.settings.init
     if init.mode == "random":
         return {"mode": init.mode}
-    told = {"mode": init.mode, "weights": init.file.name if init.file else str(init.weights), "hash": str(init.hash)}
+    described = {
+        "mode": init.mode,
+        "weights": init.file.name if init.file else str(init.weights),
+        "hash": str(init.hash),
+    }
     if init.mode == "partial":
-        told["trunk"] = init.trunk or workload.spec.block_names[0]
-    return told | ({"random": ", ".join(workload.left_random)} if workload.left_random else {})
+        described["trunk"] = init.trunk or workload.spec.block_names[0]
+    return described | ({"random": ", ".join(workload.left_random)} if workload.left_random else {})
 
 
 def provenance(init: Initialisation) -> dict[str, str]:
-    """What the file of the weights says about itself; empty where it says nothing."""
+    """The metadata of the file of weights; empty if there is none."""
     from safetensors import safe_open
 
     if init.file is None:
@@ -32,8 +36,8 @@ def provenance(init: Initialisation) -> dict[str, str]:
         return dict(opened.metadata() or {})
 
 
-def seen_samples(origin: Mapping[str, str], config: DataConfig, digest: str) -> str:
-    """A sentence when weights of that origin were trained on samples that devices have; "" when not, or not known.
+def overlap_notice(origin: Mapping[str, str], config: DataConfig, digest: str) -> str:
+    """A notice if weights with this metadata were trained on samples that devices hold; "" if not, or if it is unknown.
 
     ``digest``: hash of the run's data.
     """

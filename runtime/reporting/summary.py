@@ -1,6 +1,6 @@
-"""The summary: what a run came to, computed from its events, so that events.jsonl is enough to make it again.
+"""The summary of a run, computed from its events, so that it can be recomputed from events.jsonl.
 
-Only three figures are the caller's: ``wall_s``, and ``status`` and ``reason`` of a run that did not end by itself.
+Only three values are set by the caller: ``wall_s``, and ``status`` and ``reason`` of a run that did not end by itself.
 """
 
 import math
@@ -12,21 +12,21 @@ import numpy as np
 from ...policies.report import Outcome
 from ..events import AnyEvent, Evaluated, Notice, PlanEnded, RunEnded, RunStarted, VersionClosed
 
-# A run of a million rounds has a summary too: of what grows with rounds, this much is kept.
+# Bounds on what grows with the number of rounds.
 _FIRST_NOTICES = 100
 _LAST_ROUNDS = 1000
 
 
 class Summary:
-    """Takes events as they come; ``to_dict`` at any time."""
+    """Accumulates events; ``to_dict`` may be called at any time."""
 
     def __init__(self, *, name: str = "", preset: str = "", seed: int | None = None) -> None:
-        """Nothing has happened yet; ``name``, ``preset`` and ``seed`` of a run that may never start."""
+        """No events. ``name``, ``preset`` and ``seed``: used until the run has started."""
         self._name, self._preset, self._seed = name, preset, seed
         self.reset()
 
     def reset(self) -> None:
-        """Forget all."""
+        """Drop all events."""
         self.status = "running"
         self.reason = ""
         self.wall_s = 0.0
@@ -52,7 +52,7 @@ class Summary:
         return self._time_s
 
     def note(self, event: AnyEvent) -> None:
-        """Take one event in."""
+        """Add an event."""
         self._time_s = max(self._time_s, event.time_s)
         if isinstance(event, RunStarted):
             self._started = event
@@ -80,7 +80,7 @@ class Summary:
             self.status, self.reason = "finished", event.reason
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: the keys that every run has, then the details. A figure that is not finite is None."""
+        """Plain data, as in summary.json. A figure that is not finite is None."""
         started, ended, closed = self._started, self._ended, self._closed
         last, best = self._evaluated, self._best
         figures = last.figures if last else {}
@@ -146,7 +146,7 @@ class Summary:
 
 
 def _finite(value: Any) -> Any:
-    """``value`` without NaN and infinity, which JSON does not have."""
+    """``value`` with None in place of NaN and infinity, which JSON lacks."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

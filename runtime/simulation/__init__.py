@@ -1,4 +1,4 @@
-"""Simulated time: clocks, links, streams, disruptions, and what plans cost.
+"""Simulated time: clocks, network links, streams, availability, disruptions, and what plans cost.
 
-It knows plans and fleets, and no settings of a run.
+It depends on plans and fleets, not on a run's settings.
 """

@@ -1,8 +1,7 @@
-"""Who can be reached when, in simulated seconds: what a fleet declares of it, what it leaves open drawn from the seed.
+"""When each device can be reached, in simulated seconds: as its fleet class declares, with what is random drawn from the seed.
 
-Nothing here has to be saved: every draw follows from seed and device, so the time alone says who is there. Periods of random
-length are an alternating renewal process with exponential lengths, begun in its stationary state, so that the share holds
-from second 0.
+Nothing is saved in a checkpoint: every draw follows from seed and device. Periods of random length are an alternating renewal
+process with exponential lengths that starts in its stationary state, so the declared share holds from second 0.
 """
 
 import heapq
@@ -18,20 +17,20 @@ from ...clusters.availability import ALWAYS, Availability
 from ...clusters.fleet import Fleet
 from ...learning.seeds import derive
 
-_DRAWN = 64  # periods at once
+_DRAWN = 64  # periods that are drawn at once
 
 
-class _Part(Protocol):
-    """One reason for being there or not."""
+class _Rule(Protocol):
+    """One declared rule; a device is reachable while all of its rules say so."""
 
     def state(self, time_s: float, *, now_s: float) -> tuple[bool, float]:
-        """Whether it lets the device be there at a time, and until when that holds. Nobody asks for times before ``now_s``."""
+        """Whether the rule holds at ``time_s``, and until when that does not change. ``now_s``: no earlier time is needed."""
         ...
 
 
 @dataclass(frozen=True)
 class _Between:
-    """There from one second to another."""
+    """Reachable from one second to another."""
 
     start_s: float
     end_s: float
@@ -44,7 +43,7 @@ class _Between:
 
 @dataclass(frozen=True)
 class _Schedule:
-    """There for ``on_s`` out of every ``every_s``."""
+    """Reachable for ``on_s`` out of every ``every_s``."""
 
     on_s: float
     every_s: float
@@ -54,7 +53,7 @@ class _Schedule:
         if self.on_s == self.every_s:
             return True, math.inf
         number = math.floor((time_s - self.phase_s) / self.every_s)
-        while self._begins_s(number) > time_s:  # what is rounded must agree with what was told before
+        while self._begins_s(number) > time_s:  # rounded figures must agree with those returned before
             number -= 1
         while self._begins_s(number + 1) <= time_s:
             number += 1
@@ -66,7 +65,7 @@ class _Schedule:
 
 
 class _Trace:
-    """There in these windows, which may touch or overlap."""
+    """Reachable in these windows, which may touch or overlap."""
 
     def __init__(self, windows: list[tuple[float, float]]) -> None:
         edges: list[float] = []
@@ -84,17 +83,17 @@ class _Trace:
 
 @dataclass
 class _Random:
-    """There in periods of random length. ``edges``: the next ends of periods; ``there``: what holds before the first."""
+    """Reachable in periods of random length. ``edges``: the next ends of periods; ``reachable``: before the first of them."""
 
     rng: np.random.Generator
-    mean_s: tuple[float, float]  # of a period in which it is not there, and of one in which it is
-    there: bool
+    mean_s: tuple[float, float]  # of an unreachable period, and of a reachable one
+    reachable: bool
     edges: deque[float] = field(default_factory=deque)
-    drawn: bool = True  # what the newest period is that was drawn; set in __post_init__
+    drawn: bool = True  # whether the newest drawn period is a reachable one; set in __post_init__
     last_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.drawn = not self.there
+        self.drawn = not self.reachable
 
     def state(self, time_s: float, *, now_s: float) -> tuple[bool, float]:
         while self.last_s <= time_s:
@@ -104,88 +103,88 @@ class _Random:
                 self.edges.append(self.last_s)
         while self.edges[0] <= now_s:
             self.edges.popleft()
-            self.there = not self.there
-        there = self.there
+            self.reachable = not self.reachable
+        reachable = self.reachable
         for edge in self.edges:
             if edge > time_s:
-                return there, edge
-            there = not there
+                return reachable, edge
+            reachable = not reachable
         raise AssertionError("no period was drawn that ends later")
 
 
 class AvailabilitySchedule:
-    """When each device of a fleet can be reached. Ask for times that never go back."""
+    """When each device of a fleet can be reached. The times asked for must not decrease."""
 
     def __init__(self, fleet: Fleet, *, seed: int) -> None:
-        """``seed``: of the run. Devices are looked at when they are first asked for."""
+        """``seed``: of the run. A device's rules are made when it is first asked for."""
         self._fleet, self._seed = fleet, seed
-        self._parts: dict[int, tuple[_Part, ...]] = {}
-        first, devices = 0, list[int]()  # those of which anything is declared
+        self._rules: dict[int, tuple[_Rule, ...]] = {}
+        first, restricted = 0, list[int]()  # devices whose classes declare an availability
         self._windows: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
-        for kind in fleet.classes:
-            trace = kind.availability.trace or ()
+        for device_class in fleet.classes:
+            trace = device_class.availability.trace or ()
             assert not isinstance(trace, str), "a fleet is loaded with its traces"
             for device, start_s, end_s in trace:
                 self._windows[device].append((start_s, end_s))
-            if kind.availability != ALWAYS:
-                devices += range(first, first + kind.count)
-            first += kind.count
-        self._away: frozenset[int] = frozenset()
-        self._changes = [(-math.inf, device) for device in devices]  # a heap: when to look at each again
+            if device_class.availability != ALWAYS:
+                restricted += range(first, first + device_class.count)
+            first += device_class.count
+        self._unreachable: frozenset[int] = frozenset()
+        self._changes = [(-math.inf, device) for device in restricted]  # a heap: when the state of each changes next
 
     def unreachable(self, now_s: float) -> frozenset[int]:
-        """All devices that cannot be reached now. It costs no more than what has changed since it was asked last."""
+        """All devices that cannot be reached now. The cost is that of the changes since the last call."""
         changed: dict[int, bool] = {}
         while self._changes and self._changes[0][0] <= now_s:
             device = self._changes[0][1]
             changed[device], until_s = self._state(device, now_s, now_s)
             heapq.heapreplace(self._changes, (until_s, device))
         if changed:
-            gone = {device for device, there in changed.items() if not there}
-            self._away = (self._away - changed.keys()) | gone
-        return self._away
+            gone = {device for device, reachable in changed.items() if not reachable}
+            self._unreachable = (self._unreachable - changed.keys()) | gone
+        return self._unreachable
 
     def reachable(self, device: int, now_s: float) -> bool:
         """Whether a device can be reached now."""
         return self._state(device, now_s, now_s)[0]
 
     def until_s(self, device: int, now_s: float) -> float:
-        """When a device that can be reached now is gone; infinite: never."""
+        """When a device that can be reached now becomes unreachable; infinite: never."""
         return self._state(device, now_s, now_s)[1]
 
     def next_s(self, device: int, now_s: float) -> float:
-        """When a device can be reached next, ``now_s`` if it is now; infinite: never again."""
+        """When a device can be reached next, ``now_s`` if it can be now; infinite: never again."""
         time_s = now_s
         while time_s < math.inf:
-            there, until_s = self._state(device, time_s, now_s)
-            if there:
+            reachable, until_s = self._state(device, time_s, now_s)
+            if reachable:
                 return time_s
             time_s = until_s
         return math.inf
 
     def _state(self, device: int, time_s: float, now_s: float) -> tuple[bool, float]:
-        """Whether it is there, and until when; where several things keep it away, until the last of them is over."""
-        if device not in self._parts:
-            self._parts[device] = self._make(device, self._fleet.class_of(device).availability)
-        states = [part.state(time_s, now_s=now_s) for part in self._parts[device]]
-        away = [until_s for there, until_s in states if not there]
-        return not away, max(away) if away else min((until_s for _, until_s in states), default=math.inf)
+        """Whether a device can be reached, and until when; while several rules prevent it, until the last of them changes."""
+        if device not in self._rules:
+            self._rules[device] = self._make_rules(device, self._fleet.class_of(device).availability)
+        states = [rule.state(time_s, now_s=now_s) for rule in self._rules[device]]
+        prevented = [until_s for reachable, until_s in states if not reachable]
+        return not prevented, max(prevented) if prevented else min((until_s for _, until_s in states), default=math.inf)
 
-    def _make(self, device: int, declared: Availability) -> tuple[_Part, ...]:
-        """What a class declares, for one device."""
+    def _make_rules(self, device: int, declared: Availability) -> tuple[_Rule, ...]:
+        """The rules that a class declares, for one device."""
         if declared.share == 0:
             return (_Between(math.inf, math.inf),)
-        parts: list[_Part] = []
+        rules: list[_Rule] = []
         if declared.joins_s or declared.leaves_s is not None:
-            parts.append(_Between(declared.joins_s, math.inf if declared.leaves_s is None else declared.leaves_s))
+            rules.append(_Between(declared.joins_s, math.inf if declared.leaves_s is None else declared.leaves_s))
         if declared.on_s is not None and declared.every_s is not None:
             rng = np.random.default_rng(derive(self._seed, "availability", device, "phase"))
             phase_s = rng.uniform(0, declared.every_s) if declared.phase_s is None else declared.phase_s
-            parts.append(_Schedule(declared.on_s, declared.every_s, phase_s))
+            rules.append(_Schedule(declared.on_s, declared.every_s, phase_s))
         if declared.trace is not None:
-            parts.append(_Trace(self._windows[device]))
+            rules.append(_Trace(self._windows[device]))
         if declared.share < 1:
             rng = np.random.default_rng(derive(self._seed, "availability", device))
             off_s = declared.mean_on_s * (1 - declared.share) / declared.share
-            parts.append(_Random(rng, (off_s, declared.mean_on_s), there=bool(rng.random() < declared.share)))
-        return tuple(parts)
+            rules.append(_Random(rng, (off_s, declared.mean_on_s), reachable=bool(rng.random() < declared.share)))
+        return tuple(rules)

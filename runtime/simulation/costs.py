@@ -1,12 +1,17 @@
-"""What plans cost: the table behind ``view.estimate``, and the figures that the clock charges.
+"""What plans cost: the table behind ``view.estimate``, the figures that the clock charges, and how much of a plan fits.
 
-The table holds one row for each part and training setting that a plan has named, computed when it is first named, by dry runs
-on a few samples; an estimate itself is arithmetic. Packets of codecs whose output depends on the data are
-estimated at the size of the last one of their kind, and before the first one at that of random numbers.
+The table holds one row for each part and training setting that a plan has named. A row is computed when it is first named, by
+dry runs on a few samples; an estimate itself is arithmetic.
+
+A plan with a deadline, or whose device must stop early (``Disruption.steps``), is shortened to the most training steps that
+fit, one at least; these are the first steps of the whole plan, bit for bit. The weight of its update, its samples, is
+multiplied by the share of the steps that were made: half of a training counts half as much as a whole one in the mean of
+their version. (Alone in its version it is the mean, as ever. FedProx, Li et al., MLSys 2020, arXiv 1812.06127, gives partial
+work its full weight.) How long steps take is estimated for the device with its current rates and jitter, alone on its links:
+the other transfers on a shared link are not known in advance, so on a contended one an update may still be late.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -15,46 +20,31 @@ from ...actors.messages.messages import array_specs
 from ...actors.server.links import ServerLinks
 from ...clusters.fleet import Fleet
 from ...clusters.profile import DeviceProfile
-from ...comms.codec import ArraySpec, Codec, NumBytes
-from ...comms.codecs.make_codec import make_codec
 from ...comms.ledger import Direction
-from ...comms.links.predict import carried
-from ...comms.packet import sealed_bytes
-from ...learning.costs.amount import processed_samples
+from ...learning.costs.amount import num_steps, processed_samples
 from ...learning.costs.cost import PartProfile, profile
 from ...learning.costs.dry_run import DryRun
-from ...learning.parts.part import Part, down_tensors, up_tensors
+from ...learning.parts.part import Part, down_tensors
 from ...learning.spec import PartCost, Training
 from ...learning.training.losses import make_loss
 from ...learning.workload import Workload
 from ...policies.estimate import charge, transfer_s
 from ...policies.plan import Plan
-from ...policies.report import Estimate
-from .links import own_rate
-from .packet_size_prior import typical_bytes
-from .partial_work import stop_early
+from ...policies.report import Estimate, Report
+from .network_links import uncontended_rate
+from .packet_sizes import PacketSizes
 from .stream_costs import StreamCosts
 from .stream_load import Work
 
 
-@dataclass
-class _Packets:
-    """One kind of packets: what they hold before their codec, and their size. ``num_bytes`` None: it depends on the data."""
-
-    codec: Codec
-    expected: tuple[ArraySpec, ...]
-    num_bytes: int | None
-
-
 class Costs:
-    """Rows by part and training; packet sizes by part and codecs. Equal objects of one experiment share a row."""
+    """Costs by part and training setting, and packet sizes. Parts and settings that are equal share a row."""
 
-    # By a checkpoint: what was seen decides estimates.
-    SAVED: ClassVar = {"_observed": dict[tuple[Any, ...], NumBytes], "_streams": StreamCosts}
-    NOT_SAVED = ("_workload", "_fleet", "_profiles", "_samples", "_rows", "_parts", "_links", "_packets")
+    SAVED: ClassVar = {"_packets": PacketSizes, "_streams": StreamCosts}  # in a checkpoint
+    NOT_SAVED = ("_workload", "_fleet", "_profiles", "_samples", "_rows", "_parts", "_links")
 
     def __init__(self, workload: Workload, fleet: Fleet, links: ServerLinks | None = None) -> None:
-        """An empty table. ``links``: tells what a device with a memory has missed (None: no link has one)."""
+        """An empty table. ``links``: estimates what a device behind a link with memory has missed (None: there are no such)."""
         self._workload = workload
         self._fleet = fleet
         self._profiles = fleet.profiles()
@@ -62,22 +52,24 @@ class Costs:
         self._rows: dict[tuple[Any, ...], PartCost] = {}
         self._parts: dict[tuple[Any, ...], PartProfile] = {}
         self._links = links
-        self._packets: dict[tuple[Any, ...], _Packets] = {}
-        self._observed: dict[tuple[Any, ...], int] = {}  # of those whose size depends on the data
+        self._packets = PacketSizes(workload.spec)
         self._streams = StreamCosts(workload, fleet, row=self.row)
 
     def row(self, part: Part, training: Training, *, entering_gradient: bool = True, ahead: int = 1) -> PartCost:
-        """Cost of a part under a training setting, per sample and at its peak. The last two: as in ``part_cost``."""
+        """Cost of a part under a training setting, per sample and at its peak.
+
+        ``entering_gradient``, ``ahead``: as in ``part_cost``. Raises ``ValueError`` where the model does not fit the data.
+        """
         optimiser = training.optimiser
-        part = msgspec.structs.replace(part, cached=())  # what it has already costs the same
+        part = msgspec.structs.replace(part, cached=())  # cached blocks do not change what training costs
         micro_batches = training.accumulation if ahead > 1 else min(training.accumulation, 2)
-        kind = (part.key, micro_batches, training.precision, training.channels_last, entering_gradient, ahead,
-                training.checkpointing, optimiser.name, optimiser.momentum > 0, optimiser.proximal > 0,
-                repr(training.loss))  # fmt: skip
-        key = (*kind, training.batch_size, training.accumulation)
+        profiled = (part.key, micro_batches, training.precision, training.channels_last, entering_gradient, ahead,
+                    training.checkpointing, optimiser.name, optimiser.momentum > 0, optimiser.proximal > 0,
+                    repr(training.loss))  # fmt: skip
+        key = (*profiled, training.batch_size, training.accumulation)
         if key not in self._rows:
-            if kind not in self._parts:  # one for batches of all sizes
-                self._parts[kind] = profile(
+            if profiled not in self._parts:  # one dry run serves all batch sizes
+                self._parts[profiled] = profile(
                     DryRun(
                         self._workload.blocks,
                         part,
@@ -89,13 +81,13 @@ class Costs:
                         ahead=ahead,
                     )
                 )
-            self._rows[key] = self._parts[kind].cost(training)
+            self._rows[key] = self._parts[profiled].cost(training)
         return self._rows[key]
 
     def flops(self, plan: Plan, *, device: int | None = None) -> int:
-        """FLOPs that a plan takes on its device, or on another one. Evaluation is an instrument: it takes none.
+        """FLOPs of a plan on its device, or on another one.
 
-        Nor does a replay, which is its host's alone.
+        0 for an evaluation, which takes no simulated time, and for a replay, which runs on its host alone.
         """
         if plan.objective.kind == "evaluate" or plan.replays:
             return 0
@@ -103,74 +95,28 @@ class Costs:
         return self.row(plan.part, plan.training).training_flops * processed_samples(samples, plan.training)
 
     def peak_memory_bytes(self, plan: Plan, *, device: int | None = None) -> int:
-        """What a plan needs on its device, or on another one, at its peak."""
+        """Peak memory of a plan on its device, or on another one."""
         ahead = self._streams.ahead(plan, self._samples[plan.device if device is None else device])
         return self.row(plan.part, plan.training, ahead=ahead).peak_memory_bytes
 
     def work(self, plan: Plan) -> Work | None:
-        """What a split plan makes its device and its host compute; None for a plan that is not split."""
+        """What a split plan's device and host compute; None for a plan that is not split."""
         return self._streams.work(plan, self._samples[plan.device])
 
     def packet_bytes(self, plan: Plan) -> tuple[int, int]:
-        """Bytes of one packet down and of the one up: exact for codecs of fixed size."""
-        return self._size(plan, "down"), self._size(plan, "up")
+        """Bytes of one packet down and of the one up; exact for codecs of fixed size."""
+        return self._packets.num_bytes(plan, "down"), self._packets.num_bytes(plan, "up")
 
     def observe(self, plan: Plan, direction: Direction, num_bytes: int) -> None:
-        """A packet of ``plan`` was that large: the next ones of its kind will be about as large."""
-        key, packets = self._kind(plan, direction)
-        if packets.num_bytes is None:
-            self._observed[key] = num_bytes
+        """Record the size of a plan's packet, for estimates of similar ones."""
+        self._packets.observe(plan, direction, num_bytes)
 
     def observe_stream(self, plan: Plan, up: Sequence[int], down: Sequence[int]) -> None:
-        """The packets of the plan's stream were that large."""
+        """Record the packet sizes of a plan's stream, for estimates of similar ones."""
         self._streams.observe(plan, self._samples[plan.device], up, down)
 
-    def _size(self, plan: Plan, direction: Direction) -> int:
-        """The size of a packet; 0 where none is sent: a device has its part of a frozen trunk already, or all is frozen."""
-        if not plan.trains_on_device:
-            return 0
-        key, packets = self._kind(plan, direction)
-        if direction == "down" and not packets.expected:
-            return 0
-        if packets.num_bytes is not None:
-            return packets.num_bytes
-        if key not in self._observed:
-            self._observed[key] = typical_bytes(packets.codec, packets.expected)
-        return self._observed[key]
-
-    def _kind(self, plan: Plan, direction: Direction) -> tuple[tuple[Any, ...], _Packets]:
-        """The packets of a direction that are like those of ``plan``: by which rule they are predicted changes little."""
-        down = direction == "down"
-        codec, link = (plan.codec_down, plan.link_down) if down else (plan.codec_up, plan.link_up)
-        arithmetic = link.arithmetic if link else "float"
-        key = direction, plan.part.key, repr(codec), arithmetic, down or plan.upload.statistics
-        if key not in self._packets:
-            spec = self._workload.spec
-            tensors = (
-                down_tensors(spec, plan.part)
-                if down
-                else up_tensors(spec, plan.part, statistics=plan.upload.statistics)
-            )
-            expected = array_specs(tensors)
-            expected = carried(expected, link) if link else expected
-            made = make_codec(codec)
-            num_bytes, exact = sealed_bytes(made, expected)
-            self._packets[key] = _Packets(made, expected, num_bytes if exact else None)
-        return key, self._packets[key]
-
-    def _down_bytes(self, device: int, plan: Plan) -> int:
-        """Bytes that bring a device to the plan's version, what it missed included."""
-        newest = self._size(plan, "down")
-        if plan.link_down is None or self._links is None:
-            return newest
-        dense = sum(spec.num_bytes for spec in array_specs(down_tensors(self._workload.spec, plan.part)))
-        return self._links.estimate_bytes(msgspec.structs.replace(plan, device=device), newest=newest, dense=dense)
-
     def stop_early(self, plan: Plan, profile: DeviceProfile, *, device: int | None = None, share: float = 1.0) -> Plan:
-        """The plan as far as its device, or another one, gets with it that is as ``profile`` says.
-
-        See ``stop_early.stop_early``.
-        """
+        """The plan shortened to what its device, or another one, has time for with this profile; see ``stop_early``."""
         on = plan.device if device is None else device
         return stop_early(
             plan,
@@ -180,17 +126,16 @@ class Costs:
         )
 
     def estimate(self, device: int, plan: Plan) -> Estimate:
-        """What the plan costs on a device that is alone on its links; one with a deadline, as far as it gets.
+        """Cost of a plan on a device that is alone on its links; a plan with a deadline is shortened to it first.
 
-        A plan that only evaluates sends no packet up, nor does one whose device trains nothing. Of a replay the device does
-        not hear.
+        No packet goes up for an evaluation, nor where the device trains nothing. A replay costs its device nothing.
         """
         profile = self._profiles[device]
         return self._estimate(device, self.stop_early(plan, profile, device=device), profile)
 
     def _estimate(self, device: int, plan: Plan, profile: DeviceProfile) -> Estimate:
-        """The plan as it stands."""
-        down_bytes, up_bytes = self._down_bytes(device, plan), self._size(plan, "up")
+        """Cost of a plan that is not shortened any more."""
+        down_bytes, up_bytes = self._down_bytes(device, plan), self._packets.num_bytes(plan, "up")
         sends = plan.objective.kind != "evaluate" and plan.trains_on_device
         shared = self._fleet.shared_links.get(profile.shared_link) if profile.shared_link else None
         server = self._fleet.server
@@ -198,7 +143,7 @@ class Costs:
         def seconds(size: int, direction: str) -> float:
             name = f"{direction}_bytes_per_s"
             link: Any = getattr(shared, name) if shared else None
-            rate = own_rate(getattr(profile, name), link, getattr(server, name))
+            rate = uncontended_rate(getattr(profile, name), link, getattr(server, name))
             return transfer_s(size, bytes_per_s=rate, latency_s=profile.latency_s)
 
         return charge(
@@ -211,3 +156,49 @@ class Costs:
             up_s=seconds(up_bytes, "up") if sends else 0.0,
             crossing=self._streams.crossing(plan, self._samples[device], profile),
         )
+
+    def _down_bytes(self, device: int, plan: Plan) -> int:
+        """Bytes that bring a device to the plan's version, including versions that it has missed."""
+        newest = self._packets.num_bytes(plan, "down")
+        if plan.link_down is None or self._links is None:
+            return newest
+        dense = sum(spec.num_bytes for spec in array_specs(down_tensors(self._workload.spec, plan.part)))
+        return self._links.estimate_bytes(msgspec.structs.replace(plan, device=device), newest=newest, dense=dense)
+
+
+def stop_early(plan: Plan, *, num_samples: int, estimate: Callable[[Plan], Estimate], share: float = 1.0) -> Plan:
+    """The plan shortened to the steps that fit its deadline, and to ``share`` of all; unchanged where all fit.
+
+    ``estimate``: cost of a shortened plan on its device.
+    """
+    whole = num_steps(num_samples, plan.training)
+    unlimited = plan.whole_steps or whole <= 1 or (plan.deadline_s is None and share >= 1)
+    if unlimited or plan.objective.kind == "evaluate":
+        return plan
+
+    def shortened(steps: int) -> Plan:
+        return msgspec.structs.replace(
+            plan, training=msgspec.structs.replace(plan.training, steps=steps), whole_steps=whole
+        )
+
+    def fits(steps: int) -> bool:
+        # The deadline may itself have been computed from such an estimate: tolerate rounding.
+        return plan.deadline_s is None or estimate(shortened(steps)).seconds <= plan.deadline_s * (1 + 1e-9)
+
+    fewest, most = 1, max(1, int(whole * share))
+    if most < whole or not fits(whole):
+        while fewest < most:
+            middle = (fewest + most + 1) // 2
+            fewest, most = (middle, most) if fits(middle) else (fewest, middle - 1)
+        return shortened(fewest)
+    return plan
+
+
+def share_done(report: Report, *, num_samples: int) -> float:
+    """The share of a whole plan's steps that a device made, at most those that it was asked for: its update's factor."""
+    plan = report.plan
+    if plan.whole_steps:
+        assert plan.training.steps is not None
+        return min(report.steps, plan.training.steps) / plan.whole_steps
+    whole = num_steps(num_samples, plan.training) if plan.train_s is not None else 0
+    return min(report.steps, whole) / whole if whole else 1.0

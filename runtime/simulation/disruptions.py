@@ -1,9 +1,11 @@
-"""What befalls one plan under the virtual clock: how its device and its links vary this time, and whether it is lost.
+"""How a device differs from its declared profile while it executes one plan: jitter, link traces, dropouts.
 
-Drawn from the run's seed, the device and the plan, so the same run has the same fates with any number of workers, and nothing
-has to be saved. No policy ever sees them: estimates are those of a device that neither varies nor drops out.
+Disruptions are drawn from the run's seed, the device and the plan. A run therefore draws the same ones with any number of
+workers, and none has to be saved. Policies never see them: an estimate assumes a device that neither varies nor drops out.
 """
 
+from bisect import bisect_right
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,10 +24,10 @@ STAGES: tuple[Stage, Stage, Stage] = ("down", "train", "up")
 
 @dataclass(frozen=True)
 class Disruption:
-    """``compute``: factor of the seconds of computing; ``down``, ``up``: of the rates of the device's own link.
+    """``compute``: factor on the seconds of computing; ``down``, ``up``: on the rates of the device's own link.
 
-    ``lost_in``: the stage in which the plan is lost, after this ``share`` of its bytes or of its work; None: it is not.
-    ``steps``: share of its training after which the device must stop.
+    ``lost_in``: the stage in which the plan is lost, after this ``share`` of its bytes or of its work; None: it is not lost.
+    ``steps``: the share of its training after which the device must stop.
     """
 
     compute: float = 1.0
@@ -36,7 +38,7 @@ class Disruption:
     steps: float = 1.0
 
     def profile(self, declared: DeviceProfile) -> DeviceProfile:
-        """The device as it is this time."""
+        """The declared profile with this disruption's factors applied."""
         if (self.compute, self.down, self.up) == (1.0, 1.0, 1.0):
             return declared
         return replace(
@@ -51,47 +53,73 @@ NO_DISRUPTION = Disruption()
 
 
 class DisruptionSampler:
-    """The fates of a run's plans."""
+    """Draws the disruption of each plan of a run."""
 
     def __init__(self, fleet: Fleet, *, seed: int) -> None:
         """``seed``: of the run."""
         self._seed = seed
-        self._classes = [kind for kind in fleet.classes for _ in range(kind.count)]
+        self._classes = [device_class for device_class in fleet.classes for _ in range(device_class.count)]
 
     def of(self, plan: Plan) -> Disruption:
-        """What befalls a plan."""
-        kind = self._classes[plan.device]
-        # Of a replay its device does not hear.
-        if plan.replays or (kind.dropout, kind.jitter) == (NEVER_LOST, STEADY):
+        """The disruption of a plan; the same at every call."""
+        device_class = self._classes[plan.device]
+        # A replay runs on its host alone.
+        if plan.replays or (device_class.dropout, device_class.jitter) == (NEVER_LOST, STEADY):
             return NO_DISRUPTION
-        factors = self._factors(plan, kind.jitter) if kind.jitter != STEADY else (1.0, 1.0, 1.0)
-        lost_in, share = self._loss(plan, kind)
-        steps = self._steps(plan, kind)
+        factors = self._factors(plan, device_class.jitter) if device_class.jitter != STEADY else (1.0, 1.0, 1.0)
+        lost_in, share = self._loss(plan, device_class)
+        steps = self._steps(plan, device_class)
         if lost_in is None and steps < 1 and not plan.trains_on_device:
-            lost_in, share, steps = "train", steps, 1.0  # a part of a view is none
+            lost_in, share, steps = "train", steps, 1.0  # part of a view is of no use
         return Disruption(*factors, lost_in, share, steps)
 
     def _factors(self, plan: Plan, jitter: Jitter) -> tuple[float, float, float]:
-        """Log-normal factors with mean 1."""
+        """Log-normal factors with mean 1: of compute, downlink and uplink."""
         rng = np.random.default_rng(derive(self._seed, "jitter", plan.device, plan.id))
         spreads = np.array([jitter.compute, jitter.links, jitter.links])
         compute, down, up = np.exp(spreads * rng.standard_normal(3) - spreads**2 / 2).tolist()
         return compute, down, up
 
-    def _steps(self, plan: Plan, kind: DeviceClass) -> float:
-        """The share of its training that it has the time for."""
-        if not kind.dropout.early:
+    def _steps(self, plan: Plan, device_class: DeviceClass) -> float:
+        """The share of its training that the device has time for."""
+        if not device_class.dropout.early:
             return 1.0
         rng = np.random.default_rng(derive(self._seed, "early", plan.device, plan.id))
         drawn, share = rng.random(2).tolist()
-        return share if drawn < kind.dropout.early else 1.0
+        return share if drawn < device_class.dropout.early else 1.0
 
-    def _loss(self, plan: Plan, kind: DeviceClass) -> tuple[Stage | None, float]:
-        """In which stage it is lost, and how far into it."""
+    def _loss(self, plan: Plan, device_class: DeviceClass) -> tuple[Stage | None, float]:
+        """The stage in which the plan is lost, and after which share of it."""
         rng = np.random.default_rng(derive(self._seed, "dropout", plan.device, plan.id))
         drawn, share = rng.random(2).tolist()
-        for stage, chance in zip(STAGES, kind.dropout.chances, strict=True):
+        for stage, chance in zip(STAGES, device_class.dropout.chances, strict=True):
             if drawn < chance:
                 return stage, share
             drawn -= chance
         return None, 0.0
+
+
+class CurrentProfiles:
+    """The profiles of a fleet's devices at a given time: rates of the own link follow its class's trace, if it has one."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        """Before its first trace entry a device has the declared rates."""
+        self._declared = fleet.profiles()
+        # By device, in order of time: (second, up, down).
+        self._rates: defaultdict[int, list[tuple[float, float, float]]] = defaultdict(list)
+        for device_class in fleet.classes:
+            assert not isinstance(device_class.rates, str), "a fleet is loaded with its traces"
+            for device, at_s, up, down in device_class.rates or ():
+                self._rates[device].append((at_s, up, down))
+
+    def at(self, device: int, disruption: Disruption, *, now_s: float) -> DeviceProfile:
+        """The profile of a device at ``now_s``, with a disruption applied."""
+        return disruption.profile(self._traced(device, now_s))
+
+    def _traced(self, device: int, now_s: float) -> DeviceProfile:
+        declared, rates = self._declared[device], self._rates.get(device, [])
+        passed = bisect_right(rates, now_s, key=lambda rate: rate[0])
+        if not passed:
+            return declared
+        _, up, down = rates[passed - 1]
+        return replace(declared, up_bytes_per_s=up, down_bytes_per_s=down)

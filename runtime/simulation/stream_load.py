@@ -1,4 +1,4 @@
-"""What one stream between a device and its partition host is: its way, its packets, and what they make both ends compute."""
+"""What one stream between a device and its partition host consists of: its route, its packets, and the work at both ends."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,23 +8,23 @@ from ...clusters.profile import DeviceProfile
 from ...learning.spec import Count, CountOrZero, NonNegative, Positive
 from ...policies.estimate import StreamCharge, compute_s
 from ...policies.plan import Split
-from .links import Link, crossed, host_link
+from .network_links import LinkId, crossed_links, host_link
 
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """A device's way to a host: latency of a message in seconds, its own rates in bytes/s, shared links, the host's number."""
+    """From a device to a host: seconds of latency per message, the device's rates in bytes/s, shared links, host number."""
 
     host: CountOrZero = 0
     latency_s: NonNegative = 0.0
     up_rate: Positive = float("inf")
     down_rate: Positive = float("inf")
-    up_links: tuple[Link, ...] = ()
-    down_links: tuple[Link, ...] = ()
+    up_links: tuple[LinkId, ...] = ()
+    down_links: tuple[LinkId, ...] = ()
 
 
 def route(fleet: Fleet, profile: DeviceProfile, split: Split) -> Route:
-    """The way of a split plan's stream. That of a replay has no length: what it needs is at the host."""
+    """The route of a split plan's stream. A replay's takes no time: its views are at the host already."""
     if split.replays:
         return Route(host=split.host)
     end = host_link(split.host)
@@ -33,17 +33,18 @@ def route(fleet: Fleet, profile: DeviceProfile, split: Split) -> Route:
         latency_s=profile.latency_s,
         up_rate=profile.up_bytes_per_s,
         down_rate=profile.down_bytes_per_s,
-        up_links=crossed(fleet, profile, "up", to=end),
-        down_links=crossed(fleet, profile, "down", to=end),
+        up_links=crossed_links(fleet, profile, "up", to=end),
+        down_links=crossed_links(fleet, profile, "down", to=end),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What a stream carries and has computed, by micro-batch: bytes of its packets, and the seconds of their computations.
+    """By micro-batch: bytes of the stream's packets, and the seconds that each end computes.
 
-    ``rest_s``: of the device, beside its forward pass. ``down`` is empty where nothing is answered. ``flops`` are the
-    device's, ``host_flops`` the host's, of all together.
+    ``forward_s``, ``rest_s``: the device's forward pass, and all else that it computes. ``down`` is empty where the host
+    returns nothing (``answers``). ``flops``, ``host_flops``: totals of the device and of the host. ``window``: packets that
+    may be outstanding.
     """
 
     up: Sequence[CountOrZero]
@@ -59,10 +60,10 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a split plan's stream makes device and host compute: samples of each micro-batch, and FLOPs for each sample.
+    """What a split plan computes: the samples of each micro-batch, and the FLOPs for each sample.
 
-    ``forward_flops`` of the device's ``flops`` come before a micro-batch is sent. A ``replay`` has no device: its
-    micro-batches are at the host, which takes the next when it is done with one.
+    ``forward_flops``: those of the device's ``flops`` that come before a micro-batch is sent. ``replay``: no device takes
+    part; the host trains on views that it has buffered, one micro-batch after another.
     """
 
     samples: tuple[CountOrZero, ...]
@@ -75,17 +76,17 @@ class Work:
 
     @property
     def nothing_sent(self) -> tuple[int, ...]:
-        """Bytes of the packets of a replay."""
+        """Packet sizes of a replay: 0 for each micro-batch."""
         return (0,) * len(self.samples)
 
     def load(self, up: Sequence[int], down: Sequence[int], *, flop_per_s: float, host_flop_per_s: float) -> Load:
-        """With packets of these sizes: fewer than micro-batches if the stream broke off, and then no more is computed."""
+        """The load with packets of these sizes. A stream that broke off has fewer than micro-batches: the rest is left out."""
         num = min(len(self.samples), len(up), len(down) if self.answers else len(up))
         samples = self.samples[:num]
 
         def seconds(flops: int, speed: float) -> list[float]:
-            of = {size: compute_s(size * flops, flop_per_s=speed) for size in set(samples)}
-            return [of[size] for size in samples]
+            by_size = {size: compute_s(size * flops, flop_per_s=speed) for size in set(samples)}
+            return [by_size[size] for size in samples]
 
         return Load(
             up=up[:num],
@@ -101,6 +102,6 @@ class Work:
 
 
 def charged(load: Load, seconds: float, *, flop_per_s: float) -> StreamCharge:
-    """The record of a stream that took ``seconds``, the device's own computing among them."""
+    """The charge for a stream that took ``seconds`` in all; only what the device's own computing does not explain counts."""
     waited = max(0.0, seconds - compute_s(load.flops, flop_per_s=flop_per_s))
     return StreamCharge(up_bytes=sum(load.up), down_bytes=sum(load.down), host_flops=load.host_flops, seconds=waited)

@@ -1,13 +1,14 @@
-"""The virtual clock says when things would happen on the devices themselves.
+"""The virtual clock simulates when devices, links and partition hosts would do their work.
 
-Each plan in flight goes through three stages: its packet travels down, the device computes, its update travels up. The size of
-the update is known only when the work has really been done, so the clock stops at the end of a plan's computation until a
-worker has delivered that plan's result, while others may still be at work. A split plan streams while it computes, so its
-result is needed when that begins. The clock never releases an arrival that a plan still in flight could precede: the same seed
-gives the same order on any number of workers.
+Each plan in flight has three stages: its packet goes down, the device computes, its update goes up. The size of the update is
+known only once a worker has done the work, so at the end of a plan's simulated computation the clock waits for that plan's
+result, while other plans may still be computed. A split plan's result is needed when its computation begins, since it streams
+meanwhile. The clock is conservative: it never releases an arrival while a plan in flight could still have an earlier one, so
+the same seed gives the same order with any number of workers.
 
-In any stage a plan can be lost: its device drops out, by the plan's fate, or cannot be reached any more. Its links and its host
-are free at once; the server learns of it ``lost_after_s`` later. What had travelled and been computed is charged.
+A plan can be lost in any stage: its device drops out (``disruptions``) or becomes unreachable (``availability``). Its links
+and its host are free at once; the server learns of the loss ``lost_after_s`` later. What was transferred and computed until
+then is charged.
 """
 
 import heapq
@@ -17,252 +18,258 @@ from typing import ClassVar
 
 from ...actors.pool import Pool, StreamBytes
 from ...clusters.fleet import Fleet
+from ...clusters.profile import DeviceProfile
 from ...learning.spec import NonNegative
 from ...policies.estimate import compute_s
 from ...policies.plan import Plan
 from ...policies.report import Outcome
 from .availability import AvailabilitySchedule
 from .costs import Costs
-from .disruptions import NO_DISRUPTION, Disruption, DisruptionSampler
-from .in_flight import Arrival, InFlightPlan
-from .link_rates import Rates
-from .links import Direction
+from .disruptions import NO_DISRUPTION, CurrentProfiles, Disruption, DisruptionSampler
+from .in_flight import Arrival, InFlightPlan, Transfers
+from .network_links import Direction
 from .stream_load import Work, charged, route
 from .streams import Streams
-from .transfers import Transfers
 
-LOOK_EVERY_S = 1.0  # real seconds: whether a real device has joined
-_DOWN, _UP, _STREAMS, _TIMERS, _LEAVING = range(5)  # what the clock's next event can be of
+LOOK_EVERY_S = 1.0  # real seconds between checks whether a real device has joined
+_DOWN, _UP, _STREAMS, _TIMERS, _LEAVING = range(5)  # sources of the clock's next event, in the order of ties
 
 
 class VirtualClock:
     """Simulated seconds; arrivals in their simulated order."""
 
-    # By a checkpoint.
+    # In a checkpoint. What is not saved follows from the seed and the time.
     SAVED: ClassVar = {"time_s": NonNegative, "_transfers": Transfers, "_streams": Streams, "journeys": dict[int, InFlightPlan],
                        **dict.fromkeys(("_timers", "_leaving"), list[tuple[NonNegative, int]])}  # fmt: skip
-    NOT_SAVED = ("_pool", "_fleet", "_rates", "_presence", "_fates")  # which follow from the seed and the time
+    NOT_SAVED = ("_pool", "_fleet", "_profiles", "_availability", "_disruption")
 
     def __init__(
-        self, fleet: Fleet, pool: Pool, *, seed: int = 0, fates: Callable[[Plan], Disruption] | None = None
+        self, fleet: Fleet, pool: Pool, *, seed: int = 0, disruption: Callable[[Plan], Disruption] | None = None
     ) -> None:
-        """At second 0, nothing in flight. ``seed``: of the run; ``fates``: in place of those drawn from it."""
+        """At second 0, with nothing in flight. ``seed``: of the run. ``disruption``: replaces those drawn from the seed."""
         self.time_s = 0.0
         self._pool, self._fleet = pool, fleet
         self._transfers = Transfers(fleet)
         self._streams = Streams(up=self._transfers.up, down=self._transfers.down)
-        self._rates = Rates(fleet)
-        self._presence = AvailabilitySchedule(fleet, seed=seed)
-        self._fates = fates or DisruptionSampler(fleet, seed=seed).of
+        self._profiles = CurrentProfiles(fleet)
+        self._availability = AvailabilitySchedule(fleet, seed=seed)
+        self._disruption = disruption or DisruptionSampler(fleet, seed=seed).of
         self.journeys: dict[int, InFlightPlan] = {}
-        # (second, plan id): latencies and computations, whose ends are known when they begin
+        # (second, plan id): ends of latencies and computations, which are known when they begin
         self._timers: list[tuple[float, int]] = []
-        self._leaving: list[tuple[float, int]] = []  # when devices of plans cannot be reached any more
+        self._leaving: list[tuple[float, int]] = []  # (second, plan id): when a plan's device becomes unreachable
 
     def stop_early(self, plan: Plan, costs: Costs) -> Plan:
-        """A plan that is to be sent, as far as its device will get with it."""
-        fate = self._fates(plan)
-        return costs.stop_early(plan, self._rates.now(plan.device, fate, now_s=self.time_s), share=fate.steps)
+        """The plan shortened to what its device has time for, before it is sent."""
+        disruption = self._disruption(plan)
+        profile = self._profiles.at(plan.device, disruption, now_s=self.time_s)
+        return costs.stop_early(plan, profile, share=disruption.steps)
 
     def dispatch(
         self, plan: Plan, *, down_bytes: int, flops: int, peak_memory_bytes: int, work: Work | None = None
     ) -> bool:
-        """A plan leaves the server now; whether its result will be asked for. ``work``: what a split one computes."""
-        replay = work is not None and work.replay  # the device does not hear of it
-        fate = NO_DISRUPTION if replay else self._fates(plan)
-        profile = self._rates.now(plan.device, fate, now_s=self.time_s)
-        journey = InFlightPlan(plan, profile, fate, down_bytes, flops, peak_memory_bytes, work, began_s=self.time_s)
-        self.journeys[plan.id] = journey
+        """Dispatch a plan now. Returns whether its result will be needed. ``work``: of a split plan."""
+        replay = work is not None and work.replay  # on its host alone
+        disruption = NO_DISRUPTION if replay else self._disruption(plan)
+        profile = self._profiles.at(plan.device, disruption, now_s=self.time_s)
+        entry = InFlightPlan(plan, profile, disruption, down_bytes, flops, peak_memory_bytes, work, began_s=self.time_s)
+        self.journeys[plan.id] = entry
         if replay:
             heapq.heappush(self._timers, (self.time_s, plan.id))
             return True
-        if not self._presence.reachable(plan.device, self.time_s):
-            journey.down_bytes = journey.flops = 0
-            journey.lose(stage="down", error="the device could not be reached", stream=StreamBytes())
+        if not self._availability.reachable(plan.device, self.time_s):
+            entry.down_bytes = entry.flops = 0
+            entry.lose(stage="down", error="the device could not be reached", stream=StreamBytes())
             heapq.heappush(self._timers, (self.time_s, plan.id))
             return False
-        if (until_s := self._presence.until_s(plan.device, self.time_s)) < math.inf:
+        if (until_s := self._availability.until_s(plan.device, self.time_s)) < math.inf:
             heapq.heappush(self._leaving, (until_s, plan.id))
-        if fate.lost_in == "down":
-            journey.down_bytes = int(down_bytes * fate.share)
-        self._send(journey, "down", journey.down_bytes)
-        return fate.lost_in in (None, "up") or (fate.lost_in == "train" and work is not None)
+        if disruption.lost_in == "down":
+            entry.down_bytes = int(down_bytes * disruption.share)
+        self._send(entry, "down", entry.down_bytes)
+        return disruption.lost_in in (None, "up") or (disruption.lost_in == "train" and work is not None)
 
     def next(self, deadline_s: float | None) -> Arrival | None:
         """Advance to the next arrival; None when ``deadline_s`` comes first (the time is then ``deadline_s``)."""
         while self.journeys:
-            time_s, plan_id, source = self._next_change()
+            time_s, plan_id, source = self._next_event()
             if deadline_s is not None and time_s > deadline_s:
                 break
             self.time_s = max(self.time_s, time_s)
-            arrival = self._change(plan_id, source)
+            arrival = self._process(plan_id, source)
             if arrival is not None:
                 return arrival
         self.time_s = max(self.time_s, deadline_s or 0.0)
         return None
 
     def abandon(self, plan_id: int) -> Arrival | None:
-        """Forget a plan, which frees its links and its host: what is charged for it until now. None: it has arrived already."""
-        journey = self.journeys.pop(plan_id, None)
-        if journey is None:  # something went wrong after it arrived
+        """Drop a plan, and free its links and its host. Returns what is charged for it until now; None: it has arrived."""
+        entry = self.journeys.pop(plan_id, None)
+        if entry is None:  # an error occurred after its arrival
             return None
-        stage, travelled = journey.told_stage, self._free(journey)
+        stage, completed = entry.reported_stage, self._free(entry)
         if stage != "gone":
-            stream = journey.broken_off(*travelled, now_s=self.time_s, by_fate=False)
-            journey.lose(stage=stage, error="", stream=stream)
-        return journey.arrival(time_s=self.time_s)
+            stream = entry.abort(*completed, now_s=self.time_s, planned=False)
+            entry.lose(stage=stage, error="", stream=stream)
+        return entry.arrival(time_s=self.time_s)
 
     def unreachable(self) -> frozenset[int]:
-        """The devices that cannot be reached now; real ones too whose nodes are away."""
-        return self._presence.unreachable(self.time_s) | self._pool.unreachable()
+        """Devices that cannot be reached now, including real ones whose nodes are absent."""
+        return self._availability.unreachable(self.time_s) | self._pool.unreachable()
 
     def next_reachable_s(self, devices: Iterable[int]) -> float:
-        """When the first of these can be reached; infinite: none ever. Real ones that are awaited may join now."""
+        """When the first of these devices can be reached; infinite: never. Now, if only absent real ones may still join."""
         simulated = set(devices) - self._pool.unreachable()
-        first_s = min((self._presence.next_s(device, self.time_s) for device in simulated), default=math.inf)
+        first_s = min((self._availability.next_s(device, self.time_s) for device in simulated), default=math.inf)
         return self.time_s if first_s == math.inf and self._pool.awaited() else first_s
 
     def wait(self, until_s: float) -> None:
-        """Let time pass while nothing is in flight; real time, where no simulated time is to pass."""
+        """Advance the time while nothing is in flight; wait in real time where ``until_s`` is not in the future."""
         assert not self.journeys
         if until_s <= self.time_s:
             self._pool.wait(LOOK_EVERY_S)
         self.time_s = max(self.time_s, until_s)
 
-    def _next_change(self) -> tuple[float, int, int]:
-        """When, for which plan, and of which of the five the next event is; ties go to the plan with the smaller id."""
-        while self._leaving and self._over(self._leaving[0][1]):
+    def _next_event(self) -> tuple[float, int, int]:
+        """Time, plan and source of the next event; ties go to the plan with the smaller id."""
+        while self._leaving and self._has_ended(self._leaving[0][1]):
             heapq.heappop(self._leaving)
         timer = self._timers[0] if self._timers else None
         leaving = self._leaving[0] if self._leaving else None
         firsts = self._transfers.down.first(), self._transfers.up.first(), self._streams.first(), timer, leaving
         return min((*first, source) for source, first in enumerate(firsts) if first is not None)
 
-    def _over(self, plan_id: int) -> bool:
+    def _has_ended(self, plan_id: int) -> bool:
         return plan_id not in self.journeys or self.journeys[plan_id].stage == "gone"
 
-    def _change(self, plan_id: int, source: int) -> Arrival | None:
-        """One stage of a plan, or an event of its stream, is over; the arrival, if it was the last."""
-        journey = self.journeys[plan_id]
+    def _process(self, plan_id: int, source: int) -> Arrival | None:
+        """Process an event: the end of a plan's stage, or one of its stream. Returns the plan's arrival if it has ended."""
+        entry = self.journeys[plan_id]
         if source == _LEAVING:
             heapq.heappop(self._leaving)
-            self._lose(journey, "the device cannot be reached any more")
+            self._lose(entry, "the device cannot be reached any more")
             return None
-        if journey.stage == "stream":
-            return self._streamed(journey, source)
+        if entry.stage == "stream":
+            return self._process_stream(entry, source)
         if source == _TIMERS:
             heapq.heappop(self._timers)
-        if journey.stage == "gone":
-            return self._arrive(journey)
-        if journey.stage == "compute":
-            if journey.fate.lost_in == "train":
-                self._lose(journey)
+        if entry.stage == "gone":
+            return self._arrive(entry)
+        if entry.stage == "compute":
+            if entry.disruption.lost_in == "train":
+                self._lose(entry)
                 return None
-            journey.finished = self._pool.result(plan_id)
-            return self._computed(journey)
-        if journey.sharing == "latency":
-            self._transfers.join(journey, now_s=self.time_s)
+            entry.finished = self._pool.result(plan_id)
+            return self._computed(entry)
+        if entry.sharing == "latency":
+            self._transfers.join(entry, now_s=self.time_s)
             return None
-        if journey.fate.lost_in == journey.stage:
-            self._lose(journey)
+        if entry.disruption.lost_in == entry.stage:
+            self._lose(entry)
             return None
-        seconds = self._transfers.landed(journey, now_s=self.time_s)
-        if journey.stage == "up":
-            journey.up_s = seconds
-            return self._arrive(journey)
-        journey.down_s = seconds
-        self._compute(journey)
+        seconds = self._transfers.landed(entry, now_s=self.time_s)
+        if entry.stage == "up":
+            entry.up_s = seconds
+            return self._arrive(entry)
+        entry.down_s = seconds
+        self._compute(entry)
         return None
 
-    def _compute(self, journey: InFlightPlan) -> None:
-        """The device has what it needs: it computes, and a split plan's stream begins."""
-        journey.began_s = self.time_s
-        if journey.work is not None:
-            self._stream(journey, journey.work)
+    def _compute(self, entry: InFlightPlan) -> None:
+        """The device has its packets: start its computation, or a split plan's stream."""
+        entry.began_s = self.time_s
+        if entry.work is not None:
+            self._stream(entry, entry.work)
             return
-        journey.stage = "compute"
-        if journey.fate.lost_in == "train":
-            journey.flops = int(journey.flops * journey.fate.share)
-        seconds = compute_s(journey.flops, flop_per_s=journey.profile.flop_per_s)
-        heapq.heappush(self._timers, (self.time_s + seconds, journey.plan.id))
+        entry.stage = "compute"
+        if entry.disruption.lost_in == "train":
+            entry.flops = int(entry.flops * entry.disruption.share)
+        seconds = compute_s(entry.flops, flop_per_s=entry.profile.flop_per_s)
+        heapq.heappush(self._timers, (self.time_s + seconds, entry.plan.id))
 
-    def _stream(self, journey: InFlightPlan, work: Work) -> None:
-        """A split plan's stream begins."""
-        plan, profile = journey.plan, self._rates.update(journey, now_s=self.time_s)
+    def _stream(self, entry: InFlightPlan, work: Work) -> None:
+        """Start a split plan's stream."""
+        plan, profile = entry.plan, self._update_profile(entry)
         assert plan.split is not None
-        finished = journey.finished = self._pool.result(plan.id)
+        finished = entry.finished = self._pool.result(plan.id)
         replayed = work.replay and finished.report.outcome == Outcome.DONE
         up = work.nothing_sent if replayed else finished.stream.up
-        if journey.fate.lost_in == "train":
-            up = up[: int(len(up) * journey.fate.share)]
+        if entry.disruption.lost_in == "train":
+            up = up[: int(len(up) * entry.disruption.share)]
         host_flop_per_s = self._fleet.hosts.flop_per_s
-        journey.stage = "stream"
-        journey.load = work.load(
-            up, finished.stream.down, flop_per_s=profile.flop_per_s, host_flop_per_s=host_flop_per_s
-        )
-        journey.flops = journey.load.flops
-        self._streams.begin(plan.id, journey.load, route(self._fleet, profile, plan.split), now_s=self.time_s)
+        entry.stage = "stream"
+        entry.load = work.load(up, finished.stream.down, flop_per_s=profile.flop_per_s, host_flop_per_s=host_flop_per_s)
+        entry.flops = entry.load.flops
+        self._streams.begin(plan.id, entry.load, route(self._fleet, profile, plan.split), now_s=self.time_s)
 
-    def _streamed(self, journey: InFlightPlan, source: int) -> Arrival | None:
-        """An event of a plan's stream, or one of its packets has landed."""
+    def _process_stream(self, entry: InFlightPlan, source: int) -> Arrival | None:
+        """Process an event of a plan's stream, or the end of one of its transfers on shared links."""
         if source != _STREAMS:
             direction: Direction = "down" if source == _DOWN else "up"
-            self._streams.landed(journey.plan.id, direction, now_s=self.time_s)
+            self._streams.landed(entry.plan.id, direction, now_s=self.time_s)
             return None
         seconds = self._streams.change()
         if seconds is None:
             return None
-        assert journey.load is not None
-        journey.crossing = charged(journey.load, seconds, flop_per_s=journey.profile.flop_per_s)
-        if journey.fate.lost_in == "train":
-            self._lost(journey, "stream", StreamBytes(tuple(journey.load.up), tuple(journey.load.down)))
+        assert entry.load is not None
+        entry.crossing = charged(entry.load, seconds, flop_per_s=entry.profile.flop_per_s)
+        if entry.disruption.lost_in == "train":
+            self._report_loss(entry, "stream", StreamBytes(tuple(entry.load.up), tuple(entry.load.down)))
             return None
-        return self._computed(journey)
+        return self._computed(entry)
 
-    def _computed(self, journey: InFlightPlan) -> Arrival | None:
-        """The device is done: its update sets out. Without one (it failed, or trained nothing) the server hears at once."""
-        finished, fate = journey.finished, journey.fate
+    def _computed(self, entry: InFlightPlan) -> Arrival | None:
+        """The computation has ended: send the update. Without one (the plan failed, or trained nothing) it arrives at once."""
+        finished, disruption = entry.finished, entry.disruption
         assert finished is not None
         if finished.update is None:
-            if fate.lost_in == "up":  # nor does the server hear that it is done
-                self._lost(journey, "up", finished.stream)
+            if disruption.lost_in == "up":  # the report is lost too
+                self._report_loss(entry, "up", finished.stream)
                 return None
-            return self._arrive(journey)
+            return self._arrive(entry)
         size = finished.update.nbytes
-        self._send(journey, "up", int(size * fate.share) if fate.lost_in == "up" else size)
+        self._send(entry, "up", int(size * disruption.share) if disruption.lost_in == "up" else size)
         return None
 
-    def _send(self, journey: InFlightPlan, stage: Direction, num_bytes: int) -> None:
-        """A packet sets out."""
-        self._rates.update(journey, now_s=self.time_s)
-        ends_s = self._transfers.send(journey, stage, num_bytes, now_s=self.time_s)
-        heapq.heappush(self._timers, (ends_s, journey.plan.id))
+    def _send(self, entry: InFlightPlan, stage: Direction, num_bytes: int) -> None:
+        """Send a packet."""
+        self._update_profile(entry)
+        ends_s = self._transfers.send(entry, stage, num_bytes, now_s=self.time_s)
+        heapq.heappush(self._timers, (ends_s, entry.plan.id))
 
-    def _arrive(self, journey: InFlightPlan) -> Arrival:
-        """A journey is over."""
-        del self.journeys[journey.plan.id]
-        return journey.arrival(time_s=self.time_s)
+    def _update_profile(self, entry: InFlightPlan) -> DeviceProfile:
+        """Set the profile of a plan's device to the link rates of now."""
+        entry.profile = self._profiles.at(entry.plan.device, entry.disruption, now_s=self.time_s)
+        return entry.profile
 
-    def _lose(self, journey: InFlightPlan, error: str = "") -> None:
-        """The device is gone: by its fate, at the end of what that lets it do, or, with an ``error``, at any time."""
-        stage = journey.told_stage
-        stream = journey.broken_off(*self._free(journey), now_s=self.time_s, by_fate=not error)
-        self._lost(journey, stage, stream, error)
+    def _arrive(self, entry: InFlightPlan) -> Arrival:
+        """A plan has ended."""
+        del self.journeys[entry.plan.id]
+        return entry.arrival(time_s=self.time_s)
 
-    def _lost(self, journey: InFlightPlan, stage: str, stream: StreamBytes, error: str = "") -> None:
-        """The server will learn of it."""
-        if journey.finished is None:
-            self._pool.cancel(journey.plan.id)
-        journey.lose(stage=stage, error=error or "the device dropped out", stream=stream)
-        heapq.heappush(self._timers, (self.time_s + self._fleet.server.lost_after_s, journey.plan.id))
+    def _lose(self, entry: InFlightPlan, error: str = "") -> None:
+        """The device is lost: where its disruption says so, at that point of the stage, or, with an ``error``, at any time."""
+        stage = entry.reported_stage
+        stream = entry.abort(*self._free(entry), now_s=self.time_s, planned=not error)
+        self._report_loss(entry, stage, stream, error)
 
-    def _free(self, journey: InFlightPlan) -> tuple[int, int]:
-        """Take a journey out of what it is in: bytes that had travelled; or packets that the host had got, and those done."""
-        plan_id = journey.plan.id
+    def _report_loss(self, entry: InFlightPlan, stage: str, stream: StreamBytes, error: str = "") -> None:
+        """Mark a plan as lost, and schedule when the server learns of it."""
+        if entry.finished is None:
+            self._pool.cancel(entry.plan.id)
+        entry.lose(stage=stage, error=error or "the device dropped out", stream=stream)
+        heapq.heappush(self._timers, (self.time_s + self._fleet.server.lost_after_s, entry.plan.id))
+
+    def _free(self, entry: InFlightPlan) -> tuple[int, int]:
+        """Remove a plan from timers, links and hosts.
+
+        Returns what was completed: bytes transferred and 0, or packets received and micro-batches processed at the host.
+        """
+        plan_id = entry.plan.id
         self._timers = [timer for timer in self._timers if timer[1] != plan_id]
         heapq.heapify(self._timers)
-        if journey.stage == "stream":
+        if entry.stage == "stream":
             return self._streams.cancel(plan_id, now_s=self.time_s)
-        if journey.stage in ("down", "up"):
-            return self._transfers.break_off(journey, now_s=self.time_s), 0
+        if entry.stage in ("down", "up"):
+            return self._transfers.cancel(entry, now_s=self.time_s), 0
         return 0, 0

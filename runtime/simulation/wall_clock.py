@@ -1,6 +1,6 @@
-"""The wall clock takes arrivals as they come. A fleet's availability, dropouts and jitter are not acted on.
+"""The wall clock: real seconds, and arrivals in the order in which results come in.
 
-A device cannot be reached where it is a real one whose node is not there.
+It ignores a fleet's availability, dropouts and jitter: only real devices whose nodes are absent are unreachable.
 """
 
 import math
@@ -20,9 +20,9 @@ from .virtual_clock import LOOK_EVERY_S, VirtualClock
 
 
 class WallClock:
-    """Real seconds; arrivals as they come. What the virtual clock would charge is recorded as an estimate only."""
+    """Real seconds, and arrivals as results come in. The virtual figures of a report are estimates."""
 
-    SAVED: ClassVar = {"_before_s": NonNegative}  # by a checkpoint
+    SAVED: ClassVar = {"_before_s": NonNegative}  # in a checkpoint
     SAVED_AS = NonNegative
     NOT_SAVED = ("_pool", "_now", "_estimate", "journeys")
 
@@ -31,7 +31,7 @@ class WallClock:
         self._pool = pool
         self._now = now
         self._estimate = estimate
-        self._before_s = 0.0  # of a run that was resumed
+        self._before_s = 0.0  # seconds before the run was resumed
         self.journeys: dict[int, InFlightPlan] = {}  # nothing is simulated
 
     @property
@@ -40,15 +40,15 @@ class WallClock:
         return self._before_s + self._now()
 
     def saved(self) -> float:
-        """What a checkpoint must hold: the time."""
+        """What a checkpoint holds: the time."""
         return self.time_s
 
     def restore(self, time_s: float) -> None:
-        """Go on from there."""
+        """Continue from ``time_s``."""
         self._before_s = time_s - self._now()
 
     def stop_early(self, plan: Plan, costs: Costs) -> Plan:
-        """A plan that is to be sent, with the seconds that its device may train: by its own clock, less the transfers."""
+        """The plan with the seconds that its device may train, by the device's own clock: its deadline less the transfers."""
         if plan.deadline_s is None:
             return plan
         cost = self._estimate(plan.device, plan)
@@ -57,11 +57,11 @@ class WallClock:
     def dispatch(
         self, plan: Plan, *, down_bytes: int, flops: int, peak_memory_bytes: int, work: Work | None = None
     ) -> bool:
-        """Nothing to simulate; the plan is to be carried out."""
+        """Nothing is simulated; every plan's result is needed."""
         return True
 
     def next(self, deadline_s: float | None) -> Arrival | None:
-        """The next plan that ends; None when ``deadline_s`` comes first."""
+        """The next result; None when ``deadline_s`` comes first."""
         timeout = None if deadline_s is None else max(0.0, deadline_s - self.time_s)
         found = self._pool.next(timeout)
         if found is None:
@@ -69,19 +69,19 @@ class WallClock:
         return Arrival(time_s=self.time_s, finished=found, virtual=self._estimate(found.plan.device, found.plan))
 
     def abandon(self, plan_id: int) -> Arrival | None:
-        """Nothing to forget, and nothing that is known."""
+        """Nothing was simulated, so nothing is charged."""
         return None
 
     def unreachable(self) -> frozenset[int]:
-        """The real devices that are away."""
+        """Real devices whose nodes are absent."""
         return self._pool.unreachable()
 
     def next_reachable_s(self, devices: Iterable[int]) -> float:
-        """When to look again whether a real device has joined; infinite where none is awaited."""
+        """When to check again whether a real device has joined; infinite where none may still join."""
         return self.time_s + LOOK_EVERY_S if self._pool.awaited() else math.inf
 
     def wait(self, until_s: float) -> None:
-        """Let time pass while nothing is in flight."""
+        """Wait while nothing is in flight."""
         self._pool.wait(max(0.0, until_s - self.time_s))
 
 

@@ -1,9 +1,9 @@
-"""The log of a run: its events as lines of JSON, numbered from 1, so that a line that is missing or there twice is noticed.
+"""The log of a run: its events as lines of JSON, numbered from 1, so that missing and doubled lines are detected.
 
     {"number":1,"type":"RunStarted",...}
 
-What is read back are the *sound* lines: those from the first on whose numbers follow one another. A line that repeats the one
-before it is left out, and reading ends at a garbled or missing line.
+Only *intact* lines are read back: those from the first on whose numbers are consecutive. A line that repeats the one before
+it is skipped, and reading ends at a garbled or missing line.
 """
 
 import os
@@ -21,24 +21,24 @@ NAME = "events.jsonl"
 
 
 class EventLog:
-    """Writes the log of one run. What fails raises ``OSError``."""
+    """Writes the log of one run. Failures raise ``OSError``."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the log of a run folder, at its end. Raises ``ConfigError`` where another process is writing it."""
+        """Open the log of a run folder for appending. Raises ``ConfigError`` if another process is writing it."""
         self._path = folder / NAME
         self._file: TextIO = self._open()
-        self._number = 0  # of the last line that was written; ``cut`` says it for a log that goes on
+        self._number = 0  # of the last line; ``cut`` sets it for a run that is resumed
 
     @property
     def num_events(self) -> int:
-        """Sound lines of the log."""
-        return sum(1 for _ in self._sound())
+        """Number of intact lines."""
+        return sum(1 for _ in self._intact())
 
     def cut(self, num_events: int) -> None:
-        """Keep so many of the sound lines, in one step: what happened after them will happen again."""
+        """Keep only the first so many intact lines, atomically; a resumed run repeats the events after them."""
         partial = self._path.with_name(f"{NAME}.partial")
         with partial.open("wb") as kept:
-            kept.writelines(islice((line for line, _ in self._sound()), num_events))
+            kept.writelines(islice((line for line, _ in self._intact()), num_events))
             kept.flush()
             os.fsync(kept.fileno())
         partial.replace(self._path)
@@ -47,11 +47,11 @@ class EventLog:
         self._number = num_events
 
     def events(self) -> Iterator[AnyEvent]:
-        """The sound lines, as events."""
-        return (event for _, event in self._sound())
+        """The events of the intact lines."""
+        return (event for _, event in self._intact())
 
     def note(self, event: AnyEvent) -> None:
-        """Append an event; it is on its way to the disk when this returns."""
+        """Append an event, and flush it to the operating system."""
         self._number += 1
         line = msgspec.json.encode(event).decode()
         self._file.write(f'{{"number":{self._number},{line[1:]}\n')
@@ -59,19 +59,19 @@ class EventLog:
 
     @property
     def closed(self) -> bool:
-        """Whether no more is written."""
+        """Whether the log is closed."""
         return self._file.closed
 
     def close(self) -> None:
-        """No more events."""
+        """Close the log."""
         self._file.close()
 
-    def _sound(self) -> Iterator[tuple[bytes, AnyEvent]]:
-        """The sound lines, and their events."""
-        before, expected = b"", 1
+    def _intact(self) -> Iterator[tuple[bytes, AnyEvent]]:
+        """The intact lines, and their events."""
+        previous, expected = b"", 1
         with self._path.open("rb") as file:
             for line in file:
-                if line == before:
+                if line == previous:
                     continue
                 try:
                     number, event = _read(line)
@@ -80,14 +80,14 @@ class EventLog:
                 if number != expected:
                     return
                 yield line, event
-                before, expected = line, expected + 1
+                previous, expected = line, expected + 1
 
     def _open(self) -> TextIO:
-        """Open and lock the file: the second process that would write it is refused. The lock ends with its process."""
+        """Open and lock the file, so that a second process is refused. The lock ends with the process."""
         file = self._path.open("a", encoding="utf-8")
         try:
             import fcntl
-        except ImportError:  # not a POSIX system: there is no such lock
+        except ImportError:  # not a POSIX system: no lock
             return file
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -99,14 +99,14 @@ class EventLog:
 
 
 class _Numbered(msgspec.Struct):
-    """What of a line says which it is."""
+    """The number of a line."""
 
     number: int
 
 
 def _read(line: bytes) -> tuple[int, AnyEvent]:
-    """The number and the event of a line. Raises ``ValueError`` for one that is not whole, or holds none."""
+    """The number and the event of a line. Raises ``ValueError`` for a line that is incomplete or holds no event."""
     if not line.endswith(b"\n"):
-        raise ValueError("it is not whole")
+        raise ValueError("it is incomplete")
     event = read_event(line)
     return msgspec.json.decode(line, type=_Numbered).number, event

@@ -1,8 +1,8 @@
-"""The files that checkpoints are made of: in a folder of this machine, or behind any URL that fsspec knows.
+"""Files of checkpoints, in a local folder or behind any URL that fsspec supports.
 
-In a folder a file is written under another name, brought to the disk, and renamed: it is there whole, or not at all. An object
-store does the same by itself; other places are found out by the hashes of what is read (``checkpoints``). Only regular files
-are read, and of each no more than was asked for.
+In a folder a file is written under another name, synced to disk and renamed, so it exists completely or not at all. Object
+stores write atomically themselves; for other places the hashes that ``checkpoints`` verifies detect incomplete files. Only
+regular files are read, and never more bytes than the caller asks for.
 """
 
 import errno
@@ -12,40 +12,40 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-NO_FILE = -1  # in place of the bytes of what is not a regular file
+NO_FILE = -1  # in place of the size of an entry that is not a regular file
 
 
 class Files(Protocol):
-    """Files by name, in one place. What fails raises ``OSError``, a file that is not there ``FileNotFoundError``.
+    """Files by name, in one place. Failures raise ``OSError``, a missing file ``FileNotFoundError``.
 
-    ``place``: as it was named. ``partial``: the end of the names of files that are still being written, where there are such.
+    ``place``: as the user named it. ``partial``: suffix of the names of files that are being written; "" where none is used.
     """
 
     place: str
     partial: str
 
     def names(self) -> dict[str, int]:
-        """The bytes of all that is there, by name, ``NO_FILE`` for folders and the like; empty where there is no such place."""
+        """Sizes of all entries by name, ``NO_FILE`` for those that are not files; empty if the place does not exist."""
         ...
 
     def read(self, name: str, *, most: int) -> bytes:
-        """All of a file; of one that is longer than ``most`` bytes, ``most + 1`` of them."""
+        """The contents of a file; of one longer than ``most`` bytes, the first ``most + 1``."""
         ...
 
     def write(self, name: str, data: bytes) -> None:
-        """A file as a whole, in place of one that is there."""
+        """Write a file atomically, replacing an existing one."""
         ...
 
     def create(self, name: str, data: bytes) -> None:
-        """A file that is not there yet, else ``FileExistsError``."""
+        """Write a new file. Raises ``FileExistsError`` if it exists."""
         ...
 
-    def settle(self) -> None:
-        """Wait until all that was written is there to stay."""
+    def sync(self) -> None:
+        """Wait until all that was written is durable."""
         ...
 
     def remove(self, name: str) -> None:
-        """Remove a file; harmless where it is gone."""
+        """Remove a file, if it exists."""
         ...
 
     def remove_place(self) -> None:
@@ -57,12 +57,12 @@ class Folder:
     """Files in a folder."""
 
     def __init__(self, path: Path) -> None:
-        """``path`` is made when something is written."""
+        """``path``: created at the first write."""
         self._path = path
         self.place, self.partial = str(path), ".partial"
 
     def names(self) -> dict[str, int]:
-        """All that is in the folder."""
+        """Sizes of all entries of the folder."""
         try:
             with os.scandir(self._path) as found:
                 return {entry.name: entry.stat().st_size if entry.is_file() else NO_FILE for entry in found}
@@ -70,11 +70,11 @@ class Folder:
             return {}
 
     def read(self, name: str, *, most: int) -> bytes:
-        """All of a file."""
+        """The contents of a file."""
         return read_file(self._path / name, most=most)
 
     def write(self, name: str, data: bytes) -> None:
-        """A file as a whole."""
+        """Write a file atomically."""
         self._path.mkdir(parents=True, exist_ok=True)
         partial = self._path / (name + self.partial)
         try:
@@ -88,13 +88,13 @@ class Folder:
             raise
 
     def create(self, name: str, data: bytes) -> None:
-        """A file that is not there yet."""
+        """Write a new file."""
         self._path.mkdir(parents=True, exist_ok=True)
         with (self._path / name).open("xb") as file:
             file.write(data)
 
-    def settle(self) -> None:
-        """Have the folder itself reach the disk."""
+    def sync(self) -> None:
+        """Sync the folder itself to disk."""
         folder = os.open(self._path, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -107,7 +107,7 @@ class Folder:
 
     def remove_place(self) -> None:
         """Remove the folder."""
-        with suppress(OSError):  # it is not empty, or gone
+        with suppress(OSError):  # it is not empty, or does not exist
             self._path.rmdir()
 
 
@@ -115,7 +115,7 @@ class Remote:
     """Files behind a URL, by fsspec."""
 
     def __init__(self, url: str) -> None:
-        """Raises ``ValueError`` for a URL whose protocol is not known, or lacks its package."""
+        """Raises ``ValueError`` for a URL whose protocol is unknown, or whose package is not installed."""
         import fsspec
 
         try:
@@ -126,7 +126,7 @@ class Remote:
         self.place, self.partial = url, ""
 
     def names(self) -> dict[str, int]:
-        """All that is in the place."""
+        """Sizes of all entries of the place."""
         self._system.invalidate_cache()
         try:
             found = self._system.ls(self._root, detail=True)
@@ -138,23 +138,23 @@ class Remote:
         return {name: size for name, size in sizes.items() if name}  # (an object store may list the place itself)
 
     def read(self, name: str, *, most: int) -> bytes:
-        """All of a file."""
+        """The contents of a file."""
         data: bytes = self._system.cat_file(f"{self._root}/{name}", start=0, end=most + 1)
         return data
 
     def write(self, name: str, data: bytes) -> None:
-        """A file as a whole."""
+        """Write a file; atomic where the store's own writes are."""
         self._system.makedirs(self._root, exist_ok=True)
         self._system.pipe_file(f"{self._root}/{name}", data)
 
     def create(self, name: str, data: bytes) -> None:
-        """A file that is not there yet; of two processes that do so at one time, an object store may let both."""
+        """Write a new file. Not atomic: in an object store two processes may both succeed at the same time."""
         if self._system.exists(f"{self._root}/{name}"):
-            raise FileExistsError(f"{name} is there already")
+            raise FileExistsError(f"{name} exists already")
         self.write(name, data)
 
-    def settle(self) -> None:
-        """It is, after each write."""
+    def sync(self) -> None:
+        """Nothing to do: every write is durable."""
 
     def remove(self, name: str) -> None:
         """Remove a file."""
@@ -162,7 +162,7 @@ class Remote:
             self._system.rm_file(f"{self._root}/{name}")
 
     def remove_place(self) -> None:
-        """Remove the folder, where the place has folders."""
+        """Remove the folder, if the place has folders."""
         with suppress(OSError):
             self._system.rmdir(self._root)
 
@@ -173,11 +173,11 @@ def open_files(place: str) -> Files:
 
 
 def read_file(path: Path, *, most: int) -> bytes:
-    """All of a regular file; of one that is longer than ``most`` bytes, ``most + 1`` of them.
+    """The contents of a regular file; of one longer than ``most`` bytes, the first ``most + 1``.
 
-    Raises ``OSError`` for what is none, such as a device or a pipe, which could be read without end.
+    Raises ``OSError`` for anything else, such as a device or a pipe, which could be read without end.
     """
-    flags = (getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))  # (opening a pipe would wait)
+    flags = (getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))  # opening a pipe would block
     number = os.open(path, os.O_RDONLY | sum(flags))
     found = os.fstat(number)
     if not stat.S_ISREG(found.st_mode):

@@ -1,11 +1,11 @@
-"""The run folder: everything that is needed to understand, check and repeat a run, readable at any moment of it.
+"""The run folder: everything that is needed to understand, check and repeat a run, readable at any time during the run.
 
-fedbonsai.json     says that the folder is a run's (``marker``); in a folder without it nothing is ever replaced or removed
+fedbonsai.json     marks the folder as a run's (``marker``); in a folder without it nothing is ever replaced or removed
 config.yaml        resolved configuration: loads again to the same run
 environment.json   versions, commit, platform, processor
-measured.json      what was measured before the first round and decides settings that were left open
+measured.json      measurements before the first round that decide settings such as ``training.precision: auto``
 events.jsonl       every event, one per line, flushed as it happens (``event_log``)
-summary.json       what it came to; rewritten at the end, also of an interrupted run
+summary.json       results; written at the end, also of an interrupted run
 best.safetensors, final.safetensors
 """
 
@@ -37,21 +37,21 @@ from .files import read_file
 PACKAGES = ("fedbonsai", "torch", "torchvision", "ray", "numpy", "msgspec", "lz4", "xxhash", "safetensors")
 
 _MEASURED = "measured.json"
-_MOST_BYTES = 1024**2  # of it
-_FIRST = ("config.yaml", "environment.json", event_log.NAME, marker.NAME)  # what is there before a run begins
+_MOST_BYTES = 1024**2  # of measured.json
+_FIRST = ("config.yaml", "environment.json", event_log.NAME, marker.NAME)  # the files that exist before a run begins
 
 
 class RunFolder:
     """Writes the folder of one run. ``log``: its events."""
 
     def __init__(self, path: Path, config: Config, *, resumes: bool = False) -> None:
-        """Create the folder; raises ``ConfigError`` when it cannot be written or holds something already.
+        """Create the folder. Raises ``ConfigError`` if it cannot be written, or is not empty.
 
-        ``resumes``: the folder of a run that goes on; its config.yaml stays as it is.
+        ``resumes``: open the folder of a run that is resumed; its config.yaml is not changed.
         """
         self.path = path
         self._claimed = False
-        self._made: list[Path] = []  # folders on the way that were not there, innermost first
+        self._made: list[Path] = []  # this folder and those of its parents that did not exist, innermost first
         try:
             if not resumes:
                 self._claim()
@@ -64,7 +64,7 @@ class RunFolder:
             raise ConfigError(f"out is {str(path)!r}, which cannot be written: {error.strerror}") from error
 
     def _claim(self) -> None:
-        """Make the folder, or take an empty one. Of two runs that find it empty one gets it: the marker can be made once."""
+        """Create the folder, or take an empty one. Of two runs that find it empty one succeeds: it creates the marker."""
         self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         if any(self.path.iterdir()):
@@ -74,37 +74,37 @@ class RunFolder:
             file.write(marker.encode(marker.new_marker("run")))
 
     def discard(self) -> None:
-        """Remove the folder of a run that never began, so that the corrected command finds its name free.
+        """Remove the folder of a run that never began, so that the corrected command can use the name.
 
-        It stays where it holds more than what was made here, and where the run is one that was resumed.
+        The folder is kept if it holds other files than those created here, and if the run was resumed.
         """
         if hasattr(self, "log"):
             self.log.close()
-        with suppress(OSError):  # a folder that cannot be listed, or not be removed, stays
+        with suppress(OSError):  # a folder that cannot be listed or removed is kept
             if self._claimed and {entry.name for entry in self.path.iterdir()} <= set(_FIRST):
                 for name in _FIRST:
                     (self.path / name).unlink(missing_ok=True)
                 self._claimed = False
             for folder in self._made:
-                folder.rmdir()  # of what is not empty, none
+                folder.rmdir()  # fails for a folder that is not empty
 
     def note(self, event: AnyEvent) -> None:
         """Append an event to the log."""
-        with self._told():
+        with self._reported():
             self.log.note(event)
 
     def cut(self, num_events: int) -> None:
-        """Keep so many events of the log: those after them will happen again."""
-        with self._told():
+        """Keep only the first so many events of the log; a resumed run repeats those after them."""
+        with self._reported():
             self.log.cut(num_events)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write summary.json, in one step."""
+        """Write summary.json atomically."""
         self._write_json("summary.json", summary)
 
     @property
     def measured(self) -> dict[str, Any]:
-        """What was measured at the start of the run; empty where nothing was yet. Raises ``ConfigError``."""
+        """What was measured at the start of the run; empty if nothing was. Raises ``ConfigError`` for an unreadable file."""
         path = self.path / _MEASURED
         try:
             found: dict[str, Any] = msgspec.json.decode(read_file(path, most=_MOST_BYTES), type=dict[str, Any])
@@ -117,35 +117,35 @@ class RunFolder:
         return found
 
     def write_measured(self, measured: dict[str, Any]) -> None:
-        """Write measured.json, in one step."""
+        """Write measured.json atomically."""
         self._write_json(_MEASURED, measured)
 
     def _write_json(self, name: str, value: dict[str, Any]) -> None:
         partial = self.path / f"{name}.partial"
-        with self._told():
+        with self._reported():
             partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
             partial.replace(self.path / name)
 
     def write_weights(self, name: str, data: Array) -> None:
-        """Write ``name``.safetensors, in one step. ``data``: its bytes."""
+        """Write ``name``.safetensors atomically. ``data``: its bytes."""
         partial = self.path / f"{name}.safetensors.partial"
-        with self._told():
+        with self._reported():
             partial.write_bytes(data.data)
             partial.replace(self.path / f"{name}.safetensors")
 
     @property
     def closed(self) -> bool:
-        """Whether all has been written."""
+        """Whether the log is closed."""
         return self.log.closed
 
     def close(self) -> None:
-        """No more events."""
-        with self._told():
+        """Close the log."""
+        with self._reported():
             self.log.close()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """A write that fails (a full disk, a folder that is gone) ends the run in one sentence."""
+    def _reported(self) -> Iterator[None]:
+        """Turn a failed write (a full disk, a removed folder) into a ``RunError``."""
         try:
             yield
         except OSError as error:
@@ -157,7 +157,7 @@ class RunFolder:
 
 
 def is_run_folder(path: Path) -> bool:
-    """Whether a folder is one that a run has written."""
+    """Whether a folder has the marker of a run folder."""
     try:
         found = marker.decode(read_file(path / marker.NAME, most=marker.MOST_BYTES))
     except OSError:
@@ -166,7 +166,7 @@ def is_run_folder(path: Path) -> bool:
 
 
 def resolved(config: Config) -> dict[str, Any]:
-    """The configuration with its fleet and the horizon of its schedule written out, so that it says all by itself."""
+    """The configuration with its fleet and the horizon of its schedule written out, so that it needs no other file."""
     schedule = config.schedule.within(config.stop.rounds)
     return config.to_dict() | {"fleet": config.load_fleet().to_dict(), "schedule": msgspec.to_builtins(schedule)}
 
@@ -174,7 +174,7 @@ def resolved(config: Config) -> dict[str, Any]:
 def default_path(config: Config) -> Path:
     """A new folder under ``runs/``, named after the run and the time."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = re.sub(r"[^\w.-]+", "-", config.name)[:50]  # a name may hold anything, a file name may not
+    name = re.sub(r"[^\w.-]+", "-", config.name)[:50]  # a run may be named with characters that a file name cannot hold
     base = Path("runs") / f"{name}-{stamp}"
     path, number = base, 1
     while path.exists():
@@ -184,7 +184,7 @@ def default_path(config: Config) -> Path:
 
 
 def environment() -> dict[str, Any]:
-    """Versions of what the run depends on, the commit where there is one, and the platform."""
+    """Versions of the packages that the run depends on, the commit if known, and the platform."""
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -218,6 +218,6 @@ def _commit() -> str | None:
             timeout=10,
             check=True,
         )
-    except (OSError, subprocess.SubprocessError):  # no git here: the commit is then not known
+    except (OSError, subprocess.SubprocessError):  # git is not installed, or fails: the commit is unknown
         return None
     return result.stdout.strip()

@@ -1,4 +1,4 @@
-"""Checkpoints that are forged: with right hashes, and whatever a mutation makes of the graph in them."""
+"""Forged checkpoints: correct hashes around a mutated graph."""
 
 import copy
 import random
@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import safetensors.numpy
-from fedbonsai.runtime.checkpointing import manifest as manifests
-from fedbonsai.runtime.checkpointing.types import CONTAINERS, ENUMS, KINDS, STRUCTS
+from fedbonsai.runtime.checkpointing.folder import data_name
+from fedbonsai.runtime.checkpointing.types import CONTAINERS, DATACLASSES, ENUMS, STRUCTS
 
-TAGS = [*CONTAINERS, *ENUMS, *STRUCTS, *KINDS, "array", "tensor", "stored"]
+TAGS = [*CONTAINERS, *ENUMS, *STRUCTS, *DATACLASSES, "array", "tensor", "stored"]
 SCALARS = [None, True, -1, 0, 1, 2**63 - 1, -(2**63), 2**64 - 1, 0.5, -1e308, float("nan"), float("inf"), "", "x", b"", b"\xc1",
            "x" * 10_000, "0" * 32 + ".data"]  # fmt: skip
 ARRAYS = [np.zeros(0), np.zeros((2, 3), np.float32), np.zeros(5, np.uint8), np.array(1), np.full(4, -1, np.int64)]
@@ -23,8 +23,8 @@ def graph(folder, manifest) -> tuple[Any, list[list[Any]]]:
 
 
 def forge(folder, manifest, data: bytes):
-    """A manifest, and a file of it, that have right hashes and these bytes for a graph."""
-    name = manifests.data_name(data)
+    """Write these bytes as a graph, and a manifest that names it, with correct hashes."""
+    name = data_name(data)
     (folder / name).write_bytes(data)
     forged = msgspec.structs.replace(manifest, root=name, files={**manifest.files, name: len(data)})
     (folder / forged.name).write_bytes(forged.encode())
@@ -34,12 +34,12 @@ def forge(folder, manifest, data: bytes):
 def mutated(root: Any, nodes: list[list[Any]], seed: int) -> tuple[str, bytes]:
     """One or two changes of a graph: what they are, and its bytes."""
     draw, nodes = random.Random(seed), copy.deepcopy(nodes)
-    told = [draw.choice(MUTATIONS)(draw, nodes) for _ in range(draw.choice([1, 1, 1, 2]))]
-    return "; ".join(told), msgspec.msgpack.encode([root, nodes])
+    changes = [draw.choice(MUTATIONS)(draw, nodes) for _ in range(draw.choice([1, 1, 1, 2]))]
+    return "; ".join(changes), msgspec.msgpack.encode([root, nodes])
 
 
 def _place(draw: random.Random, nodes: list[list[Any]]) -> tuple[list[Any], int]:
-    """A node that holds something, and a place in it behind its tag."""
+    """A node that is not empty, and an index in it after its tag."""
     node = draw.choice([node for node in nodes if len(node) > 1])
     return node, draw.randrange(1, len(node))
 

@@ -78,7 +78,7 @@ def test_the_model_predicts_as_well_as_the_summary_says(digits):
     assert model_hash(model.state_dict()) == run.summary["model_hash"]
     # digits are normalised before they go in; evaluation's transform is the data's
     from fedbonsai.learning.workload import Workload
-    from fedbonsai.runtime.configuration.workload_settings import workload_settings
+    from fedbonsai.runtime.configuration.resolution import workload_settings
 
     data = Workload(workload_settings(run.config, num_devices=3)).data
     samples = data.server_test()

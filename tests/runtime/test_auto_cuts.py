@@ -11,8 +11,7 @@ from fedbonsai.policies.partitioning.ecofed import EcoFed
 from fedbonsai.policies.partitioning.split import SplitFed
 from fedbonsai.policies.view import View
 from fedbonsai.runtime.configuration.config import load_config
-from fedbonsai.runtime.configuration.default_plan import DefaultPlan
-from fedbonsai.runtime.configuration.workload_settings import workload_settings
+from fedbonsai.runtime.configuration.resolution import DefaultPlan, workload_settings
 from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import PlanEnded
 from fedbonsai.runtime.simulation.costs import Costs

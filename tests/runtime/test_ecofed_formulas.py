@@ -12,7 +12,7 @@ from fedbonsai.learning.parts.part import Part, linear_head, whole
 from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Plan, Split
 from fedbonsai.runtime.configuration.config import load_config
-from fedbonsai.runtime.configuration.workload_settings import workload_settings
+from fedbonsai.runtime.configuration.resolution import workload_settings
 from fedbonsai.runtime.simulation.costs import Costs
 
 CUT, FRONT = "features.4", ("features.0", "features.4")

@@ -1,4 +1,4 @@
-"""Every event survives the way to a line of JSON and back, and to another process."""
+"""Every event survives a round trip through a line of JSON, and to another process."""
 
 import math
 
@@ -69,7 +69,7 @@ def test_the_type_is_named_in_the_line(examples):
     ]
 
 
-def test_events_are_facts(examples):
+def test_events_are_frozen(examples):
     for event in examples:
         with pytest.raises(AttributeError):
             event.time_s = 9.0
@@ -81,7 +81,7 @@ def test_figures_are_the_servers_or_else_the_devices_mean():
     assert Evaluated(version=1, devices=devices).figures == {"accuracy": 0.5}
 
 
-def test_a_loss_that_is_no_number_can_be_read_back():
+def test_a_loss_that_is_not_finite_can_be_read_back():
     line = msgspec.json.encode(Evaluated(version=1, server={"loss": math.nan, "accuracy": 0.5}))
     read = msgspec.json.decode(line, type=AnyEvent)
     assert read.server == {"loss": None, "accuracy": 0.5}
@@ -93,7 +93,7 @@ def test_a_line_of_the_log_can_be_read_back(examples):
         assert read_event(msgspec.json.encode(event)) == event
 
 
-def test_metrics_that_are_no_numbers_can_be_read_back(make_plan):
+def test_metrics_that_are_not_finite_can_be_read_back(make_plan):
     event = PlanEnded(report=Report(plan=make_plan(1), metrics={"loss": math.nan, "accuracy": 0.5}), fleet_class="b")
     found = read_event(msgspec.json.encode(event)).report.metrics
     assert math.isnan(found["loss"])

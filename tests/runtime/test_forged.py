@@ -1,4 +1,4 @@
-"""Checkpoints that are forged, with right hashes: reading them gives a value of this run, or ``Damaged``, and nothing else."""
+"""Forged checkpoints with correct hashes: reading one gives a value of this run, or ``Damaged``, and nothing else."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 from fedbonsai.actors.messages.messages import Message
 from fedbonsai.comms.channel import LocalChannel
-from fedbonsai.runtime.checkpointing import manifest as manifests
+from fedbonsai.runtime.checkpointing.folder import decode_manifest, newest_first
 from fedbonsai.runtime.checkpointing.restore import StateDecoder
 from fedbonsai.runtime.configuration.config import load_config
 from fedbonsai.runtime.configuration.policy_checks import configured_policy
@@ -28,9 +28,9 @@ IN_FLIGHT = ["fedbuff", "residuals, in flight", "splitfed, in flight", "ecofed, 
 
 def newest(folder):
     """The newest manifest in a folder of checkpoints."""
-    name = manifests.newest_first(path.name for path in folder.iterdir())[0]
+    name = newest_first(path.name for path in folder.iterdir())[0]
     run = json.loads((folder / name).read_bytes().partition(b"\n")[2])["run"]
-    return manifests.decode((folder / name).read_bytes(), name=name, run=run)
+    return decode_manifest((folder / name).read_bytes(), name=name, run=run)
 
 
 def saver_of(config, folder, manifest):
@@ -42,13 +42,13 @@ def saver_of(config, folder, manifest):
 
 
 @pytest.mark.parametrize("name", IN_FLIGHT)
-def test_whatever_a_mutation_makes_of_one_it_is_a_value_or_damaged(name, tmp_path):
+def test_a_mutated_checkpoint_is_a_value_or_damaged(name, tmp_path):
     started(BASE | METHODS[name], tmp_path / "run", stops=2)
     folder, config = tmp_path / "run" / "checkpoints", load_config(BASE | METHODS[name])
     sound = newest(folder)
     root, nodes = graph(folder, sound)
     checking = saver_of(config, folder, sound)
-    fates = {"damaged": 0, "value": 0}
+    counts = {"damaged": 0, "value": 0}
     for seed in range(150):
         _, data = mutated(root, nodes, seed)
         forged = forge(folder, sound, data)
@@ -56,13 +56,13 @@ def test_whatever_a_mutation_makes_of_one_it_is_a_value_or_damaged(name, tmp_pat
             saved = checking._checkpoints.read(forged)
             checking.check(saved)
         except Damaged:
-            fates["damaged"] += 1
+            counts["damaged"] += 1
             continue
-        fates["value"] += 1
-        if fates["value"] <= 3:  # what is checked can be put back, too
+        counts["value"] += 1
+        if counts["value"] <= 3:  # what passes the checks can be restored
             saver_of(config, folder, forged).start()
-    assert fates["damaged"] > 50
-    assert fates["value"] > 5
+    assert counts["damaged"] > 50
+    assert counts["value"] > 5
     saver_of(config, folder, sound).start()  # unchanged, it is sound
 
 
@@ -74,7 +74,7 @@ GRAPHS = {
     "a node that refers to one behind it": ([1], [["list", [1]], ["list"]]),
     "a root that refers to no node": ([7], [["list"]]),
     "a negative number of a node": ([-1], [["list"]]),
-    "a number of a node that is none": ([1.0], [["list"], ["list"]]),
+    "a number of a node that is not whole": ([1.0], [["list"], ["list"]]),
     "true for a number of a node": ([True], [["list"], ["list"]]),
     "two numbers of nodes": ([0, 0], [["list"]]),
     "no graph": (None, 3),
@@ -83,7 +83,7 @@ GRAPHS = {
     "code for a tag": ([0], [["os:system", "true"]]),
     "a module of ours for a tag": ([0], [["object", "fedbonsai.actors.messages.messages:Message", "kind", "weights"]]),
     "a list for a key": ([1], [["list"], ["dict", [0], 1]]),
-    "a key that takes for ever to hash": ([61], BOMB),
+    "a key that takes forever to hash": ([61], BOMB),
     "a key that is nested deeply": (
         [50_001],
         [["tuple"], *(["tuple", [n]] for n in range(50_000)), ["dict", [50_000], 1]],
@@ -100,15 +100,15 @@ GRAPHS = {
         [1],
         [["array", ARRAY], ["message", "reference", [0], "num_bytes", 4, "kind", "weights"]],
     ),
-    "a packet that is none": ([0], [["message", "reference", "packet", "num_bytes", 6, "kind", "weights"]]),
-    "an array that is none": ([0], [["array", b"\xff" * 16]]),
+    "a packet that is text": ([0], [["message", "reference", "packet", "num_bytes", 6, "kind", "weights"]]),
+    "an array of random bytes": ([0], [["array", b"\xff" * 16]]),
     "two arrays": ([0], [["array", safetensors.numpy.save({"": np.zeros(1), "b": np.zeros(1)})]]),
     "an array in no file": ([0], [["array", None, "/etc/passwd"]]),
     "an array in no file of the checkpoint": ([0], [["tensor", None, "0" * 32 + ".data"]]),
     "bytes in no file": ([0], [["stored", "../../secret"]]),
-    "a plan that is none": ([0], [["plan", b"\x80"]]),
+    "a plan that is an empty mapping": ([0], [["plan", b"\x80"]]),
     "a plan of nothing but depth": ([0], [["plan", b"\x91" * 100_000]]),
-    "an outcome that is none": ([0], [["outcome", "won"]]),
+    "an unknown outcome": ([0], [["outcome", "won"]]),
     "an outcome that is a list": ([1], [["list"], ["outcome", [0]]]),
     "a date": (msgspec.msgpack.Ext(-1, b"\0" * 4), []),
     "a type of msgpack's own": (msgspec.msgpack.Ext(5, b"x"), []),
@@ -121,7 +121,7 @@ HEADERS = {
     "nothing but depth": b"\x91" * 1_000_000,
     "more than a graph": msgspec.msgpack.encode([None, []]) + b"\0",
     "a graph and more": msgspec.msgpack.encode([None, [], []]),
-    "text that is none": b"\x92\xa1\xff\x90",
+    "text that is not UTF-8": b"\x92\xa1\xff\x90",
 }
 
 
@@ -132,12 +132,12 @@ def test_a_graph_that_was_never_written_is_damaged(data):
         raise AssertionError(f"{name} was read")
 
     with pytest.raises(Damaged) as caught:
-        StateDecoder(LocalChannel(), files=(), read=read).thaw(data)
+        StateDecoder(LocalChannel(), files=(), read=read).decode(data)
     assert len(str(caught.value)) < 1000
 
 
 def test_depth_alone_does_no_harm():
-    value = StateDecoder(LocalChannel(), files=(), read=bytes).thaw(msgspec.msgpack.encode([[50_000], NESTED]))
+    value = StateDecoder(LocalChannel(), files=(), read=bytes).decode(msgspec.msgpack.encode([[50_000], NESTED]))
     for _ in range(50_000):
         (value,) = value
     assert value == []
@@ -145,13 +145,13 @@ def test_depth_alone_does_no_harm():
 
 def test_a_sound_packet_goes_through_the_channel():
     held = [["array", ARRAY], ["message", "reference", [0], "num_bytes", 3, "kind", "weights"]]
-    found = StateDecoder(LocalChannel(), files=(), read=bytes).thaw(msgspec.msgpack.encode([[1], held]))
+    found = StateDecoder(LocalChannel(), files=(), read=bytes).decode(msgspec.msgpack.encode([[1], held]))
     assert isinstance(found, Message)
     assert not found.reference.flags.writeable
 
 
 def forged_newest(folder, change):
-    """Give the newest checkpoint of a folder another graph, with right hashes."""
+    """Give the newest checkpoint of a folder another graph, with correct hashes."""
     sound = newest(folder)
     root, nodes = graph(folder, sound)
     change(nodes)
@@ -169,7 +169,7 @@ def other_tag(nodes):
 
 
 @pytest.mark.parametrize("change", [other_model, other_tag])
-def test_the_one_before_a_forged_one_is_used_and_comes_to_the_same_bits(change, tmp_path):
+def test_the_checkpoint_before_a_forged_one_is_used_and_gives_the_same_bits(change, tmp_path):
     expected = uninterrupted(BASE, tmp_path / "whole")
     started(BASE, tmp_path / "run", stops=3)
     forged_newest(tmp_path / "run" / "checkpoints", change)
@@ -198,7 +198,7 @@ def test_where_all_are_forged_one_sentence_says_so(tmp_path):
         list(run)
 
 
-def test_what_a_server_says_of_one_that_does_not_fit_crosses_processes():
+def test_an_unfit_checkpoints_error_can_be_pickled():
     import pickle
 
     error = pickle.loads(pickle.dumps(UnfitCheckpoint(3, "why")))

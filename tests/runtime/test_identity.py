@@ -6,7 +6,7 @@ import torch
 from fedbonsai.learning.seeds import derive
 from fedbonsai.learning.training.training import train
 from fedbonsai.learning.workload import Workload
-from fedbonsai.runtime.configuration.workload_settings import workload_settings
+from fedbonsai.runtime.configuration.resolution import workload_settings
 
 ONE = {
     "classes": [

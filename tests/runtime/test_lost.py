@@ -17,7 +17,7 @@ STREAM = Work(samples=(1, 1), forward_flops=10, flops=20, host_flops=50, answers
 
 @pytest.fixture(name="bench")
 def bench_fixture(make_plan, make_fleet, scripted_pool):
-    """A clock over devices of 10 FLOP/s with these fates by plan: ``dispatch(plan id, device, ...)``, ``lost()``."""
+    """A clock over devices of 10 FLOP/s with these disruptions by plan: ``dispatch(plan id, device, ...)``, ``lost()``."""
 
     class Pool(scripted_pool):
         streams: dict[int, StreamBytes]
@@ -29,7 +29,7 @@ def bench_fixture(make_plan, make_fleet, scripted_pool):
 
     @dataclass
     class Bench:
-        fates: dict = field(default_factory=dict)
+        disruptions: dict = field(default_factory=dict)
         extras: dict = field(default_factory=dict)
         devices: int = 1
 
@@ -37,7 +37,9 @@ def bench_fixture(make_plan, make_fleet, scripted_pool):
             self.pool = Pool({})
             self.pool.streams = {}
             fleet = make_fleet(*[10] * self.devices, **({"latency_s": 1} | self.extras))
-            self.clock = VirtualClock(fleet, self.pool, fates=lambda plan: self.fates.get(plan.id, NO_DISRUPTION))
+            self.clock = VirtualClock(
+                fleet, self.pool, disruption=lambda plan: self.disruptions.get(plan.id, NO_DISRUPTION)
+            )
 
         def dispatch(self, plan_id, device=0, *, flops=0, up=0, down=0, work=None, stream=None):
             view = "7" if work is not None and work.replay else None
@@ -57,16 +59,16 @@ def bench_fixture(make_plan, make_fleet, scripted_pool):
                 found[arrival.finished.plan.id] = arrival
             return found
 
-    return lambda fates=None, *, devices=1, **extras: Bench(fates or {}, extras, devices)
+    return lambda disruptions=None, *, devices=1, **extras: Bench(disruptions or {}, extras, devices)
 
 
-def told(arrival):
+def end_of(arrival):
     report = arrival.finished.report
     return arrival.time_s, report.outcome.value, report.stage
 
 
 @pytest.mark.parametrize(
-    ("fate", "end", "charged", "worked"),
+    ("disruption", "end", "charged", "worked"),
     [
         (Disruption(lost_in="down", share=0.5), (1.5, "down"), {"down_s": 1.5, "down_bytes": 50}, []),
         (
@@ -85,16 +87,16 @@ def told(arrival):
     ids=["before", "during", "after"],
 )
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_plan_that_drops_out_before_during_and_after_training(bench, fate, end, charged, worked, shared):
+def test_a_plan_that_drops_out_before_during_and_after_training(bench, disruption, end, charged, worked, shared):
     extras = {"server": {"up_bytes_per_s": 1000, "down_bytes_per_s": 1000}} if shared else {}
-    one = bench({1: fate}, **extras)
+    one = bench({1: disruption}, **extras)
     assert one.dispatch(1, **PLAN) == bool(worked)
     arrival = one.arrivals()[1]
-    assert told(arrival) == (end[0], "lost", end[1])
+    assert end_of(arrival) == (end[0], "lost", end[1])
     assert arrival.virtual == Estimate(seconds=end[0], peak_memory_bytes=5, **charged)
     assert arrival.lost_up_bytes == charged.get("up_bytes", 0)
     assert (arrival.finished.update, arrival.finished.state) == (None, None)
-    assert one.pool.asked == worked  # whose result nobody needs is not carried out
+    assert one.pool.asked == worked  # a plan whose result is not needed is not executed
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_a_device_that_leaves_in_any_stage(bench, leaves_s, stage, charged, shar
     one = bench(availability={"leaves_s": leaves_s}, **extras)
     one.dispatch(1, **PLAN)
     arrival = one.arrivals()[1]
-    assert told(arrival) == (leaves_s, "lost", stage)
+    assert end_of(arrival) == (leaves_s, "lost", stage)
     assert arrival.virtual == Estimate(seconds=leaves_s, peak_memory_bytes=5, **charged)
     assert one.pool.asked + one.pool.cancelled == [1]
     assert "cannot be reached any more" in arrival.finished.report.error
@@ -125,7 +127,7 @@ def test_a_device_that_leaves_in_any_stage(bench, leaves_s, stage, charged, shar
 def test_a_plan_that_ends_when_its_device_leaves_has_ended(bench):
     one = bench(availability={"leaves_s": 6})
     one.dispatch(1, **PLAN)
-    assert told(one.arrivals()[1]) == (6.0, "done", "")
+    assert end_of(one.arrivals()[1]) == (6.0, "done", "")
 
 
 def test_the_server_gives_up_after_a_time_of_its_own(bench):
@@ -133,7 +135,7 @@ def test_the_server_gives_up_after_a_time_of_its_own(bench):
     one.dispatch(1, **PLAN)
     assert one.clock.next(10.0) is None
     arrival = one.clock.next(None)
-    assert told(arrival) == (32.5, "lost", "train")
+    assert end_of(arrival) == (32.5, "lost", "train")
     assert arrival.virtual.seconds == 2.5  # what it took the device
 
 
@@ -141,45 +143,45 @@ def test_a_plan_for_a_device_that_cannot_be_reached_is_lost_at_once(bench):
     one = bench(availability={"joins_s": 5}, server={"lost_after_s": 30})
     assert not one.dispatch(1, **PLAN)
     arrival = one.arrivals()[1]
-    assert told(arrival) == (0.0, "lost", "down")
+    assert end_of(arrival) == (0.0, "lost", "down")
     assert arrival.virtual == Estimate(peak_memory_bytes=5)
     assert one.clock.unreachable() == {0}
     assert one.clock.next_reachable_s([0]) == 5.0
     one.clock.wait(5.0)
     assert one.clock.unreachable() == frozenset()
     assert one.dispatch(2, **PLAN)
-    assert told(one.arrivals()[2]) == (11.0, "done", "")
+    assert end_of(one.arrivals()[2]) == (11.0, "done", "")
 
 
 def test_a_lost_upload_frees_the_shared_link(bench):
-    # Both upload 100 bytes at 50 B/s each; the second dies when a quarter of its own is through, at 0.5 s; the first has 75
+    # Both upload 100 bytes at 50 B/s each; the second is lost after a quarter of its own, at 0.5 s; the first has 75
     # bytes left, now at 100 B/s.
     two = bench({2: Disruption(lost_in="up", share=0.25)}, devices=2, latency_s=0, server={"up_bytes_per_s": 100})
     two.dispatch(1, 0, up=100)
     two.dispatch(2, 1, up=100)
     found = two.arrivals()
-    assert told(found[2]) == (0.5, "lost", "up")
-    assert told(found[1]) == (1.25, "done", "")
+    assert end_of(found[2]) == (0.5, "lost", "up")
+    assert end_of(found[1]) == (1.25, "done", "")
 
 
-def test_who_is_lost_by_leaving_frees_the_shared_link_too(bench):
+def test_a_device_that_leaves_frees_the_shared_link_too(bench):
     two = bench(devices=2, latency_s=0, server={"up_bytes_per_s": 100}, availability={"trace": [[0, 0, 99], [1, 0, 1]]})
     two.dispatch(1, 0, up=100)
     two.dispatch(2, 1, up=100)
     found = two.arrivals()
-    assert (*told(found[2]), found[2].virtual.up_bytes) == (1.0, "lost", "up", 50)
-    assert told(found[1]) == (1.5, "done", "")
+    assert (*end_of(found[2]), found[2].virtual.up_bytes) == (1.0, "lost", "up", 50)
+    assert end_of(found[1]) == (1.5, "done", "")
 
 
 # No latency, nothing down or up: forward 1 s, 100 bytes in 1 s, host 0.5 s, answer of 50 bytes 0.5 s, backward 1 s; twice.
 SPLIT = {"work": STREAM, "stream": ((100, 100), (50, 50)), "up": 0}
 
 
-def test_a_stream_that_dies_after_half_of_its_packets(bench):
+def test_a_stream_that_is_lost_after_half_of_its_packets(bench):
     one = bench({1: Disruption(lost_in="train", share=0.5)}, latency_s=0, hosts={"flop_per_s": 100})
     assert one.dispatch(1, **SPLIT)  # the sizes of its packets are those of the real work
     arrival = one.arrivals()[1]
-    assert told(arrival) == (4.0, "lost", "stream")
+    assert end_of(arrival) == (4.0, "lost", "stream")
     assert arrival.finished.stream == StreamBytes((100,), (50,))
     virtual = arrival.virtual
     assert (virtual.up_bytes, virtual.down_bytes, virtual.flops, virtual.host_flops) == (100, 50, 20, 50)
@@ -199,7 +201,7 @@ def test_a_device_that_leaves_in_mid_stream(bench, leaves_s, stream, flops, host
     one = bench(latency_s=0, hosts={"flop_per_s": 100}, availability={"leaves_s": leaves_s})
     one.dispatch(1, **SPLIT)
     arrival = one.arrivals()[1]
-    assert told(arrival) == (leaves_s, "lost", "stream")
+    assert end_of(arrival) == (leaves_s, "lost", "stream")
     assert arrival.finished.stream == StreamBytes(*stream)
     assert (arrival.virtual.flops, arrival.virtual.host_flops) == (flops, host_flops)
     assert arrival.virtual.seconds == leaves_s
@@ -212,24 +214,24 @@ def test_the_host_of_a_lost_stream_is_free_for_others(bench):
     two.dispatch(1, 0, work=slow, stream=((100,), ()))
     two.dispatch(2, 1, work=slow, stream=((100,), ()))
     found = two.arrivals()
-    assert told(found[1]) == (3.0, "lost", "stream")
-    assert told(found[2]) == (8.0, "done", "")
+    assert end_of(found[1]) == (3.0, "lost", "stream")
+    assert end_of(found[2]) == (8.0, "done", "")
 
 
-def test_without_an_upload_the_news_that_it_is_done_is_lost(bench):
+def test_without_an_upload_the_report_is_lost(bench):
     one = bench({1: Disruption(lost_in="up", share=0.5)})
     one.dispatch(1, flops=20, up=None, down=100)
     arrival = one.arrivals()[1]
-    assert told(arrival) == (4.0, "lost", "up")
+    assert end_of(arrival) == (4.0, "lost", "up")
     assert arrival.virtual.flops == 20
 
 
 def test_a_replay_needs_no_device(bench):
-    # Neither its device's absence nor its fate matter: the host trains on what it has, 0.5 s of each.
+    # Neither its device's absence nor its disruption matters: the host trains on what it has, 0.5 s of each.
     one = bench({1: Disruption(lost_in="down", share=0.5)}, hosts={"flop_per_s": 100}, availability={"joins_s": 99})
     replay = Work(samples=(1, 1), forward_flops=0, flops=0, host_flops=50, answers=False, replay=True)
     assert one.dispatch(1, up=0, work=replay)
-    (time_s, outcome, _), found = told(arrival := one.arrivals()[1]), arrival.virtual
+    (time_s, outcome, _), found = end_of(arrival := one.arrivals()[1]), arrival.virtual
     assert outcome == "done"
     assert (found.down_bytes, found.host_flops, found.stream_s) == (0, 100, 1.0)
     assert time_s >= 1.0
@@ -246,8 +248,8 @@ def test_jitter_is_what_device_and_links_are_for_one_plan(bench):
     assert one.arrivals()[2].virtual.seconds == 4.0
 
 
-def test_a_link_that_changes_carries_each_packet_at_the_rate_at_which_it_sets_out(bench):
-    # 100 B/s as declared: down until 1. From 2 on 50 B/s up: it sets out at 3, and takes 2 s, whatever comes at 4.
+def test_a_link_that_changes_carries_each_packet_at_the_rate_when_it_is_sent(bench):
+    # 100 B/s as declared: down until 1. From 2 on 50 B/s up: it is sent at 3, and takes 2 s, whatever comes at 4.
     one = bench(latency_s=0, rates=[[0, 2, 50, 10], [0, 4, 1, 200]])
     one.dispatch(1, **PLAN)
     found = one.arrivals()[1].virtual
@@ -265,7 +267,7 @@ def test_a_plan_that_is_lost_can_be_cancelled_before_and_after(bench, stop_s):
     arrival = two.clock.next(stop_s)
     assert (arrival is not None) == (stop_s == 3.0)
     two.clock.abandon(1)
-    assert {plan_id: told(found) for plan_id, found in two.arrivals().items()} == {2: (6.0, "done", "")}
+    assert {plan_id: end_of(found) for plan_id, found in two.arrivals().items()} == {2: (6.0, "done", "")}
 
 
 def test_outcomes_are_one_for_each_plan(bench):
@@ -273,4 +275,4 @@ def test_outcomes_are_one_for_each_plan(bench):
     one = bench({1: Disruption(lost_in="train", share=0.25)}, availability={"leaves_s": 3}, server={"lost_after_s": 5})
     one.dispatch(1, **PLAN)
     found = one.arrivals()
-    assert [told(arrival) for arrival in found.values()] == [(7.5, Outcome.LOST.value, "train")]
+    assert [end_of(arrival) for arrival in found.values()] == [(7.5, Outcome.LOST.value, "train")]

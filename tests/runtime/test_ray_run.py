@@ -247,7 +247,7 @@ def told_to_end(process, folder, number, send, code):
 
 def test_a_signal_waits_until_ray_has_started_and_a_second_one_does_not():
     from fedbonsai.clusters.ray_backend.ray_signals import signals_later
-    from fedbonsai.runtime.cli.sigterm import Sigterm
+    from fedbonsai.runtime.cli.exit_codes import Sigterm
     from ray._private import utils
 
     def start(*numbers):
@@ -263,7 +263,7 @@ def test_a_signal_waits_until_ray_has_started_and_a_second_one_does_not():
             with pytest.raises(KeyboardInterrupt):
                 start(*numbers)
             assert len(reached) == done
-            assert sigterm.came == (signal.SIGTERM in numbers)
+            assert sigterm.received == (signal.SIGTERM in numbers)
             assert signal.getsignal(signal.SIGTERM) == sigterm._interrupt
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

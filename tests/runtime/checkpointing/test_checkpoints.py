@@ -1,4 +1,4 @@
-"""Checkpoints as files: bounded, incremental, whole or not there; and values that come back as what they were."""
+"""Checkpoints as files: bounded, incremental, atomic; values that are restored unchanged; when they are due."""
 
 import os
 from collections import Counter, OrderedDict, deque
@@ -11,8 +11,8 @@ from fedbonsai.actors.messages.messages import Message
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.comms.links.link import Model
 from fedbonsai.policies.report import Outcome
-from fedbonsai.runtime.checkpointing import manifest as manifests
-from fedbonsai.runtime.checkpointing.checkpoints import Checkpoints
+from fedbonsai.runtime.checkpointing.checkpoints import Checkpoints, CheckpointSchedule
+from fedbonsai.runtime.checkpointing.folder import data_name
 from fedbonsai.runtime.configuration.config import CheckpointSettings
 from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.storage.files import Folder
@@ -26,7 +26,7 @@ def checkpoints(path, *, keep=2, run="mine", files=None):
 
 
 def opened(path, **how):
-    """Those of a run that begins, or goes on after its newest."""
+    """The checkpoints of a run that begins, or continues after its newest one."""
     to = checkpoints(path, **how)
     to.place.claim(resumes=True)
     to.start(to.newest().manifest)
@@ -39,13 +39,13 @@ def write(to, value, version):
 
 
 def through(value, tmp_path):
-    """A value on its way through a checkpoint."""
+    """A value that was written to a checkpoint and read again."""
     to = opened(tmp_path)
     write(to, value, 1)
     return to.read(checkpoints(tmp_path).newest().manifest)
 
 
-def test_values_come_back_as_what_they_were_and_shared_ones_shared(tmp_path):
+def test_values_are_restored_unchanged_and_shared_ones_shared(tmp_path):
     tensor, array = torch.tensor([[1.0, -0.0]]), np.array(7, np.int64)
     model = Model(version=3, hash=2**64 - 1, arrays={"a": array})
     value = {
@@ -69,16 +69,16 @@ def test_values_come_back_as_what_they_were_and_shared_ones_shared(tmp_path):
 
 
 @pytest.mark.parametrize("numbers", [3, BIG // 4])
-def test_what_a_reference_leads_to_is_saved_for_it(numbers, tmp_path):
+def test_a_packet_is_saved_in_place_of_its_reference(numbers, tmp_path):
     packet = LocalChannel().put(np.arange(numbers, dtype=np.uint8 if numbers == 3 else np.float32).view(np.uint8))
     found = through(Message(packet, packet.nbytes, "weights"), tmp_path)
     assert found.reference.tobytes() == packet.tobytes()
     assert not found.reference.flags.writeable  # it went through the channel
 
 
-def test_of_another_package_nothing_is_saved_and_of_a_file_nothing_runs(tmp_path):
+def test_an_object_of_another_type_is_not_saved(tmp_path):
     with pytest.raises(
-        TypeError, match=r"^a pathlib\S*\.PurePosixPath cannot be saved; checkpoint_types has no tag for it$"
+        TypeError, match=r"^a pathlib\S*\.PurePosixPath cannot be saved; checkpointing/types\.py has no tag for it$"
     ):
         through([PurePosixPath("a")], tmp_path)
 
@@ -97,13 +97,15 @@ def test_unchanged_tensors_are_not_written_again_and_a_bounded_number_stays(tmp_
     assert first + 3 * BIG < to.written_bytes < first + 4 * BIG
     names = sorted(path.name for path in tmp_path.iterdir())
     assert [name for name in names if name.endswith(".checkpoint")] == ["00000004.checkpoint", "00000005.checkpoint"]
-    assert sum((tmp_path / name).stat().st_size > BIG for name in names) == 3  # the frozen one, and two of the other
+    assert (
+        sum((tmp_path / name).stat().st_size > BIG for name in names) == 3
+    )  # the frozen one, and two of the trained one
     assert len(names) == 1 + 2 + 3 + 2  # the marker; each has a graph of its own
     assert torch.equal(to.read(to.newest().manifest)["trained"], trained)
 
 
 class TornFolder(Folder):
-    """A disk that fills up, or a process that is killed, at some write."""
+    """A disk that is full, or a process that is killed, at some write."""
 
     def __init__(self, path, *, left):
         super().__init__(path)
@@ -118,7 +120,7 @@ class TornFolder(Folder):
 
 
 @pytest.mark.parametrize("left", [0, 1, 2])
-def test_a_write_that_is_broken_off_leaves_the_checkpoint_before(left, tmp_path):
+def test_an_interrupted_write_leaves_the_checkpoint_before(left, tmp_path):
     write(opened(tmp_path), {"a": torch.zeros(BIG)}, 1)
     torn = opened(tmp_path, files=TornFolder(tmp_path, left=left))
     with pytest.raises(
@@ -131,7 +133,7 @@ def test_a_write_that_is_broken_off_leaves_the_checkpoint_before(left, tmp_path)
     assert (found.manifest.version, found.notices) == (1, ())
     again.start(found.manifest)
     assert not torch.any(again.read(found.manifest)["a"])
-    assert len(list(tmp_path.glob("*.data"))) == 2  # what was left lying about is gone
+    assert len(list(tmp_path.glob("*.data"))) == 2  # the files of the interrupted write are removed
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -147,7 +149,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(kind, tmp_path):
     full = opened(tmp_path / "there")
     for name in new:
         (tmp_path / "there" / f"{name}{full._files.partial}").symlink_to("/dev/full")
-    said = r"^stage checkpoint: a checkpoint could not be written: \[Errno 28\] No space left on device; those before it are"
+    said = r"^stage checkpoint: a checkpoint could not be written: \[Errno 28\] No space left on device; earlier checkpoints"
     with pytest.raises(RunError, match=said):
         write(full, {"a": torch.ones(BIG)}, 2)
     again = checkpoints(tmp_path / "there")
@@ -156,13 +158,13 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(kind, tmp_path):
     assert not torch.any(again.read(found.manifest)["a"])
 
 
-def test_another_run_s_are_not_touched(tmp_path):
+def test_the_checkpoints_of_another_run_are_not_touched(tmp_path):
     write(opened(tmp_path), 1, 1)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     other = checkpoints(tmp_path, run="other")
     for resumes in (False, True):
         with pytest.raises(
-            ConfigError, match=r"which holds those of another run; checkpoint\.to must be a place of this"
+            ConfigError, match=r"which holds the checkpoints of another run; every run needs a place of its own"
         ):
             other.place.claim(resumes=resumes)
     with pytest.raises(RunError, match=r"which is no longer this run's own$"):
@@ -171,7 +173,7 @@ def test_another_run_s_are_not_touched(tmp_path):
 
 
 def users_files(folder):
-    """Somebody's own data, some of it named as ours is."""
+    """A user's own files, some of them named as checkpoint files are."""
     folder.mkdir(exist_ok=True)
     for name in (
         "ring.data",
@@ -195,10 +197,10 @@ def test_a_folder_of_the_users_own_files_is_refused_and_left_alone(resumes, tmp_
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_what_the_user_puts_among_our_files_is_left_alone(tmp_path):
+def test_a_users_files_among_checkpoint_files_are_left_alone(tmp_path):
     to = opened(tmp_path)
     write(to, torch.zeros(BIG), 1)
-    loose = manifests.data_name(b"of a write that was broken off")
+    loose = data_name(b"of a write that was broken off")
     (tmp_path / loose).write_bytes(b"of a write that was broken off")
     (tmp_path / f"{loose}{to._files.partial}").write_bytes(b"of a write")
     before = users_files(tmp_path)
@@ -207,20 +209,20 @@ def test_what_the_user_puts_among_our_files_is_left_alone(tmp_path):
         write(again, torch.full([BIG], float(version)), version)
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     ours = {loose, f"{loose}{to._files.partial}"}
-    assert not ours & set(after)  # named by what it holds; and by our marker's token
+    assert not ours & set(after)  # one is named by its hash, the other by the marker's token
     kept = {name: data for name, data in before.items() if "the user's own" in str(data)}
     assert kept.items() <= after.items()
     assert sum(name.endswith(".checkpoint") and name[0] == "0" for name in after) == 2
 
 
-def test_a_place_that_cannot_be_one_is_refused_in_one_sentence(tmp_path):
+def test_a_place_that_is_a_file_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"file', which cannot be used: Not a directory$"):
         checkpoints(tmp_path / "file").place.claim(resumes=False)
     assert (tmp_path / "file").read_text() == ""
 
 
-def test_a_place_in_which_nothing_was_written_is_given_up(tmp_path):
+def test_a_place_in_which_nothing_was_written_is_released(tmp_path):
     to = checkpoints(tmp_path / "to")
     to.place.claim(resumes=False)
     other = checkpoints(tmp_path / "to", run="other")
@@ -240,7 +242,7 @@ def test_a_place_in_which_nothing_was_written_is_given_up(tmp_path):
 
 @pytest.mark.parametrize("run", ["mine", "other"])
 def test_of_two_runs_that_claim_one_place_the_first_ends_before_it_writes(run, tmp_path):
-    """Neither has written anything yet: the first may have died. It has not, and finds that the place is no longer its own."""
+    """Neither has written anything yet, so the second may claim the place; the first fails before it writes."""
     first = opened(tmp_path)
     second = checkpoints(tmp_path, run=run)
     second.place.claim(resumes=False)
@@ -255,7 +257,7 @@ def test_of_two_runs_that_claim_one_place_the_first_ends_before_it_writes(run, t
 @pytest.mark.skipif(not Path("/dev/zero").exists() or not hasattr(os, "mkfifo"), reason="needs POSIX")
 @pytest.mark.parametrize("what", ["zero", "pipe", "folder", "missing", "longer", "shorter"])
 @pytest.mark.parametrize("kind", ["data", "checkpoint", "fedbonsai.json"])
-def test_what_is_no_file_of_the_right_length_is_not_read(what, kind, tmp_path):
+def test_a_file_of_another_type_or_length_is_not_read(what, kind, tmp_path):
     to = opened(tmp_path)
     for version in (1, 2):
         write(to, torch.full([BIG], float(version)), version)
@@ -273,10 +275,52 @@ def test_what_is_no_file_of_the_right_length_is_not_read(what, kind, tmp_path):
     elif what != "missing":
         victim.write_bytes(content + b"x" if what == "longer" else content[:-2])
     again = checkpoints(tmp_path)
-    if kind == "fedbonsai.json":  # without it the files are no one's
+    if kind == "fedbonsai.json":  # without it the files belong to no run
         with pytest.raises(ConfigError, match=r"which is not empty, and holds no checkpoints of fedbonsai"):
             again.place.claim(resumes=True)
         return
     found = again.newest()
     assert found.manifest.version == 1
     assert len(found.notices) == (0 if (what, kind) == ("missing", "checkpoint") else 1)
+
+
+@pytest.fixture
+def now():
+    return [100.0]
+
+
+@pytest.fixture
+def schedule(now):
+    return lambda **settings: CheckpointSchedule(CheckpointSettings(**settings), now=lambda: now[0])
+
+
+def test_a_checkpoint_is_due_after_versions_or_seconds(schedule, now):
+    assert [schedule(every=3).due(version) for version in (1, 2, 3)] == [False, False, True]
+    assert not schedule(every=None).due(99)
+    either = schedule(every=100, seconds=9.0)
+    assert not either.due(1)
+    now[0] += 9.0
+    assert either.due(1)
+
+
+def test_versions_count_from_the_last_checkpoint(schedule):
+    counted = schedule(every=3)
+    counted.start(4)
+    assert [counted.due(version) for version in (5, 6, 7)] == [False, False, True]
+    counted.begin()
+    counted.end(7)
+    assert [counted.due(version) for version in (8, 9, 10)] == [False, False, True]
+
+
+@pytest.mark.parametrize(("share", "waits_s"), [(0.2, 12.0), (0.5, 3.0), (None, 0.0)])
+def test_after_a_checkpoint_that_took_long_the_next_waits(schedule, now, share, waits_s):
+    limited = schedule(share=share)
+    assert limited.due(1)
+    limited.begin()
+    now[0] += 3.0
+    limited.end(1)
+    if waits_s:
+        now[0] += waits_s - 0.01
+        assert not limited.due(2)
+        now[0] += 0.01
+    assert limited.due(2)

@@ -1,4 +1,4 @@
-"""``fedbonsai advise``, and the notice of a run whose trunk is frozen where that does not pay."""
+"""``fedbonsai advise``, and the notice of a run whose frozen trunk does not pay."""
 
 import json
 import sys
@@ -67,7 +67,7 @@ def test_a_tiny_model_with_many_samples_needs_fewer_bytes_as_a_whole():
     assert verdict.startswith(("plain FedAvg is cheaper: ", "FedAvg: "))
 
 
-def test_the_fields_of_the_policy_at_hand_are_those_compared():
+def test_the_fields_of_the_configured_policy_are_compared():
     assert methods_of(RandomCohort(cohort=1.0))["SplitFed"] == SplitFed(cut="auto")
     assert methods_of(RandomCohort(cohort=1.0))["EcoFed"] == EcoFed()
     own = chain(RandomCohort(cohort=0.5), EcoFed(cut="a", first="a", bits=8))
@@ -81,7 +81,7 @@ def test_the_fields_of_the_policy_at_hand_are_those_compared():
     assert cohorts(own) == [0.5]
 
 
-def test_who_cannot_take_part_is_told():
+def test_devices_that_cannot_take_part_are_shown():
     shy, small = {"name": "shy", "may_send": ["weights", "statistics"]}, {"name": "small", "memory_bytes": "200 kB"}
     classes = [BOARD | shy, BOARD | small]
     found, verdict = rows(model="digits_cnn", shape=[1, 8, 8], samples=50, fleet={"classes": classes})
@@ -114,7 +114,7 @@ def call_fixture(monkeypatch, capsys, tmp_path):
     return call
 
 
-def test_the_verb_prints_a_table_and_a_sentence(call):
+def test_the_command_prints_a_table_and_a_sentence(call):
     code, out, err = call(settings("digits_cnn", [1, 8, 8], 50))
     lines = [line.split("\t") for line in out.splitlines()]
     assert (code, err) == (0, "")
@@ -124,11 +124,11 @@ def test_the_verb_prints_a_table_and_a_sentence(call):
     assert "fewer bytes" in lines[5][0]
 
 
-def test_each_device_that_is_asked_is_a_line_of_progress():
-    told = []
-    advise(load_config(settings("digits_cnn", [1, 8, 8], 50)), note=told.append)
-    assert told[0] == "FedAvg: device class board (1/1)"
-    assert {line.partition(":")[0] for line in told} == {"FedAvg", "SplitFed", "local loss", "EcoFed"}
+def test_each_estimated_device_is_a_line_of_progress():
+    lines = []
+    advise(load_config(settings("digits_cnn", [1, 8, 8], 50)), note=lines.append)
+    assert lines[0] == "FedAvg: device class board (1/1)"
+    assert {line.partition(":")[0] for line in lines} == {"FedAvg", "SplitFed", "local loss", "EcoFed"}
 
 
 def test_its_json_is_one_line(call):
@@ -163,36 +163,36 @@ def notices(*, rounds=1, **changes):
     return [event.text for event in run if isinstance(event, Notice)], run.summary
 
 
-def test_a_run_is_told_where_a_frozen_trunk_does_not_pay():
+def test_a_run_has_a_notice_if_a_frozen_trunk_does_not_pay():
     dear, digits = "a round of EcoFed costs more than it must at these settings: FedAvg ", ("digits_cnn", [1, 8, 8])
     plain = [{"name": "random", "cohort": 1.0}, {"name": "ecofed", "bits": 0}]
-    told, _ = notices(model=digits[0], shape=digits[1], samples=500, policy=plain)
-    assert len([text for text in told if text.startswith(dear) and text.endswith("see fedbonsai advise")]) == 1
+    texts, _ = notices(model=digits[0], shape=digits[1], samples=500, policy=plain)
+    assert len([text for text in texts if text.startswith(dear) and text.endswith("see fedbonsai advise")]) == 1
     # Of codes, 1.7 times FedAvg's bytes are no more than a guess.
     for samples in (50, 1000):
-        told, _ = notices(model=digits[0], shape=digits[1], samples=samples, policy=ECOFED)
-        assert not [text for text in told if text.startswith(dear)]
+        texts, _ = notices(model=digits[0], shape=digits[1], samples=samples, policy=ECOFED)
+        assert not [text for text in texts if text.startswith(dear)]
 
 
-def test_a_run_is_told_nothing_of_the_kind_where_it_really_sends_less():
+def test_a_run_has_no_such_notice_if_it_sends_less():
     common = {"data": {"name": "digits"}, "training": {"epochs": 2, "batch_size": 64}}
     _, fedavg = notices(model="digits_cnn", shape=[], samples=0, rounds=4, **common)
     for uploads in ("period", "views"):
         policy = ["all", {"name": "ecofed", "bits": 8, "uploads": uploads}]
-        told, ecofed = notices(model="digits_cnn", shape=[], samples=0, rounds=4, policy=policy, **common)
+        texts, ecofed = notices(model="digits_cnn", shape=[], samples=0, rounds=4, policy=policy, **common)
         assert ecofed["up_bytes"] + ecofed["down_bytes"] < 0.8 * (fedavg["up_bytes"] + fedavg["down_bytes"])
-        assert not [text for text in told if "costs more" in text]
+        assert not [text for text in texts if "costs more" in text]
 
 
 @pytest.mark.parametrize(
     "policy", [{"name": "local_loss"}, {"name": "local_loss", "cut": "auto"}, {"name": "splitfed"}]
 )
-def test_a_run_is_told_where_what_crosses_is_many_times_the_model(policy):
+def test_a_run_has_a_notice_if_the_cut_transfers_many_times_the_model(policy):
     """Behind the first convolution 4 kB a sample leave the device, where the whole model takes 153 kB each way."""
     digits = {"model": "digits_cnn", "shape": [1, 8, 8]}
-    told, summary = notices(samples=1000, policy=["all", policy | {"cut": policy.get("cut", "features.0")}], **digits)
+    texts, summary = notices(samples=1000, policy=["all", policy | {"cut": policy.get("cut", "features.0")}], **digits)
     few, _ = notices(samples=50, policy=["all", policy], **digits)
-    many = [text for text in told if "what whole models take" in text]
+    many = [text for text in texts if "what whole models take" in text]
     if policy.get("cut") == "auto":  # each device is cut where it is fastest, which sends less
         assert many == []
     else:
@@ -205,7 +205,7 @@ def test_a_run_is_told_where_what_crosses_is_many_times_the_model(policy):
     assert not [text for text in few if "what whole models take" in text]
 
 
-def test_a_users_policy_that_cannot_be_asked_out_of_turn_is_told_of_in_its_turn():
+def test_the_error_of_a_users_policy_is_reported_when_the_run_calls_it():
     @dataclass(frozen=True)
     class Halves(SplitFed):
         """Needs two devices at least."""
@@ -220,7 +220,7 @@ def test_a_users_policy_that_cannot_be_asked_out_of_turn_is_told_of_in_its_turn(
     assert isinstance(list(run)[-1], RunEnded)
 
 
-def test_a_cohort_is_what_a_selection_says_and_nothing_else():
+def test_only_a_number_or_a_share_is_a_cohort():
     @dataclass(frozen=True)
     class Mine(All):
         cohort: object = "big"
@@ -230,7 +230,7 @@ def test_a_cohort_is_what_a_selection_says_and_nothing_else():
 
 
 def test_the_replay_buffer_must_hold_what_any_device_uploads():
-    """Of two with as many samples, the one on the fast link is cut behind the first block, where 16 times as much crosses."""
+    """Of two with equal samples, the one on the fast link is cut behind the first block, which sends 16 times as much."""
     fast = {"name": "fast", "flop_per_s": 1e5, "up_bytes_per_s": 1e9, "down_bytes_per_s": 1e9}
     slow = {"name": "slow", "flop_per_s": 1e12, "up_bytes_per_s": 1e4, "down_bytes_per_s": 1e4}
     policy = ["all", {"name": "ecofed", "cut": "auto", "depth": "classifier.0", "bits": 0}]

@@ -1,4 +1,4 @@
-"""``fedbonsai pretrain`` from the command line to a run that takes the file up."""
+"""``fedbonsai pretrain``, and runs that start from its file."""
 
 import json
 from pathlib import Path
@@ -32,11 +32,11 @@ def public(tmp_path: Path, digits: Any) -> Path:
     return path
 
 
-def test_the_file_says_where_it_comes_from(public: Path) -> None:
+def test_the_file_has_its_provenance(public: Path) -> None:
     with safe_open(public, framework="pt") as opened:
-        told = opened.metadata()
+        metadata = opened.metadata()
     assert {
-        name: told[name] for name in ("model", "model_kwargs", "blocks", "data", "public_share", "public_seed")
+        name: metadata[name] for name in ("model", "model_kwargs", "blocks", "data", "public_share", "public_seed")
     } == {
         "model": "digits_cnn",
         "model_kwargs": "{}",
@@ -45,24 +45,24 @@ def test_the_file_says_where_it_comes_from(public: Path) -> None:
         "public_share": "0.1",
         "public_seed": "0",
     }
-    assert (told["samples"], told["seed"], told["epochs"], told["best_epoch"]) == ("144", "3", "1", "1")
-    assert (told["fedbonsai"], told["hash"]) == (fedbonsai.__version__, model_hash(load_file(public)))
-    assert json.loads(told["recipe"])["learning_rate"] == 0.05
-    assert 0 < float(told["accuracy"]) <= 1
-    assert {"loss", "test_accuracy", "test_loss", "data_digest"} <= told.keys()
+    assert (metadata["samples"], metadata["seed"], metadata["epochs"], metadata["best_epoch"]) == ("144", "3", "1", "1")
+    assert (metadata["fedbonsai"], metadata["hash"]) == (fedbonsai.__version__, model_hash(load_file(public)))
+    assert json.loads(metadata["recipe"])["learning_rate"] == 0.05
+    assert 0 < float(metadata["accuracy"]) <= 1
+    assert {"loss", "test_accuracy", "test_loss", "data_digest"} <= metadata.keys()
     assert [path.name for path in public.parent.iterdir() if "public.safetensors" in path.name] == [
         "public.safetensors"
     ]
 
 
-def test_a_run_takes_it_up_and_its_summary_says_so(public: Path, digits: Any) -> None:
+def test_a_run_starts_from_it_and_its_summary_says_so(public: Path, digits: Any) -> None:
     init = {"mode": "partial", "weights": str(public), "trunk": "features.2"}
     config = digits(data={"public_share": 0.1}, init=init, stop={"rounds": 0})
     run = fedbonsai.run(config)
     for _ in run:
         pass
-    told = {"mode": "partial", "weights": "public.safetensors", "hash": model_hash(load_file(public))}
-    assert run.summary["init"] == told | {"trunk": "features.2"}
+    expected_init = {"mode": "partial", "weights": "public.safetensors", "hash": model_hash(load_file(public))}
+    assert run.summary["init"] == expected_init | {"trunk": "features.2"}
     assert run.summary["notices"] == []
     public.unlink()  # the model of a finished run does not need it
     model, initial = run.model().state_dict(), fedbonsai.run(config | {"init": {}})
@@ -83,7 +83,7 @@ def test_a_run_takes_it_up_and_its_summary_says_so(public: Path, digits: Any) ->
     ],
     ids=str,
 )
-def test_blocks_of_a_frozen_trunk_that_no_weights_were_given_for_are_told(
+def test_blocks_of_a_frozen_trunk_without_given_weights_have_a_notice(
     fields: dict[str, Any], expected: list[str], public: Path, digits: Any
 ) -> None:
     init = {"mode": "partial", "weights": str(public), "trunk": "features.0"}
@@ -91,11 +91,11 @@ def test_blocks_of_a_frozen_trunk_that_no_weights_were_given_for_are_told(
     run = fedbonsai.run(digits(data={"public_share": 0.1}, init=init, stop={"rounds": 0}, policy=policy))
     for _ in run:
         pass
-    told = [text for text in run.summary["notices"] if "random weights" in text]
-    assert [text.partition(" of the frozen trunk")[0] for text in told] == expected
+    random = [text for text in run.summary["notices"] if "random weights" in text]
+    assert [text.partition(" of the frozen trunk")[0] for text in random] == expected
 
 
-def test_a_run_whose_devices_have_what_the_weights_saw_says_so(public: Path, digits: Any) -> None:
+def test_a_run_whose_devices_hold_pretraining_samples_has_a_notice(public: Path, digits: Any) -> None:
     init = {"mode": "holistic", "weights": str(public)}
     for data, expected in (({}, 1), ({"public_share": 0.2}, 0), ({"public_share": 0.1, "public_seed": 1}, 1)):
         run = fedbonsai.run(digits(data=data, init=init, stop={"rounds": 0}))
@@ -110,8 +110,8 @@ def test_other_data_size_the_classifier_which_a_run_leaves_random(tmp_path: Path
     section = tmp_path / "public.yaml"
     section.write_text(yaml.safe_dump(synthetic(4)))
     out = tmp_path / "w.safetensors"
-    told = pretrain(load_config(digits()), out=out, data=str(section), recipe=SHORT)
-    assert (told["data"], told["public_share"], told["samples"]) == ("synthetic", "1", "20")
+    metadata = pretrain(load_config(digits()), out=out, data=str(section), recipe=SHORT)
+    assert (metadata["data"], metadata["public_share"], metadata["samples"]) == ("synthetic", "1", "20")
     assert load_file(out)["classifier.2.weight"].shape == (4, 64)
     run = fedbonsai.run(digits(init={"mode": "holistic", "weights": str(out)}, stop={"rounds": 0}))
     for _ in run:
@@ -167,7 +167,7 @@ def test_no_other_file_is_replaced_or_removed_and_a_mistake_leaves_none(tmp_path
         pretrain(load_config(digits(data={"public_share": 0.1})), out=tmp_path / "file" / "out")
 
 
-def test_what_training_cannot_do_ends_it(tmp_path: Path, digits: Any) -> None:
+def test_training_that_fails_ends_the_command(tmp_path: Path, digits: Any) -> None:
     out = tmp_path / "w.safetensors"
     config = load_config(digits(data={"public_share": 0.1}))
     with pytest.raises(RunError, match="no epoch has a finite loss; lower the learning rate"):
@@ -191,7 +191,7 @@ def command(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["pretrain", *map(str, arguments)])
 
 
-def test_the_command_trains_tells_and_saves(experiment: Path, tmp_path: Path) -> None:
+def test_the_command_trains_reports_and_saves(experiment: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "w.safetensors"
     found = command(experiment, "--out", out, "--share", 0.1, "--epochs", 2, "--learning-rate", 0.05, "--seed", 9)
     assert found.exit_code == 0, found.output
@@ -209,7 +209,7 @@ def test_the_command_prints_json_last(experiment: Path, tmp_path: Path) -> None:
     assert "epoch 1: " in found.stderr
 
 
-def test_the_commands_mistakes_are_the_users(experiment: Path, tmp_path: Path) -> None:
+def test_mistakes_on_the_command_line_exit_with_two(experiment: Path, tmp_path: Path) -> None:
     for arguments, sentence in (
         (["--share", 0.1, "--data", "mnist"], "--share is 0.1 and --data is 'mnist'; only one of them"),
         (["--epochs", 0, "--share", 0.1], "epochs is 0; it must be"),

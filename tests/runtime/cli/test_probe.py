@@ -18,7 +18,7 @@ def test_measures_a_training_and_leaves_torch_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_what_is_printed_loads_as_a_fleet() -> None:
+def test_its_output_loads_as_a_fleet() -> None:
     found = Measurement(
         flop_per_s=52.34e9, bf16_gain=1.7, memory_bytes=8_000_000_000, threads=1, batch_size=32, steps=9
     )
@@ -39,7 +39,7 @@ def test_any_amount_of_memory_is_printed_so_that_it_loads(memory_bytes: int) -> 
     assert profile.memory_bytes == pytest.approx(memory_bytes, rel=0.01)
 
 
-def test_a_system_that_does_not_say_its_memory() -> None:
+def test_a_system_whose_memory_is_unknown() -> None:
     found = Measurement(flop_per_s=1e9, bf16_gain=1.0, memory_bytes=None, threads=1, batch_size=1, steps=2)
     assert "memory_bytes: 1 GB  # ASSUMPTION" in render_yaml(found)
     load_fleet(yaml.safe_load(render_yaml(found)))

@@ -1,4 +1,4 @@
-"""The configuration: its layers, shorthands and refusals, from YAML, from Python and from ``--set``."""
+"""The configuration: layers, shorthands and refusals, from YAML, from Python and from ``--set``."""
 
 # ruff: noqa: E501  (tables of sentences: one row a line)
 
@@ -31,7 +31,7 @@ def write_fixture(tmp_path):
     return write
 
 
-def test_without_a_file_it_is_fedavg_on_the_bundled_digits():
+def test_the_defaults_are_fedavg_on_the_bundled_digits():
     config = load_config()
     assert (config.preset, config.model.name, config.data.name, config.fleet) == (
         "fedavg",
@@ -109,14 +109,14 @@ def test_shorthands_mean_their_long_forms(short, long):
     assert load_config(short) == load_config(long)
 
 
-def test_the_caller_s_own_mapping_is_left_alone():
+def test_the_callers_mapping_is_not_changed():
     raw = {"model": "small", "policy": "all", "data": {"partition": "iid"}}
     before = json.dumps(raw)
     load_config(raw, settings=["model.kwargs.num_classes=3", "policy.0.name=all", "data.partition=iid"])
     assert json.dumps(raw) == before
 
 
-def test_a_configuration_survives_the_way_through_plain_data(digits):
+def test_a_configuration_survives_a_round_trip_through_plain_data(digits):
     config = load_config(
         digits(codecs={"up": "lz4"}, stop={"accuracy": 0.5}), settings=["training.optimiser.betas=[0.8, 0.9]"]
     )
@@ -132,7 +132,7 @@ def test_a_fleet_beside_the_yaml_is_found(write, tmp_path, monkeypatch):
     assert load_config(write("fleet: mine.yaml")).load_fleet().name == "mine"
 
 
-def test_to_read_a_configuration_changes_nothing_in_the_process(write, monkeypatch):
+def test_reading_a_configuration_changes_nothing_in_the_process(write, monkeypatch):
     path, finders = list(sys.path), list(sys.meta_path)
     load_config(write("policy: [{name: 'beside_the_yaml:Mine'}]"))
     assert (sys.path, sys.meta_path) == (path, finders)
@@ -152,13 +152,13 @@ BAD_SETTINGS = [
     (["data.test_share=1.5"], "data.test_share is 1.5; it must be a number < 1"),
     (["data.partition=zipf"], "data.partition.name is 'zipf'; it must be one of iid, dirichlet, shards, classes, groups"),
     (["data.partition=dirichlet"], "data.partition.alpha is missing; it has no default"),
-    (["codecs.up.0.name=lz4"], "codecs.up.0 is not there: codecs.up has 0 entries, and the first is codecs.up.0"),
+    (["codecs.up.0.name=lz4"], "codecs.up.0 does not exist: codecs.up has 0 entries, counted from 0"),
     (["codecs.up=[{name: lz4, options: {}, level: 2}]"], "codecs.up[0].level is not a setting; allowed here: name, options"),
     (["seed"], "--set is 'seed'; it must have the form section.field=value"),
     (["=1"], "--set is '=1'; it must have the form section.field=value"),
     (["a..b=1"], "--set is 'a..b=1'; it must have the form section.field=value"),
     (["seed=[1"], "--set is 'seed=[1', whose value is not YAML: expected ',' or ']', but got '<stream end>' (line 1, column 3)"),
-    (["policy.1.cohort=2"], "policy.1 is not there: policy has 1 entries, and the first is policy.0"),
+    (["policy.1.cohort=2"], "policy.1 does not exist: policy has 1 entries, counted from 0"),
     (["stop.accuracy=0.9", "evaluation.where=none"], "stop.accuracy is 0.9, which needs an evaluation; evaluation.where is 'none'"),
     (["stop.patience=2", "evaluation.where=none"], "stop.patience is 2, which needs an evaluation; evaluation.where is 'none'"),
     (["stop.accuracy=0.9", "evaluation.metrics=squared_error"],
@@ -188,7 +188,7 @@ def test_the_same_sentence_from_yaml(write):
         ("just text", "must be a mapping of settings, not a str"),
     ],
 )
-def test_a_file_that_is_no_configuration(write, text, sentence):
+def test_a_file_that_holds_no_configuration_is_refused(write, text, sentence):
     path = write(text)
     with pytest.raises(ConfigError) as caught:
         load_config(path)
@@ -199,7 +199,7 @@ def test_an_empty_file_is_the_defaults(write):
     assert load_config(write("")) == load_config()
 
 
-def test_a_file_that_cannot_be_read(tmp_path):
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"missing\.yaml' cannot be read: No such file or directory$"):
         load_config(tmp_path / "missing.yaml")
     with pytest.raises(ConfigError, match=r"cannot be read: Is a directory$"):
@@ -241,7 +241,7 @@ FIELDS = [
 @pytest.mark.parametrize(
     ("raw", "sentence", "field"), [(*row, field) for row, field in zip(BAD_NAMES, FIELDS, strict=True)]
 )
-def test_what_is_wrong_is_said_before_the_first_round(raw, sentence, field):
+def test_a_wrong_setting_is_refused_before_the_first_round(raw, sentence, field):
     with pytest.raises(ConfigError) as caught:
         next(run(raw, backend="inline"))
     found = str(caught.value)
@@ -270,13 +270,13 @@ BAD_OBJECTS = [
 
 
 @pytest.mark.parametrize(("raw", "sentence"), BAD_OBJECTS, ids=str)
-def test_what_no_yaml_could_hold_is_refused_in_one_sentence(raw, sentence):
+def test_a_value_that_yaml_cannot_hold_is_refused_in_one_sentence(raw, sentence):
     with pytest.raises(ConfigError) as caught:
         load_config(raw)
     assert str(caught.value) == sentence
 
 
-def test_settings_inside_themselves_are_refused():
+def test_recursive_settings_are_refused():
     with pytest.raises(ConfigError, match=r"^model\.model\..* is nested more than 100 deep$"):
         load_config(INSIDE)
 
@@ -291,14 +291,14 @@ def test_a_yaml_that_could_exhaust_the_process_is_refused(write):
         load_config({}, settings=["model.kwargs=" + "[" * 1500])
 
 
-def test_an_out_folder_that_cannot_be_written(tmp_path):
+def test_an_out_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError) as caught:
         run({}, out=tmp_path / "file" / "run")
     assert str(caught.value) == f"out is {str(tmp_path / 'file' / 'run')!r}, which cannot be written: Not a directory"
 
 
-def test_an_out_folder_that_is_not_empty(tmp_path):
+def test_an_out_folder_that_is_not_empty_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError) as caught:
         run({"out": str(tmp_path)})
@@ -312,7 +312,7 @@ def test_an_out_folder_that_is_not_empty(tmp_path):
        (["--seed=-1"], "seed is -1; it must be a whole number >= 0"), (["--backend=gpu"], "backend is 'gpu'; it must be one of ray, inline"),
        (["--preset=fedsgd"], f"preset is 'fedsgd' (did you mean 'fedavg'?); allowed: {', '.join(PRESETS)}")],
 )  # fmt: skip
-def test_the_command_line_says_it_on_one_line_and_exits_with_two(arguments, sentence, write, monkeypatch, capsys):
+def test_the_command_line_prints_one_line_and_exits_with_two(arguments, sentence, write, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["fedbonsai", "run", str(write("stop: {rounds: 1}")), *arguments])
     with pytest.raises(SystemExit) as caught:
         cli.main()
@@ -322,7 +322,7 @@ def test_the_command_line_says_it_on_one_line_and_exits_with_two(arguments, sent
     assert output.out == ""
 
 
-def test_no_run_folder_is_left_by_a_configuration_that_was_refused(write, tmp_path, monkeypatch, capsys):
+def test_a_refused_configuration_leaves_no_run_folder(write, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["fedbonsai", "run", str(write("seed: x"))])
     with pytest.raises(SystemExit):

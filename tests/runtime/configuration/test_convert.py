@@ -1,4 +1,4 @@
-"""From mappings to settings: every refusal names the field, the value and what is allowed."""
+"""Conversion of mappings to settings: every error names the field, the value and what is allowed."""
 
 # ruff: noqa: E501  (a table of sentences: one row a line)
 
@@ -44,7 +44,7 @@ class Outer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     flag: bool = False
 
 
-def test_values_are_taken_over_at_every_depth():
+def test_values_are_converted_at_every_depth():
     raw = {"inner": {"count": 2, "colour": "green"}, "kind": {"name": "large", "size": 3}, "entries": [{"name": "a"}]}
     assert convert(raw, Outer) == Outer(
         inner=Inner(count=2, colour="green"), kind=Large(size=3.0), entries=(Entry("a"),)

@@ -1,4 +1,4 @@
-"""Model, data, loss and metrics are tried before round 0, and what does not work is named; what works is left as it was."""
+"""Checks of model, data, loss and metrics before round 0: errors are named, and working objects are not changed."""
 
 import sys
 
@@ -42,7 +42,7 @@ def normalised():
     return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
 
 class Counting(nn.Module):
-    """Counts its calls and averages what it sees, also where it is evaluated."""
+    """Counts its calls and averages its inputs, also in evaluation."""
 
     def __init__(self):
         super().__init__()
@@ -58,7 +58,7 @@ class Counting(nn.Module):
         return self.second(x - self.mean)
 
 class Frozen(nn.Module):
-    """The first layer is not to be trained."""
+    """Its first layer is frozen."""
 
     def __init__(self):
         super().__init__()
@@ -70,7 +70,7 @@ class Frozen(nn.Module):
         return self.second(x)
 
 class Typed(nn.Module):
-    """Looks at the type of what leaves its first layer."""
+    """Checks the type of its first layer's output."""
 
     def __init__(self):
         super().__init__()
@@ -189,7 +189,7 @@ REFUSED = {
     ),
     "a target of accuracy without accuracy": (
         (named("linear", outputs=1), {"training": {"loss": "mse"}, "data": {"targets": "number"}, "stop": {"accuracy": 0.9}}),
-        "stop.accuracy is 0.9, but accuracy is no metric where targets are not class labels",
+        "stop.accuracy is 0.9, but accuracy is not a metric where targets are not class labels",
     ),
     "samples one at a time": (
         ("normalised", {"training": {"batch_size": 4, "accumulation": 4}}),
@@ -212,7 +212,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_work_is_refused_before_the_first_round(config, case):
+def test_parts_that_do_not_work_together_are_refused_before_the_first_round(config, case):
     (model, changes), sentence = REFUSED[case]
     changes = dict(changes)
     share, transforms = changes.pop("data_share", 0.0), changes.pop("transforms", [])
@@ -245,7 +245,7 @@ def test_a_precision_that_the_processor_lacks_for_this_model_is_named(config):
         next(fedbonsai.run(made))
 
 
-def test_the_default_metric_follows_loss_and_targets_and_without_one_the_best_model_is_that_of_the_least_loss(config):
+def test_the_default_metric_follows_loss_and_targets_and_without_one_the_lowest_loss_is_best(config):
     events, summary = run(config(named("linear", outputs=1), data={"targets": "number"}, training={"loss": "mse"}))
     assert [set(event.figures) for event in events if isinstance(event, Evaluated)] == [{"loss"}, {"loss"}]
     assert (summary["accuracy"], summary["best_round"]) == (None, 2)
@@ -292,7 +292,7 @@ def test_devices_with_one_sample_are_left_out_where_the_model_cannot_be_trained_
     assert {event.report.plan.device for event in others if isinstance(event, PlanEnded)} == {0, 1, 2}
 
 
-def test_accumulation_leaves_no_sample_alone(config):
+def test_accumulation_makes_no_micro_batch_of_one_sample(config):
     """Thirteen samples in batches of eight, each in four parts."""
     made = config("normalised", data={"sizes": [13, 13, 13]}, training={"batch_size": 8, "accumulation": 4})
     assert run(made)[1]["outcomes"]["done"] == 6

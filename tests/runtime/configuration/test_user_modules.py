@@ -1,4 +1,4 @@
-"""Modules beside a YAML: those that it names are found when it is run, and nothing else of its folder, or of any other."""
+"""Modules beside a YAML: only those that it names are found when it is run, and no other file of any folder."""
 
 import importlib.util
 import os
@@ -35,7 +35,7 @@ def choose(view, decision):
 
 @pytest.fixture(name="import_system", autouse=True)
 def import_system_fixture(monkeypatch):
-    """What runs add to the import system goes with the test."""
+    """Restore the import system after the test."""
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     before = set(sys.modules)
     yield
@@ -50,13 +50,13 @@ def folder_with(folder, digits, prefix):
     policy, helper, stranger = (f"{prefix}_{name}_beside_xyz" for name in ("policy", "helper", "stranger"))
     (folder / f"{policy}.py").write_text(POLICY.format(helper=helper))
     (folder / f"{helper}.py").write_text(HELPER)
-    (folder / f"{stranger}.py").write_text("raise AssertionError('nobody has named it')\n")
+    (folder / f"{stranger}.py").write_text("raise AssertionError('it is not named')\n")
     path = folder / "e.yaml"
     path.write_text(yaml.safe_dump(digits(policy=[{"name": f"{policy}:Mine"}], stop={"rounds": 1})))
     return path, policy, stranger
 
 
-def test_what_a_configuration_names_is_found_with_what_that_imports_and_nothing_else(digits, tmp_path):
+def test_named_modules_are_found_with_their_imports_and_nothing_else(digits, tmp_path):
     path, policy, stranger = folder_with(tmp_path / "mine", digits, "a")
     before = list(sys.path)
     load_config(path)
@@ -75,7 +75,7 @@ def test_what_a_configuration_names_is_found_with_what_that_imports_and_nothing_
 
 
 def test_resuming_opens_no_run_folder_for_imports(digits, tmp_path, monkeypatch):
-    """A file in a stranger's run folder that is called like a package which some library tries to import is not run."""
+    """A file in another run's folder is not run, even if it is named as a package that some library tries to import."""
     monkeypatch.chdir(tmp_path)
     path, policy, _ = folder_with(tmp_path / "mine", digits, "b")
     config = load_config(path)
@@ -136,7 +136,7 @@ def other_words_for_a_summary(folder):
     [damage_config, damage_fleet, endless_config, list_for_a_summary, nested_summary, endless_summary, pipe_for_a_summary,
      other_words_for_a_summary],
 )  # fmt: skip
-def test_other_runs_that_cannot_be_read_are_passed_over(harm, digits, tmp_path, monkeypatch):
+def test_other_runs_that_cannot_be_read_are_skipped(harm, digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with fedbonsai.run(digits(seed=8), out=tmp_path / "runs" / "other") as other:
         next(other)
@@ -144,13 +144,13 @@ def test_other_runs_that_cannot_be_read_are_passed_over(harm, digits, tmp_path, 
     with fedbonsai.run(digits(), resume="auto") as run:
         next(run)
         assert run.folder.path.name.startswith("test-")
-    with pytest.raises(ConfigError) as caught:  # named, it is told what is wrong in one sentence
+    with pytest.raises(ConfigError) as caught:  # named explicitly, it is refused in one sentence
         fedbonsai.run(digits(), resume=other.folder.path)
     assert str(caught.value).startswith("resume is ") or "classes" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_no_run_has_written_is_none_to_go_on_with(digits, tmp_path):
+def test_a_folder_that_no_run_has_written_cannot_be_resumed(digits, tmp_path):
     """The user's own experiment in a file called config.yaml, and no marker: nothing there is touched."""
     config = digits()
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))

@@ -23,7 +23,7 @@ from fedbonsai.policies.plan import Objective, Split
 from fedbonsai.policies.policy import chain
 from fedbonsai.policies.report import Outcome
 from fedbonsai.runtime.configuration.config import load_config
-from fedbonsai.runtime.configuration.workload_settings import workload_settings
+from fedbonsai.runtime.configuration.resolution import workload_settings
 from fedbonsai.runtime.engine.engine import Engine
 from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import Evaluated, Notice, PlanEnded, RoundStarted, RunEnded, VersionClosed

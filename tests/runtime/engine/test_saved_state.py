@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from fedbonsai.comms.links.broadcast import Broadcast
 from fedbonsai.policies.checks.type_check import fields_of, mismatch
-from fedbonsai.runtime.checkpointing.types import CONTAINERS, ENUMS, KINDS, STRUCTS, TAGS
+from fedbonsai.runtime.checkpointing.types import CONTAINERS, DATACLASSES, ENUMS, STRUCTS, TAGS
 from fedbonsai.runtime.configuration.config import load_config
 from fedbonsai.runtime.configuration.policy_checks import configured_policy
 from fedbonsai.runtime.engine.engine import Engine
@@ -52,7 +52,7 @@ def test_every_attribute_is_saved_or_declared_not_to_be(found):
     assert kinds >= {"Loop", "Server", "Store", "Fold", "Peers", "Downlinks", "Broadcast", "VirtualClock", "WallClock"}
     assert kinds >= {
         "Streams",
-        "Links",
+        "NetworkLinks",
         "Transfers",
         "Costs",
         "StreamCosts",
@@ -118,7 +118,7 @@ def test_a_value_of_another_type_is_refused_with_its_place_and_changes_nothing()
 
 def test_the_table_of_types_is_closed_and_its_tags_are_those_of_the_format():
     """A tag may be added; one that changes or goes makes checkpoints unreadable, and needs another number of the format."""
-    tags = {*CONTAINERS, *ENUMS, *STRUCTS, *KINDS}
+    tags = {*CONTAINERS, *ENUMS, *STRUCTS, *DATACLASSES}
     assert set(TAGS.values()) == tags
     assert len(TAGS) == len(tags) + 1  # two kinds of dicts are "dict"
     assert tags >= {
@@ -127,9 +127,9 @@ def test_the_table_of_types_is_closed_and_its_tags_are_those_of_the_format():
         "indexed-view", "journey", "lane", "link-memory", "link-model", "link-sent", "load", "message", "peer", "round",
         "route", "sealed", "stream-bytes", "stream-charge", "stream-progress", "transfer", "work",
     }  # fmt: skip
-    assert all(dataclasses.is_dataclass(kind.type) for kind in KINDS.values())
+    assert all(dataclasses.is_dataclass(kind.type) for kind in DATACLASSES.values())
     assert all(issubclass(kind, msgspec.Struct) for kind in STRUCTS.values())
-    for kind in KINDS.values():
+    for kind in DATACLASSES.values():
         assert set(fields_of(kind.type)) == {field.name for field in dataclasses.fields(kind.type)}
 
 

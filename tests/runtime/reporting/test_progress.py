@@ -1,4 +1,4 @@
-"""What a person sees: lines in a log, a bar on a terminal."""
+"""Progress: lines in a log, a bar on a terminal."""
 
 import re
 from pathlib import Path
@@ -29,7 +29,7 @@ def evaluated(version, accuracy=0.5):
 def show(*events, quiet=False, rounds=3):
     with Progress(load_config({"stop": {"rounds": rounds}}), quiet=quiet) as shown:
         for event in events:
-            shown.note(event)
+            shown.show(event)
     return shown
 
 
@@ -47,7 +47,7 @@ def test_a_log_has_one_plain_line_a_round(every_line, capsys):
     ]
 
 
-def test_a_round_without_an_evaluation_is_told_when_the_next_thing_happens(every_line, capsys):
+def test_a_round_without_an_evaluation_is_shown_at_the_next_event(every_line, capsys):
     show(closed(1), evaluated(1), closed(2, loss=None), RoundStarted(version=2, plans=1), closed(3), ENDED)
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[2].strip() for line in lines] == [
@@ -63,7 +63,7 @@ def test_a_log_of_many_quick_rounds_keeps_the_first_and_the_last(monkeypatch, ca
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["round 1/99", "round 7/99"]
 
 
-def test_a_fault_says_where(capsys, make_plan):
+def test_a_fault_names_device_round_and_stage(capsys, make_plan):
     report = Report(plan=make_plan(1, 2, version=3), outcome=Outcome.FAILED, stage="train", error="ValueError: no")
     late = Report(plan=make_plan(2, 1), outcome=Outcome.LATE, error="its version had closed")
     show(
@@ -75,12 +75,12 @@ def test_a_fault_says_where(capsys, make_plan):
     ]
 
 
-def test_devices_that_could_not_evaluate_are_told(capsys):
+def test_devices_that_could_not_evaluate_are_shown(capsys):
     show(Evaluated(version=4, devices={"loss": {"mean": 1.0}}, num_devices=3, num_failed=2, first_error="device 7: no"))
     assert capsys.readouterr().out == "version 4: 2 of 5 devices could not evaluate it; the first: device 7: no\n"
 
 
-def test_what_the_start_found_is_told(capsys):
+def test_findings_at_the_start_are_shown(capsys):
     show(msgspec.structs.replace(STARTED, skipped_files=2, block_reason="it cannot be traced"))
     assert capsys.readouterr().out.splitlines()[1:] == [
         "2 corrupt files were skipped",
@@ -95,7 +95,7 @@ def test_quiet_leaves_standard_output_alone(capsys):
     assert "round 1/3" in output.err
 
 
-def test_a_terminal_gets_a_bar_that_goes_away(monkeypatch, capsys):
+def test_a_terminal_gets_a_bar_that_is_removed(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
@@ -110,7 +110,7 @@ def test_a_terminal_gets_a_bar_that_goes_away(monkeypatch, capsys):
     assert shown._bar.finished is False
 
 
-def test_the_end_tells_devices_figures_and_folder(capsys, make_plan):
+def test_the_end_shows_devices_figures_and_folder(capsys, make_plan):
     report = Report(
         plan=make_plan(1, 2),
         samples=5,
@@ -154,13 +154,13 @@ def test_a_table_of_many_devices_shows_the_slowest(make_plan):
     assert table.caption == "and 27 more"
 
 
-def test_who_stopped_early_is_told(make_plan):
+def test_a_device_that_stopped_early_is_marked(make_plan):
     report = Report(plan=make_plan(1, 1, whole_steps=5), steps=2)
     table = device_table({1: PlanEnded(report=report, fleet_class="b")})
     assert list(table.columns[2].cells) == ["done (2 of 5 steps)"]
 
 
-def test_what_is_counted_apart_stands_beside_the_totals():
+def test_bytes_that_are_counted_separately_are_shown_beside_the_totals():
     assert bytes_text(10, 2000, 0, 0) == "10 B up, 2.0 kB down"
     assert bytes_text(1, 2, 3, 4000) == "1 B up, 2 B down (and 3 B for evaluation, 4.0 kB between server and hosts)"
 
@@ -174,10 +174,10 @@ def test_sizes(num_bytes, text):
 
 
 @pytest.mark.parametrize("text", ["no [/such] tag", "shape [batch] of [red]", "stage :1: of :smile:"])
-def test_what_looks_like_markup_is_printed_as_it_is(capsys, make_plan, text):
+def test_text_that_looks_like_markup_is_printed_literally(capsys, make_plan, text):
     report = Report(plan=make_plan(1), outcome=Outcome.FAILED, error=text)
     shown = show(Notice(text=text), PlanEnded(report=report, fleet_class="[/b]"))
     shown._console.print(device_table({0: PlanEnded(report=report, fleet_class="[/b]")}))
-    told = capsys.readouterr().out
-    assert told.count(text) == 2
-    assert "[/b]" in told
+    output = capsys.readouterr().out
+    assert output.count(text) == 2
+    assert "[/b]" in output

@@ -1,4 +1,4 @@
-"""The summary: by hand from a few events, and again from the file of events of a whole run."""
+"""The summary: by hand from a few events, and from the event log of a whole run."""
 
 import json
 import math
@@ -57,7 +57,7 @@ def test_by_hand(make_plan):
 
 
 def test_what_grows_with_the_rounds_is_bounded():
-    """1200 rounds, of which the first 200 took a minute each: they have left the median behind."""
+    """1200 rounds, of which the first 200 took a minute each: the median no longer includes them."""
     summary = Summary()
     for version in range(1, 1201):
         summary.note(Notice(text=f"notice {version}"))
@@ -71,7 +71,7 @@ def test_what_grows_with_the_rounds_is_bounded():
     assert len(summary._round_walls) == 1000
 
 
-def test_it_can_be_asked_for_before_anything_happened():
+def test_a_summary_without_events():
     found = summary_of()
     assert (found["status"], found["rounds"], found["accuracy"], found["model_hash"]) == ("running", 0, None, None)
     assert set(REQUIRED) <= set(found)
@@ -84,7 +84,7 @@ def test_a_figure_that_is_not_finite_is_none():
     json.dumps(found, allow_nan=False)
 
 
-def test_events_jsonl_is_enough_to_make_it_again(digits, tmp_path):
+def test_the_summary_can_be_recomputed_from_events_jsonl(digits, tmp_path):
     config = digits(data={"test_share": 0.2}, evaluation={"where": "both"})
     with fedbonsai.run(config, out=tmp_path / "run") as run:
         for _ in run:

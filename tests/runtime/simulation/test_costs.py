@@ -1,4 +1,4 @@
-"""The cost table: arithmetic over one dry run a row."""
+"""The cost table: arithmetic over one dry run for each row."""
 
 import msgspec
 import pytest
@@ -11,8 +11,9 @@ from fedbonsai.learning.spec import Optimiser, Training
 from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Objective, Plan, Upload
 from fedbonsai.runtime.configuration.config import load_config
-from fedbonsai.runtime.configuration.workload_settings import workload_settings
+from fedbonsai.runtime.configuration.resolution import workload_settings
 from fedbonsai.runtime.simulation.costs import Costs
+from fedbonsai.runtime.simulation.stream_costs import BoundedCache
 
 
 @pytest.fixture(name="built", scope="module")
@@ -91,7 +92,7 @@ def test_packets_hold_fifteen_numbers_and_little_else(built):
 HALF = (CodecSpec("topk", {"density": 0.5}), CodecSpec("ternary"), CodecSpec("entropy"))
 
 
-def test_a_packet_of_varying_size_is_estimated_well_below_its_bound_and_then_at_what_it_was(built):
+def test_a_packet_of_varying_size_is_estimated_below_its_bound_and_then_at_the_observed_size(built):
     costs, plan = built
     halved = plan(codec_up=HALF, link_up=Residual(rule="delta"))
     weight, bias = ArraySpec("weight", (3, 4), "<f4", role="weight"), ArraySpec("bias", (3,), "<f4", role="vector")
@@ -101,7 +102,7 @@ def test_a_packet_of_varying_size_is_estimated_well_below_its_bound_and_then_at_
     assert not exact
     assert 64 + 20 < up < 64 + 20 + 40 < bound
     assert down == costs.packet_bytes(plan())[0]
-    costs.observe(halved, "down", 7)  # dense: known exactly, whatever came
+    costs.observe(halved, "down", 7)  # dense: exact, whatever was observed
     costs.observe(halved, "up", 99)
     assert costs.packet_bytes(halved) == (down, 99)
     # The same by another rule, or none; not so another density, or integers in place of floats.
@@ -149,3 +150,11 @@ def test_an_optimiser_with_more_state_needs_more_memory(built):
 def test_the_estimate_of_another_device_takes_that_devices_samples(built):
     costs, plan = built
     assert costs.flops(plan(0), device=1) == costs.flops(msgspec.structs.replace(plan(0), device=1))
+
+
+def test_a_bounded_cache_drops_the_entry_that_was_inserted_first():
+    recent = BoundedCache(2)
+    recent["a"], recent["b"], recent["a"] = 1, 2, 3
+    assert dict(recent) == {"a": 3, "b": 2}
+    recent["c"] = 4
+    assert dict(recent) == {"b": 2, "c": 4}

@@ -16,7 +16,7 @@ from fedbonsai.policies.report import Estimate, Report
 from fedbonsai.policies.selection.plain import All
 from fedbonsai.runtime.errors import RunError
 from fedbonsai.runtime.events import PlanEnded, VersionClosed
-from fedbonsai.runtime.simulation.partial_work import share_done, stop_early
+from fedbonsai.runtime.simulation.costs import share_done, stop_early
 from msgspec.structs import replace
 
 LINK = {"memory_bytes": 10**9, "up_bytes_per_s": 10**6, "down_bytes_per_s": 10**6}
@@ -35,7 +35,7 @@ def two_seconds_a_step(plan):
         (11.9, 1.0, 4),
         (8.0, 1.0, 3),
         (7.99, 1.0, 2),
-        (0.1, 1.0, 1),  # it comes late, with something
+        (0.1, 1.0, 1),  # it arrives late, with one step
         (12.0, 0.9, 4),
         (8.0, 0.5, 2),
         (None, 0.5, 2),
@@ -200,8 +200,8 @@ def test_behind_asynchronous_each_plan_has_its_own_deadline(whole_s):
     assert all(report.virtual.seconds <= 1.5 * whole_s for report in done)
 
 
-def test_what_a_link_carries_this_time_is_known(whole_s):
-    # A device whose link is 0.4 of what its class declares, from the start: without a cut it would come late.
+def test_the_current_rate_of_the_link_is_known(whole_s):
+    # A device whose link is 0.4 of what its class declares, from the start: whole, its update would be late.
     slow = {"classes": [{"name": "c", "flop_per_s": 1e8, "rates": [[0, 0, 4 * 10**5, 4 * 10**5]]} | LINK]}
     _, whole, _ = finished(fleet=slow)
     deadline_s = 0.5 * (whole_s + whole[0].virtual.seconds)
@@ -215,7 +215,7 @@ def early(chance):
     return {"classes": [{"name": "c", "count": 6, "flop_per_s": 1e8, "dropout": {"early": chance}} | LINK]}
 
 
-def test_a_device_may_be_needed_elsewhere_and_a_cut_changes_nothing_of_that():
+def test_a_device_may_stop_for_a_reason_of_its_own_and_a_cut_changes_nothing_of_that():
     run, ended, _ = finished(fleet=early(0.5))
     steps = [(ended[device].steps, ended[device].plan.whole_steps) for device in range(6)]
     assert {whole for _, whole in steps} == {0, 5}
@@ -227,7 +227,7 @@ def test_a_device_may_be_needed_elsewhere_and_a_cut_changes_nothing_of_that():
     assert other.summary["model_hash"] != run.summary["model_hash"]
 
 
-def test_a_part_of_a_view_is_none():
+def test_a_view_is_uploaded_whole_or_not_at_all():
     run = fedbonsai.run(BASE | {"fleet": early(1.0), "preset": "ecofed", "stop": {"rounds": 1}})
     with pytest.raises(RunError, match="the device dropped out"):
         list(run)
@@ -260,7 +260,7 @@ class Hurried:
 
 
 @pytest.mark.parametrize("others", [(), (SplitFed(cut="features.0"),), (SplitFed(window=3),), (LocalLoss(),)], ids=str)
-def test_under_the_wall_clock_a_device_looks_at_its_own(others):
+def test_under_the_wall_clock_a_device_uses_its_own_clock(others):
     link = dict.fromkeys(("up_bytes_per_s", "down_bytes_per_s"), 10**15)
     fleet = {"classes": [{"name": "c", "count": 2, "flop_per_s": 1e12, "memory_bytes": 10**9} | link]}
     data = BASE["data"] | {"train_transforms": [f"{__name__}:slow_transform"]}

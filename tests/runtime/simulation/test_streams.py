@@ -7,7 +7,7 @@ import pytest
 from fedbonsai.actors.pool import StreamBytes, Task
 from fedbonsai.policies.plan import Split
 from fedbonsai.policies.report import Outcome
-from fedbonsai.runtime.simulation.links import Links
+from fedbonsai.runtime.simulation.network_links import NetworkLinks
 from fedbonsai.runtime.simulation.stream_load import Load, Route, Work, charged
 from fedbonsai.runtime.simulation.streams import Streams
 from fedbonsai.runtime.simulation.virtual_clock import VirtualClock
@@ -36,7 +36,7 @@ def drive(streams_at, *, capacities=None, cancel=None):
 
     ``cancel``: (plan, second).
     """
-    up, down = Links(capacities or {}), Links(capacities or {})
+    up, down = NetworkLinks(capacities or {}), NetworkLinks(capacities or {})
     streams, ended = Streams(up=up, down=down), {}
     starts = sorted((at_s, plan_id) for plan_id, (_, _, at_s) in streams_at.items())
     while True:
@@ -52,8 +52,8 @@ def drive(streams_at, *, capacities=None, cancel=None):
             cancel = None
         elif source == 3:
             starts.pop(0)
-            what, way, at_s = streams_at[plan_id]
-            streams.begin(plan_id, what, way, now_s=at_s)
+            stream, path, at_s = streams_at[plan_id]
+            streams.begin(plan_id, stream, path, now_s=at_s)
         elif source == 2:
             seconds = streams.change()
             if seconds is not None:
@@ -62,14 +62,14 @@ def drive(streams_at, *, capacities=None, cancel=None):
             streams.landed(plan_id, ("down", "up")[source], now_s=now_s)
 
 
-def alone(what, way=None, *, at_s=0.0, capacities=None):
-    return drive({1: (what, way or Route(), at_s)}, capacities=capacities)[1]
+def alone(stream, path=None, *, at_s=0.0, capacities=None):
+    return drive({1: (stream, path or Route(), at_s)}, capacities=capacities)[1]
 
 
 OWN = Route(latency_s=0.5, up_rate=100.0, down_rate=100.0)
 
 
-def test_with_gradients_and_window_one_everything_waits_for_everything():
+def test_with_gradients_and_window_one_nothing_overlaps():
     # forward 2 + 1, up (0.5 + 1) + (0.5 + 0.5), host 1 + 0.5, down (0.5 + 0.2) + (0.5 + 0.1), backward 4 + 2
     found = alone(load((2.0, 1.0), (1.0, 0.5), rest=(4.0, 2.0), up=(100, 50), down=(20, 10)), OWN)
     assert found == pytest.approx(3 + 2.5 + 1.5 + 1.3 + 6)
@@ -81,23 +81,23 @@ def test_a_window_without_answers_overlaps_all_three():
     #   uplink    1-3, 3-5, 6-8
     #   host      3-6, 6-9, 9-12
     three = {"forward": (1.0,) * 3, "host": (3.0,) * 3, "up": (200,) * 3}
-    way = Route(up_rate=100.0)
-    assert alone(load(**three, window=2), way) == 12
+    path = Route(up_rate=100.0)
+    assert alone(load(**three, window=2), path) == 12
     # Window 1: sent at 1, 6 and 11, since only the forward pass runs ahead; the host is done at 6, 11 and 16.
-    assert alone(load(**three, window=1), way) == 16
-    # 1 s of latency, window 2: sent at 1 and 2; there at 4 and 6; the host is done at 7 and 10, and the device knows at 8 that
-    # it may send the third, which is there at 11; the host is done at 14, and the device knows at 15.
-    assert alone(load(**three, window=2), replace(way, latency_s=1.0)) == 15
+    assert alone(load(**three, window=1), path) == 16
+    # 1 s of latency, window 2: sent at 1 and 2; there at 4 and 6; the host is done at 7 and 10, the device learns of it at 8
+    # and sends the third, which arrives at 11; the host is done at 14, and the device learns of it at 15.
+    assert alone(load(**three, window=2), replace(path, latency_s=1.0)) == 15
 
 
 def test_packets_in_a_row_pay_for_latency_side_by_side():
-    # Sent at 1 and 2 with 5 s of latency: there at 6 + 2 and 8 + 2; the host takes no time, and word of it 5 s.
+    # Sent at 1 and 2 with 5 s of latency: there at 6 + 2 and 8 + 2; the host takes no time, its acknowledgement 5 s.
     two = load((1.0, 1.0), (0.0, 0.0), up=(200, 200), window=2)
     assert alone(two, Route(latency_s=5.0, up_rate=100.0)) == 15
 
 
-def test_a_device_that_trains_its_own_blocks_does_so_while_packets_are_under_way():
-    # Device 0-1 and 1-5, 5-6 and 6-10; packets 1-3 and 6-8; host 3-6 and 8-11. Were the host quick, the device would decide.
+def test_a_device_that_trains_its_own_blocks_does_so_while_packets_are_transferred():
+    # Device 0-1 and 1-5, 5-6 and 6-10; packets 1-3 and 6-8; host 3-6 and 8-11. With a fast host the device would decide.
     own = {"forward": (1.0, 1.0), "rest": (4.0, 4.0), "up": (200, 200), "window": 2}
     assert alone(load(host=(3.0, 3.0), **own), Route(up_rate=100.0)) == 11
     assert alone(load(host=(0.1, 0.1), **own), Route(up_rate=100.0)) == 10
@@ -114,14 +114,14 @@ def test_a_stream_of_no_packets_is_over_at_once():
     assert alone(load((), ()), at_s=3.0) == 3.0
 
 
-def test_two_devices_on_one_host_are_served_as_they_come():
-    # One micro-batch of 4 s each: the first comes at 1, the second at 2 and waits until 5. On two hosts nobody waits.
+def test_two_devices_on_one_host_are_served_first_come_first_served():
+    # One micro-batch of 4 s each: the first comes at 1, the second at 2 and waits until 5. On two hosts none waits.
     first, second = load((1.0,), (4.0,)), load((2.0,), (4.0,))
     assert drive({1: (first, Route(), 0.0), 2: (second, Route(), 0.0)}) == {1: 5.0, 2: 9.0}
     assert drive({1: (first, Route(), 0.0), 2: (second, Route(host=1), 0.0)}) == {1: 5.0, 2: 6.0}
 
 
-def test_who_comes_to_a_host_at_the_same_time_is_served_by_plan():
+def test_packets_that_arrive_at_a_host_at_the_same_time_are_served_by_plan():
     one = load((1.0,), (4.0,))
     assert drive({7: (one, Route(), 0.0), 3: (one, Route(), 0.0)}) == {3: 5.0, 7: 9.0}
 
@@ -143,7 +143,7 @@ def test_two_devices_on_one_shared_link_have_half_of_it_each():
     assert alone(one, WIFI, capacities={"wifi": 100.0}) == 3.0
 
 
-def test_answers_share_the_way_down():
+def test_answers_share_the_downlink():
     # Hosts are done at 1; 100 bytes each come down at 50 B/s.
     one = load((0.0,), (1.0,), down=(100,))
     both = {1: (one, WIFI, 0.0), 2: (one, replace(WIFI, host=1), 0.0)}
@@ -194,21 +194,21 @@ CAPACITIES = {"wifi": 1e6}
 
 
 @given(loads(answers=True), routes())
-def test_window_one_with_gradients_is_the_sum_of_all_its_parts(what, way):
-    what = replace(what, window=1)
-    up_rate, down_rate = (min(rate, 1e6) if way.up_links else rate for rate in (way.up_rate, way.down_rate))
-    expected = sum(what.forward_s) + sum(what.rest_s) + sum(what.host_s) + 2 * len(what.up) * way.latency_s
-    expected += sum(what.up) / up_rate + sum(what.down) / down_rate
-    assert alone(what, way, capacities=CAPACITIES) == pytest.approx(expected, rel=1e-9)
+def test_window_one_with_gradients_is_the_sum_of_all_its_parts(stream, path):
+    stream = replace(stream, window=1)
+    up_rate, down_rate = (min(rate, 1e6) if path.up_links else rate for rate in (path.up_rate, path.down_rate))
+    expected = sum(stream.forward_s) + sum(stream.rest_s) + sum(stream.host_s) + 2 * len(stream.up) * path.latency_s
+    expected += sum(stream.up) / up_rate + sum(stream.down) / down_rate
+    assert alone(stream, path, capacities=CAPACITIES) == pytest.approx(expected, rel=1e-9)
 
 
 @given(loads(), routes(), st.floats(0, 1e6))
-def test_alone_it_takes_the_same_to_the_last_bit_whenever_it_begins(what, way, at_s):
+def test_alone_it_takes_the_same_to_the_last_bit_whenever_it_begins(stream, path, at_s):
     found = []
     for begins_s in (0.0, at_s):
-        links = {name: Links(CAPACITIES) for name in ("up", "down")}
+        links = {name: NetworkLinks(CAPACITIES) for name in ("up", "down")}
         streams = Streams(**links)
-        streams.begin(1, what, way, now_s=begins_s)
+        streams.begin(1, stream, path, now_s=begins_s)
         seconds = None
         while seconds is None:
             firsts = (links["down"].first(), links["up"].first(), streams.first())
@@ -222,24 +222,24 @@ def test_alone_it_takes_the_same_to_the_last_bit_whenever_it_begins(what, way, a
 
 
 @given(loads(answers=False), routes())
-def test_a_larger_window_never_takes_longer_and_no_part_is_ever_hurried(what, way):
-    taken = [alone(replace(what, window=window), way, capacities=CAPACITIES) for window in (1, 2, 3, 8)]
+def test_a_larger_window_never_takes_longer_and_no_part_becomes_faster(stream, path):
+    taken = [alone(replace(stream, window=window), path, capacities=CAPACITIES) for window in (1, 2, 3, 8)]
     assert all(later <= earlier * (1 + 1e-9) for earlier, later in pairwise(taken))
-    rate = min(way.up_rate, 1e6) if way.up_links else way.up_rate
-    device = sum(what.forward_s) + sum(what.rest_s)
-    assert taken[-1] >= max(device, sum(what.up) / rate, sum(what.host_s)) * (1 - 1e-9)
+    rate = min(path.up_rate, 1e6) if path.up_links else path.up_rate
+    device = sum(stream.forward_s) + sum(stream.rest_s)
+    assert taken[-1] >= max(device, sum(stream.up) / rate, sum(stream.host_s)) * (1 - 1e-9)
 
 
 @settings(max_examples=60)
 @given(st.lists(st.tuples(loads(), routes(shared=False), SECONDS), min_size=2, max_size=5))
-def test_a_host_that_is_shared_works_no_faster_and_nobody_gains(several):
+def test_a_host_that_is_shared_works_no_faster_and_no_stream_gains(several):
     streams = dict(enumerate(several))
     ended = drive(streams)
     assert set(ended) == set(streams)
-    for number, (what, way, at_s) in streams.items():
-        assert ended[number] >= alone(what, way, at_s=at_s) * (1 - 1e-9)
+    for number, (stream, path, at_s) in streams.items():
+        assert ended[number] >= alone(stream, path, at_s=at_s) * (1 - 1e-9)
     begin = min(at_s for _, _, at_s in several)
-    assert max(ended.values()) - begin >= sum(sum(what.host_s) for what, _, _ in several) * (1 - 1e-9)
+    assert max(ended.values()) - begin >= sum(sum(stream.host_s) for stream, _, _ in several) * (1 - 1e-9)
 
 
 def test_with_many_devices_the_host_is_the_bottleneck():
@@ -295,7 +295,7 @@ WORK = Work(samples=(2, 1), forward_flops=10, flops=30, host_flops=50)
 
 
 def test_a_split_plan_by_hand(bench):
-    # Alike the first test, with an update of 100 bytes: down 0.5, device 9, stream 2.5 + 1.5 + 1.3, up 0.5 + 1.
+    # As the first test, with an update of 100 bytes: down 0.5, device 9, stream 2.5 + 1.5 + 1.3, up 0.5 + 1.
     one = bench(latency_s=0.5, hosts=HOSTS)
     one.dispatch(1, 0, WORK, (100, 50), (20, 10), update=100, mode="splitfed")
     virtual = one.arrivals()[1].virtual
@@ -338,7 +338,7 @@ def test_a_stream_and_an_update_share_a_link(bench, make_plan):
     assert {plan_id: arrival.time_s for plan_id, arrival in two.arrivals().items()} == {1: 3.0, 2: 3.0}
 
 
-def test_a_stream_that_broke_off_is_charged_as_far_as_it_came(bench):
+def test_a_stream_that_broke_off_is_charged_for_what_was_completed(bench):
     # One of two packets, of 2 samples: forward 2, up 1, host 1, down 0.2, backward 4.
     one = bench(hosts=HOSTS)
     one.dispatch(1, 0, WORK, (100,), (20,), update=None, mode="splitfed")
@@ -349,8 +349,8 @@ def test_a_stream_that_broke_off_is_charged_as_far_as_it_came(bench):
     assert virtual.seconds == pytest.approx(8.2) == arrival.time_s
 
 
-def test_a_replay_is_its_hosts_alone_and_takes_turns_with_streams(bench):
-    # Latency 1 s is not the replay's. It has the host 0-1, 1-1.5; of two micro-batches of 1 s and 0.5 s.
+def test_a_replay_runs_on_its_host_alone_and_takes_turns_with_streams(bench):
+    # Latency 1 s does not apply to the replay. It has the host 0-1, 1-1.5; of two micro-batches of 1 s and 0.5 s.
     replay = replace(WORK, forward_flops=0, flops=0, window=1, answers=False, replay=True)
     one = bench(latency_s=1.0, hosts=HOSTS)
     one.dispatch(1, 0, replay, view="v")

@@ -1,4 +1,4 @@
-"""The clocks, with a pool that obeys a script; sizes and speeds are such that a pencil can follow."""
+"""The clocks, with a scripted pool; sizes and speeds are simple enough to check by hand."""
 
 import time
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from fedbonsai.policies.partitioning.local_loss import LocalLoss
 from fedbonsai.policies.partitioning.split import SplitFed
 from fedbonsai.policies.report import Estimate, Outcome
 from fedbonsai.runtime.events import PlanEnded
-from fedbonsai.runtime.simulation.links import own_rate
+from fedbonsai.runtime.simulation.network_links import uncontended_rate
 from fedbonsai.runtime.simulation.virtual_clock import VirtualClock
 from fedbonsai.runtime.simulation.wall_clock import WallClock
 
@@ -69,7 +69,7 @@ def test_arrivals_come_in_simulated_order_and_ties_by_plan_id(bench, make_fleet)
 
 
 def test_the_pool_is_asked_in_simulated_order_and_only_for_what_is_needed(bench, make_fleet):
-    # Plan 1 computes until 4 s, plan 2 until 2 s and sends until 3 s: when 2 arrives, nobody needs to know of 1.
+    # Plan 1 computes until 4 s, plan 2 until 2 s and sends until 3 s: when 2 arrives, the result of 1 is not needed.
     two = bench(make_fleet(1, 2))
     two.dispatch(1, 0, flops=4, up=100)
     two.dispatch(2, 1, flops=4, up=100)
@@ -79,8 +79,8 @@ def test_the_pool_is_asked_in_simulated_order_and_only_for_what_is_needed(bench,
     assert two.pool.asked == [2, 1]
 
 
-def test_an_arrival_waits_for_whoever_could_still_be_earlier(bench, make_fleet):
-    # Plan 1 sends from 1 s to 11 s. Plan 2 ends its computation at 2 s: its update could be small and overtake, and is.
+def test_an_arrival_waits_for_a_plan_that_could_still_be_earlier(bench, make_fleet):
+    # Plan 1 sends from 1 s to 11 s. Plan 2 ends its computation at 2 s: its update could be small and arrive first, and does.
     two = bench(make_fleet(1, 1))
     two.dispatch(1, 0, flops=1, up=1000)
     two.dispatch(2, 1, flops=2, up=100)
@@ -111,7 +111,7 @@ def test_latency_is_spent_before_a_shared_link_is_used(bench, make_fleet):
     assert two.arrivals() == [(1, 4.0), (2, 4.0)]
 
 
-def test_uploads_share_the_link_only_while_both_are_under_way(bench, make_fleet):
+def test_uploads_share_the_link_only_while_both_are_active(bench, make_fleet):
     # Plan 1 uploads from 0 s. Plan 2 computes 0.5 s, then both have half: 1 ends at 1.5 s, and 2 at 2 s.
     fleet = make_fleet(1, 1, up_bytes_per_s=10**7, server={"up_bytes_per_s": 10**6})
     two = bench(fleet)
@@ -122,7 +122,7 @@ def test_uploads_share_the_link_only_while_both_are_under_way(bench, make_fleet)
     assert [a.virtual.up_s for a in arrivals] == [1.5, 1.5]
 
 
-def test_a_deadline_stops_the_time_there_and_what_is_in_flight_goes_on(bench, make_fleet):
+def test_a_deadline_stops_the_time_and_plans_in_flight_continue(bench, make_fleet):
     one = bench(make_fleet(1))
     one.dispatch(1, flops=4, up=100)
     assert one.clock.next(3.0) is None
@@ -185,9 +185,9 @@ def test_a_plan_that_has_arrived_can_be_cancelled_too(bench, make_fleet):
     assert one.clock.next(1e9) is None
 
 
-def test_a_transfer_alone_goes_at_the_least_of_all_rates():
-    assert own_rate(5.0, None, 3.0, None) == 3.0
-    assert own_rate(5.0, None) == 5.0
+def test_an_uncontended_transfer_has_the_lowest_of_all_rates():
+    assert uncontended_rate(5.0, None, 3.0, None) == 3.0
+    assert uncontended_rate(5.0, None) == 5.0
 
 
 @dataclass(frozen=True)
@@ -256,14 +256,14 @@ def with_hosts(hosts):
     ],
     ids=str,
 )
-def test_so_it_is_when_the_model_is_cut(split, hosts):
+def test_that_holds_when_the_model_is_cut(split, hosts):
     for estimate, charged in estimated_and_charged(split=split, **with_hosts(hosts)):
         assert charged == estimate
         assert charged.stream_s > 0
         assert charged.host_flops > 0
 
 
-def test_so_it_is_for_a_replay():
+def test_that_holds_for_a_replay():
     @dataclass(frozen=True)
     class Twice(OneByOne):
         """The first device uploads; the second round is a replay of that."""
@@ -312,7 +312,7 @@ def test_with_a_codec_of_varying_size_the_estimate_is_near_and_then_the_size_of_
 
 def test_the_estimate_of_a_link_with_memory_counts_what_a_device_has_missed():
     pairs = estimated_and_charged(policy_links=True)
-    # Device k comes first in round k: it is sent what agrees on the model of the seed, and the k residuals since.
+    # Device k first takes part in round k: it is sent the message that agrees on the seed's model, and the k residuals since.
     for estimate, charged in pairs:
         assert estimate.down_bytes == charged.down_bytes
     sizes = [charged.down_bytes for _, charged in pairs]
@@ -331,7 +331,7 @@ def wall_fixture(scripted_pool, make_plan):
     )
 
 
-def test_the_wall_clock_takes_arrivals_as_they_come(wall):
+def test_the_wall_clock_returns_arrivals_as_results_come_in(wall):
     pool, clock = wall
     clock.dispatch(pool.queue[0], down_bytes=1, flops=1, peak_memory_bytes=1)
     first, second = clock.next(None), clock.next(None)

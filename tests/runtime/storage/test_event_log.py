@@ -1,4 +1,4 @@
-"""The log: numbered lines, of which those that follow one another are believed."""
+"""The log: numbered lines, read back as far as their numbers are consecutive."""
 
 import json
 
@@ -54,13 +54,13 @@ def test_lines_are_numbered_and_read_back(lines):
         (lambda held: [], 0),
     ],
 )
-def test_what_is_read_ends_where_the_lines_do_not_follow_one_another(lines, change, left):
+def test_reading_ends_where_the_numbers_are_not_consecutive(lines, change, left):
     path, held = lines
     path.write_bytes(b"".join(change(held)))
     assert texts(path) == [str(number) for number in range(left)]
 
 
-def test_a_cut_keeps_sound_lines_and_goes_on_with_their_numbers(lines):
+def test_a_cut_keeps_intact_lines_and_continues_their_numbers(lines):
     path, held = lines
     path.write_bytes(b"".join([*held[:3], held[2], *held[3:]]))
     log = EventLog(path.parent)
@@ -81,8 +81,8 @@ def test_a_line_without_an_event_is_a_value_error(line):
 
 
 @pytest.mark.parametrize("harm", ["doubled", "garbled"])
-def test_a_run_whose_log_was_harmed_goes_on_to_the_same_bits(harm, tmp_path):
-    """A doubled line is not taken over; behind a garbled one nothing is believed, and an older checkpoint is used."""
+def test_a_run_whose_log_was_damaged_is_resumed_to_the_same_bits(harm, tmp_path):
+    """A doubled line is skipped; what follows a garbled one is ignored, and an older checkpoint is used."""
     expected = uninterrupted(BASE, tmp_path / "whole")
     started(BASE, tmp_path / "run", stops=3)
     path = tmp_path / "run" / "events.jsonl"
@@ -95,7 +95,9 @@ def test_a_run_whose_log_was_harmed_goes_on_to_the_same_bits(harm, tmp_path):
     run = fedbonsai.run(BASE, resume=tmp_path / "run")
     notices = [event.text for event in run if isinstance(event, Notice)]
     passed = [text.partition(" (")[2] for text in notices if "damaged" in text]
-    short = f"the log has {closed[2]} sound events, where it counts {closed[2] + 1}); the one before it is used"
+    short = (
+        f"the log has {closed[2]} intact events; at the checkpoint it had {closed[2] + 1}); the one before it is used"
+    )
     assert passed == ([] if harm == "doubled" else [short])
     assert told(run.summary) == told(expected)
     assert facts(tmp_path / "run") == facts(tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""The run folder: complete, readable, and enough to run the same again."""
+"""The run folder: complete, readable, and sufficient to repeat the run."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_its_configuration_runs_to_the_same_model(finished, tmp_path):
     assert (tmp_path / "again" / "config.yaml").read_text() == (folder / "config.yaml").read_text()
 
 
-def test_its_configuration_stands_alone(finished):
+def test_its_configuration_needs_no_other_file(finished):
     folder, _ = finished
     written = yaml.safe_load((folder / "config.yaml").read_text())
     assert isinstance(written["fleet"], dict)  # the figures, not a name whose meaning may change
@@ -81,7 +81,7 @@ def test_a_policy_given_from_python_is_in_its_configuration(tmp_path, digits):
     assert run.summary["outcomes"]["done"] == 1
 
 
-def test_it_tells_what_the_run_depended_on(finished):
+def test_it_records_what_the_run_depended_on(finished):
     folder, run = finished
     found = json.loads((folder / "environment.json").read_text())
     assert set(found["packages"]) == set(PACKAGES)
@@ -102,7 +102,7 @@ def test_the_weights_are_those_of_the_model(finished):
         assert file.metadata()["rounds"] == str(run.summary["best_round"])
 
 
-def test_events_are_there_as_they_happen(tmp_path):
+def test_events_are_written_as_they_happen(tmp_path):
     folder = RunFolder(tmp_path / "run", load_config())
     folder.note(Notice(text="one"))
     assert [json.loads(line)["text"] for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()] == [
@@ -113,7 +113,7 @@ def test_events_are_there_as_they_happen(tmp_path):
     assert folder.closed
 
 
-def test_a_summary_is_replaced_in_one_step(tmp_path):
+def test_a_summary_is_replaced_atomically(tmp_path):
     folder = RunFolder(tmp_path / "run", load_config())
     folder.write_summary({"a": 1})
     folder.write_summary({"a": 2})
@@ -122,7 +122,7 @@ def test_a_summary_is_replaced_in_one_step(tmp_path):
     assert not list((tmp_path / "run").glob("*.partial"))
 
 
-def test_an_empty_folder_may_exist_already_and_no_other(tmp_path):
+def test_only_an_empty_folder_may_exist_already(tmp_path):
     (tmp_path / "empty").mkdir()
     RunFolder(tmp_path / "empty", load_config()).close()
     with pytest.raises(ConfigError, match=r"empty', which is not empty; name a new folder$"):
@@ -141,7 +141,7 @@ def test_default_folders_do_not_collide(tmp_path, monkeypatch):
     assert len(found) == 3
 
 
-def test_of_two_runs_that_find_it_empty_one_gets_it(tmp_path, monkeypatch):
+def test_of_two_runs_that_find_the_folder_empty_one_succeeds(tmp_path, monkeypatch):
     RunFolder(tmp_path, load_config({"seed": 1})).close()
     monkeypatch.setattr("pathlib.Path.iterdir", lambda path: iter(()))
     with pytest.raises(ConfigError, match=r"which cannot be written: File exists$"):
@@ -150,7 +150,7 @@ def test_of_two_runs_that_find_it_empty_one_gets_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_disk_that_fills_up_ends_the_run_in_one_sentence(tmp_path, digits):
+def test_a_full_disk_ends_the_run_in_one_sentence(tmp_path, digits):
     threads = torch.get_num_threads()
     run = fedbonsai.run(digits(), out=tmp_path / "run")
     next(run)
@@ -159,13 +159,13 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_sentence(tmp_path, digits):
     with pytest.raises(RunError, match=r"^stage write: out is '.*run', which can no longer be written: No space left"):
         list(run)
     assert run.folder.closed
-    assert torch.get_num_threads() == threads  # what the run made is released all the same
+    assert torch.get_num_threads() == threads  # the run's resources are released nevertheless
     assert run.summary["status"] == "failed"
     run.close()  # harmless
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_when_there_is_room_again_the_run_can_be_resumed(tmp_path, digits, of_type):
+def test_after_a_full_disk_the_run_can_be_resumed(tmp_path, digits, of_type):
     expected = fedbonsai.run(digits())
     list(expected)
     run = fedbonsai.run(digits(), out=tmp_path / "run")
@@ -173,7 +173,7 @@ def test_when_there_is_room_again_the_run_can_be_resumed(tmp_path, digits, of_ty
         pass
     next(run)  # so that version 1 has its checkpoint
     with (tmp_path / "run" / "events.jsonl").open("a") as log:
-        log.write('{"type": "PlanEn')  # as much as still found room
+        log.write('{"type": "PlanEn')  # the part that still fitted
     run.folder.log._file.close()
     run.folder.log._file = Path("/dev/full").open("w")  # noqa: SIM115
     with pytest.raises(RunError, match=r"No space left on device; make room there, and resume the run$"):
@@ -196,7 +196,7 @@ def test_weights_that_cannot_be_written_fail_the_run(tmp_path, digits):
 
 
 @pytest.mark.parametrize("name", ["a/../../b", "nul\0", "x" * 5000, "ü" * 300, "two words"])
-def test_whatever_the_name_the_default_folder_is_one_in_runs(tmp_path, monkeypatch, name):
+def test_the_default_folder_is_in_runs_whatever_the_name(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     path = default_path(load_config({"name": name}))
     path.mkdir(parents=True)

@@ -3,14 +3,14 @@
 from itertools import pairwise
 
 import pytest
-from fedbonsai.runtime.simulation.links import Links, Transfer, fair_rates
+from fedbonsai.runtime.simulation.network_links import NetworkLinks, Transfer, fair_rates
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 MB = 1_000_000
 
 
-def run_out(links: Links) -> dict[int, float]:
+def run_out(links: NetworkLinks) -> dict[int, float]:
     """Let every transfer end, in order; when each did."""
     ended = {}
     while ends := links.ends():
@@ -21,7 +21,7 @@ def run_out(links: Links) -> dict[int, float]:
 
 
 def test_two_megabyte_transfers_on_a_shared_megabyte_link_end_at_two_seconds():
-    links = Links({"wifi": MB})
+    links = NetworkLinks({"wifi": MB})
     links.begin(1, num_bytes=MB, cap=10 * MB, links=["wifi"], now_s=0.0)
     links.begin(2, num_bytes=MB, cap=10 * MB, links=["wifi"], now_s=0.0)
     assert run_out(links) == {1: 2.0, 2: 2.0}
@@ -30,14 +30,14 @@ def test_two_megabyte_transfers_on_a_shared_megabyte_link_end_at_two_seconds():
 def test_a_transfer_that_starts_later_by_hand():
     # Alone for 0.5 s, the first sends half. Both then have half the link: the first ends at 0.5 + 0.5 / 0.5 = 1.5 s, when
     # the second has sent half; alone, it needs another 0.5 s.
-    links = Links({"wifi": MB})
+    links = NetworkLinks({"wifi": MB})
     links.begin(1, num_bytes=MB, cap=10 * MB, links=["wifi"], now_s=0.0)
     links.begin(2, num_bytes=MB, cap=10 * MB, links=["wifi"], now_s=0.5)
     assert run_out(links) == {1: 1.5, 2: 2.0}
 
 
 def test_the_seconds_that_a_transfer_took_are_told_at_its_end():
-    links = Links({"wifi": MB})
+    links = NetworkLinks({"wifi": MB})
     links.begin(1, num_bytes=MB, cap=10 * MB, links=["wifi"], now_s=3.0)
     links.begin(2, num_bytes=MB, cap=10 * MB, links=["wifi"], now_s=3.5)
     assert links.end(1, now_s=4.5) == 1.5
@@ -55,7 +55,7 @@ def test_two_links_crossed_the_tighter_one_decides():
 
 
 def test_a_transfer_without_shared_links_has_its_own_rate():
-    links = Links({"wifi": 1.0})
+    links = NetworkLinks({"wifi": 1.0})
     links.begin(1, num_bytes=30, cap=10.0, links=[], now_s=0.0)
     links.begin(2, num_bytes=3, cap=10.0, links=["wifi"], now_s=0.0)
     assert links.ends() == {1: 3.0, 2: 3.0}
@@ -63,14 +63,14 @@ def test_a_transfer_without_shared_links_has_its_own_rate():
 
 @given(start=st.floats(0, 1e6), num_bytes=st.integers(0, 10**12), rate=st.floats(1.0, 1e10))
 def test_a_transfer_whose_rate_never_changed_ends_exactly_when_estimated(start, num_bytes, rate):
-    links = Links({"wifi": rate})
+    links = NetworkLinks({"wifi": rate})
     links.begin(1, num_bytes=num_bytes, cap=2 * rate, links=["wifi"], now_s=start)
     assert links.ends()[1] == start + num_bytes / rate
     assert links.end(1, now_s=links.ends()[1]) == num_bytes / rate
 
 
 def test_a_transfer_that_came_and_went_at_the_same_instant_changes_nothing():
-    links = Links({"wifi": MB})
+    links = NetworkLinks({"wifi": MB})
     links.begin(1, num_bytes=MB, cap=MB, links=["wifi"], now_s=0.0)
     links.begin(2, num_bytes=MB, cap=MB, links=["wifi"], now_s=0.25)
     links.end(2, now_s=0.25)
@@ -105,7 +105,7 @@ def test_rates_are_max_min_fair_and_no_link_is_over_its_capacity(flows):
 def test_bytes_are_conserved(flows):
     """Between two changes rates are constant, so what was sent is their sum; it must be what was to be sent."""
     arrivals = sorted((start, key) for key, (start, *_) in enumerate(flows))
-    links, sent, now, under_way = Links(CAPACITIES), dict.fromkeys(range(len(flows)), 0.0), 0.0, {}
+    links, sent, now, under_way = NetworkLinks(CAPACITIES), dict.fromkeys(range(len(flows)), 0.0), 0.0, {}
     while arrivals or under_way:
         ends = links.ends()
         change = min([(t, 1, key) for key, t in ends.items()] + [(t, 0, key) for t, key in arrivals])
@@ -127,7 +127,7 @@ def test_bytes_are_conserved(flows):
 
 @given(st.lists(st.integers(1, 50), min_size=2, max_size=6))
 def test_on_one_link_transfers_end_in_order_of_size(sizes):
-    links = Links({"wifi": 1.0})
+    links = NetworkLinks({"wifi": 1.0})
     for key, size in enumerate(sizes):
         links.begin(key, num_bytes=size, cap=5.0, links=["wifi"], now_s=0.0)
     ended = run_out(links)
