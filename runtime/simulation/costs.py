@@ -20,9 +20,9 @@ from ...comms.codecs.make_codec import make_codec
 from ...comms.ledger import Direction
 from ...comms.links.predict import carried
 from ...comms.packet import sealed_bytes
-from ...learning.costs.amount import processed_samples
 from ...learning.costs.cost import PartProfile, profile
 from ...learning.costs.dry_run import DryRun
+from ...learning.data.batches import processed_samples
 from ...learning.parts.part import Part, down_tensors, up_tensors
 from ...learning.spec import PartCost, Training
 from ...learning.training.losses import make_loss

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from ...learning.costs.amount import num_steps
+from ...learning.data.batches import num_steps
 from ...policies.plan import Plan
 from ...policies.report import Estimate, Report
 

@@ -316,9 +316,9 @@ class Skipping(nn.Module):
     [
         (
             TiedEmbeddings(),
-            "what it uses on both sides of every such place: 'embedding.weight' (tied weights, or one dropout for all)",
+            "every possible cut has these on both sides: 'embedding.weight' (tied weights, or one dropout module for all)",
         ),
-        (Skipping(), "nowhere between its layers with weights is one tensor all that is handed on"),
+        (Skipping(), "nowhere between its layers with weights is a single tensor passed on"),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.ReLU()),
             "it has only one layer with weights of two or more dimensions",

@@ -11,13 +11,12 @@ from fedbonsai.actors.server.server import Server
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.learning.compat import import_torchvision
 from fedbonsai.learning.data.config import DataConfig
-from fedbonsai.learning.initialisation import Initialisation
 from fedbonsai.learning.models import build
 from fedbonsai.learning.pretrained import initialise, pinned, read_weights
 from fedbonsai.learning.spec import Call, ServerOptimiser
 from fedbonsai.learning.store import model_hash
 from fedbonsai.learning.workload import Workload
-from fedbonsai.learning.workload_settings import WorkloadSettings
+from fedbonsai.learning.workload_settings import Initialisation, WorkloadSettings
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
