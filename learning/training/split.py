@@ -85,14 +85,14 @@ def boundary(blocks: Blocks, front: tuple[str, ...], *, example: Tensor, trainin
 
     Raises ``ValueError`` if the output is not one floating-point tensor with a batch dimension.
     """
-    with preserved_rng(), torch.no_grad(), autocast(training):
+    with preserved_rng(), torch.no_grad(), autocast(training.precision):
         x = example.unsqueeze(0).expand(2, *example.shape).contiguous()
         for name in front:
             block = blocks.modules[name]
             buffers = {key: buffer.clone() for key, buffer in block.named_buffers()}  # the model's own do not change
             x = torch.func.functional_call(block, buffers, (x,))
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 1 or x.shape[0] != 2:
-        raise ValueError(f"what leaves block {front[-1]!r} is no tensor of floating point with a batch dimension")
+        raise ValueError(f"the output of block {front[-1]!r} is not one floating-point tensor with a batch dimension")
     return Boundary(tuple(x.shape[1:]), x.dtype)
 
 
@@ -111,7 +111,7 @@ class DeviceLeg:
         activations = _forward(self._blocks, self._front, inputs, self._training)
         gradient = self._exchange(activations.detach().float(), targets)
         if activations.requires_grad:  # a front may be frozen as a whole
-            activations.backward(as_returned(gradient, activations))
+            activations.backward(as_returned(gradient, activations))  # type: ignore[no-untyped-call]
         return 0.0
 
 

@@ -126,8 +126,10 @@ def test_the_boundary_is_known_without_computing():
     blocks, names = cut(digits_cnn()), cut(digits_cnn()).spec.block_names
     found = [boundary(blocks, names[:n], example=torch.zeros(1, 8, 8), training=Training()).shape for n in (1, 2, 3)]
     assert found == [(16, 8, 8), (512,), (64,)]
+    bf16 = Training(precision="bf16")
+    assert boundary(blocks, names[:1], example=torch.zeros(1, 8, 8), training=bf16).dtype == torch.bfloat16
     lstm = cut(nn.LSTM(2, 2))
-    with pytest.raises(ValueError, match="no tensor of floating point"):
+    with pytest.raises(ValueError, match="not one floating-point tensor"):
         boundary(lstm, lstm.spec.block_names, example=torch.zeros(3, 2), training=Training())
 
 
