@@ -18,12 +18,12 @@ def resolve(path: str, *, what: str) -> Any:
     from .compat import declare_missing_operators  # imported here, since this file must be importable without torch
 
     declare_missing_operators()
-    found = _import(module_name, path=path, what=what)
+    value = _import(module_name, path=path, what=what)
     for name in attribute.split("."):
-        if not hasattr(found, name):
+        if not hasattr(value, name):
             raise ValueError(f"{what} is {path!r}, but {module_name!r} has no {attribute!r}")
-        found = getattr(found, name)
-    return found
+        value = getattr(value, name)
+    return value
 
 
 def _import(module_name: str, *, path: str, what: str) -> Any:

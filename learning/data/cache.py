@@ -43,8 +43,7 @@ class ArraySamples:
 
 
 def cached(root: Path, key: str, make: Callable[[], Arrays]) -> Arrays:
-    """Map the arrays of ``root/.fedbonsai/<key>-v<VERSION>`` read-only; if they are missing, ``make`` them and write them
-    first.
+    """Map the arrays of ``root/.fedbonsai/<key>-v<VERSION>`` read-only; missing ones are made and written first.
 
     ``key`` must change with the content. If the folder cannot be written, the arrays are kept in memory.
     """

@@ -167,8 +167,8 @@ def load_digits() -> SamplePool:
     """Handwritten digits: 1,437 training and 360 test images ``[sample, 1, 8, 8]``, floats on the scale 0..1.
 
     In the order of labels every fifth image is a test image: the split is the same everywhere, and every class is in
-    proportion. Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998; 1,797 images, 16 grey
-    levels.
+    proportion. Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998; 1,797 images with 16
+    grey levels.
     """
     table = np.loadtxt(_digits_file(), delimiter=",", dtype=np.float32)
     x, y = table[:, :-1].reshape(-1, 1, 8, 8) / 16, table[:, -1].astype(np.int64)

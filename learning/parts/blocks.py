@@ -186,8 +186,8 @@ def tensor_spec(name: str, tensor: Tensor, *, frozen: bool = False) -> TensorSpe
     try:
         dtype = numpy_name(tensor.dtype)
     except TypeError as error:
-        kind = str(tensor.dtype).removeprefix("torch.")
+        dtype_name = str(tensor.dtype).removeprefix("torch.")
         raise ValueError(
-            f"model: {name!r} is of type {kind}; it must be one that numpy has, such as float32"
+            f"model: {name!r} is of type {dtype_name}; it must be one that numpy has, such as float32"
         ) from error
     return TensorSpec(name, tuple(tensor.shape), dtype, role, frozen=frozen)

@@ -28,7 +28,7 @@ class _Container:
     """A dictionary, list, set or queue, and a copy of its content. ``name``: its dotted name in the module."""
 
     name: str
-    held: Any
+    value: Any
     copy: Any
 
 
@@ -65,7 +65,7 @@ class ModuleState:
         """Restore all attributes, and the copied values."""
         for container in self._containers:
             if any(_differences(container)):
-                _refill(container.held, container.copy)
+                _refill(container.value, container.copy)
         with torch.no_grad():
             for record in self._tensors:
                 if record.values is not None:
@@ -105,8 +105,8 @@ class ModuleState:
                 if key not in skipped and not isinstance(inner, _PLAIN):
                     self._visit(name if key in _REGISTERED else _joined(name, key), inner)
 
-    def _record_container(self, name: str, held: Any, copy: Any) -> None:
-        self._containers.append(_Container(name, held, copy))
+    def _record_container(self, name: str, value: Any, copy: Any) -> None:
+        self._containers.append(_Container(name, value, copy))
 
 
 def _joined(name: str, key: object) -> str:
@@ -124,12 +124,12 @@ def _version(tensor: Tensor) -> int | None:
 
 def _differences(container: _Container) -> Iterator[str]:
     """Names of the entries of a container that have changed."""
-    held, copy = container.held, container.copy
-    if isinstance(held, dict):
-        for key in [*copy, *(key for key in held if key not in copy)]:
-            if key not in held or key not in copy or not _same(held[key], copy[key]):
+    value, copy = container.value, container.copy
+    if isinstance(value, dict):
+        for key in [*copy, *(key for key in value if key not in copy)]:
+            if key not in value or key not in copy or not _same(value[key], copy[key]):
                 yield _joined(container.name, key)
-    elif len(held) != len(copy) or not all(_same(one, other) for one, other in zip(held, copy, strict=True)):
+    elif len(value) != len(copy) or not all(_same(one, other) for one, other in zip(value, copy, strict=True)):
         yield container.name
 
 
@@ -140,10 +140,10 @@ def _same(one: Any, other: Any) -> bool:
     return one is other or (type(one) is type(other) and isinstance(one, _PLAIN) and bool(one == other))
 
 
-def _refill(held: Any, copy: Any) -> None:
+def _refill(value: Any, copy: Any) -> None:
     """Restore the content of a container in its order."""
-    held.clear()
-    if isinstance(held, dict | set):
-        held.update(copy)
+    value.clear()
+    if isinstance(value, dict | set):
+        value.update(copy)
     else:
-        held.extend(copy)
+        value.extend(copy)

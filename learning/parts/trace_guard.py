@@ -163,9 +163,9 @@ class _DirectTensorUse(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for value in tree_leaves((args, kwargs)):
-            found = self._own.get(id(_storage(value))) if isinstance(value, Tensor) else None
-            if found is not None and self.guard is not None:
-                self.guard.refuse(f"computes with {found[0]!r} other than by reading it as an attribute")
+            own = self._own.get(id(_storage(value))) if isinstance(value, Tensor) else None
+            if own is not None and self.guard is not None:
+                self.guard.refuse(f"computes with {own[0]!r} other than by reading it as an attribute")
         return func(*args, **(kwargs or {}))
 
 

@@ -7,9 +7,8 @@
 
 This is delayed gradient descent (Langford, Smola and Zinkevich, NeurIPS 2009, arXiv 0911.0491, Algorithm 1) with a delay of at
 most W - 1 micro-batches. Stashing the weights of each forward pass for its backward pass is PipeDream's method (Narayanan et
-al., SOSP 2019, arXiv 1806.03377). The order of operations is fixed, so the result does not depend on the time at which
-gradients arrive. The host has no delay: it processes one micro-batch after another, each with the weights that the previous one
-left.
+al., SOSP 2019, arXiv 1806.03377). The order of operations is fixed, so the result does not depend on when gradients
+arrive. The host has no delay: it processes one micro-batch after another, each with the weights that the previous one left.
 
 FedProx's term uses the current weights, not those of the forward pass.
 """

@@ -1,4 +1,4 @@
-"""Initial weights from a file: exactly the tensors that the mode names, the same for all, or one sentence."""
+"""Initial weights from a file: each mode copies exactly its tensors, and every process uses the same ones."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ BACK = {"3.weight", "3.bias"}
 
 
 def net(outputs: int = 2, *, value: float | None = None) -> nn.Module:
-    """Blocks ``0`` (a layer of 3 numbers, normalised) and ``3``; all of its tensors hold ``value``, if that is given."""
+    """Blocks ``0`` (a layer of 3 numbers, normalised) and ``3``; all tensors are filled with ``value``, if given."""
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, outputs))
     if value is not None:
         for tensor in model.state_dict().values():
@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_one_sentence(init: Initialisation, found: dict[str
 
 
 def test_a_file_of_which_nothing_fits_is_refused() -> None:
-    layer = nn.Linear(2, 2)  # one block, which is the last
+    layer = nn.Linear(2, 2)  # a single block, which is also the last one
     with pytest.raises(ValueError, match="of whose tensors none has the shape"):
         initialise(layer, {"weight": torch.zeros(5, 2), "bias": torch.zeros(5)}, holistic())
 
@@ -159,7 +159,7 @@ def test_server_and_device_build_the_same_model_by_hash(digits_file: Path) -> No
         assert torch.equal(tensor, (file if name.startswith("features.") else random)[name]), name
 
 
-def test_a_worker_that_finds_another_file_says_so(digits_file: Path) -> None:
+def test_a_worker_with_another_file_is_detected(digits_file: Path) -> None:
     init = pinned(holistic(weights=str(digits_file)), model="digits_cnn")
     save_file(build(Call("digits_cnn"), seed=98, outputs=10).state_dict(), digits_file)
     with pytest.raises(ValueError, match=rf"whose tensors have the hash \w{{64}} here; expected is {init.hash}"):
@@ -171,7 +171,7 @@ def test_random_pins_nothing() -> None:
     assert msgspec.convert({}, Initialisation).mode == "random"
 
 
-# torchvision's loader looks into its cache first: what lies there stands in for what it would fetch.
+# torchvision's loader checks its cache first: the file there replaces a download.
 
 
 @pytest.fixture

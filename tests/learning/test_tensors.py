@@ -49,7 +49,7 @@ def test_every_dense_format_comes_back_stride_by_stride(shape):
         made = in_axis_order(values, axis_order(dense))
         assert torch.equal(made, values)
         assert made.data_ptr() != values.data_ptr() or not values.numel()
-        # A stride of an axis of length 1 has no meaning; the others decide which kernels run.
+        # The stride of an axis of length 1 has no meaning; the others select the kernels.
         assert [s for s, n in zip(made.stride(), shape, strict=True) if n > 1] == [
             s for s, n in zip(dense.stride(), shape, strict=True) if n > 1
         ]
@@ -58,7 +58,7 @@ def test_every_dense_format_comes_back_stride_by_stride(shape):
 def test_pictures_of_one_pixel_keep_the_format_that_torch_reads_from_their_strides():
     pixels = torch.randn(8, 64, 1, 1)
     for memory_format in (torch.contiguous_format, torch.channels_last):
-        # (.contiguous() leaves such a tensor as it is, since it is in both formats; an operation's result is not.)
+        # (.contiguous() returns such a tensor unchanged, since it is in both formats; an operation's result is not.)
         laid_out = torch.empty(8, 64, 1, 1, memory_format=memory_format).copy_(pixels)
         assert in_axis_order(pixels, axis_order(laid_out)).stride() == laid_out.stride()
 

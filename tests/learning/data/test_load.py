@@ -1,4 +1,4 @@
-"""The whole way from a configuration to samples: built-in sets, and what a user may bring."""
+"""From a configuration to samples: built-in sets, and a user's own data."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ def config(**settings: object) -> DataConfig:
     return msgspec.convert(settings, DataConfig)
 
 
-# What a user's module might hold.
+# A user's module.
 
 
 def make_pool(*, num_devices: int, seed: int, root: str | None, count: int = 12, kind: str = "classes") -> SamplePool:
@@ -31,7 +31,7 @@ def make_pool(*, num_devices: int, seed: int, root: str | None, count: int = 12,
 
 
 class Own:
-    """A user's FederatedData: every device has its own number, as often as it says."""
+    """A user's FederatedData: the samples of a device are its number, ``num_samples`` times."""
 
     num_classes = None
     skipped = 2
@@ -151,7 +151,7 @@ def test_a_users_groups_are_kept_together() -> None:
     assert all(data.train(d).x[1, 0, 0] - data.train(d).x[0, 0, 0] == 6 for d in range(6))
 
 
-def test_a_users_owners_are_taken_as_they_are() -> None:
+def test_a_users_owners_define_the_partition() -> None:
     data = load(config(name=OWNED, kwargs={"owners": [2, 0, 1, 0, 2]}), num_devices=3, seed=0)
     assert [data.train(d).x.tolist() for d in range(3)] == [[1, 3], [2], [0, 4]]
 
@@ -162,7 +162,7 @@ def test_regression_targets_have_no_classes() -> None:
     assert data.train(0).y.dtype == torch.float32
 
 
-def test_a_users_federated_data_is_taken_as_it_is() -> None:
+def test_a_users_federated_data_is_not_changed() -> None:
     data = load(config(name=OWN), num_devices=3, seed=0)
     assert [data.num_samples(d) for d in range(3)] == [1, 2, 3]
     assert (data.num_devices, data.num_classes, data.skipped) == (3, None, 2)
@@ -249,7 +249,7 @@ def test_what_is_no_tensor_or_no_source_is_named(made: Callable[[], object], sen
 
 
 class Short(Own):
-    """Says that it knows the fleet, and holds two devices' samples."""
+    """Declares the fleet's number of devices, and holds samples of two."""
 
     def __init__(self, num_devices: int) -> None:
         super().__init__(num_devices)
@@ -260,7 +260,7 @@ class Short(Own):
 
 
 class Wrong(Own):
-    """Members that return what they must not, or fail."""
+    """Members that return wrong values, or fail."""
 
     def num_samples(self, device: int) -> int:
         return 2.5 if device == 2 and "number" in self.wrong else super().num_samples(device)
@@ -317,7 +317,7 @@ def test_what_federated_data_return_by_mistake_is_named(
 
 
 class Listed(Samples):
-    """Tells its targets as a list."""
+    """Returns its targets as a list."""
 
     def targets(self) -> list[int]:
         return self.y.tolist()

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 Owned = list[np.ndarray]
 Deal = Callable[[np.ndarray, int, int], Owned]
 
-# A new partitioner is a row: labels (or groups), number of devices, seed -> owned.
+# A new partition is a row: labels (or groups), number of devices, seed -> owned.
 COMPLETE: dict[str, Deal] = {
     "iid": lambda labels, devices, seed: iid(len(labels), num_devices=devices, seed=seed),
     "dirichlet_free": lambda labels, devices, seed: dirichlet_free(
@@ -93,7 +93,7 @@ def test_free_sizes_respect_the_minimum() -> None:
 
 
 @pytest.mark.parametrize("alpha", [1e-300, 1e300])
-def test_extreme_alphas_stay_numbers(alpha: float) -> None:
+def test_extreme_alphas_give_finite_proportions(alpha: float) -> None:
     for deal in (dirichlet_free, dirichlet_equal):
         owned = deal(np.arange(30) % 3, num_devices=5, alpha=alpha, min_samples=1, seed=0)
         assert sum(len(mine) for mine in owned) == 30
@@ -114,7 +114,7 @@ def test_too_few_samples_for_the_shards_names_both_numbers() -> None:
 def test_cyclic_classes_by_hand() -> None:
     labels = np.repeat([0, 1, 2], [5, 4, 3])
     owned = cyclic_classes(labels, num_devices=3, classes_per_device=2, seed=0)
-    # Device 0 owns classes 0 and 1, device 1 owns 1 and 2, device 2 owns 2 and 0; of 5 and 3 the last owner takes more.
+    # Device 0 owns classes 0 and 1, device 1 owns 1 and 2, device 2 owns 2 and 0; the last owner of 5 and 3 takes more.
     assert [np.bincount(labels[mine], minlength=3).tolist() for mine in owned] == [[2, 2, 0], [0, 2, 1], [3, 0, 2]]
     assert sorted(np.concatenate(owned)) == list(range(12))
 
@@ -137,7 +137,7 @@ def test_cyclic_shares_are_disjoint(case: tuple[np.ndarray, int, int], wanted: i
     labels, devices, seed = case
     classes, counts = np.unique(labels, return_counts=True)
     if wanted > len(classes) or counts.min() < devices:
-        labels = np.tile(np.arange(wanted), devices)  # a case that can be dealt, in place of an error
+        labels = np.tile(np.arange(wanted), devices)  # a case that can be partitioned, in place of an error
     owned = cyclic_classes(labels, num_devices=devices, classes_per_device=wanted, seed=seed)
     together = np.concatenate(owned)
     assert len(np.unique(together)) == len(together)
@@ -223,7 +223,7 @@ def config(**settings: Any) -> DataConfig:
 
 
 def numbers(*, num_devices: int, seed: int, root: str | None, owners: list[int] | None = None) -> SamplePool:
-    """Twenty samples, each its own number, of four labels and ten pairs."""
+    """Twenty samples, whose inputs are their numbers, with four labels, in ten pairs."""
     x = torch.arange(20)
     held = None if owners is None else np.array(owners)
     return SamplePool(
@@ -236,7 +236,7 @@ def own(*, num_devices: int, seed: int, root: str | None) -> FederatedData:
 
 
 def devices(found: FederatedData) -> list[int]:
-    """The numbers that devices have, to train on or to test on."""
+    """The numbers that devices hold, for training or testing."""
     parts = [part for d in range(found.num_devices) for part in (found.train(d), found.test(d)) if part is not None]
     return [int(number) for part in parts for number in part.x.flatten()]
 
@@ -261,11 +261,11 @@ def test_public_samples_and_the_devices_are_disjoint_and_together_all(partition:
     shared = public(**settings)
     assert len(shared) == 5
     assert not set(dealt) & set(shared)
-    if partition.get("sizes") != "equal":  # which may leave some out
+    if partition.get("sizes") != "equal":  # which may not use all
         assert sorted(dealt + shared) == list(range(20))
 
 
-def test_neither_the_seed_of_the_run_nor_the_number_of_devices_moves_it_and_its_own_seed_does() -> None:
+def test_the_public_share_depends_on_its_own_seed_alone() -> None:
     shared = public(public_share=0.25)
     assert public(public_share=0.25, num_devices=7, seed=9) == shared
     assert public(public_share=0.25, public_seed=1) != shared
@@ -295,14 +295,14 @@ def test_the_content_is_named_by_one_digest_and_the_test_samples_are_the_servers
     assert shared.num_classes == 4
 
 
-def test_a_share_that_leaves_somebody_nothing_is_one_sentence() -> None:
+def test_a_share_that_leaves_a_device_without_samples_is_refused() -> None:
     with pytest.raises(ValueError) as caught:
         public(public_share=0.01)
     assert str(caught.value) == (
         "data.public_share is 0.01: 0 of 20 samples; at least one must be public, and one a device's"
     )
     first = public(public_share=0.05)[0]
-    owners = [int(number != first) for number in range(20)]  # device 0 has that one alone
+    owners = [int(number != first) for number in range(20)]  # device 0 has this one only
     with pytest.raises(ValueError, match=r"data.public_share is 0.05, which leaves device 0 no sample"):
         load(config(kwargs={"owners": owners}, public_share=0.05), num_devices=2, seed=1)
 

@@ -119,7 +119,7 @@ def test_what_the_table_says_is_what_torchvision_says() -> None:
             assert (wanted.folder, set(wanted.files)) == (factory.__name__, listed)
 
 
-def test_a_second_process_does_not_even_import_torchvision(root: Path) -> None:
+def test_a_second_process_does_not_import_torchvision(root: Path) -> None:
     load(mnist(root), num_devices=2, seed=0)
     code = (
         "import sys; from fedbonsai.learning.data.load import load; from fedbonsai.learning.data.config import DataConfig;"
@@ -131,7 +131,7 @@ def test_a_second_process_does_not_even_import_torchvision(root: Path) -> None:
 
 
 class Fetcher:
-    """Stands in for torchvision's class where the network would be: writes the files that it was asked to download."""
+    """Replaces torchvision's class: writes the files that it is asked to download."""
 
     def __init__(self, root: str, *, download: bool) -> None:
         assert download
@@ -148,7 +148,7 @@ def test_a_download_is_moved_into_place(tmp_path: Path) -> None:
         assert all((tmp_path / "new" / "MNIST" / name).read_text() == name for name in vision.IDX)
 
 
-def test_a_download_replaces_no_file_that_is_there(tmp_path: Path) -> None:
+def test_a_download_replaces_no_existing_file(tmp_path: Path) -> None:
     own = tmp_path / "MNIST" / vision.IDX[0]
     own.parent.mkdir(parents=True)
     own.write_text("the user's own")

@@ -14,7 +14,7 @@ X = torch.tensor([[1.0, 2.0], [-3.0, 0.5]])
 
 
 class TwoLayers(nn.Module):
-    """What is between the layers is given."""
+    """Calls the given function between its layers."""
 
     def __init__(self, between: Callable[[Any, Tensor], Any]) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class TwoLayers(nn.Module):
 
 
 class Reversed(torch.autograd.Function):
-    """Passes values on, and gradients with the other sign (Ganin and Lempitsky, ICML 2015): no operation when traced."""
+    """Identity whose gradient has the opposite sign (Ganin and Lempitsky, ICML 2015); tracing records no operation."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -99,6 +99,6 @@ def test_a_model_of_one_block_is_its_block():
     assert blocks_difference(blocks, X) == ""
 
 
-def test_a_model_that_fails_by_itself_raises_its_own_words():
+def test_a_model_that_fails_itself_raises_its_own_error():
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         blocks_difference(cut(TwoLayers(lambda model, x: x)), torch.ones(2, 5))
