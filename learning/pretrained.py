@@ -63,7 +63,7 @@ def initialise(model: nn.Module, weights: Mapping[str, Tensor], init: Initialisa
         with torch.no_grad():
             state[tensor.name].copy_(weights[tensor.name])
     if len(kept) == len(required):
-        raise ValueError(f"init.weights is {init.weights!r}, of whose tensors none has the shape that the model has")
+        raise ValueError(f"init.weights is {init.weights!r}, of whose tensors none fits the model")
     return tuple(kept)
 
 
@@ -75,7 +75,7 @@ def _required(spec: ModelSpec, init: Initialisation) -> tuple[TensorSpec, ...]:
     trunk = names[0] if init.trunk is None else init.trunk
     if trunk not in names:
         raise ValueError(
-            f"init.trunk is {trunk!r}, which is no block of this model; its blocks are: {', '.join(names)}"
+            f"init.trunk is {trunk!r}, which is not a block of this model; its blocks are: {', '.join(names)}"
         )
     return spec.tensors_of(names[: names.index(trunk) + 1])
 

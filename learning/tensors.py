@@ -77,7 +77,7 @@ def in_axis_order(tensor: Tensor, rank: int) -> Tensor:
     Raises ``ValueError`` if no format of that many axes has this number.
     """
     if not 0 <= rank < math.factorial(min(tensor.dim(), _MOST_AXES)):
-        raise ValueError(f"memory format {rank} is none of a tensor with {tensor.dim()} axes")
+        raise ValueError(f"memory format {rank} does not exist for a tensor with {tensor.dim()} axes")
     left, strides, stride = list(range(tensor.dim())), [0] * tensor.dim(), 1
     order = []
     for remaining in range(tensor.dim() - 1, -1, -1):

@@ -58,7 +58,9 @@ def load_folder(config: DataConfig, options: FolderOptions, *, num_devices: int)
     if not classes or len(set(classes)) != len(classes):
         raise ValueError(f"data.classes is {list(classes or [])}; 'folder' needs the list of class folders, each once")
     if not root.is_dir():
-        raise ValueError(f"data.root: {root} is no folder; 'folder' needs <root>/<device>/<class>/ or <root>/<class>/")
+        raise ValueError(
+            f"data.root: {root} is not a folder; 'folder' needs <root>/<device>/<class>/ or <root>/<class>/"
+        )
     train = _train_entries(root, classes, options, num_devices)
     test = _class_entries(root / "test", classes, -1) if (root / "test").is_dir() else []
     if not train:
@@ -96,7 +98,7 @@ def _train_entries(root: Path, classes: Sequence[str], options: FolderOptions, n
     entries = []
     for device, name in enumerate(names):
         if not (root / name).is_dir():
-            raise ValueError(f"data.kwargs.devices names {name!r}, but {root / name} is no folder")
+            raise ValueError(f"data.kwargs.devices names {name!r}, but {root / name} is not a folder")
         own = _class_entries(root / name, classes, device)
         if not own:
             raise ValueError(f"data.root: {root / name} holds no images for device {device}")

@@ -207,7 +207,7 @@ def public_and_rest(num_samples: int, config: DataConfig) -> tuple[NDArray[np.in
     if not 0 < count < num_samples:
         raise ValueError(
             f"data.public_share is {config.public_share:g}: {count} of {num_samples} samples; "
-            "at least one must be public, and one a device's"
+            "at least one must be public, and one must be left for the devices"
         )
     order = np.random.default_rng(derive(config.public_seed, "public")).permutation(num_samples)
     return np.sort(order[:count]), np.sort(order[count:])
@@ -217,6 +217,6 @@ def refuse_public(config: DataConfig) -> None:
     """Raise ``ValueError`` if a public share is configured: data that are not one pool have none."""
     if config.public_share:
         raise ValueError(
-            f"data.public_share is {config.public_share:g}, but {config.name!r} says itself which device owns what; "
+            f"data.public_share is {config.public_share:g}, but {config.name!r} defines the owner of each sample itself; "
             "leave it out, and pretrain on other data"
         )

@@ -29,7 +29,7 @@ class Normalize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Raise ``ValueError`` if mean and standard deviation have different lengths."""
         if len(self.mean) != len(self.std):
             raise ValueError(
-                f"normalize: mean has {len(self.mean)} values and std {len(self.std)}; give as many of both"
+                f"normalize: mean has {len(self.mean)} values and std {len(self.std)}; both must have the same length"
             )
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:

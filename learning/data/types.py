@@ -106,13 +106,13 @@ class SamplePool:
             missing = [word for word in ("__len__", "take", "targets") if not callable(getattr(source, word, None))]
             if missing and not (name == "test" and source is None):
                 raise ValueError(
-                    f"data: {name} of Pool is a {_kind(source)}, which has no {missing[0]}; it must be Samples, or an object "
-                    "with __len__, take and targets"
+                    f"data: {name} of SamplePool is a {_kind(source)}, which has no {missing[0]}; it must be Samples, or "
+                    "an object with __len__, take and targets"
                 )
         if self.groups is not None and not isinstance(self.groups, Tensor):
-            raise ValueError(f"data: groups of Pool is a {_kind(self.groups)}; it must be a torch.Tensor")
+            raise ValueError(f"data: groups of SamplePool is a {_kind(self.groups)}; it must be a torch.Tensor")
         if self.owners is not None and not isinstance(self.owners, np.ndarray):
-            raise ValueError(f"data: owners of Pool is a {_kind(self.owners)}; it must be a numpy.ndarray")
+            raise ValueError(f"data: owners of SamplePool is a {_kind(self.owners)}; it must be a numpy.ndarray")
         for name, values in (("groups", self.groups), ("owners", self.owners)):
             if values is not None and values.shape != (len(self.train),):
                 raise ValueError(

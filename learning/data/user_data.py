@@ -120,7 +120,7 @@ def call_user_function(config: DataConfig, *, num_devices: int, seed: int) -> Sa
     result = function(**arguments, **config.kwargs)
     if not isinstance(result, (SamplePool, FederatedData)):
         raise ValueError(
-            f"data.name: {config.name!r} returned {type(result).__name__}; it must return a Pool or a FederatedData "
+            f"data.name: {config.name!r} returned {type(result).__name__}; it must return a SamplePool or a FederatedData "
             "(learning.data.types) with all of its members"
         )
     return result
@@ -138,7 +138,7 @@ def configure(data: FederatedData, config: DataConfig, *, num_devices: int) -> F
     refuse_partition(config)
     if config.test_share:
         raise ValueError(
-            f"data.test_share is {config.test_share:g}, but {config.name!r} decides itself what devices test on"
+            f"data.test_share is {config.test_share:g}, but {config.name!r} defines the devices' test samples itself"
         )
     train, test = config.train_transforms, config.test_transforms
     configured = ConfiguredData(
@@ -158,5 +158,5 @@ def refuse_partition(config: DataConfig) -> None:
     if not isinstance(config.partition, Iid):
         name = type(config.partition).__struct_config__.tag
         raise ValueError(
-            f"data.partition.name is {name!r}, but {config.name!r} says itself which device owns what; leave it out"
+            f"data.partition.name is {name!r}, but {config.name!r} defines the owner of each sample itself; leave it out"
         )

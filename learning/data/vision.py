@@ -137,7 +137,9 @@ def _download(vision_set: VisionSet, root: Path, factory: Callable[..., Any]) ->
                 if not (target / name).exists():  # existing files are never replaced
                     (Path(temporary) / vision_set.folder / name).replace(target / name)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"data.download: {vision_set.factory} could not be fetched into {root} ({error})") from error
+        raise ValueError(
+            f"data.download: {vision_set.factory} could not be downloaded into {root} ({error})"
+        ) from error
 
 
 def _by_writer(config: DataConfig) -> bool:

@@ -65,9 +65,7 @@ def build(call: Call, *, seed: int, outputs: int | None) -> nn.Module:
     if any(isinstance(parameter, nn.UninitializedParameter) for parameter in model.parameters()):
         raise ValueError(f"model.name is {call.name!r}, which has lazy layers; give them their sizes")
     if extra := [name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)]:
-        raise ValueError(
-            f"model.name is {call.name!r}, whose state holds {extra[0]!r}; it must hold nothing but tensors"
-        )
+        raise ValueError(f"model.name is {call.name!r}, whose state holds {extra[0]!r}; it must hold tensors only")
     return model
 
 

@@ -119,7 +119,7 @@ def _reconcile(train: TracedModel, evaluate: TracedModel) -> None:
         raise Untraceable(DIFFERENT)
     for name, constant in train.constants.items():
         if not (isinstance(constant, torch.Tensor) and torch.equal(dense(constant), dense(evaluate.constants[name]))):
-            raise Untraceable("it makes a value of its own that is not the same at every call")
+            raise Untraceable("it creates a value of its own that differs between calls")
     counterpart = dict(zip(evaluate.nodes, train.nodes, strict=True))
     for evaluate_node, node in counterpart.items():
         if (node.op, node.target) != (evaluate_node.op, evaluate_node.target):

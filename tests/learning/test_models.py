@@ -180,7 +180,7 @@ def test_errors_of_naming():
         make(f"{__name__}:not_a_model")
     with pytest.raises(ValueError, match="which has lazy layers; give them their sizes"):
         make(f"{__name__}:lazy")
-    with pytest.raises(ValueError, match="whose state holds '_extra_state'; it must hold nothing but tensors"):
+    with pytest.raises(ValueError, match="whose state holds '_extra_state'; it must hold tensors only"):
         make(f"{__name__}:Remembering")
     with pytest.raises(ValueError, match="which is a module; it must be a function or a class"):
         make(f"{__name__}:np")

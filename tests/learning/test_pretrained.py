@@ -98,7 +98,7 @@ def changed(name: str, tensor: Tensor | None) -> dict[str, Tensor]:
         (partial(), changed("0.bias", torch.tensor([0.0, float("nan"), 0.0])),
          "init.weights is 'w.safetensors', where '0.bias' has values that are not finite"),
         (partial(trunk="2"), changed("0.bias", torch.zeros(3)),
-         "init.trunk is '2', which is no block of this model; its blocks are: 0, 3"),
+         "init.trunk is '2', which is not a block of this model; its blocks are: 0, 3"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_one_sentence(init: Initialisation, found: dict[str, Tensor], sentence: str) -> None:
@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_one_sentence(init: Initialisation, found: dict[str
 
 def test_a_file_of_which_nothing_fits_is_refused() -> None:
     layer = nn.Linear(2, 2)  # a single block, which is also the last one
-    with pytest.raises(ValueError, match="of whose tensors none has the shape"):
+    with pytest.raises(ValueError, match="of whose tensors none fits"):
         initialise(layer, {"weight": torch.zeros(5, 2), "bias": torch.zeros(5)}, holistic())
 
 

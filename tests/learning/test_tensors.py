@@ -65,7 +65,7 @@ def test_pictures_of_one_pixel_keep_the_format_that_torch_reads_from_their_strid
 
 def test_numbers_that_are_no_format_are_refused():
     for rank in (-1, 24, 2**32 - 1):
-        with pytest.raises(ValueError, match=f"memory format {rank} is none of a tensor with 4 axes"):
+        with pytest.raises(ValueError, match=f"memory format {rank} does not exist for a tensor with 4 axes"):
             in_axis_order(torch.zeros(1, 2, 3, 4), rank)
 
 

@@ -114,11 +114,11 @@ def test_transparent_and_palette_images_are_read(root: Path) -> None:
         ({"classes": None}, r"data\.classes is \[\]; 'folder' needs the list"),
         ({"classes": ["ant", "ant"]}, r"data\.classes is \['ant', 'ant'\]"),
         ({"classes": ["ant", "bee"]}, r"data\.classes does not name 'cat'"),
-        ({"root": "/no/such/root"}, r"data\.root: /no/such/root is no folder"),
+        ({"root": "/no/such/root"}, r"data\.root: /no/such/root is not a folder"),
         ({"kwargs": {"devices": ["0", "2", "7"]}}, r"data\.kwargs\.devices names '7'"),
         ({"kwargs": {"image_size": 0}}, r"data\.kwargs: the keywords of 'folder' do not fit: .*image_size"),
         ({"kwargs": {"size": 3}}, r"data\.kwargs: .*`size`"),
-        ({"partition": {"name": "shards"}}, r"data\.partition\.name is 'shards', but 'folder' says itself"),
+        ({"partition": {"name": "shards"}}, r"data\.partition\.name is 'shards', but 'folder' defines the owner"),
     ],
 )
 def test_mistakes_are_one_sentence(root: Path, settings: dict[str, object], sentence: str) -> None:

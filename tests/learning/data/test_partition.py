@@ -299,7 +299,7 @@ def test_a_share_that_leaves_a_device_without_samples_is_refused() -> None:
     with pytest.raises(ValueError) as caught:
         public(public_share=0.01)
     assert str(caught.value) == (
-        "data.public_share is 0.01: 0 of 20 samples; at least one must be public, and one a device's"
+        "data.public_share is 0.01: 0 of 20 samples; at least one must be public, and one must be left for the devices"
     )
     first = public(public_share=0.05)[0]
     owners = [int(number != first) for number in range(20)]  # device 0 has this one only
@@ -311,7 +311,9 @@ def test_a_share_that_leaves_a_device_without_samples_is_refused() -> None:
 def test_data_that_know_their_owners_have_no_public_share(name: str) -> None:
     settings = config(name=name, public_share=0.1)
     for how in (load, load_public):
-        with pytest.raises(ValueError, match=r"data.public_share is 0.1, but '.*' says itself which device owns what"):
+        with pytest.raises(
+            ValueError, match=r"data.public_share is 0.1, but '.*' defines the owner of each sample itself"
+        ):
             how(settings, num_devices=3, seed=1)
     with pytest.raises(ValueError, match=r"data.public_share is 0; it must be above 0"):
         load_public(config(name=name), num_devices=3, seed=1)

@@ -161,7 +161,7 @@ def test_a_failed_download_is_one_sentence(tmp_path: Path) -> None:
     def offline(root: str, *, download: bool) -> None:
         raise RuntimeError("Error downloading")
 
-    with pytest.raises(ValueError, match=r"data\.download: MNIST could not be fetched into .*Error downloading"):
+    with pytest.raises(ValueError, match=r"data\.download: MNIST could not be downloaded into .*Error downloading"):
         vision._download(vision.SETS["mnist"], tmp_path, offline)
     assert list(tmp_path.iterdir()) == []
 
