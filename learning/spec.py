@@ -76,7 +76,7 @@ class ServerOptimiser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     tau: Positive = 1e-3
 
     def __post_init__(self) -> None:
-        """Raise ``ValueError`` for a momentum of 1, with which the model would never move."""
+        """Raise ``ValueError`` for a momentum of 1, which never decays; with adam and yogi the model would never move."""
         if self.name != "mean" and self.momentum >= 1:
             raise ValueError(f"server.optimiser.momentum is {self.momentum}; it must be below 1")
 

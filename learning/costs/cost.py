@@ -81,8 +81,8 @@ def part_cost(
         entering_gradient: whether the gradient of the part's input is computed.
         head: the auxiliary that ``part.head`` names, which is trained with the part; its output goes to the loss. It may be on
             the meta device.
-        ahead: number of micro-batches whose backward pass is outstanding at the same time, each with its own copy of the
-            weights (``training.ahead``).
+        ahead: number of micro-batches whose backward pass is outstanding at the same time; each batch has its own copy
+            of the weights (``training.ahead``).
 
     Raises:
         ValueError: if the part is not supported, or if the model or the loss fails on the example.

@@ -64,7 +64,7 @@ def _convolution_backward(
     return (wanted[0] + wanted[1]) * forward
 
 
-# The wrapper hands over shapes in place of tensors.
+# The wrapper passes shapes instead of tensors.
 FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention),  # type: ignore[no-untyped-call]

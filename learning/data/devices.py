@@ -111,7 +111,7 @@ class DeviceData:
         return self.shares.num_devices
 
     def num_samples(self, device: int) -> int:
-        """Training samples of a device."""
+        """Number of training samples of a device."""
         return self.shares.count(device) - self._num_held_out(device)
 
     def train(self, device: int) -> Samples:

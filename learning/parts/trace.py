@@ -31,7 +31,7 @@ class TrainingFlag(nn.Module):
     """Returns its own ``training``, which ``train()`` and ``eval()`` set as for any module."""
 
     def forward(self) -> bool:
-        """Whether in training mode."""
+        """Return whether the module is in training mode."""
         return self.training
 
 

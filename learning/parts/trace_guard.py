@@ -29,8 +29,6 @@ _HOOKS = {
     "_backward_hooks": "backward hook",
     "_backward_pre_hooks": "backward pre-hook",
 }
-
-
 _TRACE_SEED = 0x5E3D_2C1B_0A09  # no model is expected to set this seed, so any seed that it sets is detected
 
 

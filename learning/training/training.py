@@ -62,7 +62,7 @@ def train(
     nothing is trainable: a host waits for the activations.) The process's random state is restored, and gradients are dropped.
 
     Args:
-        model: the model, or the part of it that the device holds.
+        model: the whole model.
         samples: the device's training samples.
         training: optimiser, number of passes or steps, batch size, precision and memory format.
         loss: ``loss(output, target)``, the mean over the batch.
