@@ -1,8 +1,8 @@
 """Low-rank adapters on a frozen base (LoRA: Hu et al., ICLR 2022, arXiv 2106.09685): devices train and send the adapters alone.
 
-Freeze what is not to be trained, by torch's own ``requires_grad_(False)``, and nothing else: frozen parameters stay as they are
-built, are neither trained nor sent, and count as frozen in memory and FLOPs. The pretrained base comes by ``init:``, which
-leaves the adapters that its file lacks as they are built (``missing: keep``). See examples/adapters.yaml.
+Parameters are frozen by torch's own ``requires_grad_(False)``; no other setting is needed. Frozen parameters keep their initial
+values, are neither trained nor sent, and are taken into account in memory and FLOPs. The pretrained base is loaded by
+``init:``; with ``missing: keep`` the adapters, which the file lacks, keep their initial values. See examples/adapters.yaml.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class LoRALinear(nn.Linear):
-    """A frozen layer W with a trained update of low rank: x -> W x + b + B A x / rank, where B begins as zeros."""
+    """A frozen layer W with a trained update of low rank: x -> W x + b + B A x / rank, where B starts at zero."""
 
     def __init__(self, base: nn.Linear, *, rank: int) -> None:
         super().__init__(base.in_features, base.out_features)
@@ -24,13 +24,13 @@ class LoRALinear(nn.Linear):
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, in_features] to [n, out_features]."""
+        """Map [n, in_features] to [n, out_features]."""
         update = nn.functional.linear(nn.functional.linear(x, self.lora_a), self.lora_b)
         return super().forward(x) + update / self.rank
 
 
 def digits_lora(num_classes: int = 10, *, rank: int = 4) -> nn.Module:
-    """``digits_cnn`` with everything frozen, and adapters on its fully connected layers; tensors keep their names."""
+    """``digits_cnn``, frozen, with adapters on its fully connected layers; its tensors keep their names."""
     model = digits_cnn(num_classes=num_classes)
     model.requires_grad_(False)
     for name, module in model.classifier.named_children():

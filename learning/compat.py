@@ -1,9 +1,8 @@
-"""Import torchvision beside a torch that it was not built for.
+"""Imports torchvision with a torch build that it was not compiled for.
 
-torchvision's registry wheel for Linux is built against CUDA. Beside a CPU-only torch its compiled extension cannot be
-loaded, and the import then fails, because two operator schemas that it refers to were never declared. Declaring them
-first makes models, data sets and transforms work; the two operators themselves (box suppression) stay without a kernel.
-Users of small boards meet the same mismatch.
+The torchvision wheel for Linux on PyPI is built against CUDA. With a CPU-only torch its compiled extension cannot be loaded,
+and the import fails because two operator schemas that it refers to are not declared. Declaring them first makes models, data
+sets and transforms work; the two operators themselves (box suppression) have no kernel. Small boards have the same mismatch.
 """
 
 import functools
@@ -24,12 +23,12 @@ SCHEMAS = {
 
 @functools.cache
 def _library() -> torch.library.Library:
-    # Cached for its life, not for speed: the declarations go when the Library object is collected.
+    # Cached to keep it alive: the declarations are removed when the Library object is garbage-collected.
     return torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def _extension_loads() -> bool:
-    """Whether torchvision's compiled extension loads here; loading it declares its operators. True without torchvision."""
+    """Whether torchvision's compiled extension can be loaded; loading it declares its operators. True without torchvision."""
     package = importlib.util.find_spec("torchvision")
     if package is None or not package.submodule_search_locations:
         return True
@@ -45,12 +44,12 @@ def _extension_loads() -> bool:
 
 
 def declare_missing_operators() -> None:
-    """Declare torchvision's two operators if its own extension cannot; harmless when repeated.
+    """Declare torchvision's two operators if its own extension cannot be loaded. Repeated calls have no effect.
 
-    To be called before code that may import torchvision on its own, such as a user's module.
+    Call it before any code that may import torchvision itself, such as a user's module.
     """
-    # Declaring them first would break a healthy extension, which declares them when it is loaded: so it gets the first
-    # turn. Windows finds its libraries by other means, and has no such mismatched wheel.
+    # Declaring them first would break a working extension, which declares them when it is loaded; so the extension is tried
+    # first. Windows finds its libraries differently, and has no mismatched wheel.
     if os.name == "nt" or hasattr(torch.ops.torchvision, "nms") or _extension_loads():
         return
     for name, schema in SCHEMAS.items():
@@ -59,9 +58,9 @@ def declare_missing_operators() -> None:
 
 
 def import_torchvision() -> ModuleType:
-    """The module ``torchvision``, imported so that a mismatched build works too. All of our code imports it through here."""
+    """Import ``torchvision``, also in a mismatched build. All code of this package imports torchvision by this function."""
     declare_missing_operators()
     with warnings.catch_warnings():
-        # The image extension fails for the same reason as the first; we read images with Pillow.
+        # The image extension fails to load for the same reason; images are read with Pillow.
         warnings.filterwarnings("ignore", message="Failed to load image Python extension", category=UserWarning)
         return importlib.import_module("torchvision")

@@ -1,6 +1,7 @@
-"""Weights that were trained elsewhere: read from a file or from torchvision, checked, and taken over into a model.
+"""Pretrained initial weights: read from a file or from torchvision, checked, and copied into a model.
 
-Server and workers each read the same file; the hash of its tensors, which the server side notes, tells if they did not.
+The server and every worker read the file themselves. The server records the hash of its tensors in the settings, so that a
+worker with a different file is detected.
 """
 
 from collections.abc import Mapping
@@ -12,86 +13,86 @@ import torch
 from torch import Tensor, nn
 
 from .compat import import_torchvision
-from .initialisation import TORCHVISION, Initialisation
 from .models.zoo import PREFIX
 from .parts.blocks import model_spec
 from .parts.structure import ModelSpec, TensorSpec
 from .store import model_hash
+from .workload_settings import TORCHVISION, Initialisation
 
 
 def pinned(init: Initialisation, *, model: str) -> Initialisation:
-    """``init`` with the hash of its weights noted, for those who read them elsewhere. Errors as of ``read_weights``."""
+    """Return ``init`` with the hash of its weights, by which workers check theirs. Raises as ``read_weights`` does."""
     if init.mode == "random":
         return init
     return msgspec.structs.replace(init, hash=model_hash(read_weights(init, model=model)))
 
 
 def read_weights(init: Initialisation, *, model: str) -> dict[str, Tensor]:
-    """The tensors that ``init`` names, for the model of that name.
+    """Read the tensors that ``init`` refers to, for the model named ``model``.
 
-    Raises ``ValueError`` when they cannot be read, or have another hash than ``init`` says.
+    Raises ``ValueError`` if they cannot be read, or if their hash is not ``init.hash``.
     """
     path = init.file
-    found = _published(model) if path is None else _from_file(path)
-    if init.hash is not None and (actual := model_hash(found)) != init.hash:
+    weights = _published(model) if path is None else _from_file(path)
+    if init.hash is not None and (actual := model_hash(weights)) != init.hash:
         raise ValueError(
             f"init.weights is {init.weights!r}, whose tensors have the hash {actual} here; expected is {init.hash}"
         )
-    return found
+    return weights
 
 
-def initialise(model: nn.Module, found: Mapping[str, Tensor], init: Initialisation) -> tuple[str, ...]:
-    """Take tensors of ``found`` over into ``model``, in place; the names of those that the mode asks for and that stay random.
+def initialise(model: nn.Module, weights: Mapping[str, Tensor], init: Initialisation) -> tuple[str, ...]:
+    """Copy ``weights`` into ``model`` as ``init.mode`` says; returns the names of the tensors that keep their initial values.
 
-    Tensors that the model does not have are passed over, and a counter that is missing starts at its start. Raises
-    ``ValueError`` for a trunk that is no block, and for a tensor that is missing, of another shape or kind, or not finite.
+    Tensors that the model does not have are ignored. A counter that is missing from the weights keeps its initial value. Raises
+    ``ValueError`` if ``init.trunk`` is not a block, or if a tensor is missing, has another shape or kind, or is not finite.
     """
     spec = model_spec(model)
-    wanted, kept = _wanted(spec, init), list[str]()
-    held, last = model.state_dict(), {tensor.name for tensor in spec.blocks[-1].tensors}
-    for tensor in wanted:
-        if tensor.name not in found and tensor.role == "counter":
+    required, kept = _required(spec, init), list[str]()
+    state, last = model.state_dict(), {tensor.name for tensor in spec.blocks[-1].tensors}
+    for tensor in required:
+        if tensor.name not in weights and tensor.role == "counter":
             continue
-        if tensor.name not in found and init.missing == "keep":
+        if tensor.name not in weights and init.missing == "keep":
             kept.append(tensor.name)
             continue
-        if _other_shape(tensor, found) and init.mode == "holistic" and tensor.name in last:
+        if _other_shape(tensor, weights) and init.mode == "holistic" and tensor.name in last:
             kept.append(tensor.name)
             continue
-        _check(tensor, found, init)
+        _check(tensor, weights, init)
         with torch.no_grad():
-            held[tensor.name].copy_(found[tensor.name])
-    if len(kept) == len(wanted):
-        raise ValueError(f"init.weights is {init.weights!r}, of whose tensors none has the shape that the model has")
+            state[tensor.name].copy_(weights[tensor.name])
+    if len(kept) == len(required):
+        raise ValueError(f"init.weights is {init.weights!r}, of whose tensors none fits the model")
     return tuple(kept)
 
 
-def _wanted(spec: ModelSpec, init: Initialisation) -> tuple[TensorSpec, ...]:
-    """The tensors that the mode asks for."""
+def _required(spec: ModelSpec, init: Initialisation) -> tuple[TensorSpec, ...]:
+    """The tensors that the mode takes from the weights."""
     names = spec.block_names
     if init.mode == "holistic":
         return spec.tensors_of(names)
     trunk = names[0] if init.trunk is None else init.trunk
     if trunk not in names:
         raise ValueError(
-            f"init.trunk is {trunk!r}, which is no block of this model; its blocks are: {', '.join(names)}"
+            f"init.trunk is {trunk!r}, which is not a block of this model; its blocks are: {', '.join(names)}"
         )
     return spec.tensors_of(names[: names.index(trunk) + 1])
 
 
-def _other_shape(tensor: TensorSpec, found: Mapping[str, Tensor]) -> bool:
-    """Whether the tensor is there, in another shape."""
-    return tensor.name in found and tuple(found[tensor.name].shape) != tensor.shape
+def _other_shape(tensor: TensorSpec, weights: Mapping[str, Tensor]) -> bool:
+    """Whether the weights have the tensor in another shape."""
+    return tensor.name in weights and tuple(weights[tensor.name].shape) != tensor.shape
 
 
-def _check(tensor: TensorSpec, found: Mapping[str, Tensor], init: Initialisation) -> None:
-    """Refuse what does not fit."""
+def _check(tensor: TensorSpec, weights: Mapping[str, Tensor], init: Initialisation) -> None:
+    """Raise ``ValueError`` for a tensor that does not fit."""
     file = f"init.weights is {init.weights!r}"
     expected = f"the model expects {tensor.name!r} of shape {tensor.shape}"
-    if tensor.name not in found:
+    if tensor.name not in weights:
         raise ValueError(f"{file}, which has no such tensor: {expected}")
-    value = found[tensor.name]
-    if _other_shape(tensor, found):
+    value = weights[tensor.name]
+    if _other_shape(tensor, weights):
         raise ValueError(f"{file}, where {tensor.name!r} has shape {tuple(value.shape)}; {expected}")
     if value.is_floating_point() == (tensor.role == "counter"):
         raise ValueError(f"{file}, where {tensor.name!r} is of type {value.dtype}; the model's is {tensor.dtype}")
@@ -113,7 +114,7 @@ def _from_file(path: Path) -> dict[str, Tensor]:
 
 
 def _published(model: str) -> dict[str, Tensor]:
-    """Torchvision's default weights, through its own loader: from its cache, or else fetched and checked."""
+    """Torchvision's default weights, by its own loader: from its cache, or downloaded and checked."""
     name = model.removeprefix(PREFIX)
     if not model.startswith(PREFIX):
         raise ValueError(f"init.weights is {TORCHVISION!r}, which is for models {PREFIX}NAME; model.name is {model!r}")
@@ -124,6 +125,6 @@ def _published(model: str) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = default.get_state_dict(
             progress=False, check_hash=True, weights_only=True, map_location="cpu"
         )
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # no network; a file that is cut off or another
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # no network; a truncated or wrong file
         raise ValueError(f"init.weights is {TORCHVISION!r}; {default} could not be loaded: {error}") from error
     return tensors

@@ -1,10 +1,10 @@
-"""What a process has once, torch's CPU generator and its number of threads: borrowed and given back.
+"""Context managers for two global settings of a process: torch's CPU random generator and its number of threads.
 
-Dropout and initialisers take no generator argument, so the shared one is the only way to seed them. ``torch.manual_seed`` is
-not used for it: it also queues a seed, with a stack trace, for every accelerator that is not in use, at each call.
+Dropout and initialisers take no generator argument, so they can only be seeded by the global generator. ``torch.manual_seed``
+is not used: at each call it also queues a seed, with a stack trace, for every accelerator that is not in use.
 
-One lock guards both, so that two runs in threads of one process do not draw from each other's seeds, nor compute with each
-other's threads: while one computes, the other waits.
+One lock guards both settings. Two runs in threads of one process therefore compute in turn, and do not affect each other's
+random numbers or number of threads.
 """
 
 import threading
@@ -13,13 +13,13 @@ from contextlib import contextmanager
 
 import torch
 
-_SHARED = threading.RLock()
+_LOCK = threading.RLock()
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside, torch computes on one thread, as every worker does, and no other run of this process computes."""
-    with _SHARED:
+    """Use one torch thread, as every worker does, and hold the lock; the number of threads is restored afterwards."""
+    with _LOCK:
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -29,10 +29,10 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Inside, torch's CPU randomness may be drawn from or seeded; afterwards it goes on from where it was."""
+def preserved_rng() -> Iterator[None]:
+    """Restore the state of torch's CPU generator afterwards."""
     generator = torch.default_generator
-    with _SHARED:
+    with _LOCK:
         before = generator.get_state()
         try:
             yield
@@ -42,24 +42,24 @@ def undisturbed() -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, torch's CPU randomness follows from ``seed``; afterwards it goes on from where it was."""
-    with undisturbed():
+    """Seed torch's CPU generator; its previous state is restored afterwards."""
+    with preserved_rng():
         torch.default_generator.manual_seed(seed)
         yield
 
 
 class RandomStream:
-    """A stream of torch's CPU randomness of its own, taken up and left again any number of times."""
+    """A random stream of its own for torch's CPU generator, which can be entered and left any number of times."""
 
     def __init__(self, seed: int) -> None:
-        """At its start."""
+        """Start the stream from ``seed``."""
         self._state = torch.Generator().manual_seed(seed).get_state()
 
     @contextmanager
-    def drawn(self) -> Iterator[None]:
-        """Inside, torch's shared generator goes on with this stream; afterwards from where it was."""
+    def active(self) -> Iterator[None]:
+        """Make the global generator continue this stream; its previous state is restored afterwards."""
         generator = torch.default_generator
-        with undisturbed():
+        with preserved_rng():
             generator.set_state(self._state)
             try:
                 yield

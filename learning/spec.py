@@ -1,5 +1,6 @@
-"""How devices train and the server steps, as plain data: what a plan carries and what a user writes. No torch here."""
+"""Training settings of devices and server, as plain data: the fields of a plan and of the configuration. Imports no torch."""
 
+import math
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -13,7 +14,7 @@ Precision = Literal["float32", "bf16", "auto"]
 
 
 class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A named thing with keyword arguments: a built-in name, or the user's own as ``module:function``."""
+    """A model, loss, metric or transform by name, with keyword arguments: built in, or the user's ``module:function``."""
 
     name: str
     kwargs: dict[str, Any] = {}
@@ -22,7 +23,7 @@ class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Optimiser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The device's optimiser. ``proximal`` is FedProx's mu (Li et al., MLSys 2020, arXiv 1812.06127, eq. 2).
 
-    ``clip_norm`` bounds the global gradient norm. State starts empty at every plan: devices have no memory.
+    ``clip_norm`` bounds the global gradient norm. The optimiser's state starts empty at every plan: devices keep none.
     """
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -36,7 +37,7 @@ class Optimiser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     proximal: NonNegative = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse here what every device would fail on."""
+        """Raise ``ValueError`` for combinations that would fail on every device."""
         if self.nesterov and (self.name != "sgd" or self.momentum == 0):
             raise ValueError("training.optimiser.nesterov is true; it needs the name sgd and a momentum above 0")
         if max(self.betas) >= 1:
@@ -46,9 +47,9 @@ class Optimiser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One device's local training: loss, optimiser, amount and precision.
 
-    ``epochs`` passes over the local data, or exactly ``steps`` optimiser steps when given. ``accumulation`` splits each
-    batch into that many micro-batches, to bound memory. ``precision`` "bf16" is autocast; weights stay float32. "auto" is of
-    a configuration only: it is settled before plans are made (``runtime.measured``).
+    ``epochs`` passes over the local data, or exactly ``steps`` optimiser steps if given. ``accumulation`` splits each batch
+    into that many micro-batches, to bound memory. ``precision`` "bf16" is autocast; weights stay float32. "auto" is allowed in
+    a configuration only: it is resolved before plans are made (``runtime.configuration.measured``).
     """
 
     loss: Call = Call("cross_entropy")
@@ -63,31 +64,115 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class ServerOptimiser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the mean update enters the model: ``mean`` with learning rate 1 is FedAvg. ``momentum`` is b1, ``beta2`` b2."""
+    """The server's step on the mean update (formulas: ``training.optimisers``).
+
+    ``mean`` with learning rate 1 is FedAvg. ``momentum`` is b1, ``beta2`` is b2.
+    """
 
     name: Literal["mean", "momentum", "adam", "yogi"] = "mean"
-    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=3e38)] = 1.0  # float32 holds no more
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=3e38)] = 1.0  # the limit of float32
     momentum: Fraction = 0.9
     beta2: Fraction = 0.99
     tau: Positive = 1e-3
 
     def __post_init__(self) -> None:
-        """Refuse a momentum of 1, which would never move."""
+        """Raise ``ValueError`` for a momentum of 1, which never decays; with adam and yogi the model would never move."""
         if self.name != "mean" and self.momentum >= 1:
             raise ValueError(f"server.optimiser.momentum is {self.momentum}; it must be below 1")
 
     @property
     def slots(self) -> int:
-        """Tensors of state per parameter."""
+        """Number of state tensors per parameter."""
         return {"mean": 0, "momentum": 1, "adam": 2, "yogi": 2}[self.name]
 
 
-class PartCost(msgspec.Struct, frozen=True, kw_only=True):
-    """What a part costs: the numbers that estimates, the virtual clock and policies work with.
+class LearningRateSchedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Factor on the learning rate over rounds. A plan carries the rate of its round, so it is complete in itself.
 
-    FLOPs are per sample and count a multiply-accumulate as two. ``boundary_items`` is the number of elements per sample
-    that leave the part's last block; ``peak_memory_bytes`` is predicted for one batch size and one optimiser, and covers
-    weights, gradients, optimiser state, activations and temporaries.
+    With t = min(1, version / (rounds - 1)):
+
+        constant      1
+        exponential   final ** t                       (ZeroFL's schedule, arXiv 2208.02507 sec. 6: 0.1 -> 0.01 is final 0.1)
+        cosine        final + (1 - final) (1 + cos(pi t)) / 2
+        step          gamma ** (number of milestones at or before the version)
+
+    In the first ``warmup_rounds`` a straight line replaces the schedule: warmup_from + (1 - warmup_from) s with
+    s = (version + 1) / (warmup_rounds + 1). The schedule then continues as if there had been no warm-up.
+
+    ``rounds``: the horizon (None: the limit of rounds that the run started with).
+    """
+
+    name: Literal["constant", "exponential", "cosine", "step"] = "constant"
+    final: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
+    gamma: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
+    milestones: tuple[int, ...] = ()
+    rounds: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    warmup_rounds: Annotated[int, msgspec.Meta(ge=0)] = 0
+    warmup_from: Fraction = 0.0
+
+    @property
+    def has_horizon(self) -> bool:
+        """Whether the factor depends on the number of rounds."""
+        return self.name in ("exponential", "cosine")
+
+    def within(self, rounds: int) -> "LearningRateSchedule":
+        """Return the schedule with ``rounds`` as its horizon, if it depends on one and does not set it itself.
+
+        The horizon is saved with the run. Otherwise a run that is extended would return to earlier learning rates.
+        """
+        if self.rounds is not None or not self.has_horizon:
+            return self
+        return msgspec.structs.replace(self, rounds=max(1, rounds))
+
+    def factor(self, version: int, *, rounds: int) -> float:
+        """Factor of the round that starts at ``version``, in a run of ``rounds`` rounds."""
+        if version < self.warmup_rounds:
+            return self.warmup_from + (1 - self.warmup_from) * (version + 1) / (self.warmup_rounds + 1)
+        if self.name == "step":
+            return float(self.gamma ** sum(version >= m for m in self.milestones))
+        progress = min(1.0, version / max(1, (self.rounds or rounds) - 1))
+        if self.name == "exponential":
+            return float(self.final**progress)
+        if self.name == "cosine":
+            return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
+        return 1.0
+
+
+class Staleness(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Weight of an update that arrives t versions after the one that it started from.
+
+        constant      1
+        polynomial    (1 + t)^-a
+        hinge         1 where t <= b, else 1 / (a (t - b) + 1)
+
+    Xie, Koyejo and Gupta, "Asynchronous Federated Optimization", arXiv 1903.03934, section 5.2; with a = 1/2 the polynomial is
+    that of FedBuff (Nguyen et al., AISTATS 2022, arXiv 2106.06639). ``most``: an update older than this is not folded at all.
+    """
+
+    rule: Literal["constant", "polynomial", "hinge"] = "polynomial"
+    a: Annotated[float, msgspec.Meta(ge=0)] = 0.5
+    b: CountOrZero = 4
+    most: CountOrZero | None = None
+
+    def counts(self, versions: int) -> bool:
+        """Whether an update that started ``versions`` versions ago is folded."""
+        return self.most is None or versions <= self.most
+
+    def scale(self, versions: int) -> float:
+        """Factor on an update that started ``versions`` versions ago; 1 for 0."""
+        if self.rule == "polynomial":
+            return float((1 + versions) ** -self.a)
+        if self.rule == "hinge" and versions > self.b:
+            return 1 / (self.a * (versions - self.b) + 1)
+        return 1.0
+
+
+class PartCost(msgspec.Struct, frozen=True, kw_only=True):
+    """Cost of training a part: the figures that estimates, the virtual clock and policies use.
+
+    FLOPs are per sample; a multiply-accumulate counts as two. ``boundary_items``: elements per sample in the output of the
+    part's last block. ``peak_memory_bytes``: predicted for one batch size and one optimiser; it covers weights, gradients,
+    optimiser state, activations and temporaries.
     """
 
     parameters: int

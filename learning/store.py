@@ -1,8 +1,8 @@
-"""The server's store: named tensors in sections, and the hash that names a model.
+"""The server's store: named tensors in sections, and the hash that identifies a model.
 
-Sections: ``model`` (the global model, full names), ``pending`` (what a lossy downlink has yet to send of it),
-``auxiliaries`` (proxies, auxiliary heads), ``snapshots``, ``optimiser`` (the server optimiser's slots), ``trackers``. All of it
-is one value: a checkpoint is this value on disk.
+Sections: ``model`` (the global model, full names), ``pending`` (the part of it that a lossy downlink has not sent yet),
+``auxiliaries`` (proxies, auxiliary heads), ``snapshots``, ``optimiser`` (the server optimiser's slots), ``trackers``. A
+checkpoint saves the whole store.
 """
 
 import hashlib
@@ -18,32 +18,32 @@ SECTIONS: tuple[Section, ...] = ("model", "pending", "auxiliaries", "snapshots",
 
 
 class Store:
-    """Sections of named tensors. ``store["model"]`` is a plain dict; tensors in it are contiguous and owned here."""
+    """Sections of named tensors. ``store["model"]`` is a plain dict; its tensors are contiguous and owned by the store."""
 
-    SAVED: ClassVar = {"_sections": dict[Section, dict[str, Tensor]]}  # by a checkpoint
+    SAVED: ClassVar = {"_sections": dict[Section, dict[str, Tensor]]}  # what a checkpoint saves, with its type
     SAVED_AS: ClassVar = dict.fromkeys(SECTIONS, dict[str, Tensor])
     NOT_SAVED = ()
 
     def __init__(self, model: Mapping[str, Tensor]) -> None:
-        """A store whose model section is a copy of ``model`` (a state dict). Tied tensors stay tied in the copy."""
+        """Copy ``model`` (a state dict) into the model section. Tied tensors stay tied in the copy."""
         self._sections: dict[Section, dict[str, Tensor]] = {section: {} for section in SECTIONS}
         copies: dict[tuple[object, ...], Tensor] = {}
         for name, tensor in model.items():
-            place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-            if place not in copies:
-                copies[place] = tensor.detach().clone(memory_format=torch.contiguous_format)
-            self["model"][name] = copies[place]
+            memory = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            if memory not in copies:
+                copies[memory] = tensor.detach().clone(memory_format=torch.contiguous_format)
+            self["model"][name] = copies[memory]
 
     def __getitem__(self, section: Section) -> dict[str, Tensor]:
         """The tensors of one section."""
         return self._sections[section]
 
     def saved(self) -> dict[Section, dict[str, Tensor]]:
-        """All of it."""
+        """All sections, for a checkpoint."""
         return self._sections
 
     def restore(self, sections: Mapping[Section, Mapping[str, Tensor]]) -> None:
-        """Put in what was saved. The model's tensors keep their places: a module may share them."""
+        """Restore saved sections. The model's tensors are changed in place, since a module may share them."""
         with torch.no_grad():
             for name, tensor in sections["model"].items():
                 self["model"][name].copy_(tensor)
@@ -53,18 +53,18 @@ class Store:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all tensors held, tied ones once."""
+        """Bytes of all tensors, tied ones counted once."""
         held = {id(t): t for tensors in self._sections.values() for t in tensors.values()}
         return sum(tensor.nbytes for tensor in held.values())
 
 
 def alike(tensor: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have one shape and one type."""
+    """Whether two tensors have the same shape and type."""
     return tensor.shape == other.shape and tensor.dtype == other.dtype
 
 
 def model_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in order of name: two models with one hash are the same bits."""
+    """SHA-256 over names, types, shapes and bytes, in order of name: two models with the same hash have the same bits."""
     digest = hashlib.sha256()
     for piece in _pieces(tensors):
         digest.update(piece)
@@ -72,7 +72,7 @@ def model_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def state_hash(tensors: Mapping[str, Tensor]) -> int:
-    """A fast 64-bit hash of the same, for the stamp of a packet: which state it builds on."""
+    """A fast 64-bit hash of the same bytes. The stamp of a packet holds it, to say which state the packet builds on."""
     digest = xxhash.xxh3_64()
     for piece in _pieces(tensors):
         digest.update(piece)
@@ -80,7 +80,7 @@ def state_hash(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """What is hashed, in order of name: where each tensor's bytes end follows from its type and shape."""
+    """The bytes to hash, in order of name. The length of each tensor's bytes follows from its type and shape."""
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         yield f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode()

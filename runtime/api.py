@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..comms.codec import Array
-from ..learning.initialisation import Initialisation
+from ..learning.workload_settings import Initialisation
 from ..policies.policy import Policy
 from .configuration.config import Config, load_config
 from .configuration.convert import convert

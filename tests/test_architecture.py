@@ -52,7 +52,8 @@ TORCH_FREE = [
     "learning.parts.part",
     "learning.spec",
     "learning.parts.structure",
-    "learning.costs.amount",
+    "learning.workload_settings",
+    "learning.data.batches",
     "learning.seeds",
     "comms.codec",
 ]
@@ -72,7 +73,7 @@ LAYERS = {
     ],
     "comms": ["links", "codecs", "entropy", "ray_channel", "packet", "channel", "ledger", "stages", "codec", "errors"],
     "learning": [
-        "workload", "pretrained", "costs", "training", "models", "parts", "workload_settings", "initialisation", "data",
+        "workload", "pretrained", "costs", "training", "models", "parts", "workload_settings", "data",
     ],
     "clusters": ["ray_backend", "fleet"],
 }  # fmt: skip

@@ -14,9 +14,8 @@ from ...comms.codec import Array, ArraySpec, Codec, Context
 from ...comms.codecs.make_codec import make_codec
 from ...comms.errors import MismatchedPacket
 from ...comms.packet import PacketKind, Stamp, read_stamp, seal, unseal
-from ...learning.memory_format import axis_order, in_axis_order
 from ...learning.seeds import derive
-from ...learning.tensors import as_arrays, as_tensors
+from ...learning.tensors import as_arrays, as_tensors, axis_order, in_axis_order
 from ...learning.workload import Workload
 from ...policies.plan import Plan
 from .host_link import HostLink

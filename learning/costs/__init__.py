@@ -1,4 +1,4 @@
-"""What training a part costs: FLOPs, bytes, peak memory, counted on small training steps.
+"""Cost of training a part: FLOPs, bytes and peak memory, counted on small training steps.
 
-It knows parts and training.
+Imports parts and training.
 """

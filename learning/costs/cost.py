@@ -1,11 +1,11 @@
-"""What training a part costs: FLOPs, parameters, boundary size and peak memory, from training steps on two and four samples.
+"""Cost of training a part: FLOPs, parameters, boundary size and peak memory, from training steps on two and four samples.
 
-FLOPs are counted on the operations that really run, so they are exact for what the counter knows: convolutions, matrix
-products, attention and recurrent layers. Element-wise work is left out. A multiply-accumulate is two. What the memory figure
-means, and what it leaves out, is told in ``learning.memory``, and how the peak of any batch follows from two small ones.
+FLOPs are counted on the operations that are executed, so they are exact for the kinds that the counter supports: convolutions,
+matrix products, attention and recurrent layers. Element-wise work is left out. A multiply-accumulate counts as two. ``memory``
+documents what the memory figure covers, and how the peak of any batch size follows from two small ones.
 
-The steps are real ones. (Fake tensors would compute nothing at all, but importing what they need takes longer than these steps,
-they are slower for each operation, and code that looks at values cannot run on them.)
+The steps are executed on real tensors. (Fake tensors would save the computation, but importing them takes longer than these
+steps, each operation is slower, and code that depends on values cannot run on them.)
 """
 
 from collections.abc import Iterator
@@ -19,21 +19,20 @@ from torch.utils._pytree import tree_leaves
 from ..data.batches import largest_micro_batch
 from ..parts.auxiliaries import LinearHead
 from ..parts.blocks import Blocks
-from ..parts.frozen import frozen_modules
 from ..parts.part import Part
-from ..parts.structure import ModelSpec
-from ..randomness import undisturbed
+from ..parts.structure import ModelSpec, frozen_modules
+from ..randomness import preserved_rng
 from ..spec import Optimiser, PartCost, Training
 from .dry_run import DryRun, Loss, TrialStep
 from .flops import FlopCounter
 from .memory import Allocations, peak_of_batch
 
-SMALL, LARGE = 2, 4  # samples; batch normalisation refuses to train on one
+SMALL, LARGE = 2, 4  # samples; batch normalisation cannot train on one
 
 
 @dataclass(frozen=True)
 class PartProfile:
-    """What a part costs with batches of any size. FLOPs are per sample; ``boundary_items``: as in ``PartCost``."""
+    """Cost of a part for any batch size. FLOPs are per sample; ``boundary_items`` is as in ``PartCost``."""
 
     parameters: int
     forward_flops: int
@@ -43,7 +42,7 @@ class PartProfile:
     large: Allocations
 
     def cost(self, training: Training) -> PartCost:
-        """With the micro-batches of a training setting that differs in its batch size alone."""
+        """Cost under ``training``, which may differ from the profiled setting in its batch size alone."""
         batch = max(SMALL, largest_micro_batch(training.batch_size, training.accumulation))
         return PartCost(
             parameters=self.parameters,
@@ -66,23 +65,27 @@ def part_cost(
     head: LinearHead | None = None,
     ahead: int = 1,
 ) -> PartCost:
-    """Cost of one part of ``model``, which ``blocks`` cuts.
+    """Compute the cost of one part of ``model``.
 
-    ``example``: one sample of the data, input and target, without batch dimension; any shape and type. A part that does not
-    begin with the model's first block gets what the blocks before it make of the input, and makes a gradient for it if
-    ``entering_gradient``.
-    ``head``: the auxiliary that ``part.head`` names, which is trained with the part; what leaves it goes to the loss. It may be
-    on the meta device.
-    ``loss``: mean over the batch, as ``loss(output, target)``; a part without the model's last block has none, and its output
-    is summed instead. Frozen blocks before the first trained one run without gradients.
+    Args:
+        model: the whole model, in any mode; it is left unchanged.
+        blocks: the model cut into blocks.
+        part: neighbouring blocks at full width. Frozen blocks before the first trained one run without gradients. The input of
+            a part that does not begin with the model's first block is the output of the blocks before it.
+        example: input and target of one sample, without batch dimension; any shape and type.
+        training: ``peak_memory_bytes`` is for one full micro-batch of it (at least two samples, which is too much for a device
+            that has fewer), its optimiser and its precision. With ``checkpointing`` each trained block is recomputed in the
+            backward pass, which adds FLOPs.
+        loss: ``loss(output, target)``, the mean over the batch. For a part without the model's last block the sum of its output
+            is used instead.
+        entering_gradient: whether the gradient of the part's input is computed.
+        head: the auxiliary that ``part.head`` names, which is trained with the part; its output goes to the loss. It may be on
+            the meta device.
+        ahead: number of micro-batches whose backward pass is outstanding at the same time; each batch has its own copy
+            of the weights (``training.ahead``).
 
-    ``peak_memory_bytes`` is for one full micro-batch of ``training`` (two samples at least; too much for a device that has
-    fewer), its optimiser and its precision; with ``ahead`` above 1, for as many that have gone forward and not yet back, with
-    the weights of each (``learning.ahead``). Under ``checkpointing`` each trained block is recomputed in the backward pass,
-    which costs FLOPs.
-
-    Raises ``ValueError`` for a part that is not a stretch of neighbouring blocks at full width, and when the model or the loss
-    fails on the example.
+    Raises:
+        ValueError: if the part is not supported, or if the model or the loss fails on the example.
     """
     assert blocks.model is model
     run = DryRun(blocks, part, example, training, loss, entering_gradient, head, ahead)
@@ -90,16 +93,16 @@ def part_cost(
 
 
 def profile(run: DryRun) -> PartProfile:
-    """The cost of a part with batches of any size. Raises ``ValueError`` as ``part_cost`` does."""
+    """Profile a part for batches of any size. Raises ``ValueError`` as ``part_cost`` does."""
     blocks, part = run.blocks, run.part
     _check(blocks, part, run.head)
     spec = ModelSpec(tuple(block for block in blocks.spec.blocks if block.name in part.blocks))
-    beside = sum(parameter.numel() for parameter in run.head.parameters()) if run.head is not None else 0
-    with undisturbed(), _modes(blocks, part), _clearly(run):
+    head_parameters = sum(parameter.numel() for parameter in run.head.parameters()) if run.head is not None else 0
+    with preserved_rng(), _modes(blocks, part), _readable_errors(run):
         small, forward_flops, training_flops, boundary_items = _measured(run, SMALL)
         large, *_ = _measured(run, LARGE)
     return PartProfile(
-        parameters=spec.parameters + beside,
+        parameters=spec.parameters + head_parameters,
         forward_flops=forward_flops // SMALL,
         training_flops=training_flops // SMALL,
         boundary_items=boundary_items // SMALL,
@@ -125,10 +128,10 @@ def _check(blocks: Blocks, part: Part, head: nn.Module | None) -> None:
 
 @contextmanager
 def _modes(blocks: Blocks, part: Part) -> Iterator[None]:
-    """Trained blocks in training mode, the others in evaluation mode; afterwards all as they were."""
+    """Put trained blocks into training mode and the others into evaluation mode; all modes are restored afterwards."""
     before = [(m, m.training) for block in (blocks.model, *blocks.modules.values()) for m in block.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # its fused kernel hides its products from the counter
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not see the products of its fused kernel
     try:
         for name, block in blocks.modules.items():
             block.train(name in part.trained)
@@ -142,16 +145,16 @@ def _modes(blocks: Blocks, part: Part) -> Iterator[None]:
 
 
 @contextmanager
-def _clearly(run: DryRun) -> Iterator[None]:
-    """What the model or the loss raises, with what it was given, as one ``ValueError``."""
+def _readable_errors(run: DryRun) -> Iterator[None]:
+    """Turn any exception of the model or the loss into a ``ValueError`` that names shapes and types of the example."""
     try:
         yield
-    except Exception as error:  # of a user's code: anything
+    except Exception as error:  # a user's code may raise anything
         x, y = run.example
-        odd = (x.is_floating_point() and x.dtype != torch.float32) or (
+        unusual = (x.is_floating_point() and x.dtype != torch.float32) or (
             not y.is_floating_point() and y.dtype != torch.int64
         )
-        hint = "; most models and losses take float32 samples and int64 labels" if odd else ""
+        hint = "; most models and losses take float32 samples and int64 labels" if unusual else ""
         raise ValueError(
             f"the model and its loss fail on a sample of shape {tuple(x.shape)} ({x.dtype}) with target of shape "
             f"{tuple(y.shape)} ({y.dtype}): {type(error).__name__}: {error}{hint}"
@@ -159,7 +162,7 @@ def _clearly(run: DryRun) -> Iterator[None]:
 
 
 def _measured(run: DryRun, batch: int) -> tuple[Allocations, int, int, int]:
-    """One optimiser step with the state that earlier steps have left: memory, FLOPs forward and of all, items that leave."""
+    """Run one optimiser step, as after earlier steps: allocations, forward FLOPs, total FLOPs, elements of the output."""
     step, training = run.prepare(batch), run.training
     flops, memory = FlopCounter(), Allocations()
     if step.head is not None:
@@ -169,7 +172,7 @@ def _measured(run: DryRun, batch: int) -> tuple[Allocations, int, int, int]:
     with flops, memory:
         memory.add([t for state in step.states.values() for t in state.values()])
         memory.add([step.x, step.y])
-        for num_bytes in [head_bytes, *(each for each in trained_bytes for _ in range(_slots(training.optimiser)))]:
+        for num_bytes in [head_bytes, *(size for size in trained_bytes for _ in range(_slots(training.optimiser)))]:
             memory.reserve(num_bytes)
         if run.ahead == 1:
             output = step.forward()
@@ -178,7 +181,7 @@ def _measured(run: DryRun, batch: int) -> tuple[Allocations, int, int, int]:
             training_flops = flops.total
             del output
             if training.accumulation > 1:
-                # From the second micro-batch on, gradients are there while activations pile up.
+                # From the second micro-batch on, gradients exist while activations accumulate.
                 step.backward(step.forward())
         else:
             if training.accumulation > 1:
@@ -190,29 +193,29 @@ def _measured(run: DryRun, batch: int) -> tuple[Allocations, int, int, int]:
 
 
 def _items(output: object) -> int:
-    """Elements of all tensors that leave the part."""
+    """Elements of all tensors in the output."""
     return sum(t.numel() for t in tree_leaves(output) if isinstance(t, Tensor))
 
 
 def _run_ahead(step: TrialStep, run: DryRun, flops: FlopCounter) -> tuple[int, int, int]:
-    """As many forward passes as may be out, then their backward passes. The weights change with every batch.
+    """Run ``run.ahead`` forward passes, then their backward passes; every batch has its own copy of the weights.
 
-    FLOPs forward and of all of one micro-batch, and items that leave.
+    Returns forward FLOPs and total FLOPs of one micro-batch, and the elements of the output.
     """
-    out = []
+    outstanding = []
     for number in range(run.ahead):
         if number % run.training.accumulation == 0:
             stashed = step.copied()
-        out.append((stashed, stashed.forward()))
-    forward_flops, items = flops.total // run.ahead, _items(out[0][1])
-    while out:
-        stashed, output = out.pop(0)
+        outstanding.append((stashed, stashed.forward()))
+    forward_flops, items = flops.total // run.ahead, _items(outstanding[0][1])
+    while outstanding:
+        stashed, output = outstanding.pop(0)
         stashed.backward(output)
         stashed.forget_gradients()
     return forward_flops, flops.total // run.ahead, items
 
 
 def _slots(optimiser: Optimiser) -> int:
-    """Copies of the trained tensors that the optimiser keeps, with FedProx's starting point."""
+    """Copies of the trained tensors that the optimiser keeps, including FedProx's starting point."""
     slots = int(optimiser.momentum > 0) if optimiser.name == "sgd" else 2
     return slots + int(optimiser.proximal > 0)

@@ -1,7 +1,7 @@
-"""One training step of a part on a few samples: what costs are counted and measured on.
+"""One training step of a part on a few samples, on which costs are counted.
 
-It does what local training does: frozen blocks before the first trained one run without gradients, only trained blocks get
-them, autocast and checkpointing as the settings say. It runs on copies; the model's own tensors are not touched.
+It does the same as local training: frozen blocks before the first trained one run without gradients, only trained blocks get
+gradients, and autocast and checkpointing follow the settings. It runs on copies; the model's own tensors are not changed.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from ..parts.auxiliaries import LinearHead
 from ..parts.blocks import Blocks
 from ..parts.part import Part
 from ..spec import Training
+from ..training.precision import autocast
 from ..training.training import densify
 from .flops import FlopCounter
 from .memory import Allocations
@@ -29,8 +30,10 @@ Loss = Callable[[Any, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class DryRun:
-    """What is asked. ``head``: the auxiliary that ``part.head`` names, whose weights do not matter and may be on the meta
-    device. ``ahead``: micro-batches that are out at once, see ``learning.ahead``.
+    """Arguments of a dry run, see ``cost.part_cost``.
+
+    ``head``: the auxiliary that ``part.head`` names; its weights are not used and may be on the meta device. ``ahead``: number
+    of micro-batches whose backward pass is outstanding at the same time, see ``training.ahead``.
     """
 
     blocks: Blocks
@@ -43,90 +46,87 @@ class DryRun:
     ahead: int = 1
 
     def prepare(self, batch: int) -> "TrialStep":
-        """A training step on ``batch`` copies of the example."""
+        """Set up a training step on ``batch`` copies of the example."""
         names = self.blocks.spec.block_names
         first = names.index(self.part.blocks[0])
         x, y = (
             t.unsqueeze(0).expand(batch, *t.shape).clone(memory_format=torch.contiguous_format) for t in self.example
         )
-        with torch.no_grad(), self.autocast():
+        with torch.no_grad(), autocast(self.training.precision):
             for name in names[:first]:
                 x = functional_call(self.blocks.modules[name], self._state(name), (x,))
         if first > 0 and x.is_floating_point():
             x = x.detach().requires_grad_(self.entering_gradient)
-        head = HeadShape(self.head, self.training) if self.head is not None else None
+        head = HeadCost(self.head, self.training) if self.head is not None else None
         return TrialStep(self, {name: self._state(name) for name in self.part.blocks}, x, y, head)
 
-    def autocast(self) -> torch.autocast:
-        """The plan's precision."""
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.training.precision == "bf16")
-
     def _state(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one block by name, tied ones as one; those to be trained require gradients."""
-        block, made = self.blocks.modules[name], dict[int, Tensor]()
+        """Copies of one block's tensors by name; tied ones share a copy, and those to be trained require gradients."""
+        block, copies = self.blocks.modules[name], dict[int, Tensor]()
         state = {}
         named = [*block.named_parameters(remove_duplicate=False), *block.named_buffers(remove_duplicate=False)]
         for key, tensor in named:
-            if id(tensor) not in made:
-                wanted = isinstance(tensor, nn.Parameter) and tensor.requires_grad and name in self.part.trained
-                made[id(tensor)] = tensor.detach().clone().requires_grad_(wanted)
-            state[key] = made[id(tensor)]
+            if id(tensor) not in copies:
+                trained = isinstance(tensor, nn.Parameter) and tensor.requires_grad and name in self.part.trained
+                copies[id(tensor)] = tensor.detach().clone().requires_grad_(trained)
+            state[key] = copies[id(tensor)]
         return state
 
 
-class HeadShape:
-    """What an auxiliary head costs, without its weights: on a large map it can be larger than its model.
+class HeadCost:
+    """Stands in for an auxiliary head: counts its cost without allocating its weights.
 
-    The counters are those of the run that it takes part in. ``num_bytes``: of its weights.
+    A head on a large map can be larger than its model. ``flops`` and ``memory`` are replaced by the counters of the run.
+    ``num_bytes``: bytes of the weights.
     """
 
     def __init__(self, head: LinearHead, training: Training) -> None:
-        """``head``: for its sizes alone."""
+        """Only the sizes of ``head`` are used."""
         self._products = head.in_features * head.out_features
         self._cast_bytes = 2 * self._products if training.precision == "bf16" else 0
         self._leaving, self._dtype = head.leaving, torch.bfloat16 if self._cast_bytes else None
         self.num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in head.parameters())
         self.flops, self.memory = FlopCounter(), Allocations()
-        self._anchor = torch.zeros((), requires_grad=True)  # else nothing comes back through a front that is frozen
+        self._anchor = torch.zeros((), requires_grad=True)  # for a backward pass behind frozen blocks
         self._gradient: int | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[n, ...] to zeros of [n, *leaving]."""
-        made: Tensor = _Head.apply(x, self._anchor, self)  # type: ignore[no-untyped-call]
-        return made
+        """Map [n, ...] to zeros of [n, *leaving]."""
+        output: Tensor = _HeadFunction.apply(x, self._anchor, self)  # type: ignore[no-untyped-call]
+        return output
 
     def forward(self, x: Tensor) -> tuple[Tensor, int | None]:
-        """What leaves it, and the number of the cast copy of its weights, which its backward pass frees."""
+        """The output, and the number of the cast copy of the weights, which the backward pass frees."""
         self.flops.total += 2 * len(x) * self._products
         cast = self.memory.reserve(self._cast_bytes) if self._cast_bytes else None
         return x.new_zeros(len(x), *self._leaving, dtype=self._dtype or x.dtype), cast
 
     def backward(self, samples: int, cast: int | None, *, entering: bool) -> None:
-        """Gradients of its weights and, if something waits for it, of what entered it."""
+        """Count the gradients of the weights and, if ``entering``, of the input."""
         self.flops.total += 2 * samples * self._products * (1 + entering)
-        made = self.memory.reserve(self.num_bytes)
+        gradient = self.memory.reserve(self.num_bytes)
         if cast is not None:
             self.memory.release(cast)
         if self._gradient is None:
-            self._gradient = made
-        else:  # added to the gradient of micro-batches before
-            self.memory.release(made)
+            self._gradient = gradient
+        else:  # added to the gradient of earlier micro-batches
+            self.memory.release(gradient)
 
     def forget_gradient(self) -> None:
-        """Free it."""
+        """Free the gradient of the weights."""
         if self._gradient is not None:
             self.memory.release(self._gradient)
             self._gradient = None
 
 
-class _Head(torch.autograd.Function):
-    """The place of a head in the graph."""
+class _HeadFunction(torch.autograd.Function):
+    """The node of a head in autograd's graph."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor, head: HeadShape) -> Tensor:
-        made, cast = head.forward(x)
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, head: HeadCost) -> Tensor:
+        output, cast = head.forward(x)
         ctx.head, ctx.cast, ctx.like = head, cast, (x.shape, x.dtype)
-        return made
+        return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
@@ -138,31 +138,31 @@ class _Head(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class TrialStep:
-    """One training step: state of each block, input and target of one batch, and the auxiliary head."""
+    """One training step: copied state of each block, input and target of one batch, and the auxiliary head."""
 
     run: DryRun
     states: dict[str, dict[str, Tensor]]
     x: Tensor
     y: Tensor
-    head: HeadShape | None
+    head: HeadCost | None
 
     def forward(self) -> Any:
-        """What leaves the last block, or the head."""
+        """The output of the last block, or of the head."""
         x, modules, trained = self.x, self.run.blocks.modules, self.run.part.trained
-        wanted = x.requires_grad
+        needs_grad = x.requires_grad
         for name, state in self.states.items():
-            wanted = wanted or name in trained
+            needs_grad = needs_grad or name in trained
             recomputed = self.run.training.checkpointing and name in trained
-            with nullcontext() if wanted else torch.no_grad(), self.run.autocast():
+            with nullcontext() if needs_grad else torch.no_grad(), autocast(self.run.training.precision):
                 call = partial(functional_call, modules[name], state)
                 x = checkpoint(call, (x,), use_reentrant=False, preserve_rng_state=False) if recomputed else call((x,))
         return x if self.head is None else self.head(x)
 
     def backward(self, output: Any) -> None:
-        """From the loss, or the sum of what leaves the part, to the gradients; nothing where nothing is trained."""
+        """Backward pass from the loss, or from the sum of the part's output; does nothing if nothing is trained."""
         if not self.trained and self.head is None:
             return
-        with self.run.autocast():
+        with autocast(self.run.training.precision):
             if self.head is not None or self.run.part.blocks[-1] == self.run.blocks.spec.block_names[-1]:
                 value = self.run.loss(output, self.y)
             else:
@@ -171,14 +171,14 @@ class TrialStep:
         densify(self.trained)
 
     def copied(self) -> "TrialStep":
-        """The same with copies of all tensors of the state."""
+        """Return the same step with copies of all tensors of the state."""
         tensors = {id(t): t for state in self.states.values() for t in state.values()}
-        made = {key: t.detach().clone().requires_grad_(t.requires_grad) for key, t in tensors.items()}
-        states = {name: {key: made[id(t)] for key, t in state.items()} for name, state in self.states.items()}
+        copies = {key: t.detach().clone().requires_grad_(t.requires_grad) for key, t in tensors.items()}
+        states = {name: {key: copies[id(t)] for key, t in state.items()} for name, state in self.states.items()}
         return replace(self, states=states)
 
     def forget_gradients(self) -> None:
-        """Free those of the state."""
+        """Free the gradients of the state."""
         for tensor in self.trained:
             tensor.grad = None
 

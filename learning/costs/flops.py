@@ -1,8 +1,8 @@
-"""FLOPs of the operations that really run. A multiply-accumulate is two; element-wise work is left out.
+"""FLOPs of the operations that are executed. A multiply-accumulate counts as two; element-wise work is left out.
 
-The formulas are torch's, and for what its table lacks or has wrong our own: the CPU's fused attention and recurrent layers, and
-the backward pass of grouped convolutions (as of torch 2.13 it counts those of MobileNet as if they had one group: 20 times too
-many). Torch's own counter is not used, since its first operation imports torch's compiler, which takes seconds.
+The formulas are torch's, plus our own where its table lacks an operation or is wrong: the CPU's fused attention and recurrent
+layers, and the backward pass of grouped convolutions (torch 2.13 counts those of MobileNet as if they had one group: 20 times
+too many). Torch's own counter is not used, since its first operation imports torch's compiler, which takes seconds.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,14 +34,14 @@ def _attention_backward(
 
 
 def _recurrent(inputs: Shape, weight: Shape, recurrent: Shape, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """[time, batch, features], and two matrices that each step of each sample is multiplied with once."""
+    """Inputs [time, batch, features]; each step of each sample is multiplied once with both matrices."""
     return 2 * inputs[0] * inputs[1] * (prod(weight) + prod(recurrent))
 
 
 def _recurrent_backward(
     inputs: Shape, weight: Shape, recurrent: Shape, *_: Any, out_shape: Any = None, **__: Any
 ) -> int:
-    """Gradients of inputs and of weights: each as much as the forward pass."""
+    """Gradients of inputs and of weights each cost as much as the forward pass."""
     return 2 * _recurrent(inputs, weight, recurrent)
 
 
@@ -64,7 +64,7 @@ def _convolution_backward(
     return (wanted[0] + wanted[1]) * forward
 
 
-# The wrapper hands over shapes in place of tensors.
+# The wrapper passes shapes instead of tensors.
 FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention),  # type: ignore[no-untyped-call]
@@ -76,12 +76,12 @@ FORMULAS: dict[Any, Callable[..., int]] = {
 
 
 class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """``total``: FLOPs of what has run inside the mode."""
+    """Counts the FLOPs of all operations inside the mode in ``total``."""
 
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
-        """Nothing has run."""
+        """Start at 0."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
 
@@ -91,7 +91,7 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and count."""
+        """Run the operation and count its FLOPs."""
         result = func(*args, **(kwargs or {}))
         formula = FORMULAS.get(getattr(func, "_overloadpacket", None))
         if formula is not None:

@@ -1,12 +1,12 @@
-"""Bytes of live tensors while torch code runs, and what their peak would be for a batch of another size.
+"""Bytes of live tensors while torch code runs, and their peak for a batch of another size.
 
-Every operation's results pass through a dispatch mode; a storage counts once, from the operation that made it until nothing
-refers to it, autograd's saved tensors included. What operations need inside themselves (oneDNN's scratch and reordered
-copies) is not seen: measured processes need 1.5 to 2 times the figure (ProFL's specification, sec. 9), so it orders plans and
-bounds them from below; whether a device really has the memory is found by running under the limit.
+A dispatch mode sees the results of every operation. A storage counts once, from the operation that allocated it until nothing
+refers to it, autograd's saved tensors included. Memory that operations use internally (oneDNN's scratch and reordered copies)
+is not seen: measured processes need 1.5 to 2 times the figure (ProFL's specification, sec. 9). The figure therefore orders
+plans and is a lower bound; whether a device really has the memory is only known from a run under the limit.
 
-A step on two samples and one on four make and free the same storages in the same order, and each storage grows with the batch
-by a law that its two sizes tell: not at all, in proportion, or with a power. So the peak of any batch follows without a run.
+A step on two samples and one on four allocate and free the same storages in the same order. How a storage grows with the batch
+follows from its two sizes: not at all, in proportion, or with a power. So the peak of any batch size follows without a run.
 """
 
 import weakref
@@ -20,15 +20,15 @@ from torch.utils._pytree import tree_leaves
 
 
 class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The storages made inside the mode, or handed to ``add``, in order: ``sizes`` in bytes, and ``events``.
+    """Records the storages allocated inside the mode, or passed to ``add``: ``sizes`` in bytes, and ``events`` in order.
 
-    An event is the number of the storage that was made, or, negative, ``~number`` of one that is gone.
+    An event is the number of a storage that was allocated, or the negative ``~number`` of one that was freed.
     """
 
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
-        """Nothing is live yet."""
+        """Start without any storage."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.sizes: list[int] = []
         self.events: list[int] = []
@@ -36,11 +36,11 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Else torch imports its compiler at the first operation, which takes longer than all the rest."""
+        """False: otherwise torch imports its compiler at the first operation, which takes longer than all the rest."""
         return False
 
     def add(self, tensors: Iterable[Any]) -> None:
-        """Count tensors that exist already; what is not a tensor is passed over, and so is what is counted already."""
+        """Count existing tensors. Other objects, and storages that are counted already, are ignored."""
         for tensor in tensors:
             if not isinstance(tensor, Tensor):
                 continue
@@ -48,44 +48,44 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.add([tensor._indices(), tensor._values()])
                 continue
             storage = tensor.untyped_storage()
-            key = id(storage)  # torch keeps one Python object per storage while that lives
+            key = id(storage)  # torch keeps one Python object per storage as long as that object lives
             if key not in self._references:
                 number = self.reserve(storage.nbytes())
-                self._references[key] = weakref.ref(storage, partial(self._gone, key, number))
+                self._references[key] = weakref.ref(storage, partial(self._on_freed, key, number))
 
     def reserve(self, num_bytes: int) -> int:
-        """Count bytes as if a storage had been made; its number, for ``release``."""
+        """Count bytes as if a storage had been allocated; returns its number, for ``release``."""
         self.sizes.append(num_bytes)
         self.events.append(len(self.sizes) - 1)
         return len(self.sizes) - 1
 
     def release(self, number: int) -> None:
-        """A storage is gone."""
+        """Record that a storage was freed."""
         self.events.append(~number)
 
-    def _gone(self, key: int, number: int, _: Any) -> None:
+    def _on_freed(self, key: int, number: int, _: Any) -> None:
         del self._references[key]
         self.release(number)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and count what it made."""
+        """Run the operation and count its results."""
         result = func(*args, **(kwargs or {}))
         self.add(tree_leaves(result))
         return result
 
     @property
     def live_bytes(self) -> int:
-        """Bytes that are live now."""
+        """Bytes that are currently live."""
         return sum(self.sizes[event] if event >= 0 else -self.sizes[~event] for event in self.events)
 
     @property
     def peak_bytes(self) -> int:
-        """The most that were live at once."""
+        """The most bytes that were live at the same time."""
         return peak_bytes(self.events, self.sizes)
 
 
 def peak_bytes(events: Iterable[int], sizes: list[int]) -> int:
-    """The most bytes that are live at once, over events of storages of these sizes."""
+    """The most bytes live at the same time, given events and sizes of storages."""
     live = peak = 0
     for event in events:
         if event >= 0:
@@ -97,9 +97,9 @@ def peak_bytes(events: Iterable[int], sizes: list[int]) -> int:
 
 
 def peak_of_batch(small: Allocations, large: Allocations, batch: int) -> int:
-    """The peak of a step on ``batch`` samples, from one on two and one on four.
+    """Peak of a step on ``batch`` samples, from a step on two samples and one on four.
 
-    Where the two did not do the same (code that branches on values), their peaks are continued in a straight line.
+    If the two steps differ in their events (code that branches on values), their peaks are extrapolated linearly.
     """
     if small.events != large.events:
         return _scaled(small.peak_bytes, large.peak_bytes, batch)
@@ -108,8 +108,8 @@ def peak_of_batch(small: Allocations, large: Allocations, batch: int) -> int:
 
 
 def _scaled(two: int, four: int, batch: int) -> int:
-    """What takes ``two`` bytes with two samples and ``four`` with four."""
-    for power in (2, 3):  # all pairs of samples, all triples; a sum of laws is taken as a straight line
+    """Bytes with ``batch`` samples of a storage that has ``two`` bytes with two samples and ``four`` with four."""
+    for power in (2, 3):  # all pairs of samples, all triples; anything else is extrapolated linearly
         if two and four == 2**power * two:
             return two * batch**power // 2**power
     return two + (four - two) * (batch - 2) // 2

@@ -1,4 +1,4 @@
 """Data sets by name, their partition over devices, batches and transforms.
 
-It knows specifications and seeds, and no model.
+Imports settings and seeds, but no models.
 """

@@ -1,4 +1,4 @@
-"""Which samples go into which batch: index arrays, from an explicit seed. Needs no torch, so that a planner can count."""
+"""Assigns samples to batches: index arrays from an explicit seed. Imports no torch, so that estimates can count batches."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
@@ -6,15 +6,17 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from ..spec import Training
+
 
 def batches(
     num_samples: int, *, batch_size: int, seed: int, epochs: int = 1, steps: int | None = None
 ) -> Iterator[NDArray[np.intp]]:
-    """Index arrays of ``epochs`` passes over the samples, or of exactly ``steps`` batches when given.
+    """Yield index arrays for ``epochs`` passes over the samples, or for exactly ``steps`` batches if given.
 
-    Each pass is a fresh permutation from one generator. A last batch of one sample joins the batch before it: batch
-    normalisation cannot train on one. (``batch_size`` 1 is taken at its word.) No samples give no batches; with
-    ``steps``, raises ``ValueError``, since it would never end.
+    Each pass is a new permutation from one generator. A last batch of one sample is added to the batch before it, since batch
+    normalisation cannot train on one sample (unless ``batch_size`` is 1). Without samples there are no batches; with ``steps``,
+    raises ``ValueError`` then.
     """
     if num_samples < 1:
         if steps:
@@ -31,7 +33,7 @@ def batches(
 
 
 def until(order: Iterable[NDArray[np.intp]], over: Callable[[], bool] | None) -> Iterator[NDArray[np.intp]]:
-    """The batches of ``order`` until ``over`` says so (None: all); the first one in any case."""
+    """Yield the batches of ``order`` until ``over`` returns true after one (None: all)."""
     for indices in order:
         yield indices
         if over is not None and over():
@@ -41,35 +43,54 @@ def until(order: Iterable[NDArray[np.intp]], over: Callable[[], bool] | None) ->
 def micro_batches(
     indices: NDArray[np.intp], *, batch_size: int, accumulation: int
 ) -> Iterator[tuple[NDArray[np.intp], float]]:
-    """Split a batch into parts of about equal size, each with its share of the batch.
+    """Split a batch into micro-batches of nearly equal size, each with its share of the batch.
 
-    At most ``accumulation`` parts, and no more than hold a full batch's part, ``batch_size / accumulation`` rounded up: a short
-    last batch needs fewer. None has one sample where the batch has more: batch normalisation cannot train on one. (An
-    ``accumulation`` as large as ``batch_size`` is taken at its word.)
+    There are at most ``accumulation`` of them, with at most ``batch_size / accumulation`` samples (rounded up) in each, so that
+    a short last batch has fewer. None has one sample if the batch has more, since batch normalisation cannot train on one
+    sample (unless ``accumulation`` is as large as ``batch_size``).
     """
     for part in np.array_split(indices, _num_parts(len(indices), batch_size, accumulation)):
         yield part, len(part) / len(indices)
 
 
 def largest_micro_batch(batch_size: int, accumulation: int) -> int:
-    """Samples of the largest part of a full batch."""
+    """Samples of the largest micro-batch of a full batch."""
     return -(-batch_size // _num_parts(batch_size, batch_size, accumulation))
 
 
 def num_batches(num_samples: int, *, batch_size: int) -> int:
-    """Batches in one pass."""
+    """Number of batches in one pass."""
     return len(_edges(num_samples, batch_size)) - 1 if num_samples else 0
 
 
+def num_steps(num_samples: int, training: Training) -> int:
+    """Number of optimiser steps of a plan."""
+    if num_samples == 0:
+        return 0
+    if training.steps is not None:
+        return training.steps
+    return training.epochs * num_batches(num_samples, batch_size=training.batch_size)
+
+
+def processed_samples(num_samples: int, training: Training) -> int:
+    """Number of samples that a plan processes, repetitions counted; FLOPs are charged for these."""
+    if num_samples == 0:
+        return 0
+    if training.steps is None:
+        return num_samples * training.epochs
+    passes, remaining = divmod(training.steps, num_batches(num_samples, batch_size=training.batch_size))
+    return passes * num_samples + remaining * training.batch_size  # only the last batch of a pass has another size
+
+
 def _num_parts(num_samples: int, batch_size: int, accumulation: int) -> int:
-    """Into how many parts a batch of so many samples is split."""
+    """Number of micro-batches that a batch of ``num_samples`` samples is split into."""
     most = -(-batch_size // accumulation)
     parts = min(accumulation, -(-num_samples // most))
     return parts if most == 1 else max(1, min(parts, num_samples // 2))
 
 
 def _edges(num_samples: int, batch_size: int) -> list[int]:
-    """Where batches start, and the end: ``[0, 32, 64, 70]``."""
+    """Start of each batch, and the end: ``[0, 32, 64, 70]``."""
     edges = [*range(0, num_samples, batch_size), num_samples]
     if batch_size > 1 and len(edges) > 2 and edges[-1] - edges[-2] == 1:
         del edges[-2]

@@ -1,7 +1,7 @@
 """Arrays on disk that all processes of a machine share: written once, atomically, then mapped read-only.
 
-Several workers on one node use the same data. Mapped read-only, its pages are in memory once, they do not count as any
-worker's own allocations (nor against a memory limit on its data segment), and nobody can damage them.
+Several workers on one node use the same data. Mapped read-only, its pages are in memory once. They do not count as allocations
+of a worker (nor against a memory limit on its data segment), and no process can change them.
 """
 
 import tempfile
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from .types import Indices, Samples
 
 Arrays = dict[str, NDArray[Any]]
-VERSION = "2"  # of what is in the files; older ones are left alone
+VERSION = "2"  # of the content of the files; files of older versions are not touched
 
 
 @dataclass(frozen=True, eq=False)
 class ArraySamples:
-    """Samples in numpy arrays, possibly mapped: a ``types.Source`` that copies only what is taken."""
+    """Samples in numpy arrays, possibly mapped: a ``types.Source`` that copies only the samples that are taken."""
 
     x: NDArray[Any]
     y: NDArray[Any]
@@ -43,9 +43,9 @@ class ArraySamples:
 
 
 def cached(root: Path, key: str, make: Callable[[], Arrays]) -> Arrays:
-    """The arrays that ``make`` returns, mapped read-only from ``root/.fedbonsai/<key>``, made and written when missing.
+    """Map the arrays of ``root/.fedbonsai/<key>-v<VERSION>`` read-only; missing ones are made and written first.
 
-    ``key`` must change with the content. Where the folder cannot be written, the arrays are simply kept in memory.
+    ``key`` must change with the content. If the folder cannot be written, the arrays are kept in memory.
     """
     folder = root / ".fedbonsai" / f"{key}-v{VERSION}"
     if (mapped := _mapped(folder)) is not None:
@@ -53,13 +53,13 @@ def cached(root: Path, key: str, make: Callable[[], Arrays]) -> Arrays:
     arrays = make()
     try:
         _write(folder, arrays)
-    except OSError:  # a read-only root, or a full disk: data in memory is the documented second choice
+    except OSError:  # a read-only root or a full disk: the documented fallback is data in memory
         return arrays
     return _mapped(folder) or arrays
 
 
 def file_digest(paths: Iterable[Path], *, root: Path) -> str:
-    """Hash of names (relative to ``root``) and contents, in the order given. About 0.05 s for 180 MB in page cache."""
+    """Hash of names (relative to ``root``) and contents, in the given order. About 0.05 s for 180 MB in page cache."""
     state = xxhash.xxh3_128()
     for path in paths:
         state.update(str(path.relative_to(root).as_posix()).encode() + b"\0")
@@ -70,15 +70,16 @@ def file_digest(paths: Iterable[Path], *, root: Path) -> str:
 
 
 def _mapped(folder: Path) -> Arrays | None:
-    """The folder's arrays; None when it is missing or damaged (a power cut can leave empty files behind).
+    """The folder's arrays; None if it is missing or damaged (a power failure can leave empty files).
 
-    Of a damaged folder our own files are removed, so that it can be written again; anything else in it stays, and so does it.
+    In a damaged folder the ``.npy`` files are removed, so that it can be written again. If it holds other files, they and the
+    folder stay.
     """
     if not folder.is_dir():
         return None
     files = sorted(folder.glob("*.npy"))
     try:
-        # asarray: indexing a memmap keeps its class, and its cost, for no use.
+        # asarray, since indexing a memmap returns the slower memmap class again.
         return {path.stem: np.asarray(np.load(path, mmap_mode="r")) for path in files} or None
     except (ValueError, EOFError):
         with suppress(OSError):
@@ -86,12 +87,12 @@ def _mapped(folder: Path) -> Arrays | None:
                 path.unlink()
             folder.rmdir()
         return None
-    except OSError:  # it cannot be read: that is no reason to remove it
+    except OSError:  # a folder that cannot be read is not removed
         return None
 
 
 def _write(folder: Path, arrays: Arrays) -> None:
-    """All arrays or none: written beside, then renamed in one step. Another process that was faster is fine."""
+    """Write all arrays or none: into a temporary folder, which is then renamed. Another process may have done so before."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="writing-", ignore_cleanup_errors=True) as temporary:
         complete = Path(temporary) / folder.name

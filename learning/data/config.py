@@ -1,4 +1,4 @@
-"""What a user writes under ``data:``. Plain data; no torch here.
+"""The ``data`` section of the configuration, as plain data. Imports no torch.
 
 ::
 
@@ -20,13 +20,13 @@ from ..spec import Call, Count, CountOrZero, Positive
 
 
 class Iid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="iid", tag_field="name"):
-    """Shuffled and dealt out evenly."""
+    """Shuffled, and distributed evenly."""
 
 
 class Dirichlet(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="dirichlet", tag_field="name"
 ):
-    """Label proportions drawn from a Dirichlet distribution; the smaller ``alpha``, the more unequal.
+    """Label proportions drawn from a Dirichlet distribution; a smaller ``alpha`` makes devices more unequal.
 
     ``sizes``: "free" lets the number of samples vary with them, "equal" keeps it the same on every device.
     """
@@ -45,29 +45,33 @@ class Shards(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class CyclicClasses(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="classes", tag_field="name"
 ):
-    """Device i owns ``classes_per_device`` classes in a row, from the i-th on, round and round."""
+    """Device i owns ``classes_per_device`` consecutive classes, starting at the i-th, cyclically."""
 
     classes_per_device: Count
 
 
 class Groups(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="groups", tag_field="name"):
-    """Natural groups (such as writers) stay together: each belongs to one device."""
+    """Each natural group of samples (such as those of one writer) belongs to one device."""
 
 
 Partition = Iid | Dirichlet | Shards | CyclicClasses | Groups
 
 
 class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the samples come from and how they are dealt to the devices.
+    """Source of the samples, and their partition over the devices.
 
-    ``name``: a built-in data set (``load.names()``) or the user's ``module:function``, called with ``num_devices``,
-    ``seed``, ``root`` and ``kwargs``. ``root``: folder of the files; None means ``$FEDBONSAI_DATA``, else
-    ``~/.cache/fedbonsai/data``. ``test_share``: part of each device's samples that is held out as its own test set.
-    ``server_test``: false means that the server has no data at all. ``train_transforms``, ``test_transforms``: in order;
-    empty means the data set's standard normalisation. ``public_share``: part of all training samples that no device gets,
-    for pretraining; drawn by ``public_seed``, not by the run's seed, so that what was trained on it stays good for runs of
-    other seeds. A smaller share is a part of a larger one. ``classes``: the class list of image folders; a class's place in
-    it is its label.
+    Attributes:
+        name: a built-in data set (``load.names()``) or the user's ``module:function``, called with ``num_devices``, ``seed``,
+            ``root`` and ``kwargs``.
+        root: folder of the files; None means ``$FEDBONSAI_DATA``, or ``~/.cache/fedbonsai/data`` if that is not set.
+        test_share: share of each device's samples that is held out as its own test set.
+        public_share: share of all training samples that no device gets, for pretraining. A smaller share is contained in a
+            larger one.
+        public_seed: seed of the public share. It is not the run's seed, so that weights trained on the public share can be used
+            in runs of other seeds.
+        server_test: false means that the server has no data at all.
+        train_transforms, test_transforms: in order; empty means the data set's standard normalisation.
+        classes: the class list of image folders; the index of a class in it is its label.
     """
 
     name: str = "digits"
@@ -85,6 +89,6 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def folder(self) -> Path:
-        """The folder that ``root`` stands for on this machine."""
+        """The folder that ``root`` refers to on this machine."""
         default = os.environ.get("FEDBONSAI_DATA") or "~/.cache/fedbonsai/data"
         return Path(self.root or default).expanduser()

@@ -1,4 +1,4 @@
-"""Device by device: shares of the data, each with a test part of its own held out if wanted."""
+"""The data of each device: its share of the samples, of which a part can be held out as its own test set."""
 
 import hashlib
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .types import Indices, SamplePool, Samples, Transform
 
 
 class Shares(Protocol):
-    """Who owns what, before anything is held out for testing."""
+    """The samples of each device, before any are held out for testing."""
 
     @property
     def num_devices(self) -> int:
@@ -22,7 +22,7 @@ class Shares(Protocol):
         ...
 
     def count(self, device: int) -> int:
-        """Samples of a device, without loading them."""
+        """Number of samples of a device, without loading them."""
         ...
 
     def take(self, device: int, positions: Indices) -> Samples:
@@ -38,13 +38,13 @@ class Shares(Protocol):
         ...
 
     def fingerprint(self) -> bytes:
-        """Bytes that change when the shares do."""
+        """Bytes that identify the partition."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class PoolShares:
-    """One pool of samples, dealt out: ``owned[device]`` are positions in its training samples."""
+    """A partitioned pool of samples: ``owned[device]`` are positions in its training samples."""
 
     pool: SamplePool
     owned: Owned
@@ -55,7 +55,7 @@ class PoolShares:
         return len(self.owned)
 
     def count(self, device: int) -> int:
-        """Samples of a device."""
+        """Number of samples of a device."""
         return len(self.owned[device])
 
     def take(self, device: int, positions: Indices) -> Samples:
@@ -68,7 +68,7 @@ class PoolShares:
         return test.take(np.arange(len(test))) if test else None
 
     def content(self) -> str:
-        """Hash of the samples, made of a thousand at a time where the pool does not bring it."""
+        """Hash of the samples: the pool's own, or else computed over 1024 samples at a time."""
         if self.pool.digest:
             return self.pool.digest
         state = xxhash.xxh3_128()
@@ -81,10 +81,10 @@ class PoolShares:
         return state.hexdigest()
 
     def fingerprint(self) -> bytes:
-        """Hash of sizes and indices."""
-        state = xxhash.xxh3_128(np.array([len(mine) for mine in self.owned], dtype=np.int64).tobytes())
-        for mine in self.owned:
-            state.update(mine.astype(np.int64).tobytes())
+        """Hash of the number of samples and the positions of each device."""
+        state = xxhash.xxh3_128(np.array([len(positions) for positions in self.owned], dtype=np.int64).tobytes())
+        for positions in self.owned:
+            state.update(positions.astype(np.int64).tobytes())
         return state.digest()
 
 
@@ -92,8 +92,8 @@ class PoolShares:
 class DeviceData:
     """A ``FederatedData`` over shares.
 
-    ``test_share`` of each device's samples, rounded, drawn from ``seed``, is its own test set; one sample at least stays
-    for training. ``with_server_test``: false means that the server has no samples.
+    ``test_share``: share of each device's samples (rounded) that is its own test set, drawn from ``seed``; at least one sample
+    is left for training. ``with_server_test``: false means that the server has no samples.
     """
 
     shares: Shares
@@ -111,7 +111,7 @@ class DeviceData:
         return self.shares.num_devices
 
     def num_samples(self, device: int) -> int:
-        """Training samples of a device."""
+        """Number of training samples of a device."""
         return self.shares.count(device) - self._num_held_out(device)
 
     def train(self, device: int) -> Samples:
@@ -130,16 +130,16 @@ class DeviceData:
     def digest(self) -> dict[str, str]:
         """Hashes of content and split."""
         text = f"{self.test_share}/{self.seed if self.test_share else ''}/".encode()
-        who = hashlib.blake2b(text + self.shares.fingerprint(), digest_size=16).hexdigest()
-        return {"data": self.shares.content(), "split": who}
+        split = hashlib.blake2b(text + self.shares.fingerprint(), digest_size=16).hexdigest()
+        return {"data": self.shares.content(), "split": split}
 
     def _num_held_out(self, device: int) -> int:
-        """How many samples of a device are for testing."""
+        """Number of a device's samples that are held out for testing."""
         count = self.shares.count(device)
         return min(int(count * self.test_share + 0.5), count - 1)
 
     def _order(self, device: int) -> Indices:
-        """Positions in a device's share, those held out first."""
+        """Positions in a device's share, starting with those held out."""
         count = self.shares.count(device)
         if not self.test_share:
             return np.arange(count)

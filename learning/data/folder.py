@@ -1,8 +1,8 @@
 """Image folders: ``<root>/<device>/<class>/*.png``, or one pool ``<root>/<class>/*.png`` that is then partitioned.
 
-The experiment fixes the class list (``data.classes``) and labels go by name, so a device that lacks the first class still
-uses the same label ids. ``<root>/test/<class>/`` holds the server's test images, if there are any. Images that cannot be
-decoded are skipped and counted. Grey images of 16 bits keep their depth: with one of them, all are floats on the scale 0..1.
+The class list of the experiment (``data.classes``) defines the labels, so a device that lacks the first class uses the same
+label ids. ``<root>/test/<class>/`` holds the server's test images, if there are any. Images that cannot be decoded are skipped
+and counted. Grey images of 16 bits keep their depth: if there is one, all images are floats on the scale 0..1.
 """
 
 import io
@@ -27,10 +27,10 @@ UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBo
 
 
 class FolderOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The keywords of ``folder``.
+    """Keyword arguments of the data set ``folder``.
 
     Images are scaled to ``image_size`` pixels a side, in colour (3 ``channels``) or grey (1). ``devices``: the folder of
-    each device, in order; None means all folders but ``test``, in natural order (2 before 10).
+    each device, in order; None means all folders except ``test``, in natural order (2 before 10).
     """
 
     image_size: Count = 32
@@ -38,27 +38,29 @@ class FolderOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     devices: tuple[str, ...] | None = None
 
 
-_MOST_OF_16_BITS = 65535
+_MAX_16_BITS = 65535
 
 
 class _UnknownScale(Exception):
-    """What the values of an image mean cannot be told."""
+    """The scale of an image's values is not known."""
 
 
-Entry = tuple[Path, int, int]  # file, label, device (-1: of the pool)
+Entry = tuple[Path, int, int]  # file, label, device (-1 for a pool)
 
 
 def load_folder(config: DataConfig, options: FolderOptions, *, num_devices: int) -> SamplePool:
     """Decode all images once, as bytes (or floats, see above) ``[sample, channel, row, column]``.
 
-    Raises ``ValueError`` for a missing root, class list or device folder, a folder that is no class, no images, or an image of
-    numbers whose scale is not known.
+    Raises ``ValueError`` for a missing root, class list or device folder, a folder that is not a class, no images, or an image
+    whose scale of values is not known.
     """
     root, classes = config.folder, config.classes
     if not classes or len(set(classes)) != len(classes):
         raise ValueError(f"data.classes is {list(classes or [])}; 'folder' needs the list of class folders, each once")
     if not root.is_dir():
-        raise ValueError(f"data.root: {root} is no folder; 'folder' needs <root>/<device>/<class>/ or <root>/<class>/")
+        raise ValueError(
+            f"data.root: {root} is not a folder; 'folder' needs <root>/<device>/<class>/ or <root>/<class>/"
+        )
     train = _train_entries(root, classes, options, num_devices)
     test = _class_entries(root / "test", classes, -1) if (root / "test").is_dir() else []
     if not train:
@@ -83,7 +85,7 @@ def load_folder(config: DataConfig, options: FolderOptions, *, num_devices: int)
 
 
 def _train_entries(root: Path, classes: Sequence[str], options: FolderOptions, num_devices: int) -> list[Entry]:
-    """All training images, by device where each has its folder."""
+    """All training images, by device if each device has its folder."""
     folders = [path for path in _folders(root) if path.name != "test"]
     if options.devices is None and any(path.name in classes for path in folders):
         return _class_entries(root, classes, -1, ignored="test")
@@ -96,11 +98,11 @@ def _train_entries(root: Path, classes: Sequence[str], options: FolderOptions, n
     entries = []
     for device, name in enumerate(names):
         if not (root / name).is_dir():
-            raise ValueError(f"data.kwargs.devices names {name!r}, but {root / name} is no folder")
-        mine = _class_entries(root / name, classes, device)
-        if not mine:
+            raise ValueError(f"data.kwargs.devices names {name!r}, but {root / name} is not a folder")
+        own = _class_entries(root / name, classes, device)
+        if not own:
             raise ValueError(f"data.root: {root / name} holds no images for device {device}")
-        entries += mine
+        entries += own
     return entries
 
 
@@ -121,17 +123,17 @@ def _class_entries(folder: Path, classes: Sequence[str], device: int, *, ignored
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Its visible folders."""
+    """The visible folders in ``folder``."""
     return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sort key: digits as numbers."""
+    """Sort key that compares digits as numbers."""
     return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in re.split(r"(\d+)", path.name)]
 
 
 def _listing(entries: list[Entry], root: Path, options: FolderOptions) -> str:
-    """Hash of names, labels, sizes and times: cheap, and enough to know whether the cached arrays still hold."""
+    """Hash of names, labels, sizes and modification times: cheap, and sufficient to validate the cached arrays."""
     state = xxhash.xxh3_128(msgspec.json.encode(options))
     for path, label, device in entries:
         stat = path.stat()
@@ -140,7 +142,7 @@ def _listing(entries: list[Entry], root: Path, options: FolderOptions) -> str:
 
 
 def _decode(train: list[Entry], test: list[Entry], root: Path, options: FolderOptions) -> Arrays:
-    """Read every file once: its bytes go into the digest, its pixels into the arrays."""
+    """Read every file once, for both the digest and the arrays."""
     state = xxhash.xxh3_128(msgspec.json.encode(options))
     arrays: Arrays = {}
     skipped = 0
@@ -172,9 +174,9 @@ def _decode(train: list[Entry], test: list[Entry], root: Path, options: FolderOp
 
 
 def _pixels(content: bytes, options: FolderOptions) -> NDArray[Any]:
-    """``[channel, row, column]`` of one encoded image: bytes, or floats on the scale 0..1 where it is deeper than that."""
+    """Decode one image to ``[channel, row, column]``: bytes, or floats on the scale 0..1 if it has more than 8 bits."""
     with Image.open(io.BytesIO(content)) as image:
-        deep = image.mode in ("I", "F") or image.mode.startswith("I;")  # to convert these would clip them at 255
+        deep = image.mode in ("I", "F") or image.mode.startswith("I;")  # converting these would clip values at 255
         colour = "RGB" if options.channels == 3 else "L"
         converted = Image.fromarray(_deep_pixels(image)) if deep else image.convert(colour)
     side = (options.image_size, options.image_size)
@@ -187,25 +189,25 @@ def _pixels(content: bytes, options: FolderOptions) -> NDArray[Any]:
 
 
 def _deep_pixels(image: Image.Image) -> NDArray[np.float32]:
-    """A grey image of 16 bits, or of floats, on the scale 0..1. Raises ``_UnknownScale``."""
+    """Pixels of a grey image of 16 bits, or of floats, on the scale 0..1. Raises ``_UnknownScale``."""
     values: NDArray[Any] = np.asarray(image)
-    most = 1 if image.mode == "F" else _MOST_OF_16_BITS
+    maximum = 1 if image.mode == "F" else _MAX_16_BITS
     low, high = values.min(), values.max()
-    known = image.mode != "I" or image.format in ("PNG", "PPM")  # which Pillow gives 32 bits, of which 16 are used
-    if not (known and low >= 0 and high <= most):
+    known = image.mode != "I" or image.format in ("PNG", "PPM")  # Pillow reads these as 32 bits, of which 16 are used
+    if not (known and low >= 0 and high <= maximum):
         raise _UnknownScale(
             f"holds values from {low:g} to {high:g} (mode {image.mode!r} of Pillow); grey images must have 8 or 16 bits, or "
             "floats from 0 to 1"
         )
-    return np.asarray(values / most, dtype=np.float32)
+    return np.asarray(values / maximum, dtype=np.float32)
 
 
 def _on_scale_of_1(pixels: NDArray[Any]) -> NDArray[np.float32]:
-    """Bytes as floats; floats as they are."""
+    """Convert bytes to floats on the scale 0..1; floats are unchanged."""
     return np.asarray(pixels / 255 if pixels.dtype == np.uint8 else pixels, dtype=np.float32)
 
 
 def _check_owners(owners: NDArray[np.intp], folders: dict[int, Path]) -> None:
-    """A device all of whose images are corrupt cannot take part."""
-    if bare := sorted(folders.keys() - set(owners.tolist())):
-        raise ValueError(f"data.root: device {bare[0]} has no image that can be read ({folders[bare[0]]})")
+    """Raise ``ValueError`` for a device all of whose images are corrupt."""
+    if empty := sorted(folders.keys() - set(owners.tolist())):
+        raise ValueError(f"data.root: device {empty[0]} has no image that can be read ({folders[empty[0]]})")

@@ -1,4 +1,4 @@
-"""Generated data: each device's samples are drawn from its own seed when asked for, so 10,000 devices cost nothing.
+"""Generated data: each device's samples are drawn from its own seed at each use, so 10,000 devices need no memory.
 
 Classification: ``x = signal * prototype[y] + noise``, with one prototype for each class, all standard normal. Without
 classes, a linear regression: ``y = signal * <x, prototype> / sqrt(size) + noise`` with ``y[sample, 1]``.
@@ -18,7 +18,10 @@ from .types import Indices, Samples
 
 
 class SyntheticOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The keywords of ``synthetic``. ``shape`` of one sample; ``classes`` null: regression; ``signal`` 0: unlearnable."""
+    """Keyword arguments of ``synthetic``.
+
+    ``shape``: of one sample. ``classes``: None for a regression. ``signal``: 0 means that there is nothing to learn.
+    """
 
     shape: tuple[Count, ...] = (1, 8, 8)
     classes: Count | None = 10
@@ -29,26 +32,26 @@ class SyntheticOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
-    """A ``devices.Shares``: who owns what is a matter of seeds alone."""
+    """A ``devices.Shares`` whose samples follow from seeds alone."""
 
     options: SyntheticOptions
     num_devices: int
     seed: int
 
     def count(self, device: int) -> int:
-        """Samples of a device."""
+        """Number of samples of a device."""
         return self.options.samples_per_device
 
     def take(self, device: int, positions: Indices) -> Samples:
-        """Draw a device's samples and keep some."""
+        """Draw a device's samples and return those at these positions."""
         return self._draw(self.options.samples_per_device, derive(self.seed, "synthetic", device)).take(positions)
 
     def fingerprint(self) -> bytes:
-        """All that the samples follow from."""
+        """All settings that determine the samples."""
         return msgspec.json.encode([self.options, self.num_devices, self.seed])
 
     def content(self) -> str:
-        """Hash of the same."""
+        """Hash of the fingerprint."""
         return hashlib.blake2b(self.fingerprint(), digest_size=16).hexdigest()
 
     def server_test(self) -> Samples | None:

@@ -1,7 +1,7 @@
-"""Targets held against the loss and what the model gives, before anything is trained.
+"""Checks targets against the loss and the model's output, before the first round.
 
-A label that the model has no score for, or numbers where probabilities are meant, would be found on some device in some round,
-or never: the cross-entropy of one score is 0, whatever the target.
+A label that the model has no score for, or numbers in place of probabilities, would otherwise fail on some device in some
+round, or not at all: the cross-entropy of a single score is 0, whatever the target.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from ..spec import Call
 from .devices import DeviceData, PoolShares
 from .types import FederatedData
 
-_ENOUGH = 10_000  # samples of data that come device by device, each read for it
+_MAX_SAMPLES = 10_000  # of data that are loaded device by device
 _ROUNDING = 1e-3
 _IGNORED = -100  # torch's default of ignore_index
 _HINT = "for targets that are numbers use mse or smooth_l1, for yes and no bce_with_logits"
@@ -24,9 +24,9 @@ Targets = NDArray[Any]
 
 
 def known_targets(data: FederatedData) -> Iterator[tuple[str, Targets]]:
-    """Targets with the place of their samples in words.
+    """Yield targets, with a phrase that says where their samples are.
 
-    All of those that lie in one pool; else those of the first devices, until 10,000 samples have been seen.
+    These are all targets of a pool, or else those of the first devices, up to about 10,000 samples.
     """
     if isinstance(data, DeviceData) and isinstance(data.shares, PoolShares):
         pool = data.shares.pool
@@ -37,16 +37,16 @@ def known_targets(data: FederatedData) -> Iterator[tuple[str, Targets]]:
     seen = 0
     for device in range(data.num_devices):
         if data.num_samples(device):
-            found = data.train(device).targets()
-            yield f"device {device}'s", found
-            if (seen := seen + len(found)) >= _ENOUGH:
+            targets = data.train(device).targets()
+            yield f"device {device}'s", targets
+            if (seen := seen + len(targets)) >= _MAX_SAMPLES:
                 return
 
 
 def check_targets(data: FederatedData, *, loss: Call, output: Any) -> None:
-    """Raise ``ValueError`` for targets of ``data`` that do not go with the loss and what the model gives for some samples.
+    """Raise ``ValueError`` for targets of ``data`` that do not fit the loss and the model's ``output`` for some samples.
 
-    Of a model that gives anything else than one tensor, nothing is known.
+    Nothing is checked for a model whose output is not a single tensor.
     """
     if isinstance(output, Tensor):
         for place, targets in known_targets(data):
@@ -55,9 +55,9 @@ def check_targets(data: FederatedData, *, loss: Call, output: Any) -> None:
 
 
 def unfit_targets(targets: Targets, *, place: str, loss: Call, output: tuple[int, ...]) -> str:
-    """Why ``targets`` [sample, ...] do not go with the loss and outputs of a shape [sample, ...], in one sentence; else "".
+    """Why ``targets`` [sample, ...] do not fit the loss and an output of shape [sample, ...], in one sentence; else "".
 
-    Of a loss that is not built in nothing is known. ``place``: of the samples, in words.
+    Nothing is checked for a loss that is not built in. ``place``: phrase that says where the samples are.
     """
     if loss.name == "bce_with_logits":
         wrong = (targets < 0) | (targets > 1)
@@ -90,10 +90,12 @@ def unfit_targets(targets: Targets, *, place: str, loss: Call, output: tuple[int
 
 
 def _first(wrong: NDArray[np.bool_], targets: Targets, place: str, must: str) -> str:
-    """The first target that is wrong, and what it must be."""
-    found = np.flatnonzero(wrong.reshape(len(wrong), -1).any(axis=1))
-    if not len(found):
+    """A sentence with the first wrong target and the requirement; "" if no target is wrong."""
+    positions = np.flatnonzero(wrong.reshape(len(wrong), -1).any(axis=1))
+    if not len(positions):
         return ""
-    value = targets[found[0]]
-    told = value.item() if value.ndim == 0 else f"[{', '.join(f'{each:g}' for each in value.reshape(-1)[:4])}, ...]"
-    return f"data: the target of {place} sample {found[0]} is {told}; {must}"
+    value = targets[positions[0]]
+    shown = (
+        value.item() if value.ndim == 0 else f"[{', '.join(f'{element:g}' for element in value.reshape(-1)[:4])}, ...]"
+    )
+    return f"data: the target of {place} sample {positions[0]} is {shown}; {must}"

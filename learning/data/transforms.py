@@ -1,8 +1,8 @@
 """Transforms of whole batches: ``(x, generator) -> x``. Vectorised, and random only through the generator.
 
-Images are ``x[sample, channel, row, column]``, as bytes or as floats on the scale 0..1. A chain never hands images on as
-bytes: what no link has turned into floats is scaled to 0..1 at its end. Bytes of any other shape (tables, tokens) are no
-pixels, and stay as they are. Crop and flip as in He et al., CVPR 2016 (arXiv 1512.03385, sec. 4.2).
+Images are ``x[sample, channel, row, column]``, as bytes or as floats on the scale 0..1. The output of a chain is never images
+as bytes: if no transform converts them to floats, they are scaled to 0..1 at its end. Bytes of any other shape (tables, tokens)
+are not pixels, and stay unchanged. Crop and flip as in He et al., CVPR 2016 (arXiv 1512.03385, sec. 4.2).
 """
 
 import inspect
@@ -20,20 +20,20 @@ from .types import Transform
 
 
 class Normalize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Scale bytes to 0..1, then ``(x - mean) / std`` for each channel (dimension 1). No ``mean``: only the scale."""
+    """Scale bytes to 0..1, then ``(x - mean) / std`` for each channel (dimension 1). Without ``mean`` only scale."""
 
     mean: tuple[float, ...] = ()
     std: tuple[Positive, ...] = ()
 
     def __post_init__(self) -> None:
-        """Mean and standard deviation come together."""
+        """Raise ``ValueError`` if mean and standard deviation have different lengths."""
         if len(self.mean) != len(self.std):
             raise ValueError(
-                f"normalize: mean has {len(self.mean)} values and std {len(self.std)}; give as many of both"
+                f"normalize: mean has {len(self.mean)} values and std {len(self.std)}; both must have the same length"
             )
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """A float copy."""
+        """Return a float copy."""
         scale = 255.0 if x.dtype == torch.uint8 else 1.0
         values = x.to(torch.float32, copy=True)
         if not self.mean:
@@ -47,12 +47,12 @@ class Normalize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RandomCrop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Pad with zeros (black) on all sides, then cut the old size out at a place drawn for each image."""
+    """Pad with zeros (black) on all sides, then crop to the original size at a random position for each image."""
 
     padding: Count = 4
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """A copy of the same shape."""
+        """Return a copy of the same shape."""
         _check_images(x, "random_crop")
         count, _, height, width = x.shape
         padded = torch.nn.functional.pad(x, [self.padding] * 4)
@@ -60,7 +60,7 @@ class RandomCrop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rows = corners[0] + torch.arange(height, device=x.device)
         columns = corners[1] + torch.arange(width, device=x.device)
         images = torch.arange(count, device=x.device)[:, None, None]
-        # Indices around a slice put the channel last; back to its place, in the usual memory layout.
+        # Indices around a slice put the channel last; move it back, in row-major order.
         return padded[images, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
@@ -70,44 +70,44 @@ class RandomFlip(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     probability: Fraction = 0.5
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """A copy of the same shape."""
+        """Return a copy of the same shape."""
         _check_images(x, "random_flip")
         chosen = torch.rand(len(x), 1, 1, 1, generator=generator).to(x.device) < self.probability
         return torch.where(chosen, x.flip(-1), x)
 
 
 class Resize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Square images of this many pixels a side, as floats on the scale 0..1 (bilinear, antialiased)."""
+    """Resize to square images of ``size`` pixels a side, as floats on the scale 0..1 (bilinear, antialiased)."""
 
     size: Count
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """``[sample, channel, size, size]``."""
+        """Return ``[sample, channel, size, size]``."""
         _check_images(x, "resize")
         values = Normalize()(x, generator)
         return torch.nn.functional.interpolate(values, size=(self.size, self.size), mode="bilinear", antialias=True)
 
 
 @dataclass(frozen=True)
-class Users:
-    """The user's own function, called ``function(x, generator, **kwargs)``."""
+class UserTransform:
+    """A user's own function, called ``function(x, generator, **kwargs)``."""
 
     function: Callable[..., Tensor]
     kwargs: dict[str, Any]
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """What the function returns."""
+        """Call the function."""
         return self.function(x, generator, **self.kwargs)
 
 
 @dataclass(frozen=True)
 class TransformChain:
-    """Transforms one after another; the empty chain changes nothing but images of bytes into floats."""
+    """Applies transforms one after another. Images of bytes are converted to floats at the end, also by an empty chain."""
 
     links: tuple[Transform, ...] = ()
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The batch after all links."""
+        """Apply all transforms to a batch."""
         for link in self.links:
             x = link(x, generator)
         return Normalize()(x, generator) if x.dtype == torch.uint8 and x.dim() == 4 else x
@@ -117,9 +117,9 @@ BUILT_IN = {"normalize": Normalize, "random_crop": RandomCrop, "random_flip": Ra
 
 
 def build(calls: Sequence[Call], *, field: str, mean: tuple[float, ...] = (), std: tuple[float, ...] = ()) -> Transform:
-    """The chain that ``calls`` names; without any, the data set's normalisation by ``mean`` and ``std``.
+    """Build the chain that ``calls`` names; if it is empty, the data set's normalisation by ``mean`` and ``std``.
 
-    ``normalize`` without a mean uses the data set's. ``field`` is the configuration field, for the error's sentence.
+    ``normalize`` without arguments uses the data set's too. ``field``: the configuration field, for errors.
     Raises ``ValueError`` for an unknown name or keyword.
     """
     standard = Normalize(mean, std)
@@ -129,22 +129,22 @@ def build(calls: Sequence[Call], *, field: str, mean: tuple[float, ...] = (), st
 
 
 def tried(transform: Transform, x: Tensor, *, field: str) -> Tensor:
-    """``x`` after a transform, with random numbers of seed 0. Raises ``ValueError`` with the setting's name where it fails."""
+    """Apply a transform with random seed 0. Any exception becomes a ``ValueError`` that names the setting ``field``."""
     try:
         return transform(x, torch.Generator().manual_seed(0))
-    except Exception as error:  # of a user's code: anything
+    except Exception as error:  # a user's code may raise anything
         raise ValueError(f"{field} fail on a batch of shape {tuple(x.shape)} ({x.dtype}): {told(error)}") from error
 
 
 def _link(call: Call, *, field: str, standard: Normalize) -> Transform:
-    """One transform."""
+    """Build one transform."""
     if ":" in call.name:
         function = resolve(call.name, what=field)
         try:
             inspect.signature(function).bind(None, None, **call.kwargs)
         except TypeError as error:
             raise ValueError(f"{field}: {call.name!r} is called as fn(x, generator, **kwargs), but: {error}") from None
-        return Users(function, dict(call.kwargs))
+        return UserTransform(function, dict(call.kwargs))
     if call.name not in BUILT_IN:
         raise ValueError(f"{field} names {call.name!r}; allowed: {', '.join(sorted(BUILT_IN))}, or module:function")
     if call.name == "normalize" and not call.kwargs:
@@ -157,7 +157,7 @@ def _link(call: Call, *, field: str, standard: Normalize) -> Transform:
 
 
 def _check_images(x: Tensor, name: str) -> None:
-    """Refuse what is not a batch of images."""
+    """Raise ``ValueError`` for anything but a batch of images."""
     if x.dim() != 4:
         raise ValueError(
             f"{name} needs images [sample, channel, row, column], but the batch has shape {tuple(x.shape)}"

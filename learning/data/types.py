@@ -1,7 +1,7 @@
-"""What training data looks like to the rest: samples, who owns them, and what a user's own loader may return.
+"""Types of training data: samples, pools of samples, and the data of all devices. A user's own loader returns these.
 
 Nothing here assumes images or classes: ``x`` may be ``(N, T, F)`` floats and ``y`` floats. The first dimension is always
-the sample. Data is kept as compact as it came (images as bytes); a transform turns each batch into what the model eats.
+the sample. Data are kept in their compact form (images as bytes); a transform converts each batch to the model's input.
 """
 
 from collections.abc import Callable
@@ -39,14 +39,14 @@ class Source(Protocol):
 class Samples:
     """Inputs ``x[sample, ...]`` and targets ``y[sample, ...]``.
 
-    Raises ``ValueError`` when their lengths differ, and for what is no torch tensor.
+    Raises ``ValueError`` if their lengths differ, or if one is not a torch tensor.
     """
 
     x: Tensor
     y: Tensor
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be paired."""
+        """Raise ``ValueError`` unless both are tensors of equal length."""
         for name, value in (("x", self.x), ("y", self.y)):
             if not isinstance(value, Tensor):
                 raise ValueError(
@@ -74,14 +74,19 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SamplePool:
-    """Samples that are not yet dealt to devices: what a loader returns.
+    """Samples before their partition over devices, as a loader returns them.
 
-    ``groups``: natural group of each training sample (its writer, its user), for ``partition: {name: groups}``.
-    ``owners``: device number of each training sample, where the data say so themselves; no partition is made then.
-    ``num_classes``: None means one more than the largest label, or no classes where targets are not one integer each.
-    ``mean``, ``std``: one for each channel on the scale 0..1; the normalisation used when the experiment lists no
-    transform. ``skipped``: files that could not be read. ``digest``: hash of the content, if known already. Raises
-    ``ValueError`` for a ``train`` or ``test`` that is no source of samples, and when ``groups`` or ``owners`` do not fit the
+    Attributes:
+        train: training samples.
+        test: the server's test samples.
+        groups: natural group of each training sample (its writer, its user), for ``partition: {name: groups}``.
+        owners: device number of each training sample, if the data define the partition themselves.
+        num_classes: None means one more than the largest label, or no classes if targets are not one integer each.
+        mean, std: one for each channel on the scale 0..1; the normalisation used if the experiment lists no transform.
+        skipped: number of files that could not be read.
+        digest: hash of the content, if it is known.
+
+    Raises ``ValueError`` if ``train`` or ``test`` is not a source of samples, or if ``groups`` or ``owners`` do not fit the
     training samples.
     """
 
@@ -96,18 +101,18 @@ class SamplePool:
     digest: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what is no source, and groups or owners of other samples than these."""
+        """Check the sources, groups and owners."""
         for name, source in (("train", self.train), ("test", self.test)):
             missing = [word for word in ("__len__", "take", "targets") if not callable(getattr(source, word, None))]
             if missing and not (name == "test" and source is None):
                 raise ValueError(
-                    f"data: {name} of Pool is a {_kind(source)}, which has no {missing[0]}; it must be Samples, or an object "
-                    "with __len__, take and targets"
+                    f"data: {name} of SamplePool is a {_kind(source)}, which has no {missing[0]}; it must be Samples, or "
+                    "an object with __len__, take and targets"
                 )
         if self.groups is not None and not isinstance(self.groups, Tensor):
-            raise ValueError(f"data: groups of Pool is a {_kind(self.groups)}; it must be a torch.Tensor")
+            raise ValueError(f"data: groups of SamplePool is a {_kind(self.groups)}; it must be a torch.Tensor")
         if self.owners is not None and not isinstance(self.owners, np.ndarray):
-            raise ValueError(f"data: owners of Pool is a {_kind(self.owners)}; it must be a numpy.ndarray")
+            raise ValueError(f"data: owners of SamplePool is a {_kind(self.owners)}; it must be a numpy.ndarray")
         for name, values in (("groups", self.groups), ("owners", self.owners)):
             if values is not None and values.shape != (len(self.train),):
                 raise ValueError(
@@ -118,9 +123,9 @@ class SamplePool:
 
 @runtime_checkable
 class FederatedData(Protocol):
-    """Everybody's data, device by device. ``train``, ``test`` and ``server_test`` copy: keep what you use twice.
+    """The data of all devices. ``train``, ``test`` and ``server_test`` return copies: keep what is used twice.
 
-    ``num_classes``: None where the task is not classification. ``skipped``: corrupt files left out.
+    ``num_classes``: None if the task is not classification. ``skipped``: number of corrupt files that were left out.
     """
 
     @property
@@ -130,7 +135,7 @@ class FederatedData(Protocol):
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes, if there are any."""
+        """Number of classes; None if the task is not classification."""
         ...
 
     @property
@@ -145,7 +150,7 @@ class FederatedData(Protocol):
 
     @property
     def skipped(self) -> int:
-        """Corrupt files that were left out."""
+        """Number of corrupt files that were left out."""
         ...
 
     def num_samples(self, device: int) -> int:
@@ -165,11 +170,11 @@ class FederatedData(Protocol):
         ...
 
     def digest(self) -> dict[str, str]:
-        """Hashes of the data's content (``data``) and of who owns what (``split``)."""
+        """Hashes of the data's content (``data``) and of its partition (``split``)."""
         ...
 
 
 def _kind(value: Any) -> str:
-    """The type of a value, with its module."""
+    """Name of a value's type, with its module."""
     kind = type(value)
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"

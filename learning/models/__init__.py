@@ -1,6 +1,5 @@
-"""Models: built by name, from a seed."""
+"""Models, built by name from a seed."""
 
-from .statistics import use_batch_statistics
-from .zoo import build, names
+from .zoo import build, names, use_batch_statistics
 
 __all__ = ["build", "names", "use_batch_statistics"]

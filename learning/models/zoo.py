@@ -1,4 +1,4 @@
-"""Models by name: our own, any torchvision classifier, or the user's ``module:function``."""
+"""Models by name: built in, any torchvision classifier, or the user's ``module:function``."""
 
 import difflib
 import inspect
@@ -7,13 +7,13 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..randomness import seeded
 from ..resolve import resolve
 from ..spec import Call
-from .cnn import digits_cnn, resfed_cnn, small
+from .cnn import digits_cnn, resfed_cnn, small, vgg11_bn, vgg16_bn
 from .from_torchvision import describe, torchvision_model, torchvision_names
-from .vgg import vgg11_bn, vgg16_bn
 
 PREFIX = "torchvision/"
 Builder = Callable[..., object]
@@ -35,20 +35,20 @@ OWN: dict[str, Builder] = {
 
 
 def names() -> dict[str, str]:
-    """Every model that can be named, with one line about it: ours first, then torchvision's."""
+    """All model names with a one-line description: the built-in ones first, then torchvision's."""
     own = {name: (inspect.getdoc(builder) or "").partition("\n")[0] for name, builder in OWN.items()}
     return own | {PREFIX + name: describe(name) for name in torchvision_names()}
 
 
 def build(call: Call, *, seed: int, outputs: int | None) -> nn.Module:
-    """The model that ``call`` names, with weights drawn from ``seed`` alone: equal seeds give equal bits.
+    """Build the model that ``call`` names, with weights drawn from ``seed`` alone: equal seeds give equal bits.
 
-    ``outputs``: number of classes in the data, or None; it becomes ``num_classes`` when the builder has that parameter and
-    the user gave no value. A name is one of ``names()``; a bare name that is not ours is torchvision's. Raises
-    ``ValueError`` for an unknown name and for arguments that the builder does not take.
+    ``outputs``: number of classes in the data, or None; it is passed as ``num_classes`` if the builder has that parameter and
+    the user gave no value. A bare name that is not built in is looked up in torchvision. Raises ``ValueError`` for an unknown
+    name and for arguments that the builder does not accept.
     """
     make = _find(call, outputs=outputs)
-    # The global generator is restored afterwards; only the CPU's is seeded, for models start on the CPU.
+    # The global generator is restored afterwards. Only the CPU's is seeded, since models are built on the CPU.
     with seeded(seed):
         model = make()
     if not isinstance(model, nn.Module):
@@ -65,14 +65,12 @@ def build(call: Call, *, seed: int, outputs: int | None) -> nn.Module:
     if any(isinstance(parameter, nn.UninitializedParameter) for parameter in model.parameters()):
         raise ValueError(f"model.name is {call.name!r}, which has lazy layers; give them their sizes")
     if extra := [name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)]:
-        raise ValueError(
-            f"model.name is {call.name!r}, whose state holds {extra[0]!r}; it must hold nothing but tensors"
-        )
+        raise ValueError(f"model.name is {call.name!r}, whose state holds {extra[0]!r}; it must hold tensors only")
     return model
 
 
 def _find(call: Call, *, outputs: int | None) -> Callable[[], object]:
-    """The builder with its arguments."""
+    """Look the builder up and bind its arguments."""
     if ":" in call.name:
         builder = resolve(call.name, what="model.name")
         if not callable(builder):
@@ -102,3 +100,18 @@ def _torchvision_name(name: str) -> str:
     close = difflib.get_close_matches(name, sorted(known), n=3)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise ValueError(f"model.name is {name!r}, which is unknown; {hint}`fedbonsai models` lists all names")
+
+
+def use_batch_statistics(model: nn.Module) -> nn.Module:
+    """Make every batch normalisation of ``model`` use the statistics of the current batch, in place; returns ``model``.
+
+    This holds in evaluation too. Running means, variances and counters are removed from the model's state. EcoFed's code (arXiv
+    2304.05495) sets ``track_running_stats=False`` everywhere, and HeteroFL (Diao et al., arXiv 2010.01264, "static batch
+    normalisation") trains so: only weights then have to be averaged and sent.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.track_running_stats = False
+            # The flag alone is not enough: in evaluation torch uses running statistics as long as they exist.
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+    return model

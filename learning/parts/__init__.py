@@ -1,4 +1,4 @@
-"""Models in pieces: blocks, cuts, parts of a model, auxiliaries, and how tracing finds them.
+"""Models in pieces: tracing, cuts, blocks, parts of a model, and auxiliaries.
 
-It trains nothing.
+Imports no training.
 """

@@ -1,7 +1,7 @@
-"""Any model that torch.fx can trace as ordered, named blocks that run one after the other.
+"""Cuts a model that torch.fx can trace into ordered, named blocks that run one after the other.
 
-Where it is cut is told in ``learning.cuts``. Blocks share the parameters and the tensor names of the model: nothing is
-copied, and training a block trains the model.
+``cuts`` decides where. Blocks share the parameters and the tensor names of the model: nothing is copied, and training a block
+trains the model.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,51 +11,50 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ..tensors import numpy_name
-from .cuts import attribute, block_names, places, used_tensors, weight_layer, why_whole
-from .frozen import frozen_names
-from .structure import BlockSpec, ModelSpec, Role, TensorSpec
-from .trace import FLAG, Trace, TrainingFlag, trace
-from .unrecorded import Untraceable
+from .cuts import attribute, block_names, cut_positions, uncut_reason, used_tensors, weight_layer
+from .structure import BlockSpec, ModelSpec, Role, TensorSpec, frozen_names
+from .trace import FLAG, TracedModel, TrainingFlag, trace
+from .trace_guard import Untraceable
 
 
 @dataclass(frozen=True)
 class Blocks:
     """A model in blocks.
 
-    ``modules``: one runnable module per block, in order; together their states are the model's, name by name.
-    ``spec``: names, shapes and roles. ``reason``: why the model is a single block, where it could not be cut; else "".
-    Modes are set on the modules (or on the model as a whole) by ``train()`` and ``eval()``.
+    ``modules``: one runnable module per block, in order; together their state dicts are the model's, name by name.
+    ``spec``: names, shapes and roles of the tensors. ``reason``: why the model could not be cut, if it is a single block; else
+    "". Set modes by ``train()`` and ``eval()`` on the modules, or on the model as a whole.
     """
 
     model: nn.Module
     modules: dict[str, nn.Module]
     spec: ModelSpec
     reason: str = ""
-    _trace: Trace | None = None
+    _traced: TracedModel | None = None
     _cuts: tuple[int, ...] = ()
 
     def run(self, names: Iterable[str], x: Any) -> Any:
-        """What the named blocks make of ``x``, one after the other in the order given."""
+        """Run the named blocks on ``x``, one after the other in the given order."""
         for name in names:
             x = self.modules[name](x)
         return x
 
 
 def cut(model: nn.Module) -> Blocks:
-    """``model`` in as many blocks as there are clean places before its weight layers.
+    """Cut ``model`` into as many blocks as there are clean positions before its weight layers (see ``cuts``).
 
     All blocks in sequence equal the model bit for bit, in training and evaluation mode. A model that cannot be traced
-    comes back as one block, named ``model``; it and any other model of one block have a ``reason``. Parameters and buffers that
-    no operation uses belong to the last block. Tied tensors are listed once, under their first name. Raises ``ValueError`` for
-    a tensor of a type that numpy, and so a packet, does not have.
+    becomes one block, named ``model``. Every model of one block has a ``reason``. Parameters and buffers that no operation
+    uses belong to the last block. Tied tensors are listed once, under their first name. Raises ``ValueError`` for a tensor of a
+    type that numpy, and so a packet, does not have.
     """
     try:
-        found = trace(model)
+        traced = trace(model)
     except Untraceable as error:
         return Blocks(model, {"model": model}, _spec(model, {}, ["model"]), reason=str(error))
-    cuts = places(model, found)
-    whole = _assemble(model, found, cuts)
-    return whole if cuts else replace(whole, reason=why_whole(model, found))
+    cuts = cut_positions(model, traced)
+    blocks = _assemble(model, traced, cuts)
+    return blocks if cuts else replace(blocks, reason=uncut_reason(model, traced))
 
 
 def model_spec(model: nn.Module) -> ModelSpec:
@@ -64,25 +63,26 @@ def model_spec(model: nn.Module) -> ModelSpec:
 
 
 def grouped(blocks: Blocks, num: int) -> Blocks:
-    """The same model in ``num`` blocks: neighbours merged so that the largest has as few parameters as can be.
+    """Merge neighbouring blocks into ``num`` blocks, minimising the number of parameters of the largest one.
 
-    Among equals the most even grouping wins (least sum of squares). Raises ``ValueError`` when there are not so many blocks.
+    Ties are resolved by the most even grouping (least sum of squares). Raises ``ValueError`` if there are fewer than ``num``
+    blocks.
     """
-    have = len(blocks.modules)
-    if not 1 <= num <= have:
+    available = len(blocks.modules)
+    if not 1 <= num <= available:
         why = f" ({blocks.reason})" if blocks.reason else ""
-        raise ValueError(f"the number of blocks is {num}; this model can be cut into 1 to {have}{why}")
-    if blocks._trace is None:
+        raise ValueError(f"the number of blocks is {num}; this model can be cut into 1 to {available}{why}")
+    if blocks._traced is None:
         return blocks
     sizes = [ModelSpec((block,)).parameters for block in blocks.spec.blocks]
     starts = _balanced(sizes, num)
-    return _assemble(blocks.model, blocks._trace, tuple(blocks._cuts[start - 1] for start in starts[1:]))
+    return _assemble(blocks.model, blocks._traced, tuple(blocks._cuts[start - 1] for start in starts[1:]))
 
 
 def _balanced(sizes: Sequence[int], num: int) -> tuple[int, ...]:
-    """Where each of ``num`` groups of neighbours starts."""
-    Option = tuple[int, int, tuple[int, ...]]  # largest group, sum of squares, starts: in the order of preference
-    best: dict[int, Option] = {0: (0, 0, ())}  # by the number of blocks that are grouped so far
+    """The first index of each of ``num`` groups of neighbours, see ``grouped``."""
+    Option = tuple[int, int, tuple[int, ...]]  # largest group, sum of squares, starts; smaller is better
+    best: dict[int, Option] = {0: (0, 0, ())}  # by the number of blocks grouped so far
     for _ in range(num):
         options: dict[int, list[Option]] = {}
         for start, (largest, squares, starts) in best.items():
@@ -93,27 +93,27 @@ def _balanced(sizes: Sequence[int], num: int) -> tuple[int, ...]:
     return best[len(sizes)][2]
 
 
-def _assemble(model: nn.Module, found: Trace, cuts: tuple[int, ...]) -> Blocks:
+def _assemble(model: nn.Module, traced: TracedModel, cuts: tuple[int, ...]) -> Blocks:
     """Build the blocks between ``cuts``."""
-    *_, output = found.nodes
-    bounds = list(zip((1, *cuts), (*cuts, len(found.nodes) - 1), strict=True))
-    stretches = [found.nodes[start:end] for start, end in bounds]
+    *_, output = traced.nodes
+    bounds = list(zip((1, *cuts), (*cuts, len(traced.nodes) - 1), strict=True))
+    stretches = [traced.nodes[start:end] for start, end in bounds]
     names = block_names([[n for node in stretch if (n := weight_layer(model, node))] for stretch in stretches])
     modules: dict[str, nn.Module] = {}
-    value, outside = found.nodes[0], set(found.nodes)
+    value, outside = traced.nodes[0], set(traced.nodes)
     for number, (name, stretch) in enumerate(zip(names, stretches, strict=True)):
         outside -= set(stretch)
-        result = output.args[0] if name == names[-1] else _handed_over([value, *stretch], outside)
-        modules[name] = _block(model, found, stretch, value=value, result=result, number=number)
+        result = output.args[0] if name == names[-1] else _block_output([value, *stretch], outside)
+        modules[name] = _block(model, traced, stretch, value=value, result=result, number=number)
         value = result if isinstance(result, fx.Node) else value
     owner = {id(t): name for name, nodes in zip(names, stretches, strict=True) for t in _tensors_of(model, nodes)}
     spec = _spec(model, owner, names)
-    _adopt(model, modules[names[-1]], [tensor.name for tensor in spec.blocks[-1].tensors])
-    return Blocks(model, modules, spec, _trace=found, _cuts=cuts)
+    _attach_tensors(model, modules[names[-1]], [tensor.name for tensor in spec.blocks[-1].tensors])
+    return Blocks(model, modules, spec, _traced=traced, _cuts=cuts)
 
 
-def _handed_over(nodes: Iterable[fx.Node], outside: set[fx.Node]) -> fx.Node:
-    """The one value that later blocks use: ``outside`` are their operations."""
+def _block_output(nodes: Iterable[fx.Node], outside: set[fx.Node]) -> fx.Node:
+    """The one value of ``nodes`` that the operations of later blocks (``outside``) use."""
     (value,) = [node for node in nodes if outside & node.users.keys()]
     return value
 
@@ -123,9 +123,9 @@ def _tensors_of(model: nn.Module, nodes: Iterable[fx.Node]) -> list[Tensor]:
 
 
 def _block(
-    model: nn.Module, found: Trace, stretch: Sequence[fx.Node], *, value: fx.Node, result: Any, number: int
+    model: nn.Module, traced: TracedModel, stretch: Sequence[fx.Node], *, value: fx.Node, result: Any, number: int
 ) -> fx.GraphModule:
-    """One block: from ``value``, through the operations of ``stretch``, to ``result``."""
+    """Build one block: input ``value``, operations ``stretch``, output ``result``."""
     graph = fx.Graph()
     copies = {value: graph.placeholder("x")}
     for node in stretch:
@@ -135,15 +135,15 @@ def _block(
     for node in graph.nodes:
         if node.op == "call_module" and node.target == FLAG:
             node.target = f"{FLAG}_{number}"
-            if not hasattr(model, node.target):  # on the model as well, so that its train() and eval() reach it
+            if not hasattr(model, node.target):  # added to the model too, so that its train() and eval() set it
                 model.add_module(node.target, TrainingFlag().train(model.training))
         if node.op in ("call_module", "get_attr"):
             name = str(node.target)
-            root[name] = found.constants[name] if name in found.constants else attribute(model, name)
+            root[name] = traced.constants[name] if name in traced.constants else attribute(model, name)
     block = fx.GraphModule(root, graph)
     state = model.state_dict().keys()
     for name in [name for name, _ in block.named_buffers() if name not in state]:
-        # torch.fx makes every tensor that it meets a part of the state; the model does not.
+        # torch.fx adds every tensor that it uses to the state dict; the model does not.
         owner, _, field = name.rpartition(".")
         tensor = block.get_buffer(name)
         delattr(block.get_submodule(owner), field)
@@ -151,8 +151,8 @@ def _block(
     return block.train(model.training)
 
 
-def _adopt(model: nn.Module, block: nn.Module, names: Iterable[str]) -> None:
-    """Give ``block`` those of the named tensors of ``model`` that it does not have yet."""
+def _attach_tensors(model: nn.Module, block: nn.Module, names: Iterable[str]) -> None:
+    """Register the named tensors of ``model`` in ``block``, except those that it has already."""
     for name in set(names) - block.state_dict().keys():
         *path, field = name.split(".")
         owner = block
@@ -168,26 +168,26 @@ def _adopt(model: nn.Module, block: nn.Module, names: Iterable[str]) -> None:
 
 
 def _spec(model: nn.Module, owner: Mapping[int, str], names: Sequence[str]) -> ModelSpec:
-    """``owner``: block of each tensor, by ``id``; what has none goes to the last of ``names``."""
+    """Specification of the model. ``owner``: block of each tensor, by ``id``; the default is the last of ``names``."""
     tensors: dict[str, list[TensorSpec]] = {name: [] for name in names}
     listed, frozen = set[int](), frozen_names(model)
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor) and id(tensor) not in listed:
             listed.add(id(tensor))
             tensors[owner.get(id(tensor), names[-1])].append(tensor_spec(name, tensor, frozen=name in frozen))
-    return ModelSpec(tuple(BlockSpec(name, tuple(found)) for name, found in tensors.items()))
+    return ModelSpec(tuple(BlockSpec(name, tuple(specs)) for name, specs in tensors.items()))
 
 
 def tensor_spec(name: str, tensor: Tensor, *, frozen: bool = False) -> TensorSpec:
-    """What is known of a parameter or buffer; raises ``ValueError`` for a type that numpy, and so a packet, does not have."""
+    """Describe a parameter or buffer. Raises ``ValueError`` for a type that numpy, and so a packet, does not have."""
     role: Role = "statistic" if tensor.is_floating_point() else "counter"
     if isinstance(tensor, nn.Parameter):
         role = "weight" if tensor.dim() > 1 else "vector"
     try:
         dtype = numpy_name(tensor.dtype)
     except TypeError as error:
-        kind = str(tensor.dtype).removeprefix("torch.")
+        dtype_name = str(tensor.dtype).removeprefix("torch.")
         raise ValueError(
-            f"model: {name!r} is of type {kind}; it must be one that numpy has, such as float32"
+            f"model: {name!r} is of type {dtype_name}; it must be one that numpy has, such as float32"
         ) from error
     return TensorSpec(name, tuple(tensor.shape), dtype, role, frozen=frozen)

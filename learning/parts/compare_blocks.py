@@ -1,8 +1,8 @@
-"""Whether the blocks of a model in sequence do what the model does, tried on a few samples before anything is cut.
+"""Compares the blocks of a model with the model itself, on a few samples, before a policy cuts it.
 
-``learning.unrecorded`` notices while a model is traced what it knows tracing to lose. Code that takes another way because its
-input is a symbol (``isinstance(x, Tensor)``, ``hasattr``), or a ``torch.autograd.Function`` whose forward pass is no operation,
-cannot be noticed there, but shows in what comes out, or in the graph that autograd builds.
+``trace_guard`` detects many things that tracing loses. It cannot detect code that branches on the type of its input, which is a
+symbol while tracing (``isinstance(x, Tensor)``, ``hasattr``), or a ``torch.autograd.Function``, whose forward pass is not
+recorded as an operation. These change the output, or the graph that autograd builds.
 """
 
 from collections import Counter
@@ -20,13 +20,13 @@ from ..tensors import dense
 from .blocks import Blocks
 from .module_state import ModuleState
 
-# Of the largest value. The same operations on the same numbers give equal bits, except where a kernel adds in no fixed order.
+# Relative to the largest value. Equal operations give equal bits, except in kernels without a fixed order of summation.
 _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """A forward pass: what came out, the operations that a backward pass would go through, and the buffers afterwards."""
+    """Result of a forward pass: output, operations in autograd's graph, and the buffers afterwards."""
 
     leaves: list[Any]
     structure: Any
@@ -34,24 +34,24 @@ class _Pass:
     buffers: dict[str, Tensor]
 
 
-def lost_in_blocks(blocks: Blocks, x: Tensor) -> str:
-    """What the blocks do otherwise than the model, in training or evaluation, on a batch ``x``; "" where nothing is.
+def blocks_difference(blocks: Blocks, x: Tensor) -> str:
+    """Describe how the blocks differ from the model on a batch ``x``, in training or evaluation mode; "" if they do not.
 
-    The model is left as it was. Raises what the model itself raises on ``x``.
+    The model is left unchanged. Raises what the model itself raises on ``x``.
     """
     for train in (True, False):
         whole = _forward(blocks, blocks.model, x, train=train)
         try:
-            parts = _forward(blocks, lambda value: blocks.run(blocks.modules, value), x, train=train)
-        except Exception as error:  # of a user's code: anything
+            in_blocks = _forward(blocks, lambda value: blocks.run(blocks.modules, value), x, train=train)
+        except Exception as error:  # a user's code may raise anything
             return f"its blocks fail where the model does not: {told(error)}"
-        if difference := _difference(whole, parts):
+        if difference := _difference(whole, in_blocks):
             return difference
     return ""
 
 
 def _forward(blocks: Blocks, run: Callable[[Tensor], Any], x: Tensor, *, train: bool) -> _Pass:
-    """One forward pass, from the same attributes, buffers and random numbers each time."""
+    """One forward pass, always with the same attributes, buffers and random numbers; the model is restored afterwards."""
     state = ModuleState(blocks.model, values=True)
     blocks.model.train(train)
     try:
@@ -64,35 +64,36 @@ def _forward(blocks: Blocks, run: Callable[[Tensor], Any], x: Tensor, *, train: 
 
 
 def _graph(leaves: list[Any]) -> Counter[str]:
-    """How often each operation is in the graph behind these tensors; the parameters at its ends by their place in memory."""
-    left = [leaf.grad_fn for leaf in leaves if isinstance(leaf, Tensor)]
+    """Number of times each operation is in autograd's graph of these tensors; parameters are told apart by ``id``."""
+    pending = [leaf.grad_fn for leaf in leaves if isinstance(leaf, Tensor)]
     seen: set[Any] = set()
-    found: Counter[str] = Counter()
-    while left:
-        node: Any = left.pop()
+    counts: Counter[str] = Counter()
+    while pending:
+        node: Any = pending.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         name = node.name().rpartition("::")[2]
-        found[f"{name} {id(node.variable)}" if name == "AccumulateGrad" else name] += 1
-        left += [following for following, _ in node.next_functions]
-    return found
+        counts[f"{name} {id(node.variable)}" if name == "AccumulateGrad" else name] += 1
+        pending += [following for following, _ in node.next_functions]
+    return counts
 
 
-def _difference(whole: _Pass, parts: _Pass) -> str:
-    """The first thing that is different, in words."""
-    if whole.structure != parts.structure or not all(map(_alike, whole.leaves, parts.leaves)):
-        return "what its blocks give is not what the model gives (its code may look at the type of its input)"
-    if whole.graph != parts.graph:
-        missing, more = whole.graph - parts.graph, parts.graph - whole.graph
+def _difference(whole: _Pass, in_blocks: _Pass) -> str:
+    """Describe the first difference; "" if there is none."""
+    if whole.structure != in_blocks.structure or not all(map(_close, whole.leaves, in_blocks.leaves)):
+        return "the output of its blocks differs from the model's (its code may depend on the type of its input)"
+    if whole.graph != in_blocks.graph:
+        missing, more = whole.graph - in_blocks.graph, in_blocks.graph - whole.graph
         names = sorted({name.partition(" ")[0] for name in (missing or more)})
-        return f"gradients go another way in its blocks, which {'lack' if missing else 'add'} {', '.join(names)}"
-    changed = [name for name, buffer in whole.buffers.items() if not _alike(buffer, parts.buffers[name])]
-    return f"its blocks leave another {changed[0]!r} than the model" if changed else ""
+        difference = f"{'lacks' if missing else 'adds'} {', '.join(names)}"
+        return f"the backward pass of its blocks differs from the model's: it {difference}"
+    changed = [name for name, buffer in whole.buffers.items() if not _close(buffer, in_blocks.buffers[name])]
+    return f"the buffer {changed[0]!r} differs from the model's after its blocks have run" if changed else ""
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two values are the same up to rounding."""
+def _close(one: Any, other: Any) -> bool:
+    """Whether two values are equal up to rounding."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return bool(one == other)
     if (one.shape, one.dtype, one.layout) != (other.shape, other.dtype, other.layout):

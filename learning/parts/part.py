@@ -1,8 +1,8 @@
-"""Which piece of the model a device holds, trains and is sent: pure data, in the names of the full model.
+"""The part of the model that a device holds, trains and receives: plain data, in the names of the full model.
 
-The five methods are settings of one part: EcoFed and split learning hold the first blocks (``blocks``), with a frozen
-trunk (``trained``) that the device already has (``cached``); REFT narrows them (``width``, ``index_map``); ProFL trains
-one block behind a frozen prefix (``trained``) with proxies in place of what follows (``auxiliaries``, ``head``).
+Five published methods are expressed by it: in EcoFed and split learning devices hold the first blocks (``blocks``), with a
+frozen trunk (``trained``) that they have already (``cached``); REFT narrows them (``width``, ``index_map``); ProFL trains one
+block behind a frozen prefix (``trained``) with proxies in place of the blocks behind it (``auxiliaries``, ``head``).
 """
 
 import hashlib
@@ -13,15 +13,18 @@ from .structure import ModelSpec, TensorSpec
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One device's piece of the model.
+    """One device's part of the model.
 
-    ``blocks``: held, in model order. ``trained``: the subset that is trained; the rest is frozen and is not averaged.
-    ``cached``: (block, content hash) pairs the device is known to hold; they are not sent, and the device checks the hash.
-    ``frozen``: hash of all tensors of the blocks that the model's author has frozen, which every holder of the model has from
-    the start; "" where there are none. The runtime fills in ``cached`` and ``frozen``.
-    ``width`` and ``index_map``: fraction of channels, and hash of the map that says which; 1 and "" mean all.
-    ``head``: name of an auxiliary head in place of the model's own; "" means the model's own. ``auxiliaries``: proxies and
-    heads trained along with the part, by their names in the server's ``auxiliaries`` section.
+    Attributes:
+        blocks: blocks that the device holds, in model order.
+        trained: the blocks that are trained; the others are frozen and not averaged.
+        cached: (block, content hash) pairs that the device is known to hold. They are not sent, and the device checks the hash.
+        frozen: hash of all tensors of the blocks that the model's author has frozen, which every process has from the start;
+            "" if there are none. The runtime sets ``cached`` and ``frozen``.
+        width: fraction of the channels.
+        index_map: hash of the map that says which channels; "" means all.
+        head: name of an auxiliary head in place of the model's own; "" means the model's own.
+        auxiliaries: proxies and heads trained with the part, by their names in the server's ``auxiliaries`` section.
     """
 
     blocks: tuple[str, ...]
@@ -35,13 +38,13 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def sent(self) -> tuple[str, ...]:
-        """Blocks whose tensors travel down: those held and not cached."""
+        """Blocks whose tensors are sent to the device: those that it holds and has not cached."""
         cached = {name for name, _ in self.cached}
         return tuple(name for name in self.blocks if name not in cached)
 
     @property
     def key(self) -> str:
-        """Hash of all fields but ``frozen``, which follows from the blocks: two parts with one key are the same piece."""
+        """Hash of all fields except ``frozen``, which follows from the blocks. Parts with equal keys are equal."""
         plain = msgspec.structs.replace(self, frozen="") if self.frozen else self
         return hashlib.blake2b(msgspec.msgpack.encode(plain), digest_size=8).hexdigest()
 
@@ -50,49 +53,49 @@ _LINEAR = "linear@"
 
 
 def linear_head(cut: str) -> str:
-    """The name of the auxiliary head behind block ``cut`` that is one fully connected layer."""
+    """The name of the auxiliary head behind block ``cut``, which is one fully connected layer."""
     return _LINEAR + cut
 
 
 def cut_of(auxiliary: str) -> str:
-    """The last block before an auxiliary; raises ``ValueError`` for what is not the name of one."""
+    """The last block before an auxiliary. Raises ``ValueError`` if ``auxiliary`` is not the name of one."""
     if not auxiliary.startswith(_LINEAR):
         raise ValueError(f"part.auxiliaries names {auxiliary!r}; allowed: {_LINEAR}CUT, a linear head behind block CUT")
     return auxiliary.removeprefix(_LINEAR)
 
 
 def whole(spec: ModelSpec) -> Part:
-    """The identity part: every block held, trained and sent."""
+    """The whole model as a part: every block is held, trained and sent."""
     return Part(blocks=spec.block_names, trained=spec.block_names)
 
 
 def down_tensors(spec: ModelSpec, part: Part) -> tuple[TensorSpec, ...]:
-    """Tensors that travel to the device, in model order, then its auxiliaries'. Counters and frozen tensors never travel."""
+    """Tensors sent to the device: the blocks' in model order, then the auxiliaries'; no counters, no frozen tensors."""
     tensors = (*spec.tensors_of(part.sent), *spec.auxiliary_tensors(part.auxiliaries))
     return tuple(t for t in tensors if t.role != "counter" and not t.frozen)
 
 
 def up_tensors(spec: ModelSpec, part: Part, *, statistics: bool) -> tuple[TensorSpec, ...]:
-    """Tensors that come back: those the part trains, with the running statistics when ``statistics``; its auxiliaries' too."""
-    unwanted = {"counter"} if statistics else {"counter", "statistic"}
+    """Tensors sent back: those of trained blocks and auxiliaries; running statistics only if ``statistics``."""
+    excluded = {"counter"} if statistics else {"counter", "statistic"}
     tensors = (*spec.tensors_of(part.trained), *spec.auxiliary_tensors(part.auxiliaries))
-    return tuple(t for t in tensors if t.role not in unwanted and not t.frozen)
+    return tuple(t for t in tensors if t.role not in excluded and not t.frozen)
 
 
 def trained_tensors(spec: ModelSpec, blocks: tuple[str, ...]) -> tuple[TensorSpec, ...]:
-    """Tensors of these blocks that training changes, counters included: all but the frozen ones."""
+    """Tensors of these blocks that training changes, counters included: all except the frozen ones."""
     return tuple(t for t in spec.tensors_of(blocks) if not t.frozen)
 
 
 def frozen_tensors(spec: ModelSpec, blocks: tuple[str, ...]) -> tuple[TensorSpec, ...]:
-    """Tensors of these blocks that the model's author has frozen; of their counters nothing depends on the value."""
+    """Tensors of these blocks that the model's author has frozen, without counters, whose values do not matter."""
     return tuple(t for t in spec.tensors_of(blocks) if t.frozen and t.role != "counter")
 
 
 def complement(spec: ModelSpec, part: Part, *, frozen_to: str = "") -> Part:
-    """What a part leaves of the model: the other blocks, the host's side of a split plan.
+    """The remaining blocks of the model: the host's part of a split plan.
 
-    All are trained but those up to block ``frozen_to``, of the trunk that nobody trains.
+    All are trained, except those up to block ``frozen_to``, which belong to the frozen trunk.
     """
     names = spec.block_names
     others = tuple(name for name in names if name not in part.blocks)

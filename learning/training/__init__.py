@@ -1,4 +1,4 @@
-"""Local training: whole, in two legs or ahead of gradients; losses, optimisers, schedules and evaluation.
+"""Local training of whole and split models, losses, optimisers, evaluation and pretraining.
 
-It knows parts and batches.
+Imports parts and batches.
 """

@@ -12,10 +12,11 @@ from ..randomness import seeded
 from ..resolve import told
 from ..spec import Precision
 from .losses import Loss, Metric, WrongShape, scalar_loss, summed_metric
+from .precision import autocast, in_memory_format
 
 
 class FigureError(RuntimeError):
-    """The loss or a metric raised something; the message names both."""
+    """The loss or a metric raised an exception; the message names the function and the exception."""
 
 
 def evaluate(
@@ -29,12 +30,16 @@ def evaluate(
     channels_last: bool = False,
     precision: Precision = "float32",
 ) -> dict[str, float]:
-    """``{"loss": ..., metric: ...}``, each a mean over all samples; the model is left in evaluation mode, else as it was.
+    """Return ``{"loss": ..., metric: ...}``, each a mean over all samples.
 
-    Batches are as equal as can be, of ``batch_size`` at most: a last batch of one sample has no statistics, for models that
-    normalise by the batch at hand. ``precision``: of the forward pass; losses and metrics are float32. Random transforms, and
-    models that draw in evaluation, see the same random numbers each time. Raises ``ValueError`` when there are no samples, and
-    for a loss or a metric of the wrong shape (``WrongShape``); ``FigureError`` for one that fails.
+    The model is left in evaluation mode and otherwise unchanged. Batches have nearly equal sizes of at most ``batch_size``,
+    since a last batch of one sample would have no statistics for models that normalise by the current batch. ``precision`` is
+    that of the forward pass; losses and metrics are computed in float32. Random transforms, and models that draw random numbers
+    in evaluation, get the same random numbers at every call.
+
+    Raises:
+        ValueError: if there are no samples, or if a loss or a metric has the wrong shape (``WrongShape``).
+        FigureError: if a loss or a metric raises.
     """
     count = len(samples)
     if count == 0:
@@ -43,7 +48,9 @@ def evaluate(
     totals = dict.fromkeys(["loss", *metrics], 0.0)
     assert len(totals) == 1 + len(metrics), "a metric may not be called loss"
     generator = torch.Generator().manual_seed(0)
-    state = ModuleState(model, values=True)  # a model may count its calls, or average what it sees
+    state = ModuleState(
+        model, values=True
+    )  # evaluation may change attributes of the model, such as counters or averages
     try:
         with torch.inference_mode(), seeded(0):
             for indices in np.array_split(np.arange(count), -(-count // batch_size)):
@@ -58,24 +65,23 @@ def evaluate(
 
 
 def predict(model: nn.Module, inputs: Tensor, *, channels_last: bool, precision: Precision) -> Tensor:
-    """What the model makes of a batch, in float32 where it computes in bf16."""
-    if channels_last and inputs.dim() == 4:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+    """Run the model on a batch; the output of bf16 autocast is converted to float32."""
+    inputs = in_memory_format(inputs, channels_last=channels_last)
+    with autocast(precision):
         output: Tensor = model(inputs)
     return output.float() if precision == "bf16" else output
 
 
 def figures(output: Tensor, targets: Tensor, *, loss: Loss, metrics: Mapping[str, Metric]) -> dict[str, float]:
-    """Sums over the samples of a batch, of the loss and of each metric. Raises ``FigureError``, ``WrongShape``."""
-    size, found, name = len(targets), dict[str, float](), "training.loss"
+    """Sums of the loss and of each metric over the samples of a batch. Raises ``FigureError`` and ``WrongShape``."""
+    size, sums, name = len(targets), dict[str, float](), "training.loss"
     try:
-        found["loss"] = float(scalar_loss(loss(output, targets))) * size
+        sums["loss"] = float(scalar_loss(loss(output, targets))) * size
         for metric, function in metrics.items():
             name = f"metric {metric!r}"
-            found[metric] = summed_metric(function(output, targets), samples=size, name=metric)
+            sums[metric] = summed_metric(function(output, targets), samples=size, name=metric)
     except (MemoryError, WrongShape):
         raise
-    except Exception as error:  # of a user's code: anything
+    except Exception as error:  # a user's code may raise anything
         raise FigureError(f"{name} fails: {told(error)}") from error
-    return found
+    return sums

@@ -1,8 +1,8 @@
 """Losses and metrics by name, or the user's own as ``module:function``.
 
 A loss is called ``loss(output, target, **kwargs)`` and returns the mean over the batch as a scalar. A metric is called the
-same way and returns one number per sample (a vector), so that means over batches of different size, over devices and over
-a whole test set agree. A metric of which less is better says so by an attribute ``lower_is_better = True``.
+same way and returns one number per sample (a vector), so that means over batches of different sizes, over devices and over
+a whole test set agree. A metric where lower values are better has the attribute ``lower_is_better = True``.
 """
 
 import inspect
@@ -49,7 +49,7 @@ squared_error.lower_is_better = absolute_error.lower_is_better = True  # type: i
 
 
 def lower_is_better(metric: Metric) -> bool:
-    """Whether less of a metric is better, by its own word."""
+    """Whether lower values of a metric are better, by its attribute ``lower_is_better``."""
     function = metric.func if isinstance(metric, partial) else metric
     return bool(getattr(function, "lower_is_better", False))
 
@@ -78,30 +78,30 @@ METRICS: dict[str, Metric] = {
 }
 
 
-_OF_NUMBERS = ("mse", "smooth_l1", "bce_with_logits")
+_NUMERIC_LOSSES = ("mse", "smooth_l1", "bce_with_logits")
 
 
 def default_metrics(loss: Call, target: Tensor) -> tuple[Call, ...]:
-    """The metrics of an experiment that names none, by its loss and one of its targets: accuracy, of class labels.
+    """Default metrics, given the loss and one target: accuracy for class labels, none for everything else.
 
-    Labels are integers, under a loss that is not one of numbers. For everything else the loss itself is the figure.
+    Targets are class labels if they are integers and the loss is not one of ``mse``, ``smooth_l1`` and ``bce_with_logits``.
     """
-    numbers = target.is_floating_point() or target.is_complex() or loss.name in _OF_NUMBERS
-    return () if numbers else (Call("accuracy"),)
+    numeric = target.is_floating_point() or target.is_complex() or loss.name in _NUMERIC_LOSSES
+    return () if numeric else (Call("accuracy"),)
 
 
 def make_loss(call: Call) -> Loss:
-    """The loss that a name or ``module:function`` stands for, its keyword arguments bound."""
-    return _make(call, LOSSES, what="training.loss")
+    """The loss that a name or ``module:function`` refers to, with its keyword arguments bound."""
+    return _make_function(call, LOSSES, what="training.loss")
 
 
 def make_metric(call: Call) -> Metric:
-    """The metric that a name or ``module:function`` stands for, its keyword arguments bound."""
-    return _make(call, METRICS, what="evaluation.metrics")
+    """The metric that a name or ``module:function`` refers to, with its keyword arguments bound."""
+    return _make_function(call, METRICS, what="evaluation.metrics")
 
 
-def _make(call: Call, known: dict[str, Callable[..., Tensor]], *, what: str) -> Callable[..., Tensor]:
-    """Look a name up, or import it."""
+def _make_function(call: Call, known: dict[str, Callable[..., Tensor]], *, what: str) -> Callable[..., Tensor]:
+    """Look up a built-in name, or import the user's function."""
     if call.name in known:
         function = known[call.name]
     elif ":" in call.name:
@@ -115,10 +115,10 @@ def _make(call: Call, known: dict[str, Callable[..., Tensor]], *, what: str) -> 
 
 
 def _check_keywords(function: Callable[..., Tensor], call: Call, *, what: str) -> None:
-    """Refuse keyword arguments now that would fail on every device later."""
+    """Raise ``ValueError`` for keyword arguments that would fail on every device."""
     try:
         signature = inspect.signature(function)
-    except ValueError:  # some functions written in C do not tell their parameters
+    except ValueError:  # some functions written in C have no signature
         return
     try:
         signature.bind(None, None, **call.kwargs)
@@ -129,18 +129,18 @@ def _check_keywords(function: Callable[..., Tensor], call: Call, *, what: str) -
 
 
 class WrongShape(ValueError):
-    """A loss or a metric returned something of another shape than it must. One sentence, with its name."""
+    """A loss or a metric returned a value of the wrong shape; the message names the function."""
 
 
 def scalar_loss(value: Any) -> Tensor:
-    """``value``, checked to be one number, the mean over the batch. Raises ``WrongShape`` for anything else."""
+    """Return ``value`` if it is one number (the mean over the batch). Raises ``WrongShape`` for anything else."""
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise WrongShape(f"training.loss returned {_describe(value)}; it must return one number, the mean of the batch")
     return value
 
 
 def summed_metric(values: Any, *, samples: int, name: str) -> float:
-    """Sum of a metric's values over one batch, checked to be one per sample. Raises ``WrongShape`` for others."""
+    """Sum of a metric's values over one batch. Raises ``WrongShape`` unless there is one value per sample."""
     if not isinstance(values, Tensor) or values.shape != torch.Size([samples]):
         raise WrongShape(
             f"metric {name!r} returned {_describe(values)}; it must return one number per sample, shape ({samples},)"

@@ -6,8 +6,8 @@
                x = x + lr m / (sqrt(v) + tau)                                  Algorithm 2
     yogi       as adam, but                 v = v - (1 - b2) d^2 sign(v - d^2)
 
-Without bias correction, and with v starting at tau^2, as in that paper. Running statistics take the plain mean, whatever
-the optimiser: they are measurements, not parameters. (The caller sees to that.)
+There is no bias correction, and v starts at tau^2, as in that paper. Running statistics take the plain mean with every
+optimiser, since they are measurements and not parameters. (That is up to the caller.)
 """
 
 from collections.abc import Sequence
@@ -19,73 +19,73 @@ from ..spec import Optimiser, ServerOptimiser
 
 
 class LocalOptimiser:
-    """SGD, Adam or AdamW over parameters, by torch's fused kernels, which take one pass over each tensor. State starts empty.
+    """SGD, Adam or AdamW by torch's fused kernels, which make one pass over each tensor. State starts empty.
 
-    A step is, bit for bit, that of ``torch.optim`` with ``fused=True``. Those classes are not used, since the first one that is
-    made imports torch's compiler, which takes longer than importing torch.
+    A step equals, bit for bit, that of ``torch.optim`` with ``fused=True``. Those classes are not used, since creating the
+    first one imports torch's compiler, which takes longer than importing torch.
 
-    ``learning_rate``: of the steps from now on; what the state has gathered stays.
+    ``learning_rate`` may be changed between steps; the state is kept.
     """
 
     def __init__(self, settings: Optimiser, parameters: Sequence[nn.Parameter]) -> None:
-        """Parameters may be of several types."""
+        """Parameters may have different types."""
         self.learning_rate = settings.learning_rate
         self._settings, self._parameters = settings, list(parameters)
-        self._first: dict[int, Tensor] = {}  # by place: momentum, or Adam's first moment
+        self._first: dict[int, Tensor] = {}  # by index of the parameter: momentum, or Adam's first moment
         self._second: dict[int, Tensor] = {}
         self._steps: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move the parameters that have a gradient; the others, and their state, stay as they are."""
-        kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-        for place, parameter in enumerate(self._parameters):
+        """Update the parameters that have a gradient; the others and their state are unchanged."""
+        groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+        for index, parameter in enumerate(self._parameters):
             if parameter.grad is not None:
-                kinds.setdefault((parameter.dtype, parameter.device), []).append(place)
-        starts = not self._first
-        for places in kinds.values():
-            moved: list[Tensor] = [self._parameters[place] for place in places]
-            gradients = [parameter.grad for parameter in moved if parameter.grad is not None]
+                groups.setdefault((parameter.dtype, parameter.device), []).append(index)
+        is_first = not self._first
+        for indices in groups.values():
+            parameters: list[Tensor] = [self._parameters[index] for index in indices]
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             if self._settings.name == "sgd":
-                self._sgd(places, moved, gradients, starts=starts)
+                self._sgd(indices, parameters, gradients, is_first=is_first)
             else:
-                self._adam(places, moved, gradients)
+                self._adam(indices, parameters, gradients)
 
-    def _sgd(self, places: list[int], moved: list[Tensor], gradients: list[Tensor], *, starts: bool) -> None:
-        """``starts``: nothing has a momentum yet; the kernel then takes the gradient as the first one."""
+    def _sgd(self, indices: list[int], parameters: list[Tensor], gradients: list[Tensor], *, is_first: bool) -> None:
+        """``is_first``: no parameter has a momentum yet; the kernel then initialises it with the gradient."""
         settings = self._settings
-        for place, gradient in zip(places, gradients, strict=True) if settings.momentum else ():
-            if place not in self._first:
-                # One whose first gradient comes later than others' begins at 0, from which the same follows.
-                self._first[place] = torch.empty_like(gradient) if starts else torch.zeros_like(gradient)
+        for index, gradient in zip(indices, gradients, strict=True) if settings.momentum else ():
+            if index not in self._first:
+                # A parameter that gets its first gradient in a later step starts from 0, with the same result.
+                self._first[index] = torch.empty_like(gradient) if is_first else torch.zeros_like(gradient)
         torch._fused_sgd_(
-            moved,
+            parameters,
             gradients,
-            [self._first[place] for place in places] if settings.momentum else [],
+            [self._first[index] for index in indices] if settings.momentum else [],
             weight_decay=settings.weight_decay,
             momentum=settings.momentum,
             lr=self.learning_rate,
             dampening=0.0,
             nesterov=settings.nesterov,
             maximize=False,
-            is_first_step=starts and settings.momentum > 0,
+            is_first_step=is_first and settings.momentum > 0,
         )
 
-    def _adam(self, places: list[int], moved: list[Tensor], gradients: list[Tensor]) -> None:
+    def _adam(self, indices: list[int], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         settings = self._settings
-        for place, parameter in zip(places, moved, strict=True):
-            if place not in self._first:
-                self._first[place] = torch.zeros_like(parameter)
-                self._second[place] = torch.zeros_like(parameter)
-                self._steps[place] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-        steps = [self._steps[place] for place in places]
+        for index, parameter in zip(indices, parameters, strict=True):
+            if index not in self._first:
+                self._first[index] = torch.zeros_like(parameter)
+                self._second[index] = torch.zeros_like(parameter)
+                self._steps[index] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        steps = [self._steps[index] for index in indices]
         torch._foreach_add_(steps, 1)
         kernel = torch._fused_adam_ if settings.name == "adam" else torch._fused_adamw_
         kernel(
-            moved,
+            parameters,
             gradients,
-            [self._first[place] for place in places],
-            [self._second[place] for place in places],
+            [self._first[index] for index in indices],
+            [self._second[index] for index in indices],
             [],
             steps,
             lr=self.learning_rate,
@@ -101,9 +101,9 @@ class LocalOptimiser:
 def server_step(
     settings: ServerOptimiser, *, name: str, value: Tensor, mean: Tensor, state: dict[str, Tensor]
 ) -> Tensor:
-    """``value`` moved by the mean update, in the memory of ``mean``; ``value`` itself stays as it is.
+    """Return ``value`` plus the step for the mean update. The result uses the memory of ``mean``; ``value`` is not changed.
 
-    ``mean``: mean difference of the folded updates, same shape as ``value``, float32 at least: the type of the result, too.
+    ``mean``: mean difference of the folded updates, in the shape of ``value``, float32 or wider; the result has its type.
     ``state`` holds this optimiser's slots as ``m/name`` and ``v/name``, in the type of ``mean``, and is changed in place.
     """
     if settings.name == "mean":

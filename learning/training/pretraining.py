@@ -1,9 +1,9 @@
-"""Central training on public samples, before any federated round: the recipe of EcoFed's code.
+"""Central training on public samples, before any federated round, by the recipe of EcoFed's code.
 
 Wu et al., IEEE TPDS 35(3), 2024, arXiv 2304.05495: SGD with Nesterov momentum 0.9 and weight decay 5e-4, batches of 128,
 learning rate 0.01, a tenth of it from half of the epochs on and a hundredth from four fifths on; the weights with the best
-accuracy on the samples trained on are kept. We measure that accuracy after each epoch, in evaluation mode and without the
-random transforms of training; among equals the lower loss wins, and without class labels it decides alone.
+accuracy on the training samples are kept. Here that accuracy is measured after each epoch, in evaluation mode and without the
+random transforms of training. Ties are resolved by the lower loss; without class labels only the loss is compared.
 """
 
 import copy
@@ -20,7 +20,7 @@ from ..seeds import derive
 from ..spec import Count, Fraction, NonNegative, Optimiser, Positive, Training
 from .evaluation import evaluate
 from .losses import Loss, default_metrics, make_metric
-from .training import Stepper, WholeModel, steps
+from .training import Stepper, WholeModel, run_steps
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,12 +33,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batch_size: Count = 128
 
     def rate(self, epoch: int) -> float:
-        """Learning rate of an epoch, counted from 0."""
-        passed = (2 * epoch >= self.epochs) + (5 * epoch >= 4 * self.epochs)
-        return self.learning_rate * 0.1**passed
+        """Learning rate of an epoch; epochs are counted from 0."""
+        decays = (2 * epoch >= self.epochs) + (5 * epoch >= 4 * self.epochs)
+        return self.learning_rate * 0.1**decays
 
     def training(self, base: Training) -> Training:
-        """``base`` (loss, precision, memory format) with one epoch of this recipe."""
+        """Training settings for one epoch of this recipe, with loss, precision and memory format of ``base``."""
         optimiser = Optimiser(
             learning_rate=self.learning_rate,
             momentum=self.momentum,
@@ -50,7 +50,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch (counted from 1) came to. ``figures``: loss and accuracy on the samples trained on, after it."""
+    """Result of an epoch (counted from 1). ``figures``: loss and accuracy on the training samples after it."""
 
     number: int
     learning_rate: float
@@ -58,20 +58,18 @@ class Epoch:
     best: bool
 
     def __str__(self) -> str:
-        """One line."""
-        told = ", ".join(f"{name} {value:.4f}" for name, value in self.figures.items())
-        return (
-            f"epoch {self.number}: {told}, learning rate {self.learning_rate:g}{' (best so far)' if self.best else ''}"
-        )
+        """One line for the command line."""
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in self.figures.items())
+        return f"epoch {self.number}: {figures}, learning rate {self.learning_rate:g}{' (best so far)' if self.best else ''}"
 
 
 def pretrain(
     model: nn.Module, data: FederatedData, *, recipe: Recipe, training: Training, loss: Loss, seed: int
 ) -> Iterator[Epoch]:
-    """Train ``model`` in place on the samples of device 0 of ``data``, epoch by epoch; it ends with its best weights.
+    """Train ``model`` in place on the samples of device 0 of ``data``, and yield the result of each epoch.
 
-    ``training``: loss, precision and memory format. An epoch whose loss is not finite is never the best; if none is, the
-    model ends as it began.
+    At the end the model has the weights of its best epoch. An epoch whose loss is not finite is never the best; if there is no
+    other, the model has its initial weights. ``training``: for loss, precision and memory format.
     """
     samples, training = data.train(0), recipe.training(training)
     metrics = {call.name: make_metric(call) for call in default_metrics(training.loss, samples.y[0])}
@@ -84,7 +82,9 @@ def pretrain(
         stepper.set_learning_rate(recipe.rate(number))
         stepper.set_modes()
         with stepper:
-            steps(stepper, gradient, samples, order, training=training, transform=data.train_transform, seed=epoch_seed)
+            run_steps(
+                stepper, gradient, samples, order, training=training, transform=data.train_transform, seed=epoch_seed
+            )
         figures = evaluate(
             model,
             samples,
@@ -103,5 +103,5 @@ def pretrain(
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors as they are now."""
+    """A copy of the model's tensors."""
     return copy.deepcopy(model.state_dict())

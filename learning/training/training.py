@@ -1,12 +1,12 @@
-"""Local training: what one device does with its part and its samples.
+"""Local training of one device's part on its samples.
 
-    for every batch of the plan's order:
+    for every batch in the plan's order:
         gradient of loss(part(x), y) [+ mu/2 ||w - w_base||^2], [clipped]; one optimiser step
 
-The bracketed term is FedProx's (Li et al., MLSys 2020, arXiv 1812.06127, eq. 2). Its gradient mu (w - w_base) is added by
-hand, which spares autograd a copy of the model; the losses that are reported leave it out, to compare with other methods.
+The bracketed term is FedProx's (Li et al., MLSys 2020, arXiv 1812.06127, eq. 2). Its gradient mu (w - w_base) is added
+explicitly, which saves autograd a copy of the model. Reported losses leave the term out, to be comparable with other methods.
 
-Nothing is kept between calls: optimiser state, batch order and dropout all start from the plan's settings and seed.
+No state is kept between calls: optimiser state, batch order and dropout all start from the plan's settings and seed.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,21 +19,22 @@ from torch import Tensor, nn
 
 from ..data.batches import batches, micro_batches, until
 from ..data.types import Samples, Transform
-from ..parts.frozen import frozen_names
+from ..parts.structure import frozen_names
 from ..randomness import seeded
 from ..spec import Optimiser, Training
 from .losses import Loss, scalar_loss
 from .optimisers import LocalOptimiser
+from .precision import autocast, in_memory_format
 
 Gradient = Callable[[Tensor, Tensor, float], float]
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What training saw; both losses are None when it made no step.
+    """Result of local training; both losses are None if no step was made.
 
-    ``steps``: optimiser steps. ``processed``: samples, repeats counted. ``loss``: mean per sample. ``loss_square``: mean over
-    the samples of their batch's squared loss.
+    ``steps``: optimiser steps. ``processed``: samples, repetitions counted. ``loss``: mean per sample. ``loss_square``: mean
+    over the samples of their batch's squared loss.
     """
 
     steps: int = 0
@@ -55,18 +56,29 @@ def train(
     auxiliaries: Sequence[nn.Module] = (),
     over: Callable[[], bool] | None = None,
 ) -> TrainingResult:
-    """Train ``model`` in place on ``samples``; without samples, or without anything to train, it is left as it is.
+    """Train ``model`` in place on ``samples``.
 
-    (With ``gradient`` and nothing to train the steps are walked through all the same: a host waits for what they send.)
+    Without samples, or without trainable parameters, the model is left unchanged. (With ``gradient`` the steps are made even if
+    nothing is trainable: a host waits for the activations.) The process's random state is restored, and gradients are dropped.
 
-    ``trainable``: names of the parameters and buffers that are trained (None: all that the model's author has not frozen, see
-    ``frozen``). The other parameters get ``requires_grad`` off, and modules that hold tensors, but none of those named, stay in
-    evaluation mode, so that frozen normalisation does not drift; a module without tensors (dropout) goes with the module that
-    contains it. A model that is trained again and again is to be given names: this changes its flags. ``gradient``: adds
-    a micro-batch's gradient in another way than by the model and its loss: from inputs, targets and share to the loss (split
-    training). ``auxiliaries``: trained as well, by what ``gradient`` makes of them. ``over``: asked after each step whether to
-    stop early. The process's random state is left as it was found, and no gradient is kept. Raises ``ValueError`` for a loss
-    that is no scalar.
+    Args:
+        model: the whole model.
+        samples: the device's training samples.
+        training: optimiser, number of passes or steps, batch size, precision and memory format.
+        loss: ``loss(output, target)``, the mean over the batch.
+        transform: applied to the inputs of each micro-batch.
+        seed: of batch order, transforms and dropout.
+        trainable: names of the parameters and buffers to train (None: all that the model's author has not frozen, see
+            ``structure.frozen_names``). ``requires_grad`` is switched off on all other parameters, so a model that is trained
+            repeatedly needs explicit names. A module with tensors of which none is named stays in evaluation mode, so that
+            frozen normalisation keeps its statistics; a module without tensors (dropout) has the mode of its parent module.
+        gradient: replaces the model and its loss (split training): takes inputs, targets and the micro-batch's share of its
+            batch, adds the gradient, and returns the loss.
+        auxiliaries: modules that are trained too, by the gradients that ``gradient`` adds.
+        over: called after each step; training stops early once it returns true.
+
+    Raises:
+        ValueError: if the loss is not a scalar.
     """
     stepper = Stepper(model, training=training, trainable=trainable, auxiliaries=auxiliaries)
     if not len(samples) or not (stepper.parameters or gradient):
@@ -76,10 +88,12 @@ def train(
         len(samples), batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=seed
     )
     with stepper:
-        return steps(stepper, gradient, samples, until(order, over), training=training, transform=transform, seed=seed)
+        return run_steps(
+            stepper, gradient, samples, until(order, over), training=training, transform=transform, seed=seed
+        )
 
 
-def steps(
+def run_steps(
     stepper: "Stepper",
     gradient: Gradient,
     samples: Samples,
@@ -89,7 +103,7 @@ def steps(
     transform: Transform,
     seed: int,
 ) -> TrainingResult:
-    """One optimiser step for each batch of ``order``; ``seed`` is for transforms and dropout."""
+    """Make one optimiser step for each batch of ``order``; ``seed`` is for transforms and dropout."""
     done = processed = 0
     total = total_square = 0.0
     generator = torch.Generator().manual_seed(seed)
@@ -112,26 +126,27 @@ def steps(
 
 
 class WholeModel:
-    """Gradients of a model that is here as a whole."""
+    """Gradients of a model that the process holds as a whole."""
 
     def __init__(self, model: nn.Module, *, training: Training, loss: Loss) -> None:
-        """``training`` says memory format and precision."""
+        """``training``: for memory format and precision."""
         self._model, self._training, self._loss = model, training, loss
 
     def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> float:
-        """Add ``share`` of a micro-batch's gradient to what has accumulated; its loss."""
-        with autocast(self._training):
-            value = scalar_loss(self._loss(self._model(laid_out(inputs, self._training)), targets))
-        if value.requires_grad:  # of this micro-batch, perhaps, no parameter was used
+        """Accumulate ``share`` times the gradient of a micro-batch; returns its loss."""
+        inputs = in_memory_format(inputs, channels_last=self._training.channels_last)
+        with autocast(self._training.precision):
+            value = scalar_loss(self._loss(self._model(inputs), targets))
+        if value.requires_grad:  # false if the model used no parameter for this micro-batch
             (value * share if share != 1 else value).backward()  # type: ignore[no-untyped-call]
         return float(value.detach())
 
 
 class Stepper:
-    """The optimiser over what is trained of a model: what happens between the gradients of two batches.
+    """Optimiser steps on the trainable parameters of a model.
 
-    A context: gradients are dropped on the way in and out, also when a loss raises or memory runs out, since who trains
-    next may train other parameters.
+    A context manager: gradients are dropped on entry and exit, also if a loss raises or memory runs out, since the next plan
+    may train other parameters.
     """
 
     def __init__(
@@ -142,44 +157,44 @@ class Stepper:
         trainable: Sequence[str] | None,
         auxiliaries: Sequence[nn.Module] = (),
     ) -> None:
-        """Switch gradients and modes as ``trainable`` says, see ``train``; optimiser state starts empty."""
-        self._chosen = [
-            (model, _choose(model, trainable)),
-            *((module, _choose(module, None)) for module in auxiliaries),
+        """Set ``requires_grad`` and modes according to ``trainable``, see ``train``; optimiser state starts empty."""
+        self._trained = [
+            (model, _select(model, trainable)),
+            *((module, _select(module, None)) for module in auxiliaries),
         ]
-        self.parameters = [p for module, _ in self._chosen for p in module.parameters() if p.requires_grad]
+        self.parameters = [p for module, _ in self._trained for p in module.parameters() if p.requires_grad]
         self.set_modes()
         self._settings = training.optimiser
         self._optimiser = LocalOptimiser(training.optimiser, self.parameters)
         self._base = [p.detach().clone() for p in self.parameters] if training.optimiser.proximal else []
 
     def __enter__(self) -> "Stepper":
-        """Without gradients of before."""
+        """Drop earlier gradients."""
         self._clear()
         return self
 
     def __exit__(self, *problem: object) -> None:
-        """Nor for after."""
+        """Drop all gradients."""
         self._clear()
 
     def step(self) -> None:
-        """One optimiser step along the gradients that have accumulated."""
+        """Make one optimiser step with the accumulated gradients, and drop them."""
         densify(self.parameters)
         _adjust_gradients(self.parameters, self._base, settings=self._settings)
         self._optimiser.step()
         self._clear()
 
     def set_modes(self) -> None:
-        """Put what is trained into training mode, and the rest into evaluation mode."""
-        for model, chosen in self._chosen:
+        """Put trained modules into training mode, and all others into evaluation mode."""
+        for model, trained in self._trained:
             model.train()
-            for module in model.modules():  # containers first, so that what is inside decides for itself
+            for module in model.modules():  # parents come first, so that a child's mode overrides its parent's
                 own = [*module.parameters(), *module.buffers()]
-                if own and not any(id(tensor) in chosen for tensor in own):
+                if own and not any(id(tensor) in trained for tensor in own):
                     module.eval()
 
     def set_learning_rate(self, rate: float) -> None:
-        """Of all steps from now on; what the optimiser has gathered stays."""
+        """Set the learning rate of all further steps; the optimiser's state is kept."""
         self._optimiser.learning_rate = rate
 
     def _clear(self) -> None:
@@ -187,27 +202,15 @@ class Stepper:
             parameter.grad = None
 
 
-def autocast(training: Training) -> torch.autocast:
-    """The precision of a training setting."""
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=training.precision == "bf16")
-
-
-def laid_out(inputs: Tensor, training: Training) -> Tensor:
-    """Inputs in the memory format of a training setting."""
-    if training.channels_last and inputs.dim() == 4:
-        return inputs.contiguous(memory_format=torch.channels_last)
-    return inputs
-
-
 def densify(parameters: Iterable[Tensor]) -> None:
-    """Make dense what gradients are sparse (of embeddings): momentum, decay and FedProx's term reach every row anyway."""
+    """Make sparse gradients (of embeddings) dense: momentum, decay and FedProx's term affect every row anyway."""
     for parameter in parameters:
         if parameter.grad is not None and parameter.grad.is_sparse:
             parameter.grad = parameter.grad.to_dense()
 
 
 def _adjust_gradients(parameters: list[nn.Parameter], base: list[Tensor], *, settings: Optimiser) -> None:
-    """FedProx's term, where ``base`` is given; then clipping of the whole."""
+    """Add FedProx's term if ``base`` is not empty, then clip."""
     for parameter, start in zip(parameters, base, strict=bool(base)):
         if parameter.grad is not None:
             parameter.grad.add_(parameter.detach() - start, alpha=settings.proximal)
@@ -215,12 +218,12 @@ def _adjust_gradients(parameters: list[nn.Parameter], base: list[Tensor], *, set
         nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
 
 
-def _choose(model: nn.Module, trainable: Sequence[str] | None) -> set[int]:
-    """Switch gradients as ``trainable`` says; the ids of the tensors to train."""
+def _select(model: nn.Module, trainable: Sequence[str] | None) -> set[int]:
+    """Set ``requires_grad`` according to ``trainable``; returns the ids of the tensors to train."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    wanted = tensors.keys() - frozen_names(model) if trainable is None else set(trainable)
-    assert wanted <= tensors.keys(), f"not in the model: {sorted(wanted - tensors.keys())}"
-    chosen = {id(tensor) for name, tensor in tensors.items() if name in wanted}
+    selected = tensors.keys() - frozen_names(model) if trainable is None else set(trainable)
+    assert selected <= tensors.keys(), f"not in the model: {sorted(selected - tensors.keys())}"
+    ids = {id(tensor) for name, tensor in tensors.items() if name in selected}
     for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in chosen)
-    return chosen
+        parameter.requires_grad_(id(parameter) in ids)
+    return ids

@@ -16,10 +16,17 @@ from ...clusters.units import shown
 from ...clusters.yaml_text import read_yaml
 from ...comms.codec import CodecSpec
 from ...learning.data.config import DataConfig
-from ...learning.initialisation import Initialisation
-from ...learning.spec import Call, Count, CountOrZero, Positive, ServerOptimiser, Training
-from ...learning.staleness import Staleness
-from ...learning.training.schedule import Schedule
+from ...learning.spec import (
+    Call,
+    Count,
+    CountOrZero,
+    LearningRateSchedule,
+    Positive,
+    ServerOptimiser,
+    Staleness,
+    Training,
+)
+from ...learning.workload_settings import Initialisation
 from ...policies.presets import find_preset
 from ..errors import ConfigError
 from .convert import convert
@@ -137,7 +144,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     fleet: str | dict[str, Any] = "laptop"
     policy: tuple[dict[str, Any], ...] = ()
     training: Training = Training()
-    schedule: Schedule = Schedule()
+    schedule: LearningRateSchedule = LearningRateSchedule()
     server: ServerSettings = ServerSettings()
     codecs: Codecs = Codecs()
     replay: ReplaySettings = ReplaySettings()

@@ -18,7 +18,7 @@ import msgspec
 from ...clusters.units import shown
 from ...clusters.yaml_text import parse_yaml
 from ...comms.channel import LocalChannel
-from ...learning.training.schedule import Schedule
+from ...learning.spec import LearningRateSchedule
 from ..checkpointing.checkpoints import Checkpoints
 from ..configuration.config import Config, load_config
 from ..configuration.layers import path_problem
@@ -81,7 +81,7 @@ def going_on(config: Config, folder: Path) -> Config:
     return msgspec.structs.replace(config, schedule=_schedule(config, _config_of(folder)))
 
 
-def _schedule(config: Config, before: Config) -> Schedule:
+def _schedule(config: Config, before: Config) -> LearningRateSchedule:
     """The schedule of a run that goes on: its horizon is the one that it began with, unless the configuration sets one."""
     began = before.schedule.within(before.stop.rounds)
     return config.schedule if began.rounds is None else config.schedule.within(began.rounds)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from ...learning.data.config import DataConfig
-from ...learning.initialisation import Initialisation
 from ...learning.workload import Workload
+from ...learning.workload_settings import Initialisation
 
 
 def describe_init(workload: Workload) -> dict[str, str]:

@@ -21,9 +21,9 @@ from ...actors.server.links import ServerLinks
 from ...clusters.fleet import Fleet
 from ...clusters.profile import DeviceProfile
 from ...comms.ledger import Direction
-from ...learning.costs.amount import num_steps, processed_samples
 from ...learning.costs.cost import PartProfile, profile
 from ...learning.costs.dry_run import DryRun
+from ...learning.data.batches import num_steps, processed_samples
 from ...learning.parts.part import Part, down_tensors
 from ...learning.spec import PartCost, Training
 from ...learning.training.losses import make_loss

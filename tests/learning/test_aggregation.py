@@ -36,7 +36,7 @@ def test_overlapping_parts_by_hand() -> None:
     fold = Fold()
     fold.scatter({"w": torch.tensor([1.0, 2.0])}, weight=1, indices={"w": torch.tensor([0, 1])}, shapes=SHAPES)
     fold.scatter({"w": torch.tensor([8.0, 4.0])}, weight=3, indices={"w": torch.tensor([4, 1])}, shapes=SHAPES)
-    # holders: position 0 by the first, 1 by both, 4 by the second, the rest by nobody
+    # position 0 is trained by the first, 1 by both, 4 by the second, the others by none
     assert fold.updates == 2
     assert fold.close()["w"].tolist() == [[1.0, (2 + 12) / 4, 0.0], [0.0, 8.0, 0.0]]
 
@@ -123,7 +123,7 @@ def test_a_weight_must_be_above_zero_and_finite(weight: float) -> None:
 
 @pytest.mark.parametrize("scattered", [False, True])
 def test_sums_of_float16_are_float32(scattered: bool) -> None:
-    """Three updates of 0.5 with 60,000 samples: the sum is 90,000, and float16 ends at 65,504."""
+    """Three updates of 0.5 with 60,000 samples: the sum is 90,000, and float16's maximum is 65,504."""
     fold, update = Fold(), {"w": torch.tensor([0.5, -0.5], dtype=torch.float16)}
     for _ in range(3):
         if scattered:

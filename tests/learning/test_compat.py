@@ -1,9 +1,9 @@
-"""torchvision imports beside a torch that it was not built for, and a healthy one is left alone."""
+"""torchvision can be imported with a torch that it was not built for, and a working one is not changed."""
 
 import subprocess
 import sys
 
-# A fresh process each: declarations cannot be taken back. Warnings are errors there too.
+# Each in a new process, since declarations cannot be undone. Warnings are errors there too.
 TWICE = """
 from fedbonsai.learning.compat import declare_missing_operators, import_torchvision
 declare_missing_operators()
@@ -15,7 +15,7 @@ assert first.models.resnet18(num_classes=2).fc.out_features == 2
 import torchvision.datasets, torchvision.transforms.v2
 print("fine")
 """
-# What a healthy extension does when it is loaded: it declares the operators and gives them kernels.
+# A working extension declares the operators and their kernels when it is loaded.
 HEALTHY = """
 import torch
 library = torch.library.Library("torchvision", "FRAGMENT")

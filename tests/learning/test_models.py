@@ -41,7 +41,7 @@ def not_a_model() -> int:
 @pytest.mark.parametrize(
     ("name", "shape", "count"),
     [
-        ("resfed_cnn", (3, 32, 32), 1_020_160),  # spelled out in the paper's "4.08 MB" of float32
+        ("resfed_cnn", (3, 32, 32), 1_020_160),  # the paper's "4.08 MB" of float32
         ("vgg11_bn", (3, 32, 32), 34_440_970),
         ("vgg16_bn", (3, 32, 32), 33_642_442),
         ("resnet18", (3, 32, 32), 11_173_962),
@@ -82,7 +82,7 @@ def test_channels_and_image_size():
 
 
 @pytest.mark.parametrize("name", ["digits_cnn", "resnet18", "squeezenet1_1", f"{__name__}:of_user"])
-def test_same_seed_same_bits_and_the_global_generator_is_left_alone(name):
+def test_same_seed_same_bits_and_the_global_generator_is_unchanged(name):
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     first, again, other = (make(name, outputs=10, seed=seed).state_dict() for seed in (1, 1, 2))
@@ -117,14 +117,14 @@ def test_digits_cnn_learns_digits():
     ],
 )
 def test_cifar_stem_keeps_small_images_large(name):
-    """Seen at the last convolution's map: at least twice as wide with the CIFAR stem."""
+    """The last convolution's map is at least twice as wide with the CIFAR stem."""
 
     def last_map(stem: str) -> int:
         model = make(name, outputs=7, stem=stem).eval()
         sides: list[int] = []
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
-                # The largest stride is behind us where maps are smallest; squeeze-and-excite works on 1x1 maps.
+                # All strides are applied where maps are smallest; squeeze-and-excite works on 1x1 maps.
                 module.register_forward_hook(lambda _, inputs, out: sides.append(out.shape[-1]))
         with torch.no_grad():
             assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
@@ -180,7 +180,7 @@ def test_errors_of_naming():
         make(f"{__name__}:not_a_model")
     with pytest.raises(ValueError, match="which has lazy layers; give them their sizes"):
         make(f"{__name__}:lazy")
-    with pytest.raises(ValueError, match="whose state holds '_extra_state'; it must hold nothing but tensors"):
+    with pytest.raises(ValueError, match="whose state holds '_extra_state'; it must hold tensors only"):
         make(f"{__name__}:Remembering")
     with pytest.raises(ValueError, match="which is a module; it must be a function or a class"):
         make(f"{__name__}:np")

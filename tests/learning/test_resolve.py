@@ -1,4 +1,4 @@
-"""module:function, found or refused in one sentence."""
+"""module:function is imported, or refused in one sentence."""
 
 import math
 
@@ -43,7 +43,7 @@ def test_fault_inside_the_users_module_keeps_its_own_error(modules):
         resolve("code_with_fault:f", what="model.name")
 
 
-def test_what_code_raises_is_told_on_one_line():
+def test_an_exception_is_reported_on_one_line():
     assert told(KeyError("x")) == "KeyError: 'x'"
     assert told(RuntimeError("no kernel\n\nCPU: registered at ...")) == "RuntimeError: no kernel"
     assert told(AssertionError()) == "AssertionError"

@@ -4,7 +4,7 @@ from fedbonsai.learning.seeds import derive
 
 def test_a_seed_follows_from_its_path_alone() -> None:
     assert derive(0, "plan", 3, 5) == derive(0, "plan", 3, 5)
-    assert derive(1, "data") == 3291769337249800045  # fixed, for runs must stay repeatable across releases
+    assert derive(1, "data") == 3291769337249800045  # fixed, since runs must be repeatable across releases
 
 
 def test_every_step_of_the_path_matters() -> None:

@@ -26,12 +26,12 @@ def changed(**changes: Tensor) -> dict[str, Tensor]:
     ],
     ids=["name", "missing", "type", "shape", "one more dimension", "transposed", "empty shape", "value", "one bit"],
 )
-def test_a_hash_tells_models_apart(hashed, other: dict[str, Tensor]) -> None:
+def test_different_models_have_different_hashes(hashed, other: dict[str, Tensor]) -> None:
     assert hashed(other) != hashed(MODEL)
 
 
 @pytest.mark.parametrize("hashed", [model_hash, state_hash])
-def test_a_hash_does_not_look_at_order_layout_or_gradients(hashed) -> None:
+def test_a_hash_does_not_depend_on_order_memory_format_or_gradients(hashed) -> None:
     backwards = dict(reversed(MODEL.items()))
     assert hashed(backwards) == hashed(MODEL)
     spread_out = MODEL["w"].T.contiguous().T

@@ -1,4 +1,4 @@
-"""A user's own model, data, transform, loss and metric: sequences in, one number out, and no class anywhere."""
+"""A user's own model, data, transform, loss and metric: a regression from sequences to one number, without classes."""
 
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ def test_every_new_model_is_new() -> None:
     assert not torch.equal(first.out.bias, second.out.bias)
 
 
-def test_settings_survive_the_way_to_a_worker() -> None:
+def test_settings_survive_serialisation() -> None:
     sent = msgspec.msgpack.encode(settings())
     assert msgspec.msgpack.decode(sent, type=WorkloadSettings) == settings()
 

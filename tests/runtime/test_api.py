@@ -6,7 +6,7 @@ import fedbonsai
 import numpy as np
 import pytest
 import torch
-from fedbonsai.learning.data.digits import load_digits
+from fedbonsai.learning.data.vision import load_digits
 from fedbonsai.learning.store import model_hash
 from fedbonsai.policies.selection.plain import Fastest
 from fedbonsai.runtime.errors import ConfigError, RunError

@@ -149,6 +149,9 @@ class Meddling:
     answered: list = field(default_factory=list)
     num_workers = 1
 
+    def settle(self, settlement):
+        self.inner.settle(settlement)
+
     def submit(self, task):
         if task.plan.device == 1 and task.plan.version == 2:
             task = replace_state(task)

@@ -9,7 +9,9 @@ import torch
 from fedbonsai.actors.device.device import Device
 from fedbonsai.actors.host.partition_host import PartitionHost
 from fedbonsai.actors.messages.plan_message import plan_message
-from fedbonsai.actors.server.server import Opened, Server
+from fedbonsai.actors.server.routes import Opened
+from fedbonsai.actors.server.server import Server
+from fedbonsai.actors.support import PlanRefused
 from fedbonsai.comms.errors import MismatchedPacket
 from fedbonsai.learning.parts.blocks import cut
 from fedbonsai.learning.parts.part import Part
@@ -170,3 +172,15 @@ def test_turns_of_float16_add_up_in_float32() -> None:
         server.fold(plan, Opened(update), weight=1.0)
         server.ended(plan, Report(plan=plan), None)
     assert closed(server)["1.weight"].item() == 2050.0
+
+
+def test_a_plan_is_refused_while_another_of_its_version_has_the_shared_blocks() -> None:
+    server = make_server(IMAGES)
+    first, second = shared_plan(server, 0), shared_plan(server, 1)
+    with pytest.raises(PlanRefused, match=r"^the policy chose device 1 out of turn: another one has its host's shared"):
+        server.check(second, [first])
+    server.check(second, [])
+    server.check(shared_plan(server, 1, host=1), [first])
+    server.check(msgspec.structs.replace(second, version=1), [first])
+    server.check(second, [msgspec.structs.replace(first, split=None)])
+    server.check(shared_plan(server, 1, head="slots"), [first])

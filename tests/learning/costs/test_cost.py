@@ -1,4 +1,4 @@
-"""Costs of parts: FLOPs and memory by pencil, and against published and measured figures."""
+"""Costs of parts: FLOPs and memory, computed by hand and against published and measured figures."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def two_layers() -> nn.Module:
 VECTORS = (torch.zeros(4), torch.zeros(2))
 
 
-def test_pencil_flops():
+def test_flops_by_hand():
     found = cost(two_layers(), example=VECTORS, loss=F.mse_loss)
     assert found.parameters == 18
     assert found.forward_flops == 2 * (12 + 6)
@@ -53,7 +53,7 @@ def test_pencil_flops():
     assert found.boundary_items == 2
 
 
-def test_a_hosts_part_that_answers_nothing_makes_no_gradient_of_what_enters_it():
+def test_a_hosts_part_that_returns_no_gradient_computes_none_for_its_input():
     blocks = cut(two_layers())
     found = [
         part_cost(
@@ -77,10 +77,10 @@ def test_a_hosts_part_that_answers_nothing_makes_no_gradient_of_what_enters_it()
         (("0", "1"), ("1",), 18, 36, 36 + 12, 2),  # the frozen first one runs without gradients
         (("0", "1"), ("0",), 18, 36, 36 + 12 + 24, 2),  # gradients pass the frozen second one
         (("0", "1"), (), 18, 36, 36, 2),
-        (("1",), ("1",), 6, 12, 12 + 12 + 12, 2),  # a host's part: it makes the gradient of its input, too
+        (("1",), ("1",), 6, 12, 12 + 12 + 12, 2),  # a host's part: it computes the gradient of its input too
     ],
 )
-def test_pencil_parts(held, trained, parameters, forward, training, boundary):
+def test_parts_by_hand(held, trained, parameters, forward, training, boundary):
     found = cost(two_layers(), example=VECTORS, loss=F.mse_loss, held=held, trained=trained)
     assert (found.parameters, found.forward_flops) == (parameters, forward)
     assert (found.training_flops, found.boundary_items) == (training, boundary)
@@ -96,7 +96,7 @@ def test_an_auxiliary_head_is_trained_with_its_part():
         24 + 12,
         36 + 24 + 12 + 12,
     )  # weights of both, the head's input
-    shapes = empty_head((3,), (2,))  # of weights nothing but the sizes matters
+    shapes = empty_head((3,), (2,))  # only the sizes of the weights are used
     assert found == part_cost(blocks.model, blocks, part, example=example, training=Training(), loss=loss, head=shapes)
     alone = part_cost(
         blocks.model, blocks, Part(blocks=("0",), trained=("0",)), example=example, training=Training(), loss=loss
@@ -107,8 +107,8 @@ def test_an_auxiliary_head_is_trained_with_its_part():
             part_cost(blocks.model, blocks, **({"part": part} | wrong), example=example, training=Training(), loss=loss)
 
 
-def test_pencil_memory():
-    """One layer of 1000 x 1000 without activation to speak of: 4 MB a copy of it."""
+def test_memory_by_hand():
+    """One layer of 1000 x 1000 with negligible activations: 4 MB for each copy of it."""
     model = nn.Sequential(nn.Linear(1000, 1000, bias=False), nn.Flatten())
     example = (torch.zeros(1000), torch.zeros(1000))
 
@@ -121,14 +121,14 @@ def test_pencil_memory():
     assert copies(**optimiser(momentum=0.0)) == pytest.approx(2, rel=0.02)  # weights, gradients
     assert copies(**optimiser(momentum=0.9)) == pytest.approx(3, rel=0.02)
     assert copies(**optimiser(name="adam")) == pytest.approx(4, rel=0.02)
-    assert copies(**optimiser(momentum=0.0, proximal=0.1)) == pytest.approx(4, rel=0.02)  # the start, and a difference
-    # Three micro-batches ahead: the weights that each was computed with, too. Of halves of a batch two have the same.
+    assert copies(**optimiser(momentum=0.0, proximal=0.1)) == pytest.approx(4, rel=0.02)  # plus start and difference
+    # Three outstanding micro-batches: also the weights of each. Two halves of one batch share theirs.
     assert copies(**optimiser(momentum=0.0), ahead=3) == pytest.approx(2 + 3, rel=0.02)
     assert copies(**optimiser(momentum=0.0), ahead=3, accumulation=2) == pytest.approx(2 + 2 + 1, rel=0.02)
 
 
 def test_what_is_ahead_keeps_its_activations():
-    """Four micro-batches of 8 hold what one of 32 does; resfed_cnn's 1,020,160 parameters weigh 4 MB."""
+    """Four outstanding micro-batches of 8 need the activations of one of 32; resfed_cnn's 1,020,160 parameters take 4 MB."""
     model, weights = named("resfed_cnn"), 4 * 1_020_160
     ahead = cost(model, batch_size=8, ahead=4).peak_memory_bytes - 4 * weights
     together = cost(model, batch_size=32).peak_memory_bytes
@@ -142,10 +142,12 @@ def test_memory_of_micro_batches_and_checkpointing():
     plain = cost(model, batch_size=64)
     half = cost(model, batch_size=64, accumulation=2)
     assert half.peak_memory_bytes < 0.6 * plain.peak_memory_bytes
-    assert half.peak_memory_bytes > cost(model, batch_size=32).peak_memory_bytes  # gradients are there already
+    assert (
+        half.peak_memory_bytes > cost(model, batch_size=32).peak_memory_bytes
+    )  # gradients of earlier micro-batches are live
     recomputed = cost(model, batch_size=64, checkpointing=True)
     assert recomputed.peak_memory_bytes < plain.peak_memory_bytes
-    # Every block once more, but for the last layer: recomputing stops at the last tensor that is needed, its input.
+    # Every block is recomputed, except the last layer: recomputation stops at the last tensor that is needed, its input.
     assert recomputed.training_flops == plain.training_flops + plain.forward_flops - 2 * 4096 * 10
     assert cost(model, batch_size=64, precision="bf16").peak_memory_bytes < plain.peak_memory_bytes
 
@@ -154,12 +156,12 @@ def test_resfed_cnn_flops_by_hand():
     macs = 1024 * (3 * 32 * 9 + 32 * 64 * 9) + 256 * (64 * 128 * 9 + 128 * 256 * 9) + 64 * 256 * 256 * 9 + 4096 * 10
     found = cost(named("resfed_cnn"))
     assert found.forward_flops == 2 * macs
-    # Backward is twice as much, but for the image's gradient, which nobody needs.
+    # The backward pass costs twice as much, without the image's gradient, which is not needed.
     assert found.training_flops == 6 * macs - 2 * 1024 * 3 * 32 * 9
     assert found.parameters == 1_020_160
 
 
-def test_vgg16_is_the_papers_third_of_a_giga_multiplication():
+def test_vgg16_has_the_papers_0_33_giga_multiplications():
     assert cost(named("vgg16_bn")).forward_flops / 2e9 == pytest.approx(0.3321, abs=5e-5)
 
 
@@ -231,7 +233,7 @@ class Attention(nn.Module):
 
 
 class Branching(nn.Module):
-    """Decides by a value, so torch.fx cannot follow."""
+    """Branches on a value, so torch.fx cannot trace it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -241,7 +243,7 @@ class Branching(nn.Module):
         return self.layer(x) if x.sum() > 0 else self.layer(-x)
 
 
-def test_models_may_decide_by_values():
+def test_models_may_branch_on_values():
     model = Branching()
     found = cost(model, example=VECTORS, loss=F.mse_loss)
     assert (found.forward_flops, found.training_flops, found.parameters) == (16, 32, 8)
@@ -249,7 +251,7 @@ def test_models_may_decide_by_values():
 
 
 class Elsewhere(nn.Module):
-    """Leaves torch on its way: for numpy, or for whatever ``leave`` does."""
+    """Leaves torch in its forward pass: for numpy, or for what ``leave`` does."""
 
     def __init__(self, leave: object) -> None:
         super().__init__()
@@ -266,7 +268,7 @@ class Elsewhere(nn.Module):
     [lambda x: x.numpy(), lambda x: f"{x.sum():.1f}", lambda x: x.nonzero(), lambda x: x.tolist()],
     ids=["numpy", "format", "nonzero", "list"],
 )
-def test_models_may_leave_torch_on_their_way(leave):
+def test_models_may_leave_torch_in_the_forward_pass(leave):
     assert cost(Elsewhere(leave), example=VECTORS, loss=F.mse_loss).forward_flops == 16
 
 
@@ -283,7 +285,7 @@ FLOATS, LABEL = torch.zeros(4), torch.tensor(1)
     ],
 )  # fmt: skip
 def test_types_that_do_not_go_together_are_refused(x, y, loss, words):
-    """Training would have failed on every device."""
+    """Training would fail on every device."""
     with pytest.raises(ValueError, match=words) as caught:
         cost(two_layers(), example=(x, y), loss=loss)
     assert "\n" not in str(caught.value)
@@ -296,7 +298,7 @@ def test_unusual_types_that_go_together_are_not():
         cost(two_layers().double(), example=VECTORS, loss=F.mse_loss)
 
 
-def test_the_model_is_left_as_it_was():
+def test_the_model_is_unchanged():
     model = named("resnet18").eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     state = torch.random.get_rng_state()
@@ -308,7 +310,7 @@ def test_the_model_is_left_as_it_was():
 
 
 def test_any_input_and_target():
-    """Token numbers in, a number per token out."""
+    """Maps token numbers to one number per token."""
     model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 1))
     example = (torch.zeros(5, dtype=torch.int64), torch.zeros(5, 1))
     assert cost(model, example=example, loss=F.mse_loss).forward_flops == 2 * 5 * 4
@@ -316,7 +318,7 @@ def test_any_input_and_target():
 
 
 def test_normalisation_whose_momentum_is_a_mean_over_all_batches():
-    """It reads a counter's value in its forward pass."""
+    """Reads a counter's value in its forward pass."""
     model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.BatchNorm1d(3, momentum=None), nn.Linear(3, 2, bias=False))
     found = cost(model, example=VECTORS, loss=F.mse_loss)
     assert found.forward_flops == 2 * (12 + 6)
@@ -326,8 +328,8 @@ def test_normalisation_whose_momentum_is_a_mean_over_all_batches():
     assert model[1].num_batches_tracked == 0
 
 
-def test_a_head_on_a_large_map_costs_what_it_would_without_being_there():
-    """A billion weights behind the first block: 4 GB a copy of them."""
+def test_the_cost_of_a_large_head_is_counted_without_its_weights():
+    """A billion weights behind the first block: 4 GB for each copy."""
     blocks = cut(nn.Sequential(nn.Conv2d(1, 100, 1, bias=False), nn.Flatten(), nn.Linear(100 * 100, 2)))
     head = empty_head((100, 10, 10), (100_000,))
     part = Part(blocks=("0",), trained=("0",), head="linear@0", auxiliaries=("linear@0",))

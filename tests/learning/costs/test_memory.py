@@ -1,4 +1,4 @@
-"""Bytes of live tensors, by pencil: a float32 takes 4."""
+"""Bytes of live tensors, computed by hand: a float32 takes 4."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def test_made_freed_and_peak():
         assert memory.live_bytes == 80
         del a
         assert memory.live_bytes == 40
-        b = b * 2  # old and new are alive together for a moment
+        b = b * 2  # both tensors are live until the old one is freed
     assert (memory.live_bytes, memory.peak_bytes) == (40, 80)
     del b
     assert memory.live_bytes == 0
@@ -43,7 +43,7 @@ def test_what_autograd_saves_stays_live():
     weight = torch.ones(10, requires_grad=True)
     with Allocations() as memory:
         memory.add([weight])
-        result = (weight * 2).exp().sum()  # exp saves its result; the product is gone
+        result = (weight * 2).exp().sum()  # exp saves its result; the product is freed
         assert memory.live_bytes == 40 + 40 + 4
         result.backward()
         del result
@@ -60,7 +60,7 @@ def test_what_is_reserved_counts_until_it_is_released():
 
 
 def step(samples, width=7):
-    """Storages of every law: one weight, activations in proportion, all pairs of samples, and a mixture."""
+    """Storages that grow in all supported ways: constant, in proportion, with all pairs of samples, and a mixture."""
     weight = torch.ones(width)
     with Allocations() as memory:
         memory.add([weight])
@@ -78,7 +78,7 @@ def test_the_peak_of_any_batch_follows_from_two_small_ones(batch):
     assert peak_of_batch(step(2), step(4), batch) == step(batch).peak_bytes
 
 
-def test_a_step_that_does_something_else_with_more_samples_is_continued_in_a_straight_line():
+def test_steps_that_differ_with_the_number_of_samples_are_extrapolated_linearly():
     small, large = Allocations(), Allocations()
     small.reserve(100)
     large.reserve(150)

@@ -1,6 +1,15 @@
 import numpy as np
 import pytest
-from fedbonsai.learning.data.batches import batches, largest_micro_batch, micro_batches, num_batches, until
+from fedbonsai.learning.data.batches import (
+    batches,
+    largest_micro_batch,
+    micro_batches,
+    num_batches,
+    num_steps,
+    processed_samples,
+    until,
+)
+from fedbonsai.learning.spec import Training
 
 
 def lengths(num_samples: int, **kwargs: int) -> list[int]:
@@ -27,16 +36,18 @@ def test_same_seed_same_order_and_another_seed_another() -> None:
     [
         (6, 3, [3, 3]),
         (8, 3, [3, 3, 2]),
-        (7, 3, [3, 4]),  # the last one would be alone
+        (7, 3, [3, 4]),  # the last sample would be a batch of its own
         (4, 3, [4]),
         (3, 2, [3]),
         (2, 3, [2]),
-        (1, 3, [1]),  # nothing to join
-        (3, 1, [1, 1, 1]),  # asked for
+        (1, 3, [1]),  # there is no batch to merge it with
+        (3, 1, [1, 1, 1]),  # explicitly configured
         (0, 3, []),
     ],
 )
-def test_a_last_batch_of_one_joins_the_one_before(num_samples: int, batch_size: int, expected: list[int]) -> None:
+def test_a_last_batch_of_one_sample_is_merged_into_the_one_before(
+    num_samples: int, batch_size: int, expected: list[int]
+) -> None:
     assert lengths(num_samples, batch_size=batch_size) == expected
     assert num_batches(num_samples, batch_size=batch_size) == len(expected)
 
@@ -55,7 +66,7 @@ def test_steps_without_samples_would_never_end() -> None:
         lengths(0, batch_size=3, steps=2)
 
 
-def test_numpys_global_state_is_left_alone() -> None:
+def test_numpys_global_state_is_unchanged() -> None:
     before = np.random.get_state()[1].copy()
     list(batches(20, batch_size=7, seed=3))
     assert (np.random.get_state()[1] == before).all()
@@ -73,16 +84,16 @@ def test_until_stops_between_batches_and_takes_the_first_in_any_case() -> None:
     ("num_samples", "batch_size", "accumulation", "expected"),
     [
         (32, 32, 4, [8, 8, 8, 8]),
-        (33, 32, 4, [9, 8, 8, 8]),  # a last sample has joined; never more parts than asked for
+        (33, 32, 4, [9, 8, 8, 8]),  # a last sample was merged; never more parts than configured
         (10, 10, 4, [3, 3, 2, 2]),
-        (20, 32, 4, [7, 7, 6]),  # short: as many as keep to 8 samples each
+        (20, 32, 4, [7, 7, 6]),  # short: as few as hold at most 8 samples each
         (5, 32, 4, [5]),
-        (2, 4, 3, [2]),  # two parts would be alone
+        (2, 4, 3, [2]),  # two parts would have one sample
         (3, 4, 3, [3]),
         (5, 6, 3, [3, 2]),
-        (9, 9, 8, [3, 2, 2, 2]),  # of 2 samples each, the fifth would be alone
+        (9, 9, 8, [3, 2, 2, 2]),  # with 2 samples each, the fifth part would have one sample
         (1, 32, 4, [1]),
-        (4, 4, 4, [1, 1, 1, 1]),  # asked for
+        (4, 4, 4, [1, 1, 1, 1]),  # explicitly configured
         (3, 4, 50, [1, 1, 1]),
         (1, 1, 1, [1]),
         (7, 8, 1, [7]),
@@ -111,4 +122,22 @@ def test_no_micro_batch_of_any_batch_is_alone_where_a_full_ones_parts_are_larger
                 ]
                 assert len(parts) <= accumulation
                 assert min(parts) >= 2
-                assert max(parts) <= largest + 1  # a sample that would be alone
+                assert max(parts) <= largest + 1  # a single last sample was merged
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 7, 8, 9, 10, 33])
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 40])
+@pytest.mark.parametrize("amount", [{"epochs": 0}, {"epochs": 3}, {"steps": 1}, {"steps": 5}, {"steps": 20}])
+def test_it_is_what_the_batches_add_up_to(num_samples: int, batch_size: int, amount: dict[str, int]) -> None:
+    order = batches(num_samples, batch_size=batch_size, seed=3, **amount)
+    sizes, training = [len(batch) for batch in order], Training(batch_size=batch_size, **amount)
+    assert processed_samples(num_samples, training) == sum(sizes)
+    assert num_steps(num_samples, training) == len(sizes)
+
+
+def test_by_hand() -> None:
+    assert processed_samples(10, Training(epochs=2, batch_size=4)) == 20
+    # passes of 4, 4, 2: five steps are one pass and two batches of the next
+    assert processed_samples(10, Training(steps=5, batch_size=4)) == 18
+    assert processed_samples(0, Training(steps=5)) == num_steps(0, Training(steps=5)) == 0
+    assert num_steps(10, Training(epochs=2, batch_size=4)) == 6

@@ -6,7 +6,7 @@ from fedbonsai.learning.data.cache import Arrays, ArraySamples, cached, file_dig
 
 
 class Maker:
-    """Makes arrays and counts how often it was asked."""
+    """Makes arrays and counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -34,7 +34,7 @@ def test_made_once_then_mapped_read_only(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / ".fedbonsai").iterdir()] == ["toy-v2"]  # nothing temporary is left
 
 
-def test_another_key_is_another_content(tmp_path: Path) -> None:
+def test_each_key_has_its_own_content(tmp_path: Path) -> None:
     make = Maker()
     cached(tmp_path, "one", make)
     cached(tmp_path, "two", make)
@@ -69,11 +69,11 @@ def test_of_a_damaged_folder_only_our_own_files_are_removed(tmp_path: Path) -> N
     assert [path.name for path in folder.iterdir()] == ["mine.txt"]
 
 
-def test_another_process_may_be_faster(tmp_path: Path) -> None:
+def test_another_process_may_write_first(tmp_path: Path) -> None:
     other = Maker()
 
     def make() -> Arrays:
-        cached(tmp_path, "toy", other)  # somebody else finishes while we are at it
+        cached(tmp_path, "toy", other)  # another process finishes first
         return other()
 
     assert cached(tmp_path, "toy", make)["x"].tolist() == [[0, 1], [2, 3], [4, 5]]

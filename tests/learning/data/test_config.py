@@ -48,7 +48,7 @@ def test_partitions_as_users_write_them(text: str, expected: object) -> None:
         ("colour: red", r"colour"),
     ],
 )
-def test_mistakes_are_found_where_they_are(text: str, where: str) -> None:
+def test_errors_name_their_position(text: str, where: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=where):
         parse(text)
 

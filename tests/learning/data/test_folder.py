@@ -23,7 +23,7 @@ def config(folder: Path, /, **settings: object) -> DataConfig:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Three devices with unequal classes; device 10 lacks the first class. The grey value tells the class."""
+    """Three devices with unequal classes; device 10 lacks the first class. The grey value encodes the class."""
     for device, classes in (("0", ["ant", "bee", "cat"]), ("2", ["ant", "cat"]), ("10", ["bee", "cat"])):
         for name in classes:
             for number in range(2):
@@ -114,11 +114,11 @@ def test_transparent_and_palette_images_are_read(root: Path) -> None:
         ({"classes": None}, r"data\.classes is \[\]; 'folder' needs the list"),
         ({"classes": ["ant", "ant"]}, r"data\.classes is \['ant', 'ant'\]"),
         ({"classes": ["ant", "bee"]}, r"data\.classes does not name 'cat'"),
-        ({"root": "/no/such/root"}, r"data\.root: /no/such/root is no folder"),
+        ({"root": "/no/such/root"}, r"data\.root: /no/such/root is not a folder"),
         ({"kwargs": {"devices": ["0", "2", "7"]}}, r"data\.kwargs\.devices names '7'"),
         ({"kwargs": {"image_size": 0}}, r"data\.kwargs: the keywords of 'folder' do not fit: .*image_size"),
         ({"kwargs": {"size": 3}}, r"data\.kwargs: .*`size`"),
-        ({"partition": {"name": "shards"}}, r"data\.partition\.name is 'shards', but 'folder' says itself"),
+        ({"partition": {"name": "shards"}}, r"data\.partition\.name is 'shards', but 'folder' defines the owner"),
     ],
 )
 def test_mistakes_are_one_sentence(root: Path, settings: dict[str, object], sentence: str) -> None:
@@ -138,7 +138,7 @@ def test_an_empty_device_is_refused(root: Path) -> None:
 
 
 def deep(path: Path, values: list[int], *, dtype: type = np.uint16) -> None:
-    """A grey picture of one row for each value."""
+    """A grey image with one row for each value."""
     Image.fromarray(np.array([[value] * len(values) for value in values], dtype=dtype)).save(path)
 
 
@@ -151,10 +151,10 @@ def test_grey_images_of_16_bits_keep_their_depth(root: Path, channels: int, suff
     names = sorted(path.name for path in (root / "2" / "ant").iterdir())
     found = samples.x[names.index(f"0deep.{suffix}")]
     assert (samples.x.dtype, tuple(found.shape)) == (torch.float32, (channels, 4, 4))
-    expected = torch.tensor([0, 1 / 255, 128 / 255, 1])  # as the same picture in 8 bits
+    expected = torch.tensor([0, 1 / 255, 128 / 255, 1])  # as the same image in 8 bits
     for channel in found:
         torch.testing.assert_close(channel, expected[:, None].expand(4, 4), rtol=1e-6, atol=0)
-    # Images of bytes beside it are on the same scale; the server's, which are all bytes, stay so.
+    # Images of bytes are converted to the same scale; the server's images, which are all bytes, stay bytes.
     torch.testing.assert_close(samples.x[-1, 0, 0, 0], torch.tensor(100 / 255), rtol=1e-6, atol=0)
     server = data.server_test()
     assert server is not None

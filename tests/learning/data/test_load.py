@@ -1,4 +1,4 @@
-"""The whole way from a configuration to samples: built-in sets, and what a user may bring."""
+"""From a configuration to samples: built-in sets, and a user's own data."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ def config(**settings: object) -> DataConfig:
     return msgspec.convert(settings, DataConfig)
 
 
-# What a user's module might hold.
+# A user's module.
 
 
 def make_pool(*, num_devices: int, seed: int, root: str | None, count: int = 12, kind: str = "classes") -> SamplePool:
@@ -31,7 +31,7 @@ def make_pool(*, num_devices: int, seed: int, root: str | None, count: int = 12,
 
 
 class Own:
-    """A user's FederatedData: every device has its own number, as often as it says."""
+    """A user's FederatedData: the samples of a device are its number, ``num_samples`` times."""
 
     num_classes = None
     skipped = 2
@@ -151,7 +151,7 @@ def test_a_users_groups_are_kept_together() -> None:
     assert all(data.train(d).x[1, 0, 0] - data.train(d).x[0, 0, 0] == 6 for d in range(6))
 
 
-def test_a_users_owners_are_taken_as_they_are() -> None:
+def test_a_users_owners_define_the_partition() -> None:
     data = load(config(name=OWNED, kwargs={"owners": [2, 0, 1, 0, 2]}), num_devices=3, seed=0)
     assert [data.train(d).x.tolist() for d in range(3)] == [[1, 3], [2], [0, 4]]
 
@@ -162,7 +162,7 @@ def test_regression_targets_have_no_classes() -> None:
     assert data.train(0).y.dtype == torch.float32
 
 
-def test_a_users_federated_data_is_taken_as_it_is() -> None:
+def test_a_users_federated_data_is_not_changed() -> None:
     data = load(config(name=OWN), num_devices=3, seed=0)
     assert [data.num_samples(d) for d in range(3)] == [1, 2, 3]
     assert (data.num_devices, data.num_classes, data.skipped) == (3, None, 2)
@@ -185,16 +185,16 @@ def test_listed_transforms_take_the_place_of_a_users_own() -> None:
         ({"name": "digit"}, r"data\.name is 'digit'; allowed: digits, mnist, .*, or module:function"),
         ({"kwargs": {"a": 1}}, r"data\.kwargs: the keywords of 'digits' do not fit: .*`a`"),
         ({"classes": ["a"]}, r"data\.classes is for the image folders"),
-        ({"name": "synthetic", "partition": {"name": "groups"}}, r"'groups', but 'synthetic' says itself"),
+        ({"name": "synthetic", "partition": {"name": "groups"}}, r"'groups', but 'synthetic' defines the owner"),
         ({"name": "synthetic", "kwargs": {"shape": [0]}}, r"data\.kwargs: .*shape"),
         ({"name": "nowhere:f"}, r"data\.name is 'nowhere:f'"),
         ({"name": POOL, "kwargs": {"colour": 1}}, r"data\.kwargs: .*make_pool' is called with .*colour"),
         ({"name": POOL, "kwargs": {"seed": 1}}, r"data\.kwargs has 'seed', which the runtime itself passes"),
         ({"name": POOL, "kwargs": {"kind": "x"}, "partition": {"name": "shards"}}, r"needs one class label"),
-        ({"name": f"{__name__}:make_nothing"}, r"returned NoneType; it must return a Pool or a FederatedData"),
+        ({"name": f"{__name__}:make_nothing"}, r"returned NoneType; it must return a SamplePool or a FederatedData"),
         ({"name": OWN, "kwargs": {"extra": 2}}, r"made data for 5 devices; the fleet has 3"),
-        ({"name": OWN, "partition": {"name": "shards"}}, r"'shards', but .*make_own' says itself"),
-        ({"name": OWN, "test_share": 0.5}, r"data\.test_share is 0\.5, but .*make_own' decides itself"),
+        ({"name": OWN, "partition": {"name": "shards"}}, r"'shards', but .*make_own' defines the owner"),
+        ({"name": OWN, "test_share": 0.5}, r"data\.test_share is 0\.5, but .*make_own' defines the devices"),
         ({"name": OWNED, "kwargs": {"owners": [0, 1, 1, 0, 1]}}, r"belong to 2 devices, and the fleet has 3"),
         ({"name": OWNED, "kwargs": {"owners": [0, 1, 4, 0, 1]}}, r"owners must be 0 to 2"),
         ({"name": OWNED, "kwargs": {"owners": [0, 1]}}, r"owners has shape \(2,\) for 5 training samples"),
@@ -227,19 +227,19 @@ def test_samples_that_cannot_be_paired_are_refused() -> None:
         (lambda: Samples(torch.zeros(3), [0, 1, 2]), "data: y of Samples is a list; it must be a torch.Tensor"),
         (
             lambda: SamplePool(train=(torch.zeros(3), torch.zeros(3))),
-            "data: train of Pool is a tuple, which has no take",
+            "data: train of SamplePool is a tuple, which has no take",
         ),
         (
             lambda: SamplePool(train=LINE, test=torch.zeros(3)),
-            "data: test of Pool is a torch.Tensor, which has no targets",
+            "data: test of SamplePool is a torch.Tensor, which has no targets",
         ),
         (
             lambda: SamplePool(train=LINE, groups=np.arange(3)),
-            "data: groups of Pool is a numpy.ndarray; it must be a torch.Tensor",
+            "data: groups of SamplePool is a numpy.ndarray; it must be a torch.Tensor",
         ),
         (
             lambda: SamplePool(train=LINE, owners=[0, 0, 1]),
-            "data: owners of Pool is a list; it must be a numpy.ndarray",
+            "data: owners of SamplePool is a list; it must be a numpy.ndarray",
         ),
     ],
 )
@@ -249,7 +249,7 @@ def test_what_is_no_tensor_or_no_source_is_named(made: Callable[[], object], sen
 
 
 class Short(Own):
-    """Says that it knows the fleet, and holds two devices' samples."""
+    """Declares the fleet's number of devices, and holds samples of two."""
 
     def __init__(self, num_devices: int) -> None:
         super().__init__(num_devices)
@@ -260,7 +260,7 @@ class Short(Own):
 
 
 class Wrong(Own):
-    """Members that return what they must not, or fail."""
+    """Members that return wrong values, or fail."""
 
     def num_samples(self, device: int) -> int:
         return 2.5 if device == 2 and "number" in self.wrong else super().num_samples(device)
@@ -317,7 +317,7 @@ def test_what_federated_data_return_by_mistake_is_named(
 
 
 class Listed(Samples):
-    """Tells its targets as a list."""
+    """Returns its targets as a list."""
 
     def targets(self) -> list[int]:
         return self.y.tolist()

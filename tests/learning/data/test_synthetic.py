@@ -22,7 +22,7 @@ def test_shapes_follow_the_keywords() -> None:
     assert len(server) == 9
 
 
-def test_a_device_draws_the_same_whoever_else_is_there() -> None:
+def test_a_devices_samples_do_not_depend_on_the_number_of_devices() -> None:
     few, many = synthetic(num_devices=3), synthetic(num_devices=300)
     assert torch.equal(few.train(2).x, many.train(2).x)
     assert torch.equal(few.train(2).y, many.train(2).y)
@@ -38,7 +38,7 @@ def test_ten_thousand_devices_cost_nothing_until_used() -> None:
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert total == 320_000
-    assert peak_bytes < 1_000_000  # the samples of one device alone are 393,216 bytes
+    assert peak_bytes < 1_000_000  # the samples of one device take 393,216 bytes
     assert data.train(9_999).x.shape == (32, 3, 32, 32)
 
 

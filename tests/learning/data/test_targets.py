@@ -1,4 +1,4 @@
-"""Targets that do not go with the loss and what the model gives are named before anything is trained."""
+"""Targets that do not fit the loss and the model's output are refused before training."""
 
 from typing import Any
 
@@ -23,13 +23,13 @@ def found(targets: list[Any], output: tuple[int, ...], loss: str = "cross_entrop
     ("targets", "output", "loss"),
     [
         ([0, 2, 1], (2, 3), "cross_entropy"),
-        ([0, 2, -100], (2, 3), "nll"),  # torch's own label of what does not count
-        ([[0, 2], [1, 1]], (2, 3, 2), "cross_entropy"),  # a label for each place
+        ([0, 2, -100], (2, 3), "nll"),  # torch's default of ignore_index
+        ([[0, 2], [1, 1]], (2, 3, 2), "cross_entropy"),  # a label for each position
         (ONE_HOT, (2, 3), "cross_entropy"),
         ([0.0, 1.0, 0.5], (2,), "bce_with_logits"),
         ([[-3.5], [9.0]], (2, 1), "mse"),
         ([7, -2], (2, 1), "smooth_l1"),
-        ([99, -99], (2, 1), "module:own"),  # of which nothing is known
+        ([99, -99], (2, 1), "module:own"),  # nothing is checked for it
     ],
 )
 def test_what_goes_together(targets, output, loss):

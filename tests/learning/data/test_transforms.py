@@ -16,7 +16,7 @@ def apply(transform: Transform, x: torch.Tensor, seed: int = 0) -> torch.Tensor:
 
 
 def add(x: torch.Tensor, generator: torch.Generator, *, amount: float) -> torch.Tensor:
-    """A user's transform, as far as these tests go."""
+    """A user's transform."""
     return x + amount
 
 
@@ -109,7 +109,7 @@ def test_without_a_list_the_data_sets_normalisation_applies() -> None:
     )
 
 
-def test_a_chain_never_hands_bytes_on() -> None:
+def test_the_output_of_a_chain_is_never_images_as_bytes() -> None:
     x = torch.full((1, 1, 1, 1), 255, dtype=torch.uint8)
     assert apply(build([Call("random_flip")], field="f", mean=(0.5,), std=(0.25,)), x).item() == 1.0
 
@@ -124,7 +124,7 @@ def test_a_users_function_with_keywords() -> None:
     assert torch.equal(apply(transform, torch.zeros(3)), torch.full((3,), 2.0))
 
 
-def test_transforms_travel() -> None:
+def test_transforms_survive_serialisation() -> None:
     transform = build([Call("random_crop", {"padding": 2}), Call("normalize")], field="f", mean=(0.1,), std=(0.2,))
     assert pickle.loads(pickle.dumps(transform)) == transform
 
@@ -150,4 +150,4 @@ def test_bytes_that_are_no_images_are_no_pixels(shape: tuple[int, ...]) -> None:
     """A table of counts, or text as bytes."""
     x = torch.full(shape, 255, dtype=torch.uint8)
     assert apply(build([], field="f"), x) is x
-    assert apply(build([Call("normalize")], field="f"), x).unique().tolist() == [1.0]  # asked for
+    assert apply(build([Call("normalize")], field="f"), x).unique().tolist() == [1.0]  # explicitly configured

@@ -10,6 +10,8 @@ from fedbonsai.learning.compat import import_torchvision
 from fedbonsai.learning.data import vision
 from fedbonsai.learning.data.config import DataConfig, Groups, Iid
 from fedbonsai.learning.data.load import load
+from fedbonsai.learning.data.types import Samples
+from fedbonsai.learning.data.vision import load_digits
 
 NUM_TRAIN, NUM_TEST = 12, 4
 
@@ -117,7 +119,7 @@ def test_what_the_table_says_is_what_torchvision_says() -> None:
             assert (wanted.folder, set(wanted.files)) == (factory.__name__, listed)
 
 
-def test_a_second_process_does_not_even_import_torchvision(root: Path) -> None:
+def test_a_second_process_does_not_import_torchvision(root: Path) -> None:
     load(mnist(root), num_devices=2, seed=0)
     code = (
         "import sys; from fedbonsai.learning.data.load import load; from fedbonsai.learning.data.config import DataConfig;"
@@ -129,7 +131,7 @@ def test_a_second_process_does_not_even_import_torchvision(root: Path) -> None:
 
 
 class Fetcher:
-    """Stands in for torchvision's class where the network would be: writes the files that it was asked to download."""
+    """Replaces torchvision's class: writes the files that it is asked to download."""
 
     def __init__(self, root: str, *, download: bool) -> None:
         assert download
@@ -146,7 +148,7 @@ def test_a_download_is_moved_into_place(tmp_path: Path) -> None:
         assert all((tmp_path / "new" / "MNIST" / name).read_text() == name for name in vision.IDX)
 
 
-def test_a_download_replaces_no_file_that_is_there(tmp_path: Path) -> None:
+def test_a_download_replaces_no_existing_file(tmp_path: Path) -> None:
     own = tmp_path / "MNIST" / vision.IDX[0]
     own.parent.mkdir(parents=True)
     own.write_text("the user's own")
@@ -159,7 +161,7 @@ def test_a_failed_download_is_one_sentence(tmp_path: Path) -> None:
     def offline(root: str, *, download: bool) -> None:
         raise RuntimeError("Error downloading")
 
-    with pytest.raises(ValueError, match=r"data\.download: MNIST could not be fetched into .*Error downloading"):
+    with pytest.raises(ValueError, match=r"data\.download: MNIST could not be downloaded into .*Error downloading"):
         vision._download(vision.SETS["mnist"], tmp_path, offline)
     assert list(tmp_path.iterdir()) == []
 
@@ -190,3 +192,35 @@ def test_writers_that_are_missing_or_do_not_fit_are_refused(root: Path) -> None:
 def test_only_mnist_has_writers(root: Path) -> None:
     with pytest.raises(ValueError, match=r"no natural groups"):
         load(mnist(root, name="fashion_mnist", partition=Groups()), num_devices=2, seed=0)
+
+
+def everything() -> tuple[Samples, Samples]:
+    pool = load_digits()
+    assert pool.test is not None
+    return pool.train.take(np.arange(len(pool.train))), pool.test.take(np.arange(len(pool.test)))
+
+
+def test_shapes_and_scale() -> None:
+    train, test = everything()
+    assert (train.x.shape, test.x.shape) == ((1437, 1, 8, 8), (360, 1, 8, 8))
+    assert (str(train.x.dtype), str(train.y.dtype)) == ("torch.float32", "torch.int64")
+    assert (train.x.min().item(), train.x.max().item()) == (0.0, 1.0)
+
+
+def test_every_class_is_in_the_test_set_in_proportion() -> None:
+    train, test = everything()
+    of_all = np.bincount(np.concatenate([train.y, test.y]))
+    assert np.abs(np.bincount(test.y) - of_all / 5).max() <= 1
+
+
+def test_it_is_what_scikit_learn_would_load() -> None:
+    from sklearn.datasets import load_digits as reference
+
+    train, test = everything()
+    x, y = reference(return_X_y=True)
+
+    def rows(pixels: np.ndarray, labels: np.ndarray) -> list[bytes]:
+        return sorted(bytes([*row.astype(np.uint8), label]) for row, label in zip(pixels, labels, strict=True))
+
+    ours = np.concatenate([train.x, test.x]).reshape(1797, 64) * 16
+    assert rows(ours, np.concatenate([train.y, test.y]).astype(np.uint8)) == rows(x, y.astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Auxiliary heads: names, shapes, the same bits from the same seed, and what cannot have one."""
+"""Auxiliary heads: names, shapes, equal bits from equal seeds, and models that cannot have one."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def workload(model="digits_cnn", seed=1):
     return Workload(WorkloadSettings(model=Call(model), data=data, metrics=(), num_devices=2, seed=seed))
 
 
-def test_a_head_takes_what_crosses_and_gives_what_leaves_the_model():
+def test_a_head_maps_the_cuts_tensor_to_the_models_output():
     head = build_head((2, 3), (4,), seed=0)
     assert [(name, tuple(tensor.shape)) for name, tensor in head.state_dict().items()] == [
         ("weight", (4, 6)),
@@ -52,7 +52,7 @@ def test_one_seed_gives_the_same_bits_and_each_cut_its_own():
     assert first.new_auxiliary("linear@features.2").weight.shape == (10, 512)
 
 
-def test_shapes_are_told_without_weights(monkeypatch):
+def test_shapes_are_known_without_weights(monkeypatch):
     """Behind VGG11's first block at 224 x 224, with 1000 classes, they would take 3 GB."""
     built, made = workload().new_auxiliary("linear@features.2"), workload()
     expected = auxiliary_spec("linear@features.2", built)
@@ -66,7 +66,7 @@ def test_shapes_are_told_without_weights(monkeypatch):
     assert empty_head((10**6, 10**6), (10**6,)).weight.shape == (10**6, 10**12)
 
 
-def test_what_cannot_be_is_told_with_what_can():
+def test_an_impossible_head_is_refused_with_the_allowed_ones():
     with pytest.raises(ValueError, match=r"^part.auxiliaries names 'proxy@x'; allowed: linear@CUT"):
         workload().spec.auxiliary("proxy@x")
     with pytest.raises(
@@ -85,7 +85,7 @@ def test_its_roles_are_those_of_parameters():
     ]
 
 
-def test_a_head_has_the_type_of_what_crosses():
+def test_a_head_has_the_type_of_its_input():
     assert (
         build_head((2,), (3,), seed=0, dtype=torch.float64)(torch.ones(1, 2, dtype=torch.float64)).dtype
         == torch.float64

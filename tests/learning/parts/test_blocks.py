@@ -1,4 +1,4 @@
-"""Blocks: names, roles, and equality with the whole model, bit for bit, on torchvision's and on awkward models."""
+"""Blocks: names, roles, and equality with the whole model, bit for bit, on torchvision's and on unusual models."""
 
 import copy
 from itertools import pairwise
@@ -21,7 +21,7 @@ def tensors(blocks: Blocks) -> dict[str, list[str]]:
 
 
 def check_equal(model: nn.Module, blocks: Blocks, x: Tensor) -> None:
-    """The same output, the same random numbers and the same running statistics, in both modes; and every name once."""
+    """Output, random numbers and running statistics are equal in both modes, and every name occurs once."""
     keys = [key for module in blocks.modules.values() for key in module.state_dict()]
     assert sorted(keys) == sorted(model.state_dict())
     for name, module in blocks.modules.items():
@@ -96,7 +96,7 @@ def test_blocks_share_the_models_parameters():
 
 
 class FunctionalDropout(nn.Module):
-    """Looks at ``self.training`` in a module that has children."""
+    """Reads ``self.training`` in a module that has children."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ def test_tied_weights_are_not_cut_apart_and_unused_tensors_go_last():
 
 
 class SharedEmbedding(nn.Module):
-    """Two layers that hold one parameter; one dropout and one pooling layer used throughout."""
+    """Two layers that share a parameter; one dropout and one pooling module used everywhere."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ def test_recurrent_layers_hand_over_a_tensor():
 
 
 class Branching(nn.Module):
-    """Decides by a value."""
+    """Branches on a value."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -241,7 +241,7 @@ class Branching(nn.Module):
 
 
 class Leaf(nn.Module):
-    """Decides by a value, but has no children."""
+    """Branches on a value, but has no children."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ class TwoNetworks(Branching):
 
 
 class Noisy(Branching):
-    """Draws a number that does not depend on its input."""
+    """Draws a random number that does not depend on its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x) + torch.randn(2)
@@ -276,7 +276,7 @@ class Noisy(Branching):
     ],
 )
 def test_what_cannot_be_cut_is_one_block_with_a_reason(model, reason):
-    """A module without children is taken as it is, so what it does inside is no obstacle."""
+    """A module without children is not traced into, so it may contain any code."""
     state = torch.random.get_rng_state()
     blocks = cut(model)
     assert torch.equal(state, torch.random.get_rng_state())
@@ -288,7 +288,7 @@ def test_what_cannot_be_cut_is_one_block_with_a_reason(model, reason):
 
 
 class TiedEmbeddings(nn.Module):
-    """A language model whose first and last layer are one tensor."""
+    """A language model whose first and last layer share a tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -301,7 +301,7 @@ class TiedEmbeddings(nn.Module):
 
 
 class Skipping(nn.Module):
-    """What enters is needed to the end."""
+    """Its input is used in the last operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -316,9 +316,9 @@ class Skipping(nn.Module):
     [
         (
             TiedEmbeddings(),
-            "what it uses on both sides of every such place: 'embedding.weight' (tied weights, or one dropout for all)",
+            "every possible cut has these on both sides: 'embedding.weight' (tied weights, or one dropout module for all)",
         ),
-        (Skipping(), "nowhere between its layers with weights is one tensor all that is handed on"),
+        (Skipping(), "nowhere between its layers with weights is a single tensor passed on"),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.ReLU()),
             "it has only one layer with weights of two or more dimensions",
@@ -327,7 +327,7 @@ class Skipping(nn.Module):
     ],
     ids=["tied", "skipping", "one layer", "no layer"],
 )
-def test_a_model_that_is_traced_and_has_no_clean_place_says_why(model, reason):
+def test_a_traced_model_without_a_clean_position_has_a_reason(model, reason):
     blocks = cut(model)
     assert len(blocks.modules) == 1
     assert blocks.reason == reason
@@ -355,7 +355,7 @@ def chain(*widths: int) -> nn.Module:
     [(1, [16]), (2, [8, 8]), (3, [6, 6, 4]), (4, [2, 4, 6, 4]), (5, [2, 4, 2, 4, 4])],
 )
 def test_grouped_balances_parameters(num, sizes):
-    """Layers of 2, 4, 2, 4 and 4 parameters; the largest group is as small as can be."""
+    """Layers of 2, 4, 2, 4 and 4 parameters; the largest group is as small as possible."""
     model = chain(1, 2, 2, 1, 4, 1)
     blocks = cut(model)
     assert [block.tensors[0].items for block in blocks.spec.blocks] == [2, 4, 2, 4, 4]

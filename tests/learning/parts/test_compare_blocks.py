@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from fedbonsai.learning.models import build
 from fedbonsai.learning.parts.blocks import Blocks, cut
-from fedbonsai.learning.parts.compare_blocks import lost_in_blocks
+from fedbonsai.learning.parts.compare_blocks import blocks_difference
 from fedbonsai.learning.spec import Call
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ X = torch.tensor([[1.0, 2.0], [-3.0, 0.5]])
 
 
 class TwoLayers(nn.Module):
-    """What is between the layers is given."""
+    """Calls the given function between its layers."""
 
     def __init__(self, between: Callable[[Any, Tensor], Any]) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class TwoLayers(nn.Module):
 
 
 class Reversed(torch.autograd.Function):
-    """Passes values on, and gradients with the other sign (Ganin and Lempitsky, ICML 2015): no operation when traced."""
+    """Identity whose gradient has the opposite sign (Ganin and Lempitsky, ICML 2015); tracing records no operation."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -61,11 +61,11 @@ def counts_tensors_only(model: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("between", "reason"),
     [
-        (looks_at_the_type, "what its blocks give is not what the model gives"),
-        (looks_at_the_type_in_evaluation, "what its blocks give is not what the model gives"),
+        (looks_at_the_type, "the output of its blocks differs from the model's"),
+        (looks_at_the_type_in_evaluation, "the output of its blocks differs from the model's"),
         (looks_for_an_attribute, "its blocks fail where the model does not: AttributeError"),
-        (reverses_gradients, "gradients go another way in its blocks, which lack ReversedBackward"),
-        (counts_tensors_only, "its blocks leave another 'steps' than the model"),
+        (reverses_gradients, "the backward pass of its blocks differs from the model's: it lacks ReversedBackward"),
+        (counts_tensors_only, "the buffer 'steps' differs from the model's after its blocks have run"),
     ],
 )
 def test_what_only_shows_when_blocks_run(between, reason):
@@ -73,7 +73,7 @@ def test_what_only_shows_when_blocks_run(between, reason):
     model = TwoLayers(between).eval()
     blocks = cut(model)
     assert len(blocks.modules) == 2
-    assert lost_in_blocks(blocks, X).startswith(reason)
+    assert blocks_difference(blocks, X).startswith(reason)
     assert int(model.steps) == 0
     assert not model.training
 
@@ -82,7 +82,7 @@ def test_what_only_shows_when_blocks_run(between, reason):
     "between", [lambda model, x: x, lambda model, x: x.detach(), lambda model, x: F.dropout(x, training=model.training)]
 )
 def test_nothing_is_lost(between):
-    assert lost_in_blocks(cut(TwoLayers(between)), X) == ""
+    assert blocks_difference(cut(TwoLayers(between)), X) == ""
 
 
 @pytest.mark.parametrize("name", ["digits_cnn", "resnet18"])
@@ -90,15 +90,15 @@ def test_nothing_is_lost_of_built_in_models_and_their_buffers_stay(name):
     model = build(Call(name), seed=0, outputs=10)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     side = (1, 8, 8) if name == "digits_cnn" else (3, 32, 32)
-    assert lost_in_blocks(cut(model), torch.randn(2, *side, generator=torch.Generator().manual_seed(0))) == ""
+    assert blocks_difference(cut(model), torch.randn(2, *side, generator=torch.Generator().manual_seed(0))) == ""
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
 def test_a_model_of_one_block_is_its_block():
     blocks: Blocks = cut(nn.Linear(2, 2))
-    assert lost_in_blocks(blocks, X) == ""
+    assert blocks_difference(blocks, X) == ""
 
 
-def test_a_model_that_fails_by_itself_raises_its_own_words():
+def test_a_model_that_fails_itself_raises_its_own_error():
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        lost_in_blocks(cut(TwoLayers(lambda model, x: x)), torch.ones(2, 5))
+        blocks_difference(cut(TwoLayers(lambda model, x: x)), torch.ones(2, 5))

@@ -14,7 +14,7 @@ class Statistics:
 
 
 class Full(nn.Module):
-    """Holds some of everything."""
+    """Has attributes of all kinds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ def test_every_kind_of_change_is_named_and_undone() -> None:
         assert model.inner[0] is layer
 
 
-def test_values_are_put_back_only_where_they_were_kept() -> None:
+def test_values_are_restored_only_if_they_were_kept() -> None:
     model = Full()
     state = ModuleState(model)
     model.mean += 1

@@ -92,7 +92,7 @@ def test_equal_parts_have_one_key_and_every_field_counts() -> None:
     assert {field for other in others for field in other} == set(Part.__struct_fields__) - {"frozen"}
     keys = {msgspec.structs.replace(part, **other).key for other in others}
     assert len(keys | {part.key}) == len(others) + 1
-    assert msgspec.structs.replace(part, frozen="ab").key == part.key  # it follows from the blocks
+    assert msgspec.structs.replace(part, frozen="ab").key == part.key  # ``frozen`` follows from the blocks
 
 
 def test_figures_of_a_model() -> None:

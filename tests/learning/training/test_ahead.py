@@ -1,4 +1,4 @@
-"""Running ahead of gradients: by hand, against a scalar reference, and alike the usual training at window 1."""
+"""Training with a window: by hand, against a scalar reference, and equal to usual training at window 1."""
 
 import copy
 from collections import deque
@@ -76,11 +76,11 @@ def run_ahead(model, place, training, data, *, window, loss=None):
     return result, leg, {name: mine[name] if name in own else theirs[name] for name in mine}
 
 
-def test_a_gradient_that_is_late_is_that_of_the_weights_that_made_its_activations():
-    # x = 1, y = 0, a = b = 1, rate 1/2, window 2. With h = a^2 the host answers b^2 h, and moves b by -b h^2 / 2.
-    #   h0 = h1 = 1: answers 1 and 1/4; b = 1/2, then 1/4
-    #   back 0: a = 1 - 1 * 2 / 2 = 0;   h2 = 0, answer 0, b stays
-    #   back 1: a = 0 - 1/4 * 2 / 2 = -1/4 (at the a of now, 0, its gradient would be 0);   back 2: a stays
+def test_a_delayed_gradient_is_taken_at_the_weights_of_its_forward_pass():
+    # x = 1, y = 0, a = b = 1, rate 1/2, window 2. With h = a^2 the host returns b^2 h, and changes b by -b h^2 / 2.
+    #   h0 = h1 = 1: returns 1 and 1/4; b = 1/2, then 1/4
+    #   back 0: a = 1 - 1 * 2 / 2 = 0;   h2 = 0, returns 0, b stays
+    #   back 1: a = 0 - 1/4 * 2 / 2 = -1/4 (at the current a, 0, its gradient would be 0);   back 2: a stays
     data = Samples(torch.ones(3, 1), torch.zeros(3, 1))
     result, _, found = run_ahead(Square(), 0, Training(optimiser=PLAIN, batch_size=1), data, window=2, loss=half_square)
     assert (found["a.weight"].item(), found["b.weight"].item()) == (-0.25, 0.25)
@@ -88,7 +88,7 @@ def test_a_gradient_that_is_late_is_that_of_the_weights_that_made_its_activation
 
 
 def reference(data, training, window):
-    """The same by scalars: a, b, and the losses of the host."""
+    """The same with scalars: a, b, and the losses of the host."""
     a = b = 1.0
     gradient_a = gradient_b = 0.0
     out: deque[tuple[float, list[tuple[float, float]], bool]] = deque()
@@ -131,7 +131,7 @@ def test_it_is_what_scalars_give_with_short_batches_and_accumulation_at_any_wind
     assert (found["a.weight"].item(), found["b.weight"].item()) == pytest.approx(expected, rel=1e-5)
     assert (result.steps, result.processed) == (leg.steps, leg.processed)
     if window > 1 and leg.steps > 2:
-        assert abs(expected[0] - reference(data, training, 1)[0]) > 1e-4  # it shows
+        assert abs(expected[0] - reference(data, training, 1)[0]) > 1e-4  # a window makes a difference
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_it_is_what_scalars_give_with_short_batches_and_accumulation_at_any_wind
     ids=str,
 )
 @pytest.mark.parametrize("place", [0, 1])
-def test_at_window_one_it_is_the_usual_training_bit_for_bit(changes, place):
+def test_at_window_one_it_equals_usual_training_bit_for_bit(changes, place):
     torch.manual_seed(3)
     model, data, training = Normalised(), samples(), Training(**({"batch_size": 8} | changes))
     result, leg, found = run_ahead(model, place, training, data, window=1)
@@ -156,7 +156,7 @@ def test_at_window_one_it_is_the_usual_training_bit_for_bit(changes, place):
 
 
 class Sum(nn.Module):
-    """Two parameters that are given one and the same gradient."""
+    """Two parameters whose gradients are the same tensor object."""
 
     def __init__(self):
         super().__init__()
@@ -179,7 +179,7 @@ def test_parameters_that_share_a_gradient_do_not_add_up_each_others(changes):
 
 
 class Counting(nn.Module):
-    """A buffer that is changed in place, and is what the backward pass looks at."""
+    """A buffer that is changed in place, and that the backward pass needs."""
 
     def __init__(self):
         super().__init__()
@@ -208,7 +208,7 @@ class Busy(nn.Module):
 
 
 @pytest.mark.parametrize("window", [1, 2, 4, 50])
-def test_buffers_follow_the_forward_passes_whatever_is_out(window):
+def test_buffers_follow_the_forward_passes_with_any_window(window):
     torch.manual_seed(3)
     model, generator = Busy(), torch.Generator().manual_seed(1)
     data = Samples(torch.randn(30, 4, generator=generator), torch.arange(30) % 3)
@@ -221,7 +221,7 @@ def test_buffers_follow_the_forward_passes_whatever_is_out(window):
     assert first == second
     assert first.steps == found["count.calls"].item() == found["norm.num_batches_tracked"].item() == 8
     assert not torch.equal(found["a.weight"], model.a.weight)
-    if window == 50:  # all went forward with the first weights: what was normalised follows from them alone
+    if window == 50:  # all forward passes used the initial weights, so the running statistics follow from them alone
         straight = copy.deepcopy(model).train()
         for indices in batches(30, batch_size=4, epochs=1, steps=None, seed=7):
             straight.norm(straight.a(data.x[indices]))

@@ -38,8 +38,8 @@ def test_evaluation_does_not_depend_on_batches(batch_size: int) -> None:
     assert figures(line(0.25), LINE, batch_size=batch_size) == pytest.approx(figures(line(0.25), LINE))
 
 
-def test_evaluation_leaves_no_batch_of_one_behind() -> None:
-    # batch normalisation that keeps no statistics cannot work on one sample
+def test_evaluation_has_no_last_batch_of_one_sample() -> None:
+    # batch normalisation without running statistics fails on one sample
     model = nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2, track_running_stats=False), nn.Linear(2, 1))
     assert figures(model, Samples(torch.arange(9.0)[:, None], torch.ones(9, 1)), batch_size=4)["loss"] > 0
 
@@ -97,7 +97,7 @@ def test_bf16_runs_the_forward_pass_in_it_and_gives_float32_to_loss_and_metrics(
 
 
 class Counting(nn.Module):
-    """Counts its calls, averages its inputs, keeps its last output, and draws, in evaluation too."""
+    """Counts its calls, averages its inputs, keeps its last output, and draws random numbers, in evaluation too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ def test_evaluation_undoes_what_the_models_code_changes() -> None:
     buffers, state = dict(model.named_buffers()), torch.get_rng_state()
     first = figures(model, LINE, batch_size=2)
     assert figures(model, LINE, batch_size=2) == first
-    assert all(buffer is buffers[name] for name, buffer in model.named_buffers())  # who shares them shares them still
+    assert all(buffer is buffers[name] for name, buffer in model.named_buffers())  # buffers are still the same objects
     assert (int(model.calls), model.mean.tolist(), model.last) == (0, [0.0], None)
     assert torch.equal(torch.get_rng_state(), state)
 

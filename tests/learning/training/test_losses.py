@@ -81,7 +81,7 @@ def test_a_keyword_reaches_torch() -> None:
     assert smoothed(LOGITS, torch.tensor([0, 0, 0])) == smoothed(LOGITS, torch.tensor([1, 1, 1]))
 
 
-def test_ones_own_by_module_and_function(mine: str) -> None:
+def test_a_users_own_by_module_and_function(mine: str) -> None:
     loss = make_loss(Call(f"{mine}:scaled", {"by": 10}))
     metric = make_metric(Call(f"{mine}:error", {"power": 2}))
     output, target = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 0.0])

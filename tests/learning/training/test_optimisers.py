@@ -10,7 +10,7 @@ from torch import Tensor, nn
 def steps(
     settings: ServerOptimiser, means: list[float], *, start: float = 1.0
 ) -> tuple[list[float], dict[str, Tensor]]:
-    """The scalar after each step, and the final state. Everything in float64, to compare with a pencil."""
+    """The scalar after each step, and the final state. Everything in float64, to compare with values computed by hand."""
     value, state, found = torch.tensor([start], dtype=torch.float64), {}, []
     for mean in means:
         value = server_step(
@@ -132,7 +132,7 @@ def test_steps_are_those_of_torchs_fused_optimisers_bit_for_bit(settings: Optimi
         for mine, its, kind in zip(ours, theirs, kinds, strict=True):
             mine.grad = drawn(*kind)
             its.grad = mine.grad.clone()
-        if settings.name != "sgd" and step == 2:  # a branch of the model that takes no part (torch's SGD fails on it)
+        if settings.name != "sgd" and step == 2:  # a branch of the model without gradient (torch's SGD fails on it)
             ours[1].grad = theirs[1].grad = None
         local.step()
         other.step()

@@ -1,4 +1,4 @@
-"""Central training: the recipe's steps against torch's own optimiser, its schedule, and that the best epoch is kept."""
+"""Central training: the recipe's steps against torch's optimiser, its schedule, and the choice of the best epoch."""
 
 import dataclasses
 
@@ -85,7 +85,7 @@ def test_it_is_one_run_of_torchs_optimiser_whose_momentum_goes_on_over_the_epoch
 
 
 def test_the_best_epoch_is_kept() -> None:
-    """Momentum carries the line past its aim: later epochs are worse."""
+    """Momentum makes the line overshoot: later epochs are worse."""
     model = through_zero()
     found = epochs_of(model, Recipe(epochs=12, learning_rate=0.4))
     losses = [epoch.figures["loss"] for epoch in found]

@@ -1,4 +1,4 @@
-"""Both legs of a split network together are the training of the whole, bit for bit."""
+"""Both legs of a split network together equal training of the whole network, bit for bit."""
 
 import copy
 
@@ -21,7 +21,7 @@ def samples(num=23):
 
 
 class Normalised(nn.Module):
-    """Normalisation on both sides, dropout on the host's."""
+    """Normalisation on both sides of the cut, dropout on the host's side."""
 
     def __init__(self):
         super().__init__()
@@ -35,7 +35,7 @@ class Normalised(nn.Module):
 
 
 class Turned(nn.Module):
-    """What crosses its cuts is neither row-major nor channels_last: axes are exchanged, as between time and channels."""
+    """Tensors at its cuts are neither row-major nor channels_last: axes are transposed, as for time and channels."""
 
     def __init__(self):
         super().__init__()
@@ -88,10 +88,10 @@ def split(model, place, training, data):
 )
 @pytest.mark.parametrize("make", [digits_cnn, Normalised, Turned])
 @pytest.mark.parametrize("place", [0, 1])
-def test_both_legs_are_the_whole_bit_for_bit(make, place, changes):
+def test_both_legs_equal_training_of_the_whole_model_bit_for_bit(make, place, changes):
     torch.manual_seed(3)
     changes = {"batch_size": 8} | changes
-    converted = changes.pop("converted", False)  # the weights too, as a worker's module is
+    converted = changes.pop("converted", False)  # the weights too, as in a worker's module
     model, data, training = make(), samples(), Training(**changes)
     if converted:
         model = model.to(memory_format=torch.channels_last)
@@ -110,8 +110,8 @@ def test_both_legs_are_the_whole_bit_for_bit(make, place, changes):
     assert leg.next is None
 
 
-def test_the_schedule_tells_sizes_and_shares_and_where_batches_end():
-    # 11 samples in batches of 6: 6 and 5, in parts of two samples at least
+def test_the_schedule_has_sizes_shares_and_ends_of_batches():
+    # 11 samples in batches of 6: 6 and 5, in micro-batches of at least two samples
     assert list(schedule(11, Training(batch_size=6, accumulation=3))) == [
         MicroBatch(2, 1 / 3, False),
         MicroBatch(2, 1 / 3, False),
@@ -122,16 +122,18 @@ def test_the_schedule_tells_sizes_and_shares_and_where_batches_end():
     assert list(schedule(0, Training())) == []
 
 
-def test_the_boundary_is_known_without_computing():
+def test_the_boundary_has_shape_and_type_of_the_cuts_tensor():
     blocks, names = cut(digits_cnn()), cut(digits_cnn()).spec.block_names
     found = [boundary(blocks, names[:n], example=torch.zeros(1, 8, 8), training=Training()).shape for n in (1, 2, 3)]
     assert found == [(16, 8, 8), (512,), (64,)]
+    bf16 = Training(precision="bf16")
+    assert boundary(blocks, names[:1], example=torch.zeros(1, 8, 8), training=bf16).dtype == torch.bfloat16
     lstm = cut(nn.LSTM(2, 2))
-    with pytest.raises(ValueError, match="no tensor of floating point"):
+    with pytest.raises(ValueError, match="not one floating-point tensor"):
         boundary(lstm, lstm.spec.block_names, example=torch.zeros(3, 2), training=Training())
 
 
-def test_what_leaves_a_frozen_front_depends_on_the_sample_alone():
+def test_the_output_of_a_frozen_front_depends_on_the_sample_alone():
     torch.manual_seed(3)
     blocks, data = cut(Normalised()), samples(24)
     with torch.no_grad():
@@ -156,7 +158,7 @@ def test_what_leaves_a_frozen_front_depends_on_the_sample_alone():
 
 
 @pytest.mark.parametrize("changes", [{}, {"accumulation": 3, "epochs": 2}, {"precision": "bf16"}], ids=str)
-def test_by_a_local_loss_front_and_head_are_trained_as_a_network_of_their_own(changes):
+def test_with_a_local_loss_front_and_head_are_trained_like_one_network(changes):
     torch.manual_seed(3)
     data, training = samples(), Training(**({"batch_size": 8} | changes))
     blocks, loss = cut(digits_cnn()), make_loss(training.loss)
@@ -184,7 +186,7 @@ def test_by_a_local_loss_front_and_head_are_trained_as_a_network_of_their_own(ch
     assert found == expected
     both = {**blocks.modules[front[0]].state_dict(), **head.state_dict()}
     assert [torch.equal(*pair) for pair in zip(both.values(), alone.state_dict().values(), strict=True)] == [True] * 4
-    # Each micro-batch is sent as it was before the step that it causes.
+    # Activations are sent before the step on the same micro-batch.
     assert [torch.equal(z, own) for (z, _), own in zip(sent, passed, strict=True)] == [True] * len(passed)
     assert torch.cat([y for _, y in sent]).shape == (23 * training.epochs,)
     frozen = [t.name for t in blocks.spec.tensors_of(blocks.spec.block_names[1:])]

@@ -30,7 +30,7 @@ def one_weight(value: float = 0.5) -> nn.Linear:
 
 
 def run(model: nn.Module, samples: Samples = LINE, **changes: Any) -> TrainingResult:
-    """Train with half the mean squared error's gradient by hand in mind: loss (wx - y)^2."""
+    """Train with the loss (wx - y)^2, whose gradient can be computed by hand."""
     options: dict[str, Any] = {"loss": F.mse_loss, "transform": as_it_is, "seed": SEED, "trainable": None}
     options |= {name: changes.pop(name) for name in list(changes) if name in options}
     settings = {"optimiser": PLAIN, "batch_size": 2, **changes}
@@ -82,7 +82,7 @@ def test_losses_are_weighted_by_the_size_of_their_batch() -> None:
     model = nn.Sequential(nn.Linear(1, 1))
     result = run(model, samples, batch_size=1, steps=2, loss=lambda output, target: (output * 0).sum() + len(output))
     assert (result.processed, result.loss, result.loss_square) == (2, 1.0, 1.0)
-    uneven = Samples(torch.zeros(5, 1), torch.zeros(5, 1))  # batches of 2 and 3: a last one of one sample joins
+    uneven = Samples(torch.zeros(5, 1), torch.zeros(5, 1))  # batches of 2 and 3: a last batch of one sample is merged
     result = run(model, uneven, loss=lambda output, target: (output * 0).sum() + len(output))
     assert (result.steps, result.processed) == (2, 5)
     assert result.loss == pytest.approx((2 * 2 + 3 * 3) / 5)
@@ -124,7 +124,7 @@ def test_accumulation_is_the_whole_batch_up_to_rounding() -> None:
     assert (first.steps, first.processed) == (second.steps, second.processed)
     assert first.loss == pytest.approx(second.loss, rel=1e-6)
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
-        # sums of a few numbers around 1, in another order: a few units in the last place of float32
+        # sums of a few numbers around 1 in another order differ by a few units in the last place of float32
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
@@ -177,13 +177,13 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], names: Sequ
 
 def test_the_same_seed_gives_the_same_bits_dropout_included() -> None:
     first = trained()
-    torch.rand(3)  # whoever used the shared generator in between
+    torch.rand(3)  # other code draws from the shared generator in between
     assert_same(trained(), first)
     other = trained(seed=6)
     assert not any(torch.equal(other[name], first[name]) for name in ("0.weight", "2.0.weight", "4.bias"))
 
 
-def test_the_shared_generator_is_left_as_it_was() -> None:
+def test_the_shared_generator_is_restored() -> None:
     before = torch.get_rng_state()
     trained()
     assert torch.equal(torch.get_rng_state(), before)
@@ -223,7 +223,7 @@ def test_frozen_layers_work_as_in_evaluation() -> None:
         "",
         "3",
         "4",
-    ]  # Flatten has no tensors: it goes with the whole
+    ]  # Flatten has no tensors: it has its parent's mode
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["4.weight", "4.bias"]
     run(model, images(), loss=F.cross_entropy, trainable=list(mixed().state_dict()))
     assert all(module.training for module in model.modules())
@@ -231,7 +231,7 @@ def test_frozen_layers_work_as_in_evaluation() -> None:
 
 
 def test_what_the_models_author_has_frozen_is_not_trained() -> None:
-    """Without names the model's own flags hold; normalisation whose parameters are frozen keeps its statistics."""
+    """Without names the model's own flags apply; normalisation whose parameters are frozen keeps its statistics."""
     model = mixed()
     model[2][1].requires_grad_(False)
     model[4].bias.requires_grad_(False)
@@ -293,7 +293,7 @@ def test_channels_last_trains_the_same_up_to_rounding() -> None:
     usual, other = mixed(), mixed().to(memory_format=torch.channels_last)
     other[2].register_forward_pre_hook(watch)
     for model in (usual, other):
-        model[2][2] = nn.Identity()  # dropout draws in the order of memory: other places in another layout
+        model[2][2] = nn.Identity()  # dropout draws in the order of memory: other elements in another memory format
         run(model, images(), loss=F.cross_entropy, epochs=2, batch_size=4, channels_last=model is other)
     assert all(seen)
     assert len(seen) == 6
@@ -308,7 +308,7 @@ def test_a_loss_must_be_one_number(loss: Callable[[Tensor, Tensor], Any]) -> Non
 
 
 def test_micro_batches_of_one_sample_do_not_occur_by_themselves() -> None:
-    """13 samples in batches of 8, each in 4 parts: the last batch of 5 in one of 3 and one of 2."""
+    """13 samples in batches of 8, each in 4 micro-batches; the last batch of 5 in one of 3 and one of 2."""
     model, samples = mixed_vectors(), random_samples(13, 6)
     result = run(model, samples, batch_size=8, accumulation=4)
     assert (result.steps, result.processed) == (2, 13)
@@ -319,7 +319,7 @@ def mixed_vectors() -> nn.Sequential:
 
 
 class Branches(nn.Module):
-    """The second layer takes part where the input says so."""
+    """The second layer is used only for some inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -342,7 +342,7 @@ class Branches(nn.Module):
 )
 @pytest.mark.parametrize("signs", [[-1, 1, -1, 1, 1], [1, -1, -1, 1, -1], [-1, -1, -1]], ids=str)
 def test_a_parameter_may_get_its_gradient_in_some_steps_only(optimiser: dict[str, Any], signs: list[int]) -> None:
-    """As torch's plain kernels do it, one step after another."""
+    """SGD by torch's plain kernels, one operation after another."""
     settings, ours, plain = Optimiser(**{"learning_rate": 0.125, **optimiser}), Branches(), Branches()
     stepper = Stepper(ours, training=Training(optimiser=settings), trainable=None)
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}

@@ -3,10 +3,8 @@
 import json
 from types import MappingProxyType
 
-import msgspec
 import pytest
 from fedbonsai.policies.decision import Decision
-from fedbonsai.policies.partitioning.shared_head import out_of_turn
 from fedbonsai.policies.partitioning.split import SplitFed
 
 POLICY = SplitFed(head="shared")
@@ -96,12 +94,3 @@ def test_of_those_that_wait_only_the_one_that_goes_is_read(asked):
 
 def test_a_version_that_another_policy_keeps_open_stays_so(asked):
     assert asked(None, keep_open=True)[1]
-
-
-def test_out_of_turn_is_who_finds_the_blocks_taken(asked):
-    (first,), _, state = asked(None, cohort=(0, 1))
-    (second,), _, _ = asked(state)
-    assert out_of_turn(second, [first])
-    assert not out_of_turn(second, [])
-    assert not out_of_turn(msgspec.structs.replace(second, version=1), [first])
-    assert not out_of_turn(second, [msgspec.structs.replace(first, split=None)])

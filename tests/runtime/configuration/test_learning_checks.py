@@ -206,7 +206,7 @@ REFUSED = {
     ),
     "cut where only the blocks show it": (
         ("Typed", {"preset": "splitfed"}),
-        "policy[1] (splitfed) cuts the model, which cannot be cut: what its blocks give is not what the model gives",
+        "policy[1] (splitfed) cuts the model, which cannot be cut: the output of its blocks differs from the model's",
     ),
 }  # fmt: skip
 

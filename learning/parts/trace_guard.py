@@ -1,12 +1,11 @@
-"""What torch.fx does not record of a forward pass, noticed while it records: then the model is not cut.
+"""Detects what torch.fx does not record of a forward pass, while it traces; such a model is not cut.
 
-Symbolic tracing keeps the operations on symbols, and nothing of what surrounds them. Lost would be
+Symbolic tracing records operations on symbols only. It loses
 
-- modes and settings in force around an operation: ``torch.no_grad``, ``torch.autocast``, hooks on saved tensors, a seed, ...
-- hooks of modules that are not kept whole;
-- attributes that ``forward`` assigns, and random numbers that it draws, where no symbol takes part;
-- results computed from parameters or buffers that are reached in another way than as attributes (``self.parameters()``):
-  they would be constants.
+- modes and settings that are active around an operation: ``torch.no_grad``, ``torch.autocast``, saved-tensor hooks, a seed, ...
+- hooks of modules that are traced into;
+- assignments of attributes in ``forward``, and random numbers that do not depend on a symbol;
+- results computed from parameters or buffers that are not read as attributes (``self.parameters()``): they become constants.
 """
 
 import random
@@ -21,7 +20,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..randomness import undisturbed
+from ..randomness import seeded
 from .module_state import ModuleState
 
 _HOOKS = {
@@ -30,14 +29,15 @@ _HOOKS = {
     "_backward_hooks": "backward hook",
     "_backward_pre_hooks": "backward pre-hook",
 }
+_TRACE_SEED = 0x5E3D_2C1B_0A09  # no model is expected to set this seed, so any seed that it sets is detected
 
 
 class Untraceable(Exception):
-    """The model cannot be expressed as one sequence of operations; the message says why."""
+    """The model cannot be written as one sequence of operations; the message says why."""
 
 
 def refuse_hooks(model: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) -> None:
-    """Raise ``Untraceable`` where a module that is not kept whole has hooks: these run with it, and blocks do not call it."""
+    """Raise ``Untraceable`` if a module that is traced into has hooks, since blocks do not call such a module."""
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         if module in inside:
@@ -50,68 +50,68 @@ def refuse_hooks(model: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) ->
                 raise Untraceable(f"{name or 'the model itself'} has a {kind}, which blocks would not call")
 
 
-class Watch:
-    """One run of a model on symbols."""
+class TraceGuard:
+    """Checks one run of a model on symbols."""
 
     def __init__(self) -> None:
-        """Nothing was noticed yet."""
+        """Record the settings that are active at the start."""
         self._problem = ""
-        self._before = _surroundings()
+        self._before = _active_settings()
 
-    def lost(self, what: str) -> NoReturn:
-        """Note the first thing that ``forward`` does and that would be lost, and end the run on symbols with it."""
+    def refuse(self, what: str) -> NoReturn:
+        """Record what ``forward`` does and tracing would lose, if it is the first, and raise ``Untraceable``."""
         self._problem = self._problem or f"its forward {what}, which a sequence of operations does not keep"
         raise Untraceable(self._problem)
 
-    def operation(self, target: Any) -> None:
-        """An operation is being recorded: modes and settings must be as they were at the start."""
-        now = _surroundings()
+    def check_operation(self, target: Any) -> None:
+        """Refuse an operation that runs under other modes and settings than at the start."""
+        current = _active_settings()
         for what, before in self._before.items():
-            if now[what] != before:
+            if current[what] != before:
                 name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
-                self.lost(f"runs {name!r} under {what}")
+                self.refuse(f"runs {name!r} under {what}")
 
-    def raise_noticed(self) -> None:
-        """Raise what was noticed, should the model's code have caught it."""
+    def raise_refusal(self) -> None:
+        """Raise ``Untraceable`` again if something was refused, in case the model's code has caught the exception."""
         if self._problem:
             raise Untraceable(self._problem)
 
 
 @contextmanager
-def watching(model: nn.Module) -> Iterator[Watch]:
-    """Around one run of ``model`` on symbols. Raises ``Untraceable`` where something would be lost.
+def guard_trace(model: nn.Module) -> Iterator[TraceGuard]:
+    """Guard one run of ``model`` on symbols. Raises ``Untraceable`` if tracing loses something.
 
-    Afterwards the random generators of torch (on the CPU), numpy and Python go on from where they were.
+    Restores the random generators of torch (on the CPU), numpy and Python afterwards.
     """
     attributes = ModuleState(model)
-    with undisturbed(), torch.enable_grad(), ExitStack() as modes:
-        drawn = {name: get() for name, (get, _) in _GENERATORS.items()}
-        modes.enter_context(calls := _GradientCalls())
-        modes.enter_context(reached := _Reached(model))
-        watch = Watch()
-        calls.watch = reached.watch = watch
+    with seeded(_TRACE_SEED), torch.enable_grad(), ExitStack() as modes:
+        states = {name: get() for name, (get, _) in _GENERATORS.items()}
+        modes.enter_context(grad_mode := _GradModeCalls())
+        modes.enter_context(direct_use := _DirectTensorUse(model))
+        guard = TraceGuard()
+        grad_mode.guard = direct_use.guard = guard
         try:
-            yield watch
+            yield guard
         except Exception:
-            watch.raise_noticed()  # the model's code may have caught it, and failed of it later
+            guard.raise_refusal()  # the model's code may have caught it and then failed for another reason
             raise
         finally:
-            moved = [name for name, (get, _) in _GENERATORS.items() if not _equal_states(get(), drawn[name])]
+            advanced = [name for name, (get, _) in _GENERATORS.items() if not _equal_states(get(), states[name])]
             for name, (_, put) in _GENERATORS.items():
-                put(drawn[name])
-    watch.raise_noticed()
-    if moved:
-        watch.lost(f"draws numbers from {moved[0]} that do not depend on its input")
+                put(states[name])
+    guard.raise_refusal()
+    if advanced:
+        guard.refuse(f"draws numbers from {advanced[0]} that do not depend on its input")
     if name := attributes.changed():
-        watch.lost(f"changes {name!r}, an attribute of the model")
+        guard.refuse(f"changes {name!r}, an attribute of the model")
 
 
-def _surroundings() -> dict[str, Any]:
-    """What is in force around an operation, by the words for it."""
+def _active_settings() -> dict[str, Any]:
+    """The modes and settings that are active now, by the phrase used in errors."""
     torch.autocast_increment_nesting()
     nesting = torch.autocast_decrement_nesting()
     modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    kernels: Any = torch.backends.cuda  # the choice of attention kernels is kept there for every processor
+    kernels: Any = torch.backends.cuda  # it also holds the choice of attention kernels for the CPU
     return {
         "torch.inference_mode": torch.is_inference_mode_enabled(),
         "torch.no_grad": torch.is_grad_enabled(),
@@ -119,7 +119,7 @@ def _surroundings() -> dict[str, Any]:
         "hooks on saved tensors (as of torch.utils.checkpoint)": torch._C._autograd._top_saved_tensors_default_hooks(
             True
         ),
-        "a torch function mode (such as a default device)": [m for m in modes if not isinstance(m, _GradientCalls)],
+        "a torch function mode (such as a default device)": [m for m in modes if not isinstance(m, _GradModeCalls)],
         "a torch dispatch mode": torch._C._len_torch_dispatch_stack(),
         "torch.set_default_dtype": torch.get_default_dtype(),
         "a choice of attention kernels": (
@@ -131,44 +131,44 @@ def _surroundings() -> dict[str, Any]:
     }
 
 
-class _GradientCalls(TorchFunctionMode):
-    """Notices ``torch.enable_grad`` where gradients are on anyway: it would be lost where they are off."""
+class _GradModeCalls(TorchFunctionMode):
+    """Refuses ``torch.enable_grad`` even if gradients are enabled: blocks would lose it when they run without gradients."""
 
-    watch: Watch | None = None
+    guard: TraceGuard | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch._C._set_grad_enabled and self.watch and args[0] and torch.is_grad_enabled():
-            self.watch.lost("switches gradients on (torch.enable_grad)")
+        if func is torch._C._set_grad_enabled and self.guard and args[0] and torch.is_grad_enabled():
+            self.guard.refuse("switches gradients on (torch.enable_grad)")
         return func(*args, **(kwargs or {}))
 
 
-class _Reached(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notices operations on the model's own tensors that are not symbols, before they are carried out."""
+class _DirectTensorUse(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses operations on the model's own tensors that are not symbols, before they are executed."""
 
-    watch: Watch | None = None
+    guard: TraceGuard | None = None
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """False: else torch imports its compiler at the first operation, which takes seconds."""
+        """False: otherwise torch imports its compiler at the first operation, which takes seconds."""
         return False
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         own = [*model.named_parameters(), *model.named_buffers()]
         storages = [(name, storage) for name, tensor in own if (storage := _storage(tensor)) is not None]
-        # torch keeps one Python object for each storage while that object lives.
+        # torch keeps one Python object per storage as long as that object lives.
         self._own = {id(storage): (name, storage) for name, storage in storages}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for value in tree_leaves((args, kwargs)):
-            found = self._own.get(id(_storage(value))) if isinstance(value, Tensor) else None
-            if found is not None and self.watch is not None:
-                self.watch.lost(f"computes with {found[0]!r} other than by reading it as an attribute")
+            own = self._own.get(id(_storage(value))) if isinstance(value, Tensor) else None
+            if own is not None and self.guard is not None:
+                self.guard.refuse(f"computes with {own[0]!r} other than by reading it as an attribute")
         return func(*args, **(kwargs or {}))
 
 
 def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
-    """The memory of a tensor; None of a sparse one, which has several pieces of it."""
+    """The storage of a tensor; None for a sparse one, which has several."""
     return tensor.untyped_storage() if tensor.layout == torch.strided else None
 
 

@@ -1,4 +1,4 @@
-"""Initial weights from a file: exactly the tensors that the mode names, the same for all, or one sentence."""
+"""Initial weights from a file: each mode copies exactly its tensors, and every process uses the same ones."""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,12 @@ from fedbonsai.actors.server.server import Server
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.learning.compat import import_torchvision
 from fedbonsai.learning.data.config import DataConfig
-from fedbonsai.learning.initialisation import Initialisation
 from fedbonsai.learning.models import build
 from fedbonsai.learning.pretrained import initialise, pinned, read_weights
 from fedbonsai.learning.spec import Call, ServerOptimiser
 from fedbonsai.learning.store import model_hash
 from fedbonsai.learning.workload import Workload
-from fedbonsai.learning.workload_settings import WorkloadSettings
+from fedbonsai.learning.workload_settings import Initialisation, WorkloadSettings
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -26,7 +25,7 @@ BACK = {"3.weight", "3.bias"}
 
 
 def net(outputs: int = 2, *, value: float | None = None) -> nn.Module:
-    """Blocks ``0`` (a layer of 3 numbers, normalised) and ``3``; all of its tensors hold ``value``, if that is given."""
+    """Blocks ``0`` (a layer of 3 numbers, normalised) and ``3``; all tensors are filled with ``value``, if given."""
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, outputs))
     if value is not None:
         for tensor in model.state_dict().values():
@@ -99,7 +98,7 @@ def changed(name: str, tensor: Tensor | None) -> dict[str, Tensor]:
         (partial(), changed("0.bias", torch.tensor([0.0, float("nan"), 0.0])),
          "init.weights is 'w.safetensors', where '0.bias' has values that are not finite"),
         (partial(trunk="2"), changed("0.bias", torch.zeros(3)),
-         "init.trunk is '2', which is no block of this model; its blocks are: 0, 3"),
+         "init.trunk is '2', which is not a block of this model; its blocks are: 0, 3"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_one_sentence(init: Initialisation, found: dict[str, Tensor], sentence: str) -> None:
@@ -109,8 +108,8 @@ def test_what_does_not_fit_is_one_sentence(init: Initialisation, found: dict[str
 
 
 def test_a_file_of_which_nothing_fits_is_refused() -> None:
-    layer = nn.Linear(2, 2)  # one block, which is the last
-    with pytest.raises(ValueError, match="of whose tensors none has the shape"):
+    layer = nn.Linear(2, 2)  # a single block, which is also the last one
+    with pytest.raises(ValueError, match="of whose tensors none fits"):
         initialise(layer, {"weight": torch.zeros(5, 2), "bias": torch.zeros(5)}, holistic())
 
 
@@ -160,7 +159,7 @@ def test_server_and_device_build_the_same_model_by_hash(digits_file: Path) -> No
         assert torch.equal(tensor, (file if name.startswith("features.") else random)[name]), name
 
 
-def test_a_worker_that_finds_another_file_says_so(digits_file: Path) -> None:
+def test_a_worker_with_another_file_is_detected(digits_file: Path) -> None:
     init = pinned(holistic(weights=str(digits_file)), model="digits_cnn")
     save_file(build(Call("digits_cnn"), seed=98, outputs=10).state_dict(), digits_file)
     with pytest.raises(ValueError, match=rf"whose tensors have the hash \w{{64}} here; expected is {init.hash}"):
@@ -172,7 +171,7 @@ def test_random_pins_nothing() -> None:
     assert msgspec.convert({}, Initialisation).mode == "random"
 
 
-# torchvision's loader looks into its cache first: what lies there stands in for what it would fetch.
+# torchvision's loader checks its cache first: the file there replaces a download.
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""The user's own data: ``module:function``, called ``function(num_devices=..., seed=..., root=..., **kwargs)``.
+"""A user's own data: ``module:function``, called ``function(num_devices=..., seed=..., root=..., **kwargs)``.
 
-It returns a ``SamplePool``, which is dealt to the devices like a built-in set, or a ``FederatedData`` of its own, which already
-knows who owns what.
+It returns a ``SamplePool``, which is partitioned over the devices like a built-in set, or a ``FederatedData`` of its own, which
+is partitioned already.
 """
 
 import inspect
@@ -17,10 +17,10 @@ from .types import FederatedData, SamplePool, Samples, Transform
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Configured:
-    """A user's own ``FederatedData``, with what the experiment says about transforms and the server's data.
+class ConfiguredData:
+    """A user's own ``FederatedData``, with the experiment's settings for transforms and the server's data.
 
-    What its members raise, or return by mistake, is a ``ValueError`` that names the member and the device.
+    An exception or a wrong return value of its members becomes a ``ValueError`` that names the member and the device.
     """
 
     name: str
@@ -36,29 +36,29 @@ class Configured:
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes, if there are any."""
+        """Number of classes; None if the task is not classification."""
         return self.inner.num_classes
 
     @property
     def skipped(self) -> int:
-        """Corrupt files that were left out."""
+        """Number of corrupt files that were left out."""
         return self.inner.skipped
 
     def num_samples(self, device: int) -> int:
-        """Training samples of a device."""
-        count = self._ask("num_samples", device)
+        """Number of training samples of a device."""
+        count = self._call("num_samples", device)
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
-            raise ValueError(f"{self._told('num_samples', device)} is {count!r}; it must be a whole number from 0")
+            raise ValueError(f"{self._label('num_samples', device)} is {count!r}; it must be a whole number from 0")
         return int(count)
 
     def train(self, device: int) -> Samples:
         """A device's training samples."""
-        samples, expected = self._ask("train", device), self.num_samples(device)
+        samples, expected = self._call("train", device), self.num_samples(device)
         if not isinstance(samples, Samples):
-            raise ValueError(f"{self._told('train', device)} is a {type(samples).__name__}; it must be Samples")
+            raise ValueError(f"{self._label('train', device)} is a {type(samples).__name__}; it must be Samples")
         if len(samples) != expected:
             raise ValueError(
-                f"{self._told('train', device)} has {len(samples)} samples, where num_samples says {expected}"
+                f"{self._label('train', device)} has {len(samples)} samples, where num_samples says {expected}"
             )
         return samples
 
@@ -67,43 +67,45 @@ class Configured:
         return self._held_out("test", device)
 
     def server_test(self) -> Samples | None:
-        """The server's test samples, unless the run does without."""
+        """The server's test samples; None if the run has no server data."""
         return self._held_out("server_test") if self.with_server_test else None
 
     def digest(self) -> dict[str, str]:
-        """Hashes of content and split."""
-        found = self._ask("digest")
-        if not isinstance(found, dict) or not {"data", "split"} <= found.keys():
-            raise ValueError(f"{self._told('digest')} is {found!r}; it must be a mapping with the keys data and split")
-        return found
+        """Hashes of content and partition."""
+        digest = self._call("digest")
+        if not isinstance(digest, dict) or not {"data", "split"} <= digest.keys():
+            raise ValueError(
+                f"{self._label('digest')} is {digest!r}; it must be a mapping with the keys data and split"
+            )
+        return digest
 
     def _held_out(self, member: str, *device: int) -> Samples | None:
-        """Test samples, or None."""
-        samples = self._ask(member, *device)
+        """Test samples of a device or of the server, or None."""
+        samples = self._call(member, *device)
         if samples is not None and not isinstance(samples, Samples):
             raise ValueError(
-                f"{self._told(member, *device)} is a {type(samples).__name__}; it must be Samples, or None"
+                f"{self._label(member, *device)} is a {type(samples).__name__}; it must be Samples, or None"
             )
         return samples
 
-    def _ask(self, member: str, *device: int) -> Any:
-        """What a member of the user's object returns."""
+    def _call(self, member: str, *device: int) -> Any:
+        """Call a member of the user's object."""
         try:
             return getattr(self.inner, member)(*device)
         except MemoryError:
             raise
-        except Exception as error:  # of a user's code: anything
-            raise ValueError(f"{self._told(member, *device)} fails: {told(error)}") from error
+        except Exception as error:  # a user's code may raise anything
+            raise ValueError(f"{self._label(member, *device)} fails: {told(error)}") from error
 
-    def _told(self, member: str, *device: int) -> str:
-        """A member and its device, as errors name it."""
+    def _label(self, member: str, *device: int) -> str:
+        """A member and its device, for errors."""
         return f"data.name: {member}({', '.join(map(str, device))}) of {self.name!r}"
 
 
-def call_users(config: DataConfig, *, num_devices: int, seed: int) -> SamplePool | FederatedData:
-    """Call the function that ``data.name`` says.
+def call_user_function(config: DataConfig, *, num_devices: int, seed: int) -> SamplePool | FederatedData:
+    """Call the function that ``data.name`` names.
 
-    Raises ``ValueError`` when it cannot be found, does not take the keywords, or returns neither of the two.
+    Raises ``ValueError`` if it cannot be imported, does not accept the keyword arguments, or returns anything else.
     """
     function = resolve(config.name, what="data.name")
     arguments = {"num_devices": num_devices, "seed": seed, "root": config.root}
@@ -118,16 +120,16 @@ def call_users(config: DataConfig, *, num_devices: int, seed: int) -> SamplePool
     result = function(**arguments, **config.kwargs)
     if not isinstance(result, (SamplePool, FederatedData)):
         raise ValueError(
-            f"data.name: {config.name!r} returned {type(result).__name__}; it must return a Pool or a FederatedData "
+            f"data.name: {config.name!r} returned {type(result).__name__}; it must return a SamplePool or a FederatedData "
             "(learning.data.types) with all of its members"
         )
     return result
 
 
 def configure(data: FederatedData, config: DataConfig, *, num_devices: int) -> FederatedData:
-    """A user's ``FederatedData`` under the experiment's settings.
+    """Apply the experiment's settings to a user's ``FederatedData``.
 
-    Raises ``ValueError`` for settings that cannot apply, and for data that does not know some device of the fleet.
+    Raises ``ValueError`` for settings that do not apply, and for data of another number of devices than the fleet's.
     """
     if data.num_devices != num_devices:
         raise ValueError(
@@ -136,10 +138,10 @@ def configure(data: FederatedData, config: DataConfig, *, num_devices: int) -> F
     refuse_partition(config)
     if config.test_share:
         raise ValueError(
-            f"data.test_share is {config.test_share:g}, but {config.name!r} decides itself what devices test on"
+            f"data.test_share is {config.test_share:g}, but {config.name!r} defines the devices' test samples itself"
         )
     train, test = config.train_transforms, config.test_transforms
-    configured = Configured(
+    configured = ConfiguredData(
         name=config.name,
         inner=data,
         train_transform=build(train, field="data.train_transforms") if train else data.train_transform,
@@ -152,9 +154,9 @@ def configure(data: FederatedData, config: DataConfig, *, num_devices: int) -> F
 
 
 def refuse_partition(config: DataConfig) -> None:
-    """Data that say themselves who owns what are not partitioned. Raises ``ValueError`` when that is asked for."""
+    """Raise ``ValueError`` if a partition is configured: data that define their owners are not partitioned."""
     if not isinstance(config.partition, Iid):
         name = type(config.partition).__struct_config__.tag
         raise ValueError(
-            f"data.partition.name is {name!r}, but {config.name!r} says itself which device owns what; leave it out"
+            f"data.partition.name is {name!r}, but {config.name!r} defines the owner of each sample itself; leave it out"
         )
