@@ -16,25 +16,39 @@ folder. It keeps nothing to itself: what it must remember is the state, plain da
 goes in and comes out, so that a run can be saved, replayed and resumed. Random numbers come from ``view.seed``. What a
 policy returns is checked there and then (``policies.answer``).
 
-What a policy may say of itself, as attributes of its class or as properties, is held against the configuration before
-anything is built, so that a mistake is told at once (``runtime.check_policy``); all may be missing:
+A policy may state facts about itself, as attributes of its class or as properties. They are compared with each other and with
+the configuration before anything is built, so that a combination that cannot work is refused at once with one sentence
+(``policies.checks.statements``, ``runtime.configuration.policy_checks``). All of them may be missing; a policy without any
+chooses devices and is compatible with everything.
 
-    needs_plans     bool: it only changes plans of the policies before it, so that one of these must choose devices
-    needs_codecs    names of codecs that every class of the fleet must run
-    needs_kinds     kinds of data that every class of the fleet must be allowed to send (``may_send``)
-    needs_staleness bool: updates of versions that have closed must count, by ``server.staleness``
-    cuts            names of blocks behind which the model can be cut, in the model's order
-    auxiliaries     method: of the model's block names, names of the auxiliaries that its plans may train
-    takes_turns     bool: it keeps back plans of the policies before it, so that no selection can stand behind it
-    remembers       bool: it gives links a memory
-    freezes         bool: the blocks before the cut are never trained
-    closes          bool: it says at how many updates a version closes
-    counts_plans    bool: and that is a share of the plans before it, which must be there all at once
-    stops_early     bool: it gives plans a deadline at which their devices stop early
-    fits_plans      bool: it makes plans that fit their devices' memory, and leaves out whom none fits; those before it in
-                    a chain see ``view.fits_later``
-    notices         sentences that the operator is told when the run is made
-    replaces        "codec_down", "codec_up": the chains that it sets in every plan, whatever ``codecs`` says
+Against the other policies of the chain. Names are those of fields of ``Plan`` and ``Decision``; a reason completes the sentence
+that the user gets:
+
+    writes            fields that it sets ("split", "codec_up", "close_at", ...); "plans": it chooses devices. ``left_out`` and
+                      ``reasons`` need not be named. Missing: ("plans",), or () for a policy that needs "plans"
+    needs             {field: reason}: fields that a policy before it must have written. The sentence is
+                      "<this policy> <reason>". ``NEEDS_PLANS`` is that of a policy which only changes plans
+    forbids_before    {field: reason}: fields that no policy before it may write. The sentence is
+                      "<other policy> cuts the model before <this policy>, <reason>"
+    forbids_behind    {field: reason}: fields that no policy behind it may write
+
+Against the configuration, the fleet and the model:
+
+    needs_settings    {setting: reason}: settings that must be set, not null, empty, false or 0 ("server.staleness").
+                      The sentence is "<setting> is <value>; <this policy> <reason>"
+    forbids_settings  {setting: reason}: settings that must not be set
+    replaces          "codec_down", "codec_up": codec chains that it sets in every plan, whatever ``codecs`` says
+    needs_codecs      names of codecs that every class of the fleet must be able to run
+    needs_kinds       kinds of data that every class of the fleet must be allowed to send (``may_send``)
+    cuts              names of blocks behind which it may cut the model, in the model's order
+    auxiliaries       method: given the names of the model's blocks, names of the auxiliaries that its plans may train
+
+Not checked, but acted on:
+
+    fits_plans        bool: it makes plans that fit their devices' memory, and leaves out devices for which there is none;
+                      policies before it in a chain see ``view.fits_later``
+    freezes           bool: the blocks before the cut are never trained; a notice is given where their weights are random
+    notices           sentences for the operator, given when the run is made
 """
 
 import dataclasses
@@ -48,6 +62,13 @@ from .view import View
 State = (
     Any  # plain data: None, bool, int, float, str, bytes, and lists, tuples, sets and dicts of these (policies.answer)
 )
+
+
+# ``needs`` of a policy that only changes plans.
+NEEDS_PLANS = {
+    "plans": "only changes plans of the policies before it, and none of them chooses devices; "
+    "allowed: a selection before it, such as {name: all}"
+}
 
 
 @runtime_checkable

@@ -14,6 +14,7 @@ Acts on the plans of the policies before it in a chain, and is nothing without o
 after it: ``[all, residuals, oort]``.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -27,13 +28,14 @@ from ...learning.spec import Positive
 from ..checks.fields import check_fields
 from ..decision import Decision
 from ..plan import Plan
-from ..policy import State
+from ..policy import NEEDS_PLANS, State
 from ..view import View
 
 Density = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Levels = Annotated[int, msgspec.Meta(ge=1, le=16)]
 UpRule = Literal["auto", "none", "delta", "drift", "stationary", "half_step", "second_order"]
 DownRule = Literal["auto", "none", "stationary", "half_step", "second_order"]
+_NO_CUT = {"split": "which gives links a memory, and those of a cut model cannot have one yet; allowed: one of the two"}
 _STAGES = ("topk", "ternary", "uniform")
 _BACK_ENDS = ("entropy", "rans", "lz4")  # the best first
 
@@ -51,7 +53,7 @@ class Residuals:
     scaling each by its size. ``vector_bits``: of tensors of one dimension.
     """
 
-    needs_plans: ClassVar[bool] = True
+    needs: ClassVar[Mapping[str, str]] = NEEDS_PLANS
 
     up: UpRule = "auto"
     down: DownRule = "auto"
@@ -121,9 +123,19 @@ class Residuals:
         return tuple(field for field, rule in directions.items() if rule != "none")
 
     @property
-    def remembers(self) -> bool:
-        """Whether any link has a memory."""
-        return bool(self.replaces)
+    def writes(self) -> tuple[str, ...]:
+        """Codecs and memory of the directions that it codes."""
+        return (*self.replaces, *(field.replace("codec", "link") for field in self.replaces))
+
+    @property
+    def forbids_before(self) -> Mapping[str, str]:
+        """Links of a cut model have no memory yet."""
+        return _NO_CUT if self.replaces else {}
+
+    @property
+    def forbids_behind(self) -> Mapping[str, str]:
+        """As before it."""
+        return self.forbids_before
 
     @property
     def needs_codecs(self) -> tuple[str, ...]:

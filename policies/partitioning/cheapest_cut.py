@@ -14,6 +14,10 @@ from ..plan import Plan
 from ..selection.candidates import memory_misfit
 from ..view import View
 
+ONE_CUT = {"split": "which cuts it too; allowed: one policy that cuts the model"}  # may neither come before nor behind
+WHOLE_GRADIENT = {
+    "training.optimiser.clip_norm": "cuts the model, and neither side of a cut sees the whole gradient; allowed: null"
+}
 MOST_TRIED = 32  # an estimate of a cut takes two small training steps
 AUTO = "auto"  # in place of a block's name: each device's own cut
 

@@ -22,12 +22,12 @@ from ...learning.spec import Count
 from ..checks.fields import check_fields
 from ..decision import Decision
 from ..plan import Plan, Split
-from ..policy import State
+from ..policy import NEEDS_PLANS, State
 from ..selection.draw import uniform_order
 from ..view import View
 from .activation_codec import Bits, activation_codec, check_bits
 from .buffered_views import BufferedView, newest_views
-from .cheapest_cut import AUTO, allowed_cuts, cheapest
+from .cheapest_cut import AUTO, ONE_CUT, WHOLE_GRADIENT, allowed_cuts, cheapest
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,13 @@ class EcoFed:
     window: Count = 8
     bits: Bits = 4
 
-    needs_plans: ClassVar[bool] = True
+    writes: ClassVar[tuple[str, ...]] = ("part", "split", "plans")  # replays are for devices of its own choice
+    needs: ClassVar[Mapping[str, str]] = NEEDS_PLANS
+    forbids_before: ClassVar[Mapping[str, str]] = ONE_CUT | {
+        "deadline_s": "which has some of them upload views, and a view must be whole; allowed: the other order"
+    }
+    forbids_behind: ClassVar[Mapping[str, str]] = ONE_CUT
+    forbids_settings: ClassVar[Mapping[str, str]] = WHOLE_GRADIENT
     fits_plans: ClassVar[bool] = True
     freezes: ClassVar[bool] = True
     needs_kinds: ClassVar[tuple[str, ...]] = ("activations", "labels")

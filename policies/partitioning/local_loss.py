@@ -8,7 +8,7 @@ arXiv 2304.05495). There activations travel as float32; here ``bits`` may code t
 Acts on the plans of the policies before it in a chain.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,10 +17,10 @@ from ...learning.spec import Count
 from ..checks.fields import check_fields
 from ..decision import Decision
 from ..plan import Plan, Split
-from ..policy import State
+from ..policy import NEEDS_PLANS, State
 from ..view import View
 from .activation_codec import Bits, activation_codec, check_bits
-from .cheapest_cut import AUTO, allowed_cuts, choose_cuts
+from .cheapest_cut import AUTO, ONE_CUT, WHOLE_GRADIENT, allowed_cuts, choose_cuts
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,11 @@ class LocalLoss:
     window: Count = 8
     bits: Bits = 0
 
-    needs_plans: ClassVar[bool] = True
+    writes: ClassVar[tuple[str, ...]] = ("part", "split")
+    needs: ClassVar[Mapping[str, str]] = NEEDS_PLANS
+    forbids_before: ClassVar[Mapping[str, str]] = ONE_CUT
+    forbids_behind: ClassVar[Mapping[str, str]] = ONE_CUT
+    forbids_settings: ClassVar[Mapping[str, str]] = WHOLE_GRADIENT
     fits_plans: ClassVar[bool] = True
     needs_kinds: ClassVar[tuple[str, ...]] = ("activations", "labels", "weights")
 

@@ -4,6 +4,7 @@ SplitFed (Thapa et al., AAAI 2022, arXiv 2004.12088): its first version, or with
 plans of the policies before it in a chain.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,10 +13,16 @@ from ...learning.spec import Count
 from ..checks.fields import check_fields
 from ..decision import Decision
 from ..plan import Plan, Split
-from ..policy import State
+from ..policy import NEEDS_PLANS, State
 from ..view import View
-from .cheapest_cut import AUTO, allowed_cuts, choose_cuts
+from .cheapest_cut import AUTO, ONE_CUT, WHOLE_GRADIENT, allowed_cuts, choose_cuts
 from .shared_head import in_turn
+
+_IN_TURN = {"deadline_s": "which sends the plans of a round one after another; allowed: one of the two"}
+_ONE_TURN = {
+    "plans": "which sends plans one after another, so that only those of one turn could be chosen from; "
+    "allowed: a selection before it"
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,8 @@ class SplitFed:
     head: Literal["slots", "shared"] = "slots"
     window: Count = 1
 
-    needs_plans: ClassVar[bool] = True
+    needs: ClassVar[Mapping[str, str]] = NEEDS_PLANS
+    forbids_settings: ClassVar[Mapping[str, str]] = WHOLE_GRADIENT
     fits_plans: ClassVar[bool] = True
     needs_kinds: ClassVar[tuple[str, ...]] = ("activations", "labels", "weights")
 
@@ -51,9 +59,19 @@ class SplitFed:
         return tuple(name for name in (self.first, self.cut) if name and name != AUTO)
 
     @property
-    def takes_turns(self) -> bool:
-        """Whether plans wait for one another."""
-        return self.head == "shared"
+    def writes(self) -> tuple[str, ...]:
+        """A version stays open for the plans whose turn has not come."""
+        return ("part", "split", "keep_open") if self.head == "shared" else ("part", "split")
+
+    @property
+    def forbids_before(self) -> Mapping[str, str]:
+        """Where plans are sent one after another, a deadline for all of them would end before the last ones begin."""
+        return ONE_CUT if self.head == "slots" else ONE_CUT | _IN_TURN
+
+    @property
+    def forbids_behind(self) -> Mapping[str, str]:
+        """Where plans are sent one after another, a selection behind it would see those of one turn only."""
+        return ONE_CUT if self.head == "slots" else ONE_CUT | _IN_TURN | _ONE_TURN
 
     @property
     def notices(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ It is asked at the start, after every end of a plan, and so after every version:
 version, once for each update.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +23,7 @@ from ..policy import State
 from ..selection.candidates import Candidates
 from ..selection.draw import uniform_order
 from ..view import View
+from .closing import ONE_NUMBER
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,13 @@ class Asynchronous:
     concurrency: Cohort = 1.0
     buffer: Count = 1
 
-    needs_staleness: ClassVar[bool] = True
-    closes: ClassVar[bool] = True
+    writes: ClassVar[tuple[str, ...]] = ("plans", "close_at", "keep_open")
+    forbids_before: ClassVar[Mapping[str, str]] = ONE_NUMBER
+    forbids_behind: ClassVar[Mapping[str, str]] = ONE_NUMBER
+    needs_settings: ClassVar[Mapping[str, str]] = {
+        "server.staleness": "needs a rule by which updates of closed versions count: "
+        "constant, polynomial or hinge, as in {rule: polynomial, a: 0.5}"
+    }
 
     def __post_init__(self) -> None:
         """Check the fields."""

@@ -10,6 +10,7 @@ then.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,8 +20,14 @@ from ...learning.spec import Positive
 from ..checks.fields import Cohort, check_cohort, check_fields
 from ..decision import Decision
 from ..plan import Plan
-from ..policy import State
+from ..policy import NEEDS_PLANS, State
 from ..view import View
+
+ONE_NUMBER = {"close_at": "which sets it too; allowed: one of the two"}
+_ALL_PLANS = {
+    "keep_open": "which closes at a share of the plans of a version, all of which it must see at once; "
+    "allowed: a number of updates, or the other order"
+}
 
 
 @dataclass(frozen=True)
@@ -36,22 +43,29 @@ class Closing:
     after_s: Positive | None = None
     partial: bool = False
 
-    needs_plans: ClassVar[bool] = True
+    needs: ClassVar[Mapping[str, str]] = NEEDS_PLANS
 
     @property
-    def closes(self) -> bool:
-        """Whether it counts updates."""
-        return self.at is not None
+    def writes(self) -> tuple[str, ...]:
+        """What its fields ask for."""
+        wanted = {
+            "close_at": self.at is not None,
+            "close_after_s": self.after_s is not None,
+            "deadline_s": self.partial,
+        }
+        return tuple(field for field, is_set in wanted.items() if is_set)
 
     @property
-    def counts_plans(self) -> bool:
-        """Whether that is a share of the plans before it."""
-        return isinstance(self.at, float)
+    def forbids_before(self) -> Mapping[str, str]:
+        """A share is of the plans that there are at the start of a version."""
+        if self.at is None:
+            return {}
+        return ONE_NUMBER | _ALL_PLANS if isinstance(self.at, float) else ONE_NUMBER
 
     @property
-    def stops_early(self) -> bool:
-        """Whether devices do."""
-        return self.partial
+    def forbids_behind(self) -> Mapping[str, str]:
+        """One policy says at how many updates a version closes."""
+        return {} if self.at is None else ONE_NUMBER
 
     def __post_init__(self) -> None:
         """Check the fields."""

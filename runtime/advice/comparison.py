@@ -9,6 +9,7 @@ from ...learning.workload import Workload
 from ...policies.advice.compare_methods import MethodCost, Note, compare_methods, kinds, unheard
 from ...policies.advice.verdict import PLAIN, cheaper, many_bytes
 from ...policies.checks.fields import Cohort, cohort_size, is_cohort
+from ...policies.checks.statements import statements_of
 from ...policies.decision import Decision
 from ...policies.partitioning.cheapest_cut import AUTO
 from ...policies.partitioning.ecofed import EcoFed
@@ -126,8 +127,9 @@ def check_replay(policy: Policy, config: Config, comparison: Comparison) -> None
 
 def advice(policy: Policy, config: Config, comparison: Comparison) -> list[str]:
     """What an operator should know of a policy, and of settings that go together and are seldom meant."""
-    found = [text for link in links(policy) for text in getattr(link, "notices", ())]
-    if not any(getattr(link, "freezes", False) for link in links(policy)):
+    stated = [statements_of(link) for link in links(policy)]
+    found = [text for each in stated for text in each.notices]
+    if not any(each.freezes for each in stated):
         return found + _many_bytes(policy, comparison)
     if config.init.mode == "random":
         found.append("the frozen trunk has random weights, since init.mode is 'random'; see fedbonsai pretrain")
@@ -142,7 +144,7 @@ def _many_bytes(policy: Policy, comparison: Comparison) -> list[str]:
     """A notice for each policy that cuts the model where what crosses is many times the model."""
     found = []
     for position, link in enumerate(links(policy)):
-        if getattr(link, "cuts", None) is not None:
+        if "split" in statements_of(link).written:
             name = f"policy[{position}] ({describe_policy(link)[0]['name']})"
             rows = comparison.beside_plain(link, name=name)
             found += [text] if rows and (text := many_bytes(*rows)) else []

@@ -90,8 +90,11 @@ def test_levels_of_a_step_are_bounded_like_those_of_the_first(levels, fits):
 
 
 def test_what_it_says_of_itself():
-    assert Residuals.needs_plans
+    assert set(Residuals.needs) == {"plans"}
     assert Residuals().replaces == ("codec_down", "codec_up")
+    assert Residuals().writes == ("codec_down", "codec_up", "link_down", "link_up")
     assert Residuals(up="none").replaces == ("codec_down",)
+    assert Residuals(up="none").writes == ("codec_down", "link_down")
+    assert Residuals(up="none", down="none").writes == ()
     assert Residuals().needs_codecs == ("topk", "ternary", "uniform")
     assert Residuals(up="none", down="none").needs_codecs == ()
