@@ -1,20 +1,20 @@
 """The policy contract.
 
-A policy looks at a view and answers with a decision; the runtime acts. The loop that it lives in::
+A policy receives a view and returns a decision; the runtime carries it out. The loop that calls it::
 
     state = policy.init()
     while not stopped:
         view = ...                                    # numbers only, frozen
         decision, state = policy.decide(view, state, Decision())
-        for plan in decision.plans: dispatch(plan)    # the runtime's business
-        wait for outcomes, fold them, close the version when decision says
+        for plan in decision.plans: dispatch(plan)
+        wait for an outcome, fold it, close the version when the decision says so
 
-``decide`` runs at the start, after every version, and after each outcome that frees a slot.
+``decide`` is called at the start, after every version, and after every outcome.
 
 A policy is a frozen dataclass: its fields are its configuration, so it prints, compares and can be written to the run
-folder. It keeps nothing to itself: what it must remember is the state, plain data (numbers, strings, lists, dicts) that
-goes in and comes out, so that a run can be saved, replayed and resumed. Random numbers come from ``view.seed``. What a
-policy returns is checked there and then (``policies.answer``).
+folder. It has no hidden state: everything that it must remember is the state, plain data (numbers, strings, lists, dicts)
+that is passed in and returned, so that a run can be saved, replayed and resumed. Random numbers come from ``view.seed``. The
+return value is checked after every call (``policies.checks.answer``).
 
 A policy may state facts about itself, as attributes of its class or as properties. They are compared with each other and with
 the configuration before anything is built, so that a combination that cannot work is refused at once with one sentence
@@ -59,9 +59,8 @@ from .checks.answer import check_answer, check_state
 from .decision import Decision
 from .view import View
 
-State = (
-    Any  # plain data: None, bool, int, float, str, bytes, and lists, tuples, sets and dicts of these (policies.answer)
-)
+# Plain data: None, bool, int, float, str, bytes, and lists, tuples, sets and dicts of these (``policies.checks.answer``).
+State = Any
 
 
 # ``needs`` of a policy that only changes plans.
@@ -73,7 +72,7 @@ NEEDS_PLANS = {
 
 @runtime_checkable
 class Policy(Protocol):
-    """Decides, each time it is asked, which devices do what.
+    """Decides which devices do what.
 
     ``init`` gives the state before the first decision. ``decide`` receives the decision of the policies before it in the
     chain and returns its own version of it, and the new state; it changes neither argument.
@@ -84,7 +83,7 @@ class Policy(Protocol):
         ...
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
-        """One decision; see the module's docstring for when it is asked for."""
+        """The decision on one view, and the new state; the module's docstring says when it is called."""
         ...
 
 
@@ -97,13 +96,13 @@ class Identity:
         return None
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
-        """Pass the decision on."""
+        """Return the decision unchanged."""
         return decision, state
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Policies one after another, each refining the decision of those before it. Its state is the list of theirs."""
+    """Policies one after another, each refining the decision of those before it. The state is the list of their states."""
 
     links: tuple[Policy, ...]
 
@@ -111,30 +110,30 @@ class Chain:
         """The links' states, in order."""
         states = [link.init() for link in self.links]
         for position, (link, state) in enumerate(zip(self.links, states, strict=True)):
-            check_state(state, who=_told(position, link))
+            check_state(state, who=_name(position, link))
         return states
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
-        """Ask each link in turn. Raises ``BadAnswer`` for one that breaks the contract."""
+        """Call each link in turn. Raises ``BadAnswer`` for a link that breaks the contract."""
         after = []
         for position, (link, before) in enumerate(zip(self.links, state, strict=True), 1):
             seen = view
             if any(_fits_plans(later) for later in self.links[position:]):
                 seen = dataclasses.replace(view, fits_later=True)
             answer: Any = link.decide(seen, before, decision)
-            check_answer(answer, who=_told(position - 1, link))
+            check_answer(answer, who=_name(position - 1, link))
             decision, new = answer
             after.append(new)
         return decision, after
 
 
-def _told(position: int, link: Policy) -> str:
+def _name(position: int, link: Policy) -> str:
     """A policy of a chain, as errors name it."""
     return f"policy[{position}] ({type(link).__name__})"
 
 
 def _fits_plans(policy: Policy) -> bool:
-    """Whether a policy, or one of a chain, sees to memory."""
+    """Whether a policy, or one of a chain, makes plans that fit memory."""
     if isinstance(policy, Chain):
         return any(_fits_plans(link) for link in policy.links)
     return bool(getattr(policy, "fits_plans", False))

@@ -64,8 +64,8 @@ LAYERS = {
     ],
     "actors": ["ray_backend", "inline_pool", "pool", "host", "device", "server", "support", "replay", "messages"],
     "policies": [
-        "resolve_policy", "advice", "presets", "rhythm", "compression", "partitioning", "selection", "policy", "checks",
-        "decision", "view", "estimate", "report", "plan",
+        "resolve_policy", "advice", "presets", "scheduling", "compression", "partitioning", "selection", "policy", "checks",
+        "decision", "view", "report", "estimate", "plan",
     ],
     "comms": ["links", "codecs", "entropy", "ray_channel", "packet", "channel", "ledger", "stages", "codec", "errors"],
     "learning": [

@@ -6,15 +6,15 @@ from ...actors.support import PlanRefused, check_plan
 from ...clusters.fleet import Fleet
 from ...learning.parts.part import whole
 from ...learning.workload import Workload
-from ...policies.advice.compare_methods import MethodCost, Note, compare_methods, kinds, unheard
+from ...policies.advice.compare_methods import MethodCost, Note, compare_methods, representatives, unheard
 from ...policies.advice.verdict import PLAIN, cheaper, many_bytes
 from ...policies.checks.fields import Cohort, cohort_size, is_cohort
 from ...policies.checks.statements import statements_of
 from ...policies.decision import Decision
-from ...policies.partitioning.cheapest_cut import AUTO
+from ...policies.partitioning.cuts import AUTO
 from ...policies.partitioning.ecofed import EcoFed
 from ...policies.partitioning.local_loss import LocalLoss
-from ...policies.partitioning.split import SplitFed
+from ...policies.partitioning.splitfed import SplitFed
 from ...policies.plan import Plan
 from ...policies.policy import Identity, Policy
 from ...policies.view import View
@@ -68,7 +68,7 @@ class Comparison:
         Not always who has the most samples: an earlier cut sends more of each. (-1, 0): nobody can take part.
         """
         view, found = self._view(), (-1, 0)
-        for device in kinds(view):
+        for device in representatives(view):
             decided, _ = method.decide(view, method.init(), Decision(plans=(view.new_plan(device),)))
             for plan in decided.plans:
                 num_bytes = 0 if self._refusal(plan) else view.estimate(device, plan).up_bytes

@@ -27,9 +27,8 @@ from ...learning.parts.part import Part, down_tensors, up_tensors
 from ...learning.spec import PartCost, Training
 from ...learning.training.losses import make_loss
 from ...learning.workload import Workload
-from ...policies.estimate import charge, transfer_s
+from ...policies.estimate import Estimate, charge, transfer_s
 from ...policies.plan import Plan
-from ...policies.report import Estimate
 from .links import own_rate
 from .packet_size_prior import typical_bytes
 from .partial_work import stop_early

@@ -6,9 +6,9 @@ from typing import Literal
 from ...actors.pool import Finished, StreamBytes
 from ...clusters.profile import DeviceProfile
 from ...learning.spec import CountOrZero
-from ...policies.estimate import NO_STREAM, StreamCharge, charge, compute_s
+from ...policies.estimate import NO_STREAM, Estimate, StreamCharge, charge, compute_s
 from ...policies.plan import Plan
-from ...policies.report import Estimate, Outcome, Report
+from ...policies.report import Outcome, Report
 from .disruptions import Disruption
 from .stream_load import Load, Work
 

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from ...learning.costs.amount import num_steps
+from ...policies.estimate import Estimate
 from ...policies.plan import Plan
-from ...policies.report import Estimate, Report
+from ...policies.report import Report
 
 
 def stop_early(plan: Plan, *, num_samples: int, estimate: Callable[[Plan], Estimate], share: float = 1.0) -> Plan:

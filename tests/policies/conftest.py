@@ -8,8 +8,9 @@ import pytest
 from fedbonsai.clusters.profile import DeviceProfile
 from fedbonsai.learning.parts.part import Part
 from fedbonsai.learning.spec import Training
+from fedbonsai.policies.estimate import Estimate
 from fedbonsai.policies.plan import Plan
-from fedbonsai.policies.report import Estimate, Outcome, Report
+from fedbonsai.policies.report import Outcome, Report
 from fedbonsai.policies.view import View
 
 FLOP_PER_SAMPLE = 100

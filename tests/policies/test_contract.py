@@ -11,11 +11,11 @@ from fedbonsai.policies.compression.residuals import Residuals
 from fedbonsai.policies.decision import Decision, ServerTask
 from fedbonsai.policies.partitioning.ecofed import EcoFed
 from fedbonsai.policies.partitioning.local_loss import LocalLoss
-from fedbonsai.policies.partitioning.split import SplitFed
+from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.policy import Identity, Policy, chain
 from fedbonsai.policies.resolve_policy import BUILT_IN, make_policy
-from fedbonsai.policies.rhythm.asynchronous import Asynchronous
-from fedbonsai.policies.rhythm.closing import Closing
+from fedbonsai.policies.scheduling.asynchronous import Asynchronous
+from fedbonsai.policies.scheduling.closing import Closing
 from fedbonsai.policies.selection.deadline import ByDeadline
 from fedbonsai.policies.selection.oort import Oort
 from fedbonsai.policies.selection.plain import All, Fastest, RandomCohort
@@ -151,6 +151,16 @@ def test_does_not_choose_whom_an_earlier_policy_left_out(policy, view):
     decision, _ = policy.decide(view, policy.init(), Decision(left_out=((1, "battery"), (3, "battery"))))
     assert {plan.device for plan in decision.plans} <= {2, 5}
     assert decision.plans
+
+
+@pytest.mark.parametrize("policy", [*SELECTIONS, Asynchronous()], ids=repr)
+def test_devices_that_cannot_be_reached_are_left_out_with_the_reason(policy, make_view):
+    view = make_view(unreachable=frozenset({0, 2}))
+    decision, _ = policy.decide(view, policy.init(), Decision())
+    assert {plan.device for plan in decision.plans} <= {1, 3}
+    assert decision.plans
+    unreachable = [entry for entry in decision.left_out if entry[1] == "unreachable: at this time"]
+    assert unreachable == [(0, "unreachable: at this time"), (2, "unreachable: at this time")]
 
 
 @every_selection

@@ -4,8 +4,9 @@ import msgspec
 import pytest
 from fedbonsai.comms.codec import CodecSpec
 from fedbonsai.learning.parts.part import Part
+from fedbonsai.policies.estimate import Estimate
 from fedbonsai.policies.plan import Objective, Plan, Sparsity, Split, Upload
-from fedbonsai.policies.report import Estimate, Measured, Outcome, Report
+from fedbonsai.policies.report import Measured, Outcome, Report
 
 
 @pytest.fixture

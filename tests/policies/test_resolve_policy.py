@@ -122,7 +122,7 @@ def test_what_is_said_of_strangers(packages, spec, sentence):
         ({"cohort": 3}, r"^policy\[1\].name is None; allowed: all, random"),
         ("all", r"^policy\[1\] is 'all'; allowed: a mapping, as in {name: random, cohort: 10}$"),
         ({"name": 3}, r"^policy\[1\].name is 3; allowed"),
-        ({"name": "random"}, r"^policy\[1\].cohort is missing; 'random' cannot do without it$"),
+        ({"name": "random"}, r"^policy\[1\].cohort is missing; 'random' has no default for it$"),
         ({"name": "random", "size": 3}, r"^policy\[1\].size is not a field of 'random'; allowed: cohort$"),
         ({"name": "all", "size": 3}, r"^policy\[1\].size is not a field of 'all'; it has no fields$"),
         ({"name": "random", "cohort": "x"}, r"^policy\[1\].cohort is 'x': expected `int \| float`, got `str`$"),

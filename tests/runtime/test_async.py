@@ -6,9 +6,9 @@ import fedbonsai
 import pytest
 from fedbonsai.comms.codec import CodecSpec
 from fedbonsai.policies.compression.residuals import Residuals
-from fedbonsai.policies.partitioning.split import SplitFed
+from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.policy import NEEDS_PLANS, chain
-from fedbonsai.policies.rhythm.asynchronous import Asynchronous
+from fedbonsai.policies.scheduling.asynchronous import Asynchronous
 from fedbonsai.runtime.errors import ConfigError
 from fedbonsai.runtime.events import PlanEnded, VersionClosed
 from msgspec.structs import replace

@@ -7,7 +7,7 @@ from fedbonsai.clusters.ray_backend.ray_cluster import start_local
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
+def cluster(own_ray: None) -> Iterator[None]:
     with start_local(num_cpus=1, object_store_bytes=80 * 1024**2):
         yield
 

@@ -14,6 +14,8 @@ from fedbonsai.clusters.ray_backend.ray_cluster import start_local
 
 from ...runtime.processes import alive, descendants, wait_until
 
+pytestmark = pytest.mark.usefixtures("own_ray")
+
 STORE_BYTES = 80 * 1024**2
 
 DRIVER = f"""

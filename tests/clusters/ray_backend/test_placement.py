@@ -12,7 +12,7 @@ from fedbonsai.clusters.ray_backend.ray_cluster import start_local
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
+def cluster(own_ray: None) -> Iterator[None]:
     """One node: 2 CPU, one jetson."""
     with start_local(num_cpus=2, object_store_bytes=80 * 1024**2, resources={"jetson": 1}):
         yield

@@ -11,6 +11,8 @@ from fedbonsai.clusters.ray_backend.ray_launcher import DEFAULT_STORE_BYTES, sto
 
 from ...runtime.processes import descendants
 
+pytestmark = pytest.mark.usefixtures("own_ray")
+
 STORE_BYTES = 80 * 1024**2
 
 # A Ray in another process, started by the code under test: prints its address and token, and ends when its input does.

@@ -12,12 +12,11 @@ from fedbonsai.learning.spec import Training
 from fedbonsai.policies.advice.compare_methods import MethodCost, compare_methods
 from fedbonsai.policies.advice.verdict import cheaper, verdict
 from fedbonsai.policies.decision import Decision
-from fedbonsai.policies.partitioning.ecofed import EcoFed
-from fedbonsai.policies.partitioning.split import SplitFed
-from fedbonsai.policies.partitioning.upload_period import rhythm
+from fedbonsai.policies.estimate import Estimate
+from fedbonsai.policies.partitioning.ecofed import EcoFed, upload_period
+from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.plan import Plan
 from fedbonsai.policies.policy import Identity
-from fedbonsai.policies.report import Estimate
 from fedbonsai.policies.view import View
 
 BLOCKS = ("a", "b", "c")
@@ -116,7 +115,7 @@ def test_with_views_a_link_carries_those_who_upload():
 
 @pytest.mark.parametrize("refresh", [0, 1, 3, 6])
 @pytest.mark.parametrize("cohort", [12, 6, 3])
-def test_its_rhythm_is_that_of_the_policys_own_decisions(cohort, refresh):
+def test_its_upload_period_is_that_of_the_policys_own_decisions(cohort, refresh):
     """Against 40 rounds of ``decide``, every upload buffered: bytes and the share of rounds with uploads."""
     world = World((10,) * 12, {"classes": [devices(count=12)], "hosts": {"flop_per_s": 1e9}})
     method, rounds = EcoFed(cut="b", period=3, uploads="views", refresh=refresh), 40
@@ -129,7 +128,7 @@ def test_its_rhythm_is_that_of_the_policys_own_decisions(cohort, refresh):
         uploads = [plan.device for plan in decision.plans if plan.split.view is None]
         since |= dict.fromkeys(uploads, version)
         sent, busy = sent + len(uploads), busy + bool(uploads)
-    found = rhythm(method, devices=12, cohort=cohort, rounds=rounds)
+    found = upload_period(method, devices=12, cohort=cohort, rounds=rounds)
     assert cohort * (found.full + found.some * found.part) == pytest.approx(sent, rel=0.2)
     assert found.full + found.some == pytest.approx(busy, rel=0.35)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import pytest
 from fedbonsai.policies.compression.residuals import Residuals
 from fedbonsai.policies.decision import Decision
+from fedbonsai.policies.estimate import Estimate
 from fedbonsai.policies.policy import chain
-from fedbonsai.policies.report import Estimate
 from fedbonsai.policies.selection.plain import All
 
 MESSAGE = {0.1: 1000, 0.01: 100, 0.005: 50}

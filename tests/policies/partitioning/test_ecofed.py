@@ -4,7 +4,7 @@ import pytest
 from fedbonsai.learning.parts.part import Part
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.partitioning.ecofed import EcoFed
-from fedbonsai.policies.partitioning.split import SplitFed
+from fedbonsai.policies.partitioning.splitfed import SplitFed
 
 
 def view_of(device, *, age=1, name=None):

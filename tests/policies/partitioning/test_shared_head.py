@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.partitioning.shared_head import out_of_turn
-from fedbonsai.policies.partitioning.split import SplitFed
+from fedbonsai.policies.partitioning.splitfed import SplitFed
 
 POLICY = SplitFed(head="shared")
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import fedbonsai
 import pytest
 from fedbonsai.policies.compression.residuals import Residuals
-from fedbonsai.policies.partitioning.split import SplitFed
+from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.policy import NEEDS_PLANS, Identity, chain
 from fedbonsai.policies.selection.plain import All, RandomCohort
 from fedbonsai.runtime.configuration.config import load_config

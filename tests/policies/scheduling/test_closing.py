@@ -3,7 +3,7 @@
 import pytest
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.plan import Objective, Split
-from fedbonsai.policies.rhythm.closing import Closing
+from fedbonsai.policies.scheduling.closing import Closing
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_devices_that_train_stop_early_and_others_do_not(make_view, make_plan):
         ({"at": 0}, r"^at is 0; allowed: a whole number"),
         ({"at": 1.5}, r"^at is 1.5; allowed: a whole number"),
         ({"after_s": 0.0}, r"^after_s is 0.0: expected `float` > 0.0"),
-        ({"at": 2, "partial": True}, r"^partial is true without after_s"),
+        ({"at": 2, "partial": True}, r"^partial is true and after_s is null"),
     ],
 )
 def test_fields_are_checked(fields, sentence):

@@ -1,12 +1,12 @@
-"""When a version closes though devices are still at work: at enough updates, or after some seconds. It chooses nobody.
+"""Closes versions while plans are still in flight: after a number of updates, or after a time. It chooses no devices.
 
 Over-selection (Bonawitz et al., "Towards federated learning at scale: system design", MLSys 2019, arXiv 1902.01046: about
-130 % of the devices that a round needs): a selection before this one chooses more devices than are needed, and the version
-closes ``at`` so many updates. Whoever comes later is late: not folded, unless ``server.staleness`` says what it is worth.
+130 % of the devices that a round needs): a selection before this policy chooses more devices than are needed, and the version
+closes at ``at`` updates. Later updates are late, and not folded unless ``server.staleness`` gives them a weight.
 
-A deadline may also be told to the devices (``partial``): each stops training early and sends what it has, which counts in
-proportion to the steps made. Where we depart from Bonawitz et al.: who is late is not called off, but goes on and is busy until
-then.
+The deadline may also apply on the devices (``partial``): each stops training early and sends its update so far, which counts in
+proportion to the steps done. Where we depart from Bonawitz et al.: a late device is not aborted, but completes its plan and is
+in flight until then.
 """
 
 import math
@@ -32,11 +32,11 @@ _ALL_PLANS = {
 
 @dataclass(frozen=True)
 class Closing:
-    """``at``: updates that close the version, or their share of the plans before it, rounded up. ``after_s``: seconds.
+    """``at``: updates that close the version, or a share of the plans, rounded up. ``after_s``: seconds until it closes.
 
-    ``partial``: devices stop early, so that their updates are there after ``after_s``; all but those that upload views
-    (``ecofed``), which are sent whole or not at all. Behind ``asynchronous``, which says itself at how many updates a version
-    closes, the seconds count for each plan by itself.
+    ``partial``: devices stop early, so that their updates arrive after ``after_s``; except devices that upload views
+    (``ecofed``), since a view is used only when it is complete. Behind ``asynchronous``, which sets the number of updates that
+    closes a version, the seconds count for each plan separately.
     """
 
     at: Cohort | None = None
@@ -47,7 +47,7 @@ class Closing:
 
     @property
     def writes(self) -> tuple[str, ...]:
-        """What its fields ask for."""
+        """The fields for which it has a value."""
         wanted = {
             "close_at": self.at is not None,
             "close_after_s": self.after_s is not None,
@@ -57,14 +57,14 @@ class Closing:
 
     @property
     def forbids_before(self) -> Mapping[str, str]:
-        """A share is of the plans that there are at the start of a version."""
+        """No other number of updates; and for a share, no plans that are yet to come."""
         if self.at is None:
             return {}
         return ONE_NUMBER | _ALL_PLANS if isinstance(self.at, float) else ONE_NUMBER
 
     @property
     def forbids_behind(self) -> Mapping[str, str]:
-        """One policy says at how many updates a version closes."""
+        """No other number of updates."""
         return {} if self.at is None else ONE_NUMBER
 
     def __post_init__(self) -> None:
@@ -73,16 +73,16 @@ class Closing:
         if self.at is not None:
             check_cohort("at", self.at)
         if self.at is None and self.after_s is None:
-            raise ValueError("at and after_s are both null; at least one of them must say when a version closes")
+            raise ValueError("at and after_s are both null; at least one of them must be set")
         if self.partial and self.after_s is None:
-            raise ValueError("partial is true without after_s; devices must know when to stop")
+            raise ValueError("partial is true and after_s is null; devices stop early only where there is a deadline")
 
     def init(self) -> State:
         """No state."""
         return None
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
-        """Say when; with the first plans of a version, since later ones of the same round would be counted anew."""
+        """Set when the version closes, with its first plans only: a share is one of all plans of the round."""
         if not decision.plans:
             return decision, state
         plans = tuple(self._in_time(plan) for plan in decision.plans)
@@ -100,7 +100,7 @@ class Closing:
         )
 
     def _in_time(self, plan: Plan) -> Plan:
-        """A plan whose device stops early."""
+        """The plan with the deadline at which its device stops early, where it may."""
         if not self.partial or not plan.trains_on_device or plan.objective.kind != "train":
             return plan
         return plan.with_(f"closing: stops after {self.after_s:g} s", deadline_s=self.after_s)

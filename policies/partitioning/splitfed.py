@@ -1,7 +1,7 @@
-"""Split learning as a policy: each plan's model is cut, the device keeps the first blocks, a partition host takes the rest.
+"""Split learning as a policy: the model is cut, the device trains the first blocks and a partition host trains the rest.
 
-SplitFed (Thapa et al., AAAI 2022, arXiv 2004.12088): its first version, or with one head that is shared its second. Acts on the
-plans of the policies before it in a chain.
+SplitFed (Thapa et al., AAAI 2022, arXiv 2004.12088): its first version, or with a shared head its second. It changes the plans
+of the policies before it in a chain.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from ..decision import Decision
 from ..plan import Plan, Split
 from ..policy import NEEDS_PLANS, State
 from ..view import View
-from .cheapest_cut import AUTO, ONE_CUT, WHOLE_GRADIENT, allowed_cuts, choose_cuts
+from .cuts import AUTO, ONE_CUT, WHOLE_GRADIENT, allowed_cuts, choose_cuts
 from .shared_head import in_turn
 
 _IN_TURN = {"deadline_s": "which sends the plans of a round one after another; allowed: one of the two"}
@@ -27,13 +27,13 @@ _ONE_TURN = {
 
 @dataclass(frozen=True)
 class SplitFed:
-    """Behind block ``cut`` of the model ("" for the shallowest allowed), or "auto": each device where it is fastest.
+    """A cut behind block ``cut`` of the model ("": the shallowest allowed one), or "auto": for each device the fastest.
 
     ``first``: last block of the shallowest cut allowed ("": the model's first block). ``whole``: a device that is estimated
     to be faster with the whole model, and has the memory, keeps it ("auto" only). ``head``: every device has a copy of the
-    host's blocks to itself (``slots``), or all of a host train one copy, one device after another in an order drawn from the
-    seed (``shared``). ``window``: micro-batches that a device may have sent and not yet gone back through; with more than 1
-    its gradients are late, and the model is not FedAvg's.
+    host's blocks to itself (``slots``), or all devices of a host train one copy, one device after another in an order drawn
+    from the seed (``shared``). ``window``: micro-batches that a device may have sent without having processed their gradients;
+    with more than 1 gradients are late, and the model differs from FedAvg's.
     """
 
     cut: str = ""
@@ -55,27 +55,27 @@ class SplitFed:
 
     @property
     def cuts(self) -> tuple[str, ...]:
-        """Where it may cut, so that a cut that is not clean is found before the run."""
+        """Blocks behind which it may cut, checked against the model before the run."""
         return tuple(name for name in (self.first, self.cut) if name and name != AUTO)
 
     @property
     def writes(self) -> tuple[str, ...]:
-        """A version stays open for the plans whose turn has not come."""
+        """With a shared head also ``keep_open``: the version stays open for the plans that wait for their turn."""
         return ("part", "split", "keep_open") if self.head == "shared" else ("part", "split")
 
     @property
     def forbids_before(self) -> Mapping[str, str]:
-        """Where plans are sent one after another, a deadline for all of them would end before the last ones begin."""
+        """With a shared head no deadline for devices: their plans are sent one after another in the same round."""
         return ONE_CUT if self.head == "slots" else ONE_CUT | _IN_TURN
 
     @property
     def forbids_behind(self) -> Mapping[str, str]:
-        """Where plans are sent one after another, a selection behind it would see those of one turn only."""
+        """With a shared head also no selection: it would receive the plans of one turn only."""
         return ONE_CUT if self.head == "slots" else ONE_CUT | _IN_TURN | _ONE_TURN
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What an operator should know of a window."""
+        """A notice about late gradients, where ``window`` is more than 1."""
         if self.window == 1:
             return ()
         late = f"{self.window - 1} micro-batch{'es' if self.window > 2 else ''}"
@@ -84,18 +84,18 @@ class SplitFed:
         )
 
     def init(self) -> State:
-        """Nobody waits."""
+        """No plan waits for its turn."""
         return None
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
-        """Cut the plans; of those that share a host's blocks, only the next is sent now."""
+        """Cut the plans; of those that share the blocks of a host, only the next one is sent."""
         decision = choose_cuts(view, decision, lambda plan: self._alternatives(plan, view.hosts))
         return (decision, state) if self.head == "slots" else in_turn(view, state, decision)
 
     def _alternatives(self, plan: Plan, hosts: int) -> list[Plan]:
-        """What a device may get: one for each cut, and its own."""
-        found = [self._cut(plan, cut, hosts) for cut in allowed_cuts(plan.part.blocks, self.cut, first=self.first)]
-        return [*found, plan.with_("splitfed: whole")] if self.whole else found
+        """The plans that a device may get: one for each cut, and with ``whole`` that of the whole model."""
+        plans = [self._cut(plan, cut, hosts) for cut in allowed_cuts(plan.part.blocks, self.cut, first=self.first)]
+        return [*plans, plan.with_("splitfed: whole")] if self.whole else plans
 
     def _cut(self, plan: Plan, cut: str, hosts: int) -> Plan:
         """One plan, cut."""

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 import pytest
 from fedbonsai.learning.parts.part import Part
 from fedbonsai.policies.decision import Decision
-from fedbonsai.policies.partitioning.cheapest_cut import MOST_TRIED, allowed_cuts, cheapest
+from fedbonsai.policies.estimate import Estimate
+from fedbonsai.policies.partitioning.cuts import MOST_TRIED, allowed_cuts, cheapest
 from fedbonsai.policies.partitioning.ecofed import EcoFed
 from fedbonsai.policies.partitioning.local_loss import LocalLoss
-from fedbonsai.policies.partitioning.split import SplitFed
+from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.plan import Split
 from fedbonsai.policies.policy import chain
-from fedbonsai.policies.report import Estimate
 from fedbonsai.policies.selection.plain import All, RandomCohort
 from msgspec.structs import replace
 

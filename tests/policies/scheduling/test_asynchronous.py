@@ -2,7 +2,7 @@
 
 import pytest
 from fedbonsai.policies.decision import Decision
-from fedbonsai.policies.rhythm.asynchronous import Asynchronous
+from fedbonsai.policies.scheduling.asynchronous import Asynchronous
 
 
 def devices(decision):
