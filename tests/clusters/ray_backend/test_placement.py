@@ -97,7 +97,7 @@ def test_what_others_hold_is_waited_for_and_then_named(
 def test_what_is_waited_for_is_told(reserve: list[Reservation], monkeypatch: pytest.MonkeyPatch) -> None:
     reserve.append(Reservation(requests({"CPU": 2.0})))
     assert list(reserve[0].wait(timeout_s=30)) == []
-    monkeypatch.setattr("fedbonsai.clusters.waiting.FIRST_S", 0.1)
+    monkeypatch.setattr("fedbonsai.clusters.ray_backend.nodes.FIRST_S", 0.1)
     reserve.append(Reservation(requests({"CPU": 1.0})))
     told = reserve[1].wait(timeout_s=60)
     assert next(told) == (
