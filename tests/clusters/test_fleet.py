@@ -1,4 +1,4 @@
-"""Fleets: what is read, what is refused in one sentence, and what is built in."""
+"""Fleets: reading them, errors of one sentence, and the built-in ones."""
 
 from pathlib import Path
 

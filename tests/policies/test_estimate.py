@@ -1,4 +1,4 @@
-"""The charges, by hand."""
+"""The formulas of costs, checked by hand."""
 
 from fedbonsai.clusters.profile import DeviceProfile
 from fedbonsai.policies.estimate import Estimate, charge, compute_s, transfer_s

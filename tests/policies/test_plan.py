@@ -11,7 +11,7 @@ from fedbonsai.policies.report import Measured, Outcome, Report
 
 @pytest.fixture
 def full_plan(make_plan):
-    """A plan with every field of the five methods set."""
+    """A plan with every field set."""
     return msgspec.structs.replace(
         make_plan(3, version=5),
         id=7,

@@ -12,7 +12,7 @@ def cluster(own_ray: None) -> Iterator[None]:
         yield
 
 
-def test_a_node_like_this_machine_is_fit(tmp_path: Path) -> None:
+def test_a_node_with_the_versions_of_this_machine_passes(tmp_path: Path) -> None:
     versions = versions_here()
     assert set(versions) == {"python", "ray", "torch", "fedbonsai"}
     check_nodes(data_root=str(tmp_path), versions=versions)

@@ -1,4 +1,4 @@
-"""When versions close though devices are at work, and who stops early for that."""
+"""When versions close while plans are in flight, and the devices that stop early for that."""
 
 import pytest
 from fedbonsai.policies.decision import Decision
@@ -24,7 +24,7 @@ def test_a_share_of_the_plans_is_rounded_up(make_view, chosen, at, updates):
     assert decision.plans == chosen(10).plans
 
 
-def test_what_policies_before_it_said_stays_where_it_says_nothing(make_view, chosen):
+def test_values_of_policies_before_it_stay_where_its_fields_are_null(make_view, chosen):
     decision = closing(make_view(), chosen(2, close_at=1, close_after_s=9.0), after_s=4.0)
     assert (decision.close_at, decision.close_after_s) == (1, 4.0)
     decision = closing(make_view(), chosen(2, close_at=1, close_after_s=9.0), at=2)

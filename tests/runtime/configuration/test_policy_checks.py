@@ -1,4 +1,4 @@
-"""What policies say of themselves, held against the configuration; and the same when a run is made."""
+"""Statements of policies, compared with each other, the fleet and the configuration; by themselves and in a run."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -19,7 +19,7 @@ CLASS = {"name": "a", "flop_per_s": 1, "memory_bytes": 1, "up_bytes_per_s": 1, "
 
 @dataclass(frozen=True)
 class Changes:
-    """Acts on plans; needs a codec, and replaces a chain."""
+    """Changes plans, needs a codec, and replaces a codec chain."""
 
     needs: ClassVar[dict[str, str]] = NEEDS_PLANS
     needs_codecs: ClassVar[tuple[str, ...]] = ("lz4",)
@@ -38,13 +38,13 @@ def check(policy, *, runs=None, **changes):
     check_policy(policy, config, config.load_fleet())
 
 
-def test_a_policy_that_says_nothing_of_itself_goes_with_everything():
+def test_a_policy_without_statements_is_compatible_with_everything():
     for policy in (All(), chain(Identity(), All()), chain(All(), All())):
         check(policy, runs=[], codecs={"up": ["lz4"]})
 
 
 @pytest.mark.parametrize("policy", [Identity(), chain(), chain(Identity(), Identity())])
-def test_one_that_chooses_nobody_is_refused(policy):
+def test_an_empty_policy_is_refused(policy):
     with pytest.raises(
         ConfigError, match=r"^policy is empty, so that no device would be chosen; allowed: a list such as"
     ):
@@ -93,7 +93,7 @@ class Mute:
     ],
     ids=str,
 )
-def test_what_is_not_a_policy_object_is_refused_in_one_sentence(policy, sentence):
+def test_an_object_that_is_not_a_policy_is_refused_in_one_sentence(policy, sentence):
     with pytest.raises(ConfigError) as caught:
         fedbonsai.run(policy=policy)
     assert str(caught.value).startswith(sentence)
@@ -101,12 +101,12 @@ def test_what_is_not_a_policy_object_is_refused_in_one_sentence(policy, sentence
 
 @pytest.mark.parametrize("policy", [Changes(), chain(Changes(), All()), chain(Identity(), Changes()),
                                     chain(chain(Changes(), Changes()), All())])  # fmt: skip
-def test_what_changes_plans_comes_after_what_makes_them(policy):
+def test_a_policy_that_changes_plans_needs_a_selection_before_it(policy):
     with pytest.raises(ConfigError, match=r"^policy\[0\] \(.*:Changes\) only changes plans of the policies before it"):
         check(policy)
 
 
-def test_behind_a_selection_it_may_stand_anywhere():
+def test_behind_a_selection_it_may_have_any_place():
     check(chain(All(), Changes(), Changes(), All()))
 
 
@@ -126,7 +126,7 @@ def test_a_chain_that_would_be_replaced_is_refused():
         check(chain(All(), Changes()), codecs={"up": ["lz4"]})
 
 
-def test_the_chain_down_still_carries_models_that_devices_evaluate():
+def test_the_codec_chain_down_is_still_used_where_devices_evaluate():
     both = chain(All(), Residuals())
     check(both, codecs={"down": ["lz4"]}, evaluation={"where": "devices"})
     with pytest.raises(ConfigError, match=r"^codecs.down is \[lz4\], which policy\[1\] \(residuals\) would replace"):
@@ -148,7 +148,7 @@ def test_the_chain_down_still_carries_models_that_devices_evaluate():
         ({"codecs": {"up": ["lz4"]}}, "codecs.up is [lz4], which policy[1] (residuals) would replace in every plan; "),
     ],
 )
-def test_a_run_says_so_before_it_begins(changes, sentence):
+def test_a_run_is_refused_before_it_begins(changes, sentence):
     with pytest.raises(ConfigError) as caught:
         fedbonsai.run({"preset": "resfed"} | changes)
     assert str(caught.value).startswith(sentence)
@@ -206,13 +206,13 @@ SHARED = {"name": "splitfed", "head": "shared"}
         ),
     ],
 )
-def test_policies_that_leave_no_room_for_each_other_are_refused(policy, sentence):
+def test_policies_that_do_not_go_together_are_refused(policy, sentence):
     with pytest.raises(ConfigError) as caught:
         fedbonsai.run({"policy": policy, "server": {"staleness": {"rule": "constant"}}})
     assert str(caught.value).startswith(sentence)
 
 
-def test_what_leaves_room_may_stand_together():
+def test_policies_that_go_together_are_accepted():
     none = {"name": "residuals", "up": "none", "down": "none"}
     for policy in (
         [{"name": "fastest", "cohort": 2}, SHARED],
@@ -228,7 +228,7 @@ def test_what_leaves_room_may_stand_together():
 
 @dataclass(frozen=True)
 class Stating:
-    """Makes what statements a test gives it."""
+    """A policy with the statements that a test sets."""
 
     writes: tuple[str, ...] = ()
     needs: dict[str, str] = field(default_factory=dict)
@@ -269,7 +269,7 @@ def test_a_users_policy_may_forbid_what_others_write_on_either_side_of_it():
         assert str(caught.value) == sentence
 
 
-def test_one_that_does_not_say_what_it_writes_chooses_devices_unless_it_needs_them_chosen():
+def test_a_policy_that_states_no_writes_chooses_devices_unless_it_needs_them_chosen():
     barred = Stating(writes=("plans",), forbids_behind={"plans": "why"})
     check(chain(barred, Changes()))
     with pytest.raises(ConfigError, match=r"^policy\[1\] \(random\) chooses devices behind policy\[0\] .*, why$"):
@@ -320,7 +320,7 @@ def test_a_statement_of_a_wrong_type_or_of_no_field_is_refused(statement, value,
 
 
 @pytest.mark.parametrize("name", ["splitfed", "local_loss", "ecofed"])
-def test_no_side_of_a_cut_sees_the_whole_gradient(name):
+def test_clipping_is_refused_where_the_model_is_cut(name):
     clipped = {"training": {"optimiser": {"clip_norm": 1.5}}}
     with pytest.raises(
         ConfigError, match=rf"^training.optimiser.clip_norm is 1.5; policy\[1\] \({name}\) cuts the model, "
@@ -330,7 +330,7 @@ def test_no_side_of_a_cut_sees_the_whole_gradient(name):
 
 
 class ByName(nn.Module):
-    """Gives a dict, which no head can stand in for."""
+    """Its output is a dict, which no auxiliary head can replace."""
 
     def __init__(self):
         super().__init__()
@@ -361,6 +361,6 @@ def test_a_local_loss_needs_a_head():
     assert "RunEnded" in by_name("splitfed")
 
 
-def test_a_run_with_a_policy_object_says_so_too():
+def test_a_run_with_a_policy_object_is_refused_too():
     with pytest.raises(ConfigError, match=r"^policy\[0\] \(residuals\) only changes plans"):
         fedbonsai.run(policy=Residuals())
