@@ -60,47 +60,49 @@ def _unit(field: str) -> Kind | None:
     return max(endings, key=len, default=None)
 
 
-def _inner(value: Any, kind: Any, path: str) -> Any:
+def _inner(value: Any, annotation: Any, path: str) -> Any:
     """``value`` with its inner structs read; a value of the wrong shape is left to msgspec, which refuses it."""
-    kind = _bare(kind)
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+    annotation = _bare(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
         if isinstance(value, int | float) and not isinstance(value, bool):
-            value = dict.fromkeys(getattr(kind, "shorthand", ()), value) or value
+            value = dict.fromkeys(getattr(annotation, "shorthand", ()), value) or value
         if isinstance(value, Mapping):
-            return read_struct(value, kind, path)
-    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
-        return [_inner(item, typing.get_args(kind)[0], f"{path}[{position}]") for position, item in enumerate(value)]
-    if typing.get_origin(kind) is dict and isinstance(value, Mapping):
-        return {key: _inner(item, typing.get_args(kind)[1], f"{path}.{key}") for key, item in value.items()}
+            return read_struct(value, annotation, path)
+    if typing.get_origin(annotation) is tuple and isinstance(value, list | tuple):
+        return [
+            _inner(item, typing.get_args(annotation)[0], f"{path}[{position}]") for position, item in enumerate(value)
+        ]
+    if typing.get_origin(annotation) is dict and isinstance(value, Mapping):
+        return {key: _inner(item, typing.get_args(annotation)[1], f"{path}.{key}") for key, item in value.items()}
     return value
 
 
-def _bare(kind: Any) -> Any:
+def _bare(annotation: Any) -> Any:
     """The type without ``| None`` and annotations."""
-    if typing.get_origin(kind) is typing.Annotated:
-        return _bare(typing.get_args(kind)[0])
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        rest = [choice for choice in typing.get_args(kind) if choice is not type(None)]
-        return _bare(rest[0]) if len(rest) == 1 else kind
-    return kind
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _bare(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        rest = [choice for choice in typing.get_args(annotation) if choice is not type(None)]
+        return _bare(rest[0]) if len(rest) == 1 else annotation
+    return annotation
 
 
-def _choices(kind: Any) -> list[str]:
+def _choices(annotation: Any) -> list[str]:
     """The values that a ``Literal`` anywhere in the type allows."""
-    if typing.get_origin(kind) is typing.Literal:
-        return [str(choice) for choice in typing.get_args(kind)]
-    return [choice for inner in typing.get_args(kind) for choice in _choices(inner)]
+    if typing.get_origin(annotation) is typing.Literal:
+        return [str(choice) for choice in typing.get_args(annotation)]
+    return [choice for inner in typing.get_args(annotation) for choice in _choices(inner)]
 
 
-def _sentence(message: str, value: Any, kind: Any, path: str) -> str:
+def _sentence(message: str, value: Any, annotation: Any, path: str) -> str:
     """msgspec's message as a sentence of ours: the field, the value as it was written, what is allowed."""
     match = re.fullmatch(r"(?P<what>.*?)(?: - at `\$(?P<inside>[^`]*)`)?", message, re.DOTALL)
     assert match is not None
     inside = re.fullmatch(r"\[(\d+)\]", match["inside"] or "")
     if inside and isinstance(value, list | tuple):
         path, value = f"{path}{inside[0]}", value[int(inside[1])]
-    if _choices(kind):
-        return f"{path} is {shown(value)}; it must be one of {', '.join(_choices(kind))}"
+    if _choices(annotation):
+        return f"{path} is {shown(value)}; it must be one of {', '.join(_choices(annotation))}"
     what = re.sub(
         r"[a-z]+", lambda word: _WORDS.get(word[0], word[0]), match["what"].removeprefix("Expected ").split(", got")[0]
     )

@@ -62,7 +62,6 @@ from .view import View
 # Plain data: None, bool, int, float, str, bytes, and lists, tuples, sets and dicts of these (``policies.checks.answer``).
 State = Any
 
-
 # ``needs`` of a policy that only changes plans.
 NEEDS_PLANS = {
     "plans": "only changes plans of the policies before it, and none of them chooses devices; "
@@ -117,10 +116,10 @@ class Chain:
         """Call each link in turn. Raises ``BadAnswer`` for a link that breaks the contract."""
         after = []
         for position, (link, before) in enumerate(zip(self.links, state, strict=True), 1):
-            seen = view
+            link_view = view
             if any(_fits_plans(later) for later in self.links[position:]):
-                seen = dataclasses.replace(view, fits_later=True)
-            answer: Any = link.decide(seen, before, decision)
+                link_view = dataclasses.replace(view, fits_later=True)
+            answer: Any = link.decide(link_view, before, decision)
             check_answer(answer, who=_name(position - 1, link))
             decision, new = answer
             after.append(new)

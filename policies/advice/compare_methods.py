@@ -72,7 +72,7 @@ class _Setting:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Share:
+class _Load:
     """The cost of one plan, of which there are ``count`` in a round."""
 
     plan: Plan
@@ -143,20 +143,20 @@ def _row(name: str, method: Policy, setting: _Setting) -> MethodCost:
         cuts[upload.plan.split.cut if upload.plan.split else ""] += int(upload.count)
     seconds, bound, often = _mean(method, setting, uploads)
     able = sum(cuts.values())
-    total = sum(each.count * (each.cost.up_bytes + each.cost.down_bytes) for each in uploads)
+    total = sum(load.count * (load.cost.up_bytes + load.cost.down_bytes) for load in uploads)
     return MethodCost(
         method=name,
         cuts=dict(cuts),
         seconds=seconds if able else None,
         bound=bound,
         num_bytes=often * total / able if able else 0.0,
-        peak_memory_bytes=max((each.cost.peak_memory_bytes for each in uploads), default=0),
+        peak_memory_bytes=max((load.cost.peak_memory_bytes for load in uploads), default=0),
         unable=tuple(sorted(unable.items())),
-        guessed=any(each.plan.split is not None and bool(each.plan.split.codec_up) for each in uploads),
+        guessed=any(load.plan.split is not None and bool(load.plan.split.codec_up) for load in uploads),
     )
 
 
-def _uploads(name: str, method: Policy, setting: _Setting) -> tuple[list[_Share], Counter[str]]:
+def _uploads(name: str, method: Policy, setting: _Setting) -> tuple[list[_Load], Counter[str]]:
     """Costs of the devices that can take part, in a round in which they upload; and the number of the others by reason."""
     view = setting.view
     unable: Counter[str] = Counter()
@@ -168,7 +168,7 @@ def _uploads(name: str, method: Policy, setting: _Setting) -> tuple[list[_Share]
         plans += decision.plans
         for left, reason in decision.left_out:
             unable[f"{view.profiles[left].name}: {reason}"] += setting.represented[left]
-    uploads: list[_Share] = []
+    uploads: list[_Load] = []
     for plan in plans:
         device = plan.device
         cost = view.estimate(device, plan)
@@ -176,32 +176,32 @@ def _uploads(name: str, method: Policy, setting: _Setting) -> tuple[list[_Share]
         if reason:
             unable[f"{view.profiles[device].name}: {reason}"] += setting.represented[device]
         else:
-            uploads.append(_Share(plan, cost, setting.represented[device], _weights(view, plan, cost)))
+            uploads.append(_Load(plan, cost, setting.represented[device], _weights(view, plan, cost)))
     return uploads, unable
 
 
-def _mean(method: Policy, setting: _Setting, uploads: Sequence[_Share]) -> tuple[float, str, float]:
+def _mean(method: Policy, setting: _Setting, uploads: Sequence[_Load]) -> tuple[float, str, float]:
     """Mean seconds of a round, the bound of one in which all upload, and the share of rounds in which a device uploads."""
     view, fleet, share = setting.view, setting.fleet, setting.share
     seconds, bound = _round(view, fleet, uploads, share)
     if not isinstance(method, EcoFed) or not uploads:
         return seconds, bound, 1.0
-    able = int(sum(each.count for each in uploads))
+    able = int(sum(load.count for load in uploads))
     period = upload_period(method, devices=able, cohort=max(1, round(share * able)), rounds=setting.rounds)
-    replays = [_replayed(view, each) for each in uploads]
-    mixed = [dataclasses.replace(each, count=each.count * period.part) for each in uploads]
-    mixed += [dataclasses.replace(each, count=each.count * (1 - period.part)) for each in replays]
+    replays = [_replayed(view, load) for load in uploads]
+    mixed = [dataclasses.replace(load, count=load.count * period.part) for load in uploads]
+    mixed += [dataclasses.replace(load, count=load.count * (1 - period.part)) for load in replays]
     total = period.full * seconds
     total += period.some * _round(view, fleet, mixed, share)[0] if period.some else 0.0
     total += (setting.rounds - period.full - period.some) * _round(view, fleet, replays, share)[0]
     return total / setting.rounds, bound, (period.full + period.some * period.part) / setting.rounds
 
 
-def _replayed(view: View, upload: _Share) -> _Share:
+def _replayed(view: View, upload: _Load) -> _Load:
     """The cost of the same device in a round in which its view is replayed."""
     assert upload.plan.split is not None
     plan = replace(upload.plan, split=replace(upload.plan.split, view="1"))
-    return _Share(plan, view.estimate(plan.device, plan), upload.count, (0, 0))
+    return _Load(plan, view.estimate(plan.device, plan), upload.count, (0, 0))
 
 
 def _weights(view: View, plan: Plan, cost: Estimate) -> tuple[int, int]:
@@ -214,32 +214,32 @@ def _weights(view: View, plan: Plan, cost: Estimate) -> tuple[int, int]:
     return alone.up_bytes, alone.down_bytes
 
 
-def _round(view: View, fleet: Fleet, shares: Sequence[_Share], share: float) -> tuple[float, str]:
+def _round(view: View, fleet: Fleet, loads: Sequence[_Load], share: float) -> tuple[float, str]:
     """Seconds of a round, and the resource that limits it."""
-    slowest = max(shares, key=lambda each: each.cost.seconds, default=None)
+    slowest = max(loads, key=lambda load: load.cost.seconds, default=None)
     if slowest is None:
         return 0.0, ""
     bounds = [(slowest.cost.seconds, f"device class {view.profiles[slowest.plan.device].name}")]
-    hosts = sum(each.count * each.cost.host_flops for each in shares)
+    hosts = sum(load.count * load.cost.host_flops for load in loads)
     bounds.append((share * hosts / (fleet.hosts.flop_per_s * fleet.hosts.count), "hosts"))
-    turns = sum(each.count * each.cost.seconds for each in shares if each.plan.split and each.plan.split.shares_head)
+    turns = sum(load.count * load.cost.seconds for load in loads if load.plan.split and load.plan.split.shares_head)
     bounds.append((share * turns / fleet.hosts.count, "turns at hosts"))
-    bounds += [(share * num_bytes / rate, name) for num_bytes, rate, name in _crossings(view, fleet, shares)]
+    bounds += [(share * num_bytes / rate, name) for num_bytes, rate, name in _crossings(view, fleet, loads)]
     return max(bounds, key=lambda bound: bound[0])
 
 
-def _crossings(view: View, fleet: Fleet, shares: Sequence[_Share]) -> Iterator[tuple[float, float, str]]:
+def _crossings(view: View, fleet: Fleet, loads: Sequence[_Load]) -> Iterator[tuple[float, float, str]]:
     """Bytes, rate and name of each shared link, for each direction; the links of all hosts count as one."""
     for index, direction in enumerate(("up", "down")):
         field = f"{direction}_bytes_per_s"
         shared: dict[str, float] = {}
         weights = streamed = 0.0
-        for each in shares:
-            num_bytes = each.cost.down_bytes if index else each.cost.up_bytes
-            weights += each.count * each.weights[index]
-            streamed += each.count * (num_bytes - each.weights[index])
-            if link := view.profiles[each.plan.device].shared_link:
-                shared[link] = shared.get(link, 0.0) + each.count * num_bytes
+        for load in loads:
+            num_bytes = load.cost.down_bytes if index else load.cost.up_bytes
+            weights += load.count * load.weights[index]
+            streamed += load.count * (num_bytes - load.weights[index])
+            if link := view.profiles[load.plan.device].shared_link:
+                shared[link] = shared.get(link, 0.0) + load.count * num_bytes
         for link, carried in shared.items():
             yield carried, getattr(fleet.shared_links[link], field), f"link {link}"
         if rate := getattr(fleet.server, field):

@@ -62,18 +62,18 @@ def statements_of(policy: Any, who: str = "the policy") -> Statements:
     that names a field which neither a plan nor a decision has.
     """
     names = [field.name for field in dataclasses.fields(Statements)]
-    found = Statements(**{name: getattr(policy, name) for name in names if hasattr(policy, name)})
-    if wrong := mismatch(found, Statements):
+    stated = Statements(**{name: getattr(policy, name) for name in names if hasattr(policy, name)})
+    if wrong := mismatch(stated, Statements):
         raise ValueError(f"{wrong[0]} of {who} {wrong[1]}")
     for name in ("writes", "needs", "forbids_before", "forbids_behind"):
-        for field in getattr(found, name) or ():
+        for field in getattr(stated, name) or ():
             if field not in WRITABLE:
                 close = difflib.get_close_matches(field, WRITABLE, n=1)
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
                 raise ValueError(
                     f"{name} of {who} names {field!r}{hint}; allowed: fields of a decision or a plan, {', '.join(WRITABLE)}"
                 )
-    return found
+    return stated
 
 
 def chain_fault(chain: Sequence[tuple[str, Statements]]) -> str:

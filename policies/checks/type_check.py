@@ -154,21 +154,21 @@ class TypeCheck:
 
 
 @functools.cache
-def fields_of(kind: Any) -> dict[str, Any]:
+def fields_of(class_: Any) -> dict[str, Any]:
     """Annotations of the fields of a dataclass or a struct, by name."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    if issubclass(kind, msgspec.Struct):
-        return {name: hints[name] for name in kind.__struct_fields__}
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(class_, include_extras=True)
+    if issubclass(class_, msgspec.Struct):
+        return {name: hints[name] for name in class_.__struct_fields__}
+    return {field.name: hints[field.name] for field in dataclasses.fields(class_)}
 
 
-def _is(value: Any, kind: Any) -> bool:
+def _is(value: Any, expected: Any) -> bool:
     """Whether a value is of a plain type. A bool is not a number here, and an int is accepted as a float."""
-    if kind is None:
+    if expected is None:
         return value is None
-    if kind in (int, float):
-        return isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
-    return isinstance(value, kind)
+    if expected in (int, float):
+        return isinstance(value, int | float if expected is float else int) and not isinstance(value, bool)
+    return isinstance(value, expected)
 
 
 def _out_of_bounds(value: Any, meta: Any, path: Path) -> Problems:

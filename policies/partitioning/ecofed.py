@@ -109,19 +109,17 @@ class EcoFed:
         """Cut the plans of the devices that upload, and replace the others by replays."""
         if not decision.plans:
             return decision, state
-        wanted, rng, left_out = len(decision.plans), np.random.default_rng(view.seed), list[tuple[int, str]]()
+        count, rng, left_out = len(decision.plans), np.random.default_rng(view.seed), list[tuple[int, str]]()
         upload_round = self.uploads == "period" and view.version % self.period == 0
         held = {} if upload_round else newest_views(view)
         plans: list[Plan] = []
         if self.uploads == "views":
-            plans = self._first_that_fit(
-                view, self._due(decision.plans, held, rng), -(-wanted // self.period), left_out
-            )
-        asked = {plan.device for plan in plans} | {device for device, _ in left_out}
-        drawn = uniform_order(rng, sorted(held.keys() - asked))[: wanted - len(plans)]
+            plans = self._first_that_fit(view, self._due(decision.plans, held, rng), -(-count // self.period), left_out)
+        decided = {plan.device for plan in plans} | {device for device, _ in left_out}
+        drawn = uniform_order(rng, sorted(held.keys() - decided))[: count - len(plans)]
         plans += [self._replay(view.new_plan(device), view.hosts, held[device]) for device in drawn]
-        new = [plan for plan in decision.plans if plan.device not in held and plan.device not in asked]
-        plans += self._first_that_fit(view, new, wanted - len(plans), left_out)
+        new = [plan for plan in decision.plans if plan.device not in held and plan.device not in decided]
+        plans += self._first_that_fit(view, new, count - len(plans), left_out)
         plans.sort(key=lambda plan: plan.device)
         return replace(decision, plans=tuple(plans), left_out=(*decision.left_out, *left_out)), state
 

@@ -48,12 +48,12 @@ class Closing:
     @property
     def writes(self) -> tuple[str, ...]:
         """The fields for which it has a value."""
-        wanted = {
+        is_set = {
             "close_at": self.at is not None,
             "close_after_s": self.after_s is not None,
             "deadline_s": self.partial,
         }
-        return tuple(field for field, is_set in wanted.items() if is_set)
+        return tuple(field for field, value in is_set.items() if value)
 
     @property
     def forbids_before(self) -> Mapping[str, str]:
