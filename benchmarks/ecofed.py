@@ -36,7 +36,7 @@ from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.partitioning.ecofed import EcoFed
 from fedbonsai.policies.partitioning.local_loss import LocalLoss
-from fedbonsai.policies.partitioning.split import SplitFed
+from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.plan import Plan
 from fedbonsai.policies.policy import Policy, chain
 from fedbonsai.policies.selection.plain import All

@@ -1,4 +1,4 @@
-"""A fleet: classes of devices with a count each, the links that they share, and the hosts and the server behind them.
+"""Fleets: classes of devices with a count each, the links that they share, the partition hosts and the server.
 
 Devices are numbered from 0, class by class in the order written. Ten thousand devices of five classes are five profiles:
 all devices of a class share one object. ``load_fleet`` takes a built-in name (``clusters/fleets``), a path or a mapping.
@@ -36,13 +36,13 @@ BUILT_IN = Path(__file__).parent / "fleets"
 
 
 class DeviceClass(DeviceProfile, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``count`` devices of one profile.
+    """``count`` devices with one profile.
 
-    Simulated devices run on any worker. A class of real devices says where they are, by one of: ``label_selector``, labels of
-    Ray nodes (``{board: rpi4}``), or ``resource``, a custom Ray resource; each of its devices has a worker of its own there.
-    ``join_timeout_s``: how long such a device is awaited before round 1 (None: ``ray.placement_timeout_s``).
-    ``availability``, ``dropout`` and ``jitter`` are for the virtual clock; of them, policies see who can be reached.
-    ``rates``: a file of what a device's own link carries from when on; a packet keeps the rate at which it sets out.
+    Simulated devices run on any worker. A class of real devices names their nodes by ``label_selector``, labels of Ray nodes
+    (``{board: rpi4}``), or by ``resource``, a custom Ray resource; each of its devices has a worker of its own there.
+    ``join_timeout_s``: how long such a device is awaited before round 1 (None: ``ray.placement_timeout_s``). ``availability``,
+    ``dropout`` and ``jitter`` are simulated by the virtual clock; of these, policies see only which devices can be reached.
+    ``rates``: a file of rates of a device's link, each from a given time on; a packet keeps the rate at which it starts.
     """
 
     count: Count = 1
@@ -56,24 +56,24 @@ class DeviceClass(DeviceProfile, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def profile(self) -> DeviceProfile:
-        """What policies see of each device of the class."""
+        """The profile of each device of the class, as policies see it."""
         return DeviceProfile(**{field: getattr(self, field) for field in DeviceProfile.__struct_fields__})
 
     @property
     def placed(self) -> bool:
-        """Whether its devices are on nodes of their own."""
+        """Whether its devices are real ones, on nodes of their own."""
         return self.label_selector is not None or self.resource is not None
 
 
 class SharedLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A link that several devices divide among them, such as one Wi-Fi access point: all of its capacity, bytes per second."""
+    """A link that several devices share, such as a Wi-Fi access point: its total capacity, bytes per second."""
 
     up_bytes_per_s: Positive
     down_bytes_per_s: Positive
 
 
 class HostProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The partition hosts, which train the server's side of a cut model: how many, and what each is. Links None: unlimited."""
+    """The partition hosts, which train the server's side of a cut model: their number and figures. Links None: unlimited."""
 
     count: Count = 1
     flop_per_s: Positive = 100e9
@@ -83,9 +83,9 @@ class HostProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class ServerProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The server. Its link (up: from the devices, down: to them) is shared by all devices; None means unlimited.
+    """The server. Its link (up: from the devices, down: to them) is shared by all devices; None: unlimited.
 
-    ``lost_after_s``: how long after a device is gone the server gives up its plan.
+    ``lost_after_s``: seconds after the loss of a device at which the server gives up its plan.
     """
 
     flop_per_s: Positive = 100e9
@@ -95,7 +95,7 @@ class ServerProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All devices of a run, and what is behind them. ``shared_links`` by the name that classes use."""
+    """All devices of a run, their shared links, hosts and server. ``shared_links``: by the name that classes use."""
 
     name: str = "fleet"
     description: str = ""
@@ -106,29 +106,31 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def num_devices(self) -> int:
-        """Devices of all classes."""
-        return sum(kind.count for kind in self.classes)
+        """Number of devices of all classes."""
+        return sum(device_class.count for device_class in self.classes)
 
     def profiles(self) -> tuple[DeviceProfile, ...]:
-        """[device] profiles; devices of a class share one object."""
-        return tuple(profile for kind in self.classes for profile in [kind.profile] * kind.count)
+        """[device] profile; devices of a class share one object."""
+        return tuple(
+            profile for device_class in self.classes for profile in [device_class.profile] * device_class.count
+        )
 
     @property
     def simulates_faults(self) -> bool:
-        """Whether devices of it come and go, drop out, or vary."""
-        quiet = ALWAYS, NEVER_LOST, STEADY
-        return any((kind.availability, kind.dropout, kind.jitter) != quiet or kind.rates for kind in self.classes)
+        """Whether any class declares availability, dropouts, jitter or rates."""
+        defaults = ALWAYS, NEVER_LOST, STEADY
+        return any((each.availability, each.dropout, each.jitter) != defaults or each.rates for each in self.classes)
 
     def class_of(self, device: int) -> DeviceClass:
-        """The class of a device. Raises ``IndexError`` for a number that no device has."""
+        """The class of a device. Raises ``IndexError`` for a number of no device."""
         if not 0 <= device < self.num_devices:
             raise IndexError(f"device {device} of a fleet of {self.num_devices}")
-        return self.classes[bisect_right(list(accumulate(kind.count for kind in self.classes)), device)]
+        return self.classes[bisect_right(list(accumulate(device_class.count for device_class in self.classes)), device)]
 
     def group_of(self, device: int) -> str:
-        """The group of workers that may run a device: its own one where its class is placed, "" (any worker) else."""
-        kind = self.class_of(device)
-        return f"device {device} (class {kind.name})" if kind.placed else ""
+        """The group of workers that may run a device: its own one for a real device, "" (any worker) else."""
+        device_class = self.class_of(device)
+        return f"device {device} (class {device_class.name})" if device_class.placed else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data in base units, every default written out; ``load_fleet`` of it is an equal fleet."""
@@ -163,55 +165,59 @@ def load_fleet(source: str | Mapping[str, Any]) -> Fleet:
 
 
 def describe(fleet: Fleet) -> list[dict[str, str]]:
-    """One row a class for people to read: class, devices, speed, memory, up, down, latency and shared link."""
+    """One row for each class, formatted for people: class, devices, speed, memory, up, down, latency and shared link."""
     return [
         {
-            "class": kind.name,
-            "devices": str(kind.count),
-            "speed": format_quantity(kind.flop_per_s, kind="flop_per_s"),
-            "memory": format_quantity(kind.memory_bytes, kind="bytes"),
-            "up": format_quantity(kind.up_bytes_per_s, kind="bytes_per_s"),
-            "down": format_quantity(kind.down_bytes_per_s, kind="bytes_per_s"),
-            "latency": format_quantity(kind.latency_s, kind="s"),
-            "shared link": kind.shared_link or "",
+            "class": device_class.name,
+            "devices": str(device_class.count),
+            "speed": format_quantity(device_class.flop_per_s, kind="flop_per_s"),
+            "memory": format_quantity(device_class.memory_bytes, kind="bytes"),
+            "up": format_quantity(device_class.up_bytes_per_s, kind="bytes_per_s"),
+            "down": format_quantity(device_class.down_bytes_per_s, kind="bytes_per_s"),
+            "latency": format_quantity(device_class.latency_s, kind="s"),
+            "shared link": device_class.shared_link or "",
         }
-        for kind in fleet.classes
+        for device_class in fleet.classes
     ]
 
 
 def _check(fleet: Fleet, folder: Path) -> Fleet:
-    """The fleet, if its classes agree with one another, with the traces that it names in ``folder``."""
+    """The fleet with its traces, read from ``folder``. Raises ``ValueError`` where fields contradict each other."""
     if fleet.num_devices > MOST_DEVICES:
         raise ValueError(f"fleet.classes count {fleet.num_devices} devices; it must be at most {MOST_DEVICES:,} in all")
     seen: set[str] = set()
     classes, first = [], 0
-    for position, kind in enumerate(fleet.classes):
+    for position, device_class in enumerate(fleet.classes):
         field = f"fleet.classes[{position}]"
-        if not kind.name or kind.name in seen:
-            raise ValueError(f"{field}.name is {kind.name!r}; each class needs a name of its own")
-        seen.add(kind.name)
-        if kind.shared_link is not None and kind.shared_link not in fleet.shared_links:
+        if not device_class.name or device_class.name in seen:
+            raise ValueError(f"{field}.name is {device_class.name!r}; each class needs a name of its own")
+        seen.add(device_class.name)
+        if device_class.shared_link is not None and device_class.shared_link not in fleet.shared_links:
             declared = ", ".join(fleet.shared_links) or "none"
             raise ValueError(
-                f"{field}.shared_link is {kind.shared_link!r}; the links that fleet.shared_links declares: {declared}"
+                f"{field}.shared_link is {device_class.shared_link!r}; the links that fleet.shared_links declares: {declared}"
             )
-        if kind.label_selector is not None and kind.resource is not None:
+        if device_class.label_selector is not None and device_class.resource is not None:
             raise ValueError(
-                f"{field}.resource is {kind.resource!r} beside a label_selector; a class is placed by one of them"
+                f"{field}.resource is {device_class.resource!r} beside a label_selector; a class is placed by one of them"
             )
-        if kind.join_timeout_s is not None and not kind.placed:
+        if device_class.join_timeout_s is not None and not device_class.placed:
             raise ValueError(
-                f"{field}.join_timeout_s is {kind.join_timeout_s:g}, but the class is simulated; only real devices "
+                f"{field}.join_timeout_s is {device_class.join_timeout_s:g}, but the class is simulated; only real devices "
                 "(label_selector, resource) are awaited"
             )
-        if kind.label_selector == {} or kind.resource == "":
+        if device_class.label_selector == {} or device_class.resource == "":
             raise ValueError(
-                f"{field}.{'resource' if kind.resource == '' else 'label_selector'} is empty; leave it out, or say where"
+                f"{field}.{'resource' if device_class.resource == '' else 'label_selector'} is empty; "
+                "leave it out, or name the nodes"
             )
-        check_availability(kind.availability, kind.dropout, field)
+        check_availability(device_class.availability, device_class.dropout, field)
         where: dict[str, Any] = {"num_devices": fleet.num_devices, "folder": folder}
-        where["devices"] = range(first, first + kind.count)
-        traced, rates = load_trace(kind.availability, field, **where), load_rates(kind.rates, field, **where)
-        classes.append(msgspec.structs.replace(kind, availability=traced, rates=rates))
-        first += kind.count
+        where["devices"] = range(first, first + device_class.count)
+        traced, rates = (
+            load_trace(device_class.availability, field, **where),
+            load_rates(device_class.rates, field, **where),
+        )
+        classes.append(msgspec.structs.replace(device_class, availability=traced, rates=rates))
+        first += device_class.count
     return msgspec.structs.replace(fleet, classes=tuple(classes))

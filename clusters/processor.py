@@ -1,38 +1,38 @@
-"""What of a machine decides the bits of a result: its processor's vector units, and the builds of the numerical libraries.
+"""The properties of a machine on which the bits of a result depend: vector units and builds of the numerical libraries.
 
-Kernels are chosen by vector unit, and each sums in its own order, so float32 results agree bit for bit only between machines
-where all of this is the same.
+Kernels are chosen by vector unit, and each sums in an order of its own, so float32 results agree bit for bit only between
+machines where all of these are the same.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-# Restrict the kernels that torch and oneDNN choose from.
+# Environment variables that restrict the kernels from which torch and oneDNN choose.
 _LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
 
 def numerics_here() -> dict[str, str]:
     """Processor and library builds of this process, each as one short text."""
-    found: dict[str, str] = inspector()()
-    return found
+    numerics: dict[str, str] = inspector()()
+    return numerics
 
 
 def tell_apart(nodes: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """A sentence where ``nodes`` (numerics by address) are of several kinds; none where all agree."""
+    """A notice where ``nodes`` (numerics by address) differ; an empty list where all agree."""
     kinds: dict[str, list[str]] = {}
     for address, numerics in nodes.items():
         kinds.setdefault(", ".join(f"{name} {value}" for name, value in numerics.items()), []).append(address)
     if len(kinds) < 2:
         return []
-    told = "; ".join(f"{', '.join(addresses)}: {kind}" for kind, addresses in kinds.items())
+    listed = "; ".join(f"{', '.join(addresses)}: {kind}" for kind, addresses in kinds.items())
     return [
         f"the nodes are of {len(kinds)} kinds, between which results differ in the last bits, so the model depends on where "
-        f"each plan runs: {told}"
+        f"each plan runs: {listed}"
     ]
 
 
 def inspector() -> Any:
-    """The function behind ``numerics_here``. A nested function travels to other nodes by value, without our package."""
+    """The function behind ``numerics_here``. A nested function is sent to other nodes by value, without this package."""
     limits = _LIMITS
 
     def inspect() -> dict[str, str]:

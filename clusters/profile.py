@@ -1,4 +1,4 @@
-"""What a device is: the figures that policies plan with and that the virtual clock charges."""
+"""The profile of a device: the figures that policies plan with and that the virtual clock charges."""
 
 from typing import Annotated, Literal
 
@@ -12,12 +12,13 @@ ALL_KINDS: frozenset[Kind] = frozenset({"weights", "logits", "activations", "lab
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One class of devices.
+    """The figures of one class of devices.
 
-    ``flop_per_s``: sustained speed of training, not a data sheet's peak. ``memory_bytes``: what training may allocate on
-    top of an idle trainer. ``up_bytes_per_s``, ``down_bytes_per_s``, ``latency_s``: its own link; ``shared_link`` names a
-    link of the fleet that it shares with others. ``codecs``: names it can run (None: all). ``may_send``: kinds of data that
-    may leave it; a plan that would send more is refused. ``watts``: power while training, if known.
+    ``flop_per_s``: sustained speed of training, not a data sheet's peak. ``memory_bytes``: memory that training may allocate
+    in addition to an idle trainer. ``up_bytes_per_s``, ``down_bytes_per_s``, ``latency_s``: its own link; ``shared_link``
+    names a link of the fleet that it shares with others. ``codecs``: names of codecs that it can run (None: all).
+    ``may_send``: kinds of data that may leave it; a plan that would send others is refused. ``watts``: power while training,
+    if known.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""From a mapping as people write it to a struct: units become numbers, a mistake becomes one sentence that names the field."""
+"""Converts mappings as people write them to structs: units become numbers, a mistake one sentence that names the field."""
 
 import difflib
 import re
@@ -23,13 +23,13 @@ _WORDS = {
 }
 
 
-def read_struct(raw: Mapping[str, Any], kind: type[T], path: str) -> T:
-    """``raw`` as ``kind``; a field's unit is told by the end of its name (``memory_bytes``, ``latency_s``).
+def read_struct(raw: Mapping[str, Any], struct: type[T], path: str) -> T:
+    """``raw`` as a ``struct``; the unit of a field follows from the end of its name (``memory_bytes``, ``latency_s``).
 
-    ``path``: what the mapping is called, for errors (``fleet``). Where a struct inside has a ``shorthand``, a plain number sets
-    the fields that it names. Raises ``ValueError`` in one sentence.
+    ``path``: name of the mapping, for errors (``fleet``). Where an inner struct has a ``shorthand``, a plain number sets the
+    fields that it names. Raises ``ValueError`` in one sentence.
     """
-    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    fields = {field.name: field for field in msgspec.structs.fields(struct)}
     for key in raw:
         if key not in fields:
             close = difflib.get_close_matches(str(key), fields, 1)
@@ -39,68 +39,70 @@ def read_struct(raw: Mapping[str, Any], kind: type[T], path: str) -> T:
         raise ValueError(f"{path}.{missing[0]} is missing; it has no default")
     values = {}
     for name, value in raw.items():
-        expected, here, unit = fields[name].type, f"{path}.{name}", _unit(name)
+        expected, field, unit = fields[name].type, f"{path}.{name}", _unit(name)
         if isinstance(value, str) and not is_unicode(value):
-            raise ValueError(f"{here} is {value!r}, which holds half of a surrogate pair; it must be text")
+            raise ValueError(f"{field} is {value!r}, which holds half of a surrogate pair; it must be text")
         plain = (
-            parse_quantity(value, kind=unit, field=here)
+            parse_quantity(value, kind=unit, field=field)
             if unit and value is not None
-            else _inner(value, expected, here)
+            else _inner(value, expected, field)
         )
         try:
             values[name] = msgspec.convert(plain, expected)
         except msgspec.ValidationError as error:
-            raise ValueError(_sentence(str(error), value, expected, here)) from error
-    return kind(**values)
+            raise ValueError(_sentence(str(error), value, expected, field)) from error
+    return struct(**values)
 
 
 def _unit(field: str) -> Kind | None:
-    """The kind of quantity that a field of this name holds, by the longest ending that is one."""
+    """The kind of quantity that a field of this name holds, by its longest ending that is a quantity; None for no quantity."""
     endings = [kind for kind in UNITS if field == kind or field.endswith(f"_{kind}")]
     return max(endings, key=len, default=None)
 
 
-def _inner(value: Any, kind: Any, path: str) -> Any:
-    """``value`` with the structs inside it read; what is not of the right shape is left for msgspec to refuse."""
-    kind = _bare(kind)
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+def _inner(value: Any, annotation: Any, path: str) -> Any:
+    """``value`` with its inner structs read; a value of the wrong shape is left to msgspec, which refuses it."""
+    annotation = _bare(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
         if isinstance(value, int | float) and not isinstance(value, bool):
-            value = dict.fromkeys(getattr(kind, "shorthand", ()), value) or value
+            value = dict.fromkeys(getattr(annotation, "shorthand", ()), value) or value
         if isinstance(value, Mapping):
-            return read_struct(value, kind, path)
-    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
-        return [_inner(item, typing.get_args(kind)[0], f"{path}[{position}]") for position, item in enumerate(value)]
-    if typing.get_origin(kind) is dict and isinstance(value, Mapping):
-        return {key: _inner(item, typing.get_args(kind)[1], f"{path}.{key}") for key, item in value.items()}
+            return read_struct(value, annotation, path)
+    if typing.get_origin(annotation) is tuple and isinstance(value, list | tuple):
+        return [
+            _inner(item, typing.get_args(annotation)[0], f"{path}[{position}]") for position, item in enumerate(value)
+        ]
+    if typing.get_origin(annotation) is dict and isinstance(value, Mapping):
+        return {key: _inner(item, typing.get_args(annotation)[1], f"{path}.{key}") for key, item in value.items()}
     return value
 
 
-def _bare(kind: Any) -> Any:
+def _bare(annotation: Any) -> Any:
     """The type without ``| None`` and annotations."""
-    if typing.get_origin(kind) is typing.Annotated:
-        return _bare(typing.get_args(kind)[0])
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        rest = [choice for choice in typing.get_args(kind) if choice is not type(None)]
-        return _bare(rest[0]) if len(rest) == 1 else kind
-    return kind
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _bare(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        rest = [choice for choice in typing.get_args(annotation) if choice is not type(None)]
+        return _bare(rest[0]) if len(rest) == 1 else annotation
+    return annotation
 
 
-def _choices(kind: Any) -> list[str]:
+def _choices(annotation: Any) -> list[str]:
     """The values that a ``Literal`` anywhere in the type allows."""
-    if typing.get_origin(kind) is typing.Literal:
-        return [str(choice) for choice in typing.get_args(kind)]
-    return [choice for inner in typing.get_args(kind) for choice in _choices(inner)]
+    if typing.get_origin(annotation) is typing.Literal:
+        return [str(choice) for choice in typing.get_args(annotation)]
+    return [choice for inner in typing.get_args(annotation) for choice in _choices(inner)]
 
 
-def _sentence(message: str, value: Any, kind: Any, path: str) -> str:
-    """msgspec's message as ours: the field, the value as it was written, what is allowed."""
+def _sentence(message: str, value: Any, annotation: Any, path: str) -> str:
+    """msgspec's message as a sentence of ours: the field, the value as it was written, what is allowed."""
     match = re.fullmatch(r"(?P<what>.*?)(?: - at `\$(?P<inside>[^`]*)`)?", message, re.DOTALL)
     assert match is not None
     inside = re.fullmatch(r"\[(\d+)\]", match["inside"] or "")
     if inside and isinstance(value, list | tuple):
         path, value = f"{path}{inside[0]}", value[int(inside[1])]
-    if _choices(kind):
-        return f"{path} is {shown(value)}; it must be one of {', '.join(_choices(kind))}"
+    if _choices(annotation):
+        return f"{path} is {shown(value)}; it must be one of {', '.join(_choices(annotation))}"
     what = re.sub(
         r"[a-z]+", lambda word: _WORDS.get(word[0], word[0]), match["what"].removeprefix("Expected ").split(", got")[0]
     )

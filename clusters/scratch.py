@@ -1,9 +1,9 @@
-"""Temporary folders with an owner: removed by it, or, where it was killed, by the next process on the machine that looks.
+"""Temporary folders with an owner, which removes them; folders of a killed owner are removed by later processes.
 
     <temporary folder>/fedbonsai-<user>/<run>/<kind>-<random>/.owner
 
 The owner of a folder is the process that holds the lock (``flock``) of the file ``.owner`` in it. The system releases a lock
-when its process ends, however that happens, so a folder whose lock can be taken is an orphan. Only folders that hold such a
+when its process ends for any reason, so a folder whose lock can be taken is an orphan. Only folders that hold such a
 file, written here and by the same user, are ever removed by another process.
 """
 
@@ -29,7 +29,7 @@ _MOST_TRIES = 10  # another process may remove an empty parent folder between tw
 
 @dataclass(frozen=True)
 class Scratch:
-    """The temporary folders of one run on this machine, whichever of its processes makes them."""
+    """The temporary folders of one run on this machine, made by any of its processes."""
 
     run: str = field(default_factory=lambda: f"run-{secrets.token_hex(8)}")
 
@@ -47,22 +47,22 @@ class Scratch:
         return ScratchFolder(path)
 
     def close(self) -> None:
-        """Remove all folders of the run, also of processes that were killed. No process of the run may live any more."""
+        """Remove all folders of the run, also those of killed processes. All other processes of the run must have ended."""
         with suppress(OSError):  # the folder of all runs belongs to another user, or cannot be read
             shutil.rmtree(base() / self.run, ignore_errors=True)
-            base().rmdir()  # fails where another run is there
+            base().rmdir()  # fails where another run has folders
 
 
 class ScratchFolder:
-    """A folder that belongs to this process. It is removed by ``close``, at the latest when the process ends in order."""
+    """A folder owned by this process. It is removed by ``close``, or when the process exits normally."""
 
     def __init__(self, path: Path) -> None:
-        """``path``: an empty folder that no other process knows yet. Raises ``OSError``."""
+        """``path``: an empty folder that no other process uses yet. Raises ``OSError``."""
         self.path = path
         self._remove = weakref.finalize(self, _remove, path, claim(path), os.getpid())
 
     def close(self) -> None:
-        """Remove the folder and what it holds."""
+        """Remove the folder and its contents."""
         self._remove()
 
 
@@ -76,29 +76,29 @@ def base() -> Path:
 
 
 def claim(path: Path) -> BinaryIO:
-    """Make this process the owner of a folder, as long as the file that is returned is open. Raises ``OSError``."""
+    """Make this process the owner of a folder while the returned file is open. Raises ``OSError``."""
     partial = path / f"{_OWNER}.{secrets.token_hex(4)}"
     file = partial.open("xb")
     file.write(_MAGIC)
     file.flush()
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    partial.rename(path / _OWNER)  # it has its name when it is locked, so nobody finds it without its lock
+    partial.rename(path / _OWNER)  # it is renamed when it is locked, so no process finds it without its lock
     return file
 
 
 def reap_runs() -> None:
-    """Remove what runs have left on this machine whose processes were killed."""
+    """Remove the folders that killed processes of this user have left on this machine."""
     with suppress(OSError):
         for run in base().iterdir():
             reap(run.iterdir())
             with suppress(OSError):  # a folder of it is in use
                 run.rmdir()
-        base().rmdir()  # fails where there is a run
+        base().rmdir()  # fails where a run has folders
 
 
 def reap(paths: Iterable[Path]) -> None:
-    """Remove those of ``paths`` that are folders whose owner is gone."""
+    """Remove those of ``paths`` that are folders whose owner has ended."""
     for path in paths:
         if (file := _orphan(path)) is not None:
             with file:
@@ -106,18 +106,18 @@ def reap(paths: Iterable[Path]) -> None:
 
 
 def _orphan(path: Path) -> BinaryIO | None:
-    """The owner's file of a folder, locked by this process, if nobody else holds it; None for everything else."""
+    """The owner file of an orphaned folder, locked by this process; None for any other path."""
     if fcntl is None or path.is_symlink():
         return None
     try:
         file = os.fdopen(os.open(path / _OWNER, os.O_RDWR | os.O_NOFOLLOW), "r+b")
-    except OSError:  # it is no folder, not owned, or of another user
+    except OSError:  # not a folder, without an owner file, or of another user
         return None
     try:
         if os.fstat(file.fileno()).st_uid == _user() and file.read(len(_MAGIC)) == _MAGIC:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return file
-    except OSError:  # its owner lives
+    except OSError:  # its owner is alive
         pass
     file.close()
     return None
@@ -127,7 +127,7 @@ def _remove(path: Path, file: BinaryIO, pid: int) -> None:
     """Remove a folder; not in a process that was forked from its owner."""
     if os.getpid() == pid:
         shutil.rmtree(path, ignore_errors=True)
-        with suppress(OSError):  # another folder of the run, or another run, is there
+        with suppress(OSError):  # another folder of the run, or another run, exists
             path.parent.rmdir()
             path.parent.parent.rmdir()
     file.close()

@@ -1,6 +1,6 @@
 """Quantities as people write them: ``20 Mbit/s``, ``512 MB``, ``3.2 GFLOP/s``, ``15 ms``. A bare number is in base units.
 
-Decimal and binary prefixes are told apart (1 kB = 1000 B, 1 KiB = 1024 B) and the arithmetic is exact: the number is read
+Decimal and binary prefixes are distinguished (1 kB = 1000 B, 1 KiB = 1024 B) and the arithmetic is exact: the number is read
 as a fraction, multiplied, and rounded once. Bits become bytes: 8 Mbit/s are 1 MB/s.
 """
 
@@ -37,7 +37,7 @@ _ALSO: dict[Kind, str] = {
     "s": "15 ms",
     "watts": "10 W",
 }
-# Beyond these no device is meant, and sums and quotients of simulated time would leave what a float can hold.
+# No device is outside these limits, and within them sums and quotients of simulated time stay in the range of a float.
 LIMITS: dict[Kind, tuple[float, float]] = {
     "bytes": (0, 2**60),
     "bytes_per_s": (1e-3, 1e18),
@@ -45,12 +45,12 @@ LIMITS: dict[Kind, tuple[float, float]] = {
     "s": (1e-12, 1e12),
     "watts": (1e-9, 1e9),
 }
-# (The exact number of an exponent of more digits would fill the memory.)
+# Exponents have at most 3 digits: the exact integer of a longer one would exhaust the memory.
 _QUANTITY = re.compile(r"\s*([+-]?(?:\d{1,30}\.?\d{0,30}|\.\d{1,30})(?:[eE][+-]?\d{1,3})?)\s*(\S*)\s*")
 
 
 def parse_quantity(value: object, *, kind: Kind, field: str) -> int | float:
-    """``value`` in base units: a whole number of bytes for "bytes", a float else. Zero and signs are left to the caller.
+    """``value`` in base units: an int for "bytes", otherwise a float. Zero and negative numbers are left to the caller.
 
     ``value`` is a number in base units, or a string of number and unit. Raises ``ValueError`` naming ``field``, the value
     and what is allowed, for a unit of another kind or unknown, for a fraction of a byte, and for a number above 0 that is
@@ -68,7 +68,7 @@ def parse_quantity(value: object, *, kind: Kind, field: str) -> int | float:
 
 
 def shown(value: object) -> str:
-    """``value`` as errors show it: on one line, cut when it is long."""
+    """``value`` as errors show it: on one line, shortened where it is long."""
     try:
         text = repr(value).replace("\n", " ")
     except (ValueError, RecursionError):  # an integer of more digits than Python prints, or a container inside itself
@@ -77,7 +77,7 @@ def shown(value: object) -> str:
 
 
 def format_quantity(value: float, *, kind: Kind) -> str:
-    """``value`` for people to read, in three digits and the unit that suits it: ``8 GB``, ``20 Mbit/s``, ``15 ms``."""
+    """``value`` with three digits and a suitable unit, for people: ``8 GB``, ``20 Mbit/s``, ``15 ms``."""
     names = {
         "bytes": ["B", "kB", "MB", "GB", "TB"],
         "bytes_per_s": ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"],

@@ -1,11 +1,11 @@
-"""How a user's own code (``module:function`` in a configuration) reaches the workers.
+"""Makes a user's own code (``module:function`` in a configuration) available on the workers.
 
-A local worker can read the same files, so it only needs to know where: PYTHONPATH. A node of a joined cluster needs the files:
-Ray ships packages and single files named in its runtime environment, and the modules of the same folder that these import.
-What is installed (site-packages, the standard library, fedbonsai itself) is expected on every node and never shipped.
+A local worker reads the same files, and needs their folder in PYTHONPATH. A node of a joined cluster needs the files: Ray
+sends packages and single files named in its runtime environment, here with the modules of the same folder that these import.
+Installed modules (site-packages, the standard library, fedbonsai itself) must be on every node and are never sent.
 
-The folder of a configuration is not put on the import path, where a file of any name in it would be taken for a module that
-some library tries to import; ``find_beside`` opens it for the modules that the configuration names.
+The folder of a configuration is not put on the import path, since any file in it could then be mistaken for a module that some
+library tries to import; ``find_beside`` makes only the modules available that the configuration names.
 """
 
 import ast
@@ -21,15 +21,15 @@ from typing import Any
 
 
 class ModulesBeside:
-    """Finds, in one folder, modules of these names, and those that they import from beside them; after all other finders."""
+    """Finds modules of given names in one folder, and the modules that these import from there; after all other finders."""
 
     def __init__(self, folder: Path) -> None:
-        """No name yet."""
+        """Without names at first."""
         self.folder = folder
         self.names: set[str] = set()
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """As the import system asks for it."""
+        """See ``importlib.abc.MetaPathFinder``."""
         if path is not None or name not in self.names:
             return None
         spec = PathFinder.find_spec(name, [str(self.folder)])
@@ -39,7 +39,7 @@ class ModulesBeside:
 
 
 def find_beside(folder: Path, modules: Iterable[str]) -> None:
-    """Have ``module`` or ``module:function`` references found in a folder too, from now on in this process."""
+    """Also look in ``folder`` for the modules of ``module`` or ``module:function`` references, in this process."""
     names = {reference.partition(":")[0].partition(".")[0] for reference in modules}
     if not names:
         return
@@ -52,9 +52,10 @@ def find_beside(folder: Path, modules: Iterable[str]) -> None:
 
 
 def runtime_env_for(modules: Iterable[str], *, joined: bool) -> dict[str, Any]:
-    """Ray's runtime environment for the user's ``module`` or ``module:function`` references; {} when there is nothing to do.
+    """Ray's runtime environment for the user's ``module`` or ``module:function`` references; {} where none is needed.
 
-    ``joined``: whether the cluster may have nodes without our files. Raises ``ValueError`` for a module that is not found.
+    ``joined``: whether the cluster may have nodes that do not have the user's files. Raises ``ValueError`` for a module that
+    is not found.
     """
     sources = user_sources(modules)
     if not sources:
@@ -71,7 +72,7 @@ def python_path(sources: Iterable[Path]) -> str:
 
 
 def user_sources(modules: Iterable[str]) -> list[Path]:
-    """Files and package folders of the user's own top-level modules, with what these import from beside them; sorted."""
+    """Files and package folders of the user's own modules, and of those beside them that these import; sorted."""
     found: dict[Path, None] = {}
     pending = []
     for reference in modules:
@@ -87,7 +88,7 @@ def user_sources(modules: Iterable[str]) -> list[Path]:
 
 
 def _source(spec: ModuleSpec | None, name: str, reference: str) -> Path | None:
-    """Where a top-level module lies; None where it is installed."""
+    """Path of a top-level module; None where it is installed."""
     if spec is None:
         raise ValueError(
             f"{reference!r} names a module that is not on the import path; its folder must be in PYTHONPATH"
@@ -106,7 +107,7 @@ def _location(spec: ModuleSpec) -> Path:
 
 
 def _neighbours(path: Path) -> list[Path]:
-    """Modules beside ``path`` that its files import; importing a file that cannot be parsed reports the error."""
+    """Modules beside ``path`` that its files import. Files that cannot be parsed are skipped; importing them fails later."""
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
     names: set[str] = set()
     for file in files:

@@ -2,8 +2,8 @@
 
 PyYAML follows YAML 1.1, where a number with an exponent needs a point and a signed exponent (``1.0e-3``) and is text
 otherwise, a date is an object, and the last of two equal keys wins. YAML 1.2 (sections 10.3.2 and 3.2.1.3) reads ``1e-3`` as
-a number and a date as text, and forbids equal keys; so does this loader. It also refuses what a file of settings never
-needs and what could exhaust the process: tags of other types, text that is not Unicode, values nested more than
+a number and a date as text, and forbids equal keys; so does this loader. It also refuses input that no settings file needs
+and that could exhaust the process: tags of other types, text that is not Unicode, values nested more than
 ``MOST_DEPTH`` deep, aliases inside the values that they name, and aliases for more than ``MOST_ALIASED`` values in all.
 """
 
@@ -22,18 +22,17 @@ _TAGS = frozenset(_TAG + name for name in ("null", "bool", "int", "float", "str"
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, with the departures that the module's docstring lists."""
+    """The safe loader, with the changes that the module's docstring lists."""
 
     def __init__(self, text: str) -> None:
-        """At the beginning of the text."""
+        """A loader of ``text``."""
         super().__init__(text)
         self._depth = 0
-        self._sizes: dict[
-            int, int
-        ] = {}  # of complete nodes, by identity: the values they stand for, aliases written out
+        # Number of values of each complete node, with its aliases expanded, by the identity of the node.
+        self._sizes: dict[int, int] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node, if it is small enough."""
+        """A node, within the limits of depth and size."""
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if self._depth == MOST_DEPTH:
             raise _error(f"values are nested more than {MOST_DEPTH} deep", event.start_mark)
@@ -54,7 +53,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """A mapping whose keys differ, as it is written: what ``<<`` merges into it later may be overridden."""
+        """A mapping whose written keys differ; keys that ``<<`` merges into it later may be overridden."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
@@ -83,7 +82,7 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def parse_yaml(text: str) -> Any:
-    """Plain data from ``text``. Raises ``ValueError`` in one line, with the place, when it is not YAML, or not allowed."""
+    """Plain data from ``text``. Raises ``ValueError`` in one line, with line and column, where it is not allowed YAML."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -94,7 +93,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """Plain data from a file or a pipe; of one that never ends a part is read. Raises ``OSError`` and ``ValueError``."""
+    """Plain data from a file or a pipe, of which at most ``MOST_BYTES`` are read. Raises ``OSError`` and ``ValueError``."""
     with path.open("rb") as file:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
@@ -103,7 +102,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be encoded: half of a surrogate pair cannot."""
+    """Whether a text can be encoded as UTF-8; half of a surrogate pair cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

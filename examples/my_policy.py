@@ -9,10 +9,7 @@ or pass it from Python: ``fedbonsai.run(config, policy=LeastSeen(cohort=4))``.
 
 from dataclasses import dataclass
 
-from fedbonsai.policies.decision import Decision
-from fedbonsai.policies.policy import State
-from fedbonsai.policies.selection.candidates import Candidates
-from fedbonsai.policies.view import View
+from fedbonsai.policies import Candidates, Decision, State, View
 
 
 @dataclass(frozen=True)  # the fields are the configuration: they are checked, printed and saved with the run

@@ -1,4 +1,4 @@
-"""What a policy answers: plans for some devices, who was left out and why, tasks for the server, and when to close."""
+"""The answer of a policy: plans, the devices left out with the reasons, tasks for the server, and when the version closes."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ class ServerTask(msgspec.Struct, frozen=True, kw_only=True):
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to one view.
 
-    ``plans``: one for each chosen device. ``left_out``: (device, reason) of those that a policy ruled out. ``close_at``:
-    folded updates at which the version closes (None: when no plan of it is outstanding). ``close_after_s``: deadline in
-    seconds after the version's first plan was dispatched. ``keep_open``: the version stays open though none is outstanding,
-    since there is more to send when the next plan has ended; it holds until the next decision. The first policy of a chain
-    gets the empty decision.
+    ``plans``: one for each chosen device. ``left_out``: (device, reason) of the devices that a policy ruled out. ``close_at``:
+    number of folded updates at which the version closes (None: when no plan of it is outstanding). ``close_after_s``: deadline
+    in seconds after the version's first plan was dispatched. ``keep_open``: the version stays open although none of its plans
+    is outstanding, because more plans will follow; it is valid until the next decision. The first policy of a chain receives
+    the empty decision.
     """
 
     plans: tuple[Plan, ...] = ()
@@ -33,5 +33,5 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is asked for."""
+        """Whether it holds neither plans nor tasks."""
         return not self.plans and not self.tasks

@@ -1,8 +1,7 @@
-"""The Plan: all that one device is asked to do, once. Frozen, complete in itself, and printed as one line.
+"""The Plan: the whole task of one device for one version of the model. Frozen, self-contained, and printed as one line.
 
-Policies make plans from ``view.new_plan(device)`` and change them with ``plan.with_(reason, field=value)``. Every field
-exists for one of the five methods; a setting that this version of the trainer cannot carry out yet is refused before
-dispatch (``actors.support``), never ignored.
+Policies make plans with ``view.new_plan(device)`` and change them with ``plan.with_(reason, field=value)``. A plan that this
+version of the trainer cannot carry out is refused before dispatch (``actors.support``); no field is silently ignored.
 """
 
 from typing import Annotated, Any, Literal, NamedTuple
@@ -16,11 +15,11 @@ from ..learning.spec import Count, Fraction, NonNegative, Training
 
 
 class SplitMethod(NamedTuple):
-    """What a way of splitting does: a row for each ``Split.mode``.
+    """The properties of one method of split training: the value of a row of ``SPLIT_METHODS``, by ``Split.mode``.
 
     ``returns_gradients``: the host answers each packet of activations with their gradient. ``trains_front``: the device
-    trains its blocks, so that weights travel and it may stop early; otherwise they are a frozen trunk, and the host buffers
-    what was uploaded as a view. ``local_head``: the device trains through an auxiliary head of its own.
+    trains its blocks, so that weights travel and it may stop early; otherwise its blocks are a frozen trunk, and the host
+    buffers the uploaded activations as a view. ``local_head``: the device trains through an auxiliary head of its own.
     """
 
     returns_gradients: bool = False
@@ -38,12 +37,12 @@ SPLIT_METHODS = {
 class Split(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where the network is cut between device and host (split learning; EcoFed, arXiv 2304.05495).
 
-    ``cut``: last block on the device. ``depth``: last block of the trunk that nobody trains, at the cut or behind it
-    (``ecofed``); ``trunk``: its hash, and ``frozen`` that of what the model's author has frozen of the host's blocks; the
-    runtime fills in both at dispatch. ``mode``: a row of ``SPLIT_METHODS``. ``head``: each device has a copy of the host's
-    blocks (``slots``), or the devices of a host train one copy in turn (``shared``). ``window``: activation packets in flight.
-    ``view``: id of a buffered view to replay in place of a device leg. ``codec_up``, ``codec_down``: chains for activations
-    with their labels, and for gradients.
+    ``cut``: last block on the device. ``depth``: last block of the frozen trunk, at the cut or behind it (``ecofed``).
+    ``trunk``: hash of the trunk, and ``frozen``: hash of the parameters that the model's author has frozen in the host's
+    blocks; the runtime fills in both at dispatch. ``mode``: a row of ``SPLIT_METHODS``. ``head``: each device has a copy of the
+    host's blocks (``slots``), or the devices of a host train one copy in turn (``shared``). ``window``: activation packets in
+    flight. ``view``: id of a buffered view that the host replays instead of a stream from the device. ``codec_up``,
+    ``codec_down``: codec chains for activations with their labels, and for gradients.
     """
 
     cut: str
@@ -60,7 +59,7 @@ class Split(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def method(self) -> SplitMethod:
-        """What this way of splitting does."""
+        """The row of ``SPLIT_METHODS`` for its mode."""
         return SPLIT_METHODS[self.mode]
 
     @property
@@ -70,7 +69,7 @@ class Split(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def uploads_view(self) -> bool:
-        """Whether the host buffers what the device sends as a view."""
+        """Whether the host buffers the uploaded activations as a view."""
         return not self.method.trains_front and self.view is None
 
     @property
@@ -80,7 +79,7 @@ class Split(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Sparsity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How sparsely it trains (ZeroFL, arXiv 2208.02507): fraction of weights and of activations left out of the compute."""
+    """Sparse training (ZeroFL, arXiv 2208.02507): fraction of weights and of activations left out of the computation."""
 
     weights: Fraction = 0.0
     activations: Fraction = 0.0
@@ -88,10 +87,10 @@ class Sparsity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Objective(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the device is asked for: train on the loss, imitate one block (ProFL), or only evaluate its local test share.
+    """The kind of task: train on the loss, imitate one block (ProFL), or only evaluate on the device's test share.
 
-    ``imitate``: name of the block that the part's auxiliaries learn to stand in for. ``distil``: weight of the distillation
-    term (0: none) at ``temperature``.
+    ``imitate``: name of the block that the part's auxiliaries learn to replace. ``distil``: weight of the distillation term
+    (0: none) at ``temperature``.
     """
 
     kind: Literal["train", "imitate", "evaluate"] = "train"
@@ -101,10 +100,10 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Upload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the device sends up: differences to the version it was sent or weights, all of them or a selection.
+    """The contents of an update: differences to the version that the device received, or weights; all of them or a selection.
 
-    ``select``: "all", the largest weights, or the largest differences (ZeroFL's three rules), of which ``density`` is kept.
-    ``statistics``: whether running statistics travel.
+    ``select``: "all", the largest weights, or the largest differences (ZeroFL's three rules), of which the share ``density`` is
+    kept. ``statistics``: whether running statistics are included.
     """
 
     payload: Literal["difference", "weights"] = "difference"
@@ -117,14 +116,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One device's task for one version of the model.
 
     ``id`` is unique in a run; ``attempt`` counts placements of the same plan after a worker died. ``version``: the model
-    that it starts from. ``codec_down``, ``codec_up``: chains, applied left to right, to models and updates, or to residuals
-    where ``link_down``, ``link_up`` say how that direction remembers (ResFed). ``acknowledged``: the newest plan of this
-    device whose update was folded, -1 to have it forget its histories; the runtime fills it in at dispatch. ``seed``: source
-    of every random number the device draws. ``deadline_s``: seconds after its dispatch by which its update is to be there: the
-    device stops early, after the last step that fits, and what it has done counts in proportion. For that the runtime fills
-    in, at dispatch, under the virtual clock ``whole_steps``, what ``training.steps`` was before it was cut down (0: it is
-    whole), and under the wall clock ``train_s``, the seconds that the device may train by its own clock. ``reasons``: one short
-    reason from each policy that touched it.
+    version that it starts from. ``codec_down``, ``codec_up``: codec chains, applied left to right, to models and updates, or to
+    residuals where ``link_down``, ``link_up`` set the prediction rule of that direction (ResFed). ``acknowledged``: the newest
+    plan of this device whose update was folded, -1 to have the device drop its link state; filled in by the runtime at
+    dispatch. ``seed``: source of every random number that the device draws. ``deadline_s``: seconds after dispatch by which the
+    update must arrive: the device stops early, after the last step that fits, and its update is weighted in proportion to the
+    steps done. For this the runtime fills in, at dispatch, ``whole_steps`` under the virtual clock: the value of
+    ``training.steps`` before it was reduced (0: not reduced); and ``train_s`` under the wall clock: the seconds for which the
+    device may train by its own clock. ``reasons``: one short reason from each policy that changed the plan.
     """
 
     id: int
@@ -150,12 +149,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def replays(self) -> bool:
-        """Whether it is carried out by a host alone, on a buffered view."""
+        """Whether a partition host carries it out alone, on a buffered view."""
         return self.split is not None and self.split.replays
 
     @property
     def uploads_view(self) -> bool:
-        """Whether what its device sends is buffered at a host as a view."""
+        """Whether a partition host buffers the activations of its device as a view."""
         return self.split is not None and self.split.uploads_view
 
     @property
@@ -165,15 +164,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def trains_on_device(self) -> bool:
-        """Whether its device trains blocks, so that weights travel both ways and it may stop early."""
+        """Whether its device trains blocks, so that weights travel in both directions and the device may stop early."""
         return self.split is None or self.split.method.trains_front
 
     def with_(self, reason: str, /, **changes: Any) -> "Plan":
-        """A copy with ``changes``, and ``reason`` noted."""
+        """A copy with ``changes``, and with ``reason`` added to its reasons."""
         return msgspec.structs.replace(self, reasons=(*self.reasons, reason), **changes)
 
     def __str__(self) -> str:
-        """One line: what an operator wants to see."""
+        """One line for operators: part, amount of training, codecs and reasons."""
         size = f"{len(self.part.blocks)} blocks"
         if self.part.trained != self.part.blocks:
             size += f", {len(self.part.trained)} trained"

@@ -1,40 +1,54 @@
 """The policy contract.
 
-A policy looks at a view and answers with a decision; the runtime acts. The loop that it lives in::
+A policy receives a view and returns a decision; the runtime carries it out. The loop that calls it::
 
     state = policy.init()
     while not stopped:
         view = ...                                    # numbers only, frozen
         decision, state = policy.decide(view, state, Decision())
-        for plan in decision.plans: dispatch(plan)    # the runtime's business
-        wait for outcomes, fold them, close the version when decision says
+        for plan in decision.plans: dispatch(plan)
+        wait for an outcome, fold it, close the version when the decision says so
 
-``decide`` runs at the start, after every version, and after each outcome that frees a slot.
+``decide`` is called at the start, after every version, and after every outcome.
 
 A policy is a frozen dataclass: its fields are its configuration, so it prints, compares and can be written to the run
-folder. It keeps nothing to itself: what it must remember is the state, plain data (numbers, strings, lists, dicts) that
-goes in and comes out, so that a run can be saved, replayed and resumed. Random numbers come from ``view.seed``. What a
-policy returns is checked there and then (``policies.answer``).
+folder. It has no hidden state: everything that it must remember is the state, plain data (numbers, strings, lists, dicts)
+that is passed in and returned, so that a run can be saved, replayed and resumed. Random numbers come from ``view.seed``. The
+return value is checked after every call (``policies.checks.answer``).
 
-What a policy may say of itself, as attributes of its class or as properties, is held against the configuration before
-anything is built, so that a mistake is told at once (``runtime.check_policy``); all may be missing:
+A policy may state facts about itself, as attributes of its class or as properties. They are compared with each other and with
+the configuration before anything is built, so that a combination that cannot work is refused at once with one sentence
+(``policies.checks.statements``, ``runtime.configuration.policy_checks``). All of them may be missing; a policy without any
+chooses devices and is compatible with everything.
 
-    needs_plans     bool: it only changes plans of the policies before it, so that one of these must choose devices
-    needs_codecs    names of codecs that every class of the fleet must run
-    needs_kinds     kinds of data that every class of the fleet must be allowed to send (``may_send``)
-    needs_staleness bool: updates of versions that have closed must count, by ``server.staleness``
-    cuts            names of blocks behind which the model can be cut, in the model's order
-    auxiliaries     method: of the model's block names, names of the auxiliaries that its plans may train
-    takes_turns     bool: it keeps back plans of the policies before it, so that no selection can stand behind it
-    remembers       bool: it gives links a memory
-    freezes         bool: the blocks before the cut are never trained
-    closes          bool: it says at how many updates a version closes
-    counts_plans    bool: and that is a share of the plans before it, which must be there all at once
-    stops_early     bool: it gives plans a deadline at which their devices stop early
-    fits_plans      bool: it makes plans that fit their devices' memory, and leaves out whom none fits; those before it in
-                    a chain see ``view.fits_later``
-    notices         sentences that the operator is told when the run is made
-    replaces        "codec_down", "codec_up": the chains that it sets in every plan, whatever ``codecs`` says
+Against the other policies of the chain. Names are those of fields of ``Plan`` and ``Decision``; a reason completes the sentence
+that the user gets:
+
+    writes            fields that it sets ("split", "codec_up", "close_at", ...); "plans": it chooses devices. ``left_out`` and
+                      ``reasons`` need not be named. Missing: ("plans",), or () for a policy that needs "plans"
+    needs             {field: reason}: fields that a policy before it must have written. The sentence is
+                      "<this policy> <reason>". ``NEEDS_PLANS`` is that of a policy which only changes plans
+    forbids_before    {field: reason}: fields that no policy before it may write. The sentence is
+                      "<other policy> cuts the model before <this policy>, <reason>"
+    forbids_behind    {field: reason}: fields that no policy behind it may write
+
+Against the configuration, the fleet and the model:
+
+    needs_settings    {setting: reason}: settings that must be set, not null, empty, false or 0 ("server.staleness").
+                      The sentence is "<setting> is <value>; <this policy> <reason>"
+    forbids_settings  {setting: reason}: settings that must not be set
+    replaces          "codec_down", "codec_up": codec chains that it sets in every plan, whatever ``codecs`` says
+    needs_codecs      names of codecs that every class of the fleet must be able to run
+    needs_kinds       kinds of data that every class of the fleet must be allowed to send (``may_send``)
+    cuts              names of blocks behind which it may cut the model, in the model's order
+    auxiliaries       method: given the names of the model's blocks, names of the auxiliaries that its plans may train
+
+Not checked, but acted on:
+
+    fits_plans        bool: it makes plans that fit their devices' memory, and leaves out devices for which there is none;
+                      policies before it in a chain see ``view.fits_later``
+    freezes           bool: the blocks before the cut are never trained; a notice is given where their weights are random
+    notices           sentences for the operator, given when the run is made
 """
 
 import dataclasses
@@ -45,14 +59,19 @@ from .checks.answer import check_answer, check_state
 from .decision import Decision
 from .view import View
 
-State = (
-    Any  # plain data: None, bool, int, float, str, bytes, and lists, tuples, sets and dicts of these (policies.answer)
-)
+# Plain data: None, bool, int, float, str, bytes, and lists, tuples, sets and dicts of these (``policies.checks.answer``).
+State = Any
+
+# ``needs`` of a policy that only changes plans.
+NEEDS_PLANS = {
+    "plans": "only changes plans of the policies before it, and none of them chooses devices; "
+    "allowed: a selection before it, such as {name: all}"
+}
 
 
 @runtime_checkable
 class Policy(Protocol):
-    """Decides, each time it is asked, which devices do what.
+    """Decides which devices do what.
 
     ``init`` gives the state before the first decision. ``decide`` receives the decision of the policies before it in the
     chain and returns its own version of it, and the new state; it changes neither argument.
@@ -63,7 +82,7 @@ class Policy(Protocol):
         ...
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
-        """One decision; see the module's docstring for when it is asked for."""
+        """The decision on one view, and the new state; the module's docstring says when it is called."""
         ...
 
 
@@ -76,13 +95,13 @@ class Identity:
         return None
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
-        """Pass the decision on."""
+        """Return the decision unchanged."""
         return decision, state
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Policies one after another, each refining the decision of those before it. Its state is the list of theirs."""
+    """Policies one after another, each refining the decision of those before it. The state is the list of their states."""
 
     links: tuple[Policy, ...]
 
@@ -90,30 +109,30 @@ class Chain:
         """The links' states, in order."""
         states = [link.init() for link in self.links]
         for position, (link, state) in enumerate(zip(self.links, states, strict=True)):
-            check_state(state, who=_told(position, link))
+            check_state(state, who=_name(position, link))
         return states
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
-        """Ask each link in turn. Raises ``BadAnswer`` for one that breaks the contract."""
+        """Call each link in turn. Raises ``BadAnswer`` for a link that breaks the contract."""
         after = []
         for position, (link, before) in enumerate(zip(self.links, state, strict=True), 1):
-            seen = view
+            link_view = view
             if any(_fits_plans(later) for later in self.links[position:]):
-                seen = dataclasses.replace(view, fits_later=True)
-            answer: Any = link.decide(seen, before, decision)
-            check_answer(answer, who=_told(position - 1, link))
+                link_view = dataclasses.replace(view, fits_later=True)
+            answer: Any = link.decide(link_view, before, decision)
+            check_answer(answer, who=_name(position - 1, link))
             decision, new = answer
             after.append(new)
         return decision, after
 
 
-def _told(position: int, link: Policy) -> str:
+def _name(position: int, link: Policy) -> str:
     """A policy of a chain, as errors name it."""
     return f"policy[{position}] ({type(link).__name__})"
 
 
 def _fits_plans(policy: Policy) -> bool:
-    """Whether a policy, or one of a chain, sees to memory."""
+    """Whether a policy, or one of a chain, makes plans that fit memory."""
     if isinstance(policy, Chain):
         return any(_fits_plans(link) for link in policy.links)
     return bool(getattr(policy, "fits_plans", False))

@@ -1,7 +1,7 @@
-"""Presets: a method by name, as the part of the configuration that it sets.
+"""Presets: named methods, each as the part of the configuration that it sets.
 
-A preset is data, not code: the runtime merges its ``overrides`` under what the user wrote, so a user's YAML and
-``--set`` win over it. A new method is a row of ``PRESETS``.
+A preset is data, not code: the runtime merges its ``overrides`` under the user's settings, so a user's YAML and ``--set`` take
+precedence. A new method is a row of ``PRESETS``.
 """
 
 import copy
@@ -12,7 +12,7 @@ import msgspec
 
 
 class Preset(msgspec.Struct, frozen=True, kw_only=True):
-    """``description``: one line for the list of presets. ``source``: where the method is from, "" when it has none.
+    """``description``: one line for the list of presets. ``source``: publication of the method, "" when it has none.
 
     ``overrides``: nested dictionaries in the shape of the configuration.
     """
@@ -46,7 +46,7 @@ PRESETS: dict[str, Preset] = {
         overrides={"policy": [{"name": "deadline", "deadline_s": 180.0}, {"name": "closing", "after_s": 180.0}]},
     ),
     "partial_work": Preset(
-        description="every device takes part; rounds close after 180 s, and whoever is slower sends what it has by then",
+        description="every device takes part; rounds close after 180 s, and slower devices send what they have by then",
         source="after Li et al. 2020, arXiv 1812.06127",
         overrides={
             "policy": [{"name": "random", "cohort": 1.0}, {"name": "closing", "after_s": 180.0, "partial": True}]
@@ -58,17 +58,17 @@ PRESETS: dict[str, Preset] = {
         overrides={"policy": [{"name": "random", "cohort": 1.0}, {"name": "closing", "at": 0.77}]},
     ),
     "power_of_choice": Preset(
-        description="of 60 % drawn by data size, the 30 % of all devices that the model served worst when last asked",
+        description="of 60 % drawn by data size, the 30 % of all devices with the highest last known loss",
         source="Cho et al. 2020, arXiv 2010.01243",
         overrides={"policy": [{"name": "power_of_choice", "cohort": 0.3, "candidates": 0.6}]},
     ),
     "oort": Preset(
-        description="the 30 % whose data teach most for the time they take, with exploration and a pacer",
+        description="the 30 % of the devices with the highest utility for the time they take, with exploration and a pacer",
         source="Lai et al. 2021, arXiv 2010.06081",
         overrides={"policy": [{"name": "oort", "cohort": 0.3}]},
     ),
     "fedasync": Preset(
-        description="nobody waits: every update closes a version, and counts less the later it comes",
+        description="asynchronous: every update closes a version, and counts less the later it arrives",
         source="Xie et al. 2019, arXiv 1903.03934",
         overrides={
             "policy": [{"name": "asynchronous", "concurrency": 1.0, "buffer": 1}],
@@ -76,7 +76,7 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     "fedbuff": Preset(
-        description="nobody waits: every four updates close a version, and count less the later they come",
+        description="asynchronous: every four updates close a version, and count less the later they arrive",
         source="Nguyen et al. 2022, arXiv 2106.06639",
         overrides={
             "policy": [{"name": "asynchronous", "concurrency": 1.0, "buffer": 4}],

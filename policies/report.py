@@ -1,18 +1,19 @@
-"""What comes back from a device: the plan echoed, what became of it, and two records that are kept apart.
+"""The report of a plan: the plan itself, its outcome, and its virtual and measured figures.
 
-*Virtual* figures follow from the profile, the FLOPs and the packet bytes: the same on every machine. *Measured* figures
-are what this machine needed; they never influence a decision under the virtual clock.
+*Virtual* figures follow from the profile, the FLOPs and the packet bytes, and are the same on every machine. *Measured* figures
+are wall time and memory of this machine; they never influence a decision under the virtual clock.
 """
 
 from enum import Enum
 
 import msgspec
 
+from .estimate import Estimate
 from .plan import Plan
 
 
 class Outcome(str, Enum):
-    """The one end that every dispatched plan comes to."""
+    """How a plan ended; every dispatched plan has exactly one outcome."""
 
     DONE = "done"
     LATE = "late"
@@ -22,29 +23,8 @@ class Outcome(str, Enum):
     FAILED = "failed"
 
 
-class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plan costs on a device: predicted before, charged by the virtual clock after, by the same code.
-
-    ``seconds`` = ``down_s`` + ``compute_s`` + ``stream_s`` + ``up_s``; bytes are those of the packets, of the stream to a
-    partition host too. ``stream_s``: what a device waits for packets that cross the cut, and for the host, whose work is
-    ``host_flops``. ``energy_j`` is 0 where the profile has no ``watts``.
-    """
-
-    down_s: float = 0.0
-    compute_s: float = 0.0
-    stream_s: float = 0.0
-    up_s: float = 0.0
-    seconds: float = 0.0
-    down_bytes: int = 0
-    up_bytes: int = 0
-    flops: int = 0
-    host_flops: int = 0
-    peak_memory_bytes: int = 0
-    energy_j: float = 0.0
-
-
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """What this machine needed: wall seconds in all and in the training loop, and the worker's peak resident memory."""
+    """Figures of this machine: wall seconds in total and in the training loop, and the worker's peak resident memory."""
 
     wall_s: float = 0.0
     train_s: float = 0.0
@@ -52,14 +32,14 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a device sends back for one plan, which it need not repeat.
+    """The answer of a device to one plan, without the plan.
 
     ``samples``: distinct local samples used (the weight of the update); ``steps``: optimiser steps. ``loss``: mean
     training loss per sample; ``loss_square``: mean of its square over the batches (Oort's statistical utility).
-    ``metrics``: evaluation on the device's own test share, if it has one. ``error`` and ``stage`` say what went wrong
-    and where, when the outcome is not ``done``. ``held``: the version of the model that the device's end of its link holds
-    now (None: its links have no memory, or it could not open what came); ``out_of_sync``: what came builds on a state that
-    it does not hold.
+    ``metrics``: evaluation on the device's own test share, if it has one. ``error`` and ``stage``: what went wrong and in which
+    stage, when the outcome is not ``done``. ``held``: the model version that the device's end of its link holds now (None: its
+    links have no memory, or the packet could not be opened); ``out_of_sync``: the packet builds on a state that the device
+    does not hold.
     """
 
     outcome: Outcome = Outcome.DONE
@@ -77,15 +57,15 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Report(Answer, frozen=True, kw_only=True, omit_defaults=True):
-    """All that came back for one plan: the plan, the answer, and the virtual figures that the clock added."""
+    """The plan, the answer of the device, and the virtual figures that the clock added."""
 
     plan: Plan
 
     def answer(self) -> Answer:
-        """Without the plan: what travels."""
+        """The report without the plan, as it is sent."""
         return Answer(**{field: getattr(self, field) for field in Answer.__struct_fields__})
 
     @classmethod
     def of(cls, plan: Plan, answer: Answer) -> "Report":
-        """An answer to ``plan``."""
+        """The report of ``plan`` with this answer."""
         return cls(plan=plan, **{field: getattr(answer, field) for field in Answer.__struct_fields__})

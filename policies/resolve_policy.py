@@ -1,4 +1,4 @@
-"""From the ``policy:`` list of a configuration to a policy.
+"""The policy that the ``policy:`` list of a configuration names.
 
 Each entry is a mapping: ``name``, and the fields of the policy beside it::
 
@@ -7,8 +7,8 @@ Each entry is a mapping: ``name``, and the fields of the policy beside it::
       - {name: their_policy, cohort: 10}          # an installed package's entry point, group "fedbonsai.policies"
       - {name: "my_module:MyPolicy", cohort: 4}   # a class that can be imported
 
-Several entries are a chain, in this order. Nothing is registered: names are looked up when asked for, so a package that
-is broken harms only those who name it.
+Several entries are a chain, in this order. There is no registry: a name is looked up when a configuration uses it, so a broken
+package affects only the configurations that name it.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ from .checks.fields import convert_field
 from .compression.residuals import Residuals
 from .partitioning.ecofed import EcoFed
 from .partitioning.local_loss import LocalLoss
-from .partitioning.split import SplitFed
+from .partitioning.splitfed import SplitFed
 from .policy import Chain, Policy, chain
-from .rhythm.asynchronous import Asynchronous
-from .rhythm.closing import Closing
+from .scheduling.asynchronous import Asynchronous
+from .scheduling.closing import Closing
 from .selection.deadline import ByDeadline
 from .selection.oort import Oort
 from .selection.plain import All, Fastest, RandomCohort
@@ -67,26 +67,28 @@ def _make_one(where: str, spec: PolicySpec) -> Policy:
     name = spec.get("name")
     if not isinstance(name, str) or not name:
         raise ValueError(f"{where}.name is {name!r}; allowed: {_known()}")
-    kind = _find_class(where, name)
-    _check_class(where, name, kind)
-    values = _convert_fields(where, name, kind, {field: value for field, value in spec.items() if field != "name"})
+    policy_class = _find_class(where, name)
+    _check_class(where, name, policy_class)
+    values = _convert_fields(
+        where, name, policy_class, {field: value for field, value in spec.items() if field != "name"}
+    )
     try:
-        policy: Policy = kind(**values)
+        policy: Policy = policy_class(**values)
     except ValueError as error:
         raise ValueError(f"{where} ({name}): {error}") from error
     return policy
 
 
-def _convert_fields(where: str, name: str, kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+def _convert_fields(where: str, name: str, policy_class: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {field.name: field for field in dataclasses.fields(policy_class) if field.init}
     if unknown := next((field for field in given if field not in fields), None):
         allowed = f"allowed: {', '.join(fields)}" if fields else "it has no fields"
         raise ValueError(f"{where}.{unknown} is not a field of {name!r}; {allowed}")
     for field in fields.values():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and field.name not in given:
-            raise ValueError(f"{where}.{field.name} is missing; {name!r} cannot do without it")
-    hints = get_type_hints(kind, include_extras=True)
+            raise ValueError(f"{where}.{field.name} is missing; {name!r} has no default for it")
+    hints = get_type_hints(policy_class, include_extras=True)
     return {key: convert_field(f"{where}.{key}", value, hints[key]) for key, value in given.items()}
 
 
@@ -107,7 +109,7 @@ def _find_class(where: str, name: str) -> Any:
         )
     try:
         return next(iter(offers)).load()
-    except Exception as error:  # whatever a stranger's module raises while it is imported
+    except Exception as error:  # any error of the module while it is imported
         raise ValueError(
             f"{where}.name is {name!r}, which {packages[0]} offers but which cannot be imported: "
             f"{type(error).__name__}: {error}"
@@ -115,9 +117,9 @@ def _find_class(where: str, name: str) -> Any:
 
 
 def check_policy_object(policy: Any, where: str = "policy") -> None:
-    """Raise ``ValueError`` for what is not a policy: a class in place of an instance, or of a class that is none.
+    """Raise ``ValueError`` unless ``policy`` is an instance of a policy class; every link of a chain is checked.
 
-    Every link of a chain is checked. ``where``: the argument or setting that holds it.
+    ``where``: the argument or setting that holds it.
     """
     if isinstance(policy, Chain):
         for position, link in enumerate(policy.links):
@@ -126,25 +128,25 @@ def check_policy_object(policy: Any, where: str = "policy") -> None:
         raise ValueError(
             f"{where} is the class {policy.__name__}; allowed: an instance of it, as {policy.__name__}(...)"
         )
-    elif found := _missing(type(policy)):
-        raise ValueError(f"{where} is {shown(policy)}, which is not a policy: {found}; {_ALLOWED}")
+    elif fault := _fault(type(policy)):
+        raise ValueError(f"{where} is {shown(policy)}, which is not a policy: {fault}; {_ALLOWED}")
 
 
 _ALLOWED = "allowed: a frozen dataclass with init(self) and decide(self, view, state, decision)"
 
 
-def _check_class(where: str, name: str, kind: Any) -> None:
-    found = _missing(kind) if isinstance(kind, type) else "it is not a class"
-    if found:
-        raise ValueError(f"{where}.name is {name!r}, which is not a policy: {found}; {_ALLOWED}")
+def _check_class(where: str, name: str, policy_class: Any) -> None:
+    fault = _fault(policy_class) if isinstance(policy_class, type) else "it is not a class"
+    if fault:
+        raise ValueError(f"{where}.name is {name!r}, which is not a policy: {fault}; {_ALLOWED}")
 
 
-def _missing(kind: type) -> str:
-    """What a class lacks to be one of policies; "" for nothing."""
+def _fault(policy_class: type) -> str:
+    """Why a class is not a policy; "" where it is one."""
     # typeshed does not know of __dataclass_params__, the only place where "frozen" can be read
-    if not getattr(getattr(kind, "__dataclass_params__", None), "frozen", False):
+    if not getattr(getattr(policy_class, "__dataclass_params__", None), "frozen", False):
         return "it is not a frozen dataclass"
-    missing = [method for method in ("init", "decide") if not callable(getattr(kind, method, None))]
+    missing = [method for method in ("init", "decide") if not callable(getattr(policy_class, method, None))]
     return f"it has no {' and no '.join(missing)}" if missing else ""
 
 

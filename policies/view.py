@@ -1,7 +1,7 @@
-"""What a policy sees: a frozen snapshot of the run. Numbers only: no tensors, no handles, no simulator internals.
+"""The input of a policy: a frozen snapshot of the run. Numbers only: no tensors, no handles, no simulator internals.
 
-Profiles are what the fleet *declares*, reports what was *measured or charged* so far; the draw that the simulator makes
-for the coming round (jitter, dropouts) is never in here.
+Profiles hold what the fleet *declares*, reports what was *measured or charged* so far. The random draws of the simulator
+(jitter, dropouts) are never part of a view.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -9,24 +9,25 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from ..clusters.profile import DeviceProfile
+from .estimate import Estimate
 from .plan import Plan
-from .report import Estimate, Report
+from .report import Report
 
 EMPTY: Mapping[int, Report] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One look at the run.
+    """A snapshot of the run.
 
     time_s          virtual seconds since the start (wall seconds under the wall clock)
     version         of the model; equals the number of closed rounds
-    seed            for this decision: a policy's only source of randomness
+    seed            of this decision: a policy's only source of randomness
     profiles        [device] declared profile; devices are numbered from 0
     samples         [device] number of local training samples
-    min_samples     training samples that a device needs to take part: 2 where the model cannot be trained on one alone
+    min_samples     training samples that a device needs to take part: 2 where the model cannot be trained on a single one
     hosts           number of partition hosts, which are numbered from 0
-    unreachable     devices that cannot be reached now; a plan for one of them is lost at once
+    unreachable     devices that cannot be reached now; a plan for one of them is lost immediately
     in_flight       plans dispatched and not yet ended, by device
     dispatched      plans dispatched on the current version so far (0 means: the round has not begun)
     last_reports    newest report of each device that has taken part
@@ -36,8 +37,8 @@ class View:
     replay          inventory of the replay buffer (EcoFed): (trunk, cut, device, view, age in versions, bytes)
     links           acknowledged downlink version per device (ResFed), where links have memory
     memory_budgets  learned memory budget in bytes, for devices that ran out of memory below their declared one
-    fits_later      a policy behind this one in the chain makes plans that fit memory: whoever chooses need not ask
-    remaining_s, remaining_bytes   what is left of the run's budgets; None without one
+    fits_later      a policy behind this one in the chain makes plans that fit memory, so that a selection need not check it
+    remaining_s, remaining_bytes   rest of the run's budgets of time and bytes; None without one
     """
 
     time_s: float
@@ -71,16 +72,16 @@ class View:
     def new_plan(self, device: int) -> Plan:
         """The experiment's own plan for a device: whole model, configured training and codecs, fresh id and seed.
 
-        The id is assigned at dispatch (0 until then). The seed depends on the run's seed, the device, the version, and how many
-        plans of this version the device was sent before: a second one is no repetition of the first.
+        The id is assigned at dispatch (0 until then). The seed depends on the run's seed, the device, the version, and the
+        number of plans of this version that the device was sent before, so that a second plan does not repeat the first.
         """
         return self.plan_maker(device)
 
     def estimate(self, device: int, plan: Plan) -> Estimate:
-        """Seconds, bytes, FLOPs and peak memory of a plan on a device, by its declared profile and alone on its links.
+        """Seconds, bytes, FLOPs and peak memory of a plan on a device, by its declared profile and with idle links.
 
         The virtual clock charges by the same code, so the estimate is exact for codecs of fixed size when no shared link
-        and no partition host is contended. Packets of other codecs are estimated at the size of the last of their kind, before
-        the first one at that of random numbers of the same shapes.
+        and no partition host is contended. Packets of other codecs are estimated at the size of the last packet of their kind,
+        or before the first one at that of random numbers of the same shapes.
         """
         return self.estimator(device, plan)

@@ -11,7 +11,10 @@ import sys
 from pathlib import Path
 
 import fedbonsai
+import fedbonsai.policies
 import pytest
+from fedbonsai.policies.plan import SPLIT_METHODS
+from fedbonsai.policies.resolve_policy import BUILT_IN
 
 from .runtime.processes import LIMIT_S
 
@@ -43,7 +46,6 @@ RAY = {
     "clusters/ray_backend/placement.py",
     "clusters/ray_backend/ray_cluster.py",
     "clusters/ray_backend/ray_launcher.py",
-    "clusters/ray_backend/ray_signals.py",
     "clusters/ray_backend/reach.py",
     "runtime/execution/ray_session.py",
 }
@@ -68,8 +70,8 @@ LAYERS = {
         "plan_listener",
     ],
     "policies": [
-        "resolve_policy", "advice", "presets", "rhythm", "compression", "partitioning", "selection", "policy", "checks",
-        "decision", "view", "estimate", "report", "plan",
+        "resolve_policy", "advice", "presets", "scheduling", "compression", "partitioning", "selection", "policy", "checks",
+        "decision", "view", "report", "estimate", "plan",
     ],
     "comms": ["links", "codecs", "entropy", "ray_channel", "packet", "channel", "ledger", "stages", "codec", "errors"],
     "learning": [
@@ -312,18 +314,28 @@ def test_one_device_round_from_bytes_to_bytes_without_ray():
     assert run_blocked(POSIX_ONLY, copy + DEVICE_ROUND) == "ok\n"
 
 
-def test_importing_the_package_imports_nothing_heavy():
-    code = "import fedbonsai\nprint([m for m in ('torch', 'ray', 'numpy', 'msgspec') if m in sys.modules])"
+EXPORTING = [fedbonsai, fedbonsai.policies]
+
+
+@pytest.mark.parametrize("package", EXPORTING, ids=lambda package: package.__name__)
+def test_importing_a_package_that_exports_imports_nothing_heavy(package):
+    code = f"import {package.__name__}\nprint([m for m in ('torch', 'ray', 'numpy', 'msgspec') if m in sys.modules])"
     assert run_blocked(set(), code) == "[]\n"
 
 
-def test_every_exported_name_is_there():
-    assert fedbonsai.__all__ == ["__version__", *sorted(fedbonsai._EXPORTS)]
-    assert dir(fedbonsai) == sorted(fedbonsai.__all__)
-    for name in fedbonsai.__all__:
-        assert getattr(fedbonsai, name) is not None
-    with pytest.raises(AttributeError, match=r"^module 'fedbonsai' has no attribute 'nonsense'$"):
-        _ = fedbonsai.nonsense
+@pytest.mark.parametrize("package", EXPORTING, ids=lambda package: package.__name__)
+def test_every_exported_name_is_there(package):
+    version = ["__version__"] if hasattr(package, "__version__") else []
+    assert package.__all__ == [*version, *sorted(package._EXPORTS)]
+    assert dir(package) == sorted(package.__all__)
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match=rf"^module '{package.__name__}' has no attribute 'nonsense'$"):
+        _ = package.nonsense
+
+
+def test_policies_export_the_built_in_ones():
+    assert {each.__name__ for each in BUILT_IN.values()} <= set(fedbonsai.policies.__all__)
 
 
 def declared(field):
@@ -374,6 +386,55 @@ def test_functions_fit_on_a_screen():
     assert not long
 
 
+def texts(node):
+    """All text constants in an expression or a pattern."""
+    return {each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)}
+
+
+def comparisons_of(tree, attribute):
+    """Where an attribute of this name is compared or matched: the line, and the text that it is compared with."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            subjects, others = [node.left, *node.comparators], [node]
+        elif isinstance(node, ast.Match):
+            subjects, others = [node.subject], [case.pattern for case in node.cases]
+        elif isinstance(node, ast.Subscript):
+            subjects, others = [node.slice], [node.value]
+        else:
+            continue
+        if any(isinstance(each, ast.Attribute) and each.attr == attribute for each in subjects):
+            yield node.lineno, set().union(*map(texts, others))
+
+
+def test_only_the_table_of_split_methods_tells_them_apart_by_name():
+    found = []
+    for path in LIBRARY:
+        if name_of(path) != "policies/plan.py":
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            found += [
+                (name_of(path), line) for line, names in comparisons_of(tree, "mode") if names & set(SPLIT_METHODS)
+            ]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("plan.split.mode == 'ecofed'", True),
+        ("split.mode in ('splitfed', 'local_loss')", True),
+        ("'ecofed' != split.mode", True),
+        ("{'ecofed': 1}[split.mode]", True),
+        ("match split.mode:\n    case 'ecofed':\n        pass", True),
+        ("init.mode == 'random'", False),
+        ("Split(cut='a', mode='ecofed')", False),
+        ("split.method.trains_front", False),
+    ],
+)
+def test_a_comparison_of_a_mode_with_a_method_is_found(code, found):
+    names = set().union(*(names for _, names in comparisons_of(ast.parse(code), "mode")))
+    assert bool(names & set(SPLIT_METHODS)) is found
+
+
 def test_nothing_is_left_undone():
     marks = re.compile(r"\b(TODO|FIXME|XXX|NotImplementedError)\b")
     assert not [name_of(path) for path in LIBRARY if marks.search(path.read_text(encoding="utf-8"))]
@@ -383,7 +444,7 @@ def test_nothing_is_left_undone():
 NO_ASSERTS = {
     "actors/device/device_leg.py",
     "actors/messages/plan_message.py",
-    "clusters/traces.py",
+    "clusters/availability.py",
     "clusters/units.py",
     "clusters/yaml_text.py",
     "comms/packet.py",

@@ -8,8 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from ...clusters.ray_backend.node import Node
-from ...clusters.ray_backend.nodes import cluster_nodes
+from ...clusters.ray_backend.nodes import Node, cluster_nodes
 from ...clusters.ray_backend.real_devices import RealDevice, Site, locate
 from .ray_place import ActorPlacement
 

@@ -1,4 +1,4 @@
 """Ray: starting a local one, joining a cluster, checking its nodes, placing bundles.
 
-Only files here and in the actors' Ray back end import it.
+Beside the actors' Ray back end and the Ray session of the runtime, only files in this folder import Ray.
 """

@@ -1,4 +1,7 @@
-"""Is every node fit for the run? Asked once, before round 1: a node that differs would fail later, and with a worse message."""
+"""Checks that every node has the versions and the data that a run needs, once before round 1.
+
+Without them a node that differs would fail later, with a less helpful message.
+"""
 
 import platform
 from collections.abc import Mapping
@@ -15,18 +18,18 @@ PACKAGES = ("ray", "torch", "fedbonsai")
 
 
 def versions_here() -> dict[str, str]:
-    """What every node is compared with: Python (major.minor) and the packages that must agree, as this process has them."""
+    """The versions that every node must have: Python (major.minor) and the packages in ``PACKAGES``, as in this process."""
     return {"python": ".".join(platform.python_version_tuple()[:2])} | {
         name: metadata.version(name) for name in PACKAGES
     }
 
 
 def check_nodes(*, data_root: str | None, versions: Mapping[str, str], timeout_s: float = 60.0) -> list[str]:
-    """Run a small task on every node that is alive; raise ``ValueError`` in one sentence, naming node and both values.
+    """Run a small task on every node that is alive; raise ``ValueError`` in one sentence with the node and both values.
 
-    ``data_root``: a folder that must exist on each (None: none is needed). ``versions``: as ``versions_here`` gives them; a
-    build's label (``2.13.0+cpu``) may differ. Returns what an operator should know: nodes whose results differ in the last
-    bits. Call it while connected.
+    ``data_root``: a folder that must exist on each node (None: none is needed). ``versions``: those of ``versions_here``; the
+    label of a build (``2.13.0+cpu``) may differ. Returns notices for the operator, about nodes whose results differ in the last
+    bits. This process must be connected to the cluster.
     """
     inspect = ray.remote(_inspector())
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -39,40 +42,42 @@ def check_nodes(*, data_root: str | None, versions: Mapping[str, str], timeout_s
     for answer, node in answers.items():
         name = f"node {node['NodeManagerAddress']}"
         try:
-            found = ray.get(answer, timeout=timeout_s)
+            reported = ray.get(answer, timeout=timeout_s)
         except GetTimeoutError as error:
             raise ValueError(
                 f"{name} ran no task within {timeout_s:g} s; every node of the cluster must be able to"
             ) from error
         except RayError as error:
             if not _alive(node["NodeID"]):
-                continue  # it has left meanwhile; what needed it says so
+                continue  # it has left the cluster meanwhile; an error follows where the run needs it
             raise ValueError(f"{name} cannot run a task: {str(error).strip().splitlines()[-1]}") from error
-        _compare(name, found, data_root, versions)
-        numerics[node["NodeManagerAddress"]] = found["numerics"]
+        _compare(name, reported, data_root, versions)
+        numerics[node["NodeManagerAddress"]] = reported["numerics"]
     return tell_apart(numerics)
 
 
 def check_versions(versions: Mapping[str, str]) -> None:
-    """Raise ``ValueError`` where this process has other versions than a node that joins later must have."""
+    """Raise ``ValueError`` where this process, on a node that has joined later, has other versions."""
     name = f"node {ray.util.get_node_ip_address()}"
     _compare(name, versions_here() | {"data_root": True}, None, versions)
 
 
-def _compare(name: str, found: Mapping[str, Any], data_root: str | None, versions: Mapping[str, str]) -> None:
-    for package, wanted in versions.items():
-        has = found[package]
-        if has is None:
-            raise ValueError(f"{name} lacks {package}; every node needs version {wanted}")
-        if _public(has) != _public(wanted):
-            raise ValueError(f"{name} has {package} {has}, and this machine has {wanted}; they must be the same")
-    if data_root is not None and not found["data_root"]:
+def _compare(name: str, reported: Mapping[str, Any], data_root: str | None, versions: Mapping[str, str]) -> None:
+    for package, required in versions.items():
+        installed = reported[package]
+        if installed is None:
+            raise ValueError(f"{name} lacks {package}; every node needs version {required}")
+        if _public(installed) != _public(required):
+            raise ValueError(
+                f"{name} has {package} {installed}, and this machine has {required}; they must be the same"
+            )
+    if data_root is not None and not reported["data_root"]:
         raise ValueError(f"data.root is {data_root!r}, which is not a folder on {name}; every node needs it")
 
 
 def _alive(node: str) -> bool:
     """Whether a node, by its id, is still part of the cluster."""
-    return any(found["Alive"] for found in ray.nodes() if found["NodeID"] == node)
+    return any(entry["Alive"] for entry in ray.nodes() if entry["NodeID"] == node)
 
 
 def _public(version: str) -> str:
@@ -81,7 +86,7 @@ def _public(version: str) -> str:
 
 
 def _inspector() -> Any:
-    """The task. A nested function travels by value, so that it runs where our package is not installed at all."""
+    """The task. A nested function is sent by value, so that it runs on nodes without this package."""
 
     numerics = inspector()
 

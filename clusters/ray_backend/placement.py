@@ -1,7 +1,7 @@
-"""Bundles of a cluster's resources, each in a placement group of its own; which one finds no place, and why.
+"""Reserves bundles of a cluster's resources, each in a placement group of its own, and explains why one cannot be placed.
 
-Ray places the bundles of one group together or not at all, also those that a dead node has left without a place. In groups of
-their own each has a place as soon as a node has room for it, whatever becomes of the others.
+Ray places the bundles of one group together or not at all, also those that have lost their node. In groups of their own each
+bundle is placed as soon as a node has room for it, independently of the others.
 """
 
 import time
@@ -13,33 +13,31 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from ..units import format_quantity
-from ..waiting import waiting
-from .node import SLACK, Node
-from .nodes import cluster_nodes
+from .nodes import SLACK, Node, cluster_nodes, waiting
 
 GRACE_S = 5.0  # even a bundle that fits takes a moment to be placed
 _LOOK_EVERY_S = 0.1
-_FIRST_LOOK_S = 0.005  # what fits has its place within a few of these
+_FIRST_LOOK_S = 0.005  # bundles that fit are placed within a few of these
 NODE_ID = "ray.io/node-id"  # a label that Ray gives to every node
 
 
 @dataclass(frozen=True)
 class Request:
-    """A bundle that is wanted: resource to amount (``{"CPU": 1, "memory": 2e9}``), and its name, for people."""
+    """A requested bundle: amounts by resource (``{"CPU": 1, "memory": 2e9}``), and its name, for people."""
 
     name: str
     resources: Mapping[str, float]
 
 
 class Reservation:
-    """A placement group of one bundle for each request, in ``groups``. They die with the process that makes them."""
+    """A placement group of one bundle for each request, in ``groups``. They end with the process that created them."""
 
     def __init__(
         self, requests: Sequence[Request], *, keep_off: Collection[str] = (), order: Sequence[int] | None = None
     ) -> None:
-        """Ask for all. ``keep_off``: ids of nodes that are used only where the others could not hold all bundles.
+        """Request all bundles. ``keep_off``: ids of nodes that are used only where the others could not hold all bundles.
 
-        ``order``: in which Ray finds them places, by index; None: the largest first, which leaves no gaps where none need be.
+        ``order``: of the requests to Ray, by index; None: the largest first, which avoids gaps.
         """
         self._requests = list(requests)
         rest = [node for node in cluster_nodes() if node.id not in keep_off]
@@ -50,11 +48,11 @@ class Reservation:
         self.groups = [made[index] for index in range(len(requests))]
 
     def wait(self, *, timeout_s: float, enough: Callable[[list[bool]], bool] = all) -> Iterator[str]:
-        """Wait for their places; yields what is waited for, from time to time.
+        """Wait until the bundles are placed; yields messages while waiting.
 
-        ``timeout_s``: how long an autoscaler may take to make room; with 0, what can never fit is refused at once. ``enough``:
-        whether those that have places are, if not all have within a moment. Raises ``ValueError`` that says which bundle cannot
-        be placed and why.
+        ``timeout_s``: how long an autoscaler may take to make room; with 0, bundles that can never fit are refused immediately.
+        ``enough``: whether the bundles that are placed suffice, where not all are after ``GRACE_S``. Raises ``ValueError`` that
+        says which bundle cannot be placed and why.
         """
         if timeout_s == 0 and enough is all and (problem := _never(self._requests, cluster_nodes())):
             raise ValueError(f"{problem} (ray.placement_timeout_s is 0)")
@@ -74,11 +72,11 @@ class Reservation:
         yield from waiting(are_placed, lambda: (why := self.explain()) and f"waiting for a place: {why}")
 
     def explain(self) -> str:
-        """Which bundle has no place, and why: too much for the nodes there are, or for what others leave; "" where all have."""
+        """Which bundle is not placed, and why: too large for the nodes, or for what others leave; "" where all are placed."""
         placed = self._placed()
         if all(placed):
             return ""
-        missing = [None if there else request for request, there in zip(self._requests, placed, strict=True)]
+        missing = [None if done else request for request, done in zip(self._requests, placed, strict=True)]
         allowed = [[node for node in nodes if node.id not in self._keep_off] for nodes in (cluster_nodes(), _free())]
         first = placed.index(False)
         return (
@@ -98,7 +96,7 @@ class Reservation:
 
 
 def is_placed(group: PlacementGroup) -> bool:
-    """Whether the bundle of a group of one has a place now."""
+    """Whether the bundle of a group of one bundle is placed now."""
     table: dict[str, Any] = ray.util.placement_group_table(group)
     return bool(table["bundles_to_node_id"].get(0)) and table["state"] == "CREATED"
 
@@ -116,20 +114,20 @@ def _cpus(request: Request) -> float:
 
 
 def _never(requests: list[Request], nodes: list[Node]) -> str | None:
-    """The bundle that these nodes could not hold even if nobody else used them; None where one cannot be sure."""
+    """The bundle that these nodes could not hold even if they were unused; None where that is not certain."""
     if problem := _misfit(requests, nodes, each_alone=True):
         return problem
     for name in {name for request in requests for name in request.resources}:
-        wanted = sum(request.resources.get(name, 0) for request in requests)
-        if wanted > sum(node.left.get(name, 0) for node in nodes) + SLACK:
+        requested = sum(request.resources.get(name, 0) for request in requests)
+        if requested > sum(node.left.get(name, 0) for node in nodes) + SLACK:
             return _misfit(requests, [_copy(node) for node in nodes], each_alone=False)
     return None
 
 
 def _misfit(requests: Sequence[Request | None], nodes: list[Node], *, each_alone: bool) -> str | None:
-    """The first bundle that finds no node: each with the cluster to itself, or one after another, the largest first.
+    """Why the first bundle without a node has none: each bundle alone in the cluster, or one after another, the largest first.
 
-    None among them is one that has its place already.
+    A request that is None has been placed already.
     """
     numbered = [(index, request) for index, request in enumerate(requests) if request is not None]
     if not each_alone:
@@ -144,11 +142,11 @@ def _misfit(requests: Sequence[Request | None], nodes: list[Node], *, each_alone
 
 
 def _why(request: Request, nodes: list[Node], *, each_alone: bool) -> str:
-    """What the nodes lack that may hold the bundle."""
+    """What the best node has of the resources of the bundle."""
     if not nodes:
         return "there is no node for it"
-    wanted = {name: amount for name, amount in request.resources.items() if amount}
-    best = max(nodes, key=lambda node: min(node.left.get(name, 0) / amount for name, amount in wanted.items()))
+    requested = {name: amount for name, amount in request.resources.items() if amount}
+    best = max(nodes, key=lambda node: min(node.left.get(name, 0) / amount for name, amount in requested.items()))
     has = ", ".join(amount_of(name, best.left.get(name, 0)) for name in request.resources)
     return (
         f"the largest node has {has}" if each_alone else f"the most that is left on a node, after the others, is {has}"
@@ -159,8 +157,8 @@ def _bundle(requests: Sequence[Request | None], index: int) -> str:
     """A bundle for people: ``bundle 2 of 3 (worker: 4 CPU, 8 GB memory)``."""
     request = requests[index]
     assert request is not None
-    wants = ", ".join(amount_of(name, amount) for name, amount in request.resources.items())
-    return f"bundle {index + 1} of {len(requests)} ({request.name}: {wants})"
+    amounts = ", ".join(amount_of(name, amount) for name, amount in request.resources.items())
+    return f"bundle {index + 1} of {len(requests)} ({request.name}: {amounts})"
 
 
 def amount_of(resource: str, amount: float) -> str:

@@ -1,28 +1,31 @@
-"""Starting a local Ray, or joining one that runs; and leaving it as it was found.
+"""Starts a local Ray, or joins a running one; and ends or leaves it.
 
-A Ray that is started here is for one run alone: it listens on the loopback interface, asks for a token made for it, keeps
-quiet on the terminal, and ends with ``close``. Two of them at once share nothing. A Ray that is joined, or that the caller had
-already initialised, is only left: what the run made there (actors, placement groups) goes with the run's job or is released by
-the run; names are kept apart by a namespace of the run's own.
+A Ray that is started here serves one run: it listens on the loopback interface, requires a token of its own, prints nothing on
+the terminal, and ends with ``close``. Two of them at the same time share nothing. A Ray that is joined, or that the caller had
+already initialised, is only disconnected from: the actors and placement groups of the run end with its job or are released by
+the run, and a namespace of its own keeps its names apart.
 
-Ray offers no argument for some of this, so internals of it are touched, each with its reason beside it (tried on 2.60).
+Ray offers no argument for some of this, so some of its internals are used, each with the reason beside it (tested with 2.60).
 """
 
 import contextlib
 import logging
 import os
+import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import ray
 from ray._private import ray_constants, worker
+from ray._private import utils as ray_utils
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # the stub lists a part of the module
 from ray._raylet import Config as RaySettings  # type: ignore[attr-defined]
 
 from .local_ray import LocalRay
-from .ray_signals import signals_later
 from .reach import bound_to_loopback, check_reachable, check_token, muted_stderr, parse_address, resolve_auto
 
 
@@ -30,10 +33,10 @@ from .reach import bound_to_loopback, check_reachable, check_token, muted_stderr
 class Cluster:
     """A Ray that this process is connected to. A context manager: leaving it closes it.
 
-    ``started``: by us, so that ``close`` ends it. ``namespace``: for the names of this run's actors; pass it to ``.options``.
-    ``token``: what another process would need to join one that we started ("" else). ``runtime_env``: for the options of
-    tasks and actors, where it could not be given at connection ({} else). ``ended``: why one that we started is no more; ""
-    while it lives.
+    ``started``: it was started here, so that ``close`` ends it. ``namespace``: for the names of this run's actors; pass it to
+    ``.options``. ``token``: the token that another process needs to join a Ray that was started here ("" otherwise).
+    ``runtime_env``: for the options of tasks and actors, where it could not be set at connection ({} otherwise). ``ended``: why
+    a Ray that was started here has ended; "" while it runs.
     """
 
     address: str
@@ -45,7 +48,7 @@ class Cluster:
     _release: Callable[[], None] | None = field(default=None, repr=False)
 
     def close(self) -> None:
-        """End the Ray that we started, or leave the one that we joined. Doing it twice does no harm."""
+        """End a Ray that was started here, or disconnect from one that was joined. A second call does nothing."""
         release, self._release = self._release, None
         if release is not None:
             release()
@@ -70,13 +73,13 @@ def start_local(
     resources: Mapping[str, float] | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Cluster:
-    """Start a Ray of one node on this machine. If this process is connected to one already, that one is used and left running.
+    """Start a Ray of one node on this machine. If this process is already connected to one, that one is used and left running.
 
-    ``num_cpus``, ``num_gpus``: None takes what there is. ``object_store_bytes``: None takes a quarter of the memory, 1 GB at
-    most. ``preallocate`` touches all of the store at the start, which takes that memory for good and costs start-up time (1 s
-    for 512 MB, 4 s for 2 GB on two cores) for faster writes until it would have been filled once. ``env_vars`` reach every
-    worker. Raises ``ValueError`` for a store that does not fit, ``RuntimeError`` where Ray does not come up within five
-    minutes; nothing of it is left then.
+    ``num_cpus``, ``num_gpus``: None takes all of the machine. ``object_store_bytes``: None takes a quarter of the memory, at
+    most 1 GB. ``preallocate`` touches all of the store at the start, which occupies that memory permanently and costs
+    start-up time (1 s for 512 MB, 4 s for 2 GB on two cores); writes are faster until the store would have been filled once.
+    ``env_vars``: set in every worker. Raises ``ValueError`` for a store that does not fit, ``RuntimeError`` where Ray does
+    not start within five minutes; none of its processes is left then.
     """
     if (cluster := attached({})) is not None:
         return cluster
@@ -95,7 +98,7 @@ def start_local(
 
 
 def connect(local: LocalRay) -> Cluster:
-    """Connect this process to a Ray that it has begun to start. Raises what ``start_local`` does."""
+    """Connect this process to a local Ray that is starting. Raises the errors of ``start_local``."""
     address = local.address()
     namespace = f"fedbonsai-{uuid.uuid4().hex}"
     try:
@@ -114,9 +117,8 @@ def connect(local: LocalRay) -> Cluster:
         if not isinstance(error, Exception):  # Ctrl-C
             raise
         raise RuntimeError(f"a local Ray could not be started: {why}") from error
-    worker._worker_logs_enabled = (
-        False  # the raylet's notes on dead workers are printed in spite of log_to_driver=False
-    )
+    # The raylet's messages about dead workers would be printed in spite of log_to_driver=False.
+    worker._worker_logs_enabled = False
 
     def release() -> None:
         with contextlib.closing(local):
@@ -126,12 +128,13 @@ def connect(local: LocalRay) -> Cluster:
 
 
 def join(address: str, *, runtime_env: Mapping[str, Any] | None = None) -> Cluster:
-    """Connect to a Ray that runs: ``auto``, ``host:port`` of its head, or ``ray://host:port`` of its client server.
+    """Connect to a running Ray: ``auto``, ``host:port`` of its head, or ``ray://host:port`` of its client server.
 
-    A token is taken from where Ray takes it: ``RAY_AUTH_MODE=token`` and ``RAY_AUTH_TOKEN`` or ``RAY_AUTH_TOKEN_PATH``.
-    ``runtime_env``: for the whole job. If this process is connected already, that Ray is used, and ``Cluster.runtime_env`` is
-    for the options of each actor. Raises ``ValueError`` in one sentence, within seconds, for an address that is malformed,
-    cannot be reached or is no Ray's, for a token that is refused, and for a Ray or Python of another version.
+    A token is read from where Ray reads it: ``RAY_AUTH_MODE=token`` and ``RAY_AUTH_TOKEN`` or ``RAY_AUTH_TOKEN_PATH``.
+    ``runtime_env``: for the whole job. If this process is already connected, that Ray is used, and ``Cluster.runtime_env``
+    must be passed in the options of each actor. Raises ``ValueError`` in one sentence, within seconds, for an address that
+    is malformed, cannot be reached or is not that of a Ray, for a token that is refused, and for another version of Ray or
+    Python.
     """
     if (cluster := attached(dict(runtime_env or {}))) is not None:
         return cluster
@@ -158,7 +161,7 @@ _QUIET = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_log
 
 
 def attached(runtime_env: dict[str, Any]) -> Cluster | None:
-    """The Ray to which this process is connected already: nothing of it is ours to release or to silence. None: to none."""
+    """The Ray to which this process is already connected, which ``close`` leaves as it is; None where there is none."""
     if not ray.is_initialized():
         return None
     address = ray.get_runtime_context().gcs_address
@@ -173,14 +176,48 @@ def _disconnect() -> None:
 
 
 def _reread_settings() -> None:
-    """Make Ray look at the environment again: it reads mode and token once a process, and keeps those of the last cluster."""
+    """Make Ray read the environment again: it reads mode and token once, and would keep those of the last cluster."""
     RaySettings.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager
+def signals_later() -> Iterator[None]:
+    """Defer SIGINT and SIGTERM while this process connects to a Ray; a second signal is handled immediately.
+
+    An interrupted ``ray.init`` leaves processes for a minute, or crashes. It also replaces the caller's handler of SIGTERM
+    by its own, and Ray offers no argument against that; where the caller has no handler, Ray's stays.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    current = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in current.items() if callable(handler)}
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            handlers[signal.Signals(number)](number, frame)
+
+    original = ray_utils.set_sigterm_handler
+    if signal.SIGTERM in handlers:
+        ray_utils.set_sigterm_handler = lambda handler: None
+    for number in handlers:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        ray_utils.set_sigterm_handler = original
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # also where Ray's core has installed its own below Python's
+    for first in received[:1]:
+        handlers[signal.Signals(first)](first, None)
+
+
+@contextlib.contextmanager
 def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """The process's environment with ``changes``, for what is started meanwhile; then as it was, Ray's own additions undone."""
+    """The process's environment with ``changes``; afterwards it is restored, and Ray's own additions are removed."""
     before = dict(os.environ)
     os.environ.update(changes)
     try:
@@ -193,7 +230,7 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _loopback_only() -> Iterator[None]:
-    """RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 for this process, where Ray is imported already: the node's address is 127.0.0.1."""
+    """RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 for this process, which has already imported Ray: the node's address is 127.0.0.1."""
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
@@ -203,7 +240,7 @@ def _loopback_only() -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    """What an exception says, in one line without its traceback; the innermost cause knows best."""
+    """The first line of the innermost cause of an exception, without its traceback."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

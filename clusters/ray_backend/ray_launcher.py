@@ -1,12 +1,13 @@
-"""The process that starts a local Ray for ``local_ray.LocalRay``, and ends it with everything that belongs to it.
+"""The process that starts a local Ray for ``local_ray.LocalRay``, and ends it with all of its processes and files.
 
 It writes one line of JSON to standard output: ``{"address": ...}``, or ``{"error": ...}``; and another ``{"error": ...}`` where
-the Ray loses a process later that it cannot do without. It ends Ray when its standard input is closed: by ``close``, which
-writes something before, or by the end of the process that started it. Where Ray itself has ended that process (it does so
-when the raylet is lost), the sentence goes to standard error from here.
+the Ray later loses a vital process. It ends Ray when its standard input is closed: by ``close``, which writes a byte before, or
+by the end of the process that started it. Where Ray itself has ended that process (it does so when the raylet is lost), the
+error is written to standard error from here.
 
-A Ray is told from others by its session folder, to whose logs all of its processes write. Ray's internals that are touched here
-are those that ``ray start`` uses, and two functions that wait for what it has started (``_wait_longer``; tried on 2.60).
+The processes of a Ray are recognised by its session folder, to whose logs they all write. The internals of Ray that are used
+here are those that ``ray start`` uses, and two functions that wait for started processes (``_wait_longer``; tested with
+2.60).
 """
 
 import json
@@ -31,15 +32,15 @@ from ray._private.parameter import RayParams
 from ..scratch import claim, reap, reap_runs
 from ..units import format_quantity
 
-DEFAULT_STORE_BYTES = 10**9  # a smaller store is recycled sooner, which is what makes writing to it fast
+DEFAULT_STORE_BYTES = 10**9  # a smaller store is reused sooner, which makes writing to it fast
 STORE_DIRECTORY = "/dev/shm"
 _LOOK_EVERY_S = 0.2
-_END_S = 20.0  # for processes that were killed to be gone
+_END_S = 20.0  # time limit for killed processes to end
 _VITAL = ("gcs_server", "raylet")
 
 
 class _Node(ray_node.Node):  # type: ignore[misc]
-    """A node that is known before it has come up: to whom does what it has started belong, if it never does?"""
+    """A Ray node that is known while it starts, so that its processes can be ended if it never comes up."""
 
     made: "_Node | None" = None
     all_processes: dict[str, Any]
@@ -52,7 +53,7 @@ class _Node(ray_node.Node):  # type: ignore[misc]
         super().__init__(*arguments, **settings)
 
     def _init_temp(self, *arguments: Any) -> None:
-        """Make the session folder: from then on it belongs to this process."""
+        """Make the session folder, and make this process its owner."""
         super()._init_temp(*arguments)
         self.session = Path(self._session_dir)
         self._owns = claim(self.session)
@@ -62,25 +63,23 @@ class Launcher:
     """Starts one Ray, watches it, and ends it."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        """``settings``: ``start_s``, and those of ``ray_cluster.start_local`` that are Ray's own."""
+        """``settings``: ``start_s``, and the arguments of ``ray_cluster.start_local`` that are settings of Ray."""
         self._settings = settings
         self._ending = threading.Lock()
         self._lost = ""
         self._started = self._closed = False
         self._out, self._error, nothing = os.dup(1), os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2):  # whatever else is printed here is not for the other process
+        for stream in (1, 2):  # other output of this process must not reach the driver
             os.dup2(nothing, stream)
 
     def run(self) -> NoReturn:
-        """Start, and stay until the end."""
+        """Start Ray, and stay until it is ended."""
         threading.Thread(target=self._watch, daemon=True).start()
         try:
             node = self._start()
         except ValueError as error:
             self._end(error=str(error), refused=True)
-        except (
-            BaseException
-        ) as error:  # Ray raises plain exceptions here, and whatever it is, it goes to the other process
+        except BaseException as error:  # Ray raises plain exceptions here; every error is reported to the driver
             self._end(error=_first_line(error))
         self._started = True
         self._tell(address=node.gcs_address)
@@ -110,10 +109,7 @@ class Launcher:
         return node
 
     def _watch(self) -> None:
-        """End when the other process wants it, or is there no more; tell it when Ray has lost what it cannot do without.
-
-        And when Ray has not started in time.
-        """
+        """End Ray when the driver asks for it, or has ended, or Ray has not started in time; report lost processes."""
         start_s = self._settings["start_s"]
         until = time.monotonic() + start_s
         while True:
@@ -129,14 +125,14 @@ class Launcher:
                 self._lost = lost
                 self._tell(error=lost)
 
-    def _tell(self, **told: Any) -> None:
-        """One line for the process that has started this one."""
-        with suppress(OSError):  # it is there no more
-            os.write(self._out, json.dumps(told).encode() + b"\n")
+    def _tell(self, **message: Any) -> None:
+        """Write one line for the driver."""
+        with suppress(OSError):  # it has ended
+            os.write(self._out, json.dumps(message).encode() + b"\n")
 
-    def _end(self, **told: Any) -> NoReturn:
-        """Kill all processes of this Ray, remove its session folder, tell why, and end this process."""
-        self._ending.acquire()  # for ever: who comes second waits for the end of the process
+    def _end(self, **message: Any) -> NoReturn:
+        """Kill all processes of this Ray, remove its session folder, report why, and end this process."""
+        self._ending.acquire()  # never released: a second thread waits until the process ends
         node = _Node.made
         for infos in list(node.all_processes.values()) if node is not None else ():
             for info in infos:
@@ -144,12 +140,12 @@ class Launcher:
         if node is not None and node.session is not None:
             end_processes(node.session)
             remove_session(node.session)
-        reap_runs()  # of the run whose server and hosts were killed here, what they had on disk
-        if told:
-            self._tell(**told)
+        reap_runs()  # temporary files of the run, whose server and hosts were killed here
+        if message:
+            self._tell(**message)
         elif self._lost and not self._closed:
             os.write(self._error, f"error: the local Ray has ended: {self._lost}\n".encode())
-        os._exit(1 if told else 0)
+        os._exit(1 if message else 0)
 
 
 def end_processes(session: Path, *, seconds: float = _END_S) -> None:
@@ -163,7 +159,7 @@ def end_processes(session: Path, *, seconds: float = _END_S) -> None:
 
 
 def processes_of(session: Path) -> list[int]:
-    """Processes that write to the standard output or error of a session: Ray's own, its workers, and their children.
+    """Processes that write to the output logs of a session: Ray's own, its workers, and their children.
 
     A driver writes to logs of other names.
     """
@@ -186,37 +182,37 @@ def _writes_to(process: Path, logs: Path) -> bool:
 
 
 def remove_session(session: Path) -> None:
-    """Remove a session folder, and Ray's link to the newest one where it leads there."""
+    """Remove a session folder, and Ray's link ``session_latest`` where it points to it."""
     shutil.rmtree(session, ignore_errors=True)
     latest = session.parent / "session_latest"
-    with suppress(OSError):  # it is no link, or somebody else's
+    with suppress(OSError):  # it is not a link, or belongs to another user
         if latest.readlink() == session:
             latest.unlink()
 
 
-def store_bytes(wanted: int | None) -> int:
-    """Size of the object store; None chooses one that fits. Raises ``ValueError`` for one that does not."""
+def store_bytes(requested: int | None) -> int:
+    """Size of the object store; None chooses one that fits. Raises ``ValueError`` for a size that does not fit."""
     free = shutil.disk_usage(STORE_DIRECTORY).free if os.path.isdir(STORE_DIRECTORY) else None
     least: int = ray_constants.OBJECT_STORE_MINIMUM_MEMORY_BYTES
-    if wanted is None:
+    if requested is None:
         chosen = min(DEFAULT_STORE_BYTES, int(get_system_memory()) // 4)
-        # Where shared memory is tiny (a container's 64 MB), Ray puts the store on disk, and the size is ours to choose again.
+        # Where shared memory is tiny (a container's 64 MB), Ray puts the store on disk, where any size fits.
         return max(least, min(chosen, int(0.8 * free)) if free is not None and 0.8 * free >= least else chosen)
-    if wanted < least or (free is not None and wanted > free):
+    if requested < least or (free is not None and requested > free):
         most = (
             f" and at most the {format_quantity(free, kind='bytes')} free in {STORE_DIRECTORY}"
             if free is not None
             else ""
         )
-        raise ValueError(f"ray.object_store_bytes is {wanted}; it must be at least {least}{most}")
-    return wanted
+        raise ValueError(f"ray.object_store_bytes is {requested}; it must be at least {least}{most}")
+    return requested
 
 
 def _wait_longer() -> None:
-    """Have Ray wait for what it starts until this process gives up (``Launcher._watch``), and in Python.
+    """Make Ray wait for the processes that it starts until this process gives up (``Launcher._watch``), and in Python.
 
-    ``services.get_node``: Ray waits 30 s for the node to come up, and offers no setting. ``node.wait_for_persisted_port``: it
-    waits for the port of ``gcs_server`` in C++, with Python's lock held, also where the process has ended.
+    ``services.get_node``: Ray waits 30 s for the node to come up, without a setting for it. ``node.wait_for_persisted_port``:
+    Ray waits for the port of ``gcs_server`` in C++ while holding Python's lock, even where that process has ended.
     """
     find_node, find_port = services.get_node, ray_node.wait_for_persisted_port
 
@@ -232,7 +228,7 @@ def _wait_longer() -> None:
 
 
 def _lost() -> str:
-    """Which process has ended that this Ray cannot do without; "" where none has."""
+    """Which vital process of this Ray has ended; "" where none has."""
     processes = _Node.made.all_processes if _Node.made is not None else {}
     for kind in _VITAL:
         for info in processes.get(kind, ()):
@@ -242,7 +238,7 @@ def _lost() -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    """What an exception says, in one line without its traceback; the innermost cause knows best."""
+    """The first line of the innermost cause of an exception, without its traceback."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,7 +1,8 @@
-"""Can this Ray be reached, and does it take our token? Asked before joining, for Ray itself asks for 20 s and longer.
+"""Checks whether a Ray can be reached and accepts our token, before joining it: Ray itself would try for 20 s and longer.
 
-Three questions, each bounded: does the port answer (TCP), does it speak what Ray speaks (a gRPC server sends its HTTP/2
-SETTINGS at once), and is our token accepted (one call of Ray's own client, which fails at once instead of twenty times).
+Three checks, each with a time limit: the port answers (TCP), the server speaks Ray's protocol (a gRPC server sends its HTTP/2
+SETTINGS immediately), and our token is accepted (one call of Ray's own client, which fails immediately instead of after twenty
+tries).
 """
 
 import contextlib
@@ -22,7 +23,7 @@ _SETTINGS_FRAME = 4
 
 
 def parse_address(address: str) -> tuple[str, int, bool]:
-    """Host, port, and whether it is a client server's. Raises ``ValueError`` for what is not an address."""
+    """Host, port, and whether it is the address of a client server. Raises ``ValueError`` for a malformed address."""
     client = address.startswith("ray://")
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not host or not colon or not port.isdecimal() or not 0 < int(port) < 65536:
@@ -31,7 +32,7 @@ def parse_address(address: str) -> tuple[str, int, bool]:
 
 
 def resolve_auto() -> str:
-    """The address that "auto" means: RAY_ADDRESS, or the one Ray that ``ray start`` left on this machine."""
+    """The address that "auto" stands for: RAY_ADDRESS, or that of the one Ray that runs on this machine."""
     try:
         return str(services.canonicalize_bootstrap_address_or_die("auto"))
     except ConnectionError as error:
@@ -41,11 +42,11 @@ def resolve_auto() -> str:
 
 
 def check_reachable(shown: str, host: str, port: int) -> None:
-    """Raise ``ValueError`` unless something that may be a Ray answers. ``shown``: the address, for errors."""
+    """Raise ``ValueError`` unless a server that may be a Ray answers. ``shown``: the address, for errors."""
     try:
         with socket.create_connection((host, port), timeout=TIMEOUT_S) as connection:
             if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
-                return  # without the handshake nothing more can be asked
+                return  # nothing more can be checked without the TLS handshake
             connection.sendall(_PREFACE)
             answer = connection.recv(9)
     except TimeoutError as error:
@@ -60,7 +61,7 @@ def check_reachable(shown: str, host: str, port: int) -> None:
 
 
 def bound_to_loopback(host: str, port: int) -> bool:
-    """Whether what answers at a loopback ``host`` answers there alone: Ray would look for it at this machine's own address."""
+    """Whether a server at a loopback ``host`` is bound to loopback only: Ray would connect to the machine's own address."""
     if host not in ("localhost", "127.0.0.1", "::1"):
         return False
     with socket.socket() as probe:
@@ -87,7 +88,7 @@ def check_token(shown: str, target: str) -> None:
 
 @contextlib.contextmanager
 def muted_stderr() -> Iterator[None]:
-    """Keep what C++ writes to file descriptor 2 off the terminal meanwhile; Python's exceptions carry what matters."""
+    """Suppress what C++ code writes to file descriptor 2; errors are reported by Python's exceptions."""
     with tempfile.TemporaryFile() as sink:
         saved = os.dup(2)
         os.dup2(sink.fileno(), 2)

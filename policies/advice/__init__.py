@@ -1,4 +1,4 @@
-"""What a round of each method costs a fleet, and a sentence on which is cheaper.
+"""The cost of a round of each method on a fleet, and a sentence that says which method is cheaper.
 
-It knows policies and estimates, and trains nothing.
+It uses policies and estimates, and trains nothing.
 """

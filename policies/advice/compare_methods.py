@@ -1,10 +1,11 @@
-"""What a round of each method costs a fleet, before anything is trained: which one is cheaper for the job at hand.
+"""The cost of a round of each method on a fleet, estimated before anything is trained.
 
 By the byte counts of Wu et al. (EcoFed, IEEE TPDS 2024, arXiv 2304.05495) EcoFed sends less than FedAvg iff
 E n A b/8 / period < 8 |W| (epochs, samples, activations a sample, bits of a code, parameters): a tiny model with many samples
-is trained cheaper as a whole. Here both sides are the estimates that the virtual clock charges by.
+is cheaper to train as a whole. Here both sides are the estimates that the virtual clock charges by.
 
-A round is as long as the slowest device needs alone, and no shorter than what is shared needs for all of them together.
+A round takes as long as its slowest device with idle links, and at least as long as each shared resource (links, hosts)
+needs for all devices together.
 """
 
 import dataclasses
@@ -16,24 +17,24 @@ from msgspec.structs import replace
 
 from ...clusters.fleet import Fleet
 from ..decision import Decision
-from ..partitioning.ecofed import EcoFed
-from ..partitioning.upload_period import rhythm
+from ..estimate import Estimate
+from ..partitioning.ecofed import EcoFed, upload_period
 from ..plan import Plan
 from ..policy import Policy
-from ..report import Estimate
 from ..selection.candidates import memory_misfit
 from ..view import View
 
-KINDS_PER_CLASS = 16  # where a class has more sample counts, one device stands for several of them
+SIZES_PER_CLASS = 16  # where a class has more numbers of samples, one device represents several of them
 
 
 class MethodCost(msgspec.Struct, frozen=True, kw_only=True):
-    """One method's row; means over the rounds of a run.
+    """The cost of one method; means over the rounds of a run.
 
-    ``cuts``: devices by the block behind which they are cut, "" for whole models. ``seconds``: of a round; ``bound``: what
-    one with uploads waits for. ``num_bytes``: up and down, mean over the devices. ``peak_memory_bytes``: the most.
-    ``unable``: (reason, devices) of those that cannot take part, and count for nothing else; ``seconds`` None: nobody can.
-    ``guessed``: activations are coded, so that bytes and seconds are those of a first guess.
+    ``cuts``: number of devices by the block behind which they are cut, "" for whole models. ``seconds``: of a round; ``bound``:
+    the resource that limits a round with uploads. ``num_bytes``: up and down, mean over the devices. ``peak_memory_bytes``: the
+    maximum over the devices. ``unable``: (reason, number of devices) of devices that cannot take part; they are left out of all
+    other figures. ``seconds`` None: no device can take part. ``guessed``: activations are coded, so that bytes and seconds are
+    a first guess.
     """
 
     method: str
@@ -46,22 +47,24 @@ class MethodCost(msgspec.Struct, frozen=True, kw_only=True):
     guessed: bool = False
 
 
-Note = Callable[[str], object]  # gets a line of progress
+Note = Callable[[str], object]  # receives a line of progress
 
 
 def unheard(text: str) -> None:
-    """A ``Note`` that is dropped."""
+    """A ``Note`` that drops its line."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Asked:
-    """What all methods are asked: devices that stand for all, share of them in a round, rounds, why a plan would be
-    refused; who hears of each device that is asked.
+class _Setting:
+    """What all methods are compared under.
+
+    ``represented``: the devices that are estimated, each with the number of devices that it represents. ``share``: of the
+    devices in a round.
     """
 
     view: View
     fleet: Fleet
-    kinds: Mapping[int, int]
+    represented: Mapping[int, int]
     share: float
     rounds: int
     refusal: Callable[[Plan], str]
@@ -69,13 +72,13 @@ class _Asked:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Share:
-    """What one device, and ``count`` like it, cost in the rounds of one kind."""
+class _Load:
+    """The cost of one plan, of which there are ``count`` in a round."""
 
     plan: Plan
     cost: Estimate
     count: float
-    weights: tuple[int, int]  # bytes up and down that are the server's and not a host's
+    weights: tuple[int, int]  # bytes up and down over the server's link; the others are streamed over a host's
 
 
 def compare_methods(
@@ -88,20 +91,20 @@ def compare_methods(
     refusal: Callable[[Plan], str] = lambda plan: "",
     note: Note = unheard,
 ) -> list[MethodCost]:
-    """A row for each of the ``methods``: policies that change plans, asked as before the first round.
+    """A row for each of the ``methods``: policies that change plans, called with the view before the first round.
 
-    ``rounds``: of the run, of which a row is the mean. ``cohort``: devices of a round, of all that there are (None: all); the
-    slowest of all counts even so. ``refusal``: why a plan would not be carried out, "" where it would. ``note``: gets a
-    line for each device that is asked, which may take seconds. Devices without samples take part in nothing.
+    ``rounds``: of the run, over which a row is the mean. ``cohort``: number of devices in a round (None: all); ``seconds``
+    is bounded by the slowest device of the fleet even so. ``refusal``: why a plan would be refused, "" where it would not.
+    ``note``: receives a line for each device that is estimated, which may take seconds. Devices without samples are ignored.
     """
     start = dataclasses.replace(view, version=0, dispatched=0, in_flight={}, replay=())
-    counts = kinds(start)
+    counts = representatives(start)
     share = 1.0 if cohort is None else min(1.0, cohort / max(1, sum(counts.values())))
-    asked = _Asked(start, fleet, counts, share, max(1, rounds), refusal, note)
+    setting = _Setting(start, fleet, counts, share, max(1, rounds), refusal, note)
     rows = []
     for name, method in methods.items():
         try:
-            rows.append(_row(name, method, asked))
+            rows.append(_row(name, method, setting))
         except ValueError as error:  # this model has no head for a local loss, or cannot be cut there
             unable = ((f"any: {error}", sum(counts.values())),)
             rows.append(
@@ -112,97 +115,97 @@ def compare_methods(
     return rows
 
 
-def kinds(view: View) -> dict[int, int]:
-    """Devices that stand for all: each with the number of those of its class with about as many samples."""
+def representatives(view: View) -> dict[int, int]:
+    """Devices that represent all: each with the number of devices of its class with about as many samples."""
     classes: dict[int, list[int]] = {}
     for device in view.devices:
         if view.samples[device]:
             classes.setdefault(id(view.profiles[device]), []).append(device)
-    found: Counter[int] = Counter()
+    counts: Counter[int] = Counter()
     for devices in classes.values():
         first: dict[int, int] = {}
         for device in devices:
             first.setdefault(view.samples[device], device)
         *sizes, largest = sorted(first)
-        each = max(1, -(-len(sizes) // (KINDS_PER_CLASS - 1)))
-        chunks = [sizes[start : start + each] for start in range(0, len(sizes), each)]
-        stands_for = {size: chunk[len(chunk) // 2] for chunk in [*chunks, [largest]] for size in chunk}
+        length = max(1, -(-len(sizes) // (SIZES_PER_CLASS - 1)))
+        chunks = [sizes[start : start + length] for start in range(0, len(sizes), length)]
+        middle = {size: chunk[len(chunk) // 2] for chunk in [*chunks, [largest]] for size in chunk}
         for device in devices:
-            found[first[stands_for[view.samples[device]]]] += 1
-    return dict(sorted(found.items()))
+            counts[first[middle[view.samples[device]]]] += 1
+    return dict(sorted(counts.items()))
 
 
-def _row(name: str, method: Policy, asked: _Asked) -> MethodCost:
-    """One method."""
-    uploads, unable = _uploads(name, method, asked)
+def _row(name: str, method: Policy, setting: _Setting) -> MethodCost:
+    """The row of one method."""
+    uploads, unable = _uploads(name, method, setting)
     cuts: Counter[str] = Counter()
-    for each in uploads:
-        cuts[each.plan.split.cut if each.plan.split else ""] += int(each.count)
-    seconds, bound, often = _mean(method, asked, uploads)
+    for upload in uploads:
+        cuts[upload.plan.split.cut if upload.plan.split else ""] += int(upload.count)
+    seconds, bound, often = _mean(method, setting, uploads)
     able = sum(cuts.values())
-    total = sum(each.count * (each.cost.up_bytes + each.cost.down_bytes) for each in uploads)
+    total = sum(load.count * (load.cost.up_bytes + load.cost.down_bytes) for load in uploads)
     return MethodCost(
         method=name,
         cuts=dict(cuts),
         seconds=seconds if able else None,
         bound=bound,
         num_bytes=often * total / able if able else 0.0,
-        peak_memory_bytes=max((each.cost.peak_memory_bytes for each in uploads), default=0),
+        peak_memory_bytes=max((load.cost.peak_memory_bytes for load in uploads), default=0),
         unable=tuple(sorted(unable.items())),
-        guessed=any(each.plan.split is not None and bool(each.plan.split.codec_up) for each in uploads),
+        guessed=any(load.plan.split is not None and bool(load.plan.split.codec_up) for load in uploads),
     )
 
 
-def _uploads(name: str, method: Policy, asked: _Asked) -> tuple[list[_Share], Counter[str]]:
-    """What those who can take part cost in a round in which they send; of the others, how many for which reason."""
-    view = asked.view
+def _uploads(name: str, method: Policy, setting: _Setting) -> tuple[list[_Load], Counter[str]]:
+    """Costs of the devices that can take part, in a round in which they upload; and the number of the others by reason."""
+    view = setting.view
     unable: Counter[str] = Counter()
     plans: list[Plan] = []
-    for number, device in enumerate(asked.kinds, start=1):
-        asked.note(f"{name}: device class {view.profiles[device].name} ({number}/{len(asked.kinds)})")
-        # Each for itself: of those that share a head, only one would be sent now.
+    for number, device in enumerate(setting.represented, start=1):
+        setting.note(f"{name}: device class {view.profiles[device].name} ({number}/{len(setting.represented)})")
+        # Each in a decision of its own: of plans that share a head, only one would be sent at a time.
         decision, _ = method.decide(view, method.init(), Decision(plans=(view.new_plan(device),)))
         plans += decision.plans
         for left, reason in decision.left_out:
-            unable[f"{view.profiles[left].name}: {reason}"] += asked.kinds[left]
-    uploads: list[_Share] = []
+            unable[f"{view.profiles[left].name}: {reason}"] += setting.represented[left]
+    uploads: list[_Load] = []
     for plan in plans:
         device = plan.device
         cost = view.estimate(device, plan)
-        reason = asked.refusal(plan) or memory_misfit(view, device, cost.peak_memory_bytes)
+        reason = setting.refusal(plan) or memory_misfit(view, device, cost.peak_memory_bytes)
         if reason:
-            unable[f"{view.profiles[device].name}: {reason}"] += asked.kinds[device]
+            unable[f"{view.profiles[device].name}: {reason}"] += setting.represented[device]
         else:
-            uploads.append(_Share(plan, cost, asked.kinds[device], _weights(view, plan, cost)))
+            uploads.append(_Load(plan, cost, setting.represented[device], _weights(view, plan, cost)))
     return uploads, unable
 
 
-def _mean(method: Policy, asked: _Asked, uploads: Sequence[_Share]) -> tuple[float, str, float]:
-    """Seconds of a round, what one waits for in which all send, and how often a device of the cohort sends."""
-    view, fleet, share = asked.view, asked.fleet, asked.share
+def _mean(method: Policy, setting: _Setting, uploads: Sequence[_Load]) -> tuple[float, str, float]:
+    """Mean seconds of a round, the bound of one in which all upload, and the share of rounds in which a device uploads."""
+    view, fleet, share = setting.view, setting.fleet, setting.share
     seconds, bound = _round(view, fleet, uploads, share)
     if not isinstance(method, EcoFed) or not uploads:
         return seconds, bound, 1.0
-    able = int(sum(each.count for each in uploads))
-    found = rhythm(method, devices=able, cohort=max(1, round(share * able)), rounds=asked.rounds)
-    replays = [_replayed(view, each) for each in uploads]
-    mixed = [dataclasses.replace(each, count=each.count * found.part) for each in uploads]
-    mixed += [dataclasses.replace(each, count=each.count * (1 - found.part)) for each in replays]
-    total = found.full * seconds
-    total += found.some * _round(view, fleet, mixed, share)[0] if found.some else 0.0
-    total += (asked.rounds - found.full - found.some) * _round(view, fleet, replays, share)[0]
-    return total / asked.rounds, bound, (found.full + found.some * found.part) / asked.rounds
+    able = int(sum(load.count for load in uploads))
+    period = upload_period(method, devices=able, cohort=max(1, round(share * able)), rounds=setting.rounds)
+    replays = [_replayed(view, load) for load in uploads]
+    mixed = [dataclasses.replace(load, count=load.count * period.part) for load in uploads]
+    mixed += [dataclasses.replace(load, count=load.count * (1 - period.part)) for load in replays]
+    total = period.full * seconds
+    total += period.some * _round(view, fleet, mixed, share)[0] if period.some else 0.0
+    total += (setting.rounds - period.full - period.some) * _round(view, fleet, replays, share)[0]
+    return total / setting.rounds, bound, (period.full + period.some * period.part) / setting.rounds
 
 
-def _replayed(view: View, upload: _Share) -> _Share:
-    """The same device in a round in which its view is replayed."""
+def _replayed(view: View, upload: _Load) -> _Load:
+    """The cost of the same device in a round in which its view is replayed."""
     assert upload.plan.split is not None
     plan = replace(upload.plan, split=replace(upload.plan.split, view="1"))
-    return _Share(plan, view.estimate(plan.device, plan), upload.count, (0, 0))
+    return _Load(plan, view.estimate(plan.device, plan), upload.count, (0, 0))
 
 
 def _weights(view: View, plan: Plan, cost: Estimate) -> tuple[int, int]:
-    """Bytes up and down that go between device and server: what the plan would send if nothing crossed its cut."""
+    """Bytes up and down between device and server: those of the plan without its stream to the host."""
     if plan.split is None:
         return cost.up_bytes, cost.down_bytes
     if not plan.trains_on_device:
@@ -211,32 +214,32 @@ def _weights(view: View, plan: Plan, cost: Estimate) -> tuple[int, int]:
     return alone.up_bytes, alone.down_bytes
 
 
-def _round(view: View, fleet: Fleet, shares: Sequence[_Share], share: float) -> tuple[float, str]:
-    """Seconds of a round, and what it waits for."""
-    slowest = max(shares, key=lambda each: each.cost.seconds, default=None)
+def _round(view: View, fleet: Fleet, loads: Sequence[_Load], share: float) -> tuple[float, str]:
+    """Seconds of a round, and the resource that limits it."""
+    slowest = max(loads, key=lambda load: load.cost.seconds, default=None)
     if slowest is None:
         return 0.0, ""
     bounds = [(slowest.cost.seconds, f"device class {view.profiles[slowest.plan.device].name}")]
-    hosts = sum(each.count * each.cost.host_flops for each in shares)
+    hosts = sum(load.count * load.cost.host_flops for load in loads)
     bounds.append((share * hosts / (fleet.hosts.flop_per_s * fleet.hosts.count), "hosts"))
-    turns = sum(each.count * each.cost.seconds for each in shares if each.plan.split and each.plan.split.shares_head)
+    turns = sum(load.count * load.cost.seconds for load in loads if load.plan.split and load.plan.split.shares_head)
     bounds.append((share * turns / fleet.hosts.count, "turns at hosts"))
-    bounds += [(share * num_bytes / rate, name) for num_bytes, rate, name in _crossings(view, fleet, shares)]
+    bounds += [(share * num_bytes / rate, name) for num_bytes, rate, name in _crossings(view, fleet, loads)]
     return max(bounds, key=lambda bound: bound[0])
 
 
-def _crossings(view: View, fleet: Fleet, shares: Sequence[_Share]) -> Iterator[tuple[float, float, str]]:
-    """Bytes, rate and name of each link that devices share, one direction after the other; hosts' links together."""
+def _crossings(view: View, fleet: Fleet, loads: Sequence[_Load]) -> Iterator[tuple[float, float, str]]:
+    """Bytes, rate and name of each shared link, for each direction; the links of all hosts count as one."""
     for index, direction in enumerate(("up", "down")):
         field = f"{direction}_bytes_per_s"
         shared: dict[str, float] = {}
         weights = streamed = 0.0
-        for each in shares:
-            num_bytes = each.cost.down_bytes if index else each.cost.up_bytes
-            weights += each.count * each.weights[index]
-            streamed += each.count * (num_bytes - each.weights[index])
-            if link := view.profiles[each.plan.device].shared_link:
-                shared[link] = shared.get(link, 0.0) + each.count * num_bytes
+        for load in loads:
+            num_bytes = load.cost.down_bytes if index else load.cost.up_bytes
+            weights += load.count * load.weights[index]
+            streamed += load.count * (num_bytes - load.weights[index])
+            if link := view.profiles[load.plan.device].shared_link:
+                shared[link] = shared.get(link, 0.0) + load.count * num_bytes
         for link, carried in shared.items():
             yield carried, getattr(fleet.shared_links[link], field), f"link {link}"
         if rate := getattr(fleet.server, field):

@@ -1,19 +1,19 @@
-"""Which method is cheaper, in one sentence, from the rows of ``compare_methods``."""
+"""Sentences that say which method is cheaper, from the rows of ``compare_methods``."""
 
 from collections.abc import Sequence
 
 from ...clusters.units import format_quantity
 from .compare_methods import MethodCost
 
-PLAIN = "FedAvg"  # what the others are measured against
-# How many times too high the first guess of coded activations may be, and so the time. Measured: up to 1.75 times, with 4 and 8
-# bit at seven cuts of digits_cnn and vgg11_bn; 3 leaves room for maps with more zeros.
+PLAIN = "FedAvg"  # the method that the others are compared with
+# Factor by which the first guess of coded activations, and so of the time, may be too high. Measured: up to 1.75, with 4 and 8
+# bit at seven cuts of digits_cnn and vgg11_bn; 3 leaves room for activations with more zeros.
 GUESS = 3.0
-MANY = 10.0  # times the bytes of plain FedAvg: more than any of these methods is meant to send
+MANY = 10.0  # times the bytes of plain FedAvg: none of these methods is intended to send more
 
 
 def verdict(rows: Sequence[MethodCost]) -> str:
-    """One sentence: who needs the fewest bytes and the least time, and how much less than plain FedAvg, or what comes next."""
+    """One sentence: the methods with the fewest bytes and the least time, compared with plain FedAvg or the next best."""
     able = [row for row in rows if row.seconds is not None]
     if not able:
         return "no device can take part in any of these methods"
@@ -33,13 +33,13 @@ def verdict(rows: Sequence[MethodCost]) -> str:
 def cheaper(rows: Sequence[MethodCost], method: str) -> str:
     """One sentence if another row needs fewer bytes or less time than that of ``method``; else "".
 
-    Where the latter's are a guess, they are taken for as few as they may be.
+    Where the figures of ``method`` are a guess, the lowest possible values are compared.
     """
     own = next((row for row in rows if row.method == method), None)
     if own is None or own.seconds is None:
         return ""
     least = "at least " if own.guessed else ""
-    num_bytes, seconds, found = own.num_bytes / _slack(own), own.seconds / _slack(own), []
+    num_bytes, seconds, better = own.num_bytes / _slack(own), own.seconds / _slack(own), []
     for row in rows:
         if row.seconds is None or row is own:
             continue
@@ -49,12 +49,12 @@ def cheaper(rows: Sequence[MethodCost], method: str) -> str:
         if row.seconds < seconds:
             gains.append(f"{least}{_times(seconds, row.seconds)} less time")
         if gains:
-            found.append(f"{row.method} {' and '.join(gains)}")
-    return f"a round of {method} costs more than it must at these settings: {', '.join(found)}" if found else ""
+            better.append(f"{row.method} {' and '.join(gains)}")
+    return f"a round of {method} costs more than it must at these settings: {', '.join(better)}" if better else ""
 
 
 def many_bytes(plain: MethodCost, own: MethodCost) -> str:
-    """One sentence if a row needs many times the bytes of plain FedAvg, by the lowest guess; else ""."""
+    """One sentence if a row needs ``MANY`` times the bytes of plain FedAvg even by the lowest guess; else ""."""
     least = own.num_bytes / _slack(own)
     if None in (plain.seconds, own.seconds) or least < MANY * plain.num_bytes:
         return ""
@@ -67,12 +67,12 @@ def many_bytes(plain: MethodCost, own: MethodCost) -> str:
 
 
 def _slack(row: MethodCost) -> float:
-    """How many times too high its figures may be."""
+    """Factor by which the figures of a row may be too high."""
     return GUESS if row.guessed else 1.0
 
 
 def _doubt(able: Sequence[MethodCost]) -> str:
-    """Of rows that were beaten by less than their guess may be wrong by."""
+    """A remark on each row that could be the best within the uncertainty of its guess."""
     small, quick = min(row.num_bytes for row in able), min(map(_seconds, able))
     return "".join(
         f"; what {row.method} sends is a first guess, which may be up to {GUESS:g}x too high"
@@ -82,14 +82,14 @@ def _doubt(able: Sequence[MethodCost]) -> str:
 
 
 def _best(able: Sequence[MethodCost]) -> str:
-    """The cheapest of two rows or more that somebody can take part in."""
+    """The comparison of the best rows, of at least two that can be carried out."""
     small = min(able, key=lambda row: row.num_bytes)
     quick = min(able, key=_seconds)
     bytes_ = f"{_times(_against(able, small).num_bytes, small.num_bytes)} fewer bytes"
     time = f"{_times(_seconds(_against(able, quick)), _seconds(quick))} less time"
     if small is quick:
-        told = f"{bytes_} and {time} than {_against(able, small).method}"
-        return f"plain {PLAIN} is cheaper: {told}" if small.method == PLAIN else f"{small.method}: {told}"
+        text = f"{bytes_} and {time} than {_against(able, small).method}"
+        return f"plain {PLAIN} is cheaper: {text}" if small.method == PLAIN else f"{small.method}: {text}"
     return (
         f"{small.method}: {bytes_} than {_against(able, small).method}; "
         f"{quick.method}: {time} than {_against(able, quick).method}"
@@ -97,7 +97,7 @@ def _best(able: Sequence[MethodCost]) -> str:
 
 
 def _against(rows: Sequence[MethodCost], best: MethodCost) -> MethodCost:
-    """What the best is measured against: plain FedAvg; if it is that itself, the cheapest of the others."""
+    """The row that the best one is compared with: plain FedAvg, or the cheapest other row where that is the best."""
     plain = next((row for row in rows if row.method == PLAIN), None)
     if plain is not None and plain is not best:
         return plain
@@ -110,6 +110,6 @@ def _seconds(row: MethodCost) -> float:
 
 
 def _times(more: float, less: float) -> str:
-    """How many times as much: two digits."""
+    """The ratio with two digits, as ``2.5x``."""
     ratio = more / less if less else float("inf")
     return f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.2g}x"

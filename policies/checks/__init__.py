@@ -1,4 +1,4 @@
-"""Checks of what policies are and return: fields, types, decisions and state.
+"""Checks of policies: their fields and statements, and the types of the decisions and states that they return.
 
-They know the contract's data types only.
+They depend on the data types of the contract only.
 """

@@ -1,6 +1,6 @@
-"""Checks of a policy's own fields: the same sentence from YAML, from ``--set`` and from Python.
+"""Checks of the fields of a policy: the same error sentence from YAML, from ``--set`` and from Python.
 
-A policy declares what a field may be by its annotation alone (``Annotated[float, msgspec.Meta(gt=0)]``) and calls
+A policy declares the allowed values of a field by its annotation alone (``Annotated[float, msgspec.Meta(gt=0)]``) and calls
 ``check_fields(self)`` in ``__post_init__``. ``Cohort`` is the one type that an annotation cannot express.
 """
 
@@ -13,7 +13,7 @@ Cohort = int | float  # devices (int, at least 1), or a share of all devices (fl
 
 
 def convert_field(name: str, value: Any, hint: Any) -> Any:
-    """``value`` as its annotation ``hint`` wants it: a list becomes a tuple, a mapping a struct.
+    """``value`` converted to its annotation ``hint``: a list becomes a tuple, a mapping a struct.
 
     Raises ``ValueError`` naming the field, the value and what was expected.
     """
@@ -24,7 +24,7 @@ def convert_field(name: str, value: Any, hint: Any) -> Any:
 
 
 def check_fields(policy: Any) -> None:
-    """Raise ``ValueError`` for the first field of a dataclass whose value does not suit its annotation."""
+    """Raise ``ValueError`` for the first field of a dataclass whose value does not match its annotation."""
     hints = get_type_hints(type(policy), include_extras=True)
     for field in dataclasses.fields(policy):
         convert_field(field.name, getattr(policy, field.name), hints[field.name])
@@ -47,7 +47,7 @@ def check_cohort(name: str, value: Cohort) -> None:
 
 
 def cohort_size(cohort: Cohort, num_devices: int) -> int:
-    """Number of devices that ``cohort`` means in a fleet of ``num_devices``: never more than there are.
+    """Number of devices that ``cohort`` stands for in a fleet of ``num_devices``, at most all of them.
 
     A share is rounded to the nearest whole device (halves up), and is at least one.
     """

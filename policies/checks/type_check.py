@@ -1,9 +1,9 @@
-"""Values held against type annotations: what msgspec does while it decodes, for objects that were made in Python.
+"""Checks of values against type annotations, as msgspec does while it decodes, for objects that were made in Python.
 
-Neither a dataclass nor a struct checks its fields when it is made, so a plan of a user's policy, or a value that was put
-together from a checkpoint, may hold anything. ``mismatch`` understands the annotations that are used for such values: plain
-types, containers, unions, literals, ``Annotated`` with ``msgspec.Meta`` bounds, arrays, dataclasses and structs. A mapping from
-names to annotations stands for a dict with exactly these keys.
+Neither a dataclass nor a struct checks its fields when it is created, so a plan of a user's policy, or a value that was
+restored from a checkpoint, may hold values of any type. ``mismatch`` supports the annotations that are used for such values:
+plain types, containers, unions, literals, ``Annotated`` with ``msgspec.Meta`` bounds, arrays, dataclasses and structs. A
+mapping from names to annotations stands for a dict with exactly these keys.
 """
 
 import collections
@@ -23,14 +23,14 @@ Path = tuple[tuple[str, Any], ...]  # ("." or "[" or "key", and the name, the po
 
 
 class Problem(NamedTuple):
-    """A part of a value that does not suit its annotation: where, the part, and what it must be. In words only when asked."""
+    """A part of a value that does not match its annotation: its path, the part, and what it must be."""
 
     path: Path
     value: Any
     must: str
 
     def describe(self) -> tuple[str, str]:
-        """Where it is, and what is wrong with it."""
+        """The path, and what is wrong there, in words."""
         where = "".join(map(_step, self.path)).removeprefix(".")
         return where, f"is {shown(self.value)}; it must {self.must}"
 
@@ -43,7 +43,7 @@ _BOUNDS = {
     "lt": ("below", operator.lt),
 }
 _WORDS = {"int": "a whole number", "float": "a number", "str": "text", "bool": "True or False", "NoneType": "None"}
-# What an annotation of a container allows, by its exact type: a Counter where a dict is expected counts what is missing.
+# Types that an annotation of a container allows, exactly: a Counter in place of a dict would return 0 for missing keys.
 _CONTAINERS: dict[Any, tuple[type, ...]] = {
     collections.abc.Sequence: (list, tuple),
     collections.abc.Mapping: (dict,),
@@ -52,37 +52,36 @@ _CONTAINERS: dict[Any, tuple[type, ...]] = {
 
 
 def mismatch(value: Any, hint: Any, *, into_structs: bool = True) -> tuple[str, str] | None:
-    """Where the first part of ``value`` is that does not suit its annotation, and what is wrong with it; None: nothing.
+    """Path of the first part of ``value`` that does not match its annotation, and what is wrong there; None where all match.
 
-    ``into_structs`` False takes the fields of msgspec structs for sound, as they are after decoding. An object that
-    occurs often is looked at once for each annotation. The annotations must not be recursive.
+    ``into_structs`` False skips the fields of msgspec structs, which are correct after decoding. An object that occurs several
+    times is checked once for each annotation. The annotations must not be recursive.
     """
     return TypeCheck(into_structs=into_structs).mismatch(value, hint)
 
 
 class TypeCheck:
-    """Checks of several values that share parts: a part that was sound by an annotation is not looked at again."""
+    """Checks of several values that share parts: a part that matched an annotation is not checked against it again."""
 
     def __init__(self, *, into_structs: bool = True) -> None:
-        """See ``mismatch``. The values must not change as long as the object lives."""
+        """See ``mismatch``. The values must not change during the lifetime of this object."""
         self._into_structs = into_structs
-        self._sound: dict[
-            tuple[int, int], tuple[Any, Any]
-        ] = {}  # keeps what it names alive, else an id might be given away
+        # By the ids of value and annotation. The entry keeps both alive, so that their ids are not reused.
+        self._checked: dict[tuple[int, int], tuple[Any, Any]] = {}
 
     def mismatch(self, value: Any, hint: Any) -> tuple[str, str] | None:
-        """As the function ``mismatch``."""
+        """See the function ``mismatch``."""
         problem = next(self._problems(value, hint, ()), None)
         return problem.describe() if problem is not None else None
 
     def _problems(self, value: Any, hint: Any, path: Path) -> Problems:
         key = id(value), id(hint)
-        if key in self._sound:
+        if key in self._checked:
             return
-        yield from self._looked_at(value, hint, path)
-        self._sound[key] = value, hint
+        yield from self._compare(value, hint, path)
+        self._checked[key] = value, hint
 
-    def _looked_at(self, value: Any, hint: Any, path: Path) -> Problems:
+    def _compare(self, value: Any, hint: Any, path: Path) -> Problems:
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if hint is Any:
             return
@@ -116,7 +115,7 @@ class TypeCheck:
             yield from self._problems(value[name], inner, (*path, (".", name)))
 
     def _union(self, value: Any, choices: tuple[Any, ...], path: Path) -> Problems:
-        """Sound by one of several; where only one may hold such a value, what that one says."""
+        """No problem if one choice matches; where a single choice has the value's type, the problems by that choice."""
         others = [choice for choice in choices if choice is not types.NoneType]
         if value is None and len(others) < len(choices):
             return
@@ -155,21 +154,21 @@ class TypeCheck:
 
 
 @functools.cache
-def fields_of(kind: Any) -> dict[str, Any]:
-    """The annotations of the fields of a dataclass or a struct, by name."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    if issubclass(kind, msgspec.Struct):
-        return {name: hints[name] for name in kind.__struct_fields__}
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+def fields_of(class_: Any) -> dict[str, Any]:
+    """Annotations of the fields of a dataclass or a struct, by name."""
+    hints = typing.get_type_hints(class_, include_extras=True)
+    if issubclass(class_, msgspec.Struct):
+        return {name: hints[name] for name in class_.__struct_fields__}
+    return {field.name: hints[field.name] for field in dataclasses.fields(class_)}
 
 
-def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of a plain type; a bool is no number here, and a whole number may stand for any number."""
-    if kind is None:
+def _is(value: Any, expected: Any) -> bool:
+    """Whether a value is of a plain type. A bool is not a number here, and an int is accepted as a float."""
+    if expected is None:
         return value is None
-    if kind in (int, float):
-        return isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
-    return isinstance(value, kind)
+    if expected in (int, float):
+        return isinstance(value, int | float if expected is float else int) and not isinstance(value, bool)
+    return isinstance(value, expected)
 
 
 def _out_of_bounds(value: Any, meta: Any, path: Path) -> Problems:

@@ -1,4 +1,4 @@
-"""How updates and models are coded: residuals between versions (ResFed).
+"""Policies that compress updates and models: residuals between versions (ResFed).
 
-These policies change plans of a selection before them.
+They change the plans of a selection before them.
 """

@@ -1,4 +1,4 @@
-"""Where the model is cut between device and host: SplitFed, local losses, EcoFed.
+"""Policies that cut the model between device and host: SplitFed, local losses, EcoFed.
 
-These policies change plans of a selection before them.
+They change the plans of a selection before them.
 """

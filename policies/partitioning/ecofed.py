@@ -1,16 +1,16 @@
-"""EcoFed as a policy: a frozen trunk, of which devices run the first blocks forward, and hosts that train what follows.
+"""EcoFed as a policy: devices run the first blocks of a frozen trunk forward, and partition hosts train the blocks behind it.
 
 Wu, Ullah, Rodgers, Kilpatrick, Spence, Varghese, "EcoFed: Efficient Communication for DNN Partitioning-based Federated
-Learning", IEEE TPDS 35(3), 2024, arXiv 2304.05495. Nothing but activations with their labels travels from devices. Where we
-depart: the trunk runs with stored statistics, so that what leaves it depends on the sample alone (there, on the batch);
-codes are unsigned, of ``bits`` bits for each channel, and entropy coded (there, signed 8 bit for the whole tensor).
+Learning", IEEE TPDS 35(3), 2024, arXiv 2304.05495. Devices send only activations with their labels. Where we depart: the trunk
+runs with stored statistics, so that an activation depends on its sample alone (there, on the batch); codes are unsigned, of
+``bits`` bits for each channel, and entropy coded (there, signed 8 bit for the whole tensor).
 
-Acts on the plans of the policies before it in a chain.
+It changes the plans of the policies before it in a chain.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,25 +22,42 @@ from ...learning.spec import Count
 from ..checks.fields import check_fields
 from ..decision import Decision
 from ..plan import Plan, Split
-from ..policy import State
-from ..selection.draw import uniform_order
+from ..policy import NEEDS_PLANS, State
+from ..selection.candidates import uniform_order
 from ..view import View
-from .activation_codec import Bits, activation_codec, check_bits
-from .buffered_views import BufferedView, newest_views
-from .cheapest_cut import AUTO, allowed_cuts, cheapest
+from .cuts import AUTO, ONE_CUT, WHOLE_GRADIENT, Bits, activation_codec, allowed_cuts, cheapest, check_bits
+
+
+@dataclass(frozen=True)
+class BufferedView:
+    """One complete upload in the buffer of a host: its cut, its id, and its age in versions."""
+
+    cut: str
+    name: str
+    age: int
+
+
+def newest_views(view: View) -> dict[int, BufferedView]:
+    """The newest buffered view of each idle device."""
+    newest: dict[int, BufferedView] = {}
+    for _, cut, device, name, age, _ in sorted(view.replay, key=lambda entry: -entry[4]):
+        if device not in view.in_flight:
+            newest[device] = BufferedView(cut, name, age)
+    return newest
 
 
 @dataclass(frozen=True)
 class EcoFed:
-    """Behind block ``cut`` of the model ("" for the shallowest allowed), or "auto": each device where its upload is shortest.
+    """A cut behind block ``cut`` of the model ("": the shallowest allowed one), or "auto": for each device the fastest upload.
 
-    ``first``: last block of the shallowest cut allowed ("": the model's first block): what leaves few blocks can be inverted.
-    ``depth``: last block of the frozen trunk, at the cut or behind it ("": the cut); hosts run what is between frozen.
-    ``period``: every so many rounds devices upload; in those between hosts train on as many views drawn from all that they
-    have buffered, and devices that have none upload where there are too few. ``uploads`` "views": in every round, one of
-    ``period`` of the cohort's devices uploads, those that have no view first, then those with the oldest, if it is
-    ``refresh`` rounds old (0: one view for each device, as in Ampere, arXiv 2507.07130). ``window``: packets that may be
-    under way. ``bits``: of a code (0: float32, and not coded at all).
+    ``first``: last block of the shallowest cut allowed ("": the model's first block); activations behind few blocks can be
+    inverted to inputs. ``depth``: last block of the frozen trunk, at the cut or behind it ("": the cut); the hosts run the
+    blocks between cut and depth without training them. ``period``: devices upload in every ``period``-th round; in the
+    rounds between these the hosts train on as many views, drawn from all that they have buffered, as the cohort has devices,
+    and devices without a view upload where there are too few. ``uploads`` "views": in every round one of ``period`` devices
+    of the cohort uploads, first devices without a view, then those with the oldest views that are at least ``refresh``
+    rounds old (0: one view for each device, as in Ampere, arXiv 2507.07130). ``window``: packets in flight. ``bits``: of the
+    code of activations (0: float32, not coded).
     """
 
     cut: str = ""
@@ -52,7 +69,13 @@ class EcoFed:
     window: Count = 8
     bits: Bits = 4
 
-    needs_plans: ClassVar[bool] = True
+    writes: ClassVar[tuple[str, ...]] = ("part", "split", "plans")  # it chooses the devices of the replays
+    needs: ClassVar[Mapping[str, str]] = NEEDS_PLANS
+    forbids_before: ClassVar[Mapping[str, str]] = ONE_CUT | {
+        "deadline_s": "which has some of them upload views, and a view must be whole; allowed: the other order"
+    }
+    forbids_behind: ClassVar[Mapping[str, str]] = ONE_CUT
+    forbids_settings: ClassVar[Mapping[str, str]] = WHOLE_GRADIENT
     fits_plans: ClassVar[bool] = True
     freezes: ClassVar[bool] = True
     needs_kinds: ClassVar[tuple[str, ...]] = ("activations", "labels")
@@ -70,12 +93,12 @@ class EcoFed:
 
     @property
     def cuts(self) -> tuple[str, ...]:
-        """Where it may cut, so that a cut that is not clean is found before the run."""
+        """Blocks behind which it may cut, and the end of the trunk, checked against the model before the run."""
         return tuple(name for name in (self.first, self.cut, self.depth) if name and name != AUTO)
 
     @property
     def needs_codecs(self) -> tuple[str, ...]:
-        """What every device must run."""
+        """Codecs that every device must run."""
         return tuple(spec.name for spec in self._codec)
 
     def init(self) -> State:
@@ -83,27 +106,25 @@ class EcoFed:
         return None
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
-        """Cut the plans of those who upload, and put replays in place of the others."""
+        """Cut the plans of the devices that upload, and replace the others by replays."""
         if not decision.plans:
             return decision, state
-        wanted, rng, left_out = len(decision.plans), np.random.default_rng(view.seed), list[tuple[int, str]]()
-        everybody = self.uploads == "period" and view.version % self.period == 0
-        held = {} if everybody else newest_views(view)
+        count, rng, left_out = len(decision.plans), np.random.default_rng(view.seed), list[tuple[int, str]]()
+        upload_round = self.uploads == "period" and view.version % self.period == 0
+        held = {} if upload_round else newest_views(view)
         plans: list[Plan] = []
         if self.uploads == "views":
-            plans = self._first_that_fit(
-                view, self._due(decision.plans, held, rng), -(-wanted // self.period), left_out
-            )
-        asked = {plan.device for plan in plans} | {device for device, _ in left_out}
-        drawn = uniform_order(rng, sorted(held.keys() - asked))[: wanted - len(plans)]
+            plans = self._first_that_fit(view, self._due(decision.plans, held, rng), -(-count // self.period), left_out)
+        decided = {plan.device for plan in plans} | {device for device, _ in left_out}
+        drawn = uniform_order(rng, sorted(held.keys() - decided))[: count - len(plans)]
         plans += [self._replay(view.new_plan(device), view.hosts, held[device]) for device in drawn]
-        new = [plan for plan in decision.plans if plan.device not in held and plan.device not in asked]
-        plans += self._first_that_fit(view, new, wanted - len(plans), left_out)
+        new = [plan for plan in decision.plans if plan.device not in held and plan.device not in decided]
+        plans += self._first_that_fit(view, new, count - len(plans), left_out)
         plans.sort(key=lambda plan: plan.device)
         return replace(decision, plans=tuple(plans), left_out=(*decision.left_out, *left_out)), state
 
     def _due(self, plans: Sequence[Plan], held: Mapping[int, BufferedView], rng: np.random.Generator) -> Iterator[Plan]:
-        """Whose turn it is to upload: who has nothing buffered, in random order, then the oldest that are old enough."""
+        """Plans of devices that should upload: those without a view, in random order, then those with the oldest views."""
         by_device = {plan.device: plan for plan in plans}
         order = uniform_order(rng, sorted(by_device))
         yield from (by_device[device] for device in order if device not in held)
@@ -113,10 +134,10 @@ class EcoFed:
     def _first_that_fit(
         self, view: View, plans: Iterable[Plan], count: int, left_out: list[tuple[int, str]]
     ) -> list[Plan]:
-        """Uploads of the first ``count`` devices that have the memory; the others that were asked are noted."""
-        found: list[Plan] = []
+        """Uploads of the first ``count`` devices that have the memory; devices that do not are added to ``left_out``."""
+        uploads: list[Plan] = []
         for plan in plans:
-            if len(found) >= count:
+            if len(uploads) >= count:
                 break
             blocks = plan.part.blocks
             cuts = allowed_cuts(blocks, self.cut, first=self.first, last=self.depth)
@@ -124,15 +145,15 @@ class EcoFed:
             if isinstance(upload, str):
                 left_out.append((plan.device, upload))
             else:
-                found.append(upload)
-        return found
+                uploads.append(upload)
+        return uploads
 
     def _upload(self, plan: Plan, cut: str, hosts: int) -> Plan:
-        """One plan whose device sends what leaves its part of the trunk."""
+        """One plan whose device uploads the activations at the cut."""
         return self._split(plan, hosts, cut, None).with_(f"ecofed: upload behind {cut}")
 
     def _replay(self, plan: Plan, hosts: int, view: BufferedView) -> Plan:
-        """One plan of a host alone, on what the device uploaded before."""
+        """One plan of a host alone, on the view that the device has uploaded before."""
         return self._split(plan, hosts, view.cut, view.name).with_(f"ecofed: replay of view {view.name}")
 
     def _split(self, plan: Plan, hosts: int, cut: str, name: str | None) -> Plan:
@@ -152,5 +173,39 @@ class EcoFed:
 
     @property
     def _codec(self) -> tuple[CodecSpec, ...]:
-        """The chain for activations."""
+        """The codec chain for activations."""
         return activation_codec(self.bits)
+
+
+class UploadPeriod(NamedTuple):
+    """Rounds of a run by their uploads.
+
+    ``full``: rounds in which the whole cohort uploads; ``some``: rounds in which, on average, the share ``part`` of it uploads.
+    """
+
+    full: float
+    some: float
+    part: float
+
+
+def upload_period(method: EcoFed, *, devices: int, cohort: int, rounds: int) -> UploadPeriod:
+    """Uploads over a whole run of ``rounds`` rounds, each with ``cohort`` of the ``devices``; all three at least 1.
+
+    It follows from the policy's fields, as if every upload arrived and no view were evicted. Devices are counted as an amount,
+    without simulating each of them, so that the time taken depends on the number of rounds only.
+    """
+    if method.uploads == "period":
+        return UploadPeriod(full=-(-rounds // method.period), some=0.0, part=0.0)
+    most, share = -(-cohort // method.period), cohort / devices
+    without, old = float(devices - cohort), 0.0  # devices without a view, and with one that is old enough
+    sent = [float(cohort)]  # nothing is buffered in the first round
+    for now in range(1, rounds):
+        if 0 < method.refresh <= now:
+            old += sent[now - method.refresh]
+        new = min(most, without * share)
+        again = min(most - new, old * share)
+        without, old = without - new, old - again
+        sent.append(new + again)
+    later = sum(sent[1:])
+    some = sum(min(1.0, number) for number in sent[1:])  # fewer than one device: in that share of such rounds
+    return UploadPeriod(full=1.0, some=some, part=later / some / cohort if some else 0.0)

@@ -1,7 +1,7 @@
-"""Turns: of the plans of a version that share a host's blocks, one is out at a time, in an order drawn from the seed.
+"""Turns: of the plans of a version that share the blocks of a host, one is in flight at a time, in a random order.
 
 SplitFed's second version (Thapa et al., AAAI 2022, arXiv 2004.12088): the devices of a round train the server's part one after
-another, on one copy. Hosts go on beside each other, each with the devices that are its own.
+another, on one copy. Hosts work in parallel, each with its own devices.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,16 +14,16 @@ from msgspec.structs import replace
 from ..decision import Decision
 from ..plan import Plan
 from ..policy import State
-from ..selection.draw import uniform_order
+from ..selection.candidates import uniform_order
 from ..view import View
 
 
 def in_turn(view: View, state: State, decision: Decision) -> tuple[Decision, State]:
-    """A decision with those of its plans whose turn it is, and of those that have waited; the version stays open for the rest.
+    """The decision with the plans whose turn it is now, including waiting ones; the version stays open for the others.
 
-    Plans that share nothing are sent at once. The state is None while nobody waits; what waits for a version that has closed
-    is forgotten. Of the plans that wait, as plain data by host, only the one that goes is read: a round of n turns on one
-    host asks n times.
+    Plans without a shared head are sent immediately. The state is None while no plan waits. Waiting plans of a version that has
+    closed are dropped. Waiting plans are stored as plain data by host, and only the plan that is sent is decoded, since a round
+    of n turns on one host takes n decisions.
     """
     waiting: dict[str, list[Any]] = {}
     if state is not None and state["version"] == view.version:
@@ -44,11 +44,11 @@ def in_turn(view: View, state: State, decision: Decision) -> tuple[Decision, Sta
 
 
 def _join(waiting: dict[str, list[Any]], plans: Sequence[Plan], seed: int) -> None:
-    """Put plans at the ends of their hosts' queues, in an order drawn from the seed; a device that waits already does not."""
+    """Append plans to the queues of their hosts, in an order drawn from the seed; a device that already waits is skipped."""
     if not plans:
         return
-    there = {plan["device"] for queue in waiting.values() for plan in queue}
-    new = {plan.device: plan for plan in plans if plan.device not in there}
+    queued = {plan["device"] for queue in waiting.values() for plan in queue}
+    new = {plan.device: plan for plan in plans if plan.device not in queued}
     joining: dict[str, list[Any]] = {}
     for device in uniform_order(np.random.default_rng(seed), list(new)):
         split = new[device].split
@@ -63,5 +63,5 @@ def _hosts_in_turn(in_flight: Iterable[Plan], version: int) -> set[int]:
 
 
 def _plain(plan: Plan) -> Any:
-    """A plan as plain data, lists and all."""
+    """A plan as plain data."""
     return msgspec.json.decode(msgspec.json.encode(plan))

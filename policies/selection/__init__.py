@@ -1,4 +1,4 @@
 """Which devices take part: all, random, fastest, by deadline, power of choice, Oort.
 
-Each policy reads the view and the plans of those before it.
+Each of them chooses among all devices, or among the plans of the policies before it.
 """

@@ -3,13 +3,13 @@
 Nishio and Yonetani, "Client selection for federated learning with heterogeneous resources in mobile edge", ICC 2019,
 arXiv 1804.08333 (FedCS). Where we depart:
 
-- FedCS packs uploads one after another into one shared channel. Here every device is judged alone on its links, as
-  ``view.estimate`` sees it, so all that fit can be taken and no packing is needed. On a contended shared link a device
-  may still come late.
-- FedCS asks a random share of the clients for their resources first. Here profiles are known; ``cohort`` draws that
-  many at random among those that fit, instead of the fastest, so that the same few are not chosen every time.
+- FedCS packs uploads one after another into one shared channel. Here every device is estimated with idle links
+  (``view.estimate``), so all devices that fit can be chosen and no packing is needed. On a contended shared link a device
+  may still be late.
+- FedCS first queries a random share of the clients for their resources. Here profiles are known; ``cohort`` draws that
+  many at random among the devices that fit, instead of the fastest, so that the same few are not chosen every time.
 
-Whether the version waits for those that come late all the same is for ``closing`` behind it.
+A version waits for late devices unless ``closing`` behind this policy gives it a deadline.
 """
 
 from dataclasses import dataclass
@@ -21,15 +21,14 @@ from ..checks.fields import Cohort, check_cohort, check_fields, cohort_size
 from ..decision import Decision
 from ..policy import State
 from ..view import View
-from .candidates import Candidates
-from .draw import uniform_order
+from .candidates import Candidates, uniform_order
 
 
 @dataclass(frozen=True)
 class ByDeadline:
     """Devices whose estimate is at most ``deadline_s`` seconds: all of them, or ``cohort`` at random.
 
-    Devices that were looked at and do not fit are listed as left out, with their seconds.
+    Devices that were tried and do not fit are listed as left out, with their seconds.
     """
 
     deadline_s: Positive
@@ -46,7 +45,7 @@ class ByDeadline:
         return None
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
-        """Choose whoever fits."""
+        """Choose devices that are in time."""
         if view.dispatched:
             return decision, state
         pool = Candidates(view, decision)

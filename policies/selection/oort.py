@@ -1,4 +1,4 @@
-"""Oort: prefer devices whose data teach the model most for the time that they take.
+"""Oort: prefer devices whose data improve the model most for the time that they take.
 
 Lai, Zhu, Madhyastha and Chowdhury, "Oort: efficient federated learning via guided participant selection", OSDI 2021,
 arXiv 2010.06081, algorithm 1. With |B| samples, loss l, seconds t, last participation in round L, current round R:
@@ -7,16 +7,16 @@ arXiv 2010.06081, algorithm 1. With |B| samples, loss l, seconds t, last partici
     utility               (U / clip + sqrt(staleness ln R / L)) (T / t)^penalty    the last factor only when t > T
     exploitation          a share 1 - e of the cohort, drawn in proportion to utility among those within ``cutoff`` of
                           the utility that would just make it
-    exploration           a share e, drawn among devices never heard of in proportion to speed; e decays to a floor
-    pacer                 T grows by its first value when the last window of rounds taught less than the one before
+    exploration           a share e, drawn among devices without a report in proportion to speed; e decays to a floor
+    pacer                 T grows by its first value when the last window of rounds had less utility than the one before
 
 Where we depart:
 
-- U is divided by the clip, so that the staleness term, which is below 1, means the same for every data set.
-- The pacer compares windows once per window, not every round, so that one decline is answered once.
+- U is divided by the clip, so that the staleness term, which is below 1, has the same effect for every data set.
+- The pacer compares windows once per window, not every round, so that T grows once for one decline.
 - Without ``pacer_step_s`` the first T is the median estimate over the candidates of the first round.
-- The newest report counts. A device whose newest report has no finite loss (lost, diverged) has U = 0 and lives on its
-  staleness term. The paper's fairness knob, noise, and its list of clients chosen too often, are not here.
+- The newest report counts. A device whose newest report has no finite loss (lost, diverged) has U = 0, and its utility is the
+  staleness term. The paper's fairness knob, its noise, and its list of clients chosen too often are not implemented.
 """
 
 import math
@@ -34,8 +34,7 @@ from ..decision import Decision
 from ..policy import State
 from ..report import Report
 from ..view import View
-from .candidates import Candidates
-from .draw import weighted_order
+from .candidates import Candidates, weighted_order
 
 Percentile = Annotated[float, msgspec.Meta(gt=0, le=100)]
 
@@ -45,7 +44,7 @@ class Oort:
     """``cohort`` devices by statistical and system utility; the defaults are the paper's. See the module for each term.
 
     ``pacer_step_s``: first T, and its growth, in seconds. ``pacer_window``: rounds in a window.
-    State: {"version": last one counted, "preferred_s": T, "step_s": its growth, "achieved": U of up to 2 windows}.
+    State: {"version": last version counted, "preferred_s": T, "step_s": its growth, "achieved": U of up to 2 windows}.
     """
 
     cohort: Cohort
@@ -69,7 +68,7 @@ class Oort:
         return {"version": 0, "preferred_s": None, "step_s": None, "achieved": []}
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
-        """Pace, exploit, explore; a shortage of the one is made up by the other."""
+        """Pace, exploit, explore; where one of the two finds too few devices, the other fills the cohort."""
         pool = Candidates(view, decision) if not view.dispatched else None
         if pool is None or not pool.devices:
             return decision, state
@@ -98,11 +97,11 @@ class Oort:
         return pool.decision(picked, reason), state
 
     def explored_share(self, version: int) -> float:
-        """Share of the cohort that goes to devices never heard of, at a version of the model."""
+        """Share of the cohort that is drawn among devices without a report, at a version of the model."""
         return max(min(self.exploration, self.exploration_floor), self.exploration * self.exploration_decay**version)
 
     def utilities(self, reports: Sequence[Report], version: int, preferred_s: float) -> npt.NDArray[np.float64]:
-        """[report] utility of the devices that sent these reports, when T is ``preferred_s``."""
+        """[report] utilities of the devices of these reports, with T = ``preferred_s``."""
         if not reports:
             return np.zeros(0)
         statistical = np.array([statistical_utility(report) for report in reports])
@@ -117,7 +116,7 @@ class Oort:
     def _exploitation_order(
         self, rng: np.random.Generator, seen: list[int], utility: npt.NDArray[np.float64], count: int
     ) -> list[int]:
-        """Those near the cut in random order, by utility; then the rest from the best down, should someone not fit."""
+        """Devices within the cutoff in random order, weighted by utility; then the others from the best down, as reserves."""
         if not seen:
             return []
         ranked = np.argsort(-utility, kind="stable")
@@ -128,7 +127,7 @@ class Oort:
         return drawn + [seen[i] for i in ranked[num_admitted:]]
 
     def _paced(self, view: View, state: State, pool: Candidates) -> State:
-        """The state with the last version's utility counted, and T moved when a window is full."""
+        """The state with the utility of the last version added, and T adjusted when a window is full."""
         preferred_s, step_s, achieved = state["preferred_s"], state["step_s"], list(state["achieved"])
         if preferred_s is None:
             step_s = self.pacer_step_s or float(np.median([pool.estimate(device).seconds for device in pool.devices]))

@@ -1,7 +1,7 @@
-"""Plain selections: everyone, a random cohort, the fastest.
+"""Plain selections: all devices, a random cohort, the fastest.
 
-Like every synchronous selection they act once a version, before anything of it is dispatched, and pass the decision on
-unchanged after that. ``Candidates`` says whom they choose from, and how one selection after another narrows it.
+Like every synchronous selection they choose once for each version, before anything of it is dispatched, and return the decision
+unchanged after that. ``Candidates`` describes which devices they choose from, and how a second selection narrows the first.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,7 @@ from ..checks.fields import Cohort, check_cohort, check_fields, cohort_size
 from ..decision import Decision
 from ..policy import State
 from ..view import View
-from .candidates import Candidates
-from .draw import uniform_order
+from .candidates import Candidates, uniform_order
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class RandomCohort:
 class Fastest:
     """The ``cohort`` devices that are estimated to finish first; of equally fast ones, the lower number.
 
-    A bound rather than a method: it never hears from the slow ones, whatever data they hold.
+    A bound rather than a method: the slow devices never take part, whatever data they hold.
     """
 
     cohort: Cohort

@@ -1,12 +1,12 @@
-"""Power of choice: draw candidates, and train on those of them that the model serves worst.
+"""Power of choice: draw candidates, and choose those with the highest loss.
 
 Cho, Wang and Joshi, "Client selection in federated learning: convergence analysis and power-of-choice selection
 strategies", arXiv 2010.01243. This is their variant with stale losses (rpow-d): a candidate's loss is the mean
-training loss of its last participation, so that no model is sent to those that are only candidates. A device that has
-never taken part counts as infinitely bad, as in the paper.
+training loss of its last participation, so that no model is sent to mere candidates. A device that has never taken part has an
+infinite loss, as in the paper.
 
-Where we depart: a device whose newest report carries no finite loss (it was lost, or diverged) counts as never seen.
-Keeping it last instead would bar it for good for one failure.
+Where we depart: a device whose newest report has no finite loss (it was lost, or diverged) counts as one that has never taken
+part. Ranking it last instead would exclude it permanently after one failure.
 """
 
 import math
@@ -18,16 +18,15 @@ from ..checks.fields import Cohort, check_cohort, check_fields, cohort_size
 from ..decision import Decision
 from ..policy import State
 from ..view import View
-from .candidates import Candidates
-from .draw import weighted_order
+from .candidates import Candidates, weighted_order
 
 
 @dataclass(frozen=True)
 class PowerOfChoice:
     """Of ``candidates`` devices drawn in proportion to their samples, the ``cohort`` with the highest last-known loss.
 
-    Equal losses, and devices never seen, keep the order of the draw. ``candidates`` equal to ``cohort`` is sampling in
-    proportion to samples; more of them trade variety for speed of convergence.
+    Devices with equal losses, and devices without a report, keep the order of the draw. ``candidates`` equal to ``cohort`` is
+    sampling in proportion to samples; more candidates trade variety for speed of convergence.
     """
 
     cohort: Cohort
@@ -42,7 +41,7 @@ class PowerOfChoice:
             raise ValueError(f"candidates is {self.candidates!r}; allowed: at least cohort, which is {self.cohort!r}")
 
     def init(self) -> State:
-        """No state: the losses are in the reports."""
+        """No state: the losses are in the reports of the view."""
         return None
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:

@@ -6,14 +6,15 @@ from ...actors.support import PlanRefused, check_plan
 from ...clusters.fleet import Fleet
 from ...learning.parts.part import whole
 from ...learning.workload import Workload
-from ...policies.advice.compare_methods import MethodCost, Note, compare_methods, kinds, unheard
+from ...policies.advice.compare_methods import MethodCost, Note, compare_methods, representatives, unheard
 from ...policies.advice.verdict import PLAIN, cheaper, many_bytes
 from ...policies.checks.fields import Cohort, cohort_size, is_cohort
+from ...policies.checks.statements import statements_of
 from ...policies.decision import Decision
-from ...policies.partitioning.cheapest_cut import AUTO
+from ...policies.partitioning.cuts import AUTO
 from ...policies.partitioning.ecofed import EcoFed
 from ...policies.partitioning.local_loss import LocalLoss
-from ...policies.partitioning.split import SplitFed
+from ...policies.partitioning.splitfed import SplitFed
 from ...policies.plan import Plan
 from ...policies.policy import Identity, Policy
 from ...policies.view import View
@@ -67,7 +68,7 @@ class Comparison:
         more of each.
         """
         view, largest = self._view(), (-1, 0)
-        for device in kinds(view):
+        for device in representatives(view):
             decided, _ = method.decide(view, method.init(), Decision(plans=(view.new_plan(device),)))
             for plan in decided.plans:
                 num_bytes = 0 if self._refusal(plan) else view.estimate(device, plan).up_bytes
@@ -126,8 +127,9 @@ def check_replay(policy: Policy, config: Config, comparison: Comparison) -> None
 
 def advice(policy: Policy, config: Config, comparison: Comparison) -> list[str]:
     """Notices about a policy, and about combinations of settings that are seldom intended."""
-    notices = [text for link in links(policy) for text in getattr(link, "notices", ())]
-    if not any(getattr(link, "freezes", False) for link in links(policy)):
+    stated = [statements_of(link) for link in links(policy)]
+    notices = [text for each in stated for text in each.notices]
+    if not any(each.freezes for each in stated):
         return notices + _many_bytes(policy, comparison)
     if config.init.mode == "random":
         notices.append("the frozen trunk has random weights, since init.mode is 'random'; see fedbonsai pretrain")
@@ -142,7 +144,7 @@ def _many_bytes(policy: Policy, comparison: Comparison) -> list[str]:
     """A notice for each policy that cuts the model, if the cut transfers many times the bytes of the model."""
     notices = []
     for position, link in enumerate(links(policy)):
-        if getattr(link, "cuts", None) is not None:
+        if "split" in statements_of(link).written:
             name = f"policy[{position}] ({describe_policy(link)[0]['name']})"
             rows = comparison.compare_with_fedavg(link, name=name)
             notices += [text] if rows and (text := many_bytes(*rows)) else []

@@ -1,14 +1,16 @@
-"""What policies say of themselves, held against the configuration: what could not work, or would be ignored, is refused.
+"""What policies state of themselves, compared with each other and with the configuration, the fleet and the model.
 
-See ``policies.policy`` for the attributes, which may all be missing. A policy that lies is found out later, at dispatch.
+A combination that cannot work, or in which a setting would be ignored, is refused. ``policies.policy`` describes the
+statements, which may all be missing. Plans that contradict what their policy states are found at dispatch.
 """
 
-from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ...clusters.fleet import Fleet
+from ...clusters.units import shown
 from ...learning.spec import Training
+from ...policies.checks.statements import Statements, chain_fault, statements_of
 from ...policies.policy import Chain, Identity, Policy
 from ...policies.resolve_policy import check_policy_object, make_policy
 from ..errors import ConfigError
@@ -40,167 +42,101 @@ def check_policy(policy: Policy, config: Config, fleet: Fleet) -> None:
     """Raise ``ConfigError`` with one sentence for the first thing that does not go together."""
     if not links(policy):
         raise ConfigError("policy is empty, so that no device would be chosen; allowed: a list such as [{name: all}]")
-    chosen = False
+    chain = _stated(policy)
+    if fault := chain_fault(chain):
+        raise ConfigError(fault)
+    for who, stated in chain:
+        _check_codecs(who, stated, fleet)
+        _check_kinds(who, stated, fleet)
+        _check_replaced(who, stated, config)
+        _check_settings(who, stated, config)
+
+
+def _stated(policy: Policy) -> list[tuple[str, Statements]]:
+    """The policies of a chain, as errors name them, with what they state."""
+    found = []
     for position, link in enumerate(links(policy)):
-        name, where = describe_policy(link)[0]["name"], _told(position, link)
-        if getattr(link, "needs_plans", False):
-            if not chosen:
-                raise ConfigError(
-                    f"{where} only changes plans of the policies before it, and none of them chooses devices; "
-                    f"allowed: a selection before it, as in [{{name: all}}, {{name: {name}}}]"
-                )
-        else:
-            chosen = True
-        _check_codecs(where, link, fleet)
-        _check_kinds(where, link, fleet)
-        _check_replaced(where, link, config)
-        if getattr(link, "needs_staleness", False) and config.server.staleness is None:
-            raise ConfigError(
-                f"server.staleness is null, so that late updates count nothing; {where} needs a rule: "
-                "constant, polynomial or hinge, as in {rule: polynomial, a: 0.5}"
-            )
-    _check_together(links(policy))
-    _check_cutting(policy, config)
+        who = f"policy[{position}] ({describe_policy(link)[0]['name']})"
+        try:
+            found.append((who, statements_of(link, who)))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    return found
 
 
-def _told(position: int, policy: Policy) -> str:
-    """A policy of a chain, as errors name it."""
-    return f"policy[{position}] ({describe_policy(policy)[0]['name']})"
-
-
-def _first(chain: Sequence[Policy], says: Callable[[Policy], bool]) -> int | None:
-    """Place of the first policy that says something of itself."""
-    return next((position for position, link in enumerate(chain) if says(link)), None)
-
-
-def _cuts(policy: Policy) -> bool:
-    return getattr(policy, "cuts", None) is not None
-
-
-def _check_together(chain: Sequence[Policy]) -> None:
-    """What one policy of a chain does must leave room for what the others do."""
-    _check_closing(chain)
-    turns = _first(chain, lambda link: getattr(link, "takes_turns", False))
-    cutting = _first(chain, _cuts)
-    remembers = _first(chain, lambda link: getattr(link, "remembers", False))
-    for position, link in enumerate(chain):
-        if turns is not None and position > turns and not getattr(link, "needs_plans", False):
-            raise ConfigError(
-                f"{_told(position, link)} would choose among the plans of one turn only, behind {_told(turns, chain[turns])}, "
-                "which sends them one after another; allowed: the selection before it"
-            )
-        if cutting is not None and position > cutting and _cuts(link):
-            raise ConfigError(
-                f"{_told(position, link)} would cut what {_told(cutting, chain[cutting])} has cut; "
-                "allowed: one policy that cuts the model"
-            )
-    if cutting is not None and remembers is not None:
-        raise ConfigError(
-            f"{_told(remembers, chain[remembers])} gives links a memory, which those of a model that "
-            f"{_told(cutting, chain[cutting])} cuts cannot have yet; allowed: one of the two"
-        )
-
-
-def _check_closing(chain: Sequence[Policy]) -> None:
-    """When versions close, and who stops early for that, must go with how plans are sent and what they are."""
-    turns = _first(chain, lambda link: getattr(link, "takes_turns", False))
-    early = _first(chain, lambda link: getattr(link, "stops_early", False))
-    counting = _first(chain, lambda link: getattr(link, "counts_plans", False))
-    freezing = _first(chain, lambda link: getattr(link, "freezes", False))
-    told = [_told(position, link) for position, link in enumerate(chain)]
-    closing = [name for name, link in zip(told, chain, strict=True) if getattr(link, "closes", False)]
-    if len(closing) > 1:
-        raise ConfigError(
-            f"{closing[1]} says at how many updates a version closes, as {closing[0]} does; allowed: one of the two"
-        )
-    if turns is not None and early is not None:
-        raise ConfigError(
-            f"{told[early]} has devices stop early when their round closes, where {told[turns]} sends them one after another; "
-            "allowed: one of the two"
-        )
-    if turns is not None and counting is not None and counting > turns:
-        raise ConfigError(
-            f"{told[counting]} closes at a share of the plans, of which {told[turns]} sends one after another; "
-            "allowed: a number of updates, or the other way round"
-        )
-    if early is not None and freezing is not None and early < freezing:
-        raise ConfigError(
-            f"{told[early]} has devices stop early, before {told[freezing]} makes some upload views, which must be whole; "
-            "allowed: the other way round"
-        )
-
-
-def _check_cutting(policy: Policy, config: Config) -> None:
-    """What cannot be trained in two legs must not have been asked for."""
-    norm = config.training.optimiser.clip_norm
-    for position, link in enumerate(links(policy)):
-        if _cuts(link) and norm is not None:
-            raise ConfigError(
-                f"training.optimiser.clip_norm is {norm:g}; {_told(position, link)} cuts the model, and neither side of a cut "
-                "sees the whole gradient; allowed: null"
-            )
-
-
-def _check_codecs(where: str, policy: Policy, fleet: Fleet) -> None:
-    """Every class of the fleet must run what the policy needs."""
-    needed: tuple[str, ...] = getattr(policy, "needs_codecs", ())
-    for profile in (kind.profile for kind in fleet.classes):
-        if profile.codecs is not None and not profile.codecs.issuperset(needed):
+def _check_codecs(who: str, stated: Statements, fleet: Fleet) -> None:
+    """Every class of the fleet must run the codecs that the policy needs."""
+    for profile in (device_class.profile for device_class in fleet.classes):
+        if profile.codecs is not None and not profile.codecs.issuperset(stated.needs_codecs):
             runs = ", ".join(sorted(profile.codecs)) or "none"
-            raise ConfigError(
-                f"fleet class {profile.name!r} has codecs {runs}; {where} needs {', '.join(needed)} on every class"
-            )
+            needed = ", ".join(stated.needs_codecs)
+            raise ConfigError(f"fleet class {profile.name!r} has codecs {runs}; {who} needs {needed} on every class")
 
 
-def _check_kinds(where: str, policy: Policy, fleet: Fleet) -> None:
-    """Every class of the fleet must be allowed to send what the policy makes it send."""
-    needed: tuple[str, ...] = getattr(policy, "needs_kinds", ())
-    for profile in (kind.profile for kind in fleet.classes):
-        if missing := [kind for kind in needed if kind not in profile.may_send]:
+def _check_kinds(who: str, stated: Statements, fleet: Fleet) -> None:
+    """Every class of the fleet must be allowed to send what the policy has it send."""
+    for profile in (device_class.profile for device_class in fleet.classes):
+        if missing := [kind for kind in stated.needs_kinds if kind not in profile.may_send]:
             allowed = ", ".join(sorted(profile.may_send)) or "nothing"
-            raise ConfigError(
-                f"fleet class {profile.name!r} may send only {allowed}; {where} makes it send {missing[0]}"
-            )
+            raise ConfigError(f"fleet class {profile.name!r} may send only {allowed}; {who} makes it send {missing[0]}")
 
 
-def check_cuts(policy: Policy, workload: "Workload", training: Training) -> None:
-    """Blocks behind which a policy cuts must be of the model, not its last, and in its order; else ``ConfigError``.
-
-    The auxiliaries that it trains there must be possible.
-    """
-    names = workload.spec.block_names
-    for position, link in enumerate(links(policy)):
-        told = _told(position, link)
-        wanted: tuple[str, ...] = getattr(link, "cuts", ())
-        if _cuts(link) and (fault := workload.cut_fault):
-            raise ConfigError(f"{told} cuts the model, which cannot be cut: {fault}")
-        if unknown := [cut for cut in wanted if cut not in names[:-1]]:
-            fronts = [(cut, workload.boundary(names[: names.index(cut) + 1], training)) for cut in names[:-1]]
-            clean = ", ".join(f"{cut} ({'x'.join(map(str, found.shape))})" for cut, found in fronts)
-            raise ConfigError(f"{told} cuts behind {unknown[0]!r}; the clean cuts are: {clean}")
-        for before, after in pairwise(wanted):
-            if names.index(after) < names.index(before):
-                raise ConfigError(f"{told} cuts behind {after!r}, which must be {before!r} or a block behind it")
-        for auxiliary in link.auxiliaries(names) if hasattr(link, "auxiliaries") else ():
-            try:
-                workload.spec.auxiliary(auxiliary)
-            except ValueError as error:
-                raise ConfigError(f"{told} needs {auxiliary!r}, and there can be none: {error}") from error
-
-
-def _check_replaced(where: str, policy: Policy, config: Config) -> None:
-    """What the policy replaces must not have been asked for."""
-    replaced: tuple[str, ...] = getattr(policy, "replaces", ())
+def _check_replaced(who: str, stated: Statements, config: Config) -> None:
+    """A codec chain that the policy replaces must not be configured."""
     # Evaluation on devices sends them the model as ``codecs.down`` says.
     unused = {"codec_up": "up"} | ({} if config.evaluation.where in ("devices", "both") else {"codec_down": "down"})
     for field, direction in unused.items():
-        chain = getattr(config.codecs, direction)
-        if chain and field in replaced:
-            names = ", ".join(codec.name for codec in chain)
+        configured = getattr(config.codecs, direction)
+        if configured and field in stated.replaces:
+            names = ", ".join(codec.name for codec in configured)
             raise ConfigError(
-                f"codecs.{direction} is [{names}], which {where} would replace in every plan; "
+                f"codecs.{direction} is [{names}], which {who} would replace in every plan; "
                 "allowed: an empty list, or a policy that leaves that direction alone"
             )
+
+
+def _check_settings(who: str, stated: Statements, config: Config) -> None:
+    """Settings that the policy needs must be set, and those that it forbids must not be."""
+    for wanted, settings in ((True, stated.needs_settings), (False, stated.forbids_settings)):
+        for setting, reason in settings.items():
+            value = _setting(setting, who, config)
+            if bool(value) is not wanted:
+                found = "null" if value is None else "empty" if value in ((), {}, "") else shown(value)
+                raise ConfigError(f"{setting} is {found}; {who} {reason}")
+
+
+def _setting(setting: str, who: str, config: Config) -> Any:
+    """The value of a setting that a policy names by its path; null where the section that holds it is null."""
+    value: Any = config
+    for name in setting.split("."):
+        if value is not None and not hasattr(value, name):
+            raise ConfigError(f"{who} names the setting {setting!r}, which there is not; see docs/configuration.md")
+        value = getattr(value, name, None)
+    return value
+
+
+def check_cuts(policy: Policy, workload: "Workload", training: Training) -> None:
+    """Raise ``ConfigError`` where a policy cannot cut this model as it states.
+
+    The blocks behind which it cuts must be of the model, not its last, and in its order; the auxiliaries that it trains there
+    must be possible.
+    """
+    names = workload.spec.block_names
+    for who, stated in _stated(policy):
+        if "split" in stated.written and (fault := workload.cut_fault):
+            raise ConfigError(f"{who} cuts the model, which cannot be cut: {fault}")
+        if unknown := [cut for cut in stated.cuts if cut not in names[:-1]]:
+            fronts = [(cut, workload.boundary(names[: names.index(cut) + 1], training)) for cut in names[:-1]]
+            clean = ", ".join(f"{cut} ({'x'.join(map(str, boundary.shape))})" for cut, boundary in fronts)
+            raise ConfigError(f"{who} cuts behind {unknown[0]!r}; the clean cuts are: {clean}")
+        for before, after in pairwise(stated.cuts):
+            if names.index(after) < names.index(before):
+                raise ConfigError(f"{who} cuts behind {after!r}, which must be {before!r} or a block behind it")
+        for auxiliary in stated.auxiliaries(names) if stated.auxiliaries is not None else ():
+            try:
+                workload.spec.auxiliary(auxiliary)
+            except ValueError as error:
+                raise ConfigError(f"{who} needs {auxiliary!r}, and there can be none: {error}") from error
 
 
 def links(policy: Policy) -> list[Policy]:

@@ -24,13 +24,12 @@ from ...actors.ray_backend.faults import first_line, gone
 from ...actors.ray_backend.object_actor import start_host
 from ...actors.ray_backend.ray_place import ActorPlacement
 from ...clusters.ray_backend.checks import check_nodes, versions_here
-from ...clusters.ray_backend.nodes import await_devices
+from ...clusters.ray_backend.nodes import await_devices, waiting
 from ...clusters.ray_backend.placement import Request, Reservation
 from ...clusters.ray_backend.ray_cluster import Cluster, attached, connect, join
 from ...clusters.ray_backend.real_devices import RealDevice, Site, real_devices
 from ...clusters.scratch import Scratch, reap_runs
 from ...clusters.user_modules import runtime_env_for
-from ...clusters.waiting import waiting
 from ...comms.codec import Array
 from ...comms.errors import StoreFull
 from ...comms.ray_channel import store_told

@@ -28,9 +28,9 @@ from ...learning.parts.part import Part, down_tensors
 from ...learning.spec import PartCost, Training
 from ...learning.training.losses import make_loss
 from ...learning.workload import Workload
-from ...policies.estimate import charge, transfer_s
+from ...policies.estimate import Estimate, charge, transfer_s
 from ...policies.plan import Plan
-from ...policies.report import Estimate, Report
+from ...policies.report import Report
 from .network_links import uncontended_rate
 from .packet_sizes import PacketSizes
 from .stream_costs import StreamCosts

@@ -10,9 +10,9 @@ from ...actors.pool import Finished, StreamBytes
 from ...clusters.fleet import Fleet
 from ...clusters.profile import DeviceProfile
 from ...learning.spec import CountOrZero
-from ...policies.estimate import NO_STREAM, StreamCharge, charge, compute_s, transfer_s
+from ...policies.estimate import NO_STREAM, Estimate, StreamCharge, charge, compute_s, transfer_s
 from ...policies.plan import Plan
-from ...policies.report import Estimate, Outcome, Report
+from ...policies.report import Outcome, Report
 from .disruptions import Disruption
 from .network_links import SERVER_LINK, Direction, LinkId, NetworkLinks, capacities, crossed_links
 from .stream_load import Load, Work

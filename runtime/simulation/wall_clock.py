@@ -11,8 +11,8 @@ from msgspec.structs import replace
 
 from ...actors.pool import Pool
 from ...learning.spec import NonNegative
+from ...policies.estimate import Estimate
 from ...policies.plan import Plan
-from ...policies.report import Estimate
 from .costs import Costs
 from .in_flight import Arrival, InFlightPlan
 from .stream_load import Work

@@ -1,4 +1,4 @@
-"""What a fleet declares of who is there: plain numbers, sections, traces, and mistakes in one sentence."""
+"""Availability in fleets: plain numbers, sections, traces, and errors of one sentence."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Fleets: what is read, what is refused in one sentence, and what is built in."""
+"""Fleets: reading them, errors of one sentence, and the built-in ones."""
 
 from pathlib import Path
 
@@ -95,7 +95,7 @@ def test_a_path_is_read_and_names_the_fleet(tmp_path: Path) -> None:
             {"resource": "jetson", "label_selector": {"board": "nano"}},
             "fleet.classes[0].resource is 'jetson' beside a label_selector; a class is placed by one of them",
         ),
-        ({"label_selector": {}}, "fleet.classes[0].label_selector is empty; leave it out, or say where"),
+        ({"label_selector": {}}, "fleet.classes[0].label_selector is empty; leave it out, or name the nodes"),
         ({"name": ""}, "fleet.classes[0].name is ''; each class needs a name of its own"),
     ],
 )
@@ -254,10 +254,13 @@ def test_a_class_for_people() -> None:
             {"availability": {"on_s": 1e-6, "every_s": 1}},
             "fleet.classes[0].availability.on_s is 1e-06; it must be at least 0.001",
         ),
-        ({"rates": "a\0b"}, r"fleet.classes[0].rates is 'a\x00b', which holds a NUL; no file can be named so"),
+        (
+            {"rates": "a\0b"},
+            r"fleet.classes[0].rates is 'a\x00b', which holds a NUL character; allowed: a path without one",
+        ),
         (
             {"availability": {"trace": "a\0b"}},
-            r"fleet.classes[0].availability.trace is 'a\x00b', which holds a NUL; no file can be",
+            r"fleet.classes[0].availability.trace is 'a\x00b', which holds a NUL character; allowed: a path without one",
         ),
     ],
     ids=range(12),

@@ -1,7 +1,7 @@
 from fedbonsai.clusters.processor import numerics_here, tell_apart
 
 
-def test_what_decides_the_bits_of_this_machine(monkeypatch):
+def test_numerics_of_this_machine(monkeypatch):
     monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
     found = numerics_here()
     assert list(found) == ["processor", "torch", "numpy"]
@@ -10,7 +10,7 @@ def test_what_decides_the_bits_of_this_machine(monkeypatch):
     assert "ATEN_CPU_CAPABILITY=default" in numerics_here()["processor"]
 
 
-def test_nodes_of_one_kind_need_no_word_and_others_are_told_apart():
+def test_a_notice_only_where_nodes_differ():
     old, new = {"processor": "x86_64 avx2", "numpy": "2.4"}, {"processor": "x86_64 avx2 avx512f", "numpy": "2.4"}
     assert tell_apart({"10.0.0.1": old, "10.0.0.2": dict(old)}) == tell_apart({}) == []
     assert tell_apart({"10.0.0.1": old, "10.0.0.2": new, "10.0.0.3": old}) == [

@@ -1,4 +1,4 @@
-"""Temporary folders go with their owner, however that ends; those of others, and of owners that live, are left alone."""
+"""Temporary folders are removed with their owner, however it ends; those of others and of running owners are kept."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ def test_the_folder_of_a_process_that_is_killed_is_removed_by_the_next(other):
     path = Path(other.stdout.readline().strip())
     assert path.parent.parent == base()
     reap_runs()
-    assert [file.name for file in path.iterdir() if file.suffix] == ["0.safetensors"]  # its owner lives
+    assert [file.name for file in path.iterdir() if file.suffix] == ["0.safetensors"]  # its owner is alive
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
     reap_runs()
@@ -61,7 +61,7 @@ def test_a_folder_ends_with_close_and_with_its_object():
     assert not any(path.exists() for path in paths)
 
 
-def test_a_run_that_is_over_removes_what_its_processes_have_left():
+def test_closing_a_run_removes_the_folders_of_its_processes():
     run, others = Scratch(), Scratch()
     left, kept = run.folder("links"), others.folder("links")
     (left.path / "a").write_text("a")
@@ -71,7 +71,7 @@ def test_a_run_that_is_over_removes_what_its_processes_have_left():
     left.close()
 
 
-def test_what_is_not_provably_ours_is_left(tmp_path, monkeypatch):
+def test_folders_without_a_proof_of_ownership_are_left(tmp_path, monkeypatch):
     ours, foreign, bare, empty = (tmp_path / name for name in ("ours", "foreign", "bare", "empty"))
     for path in (ours, foreign, bare, empty):
         path.mkdir()
@@ -90,7 +90,7 @@ def test_what_is_not_provably_ours_is_left(tmp_path, monkeypatch):
     assert not ours.exists()
 
 
-def test_a_link_in_the_place_of_the_folder_of_all_runs_is_refused(tmp_path):
+def test_a_symbolic_link_in_place_of_the_folder_of_all_runs_is_refused(tmp_path):
     path, elsewhere = base(), tmp_path / "elsewhere"
     path.rename(elsewhere)
     path.symlink_to(elsewhere)

@@ -91,7 +91,7 @@ def test_prints_for_people(value: float, kind: str, text: str) -> None:
     assert format_quantity(value, kind=kind) == text
 
 
-def test_what_is_printed_is_read_again() -> None:
+def test_printed_quantities_can_be_read_again() -> None:
     for kind, value in [
         ("bytes", 512_000_000),
         ("bytes_per_s", 2.5e6),

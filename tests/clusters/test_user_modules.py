@@ -21,7 +21,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder.resolve()
 
 
-def test_what_is_installed_is_not_shipped() -> None:
+def test_installed_modules_are_not_sent() -> None:
     assert (
         user_sources(["numpy:zeros", "json:loads", "sys", "torch.nn:Linear", "fedbonsai.policies.selection.plain:All"])
         == []

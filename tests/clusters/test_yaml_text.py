@@ -1,4 +1,4 @@
-"""YAML as people mean it."""
+"""YAML 1.2 scalars, equal keys, and limits."""
 
 import pytest
 from fedbonsai.clusters.yaml_text import parse_yaml
@@ -14,7 +14,7 @@ def test_numbers_are_numbers(text, value):
 
 
 @pytest.mark.parametrize("text", ["e3", "1e", "1e3x", "one"])
-def test_what_only_looks_like_a_number_is_text(text):
+def test_text_that_only_resembles_a_number_is_text(text):
     assert parse_yaml(text) == text
 
 
@@ -31,7 +31,7 @@ def test_anchors_still_merge():
     assert parse_yaml("a: &x {p: 1}\nb: {<<: *x, q: 2}")["b"] == {"p": 1, "q": 2}
 
 
-def test_what_is_merged_may_be_overridden():
+def test_merged_keys_may_be_overridden():
     text = "a: &x {p: 1, q: 1}\nb: &y {<<: *x, q: 2}\nc: {<<: *y, q: 3}\nd: {<<: [*x, *y]}\n"
     assert parse_yaml(text) == {
         "a": {"p": 1, "q": 1},
@@ -44,7 +44,7 @@ def test_what_is_merged_may_be_overridden():
 
 
 @pytest.mark.parametrize("text", ["a: [1", "a: b: c", "\t- x", "!!python/object:os.system x"])
-def test_what_is_not_safe_yaml_is_refused_in_one_line(text):
+def test_unsafe_yaml_is_refused_in_one_line(text):
     with pytest.raises(ValueError, match="line 1") as caught:
         parse_yaml(text)
     assert "\n" not in str(caught.value)
@@ -84,7 +84,7 @@ def bomb(kind):
     ],
     ids=lambda text: text[:20],
 )
-def test_what_settings_never_need_is_refused_with_its_place(text, problem):
+def test_input_that_no_settings_file_needs_is_refused_with_its_place(text, problem):
     with pytest.raises(ValueError) as caught:
         parse_yaml(text)
     assert str(caught.value).startswith(f"{problem} (line ")

@@ -1,4 +1,4 @@
-"""A small real view: devices whose cost is one division, so that every number can be checked with a pencil."""
+"""A small real view: the cost of a device is one division, so that every number can be checked by hand."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,8 +8,9 @@ import pytest
 from fedbonsai.clusters.profile import DeviceProfile
 from fedbonsai.learning.parts.part import Part
 from fedbonsai.learning.spec import Training
+from fedbonsai.policies.estimate import Estimate
 from fedbonsai.policies.plan import Plan
-from fedbonsai.policies.report import Estimate, Outcome, Report
+from fedbonsai.policies.report import Outcome, Report
 from fedbonsai.policies.view import View
 
 FLOP_PER_SAMPLE = 100
@@ -38,7 +39,7 @@ def make_report(
 
 @dataclass
 class FakeEstimator:
-    """Seconds = samples * 100 FLOP / the device's speed; memory 512 MB. Counts its calls, refuses another's plan."""
+    """Seconds = samples * 100 FLOP / the device's speed; memory 512 MB. Records its calls; plans must be of the device."""
 
     profiles: Sequence[DeviceProfile]
     samples: Sequence[int]

@@ -1,4 +1,4 @@
-"""What every policy must do, whatever its rule. A new policy is a row."""
+"""The contract of policies, tested for every one of them. A new policy is a row."""
 
 import copy
 import pickle
@@ -11,11 +11,11 @@ from fedbonsai.policies.compression.residuals import Residuals
 from fedbonsai.policies.decision import Decision, ServerTask
 from fedbonsai.policies.partitioning.ecofed import EcoFed
 from fedbonsai.policies.partitioning.local_loss import LocalLoss
-from fedbonsai.policies.partitioning.split import SplitFed
+from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.policy import Identity, Policy, chain
 from fedbonsai.policies.resolve_policy import BUILT_IN, make_policy
-from fedbonsai.policies.rhythm.asynchronous import Asynchronous
-from fedbonsai.policies.rhythm.closing import Closing
+from fedbonsai.policies.scheduling.asynchronous import Asynchronous
+from fedbonsai.policies.scheduling.closing import Closing
 from fedbonsai.policies.selection.deadline import ByDeadline
 from fedbonsai.policies.selection.oort import Oort
 from fedbonsai.policies.selection.plain import All, Fastest, RandomCohort
@@ -63,7 +63,7 @@ every_selection = pytest.mark.parametrize("policy", SELECTIONS, ids=repr)
 
 @pytest.fixture
 def view(make_view, make_plan, make_report):
-    """Six devices in round 4: two seen, one lost, one busy, one without the memory, one never seen."""
+    """Six devices in round 4: two seen, one lost, one in flight, one without the memory, one without a report."""
     return make_view(
         seconds=(1, 2, 3, 1, 2, 3),
         samples=(10, 10, 10, 20, 10, 10),
@@ -98,7 +98,7 @@ def test_state_is_plain_data_before_and_after(policy, view):
 
 
 @every_policy
-def test_a_restored_state_decides_alike(policy, view):
+def test_a_restored_state_gives_the_same_decision(policy, view):
     _, state = policy.decide(view, policy.init(), Decision())
     restored = msgspec.json.decode(msgspec.json.encode(state))
     assert policy.decide(view, restored, Decision()) == policy.decide(view, state, Decision())
@@ -126,7 +126,7 @@ def test_chooses_idle_devices_that_fit_once_each_with_a_reason(policy, view):
 
 
 @pytest.mark.parametrize("policy", [policy for policy in POLICIES if "Asynchronous" not in repr(policy)], ids=repr)
-def test_passes_on_once_the_round_has_begun(policy, view):
+def test_returns_the_decision_unchanged_once_the_round_has_begun(policy, view):
     begun = msgspec.structs.replace(Decision(), close_at=2)
     later = copy.copy(view)
     object.__setattr__(later, "dispatched", 1)
@@ -147,21 +147,31 @@ def test_a_selection_after_a_selection_narrows_it_and_keeps_its_plans(policy, vi
 
 
 @every_selection
-def test_does_not_choose_whom_an_earlier_policy_left_out(policy, view):
+def test_does_not_choose_devices_that_an_earlier_policy_left_out(policy, view):
     decision, _ = policy.decide(view, policy.init(), Decision(left_out=((1, "battery"), (3, "battery"))))
     assert {plan.device for plan in decision.plans} <= {2, 5}
     assert decision.plans
 
 
+@pytest.mark.parametrize("policy", [*SELECTIONS, Asynchronous()], ids=repr)
+def test_devices_that_cannot_be_reached_are_left_out_with_the_reason(policy, make_view):
+    view = make_view(unreachable=frozenset({0, 2}))
+    decision, _ = policy.decide(view, policy.init(), Decision())
+    assert {plan.device for plan in decision.plans} <= {1, 3}
+    assert decision.plans
+    unreachable = [entry for entry in decision.left_out if entry[1] == "unreachable: at this time"]
+    assert unreachable == [(0, "unreachable: at this time"), (2, "unreachable: at this time")]
+
+
 @every_selection
-def test_nobody_idle_is_an_empty_decision(policy, make_view, make_plan):
+def test_without_idle_devices_the_decision_is_empty(policy, make_view, make_plan):
     view = make_view(seconds=(1, 2), in_flight={0: make_plan(0), 1: make_plan(1)})
     decision, _ = policy.decide(view, policy.init(), Decision())
     assert decision.plans == ()
 
 
 @every_selection
-def test_nobody_fitting_is_an_empty_decision_with_reasons_and_stays_empty_in_a_chain(policy, make_view):
+def test_where_no_device_fits_the_decision_is_empty_with_reasons_and_stays_so_in_a_chain(policy, make_view):
     view = make_view(seconds=(1, 2), memory_mb={0: 100, 1: 100})
     decision, _ = chain(policy, All()).decide(view, chain(policy, All()).init(), Decision())
     assert decision.plans == ()
@@ -177,7 +187,7 @@ def test_the_documented_example_keeps_the_contract(view, monkeypatch):
         (5, ("least seen: 0 plans so far",)),  # never seen, 3 s
     ]
     assert decision.left_out == ((4, "memory: needs 512 MB, has 100 MB"),)
-    test_passes_on_once_the_round_has_begun(policy, view)
+    test_returns_the_decision_unchanged_once_the_round_has_begun(policy, view)
     test_is_a_policy_that_prints_compares_and_pickles(policy)
     assert state is None
     del sys.modules["my_policy"]

@@ -1,8 +1,7 @@
-"""The charges, by hand."""
+"""The formulas of costs, checked by hand."""
 
 from fedbonsai.clusters.profile import DeviceProfile
-from fedbonsai.policies.estimate import charge, compute_s, transfer_s
-from fedbonsai.policies.report import Estimate
+from fedbonsai.policies.estimate import Estimate, charge, compute_s, transfer_s
 
 
 def profile(**changes):

@@ -4,13 +4,14 @@ import msgspec
 import pytest
 from fedbonsai.comms.codec import CodecSpec
 from fedbonsai.learning.parts.part import Part
+from fedbonsai.policies.estimate import Estimate
 from fedbonsai.policies.plan import Objective, Plan, Sparsity, Split, Upload
-from fedbonsai.policies.report import Estimate, Measured, Outcome, Report
+from fedbonsai.policies.report import Measured, Outcome, Report
 
 
 @pytest.fixture
 def full_plan(make_plan):
-    """A plan with every field of the five methods set."""
+    """A plan with every field set."""
     return msgspec.structs.replace(
         make_plan(3, version=5),
         id=7,

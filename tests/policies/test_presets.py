@@ -1,4 +1,4 @@
-"""Presets: each row is a valid piece of configuration, and decides."""
+"""Presets: each row is a valid part of a configuration, and its policy chooses devices."""
 
 import msgspec
 import pytest
@@ -11,7 +11,7 @@ SECTIONS = {"policy", "training", "server"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_is_valid_configuration_and_chooses_someone(name, make_view):
+def test_every_preset_is_valid_configuration_and_chooses_devices(name, make_view):
     preset = find_preset(name)
     assert preset.description
     assert "\n" not in preset.description
@@ -22,7 +22,7 @@ def test_every_preset_is_valid_configuration_and_chooses_someone(name, make_view
     assert decision.plans
 
 
-def test_fedavg_takes_everyone_until_told_otherwise(make_view):
+def test_fedavg_takes_all_devices_unless_a_cohort_is_set(make_view):
     overrides = find_preset("fedavg").overrides
     view = make_view(seconds=range(1, 9))
     policy = make_policy(overrides["policy"])

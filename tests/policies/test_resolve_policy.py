@@ -1,4 +1,4 @@
-"""Policies by name: built in, from an installed package, from a module of one's own; and what is said when it fails."""
+"""Policies by name: built in, from an installed package, from a module of the user; and the error sentences."""
 
 import sys
 
@@ -40,7 +40,7 @@ def function():
 
 @pytest.fixture
 def packages(tmp_path, monkeypatch):
-    """Installed as pip leaves them: ``good`` offers a policy, ``bad`` one that raises on import, two offer one name."""
+    """Packages as installed by pip: ``good`` offers a policy, ``bad`` one that raises on import, two offer the same name."""
 
     def install(package, source, offers):
         (tmp_path / f"{package}.py").write_text(source)
@@ -70,12 +70,12 @@ def test_several_are_a_chain_in_order_and_none_is_the_identity():
 
 def test_an_entry_point_works_beside_a_broken_one(packages):
     policy = make_policy([{"name": "first", "cohort": 3, "tags": ["a", "b"]}])
-    assert repr(policy) == "First(cohort=3, tags=('a', 'b'))"  # a list became the tuple that the annotation asks for
+    assert repr(policy) == "First(cohort=3, tags=('a', 'b'))"  # a list is converted to the annotated tuple
     assert policy.decide(None, None, Decision()) == (Decision(), None)
     assert "bad_stranger" not in sys.modules
 
 
-def test_a_class_of_ones_own(packages):
+def test_a_class_of_the_user(packages):
     assert repr(make_policy([{"name": "good_stranger:First", "cohort": 3}])) == "First(cohort=3, tags=())"
 
 
@@ -107,7 +107,7 @@ def test_a_class_of_ones_own(packages):
         ({"name": "first", "cohort": "many"}, r"policy\[0\].cohort is 'many': expected `int`, got `str`$"),
     ],
 )
-def test_what_is_said_of_strangers(packages, spec, sentence):
+def test_errors_of_policies_that_are_not_built_in(packages, spec, sentence):
     with pytest.raises(ValueError, match=sentence):
         make_policy([spec])
 
@@ -122,7 +122,7 @@ def test_what_is_said_of_strangers(packages, spec, sentence):
         ({"cohort": 3}, r"^policy\[1\].name is None; allowed: all, random"),
         ("all", r"^policy\[1\] is 'all'; allowed: a mapping, as in {name: random, cohort: 10}$"),
         ({"name": 3}, r"^policy\[1\].name is 3; allowed"),
-        ({"name": "random"}, r"^policy\[1\].cohort is missing; 'random' cannot do without it$"),
+        ({"name": "random"}, r"^policy\[1\].cohort is missing; 'random' has no default for it$"),
         ({"name": "random", "size": 3}, r"^policy\[1\].size is not a field of 'random'; allowed: cohort$"),
         ({"name": "all", "size": 3}, r"^policy\[1\].size is not a field of 'all'; it has no fields$"),
         ({"name": "random", "cohort": "x"}, r"^policy\[1\].cohort is 'x': expected `int \| float`, got `str`$"),
@@ -131,6 +131,6 @@ def test_what_is_said_of_strangers(packages, spec, sentence):
         ({"name": "no_such_module:Policy"}, r"^policy\[1\].name is 'no_such_module:Policy', but there is no module"),
     ],
 )
-def test_what_is_said_of_mistakes(spec, sentence):
+def test_errors_of_wrong_entries(spec, sentence):
     with pytest.raises(ValueError, match=sentence):
         make_policy([{"name": "all"}, spec])

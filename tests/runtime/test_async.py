@@ -6,9 +6,9 @@ import fedbonsai
 import pytest
 from fedbonsai.comms.codec import CodecSpec
 from fedbonsai.policies.compression.residuals import Residuals
-from fedbonsai.policies.partitioning.split import SplitFed
-from fedbonsai.policies.policy import chain
-from fedbonsai.policies.rhythm.asynchronous import Asynchronous
+from fedbonsai.policies.partitioning.splitfed import SplitFed
+from fedbonsai.policies.policy import NEEDS_PLANS, chain
+from fedbonsai.policies.scheduling.asynchronous import Asynchronous
 from fedbonsai.runtime.errors import ConfigError
 from fedbonsai.runtime.events import PlanEnded, VersionClosed
 from msgspec.structs import replace
@@ -124,7 +124,7 @@ def test_every_method_may_be_in_flight(others):
 class Varied:
     """Another way for each plan, by device and version: split, residuals, the head alone, coarse codes, the plain one."""
 
-    needs_plans = True
+    needs = NEEDS_PLANS
 
     def init(self):
         return None
@@ -183,7 +183,7 @@ def test_it_learns_and_late_updates_are_scaled():
 
 
 def test_without_a_rule_for_late_updates_it_is_refused():
-    with pytest.raises(ConfigError, match=r"^server.staleness is null, .*; policy\[0\] \(asynchronous\) needs a rule"):
+    with pytest.raises(ConfigError, match=r"^server.staleness is null; policy\[0\] \(asynchronous\) needs a rule"):
         finished(**chained(), server={})
 
 

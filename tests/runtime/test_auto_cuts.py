@@ -8,7 +8,7 @@ from fedbonsai.learning.parts.part import whole
 from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.partitioning.ecofed import EcoFed
-from fedbonsai.policies.partitioning.split import SplitFed
+from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.view import View
 from fedbonsai.runtime.configuration.config import load_config
 from fedbonsai.runtime.configuration.resolution import DefaultPlan, workload_settings

@@ -4,7 +4,8 @@ import math
 
 import msgspec
 import pytest
-from fedbonsai.policies.report import Estimate, Measured, Outcome, Report
+from fedbonsai.policies.estimate import Estimate
+from fedbonsai.policies.report import Measured, Outcome, Report
 from fedbonsai.runtime import events
 from fedbonsai.runtime.events import (
     AnyEvent,

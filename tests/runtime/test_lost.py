@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 import pytest
 from fedbonsai.actors.pool import StreamBytes, Task
+from fedbonsai.policies.estimate import Estimate
 from fedbonsai.policies.plan import Split
-from fedbonsai.policies.report import Estimate, Outcome
+from fedbonsai.policies.report import Outcome
 from fedbonsai.runtime.simulation.disruptions import NO_DISRUPTION, Disruption
 from fedbonsai.runtime.simulation.stream_load import Work
 from fedbonsai.runtime.simulation.virtual_clock import VirtualClock

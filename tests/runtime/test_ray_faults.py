@@ -93,6 +93,7 @@ def test_a_plan_that_kills_every_worker_is_lost_and_those_behind_it_are_not(tmp_
             from dataclasses import dataclass
             from msgspec.structs import replace
             from fedbonsai.learning.spec import Call
+            from fedbonsai.policies.policy import NEEDS_PLANS
 
             def loss(output, target):
                 if Path("/proc/self/cmdline").read_bytes().startswith(b"ray::Worker"):  # the server measures it
@@ -101,7 +102,7 @@ def test_a_plan_that_kills_every_worker_is_lost_and_those_behind_it_are_not(tmp_
 
             @dataclass(frozen=True)
             class ForDeviceTwo:
-                needs_plans = True
+                needs = NEEDS_PLANS
                 def init(self):
                     return None
                 def decide(self, view, state, decision):

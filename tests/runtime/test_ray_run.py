@@ -246,7 +246,7 @@ def told_to_end(process, folder, number, send, code):
 
 
 def test_a_signal_waits_until_ray_has_started_and_a_second_one_does_not():
-    from fedbonsai.clusters.ray_backend.ray_signals import signals_later
+    from fedbonsai.clusters.ray_backend.ray_cluster import signals_later
     from fedbonsai.runtime.cli.exit_codes import Sigterm
     from ray._private import utils
 
@@ -269,7 +269,7 @@ def test_a_signal_waits_until_ray_has_started_and_a_second_one_does_not():
 
 
 def test_where_nobody_handles_sigterm_rays_own_handler_stays():
-    from fedbonsai.clusters.ray_backend.ray_signals import signals_later
+    from fedbonsai.clusters.ray_backend.ray_cluster import signals_later
     from ray._private import utils
 
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -246,7 +246,7 @@ def test_an_update_that_is_not_finite_is_rejected_and_the_round_goes_on():
         (["policy.1.density=0"], "policy[1].density is 0: expected `float` > 0.0"),
         (
             ["policy.1.steps=[[0.001, 1]]"],
-            "policy[1] (residuals): steps is ((0.001, 1),), which nothing would choose among",
+            "policy[1] (residuals): steps is ((0.001, 1),), which no limit chooses among",
         ),
     ],
 )

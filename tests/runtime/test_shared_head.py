@@ -5,7 +5,7 @@ import sys
 import fedbonsai
 import pytest
 from fedbonsai.policies.decision import Decision
-from fedbonsai.policies.partitioning.split import SplitFed
+from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.policy import chain
 from fedbonsai.policies.selection.plain import All
 from fedbonsai.runtime.errors import RunError

@@ -2,7 +2,7 @@
 
 from fedbonsai.actors.ray_backend.ray_devices import RealDevices
 from fedbonsai.clusters.fleet import load_fleet
-from fedbonsai.clusters.ray_backend.node import Node
+from fedbonsai.clusters.ray_backend.nodes import Node
 from fedbonsai.clusters.ray_backend.real_devices import real_devices
 
 FIGURES = {"flop_per_s": 1e9, "memory_bytes": 10**9, "up_bytes_per_s": 1e6, "down_bytes_per_s": 1e6}

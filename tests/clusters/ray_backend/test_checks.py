@@ -7,12 +7,12 @@ from fedbonsai.clusters.ray_backend.ray_cluster import start_local
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
+def cluster(own_ray: None) -> Iterator[None]:
     with start_local(num_cpus=1, object_store_bytes=80 * 1024**2):
         yield
 
 
-def test_a_node_like_this_machine_is_fit(tmp_path: Path) -> None:
+def test_a_node_with_the_versions_of_this_machine_passes(tmp_path: Path) -> None:
     versions = versions_here()
     assert set(versions) == {"python", "ray", "torch", "fedbonsai"}
     check_nodes(data_root=str(tmp_path), versions=versions)

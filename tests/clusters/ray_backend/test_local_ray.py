@@ -1,4 +1,4 @@
-"""A local Ray ends with the process that has started it, and says in one sentence why it has not started."""
+"""A local Ray ends with the process that started it, and reports in one sentence why it has not started."""
 
 import os
 import signal
@@ -13,6 +13,8 @@ from fedbonsai.clusters.ray_backend.local_ray import LocalRay
 from fedbonsai.clusters.ray_backend.ray_cluster import start_local
 
 from ...runtime.processes import alive, descendants, wait_until
+
+pytestmark = pytest.mark.usefixtures("own_ray")
 
 STORE_BYTES = 80 * 1024**2
 
@@ -37,7 +39,7 @@ with start_local(num_cpus=1, object_store_bytes={STORE_BYTES}):
 
 @pytest.fixture
 def before():
-    """Processes below this one before the test; those that it leaves are ended."""
+    """Child processes before the test; those that the test leaves are ended."""
     found = descendants(os.getpid())
     yield found
     for pid in descendants(os.getpid()) - found:
@@ -45,12 +47,12 @@ def before():
 
 
 def sessions():
-    """Session folders of Rays that processes below this one have started."""
+    """Session folders of Rays that child processes have started."""
     return {path for path in Path("/tmp/ray").glob("session_*") if not path.is_symlink()}
 
 
 def kill_gcs(before):
-    """Kill the ``gcs_server`` of the Ray that starts, as soon as it is there."""
+    """Kill the ``gcs_server`` of the Ray that starts, as soon as it exists."""
 
     found = []
 
@@ -69,7 +71,7 @@ def command(pid):
         return ""
 
 
-def test_one_that_does_not_come_up_in_time_is_a_sentence_and_leaves_nothing(before):
+def test_a_ray_that_does_not_start_in_time_is_one_sentence_and_leaves_nothing(before):
     local = LocalRay(num_cpus=1, object_store_bytes=STORE_BYTES, start_s=0.01)
     launcher = local._process.pid
     with pytest.raises(RuntimeError, match=r"^a local Ray could not be started: it has not started within 0\.01 s$"):
@@ -78,7 +80,7 @@ def test_one_that_does_not_come_up_in_time_is_a_sentence_and_leaves_nothing(befo
     assert not [path for path in sessions() if path.name.endswith(f"_{launcher}")]
 
 
-def test_one_that_loses_a_process_while_it_starts_is_a_sentence_and_leaves_nothing(before):
+def test_a_ray_that_loses_a_process_while_it_starts_is_one_sentence_and_leaves_nothing(before):
     killer = threading.Thread(target=kill_gcs, args=[before])
     killer.start()
     with pytest.raises(
@@ -90,7 +92,7 @@ def test_one_that_loses_a_process_while_it_starts_is_a_sentence_and_leaves_nothi
     assert descendants(os.getpid()) == before
 
 
-def test_one_that_loses_a_process_later_says_so(before):
+def test_a_ray_that_loses_a_process_later_reports_it(before):
     with start_local(num_cpus=1, object_store_bytes=STORE_BYTES) as cluster:
         assert cluster.ended() == ""
         kill_gcs(before)
@@ -99,7 +101,7 @@ def test_one_that_loses_a_process_later_says_so(before):
     assert descendants(os.getpid()) == before
 
 
-def test_with_a_driver_that_is_killed_all_ends_that_it_has_started(before):
+def test_everything_that_a_killed_driver_has_started_ends(before):
     process = subprocess.Popen([sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         session, folder = map(Path, process.stdout.readline().split())

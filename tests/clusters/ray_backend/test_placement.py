@@ -1,4 +1,4 @@
-"""Bundles that each have a place of their own, and a sentence where one finds none."""
+"""Bundles that are placed independently, and the sentence where one cannot be placed."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from fedbonsai.clusters.ray_backend.ray_cluster import start_local
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
+def cluster(own_ray: None) -> Iterator[None]:
     """One node: 2 CPU, one jetson."""
     with start_local(num_cpus=2, object_store_bytes=80 * 1024**2, resources={"jetson": 1}):
         yield
@@ -40,7 +40,7 @@ def reserve() -> Iterator[list[Reservation]]:
         [{"CPU": 0.1}] + [{"CPU": 1.9 / 19}] * 19,  # 2 CPU, but for the rounding of floats
     ],
 )
-def test_what_fits_is_reserved(bundles: list[dict[str, float]], reserve: list[Reservation]) -> None:
+def test_bundles_that_fit_are_reserved(bundles: list[dict[str, float]], reserve: list[Reservation]) -> None:
     reserve.append(Reservation(requests(*bundles)))
     assert list(reserve[0].wait(timeout_s=0)) == []
     assert [is_placed(group) for group in reserve[0].groups] == [True] * len(bundles)
@@ -66,7 +66,7 @@ def test_what_fits_is_reserved(bundles: list[dict[str, float]], reserve: list[Re
         ([{"memory": 8e15}], "bundle 1 of 1 (server: 8000 TB memory) cannot be placed: the largest node has "),
     ],
 )
-def test_what_can_never_fit_is_refused_at_once(
+def test_bundles_that_can_never_fit_are_refused_immediately(
     bundles: list[dict[str, float]], sentence: str, reserve: list[Reservation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(placement, "GRACE_S", 1000.0)
@@ -77,7 +77,7 @@ def test_what_can_never_fit_is_refused_at_once(
     assert str(caught.value).endswith(" (ray.placement_timeout_s is 0)")
 
 
-def test_what_others_hold_is_waited_for_and_then_named(
+def test_resources_that_others_hold_are_awaited_and_then_named(
     reserve: list[Reservation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(placement, "GRACE_S", 0.0)
@@ -94,10 +94,10 @@ def test_what_others_hold_is_waited_for_and_then_named(
     assert list(reserve[1].wait(timeout_s=30)) == []  # it has been asked for all the time
 
 
-def test_what_is_waited_for_is_told(reserve: list[Reservation], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_while_waiting(reserve: list[Reservation], monkeypatch: pytest.MonkeyPatch) -> None:
     reserve.append(Reservation(requests({"CPU": 2.0})))
     assert list(reserve[0].wait(timeout_s=30)) == []
-    monkeypatch.setattr("fedbonsai.clusters.waiting.FIRST_S", 0.1)
+    monkeypatch.setattr("fedbonsai.clusters.ray_backend.nodes.FIRST_S", 0.1)
     reserve.append(Reservation(requests({"CPU": 1.0})))
     told = reserve[1].wait(timeout_s=60)
     assert next(told) == (
@@ -108,8 +108,10 @@ def test_what_is_waited_for_is_told(reserve: list[Reservation], monkeypatch: pyt
     assert list(told) == []
 
 
-def test_enough_of_them_are_enough(reserve: list[Reservation], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each has its own place: what does not fit keeps nobody waiting."""
+def test_waiting_ends_when_enough_bundles_are_placed(
+    reserve: list[Reservation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bundles are placed independently: one that does not fit delays no other."""
     monkeypatch.setattr(placement, "GRACE_S", 0.5)
     reserve.append(Reservation(requests({"CPU": 0.1}, {"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0})))
     assert list(reserve[0].wait(timeout_s=60, enough=lambda placed: sum(placed) == 2)) == []

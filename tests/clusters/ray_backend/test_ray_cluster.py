@@ -11,6 +11,8 @@ from fedbonsai.clusters.ray_backend.ray_launcher import DEFAULT_STORE_BYTES, sto
 
 from ...runtime.processes import descendants
 
+pytestmark = pytest.mark.usefixtures("own_ray")
+
 STORE_BYTES = 80 * 1024**2
 
 # A Ray in another process, started by the code under test: prints its address and token, and ends when its input does.
@@ -22,7 +24,7 @@ with start_local(num_cpus=1, object_store_bytes={STORE_BYTES}) as cluster:
     sys.stdin.read()
 """
 
-# A whole life with a worker that dies and an actor that is killed: what does the terminal see?
+# A Ray from start to end, with a worker that dies and an actor that is killed: nothing may be printed.
 LIFE = f"""
 import os
 import ray
@@ -68,7 +70,7 @@ def listening(pids: set[int]) -> dict[str, int]:
 
 
 def environment() -> dict[str, str]:
-    """The environment, but for pytest's note of what it is doing."""
+    """The environment without pytest's own variable."""
     return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
 
 
@@ -91,7 +93,7 @@ def other() -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def local(other: tuple[str, str]) -> Iterator[Cluster]:
-    """A Ray of this process, beside the other one. Afterwards nothing of it is left."""
+    """A Ray of this process, beside the other one. None of its processes is left afterwards."""
     before, others = environment(), descendants(os.getpid())
     with start_local(num_cpus=2, object_store_bytes=STORE_BYTES, env_vars={"GREETING": "hello"}) as cluster:
         assert environment() == before
@@ -103,7 +105,7 @@ def local(other: tuple[str, str]) -> Iterator[Cluster]:
     assert environment() == before
 
 
-def test_two_at_once_are_two(local: Cluster, other: tuple[str, str]) -> None:
+def test_two_rays_at_the_same_time_share_nothing(local: Cluster, other: tuple[str, str]) -> None:
     assert local.started
     assert local.address != other[0]
     assert local.token != other[1]

@@ -48,7 +48,7 @@ def test_addresses(address: str, parts: tuple[str, int, bool]) -> None:
 
 
 @pytest.mark.parametrize("address", ["", "head", "head:", ":6379", "head:port", "head:0", "head:65536", "ray://"])
-def test_what_is_no_address(address: str) -> None:
+def test_malformed_addresses(address: str) -> None:
     with pytest.raises(ValueError, match=r"it must be auto, host:port or ray://host:port$") as caught:
         parse_address(address)
     assert repr(address) in str(caught.value)
@@ -67,7 +67,7 @@ def test_a_name_that_does_not_exist() -> None:
         check_reachable("'no-such-host.invalid:1'", "no-such-host.invalid", 1)
 
 
-def test_something_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reach, "TIMEOUT_S", 0.2)
     with (
         server(None) as port,
@@ -77,17 +77,17 @@ def test_something_silent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.0 400 Bad Request\r\n\r\n", b"short"])
-def test_something_else(answer: bytes) -> None:
+def test_a_server_that_is_not_ray(answer: bytes) -> None:
     with server(answer) as port, pytest.raises(ValueError, match=r"something answers that is not Ray"):
         check_reachable("'x'", "127.0.0.1", port)
 
 
-def test_something_that_may_be_a_ray() -> None:
+def test_a_server_that_may_be_a_ray() -> None:
     with server(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])) as port:
         check_reachable("'x'", "127.0.0.1", port)
 
 
-def test_with_tls_only_the_port_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_tls_only_the_port_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_USE_TLS", "1")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         check_reachable("'x'", "127.0.0.1", listener.getsockname()[1])

@@ -1,8 +1,8 @@
-"""Which node is which real device."""
+"""The assignment of nodes to real devices."""
 
 import pytest
 from fedbonsai.clusters.fleet import load_fleet
-from fedbonsai.clusters.ray_backend.node import Node
+from fedbonsai.clusters.ray_backend.nodes import Node
 from fedbonsai.clusters.ray_backend.real_devices import Site, locate, real_devices
 
 FIGURES = {"flop_per_s": 1e9, "memory_bytes": 10**9, "up_bytes_per_s": 1e6, "down_bytes_per_s": 1e6}
@@ -37,7 +37,7 @@ def test_real_devices_are_those_of_the_classes_that_are_placed():
     assert found[2].wants(0.5) == "a node with a free unit of the resource jetson and 0.5 CPU left"
 
 
-def test_a_node_is_one_device_with_all_that_it_has():
+def test_a_node_is_one_device_with_all_of_its_processors():
     found = locate(
         devices_of(BOARD | {"count": 3}), [node("b", labels=RPI), node("a", cpus=1.0, labels=RPI)], cpus=None
     )
@@ -47,18 +47,18 @@ def test_a_node_is_one_device_with_all_that_it_has():
     }
 
 
-def test_a_node_without_a_processor_that_is_free_is_a_device_all_the_same():
+def test_a_node_without_a_free_processor_is_a_device_too():
     found = locate(devices_of(BOARD), [node("a", cpus=0.0, labels=RPI)], cpus=None)
     assert found == {0: Site("a", "a", 0.0, {"node:a": 0.501})}
 
 
-def test_a_node_that_is_a_device_already_is_none_more():
+def test_a_node_that_is_already_a_device_is_no_second_one():
     used = node("a", labels=RPI)
     used.take({"CPU": 4.0, "node:a": 0.501})
     assert locate(devices_of(BOARD), [used], cpus=None) == {}
 
 
-def test_where_a_device_has_so_many_processors_a_node_may_be_several_of_them():
+def test_with_a_number_of_processors_for_each_device_a_node_may_be_several():
     found = locate(
         devices_of(BOARD | {"count": 4}), [node("a", cpus=3.0, labels=RPI), node("b", cpus=1.0, labels=RPI)], cpus=1.5
     )
@@ -77,13 +77,13 @@ def test_a_node_is_a_device_for_each_unit_of_the_resource():
     ("selector", "expected"),
     [("rpi4", "abc"), ("!rpi4", "de"), ("in(rpi4,nano)", "abcd"), ("!in(rpi4,nano)", "e")],
 )
-def test_labels_are_selected_as_ray_does(selector, expected):
+def test_label_selectors(selector, expected):
     nodes = [node(name, labels=RPI) for name in "abc"] + [node("d", labels={"board": "nano"}), node("e")]
     devices = devices_of({"label_selector": {"board": selector}, "count": 5})
     assert "".join(sorted(places(locate(devices, nodes, cpus=None)).values())) == expected
 
 
-def test_a_node_that_joins_again_is_the_device_that_it_was():
+def test_a_node_that_joins_again_is_the_same_device():
     devices = devices_of(BOARD | {"count": 3})
     nodes = [node("b", labels=RPI), node("a", labels=RPI)]
     assert places(locate(devices, nodes, cpus=None, before={2: "a", 0: "c"})) == {2: "a", 0: "b"}

@@ -1,4 +1,4 @@
-"""Rounds of whole fleets with a pencil, and what is said of them."""
+"""Costs of rounds of whole fleets, checked by hand, and the sentences about them."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,12 +12,11 @@ from fedbonsai.learning.spec import Training
 from fedbonsai.policies.advice.compare_methods import MethodCost, compare_methods
 from fedbonsai.policies.advice.verdict import cheaper, verdict
 from fedbonsai.policies.decision import Decision
-from fedbonsai.policies.partitioning.ecofed import EcoFed
-from fedbonsai.policies.partitioning.split import SplitFed
-from fedbonsai.policies.partitioning.upload_period import rhythm
+from fedbonsai.policies.estimate import Estimate
+from fedbonsai.policies.partitioning.ecofed import EcoFed, upload_period
+from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.plan import Plan
 from fedbonsai.policies.policy import Identity
-from fedbonsai.policies.report import Estimate
 from fedbonsai.policies.view import View
 
 BLOCKS = ("a", "b", "c")
@@ -89,7 +88,7 @@ def test_a_row_for_each_method():
     assert (splitfed.peak_memory_bytes, ecofed.peak_memory_bytes) == (40, 20)
 
 
-def test_uploads_are_counted_as_the_policy_makes_them():
+def test_uploads_are_counted_as_the_policy_decides_them():
     """Four devices, 20 rounds. An upload takes 20 s and 8 x 20 bytes, a replay 10 s."""
 
     def ecofed(**fields):
@@ -107,7 +106,7 @@ def test_uploads_are_counted_as_the_policy_makes_them():
     assert ecofed(uploads="views", refresh=4) == (160 * (4 + 4 * 4) / 80, (9 * 20 + 11 * 10) / 20)
 
 
-def test_with_views_a_link_carries_those_who_upload():
+def test_with_views_a_link_carries_the_devices_that_upload():
     shared = {"w": {"up_bytes_per_s": 5, "down_bytes_per_s": 100}}
     methods = {"EcoFed": EcoFed(cut="b", uploads="views", refresh=1)}
     (row,) = compared((20,) * 4, [devices(count=4, shared_link="w")], methods, rounds=2, shared_links=shared)
@@ -116,7 +115,7 @@ def test_with_views_a_link_carries_those_who_upload():
 
 @pytest.mark.parametrize("refresh", [0, 1, 3, 6])
 @pytest.mark.parametrize("cohort", [12, 6, 3])
-def test_its_rhythm_is_that_of_the_policys_own_decisions(cohort, refresh):
+def test_its_upload_period_is_that_of_the_policys_own_decisions(cohort, refresh):
     """Against 40 rounds of ``decide``, every upload buffered: bytes and the share of rounds with uploads."""
     world = World((10,) * 12, {"classes": [devices(count=12)], "hosts": {"flop_per_s": 1e9}})
     method, rounds = EcoFed(cut="b", period=3, uploads="views", refresh=refresh), 40
@@ -129,12 +128,12 @@ def test_its_rhythm_is_that_of_the_policys_own_decisions(cohort, refresh):
         uploads = [plan.device for plan in decision.plans if plan.split.view is None]
         since |= dict.fromkeys(uploads, version)
         sent, busy = sent + len(uploads), busy + bool(uploads)
-    found = rhythm(method, devices=12, cohort=cohort, rounds=rounds)
+    found = upload_period(method, devices=12, cohort=cohort, rounds=rounds)
     assert cohort * (found.full + found.some * found.part) == pytest.approx(sent, rel=0.2)
     assert found.full + found.some == pytest.approx(busy, rel=0.35)
 
 
-def test_a_host_has_to_do_with_all_of_them():
+def test_a_host_works_for_all_of_its_devices():
     # 30 samples x 50 FLOP at 2 hosts of 10 FLOP/s: 75 s, of uploads and of replays.
     fedavg, splitfed, ecofed = compared((10, 20), [devices(count=2)], hosts={"count": 2, "flop_per_s": 10})
     assert (fedavg.seconds, splitfed.seconds, splitfed.bound) == (60.0, 75.0, "hosts")
@@ -174,7 +173,7 @@ def test_weights_cross_the_servers_link_and_activations_the_hosts():
     assert rows[2].bound == "device class a"
 
 
-def test_who_cannot_take_part_is_told_and_counts_for_nothing_else():
+def test_devices_that_cannot_take_part_are_listed_and_not_counted():
     classes = [devices(), devices("small", 2, memory=80), devices("tiny", memory=10)]
     rows = compared((10, 20, 20, 30), classes, METHODS | {"auto": SplitFed(cut="auto")})
     told = {row.method: row.unable for row in rows}
@@ -187,7 +186,7 @@ def test_who_cannot_take_part_is_told_and_counts_for_nothing_else():
     assert [row.seconds for row in rows] == [30.0, 40.0, (20 + 3 * 10) / 4, 40.0]
 
 
-def test_a_plan_that_would_be_refused_counts_for_nothing():
+def test_a_plan_that_would_be_refused_is_not_counted():
     rows = compared((10,), [devices()], refusal=lambda plan: "it is split" if plan.split else "")
     assert [row.seconds for row in rows] == [30.0, None, None]
     assert rows[1].unable == (("a: it is split", 1),)
@@ -196,18 +195,18 @@ def test_a_plan_that_would_be_refused_counts_for_nothing():
     assert verdict(rows[1:]) == "no device can take part in any of these methods"
 
 
-def test_a_method_that_the_model_does_not_allow_counts_for_nothing():
+def test_a_method_that_the_model_does_not_allow_is_not_counted():
     rows = compared((10, 20), [devices(count=2)], METHODS | {"SplitFed": SplitFed(cut="c")})
     assert [row.seconds is None for row in rows] == [False, True, False]
     assert rows[1].unable == (("any: cut is 'c'; this model can be cut behind: a, b", 2),)
 
 
-def test_devices_without_samples_take_part_in_nothing():
+def test_devices_without_samples_are_not_counted():
     assert compared((10, 0), [devices(count=2)])[0].cuts == {"": 1}
     assert compared((0,), [devices()])[0].seconds is None
 
 
-def test_few_devices_stand_for_ten_thousand():
+def test_few_devices_represent_ten_thousand():
     fleet = {"classes": [devices("a", 6000), devices("b", 4000)], "hosts": {"flop_per_s": 1e9}}
     same = World((10,) * 6000 + (20,) * 4000, fleet)
     (row,) = compare_methods(same.view, same.fleet, {"FedAvg": Identity()}, rounds=8)
@@ -257,7 +256,7 @@ def test_the_verdict_is_one_sentence(rows, sentence):
     assert verdict(rows) == sentence
 
 
-def test_what_would_be_cheaper_is_told():
+def test_cheaper_methods_are_named():
     assert cheaper([row("FedAvg", 9, 9), row("EcoFed", 1, 1)], "EcoFed") == ""
     told = cheaper([row("FedAvg", 1, 9), row("SplitFed", 4, 2), row("EcoFed", 3, 6)], "EcoFed")
     assert told == (
@@ -265,7 +264,7 @@ def test_what_would_be_cheaper_is_told():
     )
 
 
-def test_a_guess_that_may_be_three_times_too_high_is_no_reason_to_say_so():
+def test_a_difference_within_the_uncertainty_of_a_guess_is_not_reported():
     rows = [row("FedAvg", 10, 9), row("EcoFed", 29, 1, guessed=True)]
     assert cheaper(rows, "EcoFed") == ""
     assert verdict(rows) == (

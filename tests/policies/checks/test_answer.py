@@ -1,4 +1,4 @@
-"""What policies return: a decision of declared types, and plain data; else a sentence with the policy and the place."""
+"""Return values of policies: a decision of declared types and plain data, or a sentence with the policy and the path."""
 
 import math
 
@@ -53,7 +53,7 @@ def test_plain_data(state):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_not_plain_is_named_with_its_place(state, where, what):
+def test_a_value_that_is_not_plain_is_reported_with_its_path(state, where, what):
     with pytest.raises(BadAnswer) as caught:
         check_state(state, who="policy[1] (Mine)")
     told = str(caught.value)
@@ -78,13 +78,13 @@ def test_what_is_not_plain_is_named_with_its_place(state, where, what):
         ((Decision, None), "a pair with a StructMeta"),
     ],
 )
-def test_what_is_no_answer_at_all(answer, what):
+def test_a_return_value_of_another_type_is_reported(answer, what):
     with pytest.raises(BadAnswer) as caught:
         check_answer(answer, who="the policy Mine")
     assert str(caught.value) == f"the policy Mine returned {what}; it must return a pair, a Decision and its new state"
 
 
-def test_a_plan_s_mistake_names_its_device(make_plan):
+def test_an_error_in_a_plan_names_its_device(make_plan):
     plan = make_plan(3)
     training = msgspec.structs.replace(plan.training, batch_size=0)
     answer = Decision(plans=(make_plan(1), msgspec.structs.replace(plan, training=training))), None

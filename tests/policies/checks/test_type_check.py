@@ -1,4 +1,4 @@
-"""Values held against annotations: every form that plans and checkpoints use."""
+"""Checks of values against annotations: every form that plans and checkpoints use."""
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping, Sequence
@@ -61,7 +61,7 @@ class Box:
     ],
     ids=str,
 )
-def test_what_suits(value, hint):
+def test_values_that_match_their_annotation(value, hint):
     assert mismatch(value, hint) is None
 
 
@@ -96,16 +96,16 @@ def test_what_suits(value, hint):
     ],
     ids=str,
 )  # fmt: skip
-def test_what_does_not_suit_is_named_with_its_place(value, hint, where, what):
+def test_a_value_that_does_not_match_is_reported_with_its_path(value, hint, where, what):
     assert mismatch(value, hint) == (where, what)
 
 
-def test_structs_that_were_decoded_are_taken_for_sound():
+def test_structs_that_were_decoded_are_not_checked():
     assert mismatch(Box(Point(0.0)), Box, into_structs=False) is None
     assert mismatch(Box(3), Box, into_structs=False) is not None
 
 
-def test_an_object_that_occurs_often_is_looked_at_once():
+def test_an_object_that_occurs_several_times_is_checked_once():
     value = []
     for _ in range(200):  # 2 ** 200 when written out
         value = [value, value]

@@ -1,12 +1,12 @@
-"""Which step a device gets: messages of 1000, 100 and 50 bytes over links of 1000 bytes/s, and a dense model of 4000."""
+"""The step that a device gets: messages of 1000, 100 and 50 bytes over links of 1000 bytes/s, and a dense model of 4000."""
 
 from dataclasses import dataclass, field
 
 import pytest
 from fedbonsai.policies.compression.residuals import Residuals
 from fedbonsai.policies.decision import Decision
+from fedbonsai.policies.estimate import Estimate
 from fedbonsai.policies.policy import chain
-from fedbonsai.policies.report import Estimate
 from fedbonsai.policies.selection.plain import All
 
 MESSAGE = {0.1: 1000, 0.01: 100, 0.005: 50}
@@ -15,7 +15,7 @@ DENSE = 4000
 
 @dataclass
 class Wires:
-    """Estimates of links. ``held``: the density that a device was sent so far; ``missed``: messages that it has to hear."""
+    """Estimates of links. ``held``: the density that a device was sent so far; ``missed``: messages that it has missed."""
 
     held: dict[int, float] = field(default_factory=dict)
     missed: int = 1
@@ -48,24 +48,24 @@ def test_the_first_step_of_which_one_message_is_short_enough(make_view, seconds,
     assert steps_of(make_view, Wires(), download_s=seconds)[:2] == (step, 0.1)
 
 
-def test_what_a_device_missed_moves_it_to_no_smaller_step(make_view):
+def test_missed_messages_do_not_move_a_device_to_a_smaller_step(make_view):
     wires = Wires(held={0: 0.1}, missed=3)  # 3 s to catch up; moving would take 4
     assert steps_of(make_view, wires, download_s=1.0)[0] == 0.1
 
 
 @pytest.mark.parametrize(("missed", "step"), [(1, 0.1), (3, 0.1), (4, 0.005), (9, 0.005)])
-def test_where_none_is_short_enough_the_fewest_bytes_decide_with_those_of_moving(make_view, missed, step):
+def test_where_none_is_short_enough_the_fewest_bytes_including_those_of_moving_decide(make_view, missed, step):
     # A dense model that must come anyway (from 4 messages on) brings the smallest step.
     assert steps_of(make_view, Wires(held={0: 0.1}, missed=missed), download_s=0.001)[0] == step
 
 
-def test_down_a_device_never_goes_back(make_view):
+def test_on_the_downlink_a_device_never_moves_back(make_view):
     state = steps_of(make_view, Wires(), download_s=0.1)[2]
     assert state == [None, {"0": 1}]
     assert steps_of(make_view, Wires(held={0: 0.01}), state, download_s=9.0)[0] == 0.01
 
 
-def test_without_a_limit_the_first_step_and_no_question(make_view):
+def test_without_a_limit_the_first_step_is_taken_without_an_estimate(make_view):
     policy = Residuals(density=0.1)
 
     def refuse(device, plan):
@@ -89,9 +89,12 @@ def test_levels_of_a_step_are_bounded_like_those_of_the_first(levels, fits):
                 make(**changes)
 
 
-def test_what_it_says_of_itself():
-    assert Residuals.needs_plans
+def test_statements():
+    assert set(Residuals.needs) == {"plans"}
     assert Residuals().replaces == ("codec_down", "codec_up")
+    assert Residuals().writes == ("codec_down", "codec_up", "link_down", "link_up")
     assert Residuals(up="none").replaces == ("codec_down",)
+    assert Residuals(up="none").writes == ("codec_down", "link_down")
+    assert Residuals(up="none", down="none").writes == ()
     assert Residuals().needs_codecs == ("topk", "ternary", "uniform")
     assert Residuals(up="none", down="none").needs_codecs == ()

@@ -1,10 +1,10 @@
-"""Where EcoFed and SplitFed cut, who uploads, and whose views are replayed."""
+"""The cuts of EcoFed and SplitFed, the devices that upload, and the views that are replayed."""
 
 import pytest
 from fedbonsai.learning.parts.part import Part
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.partitioning.ecofed import EcoFed
-from fedbonsai.policies.partitioning.split import SplitFed
+from fedbonsai.policies.partitioning.splitfed import SplitFed
 
 
 def view_of(device, *, age=1, name=None):
@@ -22,7 +22,7 @@ def told(found):
     return [(plan.device, plan.split.view) for plan in found]
 
 
-def test_splitfed_shares_the_devices_out_over_the_hosts(make_view, make_plan):
+def test_splitfed_distributes_the_devices_over_the_hosts(make_view, make_plan):
     found = plans(SplitFed(), make_view, make_plan, cohort=(0, 1, 2))
     assert [plan.split.host for plan in found] == [0, 1, 0]
     assert all(plan.part == Part(blocks=("conv",), trained=("conv",)) for plan in found)
@@ -55,13 +55,13 @@ def test_where_there_are_too_few_views_devices_without_one_upload(make_view, mak
     assert told(found) == [(0, None), (1, "v1"), (2, None)]
 
 
-def test_devices_in_flight_are_left_alone(make_view, make_plan):
+def test_views_of_devices_in_flight_are_not_replayed(make_view, make_plan):
     busy = {1: make_plan(1)}
     found = plans(EcoFed(), make_view, make_plan, cohort=(0,), version=1, in_flight=busy, replay=[view_of(1)])
     assert told(found) == [(0, None)]
 
 
-def test_whoever_is_chosen_when_a_round_has_begun_is_cut_too(make_view, make_plan):
+def test_plans_of_a_round_that_has_begun_are_cut_too(make_view, make_plan):
     (plan,) = plans(EcoFed(), make_view, make_plan, cohort=(0,), dispatched=1)
     assert (plan.split.mode, plan.part.trained) == ("ecofed", ())
 
@@ -81,7 +81,7 @@ def test_one_bit_is_refused():
 
 
 def by_views(make_view, make_plan, *, cohort, replay=(), refresh=0, period=2, **changes):
-    """Who uploads, and who is replayed."""
+    """Devices that upload, and devices whose views are replayed."""
     policy = EcoFed(uploads="views", refresh=refresh, period=period)
     changes = {"seconds": (1,) * 8} | changes
     found = plans(policy, make_view, make_plan, cohort=cohort, replay=replay, **changes)
@@ -108,7 +108,7 @@ def test_by_views_one_of_a_period_uploads_in_even_and_odd_rounds(make_view, make
     assert len(uploads) == 1
 
 
-def test_by_views_who_has_none_comes_first_then_the_oldest_that_is_old_enough(make_view, make_plan):
+def test_by_views_devices_without_one_come_first_then_the_oldest_that_is_old_enough(make_view, make_plan):
     replay = [view_of(0, age=3), view_of(1, age=5), view_of(2, age=4), view_of(6), view_of(7)]
     given = {"replay": replay, "version": 9}
     assert by_views(make_view, make_plan, cohort=(0, 1, 2, 3), refresh=3, **given)[0] == [1, 3]
@@ -139,7 +139,7 @@ def walk(make_view, make_plan, policy, cohorts, *, evict=None):
     return rounds
 
 
-def test_whoever_is_drawn_in_odd_rounds_only_uploads_by_views_but_not_by_period(make_view, make_plan):
+def test_devices_drawn_in_odd_rounds_only_upload_by_views_but_not_by_period(make_view, make_plan):
     cohorts = [(0, 1), (2, 3)] * 4
     by_period = walk(make_view, make_plan, EcoFed(), cohorts)
     assert {device for found in by_period for device in found} == {0, 1}

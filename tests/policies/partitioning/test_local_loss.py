@@ -1,4 +1,4 @@
-"""What split learning by local losses asks of each device."""
+"""The plans of split learning by local losses."""
 
 import pytest
 from fedbonsai.learning.parts.part import Part
@@ -18,7 +18,7 @@ def test_a_device_holds_the_front_and_a_head_of_its_own(make_view, make_plan):
         assert plan.reasons == ("local_loss: cut behind conv",)
 
 
-def test_mistakes(make_view, make_plan):
+def test_wrong_cuts_are_refused(make_view, make_plan):
     policy = LocalLoss(cut="fc")
     with pytest.raises(ValueError, match=r"^cut is 'fc'; this model can be cut behind: conv$"):
         policy.decide(make_view(), None, Decision(plans=(make_plan(0),)))

@@ -1,18 +1,18 @@
-"""Turns: who trains a host's shared blocks next."""
+"""Turns: the plan that uses the shared blocks of a host next."""
 
 import json
 from types import MappingProxyType
 
 import pytest
 from fedbonsai.policies.decision import Decision
-from fedbonsai.policies.partitioning.split import SplitFed
+from fedbonsai.policies.partitioning.splitfed import SplitFed
 
 POLICY = SplitFed(head="shared")
 
 
 @pytest.fixture(name="asked")
 def asked_fixture(make_view, make_plan):
-    """``asked(state, out=plans in flight, cohort=devices before it in the chain)``: who is sent, keep_open, the state."""
+    """``asked(state, out=plans in flight, cohort=devices of the policy before)``: devices that are sent, keep_open, state."""
 
     def ask(state, *, out=(), cohort=(), seed=7, version=0, hosts=1, **decided):
         flying = MappingProxyType({plan.device: plan for plan in out})
@@ -52,7 +52,7 @@ def test_plans_are_sent_as_the_policies_before_made_them(asked):
         assert (plan.seed, plan.split.head) == (1000 + plan.device, "shared")
 
 
-def test_hosts_go_on_beside_each_other(asked):
+def test_hosts_work_in_parallel(asked):
     first, _, state = asked(None, cohort=range(4), hosts=2)
     assert {plan.split.host for plan in first} == {0, 1}
     slow, quick = sorted(first, key=lambda plan: plan.split.host)
@@ -66,10 +66,10 @@ def test_hosts_go_on_beside_each_other(asked):
     assert (last.split.host, open_) == (0, False)
 
 
-def test_who_waited_for_a_version_that_has_closed_is_forgotten(asked):
+def test_plans_that_wait_for_a_version_that_has_closed_are_dropped(asked):
     (late,), _, state = asked(None, cohort=(0, 1))
     assert asked(state, version=1, out=[late]) == ((), False, None)
-    # A late plan of an earlier version keeps its device, and nobody else, from a turn.
+    # A late plan of an earlier version blocks the turn of its device only.
     others = [device for device in (0, 1) if device != late.device]
     (plan,), open_, _ = asked(state, version=1, out=[late], cohort=others)
     assert (plan.device, open_) == (others[0], False)
@@ -82,8 +82,8 @@ def test_a_device_is_not_queued_twice(asked):
     assert sorted(plan["device"] for plan in state["waiting"]["0"]) == sorted(waiting)
 
 
-def test_of_those_that_wait_only_the_one_that_goes_is_read(asked):
-    """Else a round of n turns would read n times n plans."""
+def test_of_the_waiting_plans_only_the_one_that_is_sent_is_decoded(asked):
+    """Otherwise a round of n turns would decode n times n plans."""
     _, _, state = asked(None, cohort=range(4))
     next_, *others = state["waiting"]["0"]
     unread = [{"device": plan["device"]} for plan in others]

@@ -1,4 +1,4 @@
-"""Oort: each term of its utility, exploration, and the pacer, on numbers for a pencil."""
+"""Oort: each term of its utility, exploration, and the pacer, checked by hand."""
 
 import math
 
@@ -34,7 +34,7 @@ def test_utilities_of_devices_that_all_fitted_perfectly_are_zero(make_report):
     assert Oort(cohort=1, **PLAIN).utilities([make_report(0, loss=0.0)], 1, 1.0).tolist() == [0.0]
 
 
-def test_longer_ago_counts_more(make_report):
+def test_an_older_participation_has_a_higher_utility(make_report):
     """Round 8, last seen in rounds 1 and 4: sqrt(0.1 ln 8 / 1) and half of it."""
     policy = Oort(cohort=1, penalty=0.0)
     reports = [make_report(0, loss=1.0, version=0), make_report(1, loss=1.0, version=3)]
@@ -100,7 +100,7 @@ def test_the_first_preferred_duration_is_the_median_estimate(make_view):
     assert state == {"version": 0, "preferred_s": 2.0, "step_s": 2.0, "achieved": []}
 
 
-def test_the_pacer_relaxes_when_a_window_taught_less(make_view, make_report):
+def test_the_pacer_relaxes_when_a_window_had_less_utility(make_view, make_report):
     policy = Oort(cohort=1, pacer_step_s=1.5, pacer_window=2)
     state = policy.init()
     preferred = []

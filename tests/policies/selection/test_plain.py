@@ -1,4 +1,4 @@
-"""All, RandomCohort, Fastest, ByDeadline: their rules, and what a cohort may be."""
+"""All, RandomCohort, Fastest, ByDeadline: their rules, and the allowed cohorts."""
 
 from collections import Counter
 
@@ -18,7 +18,7 @@ def chosen(policy, view):
     return [plan.device for plan in decide(policy, view).plans]
 
 
-def test_all_takes_everyone_in_order(make_view):
+def test_all_takes_all_devices_in_order(make_view):
     decision = decide(All(), make_view(seconds=(4, 3, 2)))
     assert [plan.device for plan in decision.plans] == [0, 1, 2]
     assert decision.plans[0].reasons == ("all",)
@@ -46,7 +46,7 @@ def test_random_cohort_is_uniform_over_those_that_fit(make_view):
     assert all(170 < counts[device] < 230 for device in counts)  # 200 each; the seeds are fixed, so is the outcome
 
 
-def test_random_cohort_says_how_many_of_how_many(make_view):
+def test_the_reason_of_random_cohort_has_both_numbers(make_view):
     assert decide(RandomCohort(cohort=0.5), make_view()).plans[0].reasons == ("random: 2 of 4",)
 
 
@@ -70,7 +70,7 @@ def test_devices_of_one_class_share_an_estimate(make_view):
     assert crowd.estimator.calls[:4] == [0, 3, 4, 5]  # another's samples, profile, link state
 
 
-def test_fastest_takes_the_quickest_and_says_how_quick(make_view):
+def test_fastest_takes_the_quickest_and_its_reason_has_the_seconds(make_view):
     decision = decide(Fastest(cohort=2), make_view(seconds=(4, 1, 3, 1.5)))
     assert [(plan.device, plan.reasons) for plan in decision.plans] == [
         (1, ("fastest: 1 s",)),
@@ -78,7 +78,7 @@ def test_fastest_takes_the_quickest_and_says_how_quick(make_view):
     ]
 
 
-def test_fastest_passes_over_those_that_lack_memory_and_breaks_ties_by_number(make_view):
+def test_fastest_skips_devices_without_the_memory_and_breaks_ties_by_number(make_view):
     assert chosen(Fastest(cohort=2), make_view(seconds=(1, 2, 2, 2), memory_mb={0: 1})) == [1, 2]
 
 

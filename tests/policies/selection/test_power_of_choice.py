@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from fedbonsai.policies.decision import Decision
-from fedbonsai.policies.selection.draw import weighted_order
+from fedbonsai.policies.selection.candidates import weighted_order
 from fedbonsai.policies.selection.power_of_choice import PowerOfChoice
 
 

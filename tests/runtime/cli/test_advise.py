@@ -9,7 +9,7 @@ import pytest
 import yaml
 from fedbonsai.policies.partitioning.ecofed import EcoFed
 from fedbonsai.policies.partitioning.local_loss import LocalLoss
-from fedbonsai.policies.partitioning.split import SplitFed
+from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.policy import chain
 from fedbonsai.policies.selection.plain import All, RandomCohort
 from fedbonsai.runtime.advice.comparison import cohorts, methods_of

@@ -218,7 +218,7 @@ BAD_NAMES = [
     ({"data": {"name": "digit"}}, "data.name is 'digit'; allowed: digits, mnist, fashion_mnist, cifar10, cifar100, folder, synthetic, or module:function"),
     ({"data": {"kwargs": {"size": 3}}}, "data.kwargs: the keywords of 'digits' do not fit: `size` is unknown; allowed: none"),
     ({"policy": "randon"}, f"policy[0].name is 'randon' (did you mean 'random'?); allowed: {POLICIES}"),
-    ({"policy": [{"name": "random"}]}, "policy[0].cohort is missing; 'random' cannot do without it"),
+    ({"policy": [{"name": "random"}]}, "policy[0].cohort is missing; 'random' has no default for it"),
     ({"policy": [{"name": "random", "cohort": -1}]}, "policy[0] (random): cohort is -1; allowed: a whole number of devices, at least 1, or a share of all devices above 0 and up to 1.0"),
     ({"training": {"loss": "cross"}}, "training.loss is 'cross'; it must be one of cross_entropy, nll, mse, smooth_l1, bce_with_logits, or module:function"),
     ({"evaluation": {"metrics": ["acuracy"]}}, "evaluation.metrics is 'acuracy'; it must be one of accuracy, squared_error, absolute_error, or module:function"),

@@ -1,13 +1,14 @@
-"""What policies say of themselves, held against the configuration; and the same when a run is made."""
+"""Statements of policies, compared with each other, the fleet and the configuration; by themselves and in a run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import fedbonsai
 import pytest
 from fedbonsai.policies.compression.residuals import Residuals
-from fedbonsai.policies.policy import Identity, chain
-from fedbonsai.policies.selection.plain import All
+from fedbonsai.policies.partitioning.splitfed import SplitFed
+from fedbonsai.policies.policy import NEEDS_PLANS, Identity, chain
+from fedbonsai.policies.selection.plain import All, RandomCohort
 from fedbonsai.runtime.configuration.config import load_config
 from fedbonsai.runtime.configuration.policy_checks import check_policy
 from fedbonsai.runtime.errors import ConfigError
@@ -18,9 +19,9 @@ CLASS = {"name": "a", "flop_per_s": 1, "memory_bytes": 1, "up_bytes_per_s": 1, "
 
 @dataclass(frozen=True)
 class Changes:
-    """Acts on plans; needs a codec, and replaces a chain."""
+    """Changes plans, needs a codec, and replaces a codec chain."""
 
-    needs_plans: ClassVar[bool] = True
+    needs: ClassVar[dict[str, str]] = NEEDS_PLANS
     needs_codecs: ClassVar[tuple[str, ...]] = ("lz4",)
     replaces: ClassVar[tuple[str, ...]] = ("codec_up",)
 
@@ -37,13 +38,13 @@ def check(policy, *, runs=None, **changes):
     check_policy(policy, config, config.load_fleet())
 
 
-def test_a_policy_that_says_nothing_of_itself_goes_with_everything():
+def test_a_policy_without_statements_is_compatible_with_everything():
     for policy in (All(), chain(Identity(), All()), chain(All(), All())):
         check(policy, runs=[], codecs={"up": ["lz4"]})
 
 
 @pytest.mark.parametrize("policy", [Identity(), chain(), chain(Identity(), Identity())])
-def test_one_that_chooses_nobody_is_refused(policy):
+def test_an_empty_policy_is_refused(policy):
     with pytest.raises(
         ConfigError, match=r"^policy is empty, so that no device would be chosen; allowed: a list such as"
     ):
@@ -92,7 +93,7 @@ class Mute:
     ],
     ids=str,
 )
-def test_what_is_not_a_policy_object_is_refused_in_one_sentence(policy, sentence):
+def test_an_object_that_is_not_a_policy_is_refused_in_one_sentence(policy, sentence):
     with pytest.raises(ConfigError) as caught:
         fedbonsai.run(policy=policy)
     assert str(caught.value).startswith(sentence)
@@ -100,12 +101,12 @@ def test_what_is_not_a_policy_object_is_refused_in_one_sentence(policy, sentence
 
 @pytest.mark.parametrize("policy", [Changes(), chain(Changes(), All()), chain(Identity(), Changes()),
                                     chain(chain(Changes(), Changes()), All())])  # fmt: skip
-def test_what_changes_plans_comes_after_what_makes_them(policy):
+def test_a_policy_that_changes_plans_needs_a_selection_before_it(policy):
     with pytest.raises(ConfigError, match=r"^policy\[0\] \(.*:Changes\) only changes plans of the policies before it"):
         check(policy)
 
 
-def test_behind_a_selection_it_may_stand_anywhere():
+def test_behind_a_selection_it_may_have_any_place():
     check(chain(All(), Changes(), Changes(), All()))
 
 
@@ -125,7 +126,7 @@ def test_a_chain_that_would_be_replaced_is_refused():
         check(chain(All(), Changes()), codecs={"up": ["lz4"]})
 
 
-def test_the_chain_down_still_carries_models_that_devices_evaluate():
+def test_the_codec_chain_down_is_still_used_where_devices_evaluate():
     both = chain(All(), Residuals())
     check(both, codecs={"down": ["lz4"]}, evaluation={"where": "devices"})
     with pytest.raises(ConfigError, match=r"^codecs.down is \[lz4\], which policy\[1\] \(residuals\) would replace"):
@@ -138,7 +139,7 @@ def test_the_chain_down_still_carries_models_that_devices_evaluate():
         (
             {"policy": [{"name": "residuals"}, {"name": "oort", "cohort": 0.5}]},
             "policy[0] (residuals) only changes plans of the policies before it, and none of them chooses devices; "
-            "allowed: a selection before it, as in [{name: all}, {name: residuals}]",
+            "allowed: a selection before it, such as {name: all}",
         ),
         (
             {"fleet": {"classes": [CLASS | {"codecs": ["lz4"]}]}},
@@ -147,7 +148,7 @@ def test_the_chain_down_still_carries_models_that_devices_evaluate():
         ({"codecs": {"up": ["lz4"]}}, "codecs.up is [lz4], which policy[1] (residuals) would replace in every plan; "),
     ],
 )
-def test_a_run_says_so_before_it_begins(changes, sentence):
+def test_a_run_is_refused_before_it_begins(changes, sentence):
     with pytest.raises(ConfigError) as caught:
         fedbonsai.run({"preset": "resfed"} | changes)
     assert str(caught.value).startswith(sentence)
@@ -162,46 +163,56 @@ SHARED = {"name": "splitfed", "head": "shared"}
     [
         (
             ["all", SHARED, {"name": "fastest", "cohort": 2}],
-            "policy[2] (fastest) would choose among the plans of one turn only, behind policy[1] (splitfed), which sends them "
-            "one after another; allowed: the selection before it",
+            "policy[2] (fastest) chooses devices behind policy[1] (splitfed), which sends plans one after another, so that "
+            "only those of one turn could be chosen from; allowed: a selection before it",
         ),
         (
             ["all", "splitfed", "local_loss"],
-            "policy[2] (local_loss) would cut what policy[1] (splitfed) has cut; allowed: one policy that cuts the model",
+            "policy[2] (local_loss) cuts the model behind policy[1] (splitfed), which cuts it too; allowed: one policy that "
+            "cuts the model",
         ),
         (
             ["all", "local_loss", "residuals"],
-            "policy[2] (residuals) gives links a memory, which those of a model that policy[1] (local_loss) cuts cannot have "
-            "yet; allowed: one of the two",
+            "policy[1] (local_loss) cuts the model before policy[2] (residuals), which gives links a memory, and those of a "
+            "cut model cannot have one yet; allowed: one of the two",
         ),
-        (["all", "residuals", "ecofed"], "policy[1] (residuals) gives links a memory, which "),
+        (
+            ["all", "residuals", "ecofed"],
+            "policy[2] (ecofed) cuts the model behind policy[1] (residuals), which gives links a memory, and those of a cut ",
+        ),
         (
             ["all", SHARED, {"name": "closing", "at": 0.5}],
-            "policy[2] (closing) closes at a share of the plans, of which policy[1] (splitfed) sends one after another; ",
+            "policy[1] (splitfed) keeps versions open for plans to come before policy[2] (closing), which closes at a share of "
+            "the plans of a version, all of which it must see at once; allowed: a number of updates, or the other order",
         ),
         (
             ["all", SHARED, {"name": "closing", "after_s": 9.0, "partial": True}],
-            "policy[2] (closing) has devices stop early when their round closes, where policy[1] (splitfed) sends them one "
+            "policy[2] (closing) has devices stop early behind policy[1] (splitfed), which sends the plans of a round one "
             "after another; allowed: one of the two",
         ),
         (
+            ["all", {"name": "closing", "after_s": 9.0, "partial": True}, SHARED],
+            "policy[1] (closing) has devices stop early before policy[2] (splitfed), which sends the plans of a round one ",
+        ),
+        (
             ["asynchronous", {"name": "closing", "at": 2}],
-            "policy[1] (closing) says at how many updates a version closes, as policy[0] (asynchronous) does; allowed: one of",
+            "policy[1] (closing) sets the number of updates that closes a version behind policy[0] (asynchronous), which sets "
+            "it too; allowed: one of the two",
         ),
         (
             ["all", {"name": "closing", "after_s": 9.0, "partial": True}, "ecofed"],
-            "policy[1] (closing) has devices stop early, before policy[2] (ecofed) makes some upload views, which must be "
-            "whole; allowed: the other way round",
+            "policy[1] (closing) has devices stop early before policy[2] (ecofed), which has some of them upload views, and a "
+            "view must be whole; allowed: the other order",
         ),
     ],
 )
-def test_policies_that_leave_no_room_for_each_other_are_refused(policy, sentence):
+def test_policies_that_do_not_go_together_are_refused(policy, sentence):
     with pytest.raises(ConfigError) as caught:
         fedbonsai.run({"policy": policy, "server": {"staleness": {"rule": "constant"}}})
     assert str(caught.value).startswith(sentence)
 
 
-def test_what_leaves_room_may_stand_together():
+def test_policies_that_go_together_are_accepted():
     none = {"name": "residuals", "up": "none", "down": "none"}
     for policy in (
         [{"name": "fastest", "cohort": 2}, SHARED],
@@ -215,8 +226,101 @@ def test_what_leaves_room_may_stand_together():
         fedbonsai.run({"policy": policy}).close()
 
 
+@dataclass(frozen=True)
+class Stating:
+    """A policy with the statements that a test sets."""
+
+    writes: tuple[str, ...] = ()
+    needs: dict[str, str] = field(default_factory=dict)
+    forbids_before: dict[str, str] = field(default_factory=dict)
+    forbids_behind: dict[str, str] = field(default_factory=dict)
+    needs_settings: dict[str, str] = field(default_factory=dict)
+    forbids_settings: dict[str, str] = field(default_factory=dict)
+
+    def init(self):
+        return None
+
+    def decide(self, view, state, decision):
+        return decision, state
+
+
+NAME = f"{__name__}:Stating"
+
+
+def test_a_users_policy_may_need_what_any_policy_before_it_writes():
+    needing = Stating(needs={"split": "codes what crosses a cut, and no policy before it cuts the model"})
+    with pytest.raises(ConfigError) as caught:
+        check(chain(All(), needing))
+    assert str(caught.value) == f"policy[1] ({NAME}) codes what crosses a cut, and no policy before it cuts the model"
+    check(chain(All(), SplitFed(), needing))
+
+
+def test_a_users_policy_may_forbid_what_others_write_on_either_side_of_it():
+    sparse = Stating(writes=("sparsity",))
+    before, behind = Stating(forbids_before={"sparsity": "why"}), Stating(forbids_behind={"sparsity": "why"})
+    check(chain(All(), before, sparse))
+    check(chain(All(), sparse, behind))
+    for policy, sentence in (
+        (chain(All(), sparse, before), f"policy[1] ({NAME}) sets sparsity before policy[2] ({NAME}), why"),
+        (chain(All(), behind, sparse), f"policy[2] ({NAME}) sets sparsity behind policy[1] ({NAME}), why"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            check(policy)
+        assert str(caught.value) == sentence
+
+
+def test_a_policy_that_states_no_writes_chooses_devices_unless_it_needs_them_chosen():
+    barred = Stating(writes=("plans",), forbids_behind={"plans": "why"})
+    check(chain(barred, Changes()))
+    with pytest.raises(ConfigError, match=r"^policy\[1\] \(random\) chooses devices behind policy\[0\] .*, why$"):
+        check(chain(barred, RandomCohort(cohort=1)))
+
+
+def test_settings_that_a_policy_needs_or_forbids():
+    needing = chain(All(), Stating(needs_settings={"codecs.up": "why", "server.staleness": "why not"}))
+    with pytest.raises(ConfigError, match=r"^codecs.up is empty; policy\[1\] \(.*:Stating\) why$"):
+        check(needing)
+    with pytest.raises(ConfigError, match=r"^server.staleness is null; policy\[1\] \(.*:Stating\) why not$"):
+        check(needing, codecs={"up": ["lz4"]})
+    check(needing, codecs={"up": ["lz4"]}, server={"staleness": {"rule": "constant"}})
+    forbidding = chain(All(), Stating(forbids_settings={"training.optimiser.momentum": "has its own; allowed: 0"}))
+    check(forbidding, training={"optimiser": {"momentum": 0.0}})
+    with pytest.raises(
+        ConfigError, match=r"^training.optimiser.momentum is 0.5; policy\[1\] .* has its own; allowed: 0$"
+    ):
+        check(forbidding, training={"optimiser": {"momentum": 0.5}})
+    with pytest.raises(
+        ConfigError, match=r"^policy\[1\] \(.*:Stating\) names the setting 'server.stale', which there is not"
+    ):
+        check(chain(All(), Stating(needs_settings={"server.stale": "why"})))
+
+
+@pytest.mark.parametrize(
+    ("statement", "value", "sentence"),
+    [
+        ("needs", 3, "needs of WHO is 3; it must be a dict"),
+        ("needs", {"split": 1}, "needs['split'] of WHO is 1; it must be text"),
+        ("writes", "split", "writes of WHO is 'split'; it must be a list or tuple or None"),
+        (
+            "writes",
+            ("splits",),
+            "writes of WHO names 'splits' (did you mean 'split'?); allowed: fields of a decision or a plan, ",
+        ),
+        (
+            "forbids_behind",
+            {"x": ""},
+            "forbids_behind of WHO names 'x'; allowed: fields of a decision or a plan, plans, ",
+        ),
+    ],
+)
+def test_a_statement_of_a_wrong_type_or_of_no_field_is_refused(statement, value, sentence):
+    with pytest.raises(ConfigError) as caught:
+        check(chain(All(), Stating(**{statement: value})))
+    assert str(caught.value).startswith(sentence.replace("WHO", f"policy[1] ({NAME})"))
+
+
 @pytest.mark.parametrize("name", ["splitfed", "local_loss", "ecofed"])
-def test_no_side_of_a_cut_sees_the_whole_gradient(name):
+def test_clipping_is_refused_where_the_model_is_cut(name):
     clipped = {"training": {"optimiser": {"clip_norm": 1.5}}}
     with pytest.raises(
         ConfigError, match=rf"^training.optimiser.clip_norm is 1.5; policy\[1\] \({name}\) cuts the model, "
@@ -226,7 +330,7 @@ def test_no_side_of_a_cut_sees_the_whole_gradient(name):
 
 
 class ByName(nn.Module):
-    """Gives a dict, which no head can stand in for."""
+    """Its output is a dict, which no auxiliary head can replace."""
 
     def __init__(self):
         super().__init__()
@@ -257,6 +361,6 @@ def test_a_local_loss_needs_a_head():
     assert "RunEnded" in by_name("splitfed")
 
 
-def test_a_run_with_a_policy_object_says_so_too():
+def test_a_run_with_a_policy_object_is_refused_too():
     with pytest.raises(ConfigError, match=r"^policy\[0\] \(residuals\) only changes plans"):
         fedbonsai.run(policy=Residuals())

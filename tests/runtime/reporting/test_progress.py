@@ -5,7 +5,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fedbonsai.policies.report import Estimate, Outcome, Report
+from fedbonsai.policies.estimate import Estimate
+from fedbonsai.policies.report import Outcome, Report
 from fedbonsai.runtime.configuration.config import load_config
 from fedbonsai.runtime.events import Evaluated, Notice, PlanEnded, RoundStarted, RunEnded, RunStarted, VersionClosed
 from fedbonsai.runtime.reporting import progress

@@ -8,11 +8,12 @@ import pytest
 import torch
 from fedbonsai.learning.spec import Training
 from fedbonsai.policies.decision import Decision
+from fedbonsai.policies.estimate import Estimate
 from fedbonsai.policies.partitioning.local_loss import LocalLoss
-from fedbonsai.policies.partitioning.split import SplitFed
+from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.plan import Objective
 from fedbonsai.policies.policy import chain
-from fedbonsai.policies.report import Estimate, Report
+from fedbonsai.policies.report import Report
 from fedbonsai.policies.selection.plain import All
 from fedbonsai.runtime.errors import RunError
 from fedbonsai.runtime.events import PlanEnded, VersionClosed

@@ -10,10 +10,11 @@ from fedbonsai.actors.pool import Task
 from fedbonsai.clusters.fleet import HostProfile, load_fleet
 from fedbonsai.policies.compression.residuals import Residuals
 from fedbonsai.policies.decision import Decision
+from fedbonsai.policies.estimate import Estimate
 from fedbonsai.policies.partitioning.ecofed import EcoFed
 from fedbonsai.policies.partitioning.local_loss import LocalLoss
-from fedbonsai.policies.partitioning.split import SplitFed
-from fedbonsai.policies.report import Estimate, Outcome
+from fedbonsai.policies.partitioning.splitfed import SplitFed
+from fedbonsai.policies.report import Outcome
 from fedbonsai.runtime.events import PlanEnded
 from fedbonsai.runtime.simulation.network_links import uncontended_rate
 from fedbonsai.runtime.simulation.virtual_clock import VirtualClock

@@ -1,9 +1,9 @@
-"""When versions close though devices are at work, and who stops early for that."""
+"""When versions close while plans are in flight, and the devices that stop early for that."""
 
 import pytest
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.plan import Objective, Split
-from fedbonsai.policies.rhythm.closing import Closing
+from fedbonsai.policies.scheduling.closing import Closing
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def test_a_share_of_the_plans_is_rounded_up(make_view, chosen, at, updates):
     assert decision.plans == chosen(10).plans
 
 
-def test_what_policies_before_it_said_stays_where_it_says_nothing(make_view, chosen):
+def test_values_of_policies_before_it_stay_where_its_fields_are_null(make_view, chosen):
     decision = closing(make_view(), chosen(2, close_at=1, close_after_s=9.0), after_s=4.0)
     assert (decision.close_at, decision.close_after_s) == (1, 4.0)
     decision = closing(make_view(), chosen(2, close_at=1, close_after_s=9.0), at=2)
@@ -59,7 +59,7 @@ def test_devices_that_train_stop_early_and_others_do_not(make_view, make_plan):
         ({"at": 0}, r"^at is 0; allowed: a whole number"),
         ({"at": 1.5}, r"^at is 1.5; allowed: a whole number"),
         ({"after_s": 0.0}, r"^after_s is 0.0: expected `float` > 0.0"),
-        ({"at": 2, "partial": True}, r"^partial is true without after_s"),
+        ({"at": 2, "partial": True}, r"^partial is true and after_s is null"),
     ],
 )
 def test_fields_are_checked(fields, sentence):

@@ -1,17 +1,17 @@
-"""Which cut a device gets, of four blocks whose costs are read from a table."""
+"""The cut that a device gets, of four blocks with costs from a table."""
 
 from dataclasses import dataclass, field
 
 import pytest
 from fedbonsai.learning.parts.part import Part
 from fedbonsai.policies.decision import Decision
-from fedbonsai.policies.partitioning.cheapest_cut import MOST_TRIED, allowed_cuts, cheapest
+from fedbonsai.policies.estimate import Estimate
+from fedbonsai.policies.partitioning.cuts import MOST_TRIED, allowed_cuts, cheapest
 from fedbonsai.policies.partitioning.ecofed import EcoFed
 from fedbonsai.policies.partitioning.local_loss import LocalLoss
-from fedbonsai.policies.partitioning.split import SplitFed
+from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.plan import Split
 from fedbonsai.policies.policy import chain
-from fedbonsai.policies.report import Estimate
 from fedbonsai.policies.selection.plain import All, RandomCohort
 from msgspec.structs import replace
 
@@ -39,7 +39,7 @@ COSTS = {"a": (4.0, 9, 1), "b": (3.0, 8, 2), "c": (2.0, 7, 3), "": (1.0, 6, 9)}
 
 @pytest.fixture(name="decide")
 def decide_fixture(make_view, make_plan):
-    """``decide(policy, costs)``: cuts by device, and who was left out."""
+    """``decide(policy, costs)``: cuts by device, and the devices left out."""
 
     def decide(policy, costs, *, cohort=(0,), memory_mb=1000, **changes):
         estimator = Table(costs)
@@ -90,15 +90,15 @@ def test_ties_go_to_the_fewest_bytes_then_to_the_shallowest(decide):
 @pytest.mark.parametrize(
     "policy", [SplitFed(cut="auto"), LocalLoss(cut="auto"), EcoFed(cut="auto", depth="c")], ids=repr
 )
-def test_whom_no_cut_fits_is_left_out_with_the_least_that_one_needs(decide, policy):
+def test_a_device_that_no_cut_fits_is_left_out_with_the_least_memory_needed(decide, policy):
     costs = {"a": (1.0, 1, 30), "b": (1.0, 1, 20), "c": (1.0, 1, 40)}
     cuts, left_out, _ = decide(policy, costs, cohort=(0, 1), memory_mb=10, memory_budgets={1: 25 * MB})
-    assert cuts == {1: "b"}  # what it has learned overrules its profile
+    assert cuts == {1: "b"}  # the learned memory budget takes precedence over the profile
     assert left_out == ((0, "memory: needs at least 20 MB, has 10 MB"),)
 
 
 @pytest.mark.parametrize("policy", [SplitFed(cut="b"), LocalLoss(cut="b"), EcoFed(cut="b")], ids=repr)
-def test_a_cut_that_was_given_must_fit_too(decide, policy):
+def test_a_given_cut_must_fit_too(decide, policy):
     cuts, left_out, _ = decide(policy, COSTS, memory_mb=1)
     assert (cuts, left_out) == ({}, ((0, "memory: needs 2 MB, has 1 MB"),))
 
@@ -120,11 +120,11 @@ def test_a_selection_leaves_memory_to_a_policy_behind_it_that_cuts(make_view, ma
     assert [plan.device for plan in decision.plans] == [2]
 
 
-def test_only_the_cohort_is_asked(decide):
+def test_only_devices_of_the_cohort_are_estimated(decide):
     assert {device for device, _ in decide(SplitFed(cut="auto"), COSTS, cohort=(1, 4))[2]} == {1, 4}
 
 
-def test_where_it_may_be_cut_is_told():
+def test_allowed_cuts():
     assert allowed_cuts(BLOCKS, "auto") == ("a", "b", "c")
     assert allowed_cuts(BLOCKS, "auto", first="b", last="b") == ("b",)
     assert allowed_cuts(BLOCKS, "", first="b") == ("b",)
@@ -156,13 +156,13 @@ def test_the_first_of_equal_plans_is_taken(make_view, make_plan):
         (EcoFed, {"uploads": "all"}, "uploads is 'all'"),
     ],
 )
-def test_fields_that_do_not_go_together(kind, fields, sentence):
+def test_fields_that_contradict_each_other(kind, fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         kind(**fields)
 
 
 @pytest.mark.parametrize("best", [0, 1, 40, 97, 98, 99])
-def test_of_very_many_cuts_a_part_is_tried_and_the_best_of_a_valley_is_found(make_view, make_plan, best):
+def test_of_very_many_cuts_a_part_is_estimated_and_the_best_of_a_valley_is_found(make_view, make_plan, best):
     blocks = tuple(f"b{number:02}" for number in range(100))
     estimator = Table({name: (1.0 + abs(number - best), 1, 1) for number, name in enumerate(blocks)})
     view = make_view(seconds=(1,), memory_mb={0: 1000}, estimator=estimator)
@@ -173,7 +173,7 @@ def test_of_very_many_cuts_a_part_is_tried_and_the_best_of_a_valley_is_found(mak
     assert len(estimator.asked) == len(set(estimator.asked)) <= MOST_TRIED + 8
 
 
-def test_where_no_cut_fits_the_least_memory_of_all_that_were_tried_is_told(make_view, make_plan):
+def test_where_no_cut_fits_the_least_memory_of_all_estimates_is_reported(make_view, make_plan):
     estimator = Table({"a": (1.0, 1, 30), "b": (2.0, 1, 20), "c": (3.0, 1, 40)})
     view = make_view(seconds=(1,), memory_mb={0: 10}, estimator=estimator)
     told = cheapest(view, [replace(make_plan(0), split=Split(cut=name)) for name in "abc"])

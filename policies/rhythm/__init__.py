@@ -1,4 +1,0 @@
-"""When devices are sent and versions close: asynchronous rounds, over-selection, deadlines.
-
-These policies choose no method of training.
-"""
