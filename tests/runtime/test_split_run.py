@@ -71,7 +71,7 @@ def test_mistakes_are_told_with_what_is_allowed():
     fleet = {"classes": [{"name": "shy", "flop_per_s": 1e9, "may_send": ["weights", "statistics"]} | LINK]}
     with pytest.raises(ConfigError, match=r"fleet class 'shy' may send only statistics, weights; policy.* activations"):
         finished(preset="splitfed", fleet=fleet)
-    with pytest.raises(ConfigError, match=r"clip_norm is 1; .* neither side of a cut sees the whole gradient"):
+    with pytest.raises(ConfigError, match=r"clip_norm is 1.0; .* neither side of a cut sees the whole gradient"):
         finished(preset="splitfed", training={"optimiser": {"clip_norm": 1.0}})
 
 

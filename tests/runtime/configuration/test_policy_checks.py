@@ -354,7 +354,7 @@ def by_name(*policy):
 
 
 def test_a_local_loss_needs_a_head():
-    expected = r"^policy\[1\] \(local_loss\) needs 'linear@front', and there can be none: what leaves block 'back' is no tensor"
+    expected = r"^policy\[1\] \(local_loss\) needs 'linear@front', and there can be none: the output of block 'back' is not one"
     for cut in ("front", "", "auto"):
         with pytest.raises(ConfigError, match=expected):
             by_name({"name": "local_loss", "cut": cut})
