@@ -3,15 +3,21 @@
 A test that fails leaves nothing behind on which the next one would fail.
 """
 
+import os
 import weakref
 
 import pytest
 import torch
 from fedbonsai.runtime.api import Run
+from hypothesis import settings
 
 from .runtime.processes import wait_until_gone
 
 torch.set_num_threads(1)
+# Property tests: a few examples of each for every change, many now and then (``make soak``).
+settings.register_profile("ci", max_examples=60, deadline=None)
+settings.register_profile("deep", max_examples=1000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_collection_modifyitems(items):

@@ -18,7 +18,7 @@ from fedbonsai.comms.codec import Array
 from fedbonsai.learning.parts.part import Part
 from fedbonsai.learning.spec import Optimiser, Training
 from fedbonsai.policies.plan import Plan, Split
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from .replay.settled_index import SettledIndex
@@ -256,7 +256,6 @@ def walk(limits: ReplaySettings, steps: list[tuple[str, int, str, int]]) -> Coun
     return walked.seen
 
 
-@settings(max_examples=60, deadline=None)
 @given(LIMITS, st.lists(STEP, max_size=40))
 def test_what_is_replayed_is_what_was_uploaded(limits: ReplaySettings, steps: list[tuple[str, int, str, int]]) -> None:
     walk(limits, steps)

@@ -39,7 +39,6 @@ def test_valid_packets_are_read_and_can_be_taken_apart(case: Case) -> None:
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 @given(name=st.sampled_from(list(CASES)), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
 def test_mutated_packets(mutation: str, name: str, seed: int) -> None:
     case = CASES[name]
     fault, peak = read(case, mutated(case, (seed,), (mutation,)))

@@ -17,7 +17,7 @@ from fedbonsai.comms.errors import (
     UnsupportedPacket,
 )
 from fedbonsai.comms.packet import PacketKind, Stamp, read_stamp, seal, sealed_bytes, unseal
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from .fakes import Double, Drop, Halve, Liar
@@ -78,7 +78,6 @@ def assert_same_bits(found: Arrays, wanted: Arrays) -> None:
 
 
 @given(arrays, st.sampled_from([IdentityCodec(), Lz4(), chain(Lz4(level=2), Lz4())]))
-@settings(max_examples=80, deadline=None)
 def test_round_trip(tensors: Arrays, codec: Codec) -> None:
     packet = sealed(tensors, codec)
     assert packet.dtype == np.uint8
@@ -88,7 +87,6 @@ def test_round_trip(tensors: Arrays, codec: Codec) -> None:
 
 
 @given(numbers, st.sampled_from(EXACT + BOUNDED))
-@settings(max_examples=80, deadline=None)
 def test_the_receiver_gets_the_reconstruction_and_sizes_are_as_predicted(tensors: Arrays, codec: Codec) -> None:
     packet, reconstruction = seal(tensors, codec=codec, context=NO_CONTEXT, stamp=STAMP)
     found = opened(packet, tensors, codec, finite=True)
@@ -161,21 +159,18 @@ def test_a_flipped_byte_with_a_correct_checksum_raises_packet_errors_only(codec:
 
 
 @given(st.binary(max_size=300), st.sampled_from([IdentityCodec(), Lz4(), chain(Lz4(), Lz4())]))
-@settings(max_examples=100, deadline=None)
 def test_noise_is_refused(data: bytes, codec: Codec) -> None:
     with pytest.raises(PacketError):
         opened(np.frombuffer(data, np.uint8), codec=codec)
 
 
 @given(st.binary(max_size=60), st.binary(max_size=60), st.sampled_from([IdentityCodec(), Lz4(), chain(Lz4(), Lz4())]))
-@settings(max_examples=200, deadline=None)
 def test_noise_in_a_valid_frame_is_refused(header: bytes, payload: bytes, codec: Codec) -> None:
     with pytest.raises(PacketError):
         opened(framed(header, payload), codec=codec)
 
 
 @given(st.lists(st.integers(-(2**63), 2**64 - 1), min_size=1, max_size=3), st.binary(max_size=60))
-@settings(max_examples=100, deadline=None)
 def test_arbitrary_lengths_are_refused(lengths: list[int], payload: bytes) -> None:
     with pytest.raises(PacketError):
         opened(framed(msgspec.msgpack.encode(lengths), payload), {"w": np.zeros(64, "<f4")}, Lz4())

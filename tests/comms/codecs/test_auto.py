@@ -9,7 +9,7 @@ from fedbonsai.comms.codecs.auto import AUTO, Auto
 from fedbonsai.comms.codecs.lz4_codec import Lz4
 from fedbonsai.comms.entropy.codec import Entropy
 from fedbonsai.comms.errors import CorruptPacket, PacketError, TruncatedPacket, UnsupportedPacket
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 GENERATOR = np.random.default_rng(0)
@@ -83,7 +83,6 @@ def test_malformed_bytes(data, error, words):
         Auto().decode({AUTO: np.array(data, np.uint8)}, expected=(ArraySpec("a", (1,), "<f4"),), context=NO_CONTEXT)
 
 
-@settings(max_examples=100, deadline=None)
 @given(data=st.binary(max_size=60))
 def test_any_bytes_raise_packet_errors_or_decode(data):
     specs = (ArraySpec("a", (3, 4), "|i1"), ArraySpec("b", (), "<f4"))

@@ -6,7 +6,7 @@ from fedbonsai.comms.codec import NO_CONTEXT, Array, ArraySpec, Context, chain, 
 from fedbonsai.comms.codecs.lz4_codec import Lz4
 from fedbonsai.comms.codecs.sparsify import Threshold, TopK, largest, magnitude_bits
 from fedbonsai.comms.errors import MismatchedPacket
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 W = np.array([[0.5, -3.0], [0.0, 1.0]], "<f4")
@@ -207,7 +207,6 @@ def test_bits_order_like_magnitudes() -> None:
     assert magnitude_bits(np.array([[1, 2], [3, 4]], "<f2").T).view(np.float32).tolist() == [1, 3, 2, 4]
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.lists(st.integers(-4, 4), max_size=12), min_size=1, max_size=4).filter(any),
     st.integers(0, 30),

@@ -4,7 +4,7 @@ from fedbonsai.comms.codec import NO_CONTEXT, Array, Arrays, ArraySpec, chain, s
 from fedbonsai.comms.codecs.sparsify import TopK
 from fedbonsai.comms.codecs.ternary import Ternary
 from fedbonsai.comms.errors import CorruptPacket, MismatchedPacket, PacketError, UnfitPacket
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -108,7 +108,6 @@ FLOATS = npst.arrays(
 )
 
 
-@settings(max_examples=100, deadline=None)
 @given(FLOATS, st.integers(1, 9), st.sampled_from(["tensor", "global"]))
 def test_signs_stay_zeros_stay_and_levels_are_among_the_values(array: Array, levels: int, scope: str) -> None:
     arrays, (held,) = coded(Ternary(levels, scope=scope), array)

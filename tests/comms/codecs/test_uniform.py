@@ -3,7 +3,7 @@ import pytest
 from fedbonsai.comms.codec import NO_CONTEXT, Array, Arrays, ArraySpec, Context, specs_of
 from fedbonsai.comms.codecs.uniform import Uniform
 from fedbonsai.comms.errors import CorruptPacket, MismatchedPacket, PacketError, UnfitPacket
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -89,7 +89,6 @@ FLOATS = npst.arrays(
 )
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     FLOATS, st.integers(2, 8), st.sampled_from([True, "auto"]), st.sampled_from(["tensor", "channel"]), st.booleans()
 )

@@ -49,14 +49,12 @@ def round_trip(coder, tensors):
 
 
 @coders
-@settings(max_examples=60, deadline=None)
 @given(tensors=symbols())
 def test_any_symbols_are_restored(coder, tensors):
     round_trip(coder, tensors)
 
 
 @coders
-@settings(max_examples=60, deadline=None)
 @given(tensors=symbols(), data=st.data())
 def test_damaged_streams_raise_packet_errors_or_decode(coder, tensors, data):
     stream = Entropy(coder).encode(tensors, context=NO_CONTEXT)[0][CODED]

@@ -6,7 +6,7 @@ from fedbonsai.comms.entropy import tables
 from fedbonsai.comms.entropy.coders import SymbolReader, SymbolWriter, constriction_runs
 from fedbonsai.comms.entropy.rans import RansDecoder
 from fedbonsai.comms.errors import CorruptPacket, TruncatedPacket
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 CODERS = ["ans", "rans"] if constriction_runs() else ["rans"]
@@ -41,7 +41,6 @@ def test_powers_and_geometric_tables_by_hand():
 
 
 @coders
-@settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), sections=st.lists(st.integers(0, 3000), max_size=4))
 def test_sections_are_read_in_the_order_of_writing(coder, seed, sections):
     generator = np.random.default_rng(seed)

@@ -18,7 +18,7 @@ from fedbonsai.comms.links.predict import (
     predict,
     restore,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -175,7 +175,6 @@ def pairs(draw: st.DrawFn) -> tuple[Array, Array]:
 
 
 @given(pairs())
-@settings(max_examples=100, deadline=None)
 def test_bit_patterns_are_restored_exactly(pair: tuple[Array, Array]) -> None:
     residual = Residual(rule="delta", arithmetic="bits")
     value, prediction = pair

@@ -20,7 +20,7 @@ from fedbonsai.learning.data.partition import (
     split,
 )
 from fedbonsai.learning.data.types import FederatedData, SamplePool, Samples
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 Owned = list[np.ndarray]
@@ -45,7 +45,6 @@ cases = st.tuples(
 
 @pytest.mark.parametrize("name", COMPLETE)
 @given(case=cases)
-@settings(max_examples=60, deadline=None)
 def test_every_sample_has_one_owner_and_every_device_a_sample(name: str, case: tuple[np.ndarray, int, int]) -> None:
     labels, devices, seed = case
     owned = COMPLETE[name](labels, devices, seed)
@@ -132,7 +131,6 @@ def test_a_class_without_owner_is_not_used() -> None:
 
 
 @given(case=cases, wanted=st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
 def test_cyclic_shares_are_disjoint(case: tuple[np.ndarray, int, int], wanted: int) -> None:
     labels, devices, seed = case
     classes, counts = np.unique(labels, return_counts=True)

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 from fedbonsai.runtime.simulation.network_links import NetworkLinks, Transfer, fair_rates
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 MB = 1_000_000
@@ -100,7 +100,6 @@ def test_rates_are_max_min_fair_and_no_link_is_over_its_capacity(flows):
             assert any(most <= rate * (1 + 1e-9) for most in rivals)
 
 
-@settings(max_examples=60)
 @given(st.lists(st.tuples(st.floats(0, 5), st.integers(1, 100), CAPS, ROUTES), min_size=1, max_size=8))
 def test_bytes_are_conserved(flows):
     """Between two changes rates are constant, so what was sent is their sum; it must be what was to be sent."""

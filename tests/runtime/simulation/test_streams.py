@@ -11,7 +11,7 @@ from fedbonsai.runtime.simulation.network_links import NetworkLinks
 from fedbonsai.runtime.simulation.stream_load import Load, Route, Work, charged
 from fedbonsai.runtime.simulation.streams import Streams
 from fedbonsai.runtime.simulation.virtual_clock import VirtualClock
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 
@@ -230,7 +230,6 @@ def test_a_larger_window_never_takes_longer_and_no_part_becomes_faster(stream, p
     assert taken[-1] >= max(device, sum(stream.up) / rate, sum(stream.host_s)) * (1 - 1e-9)
 
 
-@settings(max_examples=60)
 @given(st.lists(st.tuples(loads(), routes(shared=False), SECONDS), min_size=2, max_size=5))
 def test_a_host_that_is_shared_works_no_faster_and_no_stream_gains(several):
     streams = dict(enumerate(several))
