@@ -36,6 +36,7 @@ def wide(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("wide", "own_ray")
 def test_where_it_cannot_spill_the_run_ends_in_one_sentence():
     full = r"^the object store is full, and the disk to which Ray spills .*; increase ray\.object_store_bytes"

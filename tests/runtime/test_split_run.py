@@ -75,6 +75,7 @@ def test_mistakes_are_told_with_what_is_allowed():
         finished(preset="splitfed", training={"optimiser": {"clip_norm": 1.0}})
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("cluster")
 def test_on_ray_it_is_the_same_also_when_actors_are_killed_in_mid_stream():
     changes = {"preset": "splitfed", "training": {"batch_size": 4}, "stop": {"rounds": 3}}

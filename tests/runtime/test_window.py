@@ -57,6 +57,7 @@ def test_it_learns_all_the_same():
     assert finished(config)[0]["accuracy"] > 0.9
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("cluster")
 def test_on_ray_it_is_the_same_also_when_a_host_is_killed():
     config = cut_with(3, training={"batch_size": 4, "epochs": 2}, stop={"rounds": 2})
