@@ -55,7 +55,7 @@ class Run:
     ) -> None:
         """Nothing is built until the first event is asked for, but the policy and the folder are checked now.
 
-        ``resume``: the folder of a run that goes on, or "auto"; see ``runtime.resume``.
+        ``resume``: the folder of a run that goes on, or "auto"; see ``runtime.execution.resume``.
         """
         if policy is not None:
             config = msgspec.structs.replace(config, policy=described(policy))
@@ -101,7 +101,7 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What the run has come to so far; see ``runtime.summary`` for the keys."""
+        """What the run has come to so far; see ``runtime.reporting.summary`` for the keys."""
         return self._summary.to_dict()
 
     def leave(self) -> bool:

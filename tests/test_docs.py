@@ -160,3 +160,10 @@ def test_views_decisions_and_the_built_in_policies_are_documented() -> None:
     names |= set(Decision.__struct_fields__) | set(BUILT_IN) | set(PRESETS)
     names |= {field for policy in BUILT_IN.values() for field in getattr(policy, "__dataclass_fields__", {})}
     assert not {name for name in names if f"`{name}`" not in text}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_file_that_is_named_exists(page: Path) -> None:
+    folders = "runtime|actors|policies|clusters|comms|learning|tests|benchmarks|examples|docs"
+    named = re.findall(rf"`((?:{folders})/[\w/.]+)`", page.read_text(encoding="utf-8"))
+    assert not [name for name in named if not (ROOT / name).exists()]

@@ -59,7 +59,9 @@ def test_mistakes_are_told_with_what_is_allowed():
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize(("window", "victims", "epochs"), [(8, [], 1), pytest.param(3, ["PartitionHostActor"], 2, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("window", "victims", "epochs"), [(8, [], 1), pytest.param(3, ["PartitionHostActor"], 2, marks=pytest.mark.soak)]
+)
 def test_on_ray_it_is_the_same_at_any_window_also_when_a_host_is_killed_in_mid_stream(window, victims, epochs):
     """In process every packet is taken when it is sent, whatever the window: only on Ray are several under way."""
     changes = {"training": {"batch_size": 4, "epochs": epochs}, "stop": {"rounds": 1 + len(victims)}}
