@@ -4,6 +4,7 @@ import os
 
 import fedbonsai
 import pytest
+from fedbonsai.runtime.errors import ConfigError
 
 from ..processes import descendants
 
@@ -14,9 +15,10 @@ pytestmark = pytest.mark.usefixtures("own_ray")
 
 def test_a_second_run_on_ray_is_refused_until_the_first_has_ended():
     before = descendants(os.getpid())
-    with fedbonsai.run(CONFIG, backend="ray"):
-        with pytest.raises(ValueError, match=r"^backend is 'ray', and another run of this process is on Ray"):
-            fedbonsai.run(CONFIG, backend="ray")
+    with fedbonsai.run(CONFIG, backend="ray", workers=1) as first:
+        next(first)
+        with pytest.raises(ConfigError, match=r"^backend is 'ray', and another run of this process is on Ray"):
+            next(fedbonsai.run(CONFIG, backend="ray", workers=1))
         inline = fedbonsai.run(CONFIG, backend="inline")
         list(inline)
         assert inline.summary["rounds"] == 1
