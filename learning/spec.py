@@ -49,7 +49,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     ``epochs`` passes over the local data, or exactly ``steps`` optimiser steps if given. ``accumulation`` splits each batch
     into that many micro-batches, to bound memory. ``precision`` "bf16" is autocast; weights stay float32. "auto" is allowed in
-    a configuration only: it is resolved before plans are made (``runtime.configuration.measured``).
+    a configuration only: it is resolved before plans are made (``runtime.configuration.resolution``).
     """
 
     loss: Call = Call("cross_entropy")

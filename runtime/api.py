@@ -2,7 +2,7 @@
 
 run(config)  ->  Run: an iterator of events
                  inline: the engine in this process
-                 ray:    a placement group, the engine in the server's actor, workers in the other bundles
+                 ray:    a bundle for each actor, the engine in the server's actor, workers in the other bundles
 """
 
 import copy
@@ -25,8 +25,8 @@ from .configuration.resolution import MachineMeasurements, apply_measurements, w
 from .configuration.user_modules import find_named_modules
 from .errors import ClusterError, ConfigError, RunError, ServerDied, UnfitCheckpoint
 from .events import AnyEvent, Notice, PlanEnded, RunStarted, VersionClosed
-from .execution.recovery import Recovery
-from .execution.resume import Resume, discard, going_on, open_folder
+from .execution.resume import Resume, going_on, open_folder
+from .execution.save_plan import Recovery, discard
 from .execution.session import Session, open_session
 from .execution.step import exception
 from .reporting.summary import Summary
@@ -37,12 +37,12 @@ if TYPE_CHECKING:  # a run on Ray needs no torch in this process
 
 
 class Run:
-    """One run: iterate it for its events, once.
+    """One run: an iterator of its events, which can be iterated once.
 
-    Its end, ``close``, the end of a ``with`` block and dropping it release what it made.
+    The resources of a run are released when it ends, by ``close``, at the end of a ``with`` block, and when it is dropped.
 
-    ``config``: as it was given, with the policy that really acts. ``summary``: what it came to so far. ``folder``: its run
-    folder, if it writes one. ``reports``: the last report of each device that took part.
+    ``config``: the configuration as it was given, with the policy that acts. ``summary``: the results so far. ``folder``: its
+    run folder, if it writes one. ``reports``: the last report of each device that took part.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class Run:
         out: str | Path | None = None,
         resume: Resume = None,
     ) -> None:
-        """Nothing is built until the first event is asked for, but the policy and the folder are checked now.
+        """Check the policy and the folder. Everything else is built when the first event is asked for.
 
-        ``resume``: the folder of a run that goes on, or "auto"; see ``runtime.execution.resume``.
+        ``resume``: the folder of a run to resume, or "auto"; see ``runtime.execution.resume``.
         """
         if policy is not None:
             config = msgspec.structs.replace(config, policy=described(policy))
@@ -69,10 +69,10 @@ class Run:
         self.reports: dict[int, PlanEnded] = {}
         self._summary = Summary(name=config.name, preset=config.preset, seed=config.seed)
         self._logged = 0  # events of the run that are in its log so far
-        self._leaves, self._begun = threading.Event(), threading.Event()
+        self._leaves, self._begun = threading.Event(), threading.Event()  # shared with the copy below
         try:
             self._recovery = Recovery(config, self.folder, resumes=resumes)
-            self._remember()
+            self._replay_log()
         except BaseException:
             if self.folder is not None:
                 self.folder.close() if resumes else self.folder.discard()
@@ -80,11 +80,11 @@ class Run:
         if resumes:
             self._begun.set()
         self._weights: dict[str, Array] = {}  # as bytes of a safetensors file
-        # The generator holds a copy, which shares all that is in here: without a cycle, a run that is dropped ends at once.
+        # The generator holds a copy, which shares all attributes: without a reference cycle, a dropped run is closed at once.
         self._events = copy.copy(self)._run()
 
     def __iter__(self) -> Iterator[AnyEvent]:
-        """The events, from where they are."""
+        """The run itself: iteration continues where it stopped."""
         return self
 
     def __next__(self) -> AnyEvent:
@@ -92,7 +92,7 @@ class Run:
         return next(self._events)
 
     def __enter__(self) -> "Run":
-        """For ``with``: the run is closed at its end."""
+        """The run; it is closed at the end of the ``with`` block."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -101,13 +101,13 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What the run has come to so far; see ``runtime.reporting.summary`` for the keys."""
+        """The results so far; see ``runtime.reporting.summary`` for the keys."""
         return self._summary.to_dict()
 
     def leave(self) -> bool:
-        """Have the run end when the next version has closed, with a checkpoint of it, as one that is interrupted.
+        """End the run as interrupted when the next version has closed, with a checkpoint of that version.
 
-        False where there would be nothing to wait for: no checkpoints are written, or one of every version.
+        False if waiting gains nothing: no checkpoints are written, or one of every version, or the run is over.
         """
         settings = self.config.checkpoint
         each = settings.every == 1 and settings.share is None
@@ -117,14 +117,14 @@ class Run:
         return True
 
     def close(self) -> None:
-        """End the run here, and release what it made; harmless when it is over."""
+        """End the run and release its resources; does nothing if it is over."""
         self._events.close()
-        if self._summary.status == "running":  # it never began
+        if self._summary.status == "running":  # it has not begun
             self._summary.status = "interrupted"
         self._close_folder()
 
     def weights(self, which: str = "final") -> "dict[str, torch.Tensor]":
-        """Tensors of the "final" or the "best" model of a run that is over."""
+        """The tensors of the "final" or the "best" model, when the run is over. Raises ``RuntimeError`` before."""
         import safetensors.torch
 
         if which not in self._weights:
@@ -133,7 +133,7 @@ class Run:
         return tensors
 
     def model(self, which: str = "final") -> "nn.Module":
-        """The "final" or the "best" model of a run that is over, in evaluation mode."""
+        """The "final" or the "best" model in evaluation mode, when the run is over. Raises ``RuntimeError`` before."""
         from ..learning.workload import Workload
 
         weights = self.weights(which)
@@ -142,8 +142,8 @@ class Run:
         model.load_state_dict(weights)
         return model.eval()
 
-    def _remember(self) -> None:
-        """What the log of a run that goes on says already."""
+    def _replay_log(self) -> None:
+        """Restore summary and reports from the log of a run that is resumed."""
         self._summary.reset()
         self.reports.clear()
         self._logged = 0
@@ -154,11 +154,11 @@ class Run:
                 self.reports[event.report.plan.device] = event
 
     def _run(self) -> Generator[AnyEvent, None, None]:
-        """Open a session, pass its events on, and leave a readable folder whatever happens."""
+        """Open a session and yield its events; the run folder is left complete, whatever ends the run."""
         started = time.perf_counter() - self._summary.rounds_wall_s
         session: Session | None = None
         died: ServerDied | None = None
-        over = settled = answers = False  # settled: all that the session has told is in the log
+        over = settled = answers = False  # settled: all events of the session are in the log
         try:
             while not over:
                 try:
@@ -179,7 +179,7 @@ class Run:
                     if session is not None:
                         session.close()
                     self._recovery.go_back(error)
-                    self._remember()
+                    self._replay_log()
                     session, died = None, error if isinstance(error, ServerDied) else died
                     continue
                 over = step.over
@@ -200,7 +200,7 @@ class Run:
                     self._close_folder()
 
     def _open(self, started: float, died: ServerDied | None) -> Generator[AnyEvent, None, Session]:
-        """A session, with notices of what is waited for. ``died``: the server that it is to replace."""
+        """Open a session; yields notices of what is waited for. ``died``: the death of the server that is replaced."""
         replaces = died.message if died is not None else ""
         opening = open_session(self._settled(), self._policy, self._recovery.plan, replaces=replaces)
         try:
@@ -223,7 +223,7 @@ class Run:
             opening.close()
 
     def _close_folder(self) -> None:
-        """Write the summary, the last thing in a run folder; of a run that never began nothing stays."""
+        """Write the summary, the last file of a run folder; the folder of a run that has not begun is removed."""
         if not self._begun.is_set():
             discard(self.folder, self._recovery.plan)
         elif self.folder is not None and not self.folder.closed:
@@ -231,7 +231,7 @@ class Run:
                 self.folder.write_summary(self.summary)
 
     def _note(self, event: AnyEvent, started: float) -> None:
-        """Consumers of every run: summary, folder, last reports."""
+        """Pass an event to the consumers of every run: summary, folder, last reports."""
         self._summary.wall_s = time.perf_counter() - started
         self._summary.note(event)
         self._logged += 1
@@ -243,15 +243,15 @@ class Run:
             self.reports[event.report.plan.device] = event
 
     def _settled(self) -> Config:
-        """The configuration, with what a run that goes on has measured at its start."""
+        """The configuration, with what a resumed run had measured when it began."""
         if self.folder is None:
             return self.config
         return apply_measurements(self.config, convert(self.folder.measured, MachineMeasurements))
 
     def _fetch(self, session: Session, *, settled: bool) -> None:
-        """Bring the weights home, of a run that failed those of its newest version.
+        """Fetch the weights; of a run that failed, those of its newest version.
 
-        Of an interrupted run, write the checkpoint first that it can be resumed from.
+        Of an interrupted run, the checkpoint that it can be resumed from is written first. ``settled``: as in ``_run``.
         """
         summary, interrupted = self._summary.to_dict(), self._summary.status == "interrupted"
         cut_short = interrupted or self._summary.status == "failed"
@@ -261,12 +261,12 @@ class Run:
             for which in ("final", "best"):
                 rounds = (summary["best_round"] if which == "best" else None) or summary["rounds"]
                 metadata = {"rounds": str(rounds), "model": self.config.model.name, "name": self.config.name}
-                # Whoever presses Ctrl-C wants to leave, even if the server is in the middle of a long plan.
+                # After Ctrl-C the command should end soon, even if the server is in the middle of a long plan.
                 self._weights[which] = session.weights(which, metadata, timeout_s=10.0 if cut_short else 120.0)
                 if self.folder is not None:
                     self.folder.write_weights(which, self._weights[which])
         except RunError as error:
-            if not cut_short:  # else it ends without weights: the server is busy for long, or gone
+            if not cut_short:  # else it ends without weights: the server is busy, or has died
                 self._summary.status, self._summary.reason = "failed", str(error)
                 raise
 
@@ -281,14 +281,14 @@ def run(
     resume: Resume = None,
     **overrides: Any,
 ) -> Run:
-    """Start a run: iterate the result for its events.
+    """Start a run. Iterate the result for its events.
 
     ``config``: a YAML file, a mapping, a ``Config``, or None for the bundled digits. ``policy``: a policy object, or the
-    setting ``policy`` as it stands in YAML, in place of the configured chain. ``settings``: ``"a.b=value"`` strings.
-    ``overrides``: top-level settings by name (``seed=1, backend="inline", workers=2``). ``out``: run folder; without one
-    (and none configured) nothing is written. ``resume``: the folder of a run that goes on from its newest checkpoint, or
-    "auto", which starts it where there is none.
-    Raises ``ConfigError`` for a user's mistake, at once where it can be known, else at the first event.
+    setting ``policy`` as in YAML, in place of the configured chain. ``settings``: ``"a.b=value"`` strings. ``overrides``:
+    top-level settings by name (``seed=1, backend="inline", workers=2``). ``out``: run folder; without one (and none
+    configured) nothing is written. ``resume``: the folder of a run to resume from its newest checkpoint, or "auto", which
+    starts the run if there is none to resume. Raises ``ConfigError`` for a user's mistake, at once if possible, else at the
+    first event.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     chosen: Policy | None = None

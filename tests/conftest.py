@@ -78,7 +78,7 @@ def cluster(shared_ray):
     Nothing is left of the runs before: who kills "the worker" must not find one that is ending anyway.
     """
     running = shared_ray.open()
-    wait_until_gone("Worker", "PartitionHostActor", "ObjectActor")
+    wait_until_gone()
     return running
 
 

@@ -31,16 +31,14 @@ MAY_IMPORT = {
 }
 RAY = {
     "comms/ray_channel.py",
-    "actors/ray_backend/worker_group.py",
-    "actors/ray_backend/ray_place.py",
-    "actors/ray_backend/host_group.py",
-    "actors/ray_backend/pending_actors.py",
-    "actors/ray_backend/faults.py",
-    "actors/ray_backend/object_actor.py",
-    "actors/ray_backend/ray_hosts.py",
-    "actors/ray_backend/ray_link.py",
+    "actors/ray_backend/actor_group.py",
+    "actors/ray_backend/actor_placement.py",
+    "actors/ray_backend/failures.py",
+    "actors/ray_backend/host_actor.py",
+    "actors/ray_backend/partition_hosts.py",
     "actors/ray_backend/ray_pool.py",
-    "actors/ray_backend/ray_worker.py",
+    "actors/ray_backend/worker_actor.py",
+    "actors/ray_backend/worker_group.py",
     "clusters/ray_backend/checks.py",
     "clusters/ray_backend/nodes.py",
     "clusters/ray_backend/placement.py",
@@ -48,6 +46,7 @@ RAY = {
     "clusters/ray_backend/ray_launcher.py",
     "clusters/ray_backend/reach.py",
     "runtime/execution/ray_session.py",
+    "runtime/execution/server_actor.py",
 }
 # Contract files: pure data, readable where there is no torch.
 TORCH_FREE = [

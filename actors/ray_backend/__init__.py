@@ -1,4 +1,11 @@
-"""The pool on Ray: workers, partition hosts, real devices, and what happens when one dies.
+"""The pool on Ray: supervised worker and partition host actors, real devices, and the scheduling of tasks on them.
 
-Nothing outside it in this package imports Ray.
+Nothing outside this package imports Ray in ``actors``.
+
+    RayPool
+    ├── Scheduler          tasks from submission to result: queues, retries, lost plans
+    ├── WorkerGroup        an ActorGroup of workers; its devices with nodes of their own are in a DeviceRegistry
+    │   └── HangDetector   workers that are at one plan for too long
+    └── PartitionHosts     an ActorGroup of partition hosts, and the calls to them
+        └── Heartbeats     a HangDetector fed by heartbeats: hosts that do not answer
 """

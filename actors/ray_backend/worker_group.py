@@ -1,12 +1,12 @@
-"""The workers of the pool on Ray: who is at which place, and who comes after one that has died.
+"""The workers of the pool on Ray: one in each bundle for the simulated devices, and one on the node of each real device.
 
-Another one is started in its place while the others go on working. Nobody waits for a bundle without a place who can work, and
-the run ends only where a group has no worker left and none comes in time. The worker of a real device is there as long as its
-node is; without it the device cannot be reached, and nothing waits for it.
+Workers of bundles are replaced when they die, and the run ends if a group of devices that is needed has no worker and none is
+starting. The worker of a real device exists while its node does; without it the device is unreachable, and the run goes on.
 """
 
-from collections import deque
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -15,209 +15,253 @@ from ray.exceptions import RayTaskError
 from ...clusters.ray_backend.checks import versions_here
 from ...clusters.ray_backend.real_devices import RealDevice
 from ...learning.workload_settings import WorkloadSettings
+from ...policies.plan import Plan
 from ..pool import WorkerFailure
-from .faults import until
-from .pending_actors import NotStarted, PendingActors
-from .ray_devices import RealDevices
-from .ray_place import ActorPlacement
-from .ray_worker import start_worker
-from .workers import WorkerHandle, group_name
+from .actor_group import ActorGroup, GroupMember, StartFailure
+from .actor_placement import ActorPlacement
+from .device_registry import DeviceRegistry
+from .failures import ACTOR_DIED, earliest
+from .hang_detector import HangDetector
+from .host_actor import HostSlot
+from .worker_actor import WorkerActor, start_worker
+
+_PLANS_PER_WORKER = 2  # one runs, one waits, so that the worker is not idle between two
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A plan that was sent to a worker: the references of report, update and state, and its slot if it is split."""
+
+    plan: Plan
+    references: list[Any]
+    slot: HostSlot | None
+
+
+@dataclass(eq=False)
+class Worker(GroupMember):
+    """A worker that is ready, and the plans sent to it by id, in order: the first one runs, the others wait."""
+
+    handle: WorkerActor
+    assigned: dict[int, Assignment] = field(default_factory=dict)
+
+    @property
+    def slot(self) -> HostSlot | None:
+        """The slot of the plan that runs, if it is split."""
+        return next(iter(self.assigned.values())).slot if self.assigned else None
+
+
+def least_loaded(workers: Iterable[Worker], group: str) -> Worker | None:
+    """The worker of a group that is sent the next plan; None if all have as many as they take."""
+    candidates = [worker for worker in workers if worker.placement.group == group]
+    free = [worker for worker in candidates if len(worker.assigned) < _PLANS_PER_WORKER]
+    return min(free, key=lambda worker: len(worker.assigned), default=None)
 
 
 class WorkerGroup:
-    """``seats``: the workers that are at work. The others are known by the reference that tells when they are ready."""
+    """The workers that are ready and starting, the plans sent to them, and which of them hang."""
 
     def __init__(
         self,
         settings: WorkloadSettings,
-        places: Sequence[ActorPlacement],
-        devices: RealDevices,
+        placements: Sequence[ActorPlacement],
+        devices: DeviceRegistry,
         *,
-        least: int = 0,
-        timeout_s: float,
-        tell: Callable[[str], None],
+        min_devices: int = 0,
+        placement_timeout_s: float,
+        stuck_after_s: float | None = None,
+        report: Callable[[str], None],
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin to start a worker in each of ``places``, and for each real device that is there.
+        """Start a worker in each of ``placements``, and for each real device that has joined.
 
-        ``least``: real devices without which nothing is begun. ``timeout_s``: for Ray to find a bundle a place. ``tell``: an
-        operator.
+        ``min_devices``: real devices without which the run does not begin. ``stuck_after_s``: real seconds that a worker may
+        take over one plan (None: any). ``report``: receives sentences for the operator.
         """
         versions = versions_here()
 
-        def start(place: ActorPlacement) -> tuple[Any, Any]:
-            site = devices.sites[place.device.number] if place.device is not None else None
-            actor = start_worker(settings, place, site)
-            return actor, actor.warm_up.remote(versions)
+        def start(placement: ActorPlacement) -> tuple[Any, Any]:
+            site = devices.sites[placement.device.number] if placement.device is not None else None
+            worker = start_worker(settings, placement, site)
+            return worker, worker.warm_up.remote(versions)
 
-        self._starts: PendingActors[ActorPlacement] = PendingActors(
-            start, has_room=ActorPlacement.has_room, timeout_s=timeout_s, tell=self._died_early
-        )
-        self._devices = devices
-        self._tell, self._told = tell, set[ActorPlacement]()  # places without room, once told
-        self._why: dict[ActorPlacement, str] = {}  # of those who come: the one before has died
-        self._end = ""  # of the last one who was not replaced
-        self.seats: list[WorkerHandle] = []
+        self._group = ActorGroup(start, Worker, placement_timeout_s=placement_timeout_s, report=report)
+        self._devices, self._min_devices, self._report = devices, min_devices, report
+        self._hangs = HangDetector[Worker](stuck_after_s, now=now)
+        self._last_failure = ""
         # What a worker imports takes seconds of a core. The server needs one too, and the first worker can train early.
-        self._later = deque(places)
-        for _ in range(max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)):
-            self._send_next()
-        self._least = least
-        self.look()
-        self._missed = set(devices.numbers) - devices.sites.keys()  # real devices that are not there, as is told
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        self._group.start_staggered(placements, at_once=max(1, cores - 1))
+        self.update_devices()
+        self._reported_missing = set(devices.numbers) - devices.sites.keys()  # by the driver
 
     @property
-    def coming(self) -> list[Any]:
-        """References of those that come; ``arrived`` takes each."""
-        return self._starts.references
+    def ready(self) -> list[Worker]:
+        """The workers that are ready."""
+        return list(self._group.ready.values())
 
     @property
-    def num_coming(self) -> int:
-        """How many come, or will be sent for when one of these is there."""
-        return len(self._starts.references) + len(self._later)
+    def references(self) -> list[Any]:
+        """References of the workers that are starting, to wait for; ``arrived`` takes each."""
+        return self._group.references
+
+    @property
+    def size(self) -> int:
+        """Workers that are ready, starting or queued."""
+        return len(self._group.ready) + len(self._group.pending)
 
     @property
     def unreachable(self) -> frozenset[int]:
-        """Real devices that have no worker which is ready."""
-        return self._devices.numbers - {
-            seat.place.device.number for seat in self.seats if seat.place.device is not None
+        """Real devices without a worker that is ready."""
+        devices = (placement.device for placement in self._group.ready)
+        return self._devices.numbers - {device.number for device in devices if device is not None}
+
+    def assignments(self) -> dict[Any, tuple[Worker, int]]:
+        """Worker and plan by the reference that tells when the plan has ended."""
+        return {
+            assignment.references[0]: (worker, plan_id)
+            for worker in self._group.ready.values()
+            for plan_id, assignment in worker.assigned.items()
         }
 
-    def calls(self) -> dict[Any, tuple[WorkerHandle, int]]:
-        """Who works on which plan, by the reference that tells when it is over."""
-        return {call.references[0]: (seat, id_) for seat in self.seats for id_, call in seat.running.items()}
-
-    def check(self, *wanted: str) -> None:
-        """Raise ``WorkerFailure`` where a group that is wanted has no worker, and none will come; or no device is left."""
-        groups = [seat.place.group for seat in self.seats]
-        groups += [place.group for place in (*self._starts.places, *self._later)]
-        if not groups and (why := self._devices.why_none()):
+    def check(self, *needed: str) -> None:
+        """Raise ``WorkerFailure`` if a needed group of devices has no worker and none is starting, or if no device is left."""
+        groups = {placement.group for placement in [*self._group.ready, *self._group.pending]}
+        if not groups and (why := self._devices.no_device_left()):
             raise WorkerFailure(f"no device is left: {why}")
-        for group in set(wanted).difference(groups, self._devices.groups):
-            raise WorkerFailure(f"no worker is left for {group_name(group)}" + (self._end and f": {self._end}"))
+        for group in set(needed) - groups - self._devices.groups:
+            reason = f": {self._last_failure}" if self._last_failure else ""
+            raise WorkerFailure(f"no worker is left for {group or 'the simulated devices'}{reason}")
 
-    def replace(self, seat: WorkerHandle, why: str, *, gone: bool = False) -> None:
-        """A worker has died, or is to: start another in its place. ``gone``: its node is too, and with it a real device."""
-        ray.kill(seat.actor, no_restart=True)  # where it lives
-        self.seats.remove(seat)
-        if gone and seat.place.device is not None:
-            self._lose(seat.place.device, why)
-            return
-        self._tell(f"worker of {seat.place.name} died ({why}) and is replaced")
-        self._why[seat.place] = why
-        self._starts.send_for(seat.place)
+    def wait_until_ready(self) -> None:
+        """Wait for the first worker of the simulated devices, and for those of all real devices that have joined.
 
-    def look(self) -> list[tuple[WorkerHandle, str]]:
-        """Start workers on the nodes of real devices that have joined. The workers of those that are gone, and why."""
-        joined, gone = self._devices.look()
-        for place in joined:
-            self._starts.send_for(place)
-        workers = {seat.place: seat for seat in self.seats}
-        for place, why in gone:
-            if place not in workers and place.device is not None:  # it was starting
-                self._starts.drop(place)
-                self._lose(place.device, why)
-        return [(workers[place], why) for place, why in gone if place in workers]
-
-    def arrived(self, reference: Any) -> None:
-        """Somebody is ready, or could not start."""
-        try:
-            self._take_seat(reference)
-        except NotStarted as error:
-            self._give_up(error.place, str(error))
-
-    def left_s(self) -> float | None:
-        """Seconds until ``give_up`` or ``look`` has something to do; None where nobody comes or goes."""
-        return until(self._starts.left_s(), self._devices.left_s())
-
-    def give_up(self) -> None:
-        """Wait no more for those that were placed and are not ready, nor for one without a place whose group has nobody."""
-        for place, placed, why in self._starts.late():
-            if placed or not any(seat.place.group == place.group for seat in self.seats):
-                self._starts.drop(place)
-                self._give_up(place, why)
-            elif place not in self._told:
-                self._told.add(place)
-                self._tell(f"{place.name} has found no place yet; {len(self.seats)} workers are left")
-
-    def close(self) -> None:
-        """End all."""
-        self._later.clear()
-        for seat in self.seats:
-            ray.kill(seat.actor, no_restart=True)
-        self.seats = []
-        self._starts.close()
-
-    def ready(self) -> None:
-        """Wait for the first worker, and for all real devices that are there, of which a number must be.
-
-        Raises ``ValueError`` for what a worker cannot load, ``WorkerFailure`` where one does not come.
+        Raises ``ValueError`` for what a worker cannot load, ``WorkerFailure`` if one cannot be started or real devices are
+        missing.
         """
         try:
-            while self._first_is_awaited():
-                for reference in ray.wait(self.coming, num_returns=1, timeout=self._starts.left_s())[0]:
-                    self._take_first(reference)
-                for place, placed, why in self._starts.late():
-                    if placed:
-                        raise NotStarted(place, why)
-        except NotStarted as error:
+            while self._must_wait():
+                for reference in ray.wait(self.references, num_returns=1, timeout=self._group.left_s())[0]:
+                    self._group.arrived(reference)
+                self._group.check_late()
+                self._handle_failures(starting=True)
+            joined = len(self._devices.numbers - self.unreachable)
+            if joined < self._min_devices:
+                raise WorkerFailure(
+                    f"{joined} real devices are there, and {self._min_devices} are needed; {self._devices.absences()}"
+                )
+        except BaseException:
             self.close()
-            if isinstance(raised := error.__cause__, RayTaskError):  # a ``ValueError`` is the user's mistake
-                raise (raised.cause if isinstance(raised.cause, ValueError) else raised) from None
-            raise WorkerFailure(f"the worker of {error.place.name} could not be started: {error}") from error
-        if (there := len(self._devices.numbers - self.unreachable)) < self._least:
-            self.close()
-            raise WorkerFailure(
-                f"{there} real devices are there, and {self._least} are needed; {self._devices.why_missing()}"
-            )
+            raise
 
-    def _first_is_awaited(self) -> bool:
-        """Whether one who must be there to begin is on his way: the first of the shared places, or a real device."""
-        coming = [place for place in self._starts.places if place.has_room()]
-        shared = any(seat.place.device is None for seat in self.seats)
-        return any(place.device is not None or not shared for place in coming)
+    def arrived(self, reference: Any) -> None:
+        """A worker has ended its start, well or not."""
+        worker = self._group.arrived(reference)
+        device = worker.placement.device if worker is not None else None
+        if device is not None and device.number in self._reported_missing:
+            self._reported_missing.remove(device.number)
+            self._report(f"{device.name} has joined ({self._devices.sites[device.number].told})")
+        self._handle_failures()
 
-    def _send_next(self) -> None:
-        """Send for the next of those that wait for their turn."""
-        if self._later:
-            self._starts.send_for(self._later.popleft())
+    def left_s(self, *, ignoring: Collection[Worker] = ()) -> float | None:
+        """Seconds until ``check_late``, ``update_devices`` or ``hung`` has something to do; None if nothing is expected."""
+        return earliest(self._group.left_s(), self._devices.left_s(), self._hangs.left_s(ignoring=ignoring))
 
-    def _take_first(self, reference: Any) -> None:
-        """One of the first is ready. Raises ``NotStarted``, but for a real device whose node is lost meanwhile."""
-        try:
-            self._take_seat(reference)
-        except NotStarted as error:
-            if error.place.device is None or isinstance(error.__cause__, RayTaskError):
-                raise
-            self._give_up(error.place, str(error))
+    def check_late(self) -> None:
+        """Give up workers that should have been placed, or ready, by now."""
+        self._group.check_late()
+        self._handle_failures()
 
-    def _take_seat(self, reference: Any) -> None:
-        """Somebody is ready. Raises ``NotStarted``."""
-        if arrived := self._starts.came(reference):
-            place = arrived.place
-            self.seats.append(WorkerHandle(place, arrived.actor, arrived.node))
-            self._told.discard(place)
-            if place.device is not None and place.device.number in self._missed:
-                self._missed.remove(place.device.number)
-                self._tell(f"{place.name} has joined ({self._devices.sites[place.device.number].told})")
-            self._why.pop(place, None)
-            self._send_next()
+    def update_devices(self) -> list[tuple[Worker, str]]:
+        """Start workers on the nodes of real devices that have joined.
 
-    def _died_early(self, place: ActorPlacement, why: str) -> None:
-        self._tell(f"worker of {place.name} died while it started ({why}) and is replaced")
+        The workers whose nodes are gone, each with the reason: the caller ends them by ``replace``.
+        """
+        joined, gone = self._devices.poll()
+        for placement in joined:
+            self._group.start(placement)
+        lost = []
+        for placement, reason in gone:
+            if placement in self._group.ready:
+                lost.append((self._group.ready[placement], reason))
+            elif placement.device is not None:  # its worker was still starting
+                self._group.discard(placement)
+                self._lose_device(placement.device, reason)
+        return lost
 
-    def _give_up(self, place: ActorPlacement, error: str) -> None:
-        """Nobody comes."""
-        self._send_next()
-        died = self._why.pop(place, "")
-        told = f"died ({died}) and could not be replaced ({error})" if died else f"could not be started ({error})"
-        if place.device is not None:
-            self._lose(place.device, f"its worker {told}")
-            return
-        self._end = f"worker of {place.name} {told}"
-        self._tell(f"{self._end}; {len(self.seats)} workers are left")
+    def assign(self, worker: Worker, assignment: Assignment) -> None:
+        """A plan was sent to a worker."""
+        if not worker.assigned:
+            self._hangs.restart(worker)
+        worker.assigned[assignment.plan.id] = assignment
 
-    def _lose(self, device: RealDevice, why: str) -> None:
-        """A real device cannot be reached any more."""
-        self._devices.forget(device, why)
-        self._missed.add(device.number)
-        self._tell(f"{device.name} cannot be reached: {why}")
+    def release(self, worker: Worker, plan_id: int) -> Assignment:
+        """A plan has ended at a worker, which goes on with the next one."""
+        assignment = worker.assigned.pop(plan_id)
+        if worker.assigned:
+            self._hangs.restart(worker)
+        else:
+            self._hangs.stop(worker)
+        return assignment
+
+    def hung(self, *, ignoring: Collection[Worker] = ()) -> list[tuple[Worker, str]]:
+        """The workers that are at one plan for too long, each with a sentence. ``ignoring``: those that wait for a host."""
+        reason = f"stuck: it ran one plan for more than {self._hangs.limit_s:g} s" if self._hangs.limit_s else ""
+        return [(worker, reason) for worker in self._hangs.hung(ignoring=ignoring)]
+
+    def restart_stopwatches(self) -> None:
+        """A partition host has hung: workers that run a split plan may have waited for it, and have their full time again."""
+        for worker in self._group.ready.values():
+            if worker.slot is not None:
+                self._hangs.restart(worker)
+
+    def on_node(self, node: str) -> list[Worker]:
+        """The workers on a node."""
+        return self._group.on_node(node)
+
+    def replace(self, worker: Worker, reason: str, *, node_is_gone: bool = False) -> None:
+        """A worker has died, or is to be ended: start another one. That of a real device is lost with its node."""
+        self._hangs.stop(worker)
+        device = worker.placement.device
+        if node_is_gone and device is not None:
+            self._group.discard(worker.placement)
+            self._lose_device(device, reason)
+        else:
+            self._group.replace(worker, reason)
+
+    def close(self) -> None:
+        """End all workers."""
+        self._group.close()
+
+    def _must_wait(self) -> bool:
+        """Whether the run cannot begin yet: the first worker of the simulated devices, or that of a real one, is starting."""
+        has_shared = any(placement.device is None for placement in self._group.ready)
+        needed = [placement for placement in self._group.pending if placement.device is not None or not has_shared]
+        return any(self._group.is_loading(placement) for placement in needed)
+
+    def _handle_failures(self, *, starting: bool = False) -> None:
+        """Report the workers that were given up, and lose their real devices.
+
+        ``starting``: the run has not begun, and a failure ends it, unless a real device has gone away meanwhile.
+        """
+        for failure in self._group.take_failed():
+            device = failure.placement.device
+            if starting and (device is None or not isinstance(failure.cause, ACTOR_DIED)):
+                raise _start_error(failure) from None
+            if device is not None:
+                self._lose_device(device, f"its worker {failure.predicate}")
+            else:
+                self._last_failure = str(failure)
+                self._report(f"{failure}; {len(self._group.ready)} workers are left")
+
+    def _lose_device(self, device: RealDevice, reason: str) -> None:
+        """A real device is not reachable any more."""
+        self._devices.remove(device, reason)
+        self._reported_missing.add(device.number)
+        self._report(f"{device.name} cannot be reached: {reason}")
+
+
+def _start_error(failure: StartFailure) -> Exception:
+    """The error that ends a run whose worker cannot start: a ``ValueError`` that the worker raised is the user's mistake."""
+    if isinstance(raised := failure.cause, RayTaskError):
+        return raised.cause if isinstance(raised.cause, ValueError) else raised
+    return WorkerFailure(str(failure))

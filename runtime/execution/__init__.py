@@ -1,4 +1,4 @@
-"""Where a run's engine lives: in this process, or in an actor on Ray; how it is started, resumed and replaced.
+"""Where the engine of a run is executed: in this process, or in an actor on Ray; how it is started, resumed and replaced.
 
-It knows checkpoints and the engine, not the command line.
+Depends on checkpoints and the engine, not on the command line.
 """

@@ -1,4 +1,4 @@
-"""A run in this process."""
+"""A session in this process."""
 
 from collections.abc import Iterator, Mapping
 
@@ -16,19 +16,19 @@ from .step import EventBatch
 
 
 class InlineSession:
-    """The engine in this process, with one torch thread, as a worker has: the same bits as on Ray.
+    """The engine in this process, on one torch thread, as on a Ray worker: the results are the same to the bit.
 
-    Between two steps the process is as the caller has it, so other runs, in turn or in other threads, change nothing.
+    Settings of the process are restored between two steps, so that several runs, in turn or in threads, do not interfere.
     """
 
     def __init__(self, config: Config, policy: Policy, save: SavePlan | None = None) -> None:
-        """Nothing is built yet."""
+        """Nothing is built before ``open``."""
         self._config, self._policy, self._save = config, policy, save
         self._scratch = Scratch()
         self._service: Service | None = None
 
     def open(self) -> Iterator[str]:
-        """Build the engine; nothing is waited for."""
+        """Build the engine; there is nothing to wait for."""
         reap_runs()
         with one_thread():
             self._service = Service(Engine(self._config, self._policy, scratch=self._scratch), self._save)
@@ -40,16 +40,16 @@ class InlineSession:
             return msgspec.msgpack.decode(self._built.step(logged), type=EventBatch)
 
     def save(self, logged: int, *, timeout_s: float) -> None:
-        """Write a checkpoint, if there is something new."""
+        """Write a checkpoint, if there is something new to write."""
         with one_thread():
             self._built.save(logged)
 
     def weights(self, which: str, metadata: Mapping[str, str], *, timeout_s: float) -> Array:
-        """Weights, at once."""
+        """The weights; they are available at once."""
         return self._built.weights(which, metadata)
 
     def close(self) -> None:
-        """Remove what the engine has on disk."""
+        """End the engine, and remove its temporary files."""
         if self._service is not None:
             self._service.close()
         self._scratch.close()

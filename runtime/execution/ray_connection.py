@@ -1,4 +1,4 @@
-"""The connection of this process to Ray, for one run at a time; and a local Ray that starts while the rest is imported.
+"""The connection of this process to Ray, which one run at a time has; a local Ray starts while other modules are imported.
 
 Imports neither Ray nor torch.
 """
@@ -7,14 +7,14 @@ import os
 import sys
 import threading
 
-from ...actors.ray_backend.allocator import HUGE_PAGES
+from ...actors.ray_backend.actor import HUGE_PAGES
 from ...clusters.ray_backend.local_ray import LocalRay
 from ...clusters.user_modules import runtime_env_for
 from ...policies.policy import Policy
 from ..configuration.config import Config
 from ..configuration.user_modules import named_modules
 
-_taken = threading.Lock()  # by a run that has connected this process to Ray, or is about to
+_taken = threading.Lock()  # held by the run that has connected this process to Ray, or is about to
 
 
 def cores() -> int:
@@ -23,17 +23,17 @@ def cores() -> int:
 
 
 class Connection:
-    """The right to connect this process to Ray. ``local``: the Ray that has begun to start for it, if it is a local one."""
+    """The right of one run to connect this process to Ray. ``local``: the local Ray that is starting for it, if any."""
 
     def __init__(self, config: Config, policy: Policy) -> None:
-        """Take it. Nothing is taken where the caller has connected this process: the run uses that connection.
+        """Acquire the right. If the caller has connected this process before, the run uses that connection instead.
 
-        Raises ``ValueError`` where another run of this process has it.
+        Raises ``ValueError`` if another run of this process has it.
         """
         self.local: LocalRay | None = None
         ray = sys.modules.get("ray")
-        self._has = not (ray is not None and ray.is_initialized() and not _taken.locked())
-        if not self._has:
+        self._acquires = not (ray is not None and ray.is_initialized() and not _taken.locked())
+        if not self._acquires:
             return
         if not _taken.acquire(blocking=False):
             raise ValueError(
@@ -48,11 +48,11 @@ class Connection:
             raise
 
     def close(self) -> None:
-        """Give it back; a local Ray is ended."""
+        """Release the right, and end the local Ray."""
         if self.local is not None:
             self.local.close()
-        if self._has:
-            self._has = False
+        if self._acquires:
+            self._acquires = False
             _taken.release()
 
 

@@ -2,17 +2,17 @@
 
     driver (here)                     server's bundle                  workers' bundles, nodes of real devices
     reserves the bundles
-    step()  ------------------------> Service(Engine)  -- plans ----> Worker(Device)
-            <------------ events ---                   <-- updates --
+    step()  ------------------------> ServerActor(Engine)  -- plans ----> WorkerActor(Device)
+            <------------ events ---                       <-- updates --
 
-A placement group dies with the process that made it, so the driver makes them; all that the run made goes when it closes.
+A placement group dies with the process that created it, so the driver creates them. ``close`` releases all that the run
+created.
 """
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -20,9 +20,8 @@ import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 
 from ...actors.pool import WorkerFailure
-from ...actors.ray_backend.faults import first_line, gone
-from ...actors.ray_backend.object_actor import start_host
-from ...actors.ray_backend.ray_place import ActorPlacement
+from ...actors.ray_backend.actor_placement import ActorPlacement
+from ...actors.ray_backend.failures import first_line, node_failure
 from ...clusters.ray_backend.checks import check_nodes, versions_here
 from ...clusters.ray_backend.nodes import await_devices, waiting
 from ...clusters.ray_backend.placement import Request, Reservation
@@ -38,16 +37,16 @@ from ..configuration.config import Config
 from ..configuration.user_modules import named_modules
 from ..errors import ClusterError, FedbonsaiError, RunError, ServerDied
 from .ray_connection import Connection, cores
-from .ray_server import Layout, make_service
 from .save_plan import SavePlan
+from .server_actor import Layout, ServerActor, start_server
 from .step import EventBatch
 
 _SERVER_DIED = (RayActorError, OutOfMemoryError)  # the second: killed by Ray's memory monitor
-_LOOK_EVERY_S = 1.0  # whether Ray itself still lives
+_POLL_S = 1.0  # between two checks whether Ray itself is alive
 
 
 class RaySession:
-    """Everything on Ray that one run made."""
+    """All that one run created on Ray."""
 
     def __init__(
         self,
@@ -58,22 +57,25 @@ class RaySession:
         connection: Connection,
         replaces: str = "",
     ) -> None:
-        """``replaces``: how the server died that this session's is to replace; "": it is the first."""
+        """``replaces``: how the server died that this session's server replaces; "": it is the first."""
         self._config, self._policy, self._save, self._replaces = config, policy, save, replaces
         self._connection = connection
         self._scratch = Scratch()
         self._cluster: Cluster | None = None
         self._reservation: Reservation | None = None
-        self._host: Any = None
+        self._server: ServerActor | None = None
         self._node = ""  # the server's
 
     def open(self) -> Iterator[str]:
-        """Start or join, place, and build the engine in its actor; what is waited for meanwhile. ``close`` after any error."""
+        """Start or join a cluster, place the actors, and build the engine; yields what is waited for.
+
+        ``close`` must be called after any error.
+        """
         reap_runs()
         config, options = self._config, self._config.ray
         joined = options.address is not None
         runtime_env = runtime_env_for(named_modules(config, self._policy), joined=joined)
-        cluster = self._cluster = yield from self._reach(runtime_env)
+        cluster = self._cluster = yield from self._connect(runtime_env)
         notices: list[str] = []
         if not cluster.started:
             root = None if config.data.download else config.data.root
@@ -82,44 +84,43 @@ class RaySession:
         sites = yield from self._await_devices(devices, notices)
         layout = yield from self._place(devices, sites, notices)
         own_env = runtime_env if not cluster.started and not joined else cluster.runtime_env
-        self._host = start_host(layout.server, runtime_env=own_env)
-        make = partial(
-            make_service, config, self._policy, self._save, layout=layout, scratch=self._scratch, notices=notices
-        )
-        made = self._host.make.remote(make)
-        told = "waiting for server and workers to start, and to load model and data"
-        yield from waiting(lambda: self._is_ready(made, ClusterError), lambda: told)
-        self._built(made)
+        self._server = start_server(layout.server, runtime_env=own_env)
+        made = self._server.make.remote(config, self._policy, self._save, layout, self._scratch, notices)
+        text = "waiting for server and workers to start, and to load model and data"
+        yield from waiting(lambda: self._is_ready(made, ClusterError), lambda: text)
+        self._node = _server_node(made)
 
     def step(self, logged: int) -> EventBatch:
         """The next batch of events."""
         try:
-            return msgspec.msgpack.decode(self._get(self._host.call.remote("step", logged)), type=EventBatch)
+            return msgspec.msgpack.decode(self._get(self._opened.step.remote(logged)), type=EventBatch)
         except _SERVER_DIED as error:
             raise self._died(error) from error
 
     def save(self, logged: int, *, timeout_s: float) -> None:
-        """Write a checkpoint, if there is something new. Raises ``RunError`` where that did not come to an end in time."""
-        self._call("save", logged, timeout_s=timeout_s)
+        """Write a checkpoint, if there is something new. Raises ``RunError`` if that did not end in time."""
+        with self._errors_of("save", timeout_s):
+            self._get(self._opened.save.remote(logged), timeout_s=timeout_s)
 
     def weights(self, which: str, metadata: Mapping[str, str], *, timeout_s: float) -> Array:
         """Weights, copied out of the object store."""
-        data: Array = self._call("weights", which, metadata, timeout_s=timeout_s)
-        return data.copy()
+        with self._errors_of("weights", timeout_s):
+            data: Array = self._get(self._opened.weights.remote(which, metadata), timeout_s=timeout_s)
+            return data.copy()
 
     def close(self) -> None:
-        """Release what the run made, in the reverse order."""
-        if not ray.is_initialized():  # somebody else has ended this Ray already
-            self._host = self._reservation = None
+        """Release what the run created, in the reverse order."""
+        if not ray.is_initialized():  # it was shut down from outside
+            self._server = self._reservation = None
         lives = self._cluster is None or not self._cluster.ended()
-        if self._host is not None and lives:
-            # Gone or busy: its workers go with their placement groups below.
+        if self._server is not None and lives:
+            # If it has died or is busy, its workers end with their placement groups below.
             with suppress(*_SERVER_DIED, RayTaskError, GetTimeoutError):
-                ray.get(self._host.call.remote("close"), timeout=5)
-            ray.kill(self._host, no_restart=True)
-        self._host = None
-        # A Ray that we started goes with all that is on it; and if its processes were told to end along with this one, nobody
-        # would answer for a minute.
+                ray.get(self._server.close.remote(), timeout=5)
+            ray.kill(self._server, no_restart=True)
+        self._server = None
+        # A Ray that we started ends with all that is on it; and if its processes got a signal to end along with this one, it
+        # would not answer for a minute.
         if self._reservation is not None and (self._cluster is None or not self._cluster.started):
             self._reservation.close()
         self._reservation = None
@@ -129,11 +130,17 @@ class RaySession:
         self._connection.close()
         self._scratch.close()
 
-    def _call(self, method: str, *arguments: Any, timeout_s: float) -> Any:
-        """Call the service."""
+    @property
+    def _opened(self) -> ServerActor:
+        assert self._server is not None, "the session is not open"
+        return self._server
+
+    @contextmanager
+    def _errors_of(self, method: str, timeout_s: float) -> Iterator[None]:
+        """Turn what a call to the server raised into the errors of a run."""
         try:
             with store_told():
-                return self._get(self._host.call.remote(method, *arguments), timeout_s=timeout_s)
+                yield
         except StoreFull as error:
             raise RunError(str(error), stage="server") from error
         except GetTimeoutError as error:
@@ -142,35 +149,35 @@ class RaySession:
             raise self._died(error) from error
 
     def _get(self, reference: Any, *, timeout_s: float | None = None) -> Any:
-        """What a call gave. Raises what it raised, ``GetTimeoutError``, and ``ServerDied`` where Ray itself has ended."""
-        until = None if timeout_s is None else time.monotonic() + timeout_s
+        """The result of a call. Raises what it raised, ``GetTimeoutError``, and ``ServerDied`` if Ray itself has ended."""
+        end = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._is_ready(reference, ServerDied):
-            if until is not None and time.monotonic() >= until:
+            if end is not None and time.monotonic() >= end:
                 raise GetTimeoutError
         return ray.get(reference)
 
     def _is_ready(self, reference: Any, fault: type[FedbonsaiError]) -> bool:
-        """Whether a call is over; waits a moment for it. Raises ``fault`` where a Ray that we have started has ended."""
-        if ray.wait([reference], timeout=_LOOK_EVERY_S)[0]:
+        """Whether a call has ended; waits a moment for it. Raises ``fault`` if a Ray that we have started has ended."""
+        if ray.wait([reference], timeout=_POLL_S)[0]:
             return True
         assert self._cluster is not None
         if why := self._cluster.ended():
             raise fault(f"the local Ray has ended: {why}")
         return False
 
-    def _reach(self, runtime_env: dict[str, Any]) -> Generator[str, None, Cluster]:
-        """Start a local Ray, or join the one that is named. Raises ``ValueError``, and ``ClusterError`` where none comes up."""
+    def _connect(self, runtime_env: dict[str, Any]) -> Generator[str, None, Cluster]:
+        """Start a local Ray, or join the configured one. Raises ``ValueError``, and ``ClusterError`` if it does not start."""
         options = self._config.ray
         if options.address is not None:
             return join(options.address, runtime_env=runtime_env)
         local = self._connection.local
-        if local is None:  # whoever calls has connected this process
+        if local is None:  # the caller has connected this process
             cluster = attached({})
             if cluster is None:
                 raise ClusterError("this process was connected to a Ray, which it has left meanwhile")
             return cluster
         try:
-            yield from waiting(lambda: local.is_ready(_LOOK_EVERY_S), lambda: "waiting for a local Ray to start")
+            yield from waiting(lambda: local.is_ready(_POLL_S), lambda: "waiting for a local Ray to start")
             return connect(local)
         except RuntimeError as error:
             raise ClusterError(str(error)) from error
@@ -181,9 +188,9 @@ class RaySession:
     def _await_devices(
         self, devices: Sequence[RealDevice], notices: list[str]
     ) -> Generator[str, None, dict[int, Site]]:
-        """The nodes of real devices that are there. Raises ``ValueError`` where fewer have joined than must."""
-        cpus, least = self._config.ray.cpus, self._least(devices)
-        if self._replaces:  # whoever is missing may join later
+        """The nodes of the real devices that have joined. Raises ``ValueError`` if too few have."""
+        cpus, least = self._config.ray.cpus, self._min_devices(devices)
+        if self._replaces:  # the others may join later
             devices = [replace(device, join_timeout_s=0.0) for device in devices]
         sites = yield from await_devices(devices, cpus=cpus)
         missing = [device for device in devices if device.number not in sites]
@@ -200,8 +207,8 @@ class RaySession:
         notices.append(f"{count}, and the run goes on with them; {why}")
         return sites
 
-    def _least(self, devices: Sequence[RealDevice]) -> int:
-        """Real devices without which the run does not begin; it goes on with any number. Raises ``ValueError``."""
+    def _min_devices(self, devices: Sequence[RealDevice]) -> int:
+        """Real devices without which the run does not begin; none if it goes on. Raises ``ValueError``."""
         rule = self._config.ray.min_real_devices
         if rule is not None and rule > len(devices):
             raise ValueError(f"ray.min_real_devices is {rule}; the fleet has {len(devices)} real devices")
@@ -210,59 +217,72 @@ class RaySession:
     def _place(
         self, devices: Sequence[RealDevice], sites: Mapping[int, Site], notices: list[str]
     ) -> Generator[str, None, Layout]:
-        """Reserve the bundles of server, workers and partition hosts. Raises ``ValueError`` where they find no place.
+        """Reserve the bundles of server, workers and partition hosts. Raises ``ValueError`` if they cannot be placed.
 
-        After the death of a server one worker is enough to go on with, and the others may find their places later.
+        After the death of a server one worker is enough to go on with; the other bundles may be placed later.
         """
         options, fleet = self._config.ray, self._config.load_fleet()
-        count = self._config.workers or cores()
-        spare = max(float(cores()), 1.0) - options.server_cpus - options.host_cpus * fleet.hosts.count
-        wanted = {"CPU": options.cpus or spare / count}
+        num_workers, num_hosts = self._config.workers or cores(), fleet.hosts.count
+        spare = max(float(cores()), 1.0) - options.server_cpus - options.host_cpus * num_hosts
+        of_worker = {"CPU": options.cpus or spare / num_workers}
         if options.memory_bytes:
-            wanted["memory"] = float(options.memory_bytes)
-        workers = [Request("worker", wanted)] * (count if len(devices) < fleet.num_devices else 0)
-        requests = [Request("server", {"CPU": options.server_cpus}), *workers]
-        requests += [Request("partition host", {"CPU": options.host_cpus})] * fleet.hosts.count
-        last = 1 + len(workers)
-        order = (
-            [0, *range(last, len(requests)), *range(1, last)] if self._replaces else None
-        )  # what must be there first
-        kept = {site.node for site in sites.values()}
-        self._reservation = Reservation(requests, keep_off=kept, order=order)
+            of_worker["memory"] = float(options.memory_bytes)
+        workers = [Request("worker", of_worker)] * (num_workers if len(devices) < fleet.num_devices else 0)
+        hosts = [Request("partition host", {"CPU": options.host_cpus})] * num_hosts
+        requests = [Request("server", {"CPU": options.server_cpus}), *workers, *hosts]
+        first_host = 1 + len(workers)
+        # When a server is replaced, it and the hosts are needed before any worker.
+        order = [0, *range(first_host, len(requests)), *range(1, first_host)] if self._replaces else None
+        self._reservation = Reservation(requests, keep_off={site.node for site in sites.values()}, order=order)
 
-        def one_of_each(placed: list[bool]) -> bool:
-            return placed[0] and (not workers or any(placed[1:last]))
+        def server_and_a_worker(placed: list[bool]) -> bool:
+            return placed[0] and (not workers or any(placed[1:first_host]))
 
-        enough = one_of_each if self._replaces else all
+        enough = server_and_a_worker if self._replaces else all
         yield from self._reservation.wait(timeout_s=options.placement_timeout_s, enough=enough)
         if why := self._reservation.explain():
             notices.append(f"the run goes on with the bundles that have a place; {why}")
-        places = [
-            ActorPlacement(name=f"bundle {index}", cpus=request.resources["CPU"], placement=group)
-            for index, (request, group) in enumerate(zip(requests, self._reservation.groups, strict=True))
-        ]
-        at_work = [replace(place, memory_bytes=options.memory_bytes) for place in places[1:last]]
+        server, *others = self._reservation.groups
         return Layout(
-            server=places[0],
-            workers=at_work,
-            hosts=places[last:],
+            server=ActorPlacement(name="server", cpus=options.server_cpus, bundle=server),
+            workers=[
+                ActorPlacement(
+                    name=f"worker of bundle {index}",
+                    cpus=of_worker["CPU"],
+                    memory_bytes=options.memory_bytes,
+                    bundle=bundle,
+                )
+                for index, bundle in enumerate(others[: len(workers)], start=1)
+            ],
+            hosts=[
+                ActorPlacement(
+                    name=f"partition host {number}",
+                    group=f"partition host {number}",
+                    cpus=options.host_cpus,
+                    bundle=bundle,
+                    fallback=server,
+                )
+                for number, bundle in enumerate(others[len(workers) :])
+            ],
             devices=devices,
-            least_devices=self._least(devices),
+            min_devices=self._min_devices(devices),
         )
 
-    def _built(self, made: Any) -> None:
-        """The server's actor has built the engine, or not: raise what a user should hear."""
-        try:
-            self._node = ray.get(made)
-        except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, ValueError | FedbonsaiError):
-                raise cause from None
-            if isinstance(cause, WorkerFailure | StoreFull):
-                raise ClusterError(str(cause)) from None
-            raise
-        except _SERVER_DIED as error:
-            raise ServerDied(f"the server actor died while it started: {first_line(error)}") from error
-
     def _died(self, error: BaseException) -> ServerDied:
-        return ServerDied(f"the server actor died: {gone(self._node) or first_line(error)}")
+        return ServerDied(f"the server actor died: {node_failure(self._node) or first_line(error)}")
+
+
+def _server_node(made: Any) -> str:
+    """The node of a server whose ``make`` has ended; raises what a user should know if it has failed."""
+    try:
+        node: str = ray.get(made)
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, ValueError | FedbonsaiError):
+            raise cause from None
+        if isinstance(cause, WorkerFailure | StoreFull):
+            raise ClusterError(str(cause)) from None
+        raise
+    except _SERVER_DIED as error:
+        raise ServerDied(f"the server actor died while it started: {first_line(error)}") from error
+    return node

@@ -1,7 +1,7 @@
-"""Takes checkpoints of an engine, and puts them back: its state, the best weights so far, and the packets of views.
+"""Writes and restores checkpoints of an engine: its state, the best weights so far, and the packets of buffered views.
 
-Lives where the engine lives. The packets of a view never change, so they are fetched and written once. A checkpoint may lack
-some: their devices upload them again when they are wanted.
+Runs in the engine's process. The packets of a view never change, so they are fetched from their host and written once. A
+checkpoint may lack views; their devices upload them again when they are needed.
 """
 
 from collections.abc import Mapping
@@ -26,19 +26,19 @@ _SAVED = {
 
 
 class Saver:
-    """One engine's checkpoints."""
+    """The checkpoints of one engine."""
 
     def __init__(self, engine: Engine, plan: SavePlan) -> None:
-        """Raises ``ValueError`` for a place that cannot be used."""
+        """Raises ``ValueError`` if the place of the plan cannot be used."""
         self._engine, self._plan = engine, plan
         self._checkpoints = open_checkpoints(plan, channel=engine.channel)
-        self._views: dict[ViewKey, Stored] = {}  # packets that were written
+        self._views: dict[ViewKey, Stored] = {}  # views whose packets were written
 
     def start(self) -> dict[str, Tensor] | None:
-        """Put back the checkpoint that the plan names; the best weights.
+        """Restore the checkpoint that the plan names, if any; the best weights.
 
-        Raises ``ValueError`` for other data, and ``UnfitCheckpoint`` for one that is not of this run, or not what was written;
-        the engine is of no use then.
+        Raises ``ValueError`` if the run had other data, and ``UnfitCheckpoint`` if the checkpoint is not of this run or is
+        damaged; the engine cannot be used then.
         """
         manifest = self._plan.manifest
         best: dict[str, Tensor] | None = None
@@ -53,18 +53,18 @@ class Saver:
         return best
 
     def due(self, version: int) -> bool:
-        """Whether a checkpoint of this version is to be written now."""
+        """Whether a checkpoint of this version should be written now."""
         return self._checkpoints.due(version)
 
     def save(self, version: int, *, events: int, best: Mapping[str, Tensor] | None) -> None:
-        """Write a checkpoint; raises ``RunError`` where that fails."""
+        """Write a checkpoint. Raises ``RunError`` if that fails."""
         self._checkpoints.begin()
         self._save_views()
         value = {"engine": self._engine.saved(), "best": best, "views": self._views}
         self._checkpoints.write(value, version=version, events=events)
 
     def check(self, saved: Any) -> None:
-        """Raise ``Damaged`` for what is no checkpoint of this engine, and ``ValueError`` for one on other data."""
+        """Raise ``Damaged`` if this is no checkpoint of the engine, and ``ValueError`` if the run had other data."""
         if found := mismatch(saved, _SAVED, into_structs=False):
             raise Damaged(f"{found[0]} {found[1]}")
         best: dict[str, Tensor] | None = saved["best"]
@@ -74,7 +74,7 @@ class Saver:
         self._engine.check(saved["engine"])
 
     def _restore(self, saved: Any) -> dict[str, Tensor] | None:
-        """Put what was checked in its places; the best weights. Raises ``Damaged``."""
+        """Restore a checkpoint that was checked; the best weights. Raises ``Damaged``."""
         self._engine.restore(saved["engine"])
         self._restore_views(saved["views"])
         self._engine.resume()
@@ -82,20 +82,20 @@ class Saver:
         return best
 
     def _save_views(self) -> None:
-        """Write the packets of views that no checkpoint has had yet. What a host lacks, or has no time for, is left out."""
-        there, missing = dict[ViewKey, Stored](), dict[int, list[ViewKey]]()
+        """Write the packets of views that are in no checkpoint yet, but for those that a host lacks or is too busy to send."""
+        saved, missing = dict[ViewKey, Stored](), dict[int, list[ViewKey]]()
         for key, view, _ in self._engine.replay.placed():
             if key in self._views:
-                there[key] = self._views[key]
+                saved[key] = self._views[key]
             else:
                 missing.setdefault(view.host, []).append(key)
         for host, keys in missing.items():
             for key, body in self._engine.pool.bodies(host, keys).items():
-                there[key] = self._checkpoints.store(body.tobytes())
-        self._views = there
+                saved[key] = self._checkpoints.store(body.tobytes())
+        self._views = saved
 
     def _restore_views(self, stored: Mapping[ViewKey, Stored]) -> None:
-        """Give the hosts their packets back, one view at a time. Raises ``Damaged``."""
+        """Send the hosts the packets of their views, one view at a time. Raises ``Damaged``."""
         for key, view, _ in self._engine.replay.placed():
             if key not in stored:
                 continue

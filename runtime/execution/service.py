@@ -1,8 +1,8 @@
-"""The engine as the driver sees it: asked for events in small batches, in process or in the server's actor.
+"""The engine as the driver uses it, in process or in the server's actor: it returns events in small batches.
 
 driver                         service
-step()            ->           run for a quarter of a second, and never past the end of a round
-                  <-           events (msgpack), whether it is over, the error that ended it
+step()            ->           runs for a quarter of a second, and never past the end of a round
+                  <-           events (msgpack), whether the run is over, the error that ended it
 weights("best")   ->  <-       the bytes of a safetensors file
 """
 
@@ -25,12 +25,12 @@ _BATCH_S = 0.25
 
 
 class Service:
-    """Drives an engine. The best weights so far are kept, so that the driver may fetch them at the end."""
+    """Drives an engine, and keeps the best weights so far for the driver to fetch at the end."""
 
     def __init__(self, engine: Engine, plan: SavePlan | None = None, notices: Sequence[str] = ()) -> None:
-        """Nothing has happened yet, or all that the checkpoint holds which ``plan`` names. Raises ``ValueError``.
+        """At the beginning of the run, or at the checkpoint that ``plan`` names. Raises ``ValueError``, ``UnfitCheckpoint``.
 
-        ``notices``: what an operator should know before the first event.
+        ``notices``: sentences for the operator, before the first event.
         """
         self._engine = engine
         self._best: dict[str, torch.Tensor] | None = None
@@ -43,10 +43,10 @@ class Service:
         self._events: Iterator[AnyEvent] = engine.go_on(notices) if resumed else engine.events(notices)
 
     def step(self, logged: int) -> bytes:
-        """Advance for about a quarter of a second, or to the end of the round or of the start; a ``EventBatch`` in msgpack.
+        """Advance for about a quarter of a second, or to the end of the round or of the start; an ``EventBatch`` in msgpack.
 
-        ``logged``: events that the driver has written by now, its own among them.
-        Nothing is in flight between synchronous rounds, so a driver that pauses there pauses the run.
+        ``logged``: how many events the driver has written to the log, its own among them. Nothing is in flight between
+        synchronous rounds, so a driver that pauses there pauses the run.
         """
         events: list[AnyEvent] = []
         until = time.monotonic() + _BATCH_S
@@ -70,14 +70,14 @@ class Service:
                     self._best = self._engine.weights()
                 if isinstance(
                     event, RunStarted | VersionClosed
-                ):  # the head is told before the first round, however long
+                ):  # RunStarted is shown before the first round, however long
                     break
-        except Exception as error:  # whatever ended the run travels to the driver, which raises it there
+        except Exception as error:  # sent to the driver, which raises it there
             over, fault = True, describe(error)
         return msgspec.msgpack.encode(EventBatch(events=events, over=over, fault=fault))
 
     def weights(self, which: str, metadata: Mapping[str, str]) -> Array:
-        """The "final" (current) weights, or the "best" by evaluation (the current ones before the first).
+        """The "final" (current) weights, or the "best" by evaluation (the current ones before the first evaluation).
 
         As the bytes of a safetensors file with ``metadata``, so that a driver that only writes them needs no torch.
         """
@@ -85,7 +85,7 @@ class Service:
         return np.frombuffer(safetensors.torch.save(tensors, metadata=dict(metadata)), np.uint8)
 
     def save(self, logged: int) -> None:
-        """Write a checkpoint of the version that closed with the last event; harmless where none did.
+        """Write a checkpoint of the version that closed with the last event, if one did.
 
         ``logged``: as in ``step``.
         """

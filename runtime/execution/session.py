@@ -1,4 +1,4 @@
-"""Where the engine of a run lives: in this process, or behind Ray."""
+"""A session executes the engine of a run: in this process, or in an actor on Ray."""
 
 from collections.abc import Generator, Iterator, Mapping
 from typing import Protocol
@@ -12,38 +12,39 @@ from .step import EventBatch
 
 
 class Session(Protocol):
-    """Where the engine lives: in process, or behind Ray."""
+    """Executes the engine of a run. ``open`` comes first, ``close`` last."""
 
     def open(self) -> Iterator[str]:
-        """Build the engine; what is waited for meanwhile, one sentence each. Nothing else works before."""
+        """Build the engine; yields what is waited for meanwhile, one sentence each."""
         ...
 
     def step(self, logged: int) -> EventBatch:
-        """The next batch of events. ``logged``: events of the run that have been written by now."""
+        """The next batch of events. ``logged``: how many events of the run have been written to its log."""
         ...
 
     def save(self, logged: int, *, timeout_s: float) -> None:
-        """Write a checkpoint of the version that closed with the last step, if one did, and no other was written of it."""
+        """Write a checkpoint of the version that closed with the last step, if one closed and it has none yet."""
         ...
 
     def weights(self, which: str, metadata: Mapping[str, str], *, timeout_s: float) -> Array:
         """The "best" or "final" weights, as the bytes of a safetensors file with ``metadata``.
 
-        Raises ``RunError`` when they are not there within ``timeout_s``.
+        Raises ``RunError`` if they do not arrive within ``timeout_s``.
         """
         ...
 
     def close(self) -> None:
-        """Release everything that the run made."""
+        """Release all that the run created."""
         ...
 
 
 def open_session(
     config: Config, policy: Policy, save: SavePlan | None, *, replaces: str = ""
 ) -> Generator[str, None, Session]:
-    """A session of the configured back end; what is waited for until it is open, one sentence each.
+    """Open a session on the configured back end; yields what is waited for, one sentence each.
 
-    ``replaces``: of the session before it, how its server died. A user's mistake in what is built becomes a ``ConfigError``.
+    ``replaces``: how the server died whose session this one replaces; "": there was none. A ``ValueError`` becomes a
+    ``ConfigError``.
     """
     try:
         session = _new_session(config, policy, save, replaces)
@@ -59,12 +60,12 @@ def open_session(
 
 def _new_session(config: Config, policy: Policy, save: SavePlan | None, replaces: str) -> Session:
     if config.backend == "inline":
-        from .inline_session import InlineSession  # each here, since one imports torch and the other Ray
+        from .inline_session import InlineSession  # imported here, since one needs torch and the other Ray
 
         return InlineSession(config, policy, save)
     from .ray_connection import Connection
 
-    connection = Connection(config, policy)  # a local Ray begins to start, which takes longer than what is imported now
+    connection = Connection(config, policy)  # starts a local Ray, which takes longer than the imports below
     try:
         from .ray_session import RaySession
 

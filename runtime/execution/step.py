@@ -1,6 +1,6 @@
-"""What the engine's service gives the driver: events in small batches, and the error that ended the run.
+"""What the service sends to the driver: events in small batches, and the error that ended the run.
 
-An error crosses as (kind, sentence, trace): an exception of the user's code may not be importable on the driver's side.
+An error is sent as kind, sentence and trace, since the driver may be unable to import an exception of the user's code.
 """
 
 import traceback
@@ -14,9 +14,9 @@ from ..events import AnyEvent
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """What ended a run: "config" (a user's mistake), "run" (expected), or "bug"; the sentence, and where it happened.
+    """What ended a run: its kind ("config": a user's mistake; "run": expected; "bug"), a sentence, and where it happened.
 
-    ``trace``: of a bug, or of a user's code; "" where the sentence says all.
+    ``trace``: of a bug or of a user's code; else "".
     """
 
     kind: str
@@ -28,7 +28,7 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class EventBatch(msgspec.Struct, frozen=True):
-    """Events since the last step, in order; whether the run is over; what ended it, if it did not end well."""
+    """The events since the last step, in order; whether the run is over; and the error that ended it, if any."""
 
     events: list[AnyEvent]
     over: bool
@@ -36,7 +36,7 @@ class EventBatch(msgspec.Struct, frozen=True):
 
 
 def describe(error: Exception) -> Fault:
-    """An exception, ready to cross to another process."""
+    """An exception as a fault, which can be sent to another process."""
     if isinstance(error, ConfigError):
         return Fault("config", str(error))
     if isinstance(error, RunError):
@@ -47,7 +47,7 @@ def describe(error: Exception) -> Fault:
 
 
 def exception(fault: Fault) -> Exception:
-    """A fault as an exception of this process, with its original trace."""
+    """A fault as an exception, with its original trace."""
     if fault.kind == "config":
         return ConfigError(fault.text)
     error = RunError(fault.text, device=fault.device, round_=fault.round, stage=fault.stage)

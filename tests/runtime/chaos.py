@@ -1,4 +1,4 @@
-"""Runs during which random processes of theirs are killed, and what must hold of them all the same."""
+"""Runs during which random actors and nodes are killed, and the invariants that must hold nevertheless."""
 
 import os
 import random
@@ -16,7 +16,7 @@ from .nodes import OF_WORKER
 from .processes import actor_pids, wait_until
 
 LINK = {"memory_bytes": 10**9, "up_bytes_per_s": 10**9, "down_bytes_per_s": 10**9}
-VICTIMS = {"Worker": 3, "PartitionHostActor": 3, "ObjectActor": 2}  # by weight; the last one is the server
+VICTIMS = {"WorkerActor": 3, "PartitionHostActor": 3, "ServerActor": 2}  # by weight; the last one is the server
 NODE = {"Node": 1}  # with all that is there
 CONFIG = {
     "seed": 7,
@@ -36,18 +36,17 @@ CONFIG = {
 
 
 class Killer:
-    """Kills so many of our actors while it is open, or ``node``, where another comes: first one of each kind, then as drawn.
+    """Kills so many actors of a run while it is open, or ``node``, which is started again: one of each kind, then at random.
 
-    Between two of them it waits for one to four seconds; ``done`` says how many there were. A server is killed at any moment,
-    also while it starts, but once before the run has come further: what dies four times at one checkpoint ends the run, as it
-    should.
+    One to four seconds pass between two kills; ``done`` is their number. A server is killed at any moment, also while it
+    starts, but only once until the next version closes: a run whose server dies four times at one checkpoint should end.
     """
 
     def __init__(self, seed, kills, node=None):
         self._draw, self._kills, self._over = random.Random(seed), kills, threading.Event()
         self._node, self._victims = node, VICTIMS | (NODE if node else {})
         self.killed = Counter()
-        self.spares = 1  # deaths of the server that may follow now
+        self.spares = 1  # times that the server may be killed before the next version closes
         self.fault = None
         self._thread = threading.Thread(target=self._run)
 
@@ -64,7 +63,7 @@ class Killer:
         return sum(self.killed.values())
 
     def await_share(self, share):
-        """Return when this share of the kills is done, so that a run is not over before them."""
+        """Wait until this share of the kills is done, so that the run does not end before them."""
         told = f"only {self.done} of {self._kills} were killed"
         wait_until(lambda: self.fault or self.done >= int(share * self._kills), seconds=300, told=told)
         if self.fault:
@@ -78,25 +77,25 @@ class Killer:
                 (drawn,) = self._draw.choices(list(self._victims), list(self._victims.values()))
                 kind = kinds.pop() if kinds else drawn
                 self._kill_node() if kind == "Node" else self._kill(kind, self._draw.random())
-        except Exception as fault:  # told where the run is followed
+        except Exception as fault:  # raised by ``await_share``
             self.fault = fault
 
     def _kill(self, kind, which):
-        """Kill one of a kind, once there is one that may be."""
+        """Kill an actor of a kind, as soon as one exists that may be killed."""
         while not self._over.is_set():
             pids = sorted(actor_pids(kind))
-            if pids and (kind != "ObjectActor" or self.spares):
-                with suppress(ProcessLookupError):  # it has just gone by itself
+            if pids and (kind != "ServerActor" or self.spares):
+                with suppress(ProcessLookupError):  # it has just ended by itself
                     os.kill(pids[int(which * len(pids))], signal.SIGKILL)
                     self.killed[kind] += 1
-                    self.spares -= kind == "ObjectActor"
+                    self.spares -= kind == "ServerActor"
                     return
             self._over.wait(0.05)
 
     def _kill_node(self):
-        with_server = bool(self._node.pids().intersection(actor_pids("ObjectActor")))
+        with_server = bool(self._node.pids().intersection(actor_pids("ServerActor")))
         while with_server and not self.spares and not self._over.wait(0.05):
-            with_server = bool(self._node.pids().intersection(actor_pids("ObjectActor")))
+            with_server = bool(self._node.pids().intersection(actor_pids("ServerActor")))
         self._node.kill()
         self.killed["Node with the server" if with_server else "Node"] += 1
         self.spares -= with_server
@@ -104,12 +103,12 @@ class Killer:
 
 
 def survive(*, seed, kills, rounds, node=None):
-    """Run through so many kills; what was killed, the summary, and notices. The caller's Ray must be there.
+    """A run during which so many kills happen, on the caller's Ray: what was killed, the summary, and the notices.
 
-    ``node``: a part of it, of ``CPUS`` each, which is among the victims. Where the run is faster than the kills, it waits.
+    ``node``: a node of ``CPUS`` cores, which may be killed too; the head has as many. The run waits for the kills.
 
-    Asserts, of the run's log, that each plan has one outcome, no update counts twice, and the ledger is the sum of what plans
-    carried; and of what was iterated that what died was noticed. (Who iterates sees again what the log lost with a server.)
+    Asserts of the log that each plan has one outcome, no update counts twice, and the ledger is the sum of what the plans
+    carried; and of the events iterated that deaths were reported. (They include those that the log lost with a server.)
     """
     notices = []
     with TemporaryDirectory() as folder:

@@ -36,7 +36,7 @@ CPUS, OF_WORKER = 2, 1.8  # of nodes on which one worker finds room, beside the 
 
 
 class OtherNode:
-    """A second node on this machine, which can be killed with all that runs there, and come again as another one."""
+    """A second node on this machine, which can be killed with all its processes, and started again as another node."""
 
     def __init__(self, cluster, *, num_cpus, resources=None, labels=None):
         self._cluster, self._num_cpus = cluster, num_cpus
@@ -52,8 +52,8 @@ class OtherNode:
         self.wait_until_noticed()
 
     def start(self):
-        """Have one there."""
-        there = {found["NodeID"] for found in ray.nodes()}
+        """Start the node."""
+        known = {found["NodeID"] for found in ray.nodes()}
         with _environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._cluster.token} | QUICK), _loopback_only():
             self._node = Node(
                 RayParams(
@@ -66,29 +66,29 @@ class OtherNode:
             )  # fmt: skip
 
         def new():
-            return [found["NodeID"] for found in ray.nodes() if found["Alive"] and found["NodeID"] not in there]
+            return [found["NodeID"] for found in ray.nodes() if found["Alive"] and found["NodeID"] not in known]
 
         wait_until(new, told="the node has not come up")
         (self.node_id,) = new()
 
     def pids(self):
-        """All of its processes."""
+        """All processes of the node."""
         roots = [process.pid for process in self._roots()]
         pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
         return {pid for pid in pids if any(descends(pid, root) for root in roots)}
 
     def kill(self):
-        """End it as a power cut would, if it is there. Ray notices later."""
+        """Kill the node as a power cut would, if it runs. Ray notices it later."""
         if self._node is None:
             return
         for pid in self.pids():
-            with suppress(ProcessLookupError):  # gone with the one before
+            with suppress(ProcessLookupError):  # ended with its parent
                 os.kill(pid, signal.SIGKILL)
         for process in self._roots():
             process.wait()
 
     def wait_until_noticed(self):
-        """Return when Ray lists no node but the head as alive: the next test must not find this one."""
+        """Wait until Ray lists only the head as alive, so that the next test does not find this node."""
         wait_until(
             lambda: sum(found["Alive"] for found in ray.nodes()) == 1, told="the death of the node was not noticed"
         )
@@ -98,18 +98,18 @@ class OtherNode:
 
 
 class Trap:
-    """A loss in which a node can be made to stand still, so that what it was given is in flight when it is killed."""
+    """A loss function that can be made to block on one node, so that plans are in flight there when the node is killed."""
 
     LOSS = "standing_still:loss"  # for ``training.loss``
 
     def __init__(self, folder):
-        """Write the loss's module there; the folder must be on the path."""
-        sys.modules.pop("standing_still", None)  # that of another test
+        """Write the module of the loss into a folder that is on the import path."""
+        sys.modules.pop("standing_still", None)  # that of another test, in another folder
         (folder / "standing_still.py").write_text(STANDS_STILL.format(folder=str(folder)))
         self._node, self._caught = folder / "node", folder / "caught"
 
     def set(self, node):
-        """The next loss that this node computes is its last: then it is killed."""
+        """Kill the node when it computes its next loss."""
         self._node.write_text(node.node_id)
         threading.Thread(target=self._kill, args=[node], daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Processes of the actors that a run started, and runs that lose one."""
+"""Processes of the actors of a run, and runs in which an actor is killed."""
 
 import os
 import re
@@ -12,11 +12,14 @@ from pathlib import Path
 import fedbonsai
 from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
 
-LIMIT_S = 300  # for what takes seconds on an idle machine: it tells what hangs from what is slow
+ACTORS = ("WorkerActor", "PartitionHostActor", "ServerActor")
+LIMIT_S = (
+    300  # for what takes seconds on an idle machine; longer than any slow machine needs, so that what exceeds it hangs
+)
 
 
-def actor_pids(kind):
-    """Processes of our Ray's actors of a class."""
+def actor_pids(actor_class):
+    """Processes of our Ray's actors of a class, which Ray names after it."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -24,7 +27,7 @@ def actor_pids(kind):
                 line = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if line.startswith(f"ray::{kind}".encode()) and descends(int(entry.name), os.getpid()):
+            if line.startswith(f"ray::{actor_class}".encode()) and descends(int(entry.name), os.getpid()):
                 found.append(int(entry.name))
     return found
 
@@ -35,18 +38,18 @@ def has_closed_a_version(folder):
     return events.exists() and b"VersionClosed" in events.read_bytes()
 
 
-def wait_until_gone(*kinds):
-    """Return when no actor of these classes is left of runs that are over: Ray ends them in its own time."""
-    wait_until(lambda: not [pid for kind in kinds for pid in actor_pids(kind)], told=f"{kinds} have outlived their run")
+def wait_until_gone():
+    """Wait until the actors of earlier runs have ended, which Ray does some time after the run."""
+    wait_until(lambda: not [pid for name in ACTORS for pid in actor_pids(name)], told="actors have outlived their run")
 
 
 def heed_interrupts():
-    """For a command that is to be sent SIGINT: where the tests run in the background, it would inherit that it is ignored."""
+    """Have a command react to SIGINT: it would inherit that SIGINT is ignored if the tests run in the background."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def descendants(pid):
-    """All processes below ``pid`` that run (a zombie does not)."""
+    """All descendants of ``pid`` that are alive (zombies are not)."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -63,7 +66,7 @@ def descendants(pid):
 
 
 def alive(pid):
-    """Whether a process runs (a zombie does not)."""
+    """Whether a process is alive (a zombie is not)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -72,7 +75,7 @@ def alive(pid):
 
 @contextmanager
 def command(arguments, **how):
-    """A process whose output is read; it is ended with all that it has started, also where the test fails."""
+    """A process whose output is captured; it is killed with its descendants at the end, also if the test fails."""
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how) as process:
         try:
             yield process
@@ -82,8 +85,8 @@ def command(arguments, **how):
                     os.kill(pid, signal.SIGKILL)
 
 
-def wait_until(condition, *, seconds=LIMIT_S, told="it did not come about"):
-    """Return when a condition holds."""
+def wait_until(condition, *, seconds=LIMIT_S, told="it did not happen"):
+    """Wait until a condition holds."""
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, f"{told} within {seconds} s"
@@ -91,7 +94,7 @@ def wait_until(condition, *, seconds=LIMIT_S, told="it did not come about"):
 
 
 def descends(pid, root):
-    """Whether a process is ours or below us: other Rays on the machine are left alone."""
+    """Whether a process is ``root`` or a descendant: other Rays on the machine are not touched."""
     while pid > 1 and pid != root:
         try:
             pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -101,17 +104,17 @@ def descends(pid, root):
 
 
 TOLD = {
-    "Worker": re.compile("worker of bundle .* died .* (is|was) replaced"),
+    "WorkerActor": re.compile("worker of bundle .* died .* (is|was) replaced"),
     "PartitionHostActor": re.compile("host . died .* replaced"),
 }
 DELAY_S = 0.3
 
 
 def killed_in_mid_stream(config, *victims):
-    """A run on Ray that loses an actor of the first kind in its second round, of the second kind in its third, and so on.
+    """A run on Ray in which an actor of the first class is killed in round 2, one of the second class in round 3, and so on.
 
-    Each dies ``DELAY_S`` after its round began: the streams of these rounds must be longer. Asserts that each was noticed,
-    and that plans were placed again in its round; the summary.
+    Each is killed ``DELAY_S`` after its round began, so the streams of these rounds must take longer. Asserts that each death
+    was reported, and that plans were retried in its round. Returns the summary.
     """
     run = fedbonsai.run(config | {"stop": {"rounds": 1 + len(victims)}}, backend="ray", workers=2)
     notices, again = [], set()
@@ -127,5 +130,5 @@ def killed_in_mid_stream(config, *victims):
     return run.summary
 
 
-def kill_one(kind):
-    os.kill(actor_pids(kind)[0], signal.SIGKILL)
+def kill_one(actor_class):
+    os.kill(actor_pids(actor_class)[0], signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Chaos: workers, partition hosts, the server and a node are killed at random moments; the run comes out the same."""
+"""Workers, partition hosts, the server and a node are killed at random moments; the result of the run is the same."""
 
 import fedbonsai
 import pytest
@@ -18,7 +18,7 @@ def test_a_run_survives_one_kill_of_each_kind_and_another():
     with start_local(num_cpus=CPUS, env_vars=QUICK) as cluster, OtherNode(cluster, num_cpus=CPUS) as node:
         killed, summary, _ = survive(seed=29, kills=KILLS, rounds=ROUNDS, node=node)
     assert sum(killed.values()) == KILLS
-    assert {kind.split()[0] for kind in killed} == {"Worker", "PartitionHostActor", "ObjectActor", "Node"}
+    assert {kind.split()[0] for kind in killed} == {"WorkerActor", "PartitionHostActor", "ServerActor", "Node"}
     outcomes = summary["outcomes"]
     assert outcomes["failed"] == outcomes["rejected"] == outcomes["out_of_memory"] == 0
     assert summary["accuracy"] > expected.summary["accuracy"] - 0.1

@@ -166,7 +166,7 @@ def test_mistakes_are_told_with_what_is_allowed():
 def test_on_ray_it_is_the_same_also_when_actors_are_killed_in_mid_stream():
     changes = {**ecofed(period=1), "training": {"batch_size": 4}, "stop": {"rounds": 3}}
     expected, _ = finished(**changes)
-    summary = killed_in_mid_stream(BASE | changes, "PartitionHostActor", "Worker")
+    summary = killed_in_mid_stream(BASE | changes, "PartitionHostActor", "WorkerActor")
     same = ("model_hash", "up_by_kind", "down_by_kind", "virtual_s", "outcomes")
     assert {key: summary[key] for key in same} == {key: expected[key] for key in same}
 
@@ -178,10 +178,10 @@ def test_on_ray_replays_need_no_device():
     run = fedbonsai.run(BASE | changes, backend="ray", workers=2)
     for event in run:
         if isinstance(event, VersionClosed) and event.version == 1:
-            for pid in actor_pids("Worker"):  # of the two replay rounds to come no worker knows
+            for pid in actor_pids("WorkerActor"):  # of the two replay rounds to come no worker knows
                 os.kill(pid, signal.SIGSTOP)
         if isinstance(event, VersionClosed) and event.version == 3:
-            for pid in actor_pids("Worker"):
+            for pid in actor_pids("WorkerActor"):
                 os.kill(pid, signal.SIGCONT)
     assert run.summary["model_hash"] == expected["model_hash"]
 

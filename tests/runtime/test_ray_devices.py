@@ -1,4 +1,4 @@
-"""Real devices as nodes of a cluster: a board that is missing, joins, goes away in mid-plan, and joins again."""
+"""Real devices as nodes of a cluster: a board that is missing, joins, leaves in mid-plan, and joins again."""
 
 from collections import Counter
 from itertools import pairwise
@@ -37,7 +37,7 @@ def head(own_ray):
 
 @pytest.fixture
 def board(head):
-    """A node with the label and one core, which is not there yet."""
+    """A node with the label and one core, which has not been started."""
     node = OtherNode(head, num_cpus=1, labels={"board": "rpi4"})
     yield node
     node.kill()

@@ -1,4 +1,4 @@
-"""Workers that hang, and plans that kill whoever carries them out: the run goes on, and nobody else pays for it."""
+"""Workers and hosts that hang or die, and a plan that kills every worker: the run goes on, and other plans are not affected."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def told(run, at_first_version=lambda: None):
-    """Notices and reports of a run, during which something is done when the first version has closed."""
+    """Notices and reports of a run; ``at_first_version`` is called when the first version has closed."""
     notices, ended = [], []
     for event in run:
         notices += [event.text] if isinstance(event, Notice) else []
@@ -42,11 +42,11 @@ def test_a_worker_that_hangs_is_ended_and_replaced():
     run, stopped = fedbonsai.run(BASE | {"ray": {"stuck_after_s": 10}}, backend="ray", workers=2), []
 
     def stop_one():
-        stopped.append(actor_pids("Worker")[0])
+        stopped.append(actor_pids("WorkerActor")[0])
         os.kill(stopped[0], signal.SIGSTOP)
 
     notices, ended = told(run, stop_one)
-    wait_until(lambda: stopped[0] not in actor_pids("Worker"))  # Ray gives a process some seconds to end by itself
+    wait_until(lambda: stopped[0] not in actor_pids("WorkerActor"))  # Ray gives a process some seconds to end by itself
     assert any("stuck: it ran one plan for more than 10 s" in text and "replaced" in text for text in notices), notices
     assert {report.outcome.value for report in ended} == {"done"}
     assert run.summary["model_hash"] == expected.summary["model_hash"]
@@ -64,15 +64,15 @@ def test_a_partition_host_that_hangs_is_ended_and_replaced():
     notices, ended = told(run, stop_one)
     why = "died (stuck: it did not answer for more than 12 s) and is replaced"
     assert [text for text in notices if text.endswith(why)]
-    assert not [text for text in notices if text.startswith("worker")], "its devices' workers are not to blame"
+    assert not [text for text in notices if text.startswith("worker")], "the workers that wait for it are not replaced"
     assert {report.outcome.value for report in ended} <= {"done", "late"}
     assert run.summary["model_hash"] == expected.summary["model_hash"]
 
 
 def test_a_worker_that_dies_while_it_starts_is_replaced():
     def kill_the_first():
-        wait_until(lambda: actor_pids("Worker"))
-        os.kill(actor_pids("Worker")[0], signal.SIGKILL)
+        wait_until(lambda: actor_pids("WorkerActor"))
+        os.kill(actor_pids("WorkerActor")[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_the_first)
     killer.start()
@@ -96,7 +96,7 @@ def test_a_plan_that_kills_every_worker_is_lost_and_those_behind_it_are_not(tmp_
             from fedbonsai.policies.policy import NEEDS_PLANS
 
             def loss(output, target):
-                if Path("/proc/self/cmdline").read_bytes().startswith(b"ray::Worker"):  # the server measures it
+                if Path("/proc/self/cmdline").read_bytes().startswith(b"ray::WorkerActor"):  # the server measures it
                     os._exit(1)
                 return output.sum()
 
@@ -125,17 +125,17 @@ def test_a_plan_that_kills_every_worker_is_lost_and_those_behind_it_are_not(tmp_
     assert sum("is replaced" in text for text in notices) == 3
 
 
-def test_a_host_that_dies_while_it_owes_a_sign_of_life_is_replaced():
-    """Its sign and what it was asked to end fail at once: the server was stopped while it died."""
+def test_a_host_that_dies_while_a_heartbeat_is_pending_is_replaced():
+    """The heartbeat and the calls that end its slots fail at once, because the server is stopped while the host dies."""
     config = CONFIG | {"ray": {"stuck_after_s": 8}, "stop": {"rounds": 3}}
     expected = fedbonsai.run(config, backend="inline")
     list(expected)
     run = fedbonsai.run(config, backend="ray")
 
     def stop_and_kill():
-        (server,), host = actor_pids("ObjectActor"), actor_pids("PartitionHostActor")[0]
+        (server,), host = actor_pids("ServerActor"), actor_pids("PartitionHostActor")[0]
         os.kill(host, signal.SIGSTOP)  # now, before the run has been asked for its next round
-        threading.Timer(3.0, kill, [server, host]).start()  # a sign is asked for every two seconds
+        threading.Timer(3.0, kill, [server, host]).start()  # a heartbeat is asked for every two seconds
 
     def kill(server, host):
         os.kill(server, signal.SIGSTOP)

@@ -1,15 +1,18 @@
-"""A whole node of a cluster is killed: what was there is placed again elsewhere, or the run ends and says why."""
+"""A whole node of a cluster is killed: its actors are placed elsewhere, or the run ends and says why."""
 
 import re
 
 import fedbonsai
 import pytest
 import ray
+from fedbonsai.actors.messages.host_messages import ReplaySettings
 from fedbonsai.actors.pool import WorkerFailure
-from fedbonsai.actors.ray_backend import faults as ray_faults
-from fedbonsai.actors.ray_backend.host_group import HostGroup
-from fedbonsai.actors.ray_backend.ray_place import ActorPlacement
+from fedbonsai.actors.ray_backend import actor_group
+from fedbonsai.actors.ray_backend.actor_placement import ActorPlacement
+from fedbonsai.actors.ray_backend.host_actor import HostSlot
+from fedbonsai.actors.ray_backend.partition_hosts import PartitionHosts
 from fedbonsai.clusters.ray_backend.ray_cluster import start_local
+from fedbonsai.clusters.scratch import Scratch
 from fedbonsai.runtime.errors import RunError
 from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -19,13 +22,13 @@ from .nodes import QUICK, OtherNode, Trap
 
 CONFIG = CHAOS | {"training": CHAOS.get("training", {}) | {"loss": Trap.LOSS}}
 HEAD_CPUS, OF_WORKER = 3, 0.97
-BESIDE_SERVER, ALONE = 2.9, 3.0  # what somebody else takes of the head node
-FOR_ONE_WORKER = 1.4  # what is enough for the server, the hosts and one worker
+BESIDE_SERVER, ALONE = 2.9, 3.0  # what tenants reserve on the head node
+FOR_ONE_WORKER = 1.4  # enough for the server, the hosts and one worker
 
 
 @ray.remote
 class Tenant:
-    """Somebody else on the head node: while it is there, only the server fits beside it, or nothing."""
+    """Reserves cores of the head node, so that only the server fits beside it, or nothing."""
 
     def is_there(self):
         return True
@@ -45,9 +48,10 @@ def trap(tmp_path, monkeypatch):
 
 
 def lose_the_other_node(cluster, config, trap, *, frees, takes=BESIDE_SERVER, **how):
-    """A run that is on the other node, all but the server where the tenants leave it room; which is killed in mid-round.
+    """The events of a run whose actors are on another node, which is killed in mid-round.
 
-    Its events. ``takes``: what the tenants take of the head node, and ``frees``: what they give back then.
+    ``takes``: cores of the head node that tenants reserve, which leave room for the server or for nothing. ``frees``: those of
+    them that are released when the node is killed.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     stays, leaves = [
@@ -72,7 +76,7 @@ def lose_the_other_node(cluster, config, trap, *, frees, takes=BESIDE_SERVER, **
 
 
 def groups():
-    """Placement groups that are there."""
+    """The placement groups that are placed."""
     return [found for found in ray.util.placement_group_table().values() if found["state"] == "CREATED"]
 
 
@@ -128,65 +132,61 @@ def test_where_nothing_is_left_to_run_on_the_run_ends(head, trap):
         lose_the_other_node(head, config | {"stop": {"rounds": 1000}}, trap, frees=0.05)
 
 
-class Echo:
-    """What a host may be."""
-
-    def close(self):
-        pass
-
-
-class FailsToStart:
-    """What a host should not be."""
-
-    def __init__(self):
-        raise OSError("no such disk")
+def hosts_in(server, bundles, *, replay=None, timeout_s=5):
+    """Partition hosts in these bundles, beside a server in another one."""
+    placements = [
+        ActorPlacement(name=f"partition host {number}", group=str(number), cpus=0.1, bundle=bundle, fallback=server)
+        for number, bundle in enumerate(bundles)
+    ]
+    return PartitionHosts(
+        None, replay or ReplaySettings(), scratch=Scratch(), placements=placements, placement_timeout_s=timeout_s
+    )
 
 
 @pytest.fixture
-def places_of():
-    """``places_of({"CPU": 1}, ...)``: places, each in a bundle of its own."""
+def bundles_of():
+    """``bundles_of({"CPU": 1}, ...)``: bundles, each in a placement group of its own."""
     groups = []
 
     def make(*bundles):
         groups[:] = [ray.util.placement_group([bundle]) for bundle in bundles]
-        return [
-            ActorPlacement(name=f"bundle {index}", cpus=bundle["CPU"], placement=group)
-            for index, (bundle, group) in enumerate(zip(bundles, groups, strict=True))
-        ]
+        return groups
 
     yield make
     for group in groups:
         ray.util.remove_placement_group(group)
 
 
-def test_a_host_whose_bundle_finds_no_place_goes_on_beside_the_server(head, places_of, monkeypatch):
-    monkeypatch.setattr(ray_faults, "_PLACING_S", 2.0)
-    told = []
+def test_a_host_whose_bundle_finds_no_place_goes_on_beside_the_server(head, bundles_of, monkeypatch):
+    monkeypatch.setattr(actor_group, "_MIN_PLACEMENT_S", 2.0)
     with OtherNode(head, num_cpus=1, resources={"elsewhere": 1}) as other:
-        server, *places = places_of({"CPU": 1}, {"CPU": 0.1}, {"CPU": 0.1, "elsewhere": 1})
-        hosts = HostGroup(Echo, places=places, server=server, timeout_s=0, tell=told.append)
+        server, *bundles = bundles_of({"CPU": 1}, {"CPU": 0.1}, {"CPU": 0.1, "elsewhere": 1})
+        hosts = hosts_in(server, bundles, timeout_s=0)
         first, second = hosts.wait_for(0), hosts.wait_for(1)
+        assert hosts.node_of(HostSlot(second.handle, 1, 0, [])) == other.node_id
         other.kill()
     with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(second.call.remote("close"), timeout=30)
-    hosts.forget(1, "power cut")
+        ray.get(second.handle.heartbeat.remote(), timeout=30)
+    hosts.evict(other.node_id, "power cut")
     assert not hosts.is_ready(1)
-    ray.get(hosts.wait_for(1).call.remote("close"))
+    moved = hosts.wait_for(1)
+    ray.get(moved.handle.heartbeat.remote())
     early = "partition host 1 died while it started ("  # Ray sent the next one to the node before it was sure that it is gone
-    assert [text for text in told if not text.startswith(early)] == [
-        "partition host 1: its bundle has found no place within 2 s; it goes on beside the server"
+    assert [text for text in hosts.notices if not text.startswith(early)] == [
+        "partition host 1 died (power cut) and is replaced",
+        "partition host 1: its bundle has found no place within 2 s; it goes on beside the server",
     ]
-    assert hosts.nodes[0] == hosts.nodes[1] == ray.get_runtime_context().get_node_id()
-    assert hosts.actors[0] is first
+    assert first.node == moved.node == ray.get_runtime_context().get_node_id()
+    assert hosts.wait_for(0) is first
     hosts.close()
 
 
-def test_a_host_that_cannot_start_ends_the_run_only_where_somebody_wants_it(head, places_of):
-    server, *places = places_of({"CPU": 1}, {"CPU": 0.1})
-    hosts = HostGroup(FailsToStart, places=places, server=server, timeout_s=5, tell=[].append)
+def test_a_host_that_cannot_start_ends_the_run_only_where_it_is_needed(bundles_of):
+    server, *bundles = bundles_of({"CPU": 1}, {"CPU": 0.1})
+    hosts = hosts_in(server, bundles, replay="no settings")
     assert not hosts.is_ready(0)
-    while hosts.coming:
-        hosts.arrived(ray.wait(hosts.coming)[0][0])
-    hosts.give_up()
-    with pytest.raises(WorkerFailure, match=r"^partition host 0 could not be started: no such disk$"):
+    while references := hosts.references():
+        hosts.arrived(ray.wait(references)[0][0])
+    hosts.check_late()
+    with pytest.raises(WorkerFailure, match=r"^partition host 0 could not be started \('str' object has no attribute "):
         hosts.is_ready(0)

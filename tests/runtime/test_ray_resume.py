@@ -1,4 +1,4 @@
-"""Resuming on Ray: what began in process goes on there to the same bits, and outlives the server's actor."""
+"""Resuming on Ray: a run that began in process goes on there to the same bits, also if the server's actor dies."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ def on_ray(config, *, kills_in=None, **how):
         notices += [event.text] if isinstance(event, Notice) else []
         if isinstance(event, VersionClosed) and event.version == kills_in:
             kills_in = None
-            (server,) = actor_pids("ObjectActor")
+            (server,) = actor_pids("ServerActor")
             os.kill(server, signal.SIGKILL)
     return run.summary, notices
 

@@ -1,4 +1,4 @@
-"""Whole runs on a real local Ray: the same bits as in process, real kills, the user's own code, placement."""
+"""Whole runs on a local Ray: the same bits as in process, killed actors, the user's own code, placement."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def test_links_with_memory_give_the_same_bits_in_process_and_on_ray_with_a_worke
     notices = []
     for event in run:
         if isinstance(event, VersionClosed) and event.version == 2:
-            os.kill(actor_pids("Worker")[0], signal.SIGKILL)
+            os.kill(actor_pids("WorkerActor")[0], signal.SIGKILL)
         if isinstance(event, Notice):
             notices.append(event.text)
     assert any("is replaced" in text for text in notices)
@@ -84,7 +84,7 @@ def test_a_killed_worker_is_replaced_and_its_plans_are_placed_again():
     notices, ended, killed = [], [], False
     for event in run:
         if isinstance(event, VersionClosed) and not killed:
-            os.kill(actor_pids("Worker")[0], signal.SIGKILL)
+            os.kill(actor_pids("WorkerActor")[0], signal.SIGKILL)
             killed = True
         notices += [event.text] if isinstance(event, Notice) else []
         ended += [event.report] if isinstance(event, PlanEnded) else []
@@ -101,7 +101,7 @@ def test_a_killed_server_ends_the_run_in_one_sentence(tmp_path):
         BASE | {"stop": {"rounds": 50}, "checkpoint": {"every": None}}, backend="ray", workers=1, out=tmp_path / "run"
     )
     assert any(isinstance(event, RunStarted) for event in run)  # iterated this far, and no further
-    (host,) = actor_pids("ObjectActor")
+    (host,) = actor_pids("ServerActor")
     os.kill(host, signal.SIGKILL)
     with pytest.raises(RunError, match="stage server: the server actor died"):
         list(run)

@@ -80,6 +80,6 @@ def test_mistakes_are_told_with_what_is_allowed():
 def test_on_ray_it_is_the_same_also_when_actors_are_killed_in_mid_stream():
     changes = {"preset": "splitfed", "training": {"batch_size": 4}, "stop": {"rounds": 3}}
     expected, _ = finished(**changes)
-    summary = killed_in_mid_stream(BASE | changes, "PartitionHostActor", "Worker")
+    summary = killed_in_mid_stream(BASE | changes, "PartitionHostActor", "WorkerActor")
     same = ("model_hash", "up_by_kind", "down_by_kind", "virtual_s", "outcomes")
     assert {key: summary[key] for key in same} == {key: expected[key] for key in same}

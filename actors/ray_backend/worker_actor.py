@@ -1,0 +1,53 @@
+"""The actor of a worker on Ray: a ``Device`` in a process of its own."""
+
+from collections.abc import Mapping
+
+import ray
+
+from ...clusters.ray_backend.checks import check_versions
+from ...clusters.ray_backend.real_devices import Site
+from ...comms.codec import Array
+from ...comms.links.link import State
+from ...learning.workload_settings import WorkloadSettings
+from .actor import prepare_process, remote_method
+from .actor_placement import ActorPlacement
+from .host_actor import HostSlot, RayLink
+
+
+class WorkerActor:
+    """A ``Device`` in a process of its own, with one torch thread."""
+
+    def __init__(self, settings: WorkloadSettings) -> None:
+        """Set threads before anything is computed."""
+        import torch  # here, because the server starts workers before it imports torch
+
+        from ..device.device import Device
+
+        torch.set_num_threads(1)
+        prepare_process()
+        self._device = Device(settings)
+
+    @remote_method
+    def warm_up(self, versions: Mapping[str, str]) -> str:
+        """Load data and model; the id of the node. Raises ``ValueError`` if the node's ``versions`` are not the server's."""
+        check_versions(versions)
+        self._device.warm_up()
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
+
+    @remote_method
+    @ray.method(num_returns=3)  # type: ignore[untyped-decorator, unused-ignore]
+    def run(
+        self, plan: bytes, state: State | None, slot: HostSlot | None, *packets: Array
+    ) -> tuple[bytes, Array | None, State | None]:
+        """Carry out a plan: report, update and state, each with a reference of its own.
+
+        Packets and state arrive as views of the object store. ``slot``: of a split plan, at its partition host.
+        """
+        return self._device.run(plan, packets, state, RayLink(slot) if slot is not None else None)
+
+
+def start_worker(settings: WorkloadSettings, placement: ActorPlacement, site: Site | None = None) -> WorkerActor:
+    """Start the actor of a worker; its handle. ``site``: of a real device."""
+    handle: WorkerActor = ray.remote(WorkerActor).options(**placement.options(site)).remote(settings)
+    return handle

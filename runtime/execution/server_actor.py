@@ -1,0 +1,129 @@
+"""The server's actor on Ray: the service, with an engine whose workers are on Ray and whose packets are in the object store."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from ...actors.ray_backend.actor import prepare_process, remote_method
+from ...actors.ray_backend.actor_placement import ActorPlacement
+from ...actors.ray_backend.device_registry import DeviceRegistry
+from ...actors.ray_backend.partition_hosts import PartitionHosts
+from ...actors.ray_backend.ray_pool import RayPool
+from ...clusters.ray_backend.real_devices import RealDevice
+from ...clusters.scratch import Scratch
+from ...comms.codec import Array
+from ...comms.ray_channel import RayChannel
+from ...policies.policy import Policy
+from ..configuration.config import Config
+from ..configuration.resolution import workload_settings
+from .save_plan import SavePlan
+
+if TYPE_CHECKING:
+    from .service import Service
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Placements of the actors of a run: server, workers and partition hosts; and the real devices.
+
+    ``min_devices``: real devices without which the run does not begin.
+    """
+
+    server: ActorPlacement
+    workers: Sequence[ActorPlacement]
+    hosts: Sequence[ActorPlacement]
+    devices: Sequence[RealDevice] = ()
+    min_devices: int = 0
+
+
+class ServerActor:
+    """A ``Service`` in a process of its own. The methods are those of ``Service``, but for ``make``."""
+
+    _service: "Service"
+
+    def __init__(self) -> None:
+        """The service is made by ``make``, which can raise errors to its caller; an error here would look like a death."""
+        prepare_process()
+
+    @remote_method
+    def make(
+        self,
+        config: Config,
+        policy: Policy,
+        save: SavePlan | None,
+        layout: Layout,
+        scratch: Scratch,
+        notices: Sequence[str],
+    ) -> str:
+        """Start the workers, and build the engine; the id of the node.
+
+        ``scratch``: for temporary files. ``notices``: what an operator should know of what happened before.
+        """
+        self._service = _make_service(config, policy, save, layout, scratch, notices)
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
+
+    @remote_method
+    def step(self, logged: int) -> bytes:
+        """The next batch of events."""
+        return self._service.step(logged)
+
+    @remote_method
+    def save(self, logged: int) -> None:
+        """Write a checkpoint, if there is something new."""
+        self._service.save(logged)
+
+    @remote_method
+    def weights(self, which: str, metadata: Mapping[str, str]) -> Array:
+        """Weights, as the bytes of a safetensors file."""
+        return self._service.weights(which, metadata)
+
+    @remote_method
+    def close(self) -> None:
+        """End the workers and partition hosts."""
+        self._service.close()
+
+
+def start_server(placement: ActorPlacement, *, runtime_env: Mapping[str, Any]) -> ServerActor:
+    """Start the actor of a server; its handle."""
+    options = placement.options() | ({"runtime_env": dict(runtime_env)} if runtime_env else {})
+    handle: ServerActor = ray.remote(ServerActor).options(**options).remote()
+    return handle
+
+
+def _make_service(
+    config: Config, policy: Policy, save: SavePlan | None, layout: Layout, scratch: Scratch, notices: Sequence[str]
+) -> "Service":
+    options, fleet = config.ray, config.load_fleet()
+    settings = workload_settings(config, num_devices=fleet.num_devices)
+    hosts = PartitionHosts(
+        settings,
+        config.replay,
+        scratch=scratch,
+        placements=layout.hosts,
+        placement_timeout_s=options.placement_timeout_s,
+        stuck_after_s=options.stuck_after_s,
+    )
+    pool = RayPool(
+        settings,
+        placements=layout.workers,
+        devices=DeviceRegistry(layout.devices, cpus=options.cpus),
+        min_devices=layout.min_devices,
+        placement_timeout_s=options.placement_timeout_s,
+        hosts=hosts,
+        stuck_after_s=options.stuck_after_s,
+    )
+    try:
+        import torch  # only now, while the first worker starts
+
+        from ..engine.engine import Engine
+        from .service import Service
+
+        torch.set_num_threads(1)
+        engine = Engine(config, policy, settings=settings, pool=pool, channel=RayChannel(), scratch=scratch)
+        return Service(engine, save, notices)
+    except BaseException:
+        pool.close()
+        raise
