@@ -201,8 +201,7 @@ class Run:
 
     def _open(self, started: float, died: ServerDied | None) -> Generator[AnyEvent, None, Session]:
         """Open a session; yields notices of what is waited for. ``died``: the death of the server that is replaced."""
-        replaces = died.message if died is not None else ""
-        opening = open_session(self._settled(), self._policy, self._recovery.plan, replaces=replaces)
+        opening = open_session(self._settled(), self._policy, self._recovery.plan, replaces=died is not None)
         try:
             while True:
                 try:

@@ -171,7 +171,7 @@ class PartitionHosts:
             self._replace(member, reason)
 
     def references(self) -> list[Any]:
-        """References of hosts that are starting and of heartbeats, to wait for; ``arrived`` takes each."""
+        """Ask for the heartbeats that are due. References of starting hosts and of heartbeats, to wait for (``arrived``)."""
         return self._group.references + self._heartbeats.request(self._group.ready.values())
 
     def arrived(self, reference: Any) -> bool:

@@ -14,7 +14,7 @@ from ...policies.policy import Policy
 from ..configuration.config import Config
 from ..configuration.user_modules import named_modules
 
-_taken = threading.Lock()  # held by the run that has connected this process to Ray, or is about to
+_connected = threading.Lock()  # held by the run that has connected this process to Ray, or is about to
 
 
 def cores() -> int:
@@ -32,14 +32,15 @@ class Connection:
         """
         self.local: LocalRay | None = None
         ray = sys.modules.get("ray")
-        self._acquires = not (ray is not None and ray.is_initialized() and not _taken.locked())
-        if not self._acquires:
+        self._holds_lock = False
+        if ray is not None and ray.is_initialized() and not _connected.locked():
             return
-        if not _taken.acquire(blocking=False):
+        if not _connected.acquire(blocking=False):
             raise ValueError(
                 "backend is 'ray', and another run of this process is on Ray, to which one at a time can connect; allowed: one "
                 "after the other, a process for each, or a Ray to which the process is connected before (ray.init)"
             )
+        self._holds_lock = True
         try:
             if config.ray.address is None:
                 self.local = _start_local(config, policy)
@@ -51,9 +52,9 @@ class Connection:
         """Release the right, and end the local Ray."""
         if self.local is not None:
             self.local.close()
-        if self._acquires:
-            self._acquires = False
-            _taken.release()
+        if self._holds_lock:
+            self._holds_lock = False
+            _connected.release()
 
 
 def _start_local(config: Config, policy: Policy) -> LocalRay:

@@ -10,9 +10,8 @@ created.
 """
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -20,13 +19,11 @@ import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 
 from ...actors.pool import WorkerFailure
-from ...actors.ray_backend.actor_placement import ActorPlacement
 from ...actors.ray_backend.failures import first_line, node_failure
 from ...clusters.ray_backend.checks import check_nodes, versions_here
-from ...clusters.ray_backend.nodes import await_devices, waiting
-from ...clusters.ray_backend.placement import Request, Reservation
+from ...clusters.ray_backend.nodes import waiting
 from ...clusters.ray_backend.ray_cluster import Cluster, attached, connect, join
-from ...clusters.ray_backend.real_devices import RealDevice, Site, real_devices
+from ...clusters.ray_backend.real_devices import real_devices
 from ...clusters.scratch import Scratch, reap_runs
 from ...clusters.user_modules import runtime_env_for
 from ...comms.codec import Array
@@ -36,9 +33,10 @@ from ...policies.policy import Policy
 from ..configuration.config import Config
 from ..configuration.user_modules import named_modules
 from ..errors import ClusterError, FedbonsaiError, RunError, ServerDied
-from .ray_connection import Connection, cores
+from .layout import Bundles, wait_for_devices
+from .ray_connection import Connection
 from .save_plan import SavePlan
-from .server_actor import Layout, ServerActor, start_server
+from .server_actor import ServerActor, start_server
 from .step import EventBatch
 
 _SERVER_DIED = (RayActorError, OutOfMemoryError)  # the second: killed by Ray's memory monitor
@@ -55,14 +53,14 @@ class RaySession:
         save: SavePlan | None = None,
         *,
         connection: Connection,
-        replaces: str = "",
+        replaces: bool = False,
     ) -> None:
-        """``replaces``: how the server died that this session's server replaces; "": it is the first."""
+        """``replaces``: whether this session's server replaces one that died, so that the run goes on."""
         self._config, self._policy, self._save, self._replaces = config, policy, save, replaces
         self._connection = connection
         self._scratch = Scratch()
         self._cluster: Cluster | None = None
-        self._reservation: Reservation | None = None
+        self._bundles: Bundles | None = None
         self._server: ServerActor | None = None
         self._node = ""  # the server's
 
@@ -81,8 +79,10 @@ class RaySession:
             root = None if config.data.download else config.data.root
             notices += check_nodes(data_root=root, versions=versions_here())
         devices = real_devices(config.load_fleet(), join_timeout_s=options.placement_timeout_s)
-        sites = yield from self._await_devices(devices, notices)
-        layout = yield from self._place(devices, sites, notices)
+        sites = yield from wait_for_devices(devices, config, replaces=self._replaces, notices=notices)
+        self._bundles = Bundles(config, devices, sites, replaces=self._replaces)
+        yield from self._bundles.wait(notices)
+        layout = self._bundles.layout()
         own_env = runtime_env if not cluster.started and not joined else cluster.runtime_env
         self._server = start_server(layout.server, runtime_env=own_env)
         made = self._server.make.remote(config, self._policy, self._save, layout, self._scratch, notices)
@@ -111,7 +111,7 @@ class RaySession:
     def close(self) -> None:
         """Release what the run created, in the reverse order."""
         if not ray.is_initialized():  # it was shut down from outside
-            self._server = self._reservation = None
+            self._server = self._bundles = None
         lives = self._cluster is None or not self._cluster.ended()
         if self._server is not None and lives:
             # If it has died or is busy, its workers end with their placement groups below.
@@ -121,9 +121,9 @@ class RaySession:
         self._server = None
         # A Ray that we started ends with all that is on it; and if its processes got a signal to end along with this one, it
         # would not answer for a minute.
-        if self._reservation is not None and (self._cluster is None or not self._cluster.started):
-            self._reservation.close()
-        self._reservation = None
+        if self._bundles is not None and (self._cluster is None or not self._cluster.started):
+            self._bundles.close()
+        self._bundles = None
         if self._cluster is not None:
             self._cluster.close()
             self._cluster = None
@@ -184,89 +184,6 @@ class RaySession:
         except BaseException:
             local.close()
             raise
-
-    def _await_devices(
-        self, devices: Sequence[RealDevice], notices: list[str]
-    ) -> Generator[str, None, dict[int, Site]]:
-        """The nodes of the real devices that have joined. Raises ``ValueError`` if too few have."""
-        cpus, least = self._config.ray.cpus, self._min_devices(devices)
-        if self._replaces:  # the others may join later
-            devices = [replace(device, join_timeout_s=0.0) for device in devices]
-        sites = yield from await_devices(devices, cpus=cpus)
-        missing = [device for device in devices if device.number not in sites]
-        if not missing:
-            return sites
-        first, rule = missing[0], self._config.ray.min_real_devices
-        why = f"{first.name} is missing: {first.wants(cpus)} has not joined"
-        count = f"{len(sites)} of {len(devices)} real devices are there"
-        if len(sites) < least:
-            needed = (
-                "all are needed (ray.min_real_devices is null)" if rule is None else f"ray.min_real_devices is {rule}"
-            )
-            raise ValueError(f"{count}, and {needed}; {why} within {first.join_timeout_s:g} s")
-        notices.append(f"{count}, and the run goes on with them; {why}")
-        return sites
-
-    def _min_devices(self, devices: Sequence[RealDevice]) -> int:
-        """Real devices without which the run does not begin; none if it goes on. Raises ``ValueError``."""
-        rule = self._config.ray.min_real_devices
-        if rule is not None and rule > len(devices):
-            raise ValueError(f"ray.min_real_devices is {rule}; the fleet has {len(devices)} real devices")
-        return 0 if self._replaces else len(devices) if rule is None else rule
-
-    def _place(
-        self, devices: Sequence[RealDevice], sites: Mapping[int, Site], notices: list[str]
-    ) -> Generator[str, None, Layout]:
-        """Reserve the bundles of server, workers and partition hosts. Raises ``ValueError`` if they cannot be placed.
-
-        After the death of a server one worker is enough to go on with; the other bundles may be placed later.
-        """
-        options, fleet = self._config.ray, self._config.load_fleet()
-        num_workers, num_hosts = self._config.workers or cores(), fleet.hosts.count
-        spare = max(float(cores()), 1.0) - options.server_cpus - options.host_cpus * num_hosts
-        of_worker = {"CPU": options.cpus or spare / num_workers}
-        if options.memory_bytes:
-            of_worker["memory"] = float(options.memory_bytes)
-        workers = [Request("worker", of_worker)] * (num_workers if len(devices) < fleet.num_devices else 0)
-        hosts = [Request("partition host", {"CPU": options.host_cpus})] * num_hosts
-        requests = [Request("server", {"CPU": options.server_cpus}), *workers, *hosts]
-        first_host = 1 + len(workers)
-        # When a server is replaced, it and the hosts are needed before any worker.
-        order = [0, *range(first_host, len(requests)), *range(1, first_host)] if self._replaces else None
-        self._reservation = Reservation(requests, keep_off={site.node for site in sites.values()}, order=order)
-
-        def server_and_a_worker(placed: list[bool]) -> bool:
-            return placed[0] and (not workers or any(placed[1:first_host]))
-
-        enough = server_and_a_worker if self._replaces else all
-        yield from self._reservation.wait(timeout_s=options.placement_timeout_s, enough=enough)
-        if why := self._reservation.explain():
-            notices.append(f"the run goes on with the bundles that have a place; {why}")
-        server, *others = self._reservation.groups
-        return Layout(
-            server=ActorPlacement(name="server", cpus=options.server_cpus, bundle=server),
-            workers=[
-                ActorPlacement(
-                    name=f"worker of bundle {index}",
-                    cpus=of_worker["CPU"],
-                    memory_bytes=options.memory_bytes,
-                    bundle=bundle,
-                )
-                for index, bundle in enumerate(others[: len(workers)], start=1)
-            ],
-            hosts=[
-                ActorPlacement(
-                    name=f"partition host {number}",
-                    group=f"partition host {number}",
-                    cpus=options.host_cpus,
-                    bundle=bundle,
-                    fallback=server,
-                )
-                for number, bundle in enumerate(others[len(workers) :])
-            ],
-            devices=devices,
-            min_devices=self._min_devices(devices),
-        )
 
     def _died(self, error: BaseException) -> ServerDied:
         return ServerDied(f"the server actor died: {node_failure(self._node) or first_line(error)}")

@@ -1,7 +1,6 @@
 """The server's actor on Ray: the service, with an engine whose workers are on Ray and whose packets are in the object store."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -11,31 +10,17 @@ from ...actors.ray_backend.actor_placement import ActorPlacement
 from ...actors.ray_backend.device_registry import DeviceRegistry
 from ...actors.ray_backend.partition_hosts import PartitionHosts
 from ...actors.ray_backend.ray_pool import RayPool
-from ...clusters.ray_backend.real_devices import RealDevice
 from ...clusters.scratch import Scratch
 from ...comms.codec import Array
 from ...comms.ray_channel import RayChannel
 from ...policies.policy import Policy
 from ..configuration.config import Config
 from ..configuration.resolution import workload_settings
+from .layout import Layout
 from .save_plan import SavePlan
 
 if TYPE_CHECKING:
     from .service import Service
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Placements of the actors of a run: server, workers and partition hosts; and the real devices.
-
-    ``min_devices``: real devices without which the run does not begin.
-    """
-
-    server: ActorPlacement
-    workers: Sequence[ActorPlacement]
-    hosts: Sequence[ActorPlacement]
-    devices: Sequence[RealDevice] = ()
-    min_devices: int = 0
 
 
 class ServerActor:

@@ -39,12 +39,11 @@ class Session(Protocol):
 
 
 def open_session(
-    config: Config, policy: Policy, save: SavePlan | None, *, replaces: str = ""
+    config: Config, policy: Policy, save: SavePlan | None, *, replaces: bool = False
 ) -> Generator[str, None, Session]:
     """Open a session on the configured back end; yields what is waited for, one sentence each.
 
-    ``replaces``: how the server died whose session this one replaces; "": there was none. A ``ValueError`` becomes a
-    ``ConfigError``.
+    ``replaces``: whether its server replaces one that died. A ``ValueError`` becomes a ``ConfigError``.
     """
     try:
         session = _new_session(config, policy, save, replaces)
@@ -58,7 +57,7 @@ def open_session(
     return session
 
 
-def _new_session(config: Config, policy: Policy, save: SavePlan | None, replaces: str) -> Session:
+def _new_session(config: Config, policy: Policy, save: SavePlan | None, replaces: bool) -> Session:
     if config.backend == "inline":
         from .inline_session import InlineSession  # imported here, since one needs torch and the other Ray
 
