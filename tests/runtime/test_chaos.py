@@ -10,6 +10,7 @@ from .nodes import CPUS, QUICK, OtherNode
 ROUNDS, KILLS = 30, 5
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("own_ray")
 def test_a_run_survives_one_kill_of_each_kind_and_another():

@@ -187,7 +187,7 @@ def test_on_ray_replays_need_no_device():
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("bits", [0, 4])
+@pytest.mark.parametrize("bits", [pytest.param(0, marks=pytest.mark.soak), 4])
 def test_on_ray_a_host_that_dies_before_a_replay_changes_nothing(bits):
     """Its views are uploaded again: the same plans, the same outcomes and figures, the same model."""
     changes = {**ecofed(period=3, bits=bits), "stop": {"rounds": 4}}

@@ -98,6 +98,7 @@ def test_what_was_on_a_node_that_dies_is_placed_again(head, trap):
     assert events[-1].model_hash == expected.summary["model_hash"]
 
 
+@pytest.mark.soak
 def test_with_the_servers_node_the_run_moves_and_goes_on_from_its_checkpoint_with_the_workers_that_have_room(
     head, trap, tmp_path
 ):
@@ -114,6 +115,7 @@ def test_with_the_servers_node_the_run_moves_and_goes_on_from_its_checkpoint_wit
     assert events[-1].model_hash == expected.summary["model_hash"]
 
 
+@pytest.mark.soak
 def test_where_nothing_is_left_for_the_server_the_run_ends_and_names_the_node(head, trap, tmp_path):
     ray_options = {"cpus": OF_WORKER, "placement_timeout_s": 1}
     config = CONFIG | {"ray": ray_options, "stop": {"rounds": 1000}}
@@ -122,6 +124,7 @@ def test_where_nothing_is_left_for_the_server_the_run_ends_and_names_the_node(he
         lose_the_other_node(head, config, trap, frees=0.05, takes=ALONE, out=tmp_path / "run")
 
 
+@pytest.mark.soak
 def test_where_nothing_is_left_to_run_on_the_run_ends(head, trap):
     config = CONFIG | {
         "policy": [{"name": "random", "cohort": 1.0}],
