@@ -29,12 +29,11 @@ from ...learning.workload import Workload
 from ...learning.workload_settings import WorkloadSettings
 from ...policies.plan import Plan
 from ...policies.report import Measured, Outcome, Report
-from ..messages.host_link import HostLink
+from ..messages.dense_packets import open_weights, seal_update
+from ..messages.host_messages import HostLink
 from ..messages.messages import array_specs, update_context, update_stamp
 from ..messages.plan_message import read_plan
 from ..messages.trunk import Trunk
-from ..messages.update import seal_update
-from ..server.dense_downlink import open_weights
 from .device_leg import train_front, upload
 from .module import Module
 from .resource_usage import ResourceUsage

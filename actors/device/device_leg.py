@@ -11,7 +11,7 @@ from ...learning.training.split import DeviceLeg, LocalLeg, forward_only
 from ...learning.training.training import Gradient, TrainingResult, train
 from ...learning.workload import Workload
 from ...policies.plan import Plan
-from ..messages.host_link import HostLink
+from ..messages.host_messages import HostLink
 from ..messages.stream import DeviceStream
 from .module import Module
 

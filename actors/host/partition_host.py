@@ -18,10 +18,9 @@ from ...comms.packet import read_stamp
 from ...learning.workload import Workload
 from ...learning.workload_settings import WorkloadSettings
 from ...policies.plan import Plan
-from ..messages.host_link import StreamFault
-from ..messages.host_messages import HostAnswer, ReplaySettings
+from ..messages.dense_packets import seal_update
+from ..messages.host_messages import HostAnswer, ReplaySettings, StreamFault
 from ..messages.plan_message import read_plan
-from ..messages.update import seal_update
 from ..replay.buffer import ReplayBuffer, ViewGone
 from ..replay.upload import ViewKey, view_key
 from .slot import Slot, SlotMaker

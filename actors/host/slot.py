@@ -15,10 +15,10 @@ from ...learning.training.split import HostLeg
 from ...learning.workload import Workload
 from ...policies.plan import Plan, Split
 from ..device.module import Module
+from ..messages.dense_packets import open_weights
 from ..messages.stream import ActivationStream
 from ..messages.trunk import Trunk
 from ..replay.upload import ViewKey, view_key
-from ..server.dense_downlink import open_weights
 from .record_leg import RecordLeg
 
 

@@ -9,7 +9,7 @@ from ray.exceptions import RayTaskError
 
 from ...comms.codec import Array
 from ...comms.ray_channel import store_told
-from ..messages.host_link import StreamFault
+from ..messages.host_messages import StreamFault
 from .faults import DIED, first_line
 
 

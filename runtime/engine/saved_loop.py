@@ -106,7 +106,7 @@ def _links(links: Saved, starts: Mapping[Any, tuple[int, Arrays]], model: Mappin
     devices, files = set(entries), set(peers["_files"])
     if set(peers["_sizes"]) != devices or set(peers["paths"]) != files or not files | set(peers["held"]) <= devices:
         yield "the sizes, files and versions that links have are not of the same devices"
-    if not set(peers["_landed"]) <= devices - files:
+    if not set(peers["_evictable"]) <= devices - files:
         yield "a link's memory is in memory and on disk"
     totals = sum(peers["_sizes"].values()), sum(peers["_files"].values())
     if totals != (peers["_total"], peers["_files_total"]):

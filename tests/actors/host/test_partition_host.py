@@ -8,7 +8,7 @@ import pytest
 import torch
 from fedbonsai.actors.device.device import Device
 from fedbonsai.actors.host.partition_host import HostAnswer, PartitionHost
-from fedbonsai.actors.messages.host_link import StreamFault
+from fedbonsai.actors.messages.host_messages import StreamFault
 from fedbonsai.actors.messages.messages import update_stamp
 from fedbonsai.actors.messages.plan_message import plan_message
 from fedbonsai.actors.messages.stream import ActivationStream

@@ -175,7 +175,7 @@ def test_beyond_the_disk_budget_the_oldest_file_is_dropped_and_its_device_is_los
 def test_what_is_in_flight_is_never_written_nor_dropped(folder: Path) -> None:
     peers = Peers(memory_bytes=0, disk_bytes=0)
     flying = peer(1)
-    flying.on_its_way = Model.of(9, named(9))
+    flying.in_flight = Model.of(9, named(9))
     before = contents(flying)
     peers.put(1, flying)
     for device in range(2, 5):
@@ -185,7 +185,7 @@ def test_what_is_in_flight_is_never_written_nor_dropped(folder: Path) -> None:
     found = peers.get(1)
     assert found is flying
     assert contents(found) == before
-    flying.on_its_way = None  # it has landed
+    flying.in_flight = None  # it has landed
     peers.put(1, flying)
     assert peers.dropped == 4
     found = peers.get(1)
@@ -317,7 +317,7 @@ class Watched(Peer):
     looks = 0
 
     def __getattribute__(self, name: str) -> Any:
-        if name == "on_its_way":
+        if name == "in_flight":
             Watched.looks += 1
         return super().__getattribute__(name)
 
@@ -327,7 +327,7 @@ def test_an_entry_is_looked_at_when_it_is_put_and_not_for_every_other(flying: bo
     peers = Peers(memory_bytes=0, disk_bytes=10**6)
     for device in range(50):
         small = Watched(memory=Memory([Model.of(1, {"w": np.zeros(1, "<f4")})]))
-        small.on_its_way = small.memory.models[0] if flying else None
+        small.in_flight = small.memory.models[0] if flying else None
         peers.put(device, small)
     assert 50 <= Watched.looks <= 2 * 50
     Watched.looks = 0

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fedbonsai.actors.device.device import Device
-from fedbonsai.actors.messages.update import seal_update
-from fedbonsai.actors.server.dense_downlink import open_weights
+from fedbonsai.actors.messages.dense_packets import open_weights, seal_update
 from fedbonsai.actors.server.server import NotFinite, Server
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.comms.codec import CodecSpec

@@ -126,7 +126,7 @@ def test_an_update_is_never_added_twice_nor_after_its_turn() -> None:
     server = make_server(IMAGES)
     plan = shared_plan(server, 0)
     front, back = turn(server, plan)
-    with pytest.raises(MismatchedPacket, match="plan 10 has no turn at host 0, or it is over"):
+    with pytest.raises(MismatchedPacket, match="plan 10 does not train the shared head of host 0 now"):
         server.fold(plan, server.open(plan, front, host=back), weight=1.0)
     assert server.folded == 1
 
@@ -137,7 +137,7 @@ def test_a_turn_ends_with_its_version() -> None:
     server.send(plan)
     front, back = turn(other, plan)
     closed(server)
-    with pytest.raises(MismatchedPacket, match="or it is over"):
+    with pytest.raises(MismatchedPacket, match="does not train the shared head of host 0 now"):
         server.fold(plan, server.open(plan, front, host=back), weight=1.0)
     assert server.folded == 0
 
@@ -177,7 +177,9 @@ def test_turns_of_float16_add_up_in_float32() -> None:
 def test_a_plan_is_refused_while_another_of_its_version_has_the_shared_blocks() -> None:
     server = make_server(IMAGES)
     first, second = shared_plan(server, 0), shared_plan(server, 1)
-    with pytest.raises(PlanRefused, match=r"^the policy chose device 1 out of turn: another one has its host's shared"):
+    with pytest.raises(
+        PlanRefused, match=r"^the policy chose device 1 while another device trains the shared head of host 0"
+    ):
         server.check(second, [first])
     server.check(second, [])
     server.check(shared_plan(server, 1, host=1), [first])

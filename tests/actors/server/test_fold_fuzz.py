@@ -17,10 +17,10 @@ from fedbonsai.policies.plan import Plan
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ..comms.mutations import mutated
-from ..comms.receivers import Case, sparse
-from .server.test_links import carry_out, finish, linked
-from .steps import IMAGES, make_server
+from ...comms.mutations import mutated
+from ...comms.receivers import Case, sparse
+from ..steps import IMAGES, make_server
+from .test_links import carry_out, finish, linked
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "delta by the residual chain": {
@@ -61,8 +61,8 @@ def remembered(peer: Peer | None) -> dict[str, Any]:
         return {}
     arrays = {name: array.tobytes() for name, array in DeviceEnd(memory=peer.memory).to_state().items()}
     arrays |= {f"state {name}": array.tobytes() for name, array in (peer.state or {}).items()}
-    way = peer.on_its_way.hash if peer.on_its_way is not None else None
-    return arrays | {"held": peer.held, "folded": peer.folded, "stream": peer.stream, "on_its_way": way}
+    way = peer.in_flight.hash if peer.in_flight is not None else None
+    return arrays | {"held": peer.held, "folded": peer.folded, "stream": peer.stream, "in_flight": way}
 
 
 def case_of(server: Server, plan: Plan, update: Array) -> Case:

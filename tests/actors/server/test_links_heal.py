@@ -17,8 +17,8 @@ from fedbonsai.policies.plan import Upload
 from fedbonsai.policies.report import Outcome, Report
 from msgspec.structs import replace
 
-from .server.test_links import UP, carry_out, finish, in_step, linked
-from .steps import IMAGES, make_server
+from ..steps import IMAGES, make_server
+from .test_links import UP, carry_out, finish, in_step, linked
 
 
 def uplink_alone(rule: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from fedbonsai.policies.plan import Plan, Split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .replay.settled_index import SettledIndex
+from .settled_index import SettledIndex
 
 DEVICES, CUTS = (0, 1, 2, 3), ("c", "d")
 LARGEST = VIEW_BYTES + 3 * PACKET_BYTES + 3 * 900

@@ -14,8 +14,8 @@ from fedbonsai.policies.report import Outcome, Report
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from .server.test_links import BRIEF, DOWN, UP, carry_out, finish, in_step, linked
-from .steps import IMAGES, make_server
+from ..steps import IMAGES, make_server
+from .test_links import BRIEF, DOWN, UP, carry_out, finish, in_step, linked
 
 ROUNDS = 200
 LINKS = {
