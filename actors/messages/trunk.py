@@ -42,7 +42,7 @@ class BlockHashes:
         return self._hashes[name]
 
     def frozen(self, blocks: tuple[str, ...]) -> str:
-        """The hash of the parameters of these blocks that the model itself freezes; "" if there are none. It never changes."""
+        """The hash of the tensors of these blocks that the model itself freezes; "" if there are none. It never changes."""
         if blocks not in self._frozen:
             tensors = {t.name: self._tensors[t.name] for t in frozen_tensors(self._spec, blocks)}
             self._frozen[blocks] = content_hash(tensors) if tensors else ""

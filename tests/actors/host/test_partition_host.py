@@ -92,7 +92,7 @@ def test_both_legs_make_the_update_of_the_whole_and_the_slot_is_freed() -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda stream, plan: batch(stream, 1), "packet 1 came where 0 is next and 1 may be under way"),
+        (lambda stream, plan: batch(stream, 1), "packet 1 was received where 0 is next and the window is 1"),
         (lambda stream, plan: batch(stream, 0, samples=4), "bytes"),
         (lambda stream, plan: batch(stream, 0, value=float("nan")), "'activations' holds NaN or infinity"),
         (lambda stream, plan: batch(stream, 0)[:-9], "bytes"),
@@ -150,12 +150,12 @@ def test_a_stream_that_ends_too_early_or_goes_on_too_long() -> None:
     answer, update = host.end(plan.id, 0)
     assert update is None
     told = msgspec.msgpack.decode(answer, type=HostAnswer)
-    assert "ended after 1 packets; more were to come" in told.error
+    assert "ended after 1 packets; more were expected" in told.error
     assert (len(told.up_bytes), len(told.down_bytes)) == (1, 1)  # what travelled counts all the same
     stream = begun(server, host, plan)
     for number in range(PACKETS):
         host.take(plan.id, 0, batch(stream, number, samples=(5, 5, 2)[number % 3]))
-    with pytest.raises(StreamFault, match="packet 6 came after the end of the stream"):
+    with pytest.raises(StreamFault, match="packet 6 was received after the end of the stream"):
         host.take(plan.id, 0, batch(stream, PACKETS))
 
 
@@ -165,15 +165,15 @@ def test_messages_that_no_server_sends_are_told_of_and_harm_no_host() -> None:
     whole, split = make_plan(server.workload, 0), cut_plan(server, 1)
     packet = server.send(whole).packets[0]
     for plan, packets, told in (
-        (whole, (packet,), "came to a host, and is not split"),
-        (split, (), "0 packets came, where 1 bring the host's blocks"),
+        (whole, (packet,), "was sent to a host, and is not split"),
+        (split, (), "0 packets with the host's blocks were received; 1 expected"),
     ):
         host.begin(plan_message(plan), SAMPLES, *packets)
         with pytest.raises(StreamFault, match=told):
             host.take(plan.id, plan.attempt, packet)
     again = server.send(cut_plan(server, 2)).host_messages[0].reference
     answer, update = host.replay(plan_message(cut_plan(server, 2)), SAMPLES, again)
-    assert msgspec.msgpack.decode(answer, type=HostAnswer).error.endswith("is to be trained again, and names no view")
+    assert msgspec.msgpack.decode(answer, type=HostAnswer).error.endswith("is to replay a view, and names none")
     assert update is None
 
 
@@ -253,7 +253,7 @@ def test_packets_before_their_turn_are_answered_with_those_that_they_waited_for(
 
 
 @pytest.mark.parametrize(
-    ("order", "words"), [([3], "packet 3 came where 0 is next"), ([0, 0], "packet 0 came where 1")]
+    ("order", "words"), [([3], "packet 3 was received where 0 is next"), ([0, 0], "packet 0 was received where 1")]
 )
 def test_a_packet_out_of_the_window_or_twice_ends_the_plan(order: list[int], words: str) -> None:
     server, host = make_server(IMAGES), PartitionHost(IMAGES)
@@ -325,7 +325,7 @@ def test_an_upload_that_breaks_off_when_it_is_made_again_is_no_view() -> None:
     assert host.bodies([view_key(again, "20")]) == {}
     replaying = server.send(frozen_plan(server, id=21, split={"view": "20"})).plan
     host.record(plan_message(replaying), SAMPLES)
-    with pytest.raises(StreamFault, match="plan 21 came to be recorded, and uploads no view"):
+    with pytest.raises(StreamFault, match="plan 21 is to repeat an upload, and uploads no view"):
         host.take(21, 0, batch(ActivationStream(replaying, server.workload), 0))
 
 

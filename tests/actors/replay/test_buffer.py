@@ -144,9 +144,9 @@ def test_faults_of_an_upload_are_said_and_harm_nothing() -> None:
         buffer.commit(key(0), 0)
     for number, packet in enumerate(sent):
         buffer.add(key(0), number, packet)
-    with pytest.raises(UploadFault, match=r"packet 1 of view 'a' .* is there already"):
+    with pytest.raises(UploadFault, match=r"packet 1 of view 'a' .* was received already"):
         buffer.add(key(0), 1, sent[0])
-    with pytest.raises(UploadFault, match=r"packet -1 of view 'a' .* cannot be"):
+    with pytest.raises(UploadFault, match=r"packet -1 of view 'a' .* has a negative number"):
         buffer.add(key(0), -1, sent[0])
     with pytest.raises(UploadFault, match=r"packet 2 of view 'a' .* is beyond the end of the upload, which has 2"):
         buffer.commit(key(0), 2)
@@ -161,7 +161,7 @@ def test_faults_of_an_upload_are_said_and_harm_nothing() -> None:
 def test_a_packet_that_is_no_array_of_bytes_is_a_fault_of_its_upload(packet: object) -> None:
     buffer = ReplayBuffer(memory_bytes=10**6)
     buffer.begin(key(0))
-    with pytest.raises(UploadFault, match=r"^packet 0 of view 'a' .* is no array of bytes$"):
+    with pytest.raises(UploadFault, match=r"^packet 0 of view 'a' .* is not an array of bytes$"):
         buffer.add(key(0), 0, packet)  # type: ignore[arg-type]
     assert buffer.upload_bytes == VIEW_BYTES
 
