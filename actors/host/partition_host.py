@@ -90,14 +90,14 @@ class PartitionHost:
 
     def replay(self, plan_bytes: bytes, num_samples: int, *packets: Array) -> tuple[bytes, Array | None]:
         """Carry out a plan that trains on a view, without its device; returns what ``end`` does."""
-        plan, gone = read_plan(plan_bytes), False
+        plan, view_missing = read_plan(plan_bytes), False
         self.begin(plan_bytes, num_samples, *packets)
         try:
             self._train_on_view(self._slot(plan.id, plan.attempt))
         except Exception as error:  # as in _in_slot
-            gone = isinstance(error, ViewGone)
-            self._fail(plan.id, str(error) if gone else f"{type(error).__name__}: {error}")
-        return self._end(plan.id, plan.attempt, gone=gone)
+            view_missing = isinstance(error, ViewGone)
+            self._fail(plan.id, str(error) if view_missing else f"{type(error).__name__}: {error}")
+        return self._end(plan.id, plan.attempt, view_missing=view_missing)
 
     def bodies(self, keys: Collection[ViewKey]) -> dict[ViewKey, Array]:
         """The packets of these views, as far as the host has them, each view as one array."""
@@ -128,8 +128,8 @@ class PartitionHost:
         except Exception as error:  # of a packet or of the model: raised when the device sends
             self._faults[plan.id] = f"{type(error).__name__}: {error}"
 
-    def _end(self, plan_id: int, attempt: int, *, gone: bool = False) -> tuple[bytes, Array | None]:
-        """See ``end``. ``gone``: the host does not have the view to be replayed."""
+    def _end(self, plan_id: int, attempt: int, *, view_missing: bool = False) -> tuple[bytes, Array | None]:
+        """See ``end``. ``view_missing``: the host does not have the view to be replayed."""
         update: Array | None = None
         try:
             slot = self._slot(plan_id, attempt)
@@ -157,7 +157,7 @@ class PartitionHost:
         except Exception as error:
             text = str(error) if isinstance(error, StreamFault) else f"{type(error).__name__}: {error}"
             failed = self._slots.get(plan_id) or self._failed.get(plan_id)
-            answer = HostAnswer(error=text[:2000], gone=gone)
+            answer = HostAnswer(error=text[:2000], gone=view_missing)
             if failed is not None and failed.plan.attempt == attempt:
                 answer = msgspec.structs.replace(answer, up_bytes=failed.up_bytes, down_bytes=failed.down_bytes)
         self.drop(plan_id)

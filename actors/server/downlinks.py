@@ -107,7 +107,7 @@ class Downlinks:
 
     def send(self, plan: Plan, peer: Peer, model: Callable[[], Arrays], expected: Specs) -> tuple[list[Message], Model]:
         """The packets with which the peer's device reaches the plan's version, and the model that it will then hold."""
-        send = self._send_own if has_own(plan) else self._send_broadcast
+        send = self._send_own if has_own_residuals(plan) else self._send_broadcast
         return send(plan, peer, model, expected)
 
     def estimate_bytes(self, plan: Plan, peer: Peer | None, *, newest: int, dense: int) -> int:
@@ -117,11 +117,11 @@ class Downlinks:
         """
         key = stream_key(plan)
         held = peer.held if peer is not None else None
-        unusable = peer is not None and (peer.lost or (peer.stream != key and not at_start(peer)))
-        if unusable or (held is None and plan.version and has_own(plan)):
+        unusable = peer is not None and (peer.lost or (peer.stream != key and not holds_initial_model(peer)))
+        if unusable or (held is None and plan.version and has_own_residuals(plan)):
             return dense
-        needs_agreement = held is None or (peer is not None and peer.stream != key and not has_own(plan))
-        if has_own(plan):
+        needs_agreement = held is None or (peer is not None and peer.stream != key and not has_own_residuals(plan))
+        if has_own_residuals(plan):
             missing = 0 if (held or 0) == plan.version else newest
         else:
             stream = self._streams.get(key)
@@ -139,7 +139,7 @@ class Downlinks:
         """Residuals of a broadcast."""
         assert plan.link_down is not None
         if peer.stream not in self._streams:
-            from_seed = at_start(peer) and not peer.lost
+            from_seed = holds_initial_model(peer) and not peer.lost
             first = self._start(expected) if from_seed else _copied(model, plan.version)
             self._streams[peer.stream] = Broadcast(first, put=self._channel.put)
         self._streams.move_to_end(peer.stream)
@@ -153,7 +153,7 @@ class Downlinks:
         dense_bytes = sum(spec.num_bytes for spec in expected)
         if residuals is None or sum(sealed.num_bytes for sealed in residuals) > dense_bytes:
             sealed = stream.dense(codec=_DENSE, context=context_for(expected, seed=plan.version))
-            return [_restart(peer, plan, sealed.reference, sealed.num_bytes)], stream.held
+            return [_resync(peer, plan, sealed.reference, sealed.num_bytes)], stream.held
         messages = [Message(sealed.reference, sealed.num_bytes, "weights") for sealed in residuals]
         if peer.held is None:
             messages.insert(0, self._agree(peer, expected))
@@ -171,7 +171,7 @@ class Downlinks:
         if peer.lost or (current is None and plan.version > 0):
             dense = _copied(model, plan.version)
             packet = seal_dense(dense, codec=_DENSE, context=context)
-            return [_restart(peer, plan, self._channel.put(packet), packet.nbytes)], dense
+            return [_resync(peer, plan, self._channel.put(packet), packet.nbytes)], dense
         if current is None:
             return [self._agree(peer, expected)], self._start(expected)
         if current.version == plan.version:
@@ -215,12 +215,12 @@ def stream_key(plan: Plan) -> str:
     return f"{plan.part.key} {plan.link_down!r} {plan.codec_down!r}"
 
 
-def at_start(peer: Peer) -> bool:
-    """Whether a device holds only the initial model, from which it can follow any stream."""
+def holds_initial_model(peer: Peer) -> bool:
+    """Whether a device holds the initial model or none yet, so that it can follow any stream."""
     return not peer.held
 
 
-def has_own(plan: Plan) -> bool:
+def has_own_residuals(plan: Plan) -> bool:
     """Whether the downlink's prediction depends on what the device sent, so that each device has residuals of its own."""
     return plan.link_down is not None and HISTORY[plan.link_down.rule][1] > 0
 
@@ -230,8 +230,8 @@ def _copied(model: Callable[[], Arrays], version: int) -> Model:
     return Model.of(version, {name: array.copy() for name, array in model().items()})
 
 
-def _restart(peer: Peer, plan: Plan, reference: Any, num_bytes: int) -> Message:
+def _resync(peer: Peer, plan: Plan, reference: Any, num_bytes: int) -> Message:
     """The message of a dense model; both ends' histories restart with it once the device has acknowledged it."""
-    peer.restarting = plan.id
+    peer.resync_plan = plan.id
     peer.memory.models, peer.memory.sent = [], []
     return Message(reference, num_bytes, "resync")

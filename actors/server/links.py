@@ -20,7 +20,7 @@ from ...comms.links.receive import receive_update
 from ...policies.plan import Plan
 from ...policies.report import Report
 from ..messages.messages import Message, update_context, update_stamp
-from .downlinks import Downlinks, at_start, has_own, stream_key
+from .downlinks import Downlinks, has_own_residuals, holds_initial_model, stream_key
 from .peers import Peer, Peers
 
 
@@ -49,8 +49,8 @@ class ServerLinks:
         stream = stream_key(plan)
         peer = self.peers.get(plan.device) or Peer(stream=stream)
         if peer.stream != stream:
-            peer.lost = peer.lost or not at_start(peer)
-            if not has_own(plan):
+            peer.lost = peer.lost or not holds_initial_model(peer)
+            if not has_own_residuals(plan):
                 peer.held = None  # it may hold another part of the initial model, or none
             peer.stream = stream
         messages, sent = self.downlinks.send(plan, peer, model, expected)
@@ -66,7 +66,7 @@ class ServerLinks:
         """
         peer = self.peers.get(plan.device) or Peer()
         if peer.lost:
-            peer.memory, peer.held, peer.restarting = Memory(), None, plan.id
+            peer.memory, peer.held, peer.resync_plan = Memory(), None, plan.id
             plan, message = replace(plan, acknowledged=FORGET), Message(message.reference, message.num_bytes, "resync")
         peer.in_flight = self._sent[plan.id] = Model(plan.version, 0, base)
         self.peers.put(plan.device, peer)
@@ -74,9 +74,9 @@ class ServerLinks:
 
     def advance(self, model: Arrays, version: int) -> Arrays | None:
         """Start a version; see ``Downlinks.advance`` and ``Downlinks.keep``."""
-        held = self.downlinks.advance(model, version)
+        received = self.downlinks.advance(model, version)
         self.downlinks.keep(self.peers.streams())
-        return held
+        return received
 
     def sent(self, plan: Plan) -> Model:
         """The model that a plan in flight was sent."""
@@ -105,7 +105,7 @@ class ServerLinks:
                 stamp=update_stamp(plan, state_hash=hash_arrays(prediction)),
             )
         except OutOfSync:
-            peer.lost, peer.restarting = True, 0
+            peer.lost, peer.resync_plan = True, 0
             raise
         return residuals, local, anchored
 
@@ -127,7 +127,7 @@ class ServerLinks:
         if report.out_of_sync or (report.held is not None and report.held != plan.version):
             peer.lost = True
         elif report.held is not None:
-            peer.lost = peer.lost and peer.restarting != plan.id
+            peer.lost = peer.lost and peer.resync_plan != plan.id
             if plan.link_down is not None:
                 peer.held = report.held
             if (
@@ -135,7 +135,7 @@ class ServerLinks:
             ):  # trim only now, as the device does: one that never opened the plan has trimmed nothing
                 peer.memory.trim(plan.link_down, plan.link_up)
             assert sent is not None
-            if has_own(plan) and (not peer.memory.models or peer.memory.models[-1] is not sent):
+            if has_own_residuals(plan) and (not peer.memory.models or peer.memory.models[-1] is not sent):
                 depth, _ = depths(plan.link_down, plan.link_up)
                 peer.memory.models = [*peer.memory.models, sent][-depth:]
         self.peers.put(plan.device, peer)
@@ -165,7 +165,7 @@ class ServerLinks:
     def lose(self, device: int) -> None:
         """A device has lost its memory: if it has a record, it is resynchronised with its next plan."""
         if (peer := self.peers.get(device)) is not None:
-            peer.lost, peer.restarting = True, 0
+            peer.lost, peer.resync_plan = True, 0
             self.peers.put(device, peer)
 
     def state(self, device: int) -> State | None:

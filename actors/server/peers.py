@@ -31,7 +31,7 @@ class Peer:
 
     ``stream``: key of the downlink's settings; models of another stream do not count. ``held``: version that the device has
     acknowledged; None before its first report. ``folded``: its newest plan whose update was folded (0: none). ``in_flight``:
-    the model that its plan in flight was sent. ``lost``: the ends do not agree on what the device holds; ``restarting``: the
+    the model that its plan in flight was sent. ``lost``: the ends do not agree on what the device holds; ``resync_plan``: the
     plan that resynchronises it with a dense model.
     """
 
@@ -42,7 +42,7 @@ class Peer:
     state: State | None = None
     in_flight: Model | None = None
     lost: bool = False
-    restarting: int = 0
+    resync_plan: int = 0
 
     @property
     def num_bytes(self) -> int:

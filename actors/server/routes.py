@@ -179,7 +179,7 @@ class SplitRoute:
         head.check_open(plan)
         update = self._dense.open(plan, packet, None).differences
         if host is None:
-            raise MismatchedPacket(f"plan {plan.id} is split, and came without its host's update")
+            raise MismatchedPacket(f"plan {plan.id} is split, and its host's update is missing")
         for_host = plan_for_host(plan, self._spec, self._hashes)
         return Opened(update | self._dense.differences(for_host, host, head.sent, leg=1))
 
@@ -270,11 +270,11 @@ class ResidualRoute:
         """
         if plan.link_down is None or plan.link_down.feedback:
             return update
-        held = self._links.sent(plan)
+        sent = self._links.sent(plan)
         start_hash, start = self._starts[plan.version, plan.part.key]
-        if held.hash == start_hash:
+        if sent.hash == start_hash:
             return update
-        offsets = minus({name: held.arrays[name] for name in update}, start)
+        offsets = minus({name: sent.arrays[name] for name in update}, start)
         return {name: widened(tensor) + offsets[name] for name, tensor in update.items()}
 
     def _target(self, expected: tuple[ArraySpec, ...]) -> Arrays:

@@ -133,9 +133,9 @@ class Server(PlanListener):
         """
         if (packet is None) != (not plan.part.trained):
             problem = (
-                "without its device's update" if packet is None else "with an update of blocks that it does not train"
+                "its device's update is missing" if packet is None else "its device sent an update, and trains nothing"
             )
-            raise MismatchedPacket(f"plan {plan.id} came {problem}")
+            raise MismatchedPacket(f"plan {plan.id}: {problem}")
         return self._route(plan).open(plan, packet, host)
 
     def fold(self, plan: Plan, update: Opened, *, weight: float, scale: float = 1.0) -> None:
@@ -192,9 +192,9 @@ class Server(PlanListener):
                 self._hashes.changed(name)
                 self._tensors[name].copy_(value)
         self.version += 1
-        held = self.links.advance(as_arrays(model), self.version)
+        received = self.links.advance(as_arrays(model), self.version)
         pending.clear()
-        for name, tensor in as_tensors(held or {}).items():
+        for name, tensor in as_tensors(received or {}).items():
             if not torch.equal(model[name], tensor):
                 pending[name] = widened(model[name]) - tensor
                 model[name].copy_(tensor)
