@@ -38,26 +38,26 @@ class Downlinks:
 
     SAVED: ClassVar[dict[str, Any]] = {  # by a checkpoint
         "_agreed": dict[str, Message],
-        "_plans": NumBytes,
-        "_used": Counter[str],
-        "_last": dict[str, tuple[Plan, Specs]],
-        "_main": str,
+        "_num_plans": NumBytes,
+        "_use_counts": Counter[str],
+        "_last_plans": dict[str, tuple[Plan, Specs]],
+        "_most_used": str,
     }
-    SAVED_AS: ClassVar = SAVED | {"streams": GenericAlias(dict, (str, Broadcast.SAVED))}
-    NOT_SAVED = ("_channel", "_first", "_streams")
+    SAVED_AS: ClassVar = SAVED | {"broadcasts": GenericAlias(dict, (str, Broadcast.SAVED))}
+    NOT_SAVED = ("_channel", "_first", "_broadcasts")
 
     def __init__(self, channel: Channel, *, first: Mapping[str, Array]) -> None:
         """``first``: the model of version 0, which both ends build from the seed."""
         self._channel = channel
         self._first = dict(first)
-        self._streams: OrderedDict[str, Broadcast] = OrderedDict()  # most recently used last
+        self._broadcasts: OrderedDict[str, Broadcast] = OrderedDict()  # most recently used last
         self._agreed: dict[str, Message] = {}
-        # Numbers of plans of this version: of all, and of each broadcast.
-        self._plans = 0
-        self._used: Counter[str] = Counter()
+        # Numbers of plans of this version, and of those in each broadcast.
+        self._num_plans = 0
+        self._use_counts: Counter[str] = Counter()
         # Of broadcasts with feedback: the last plan of each with the tensors it was sent, and the key of the most used one.
-        self._last: dict[str, tuple[Plan, Specs]] = {}
-        self._main = ""
+        self._last_plans: dict[str, tuple[Plan, Specs]] = {}
+        self._most_used = ""
 
     def advance(self, model: Mapping[str, Array], version: int) -> Arrays | None:
         """Seal the residual to ``version``, which has just begun, for every broadcast with feedback that is in use.
@@ -65,45 +65,45 @@ class Downlinks:
         Returns the model that receivers of the most used one will hold; the difference to ``model`` is sent later. None if no
         such broadcast exists: ``model`` then stays as it is. (If a version had no plan, the version before it decides.)
         """
-        used = [key for key in self._used if key in self._last]
-        if self._plans:
-            self._main = max(used, key=lambda key: self._used[key], default="")
-        for key in dict.fromkeys([*used, *([self._main] if self._main else [])]):
-            plan, expected = self._last[key]
+        used = [key for key in self._use_counts if key in self._last_plans]
+        if self._num_plans:
+            self._most_used = max(used, key=lambda key: self._use_counts[key], default="")
+        for key in dict.fromkeys([*used, *([self._most_used] if self._most_used else [])]):
+            plan, expected = self._last_plans[key]
             self._advance(key, plan, {spec.name: model[spec.name] for spec in expected}, version, expected)
-        self._plans = 0
-        return self._streams[self._main].held.arrays if self._main else None
+        self._num_plans = 0
+        return self._broadcasts[self._most_used].held.arrays if self._most_used else None
 
     def saved(self) -> dict[str, Any]:
         """The state for a checkpoint, with the state of each broadcast, in the order of use."""
         names = Broadcast.SAVED
-        streams = {key: {name: getattr(stream, name) for name in names} for key, stream in self._streams.items()}
-        return {"streams": streams} | {name: getattr(self, name) for name in self.SAVED}
+        broadcasts = {key: {name: getattr(each, name) for name in names} for key, each in self._broadcasts.items()}
+        return {"broadcasts": broadcasts} | {name: getattr(self, name) for name in self.SAVED}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Restore a saved state."""
-        self._streams.clear()
-        for key, values in saved["streams"].items():
-            self._streams[key] = Broadcast(values["held"], put=self._channel.put)
+        self._broadcasts.clear()
+        for key, values in saved["broadcasts"].items():
+            self._broadcasts[key] = Broadcast(values["held"], put=self._channel.put)
             for name in Broadcast.SAVED:
-                setattr(self._streams[key], name, values[name])
+                setattr(self._broadcasts[key], name, values[name])
         for name in self.SAVED:
             setattr(self, name, saved[name])
 
     def count(self) -> None:
         """Count a plan of this version, with any kind of downlink."""
-        self._plans += 1
+        self._num_plans += 1
 
     def keep(self, followed: Container[str]) -> None:
         """Close the version: end the broadcasts that no device follows, and all but a few of those that no plan used."""
-        used = {self._main, *self._used}
-        unused = [key for key in self._streams if key not in used]
+        used = {self._most_used, *self._use_counts}
+        unused = [key for key in self._broadcasts if key not in used]
         kept = [key for key in unused if key in followed][-_MAX_UNUSED:]
         for key in set(unused).difference(kept):
-            del self._streams[key]
-            self._last.pop(key, None)
+            del self._broadcasts[key]
+            self._last_plans.pop(key, None)
             self._agreed.pop(key, None)
-        self._used.clear()
+        self._use_counts.clear()
 
     def send(self, plan: Plan, peer: Peer, model: Callable[[], Arrays], expected: Specs) -> tuple[list[Message], Model]:
         """The packets with which the peer's device reaches the plan's version, and the model that it will then hold."""
@@ -124,12 +124,12 @@ class Downlinks:
         if has_own_residuals(plan):
             missing = 0 if (held or 0) == plan.version else newest
         else:
-            stream = self._streams.get(key)
+            broadcast = self._broadcasts.get(key)
             # (A broadcast that has ended starts again with a dense model.)
-            residuals = stream.since(held or 0) if stream is not None else None if held else []
+            residuals = broadcast.since(held or 0) if broadcast is not None else None if held else []
             if residuals is None:
                 return dense
-            reached = stream.held.version if stream is not None else 0
+            reached = broadcast.held.version if broadcast is not None else 0
             missing = sum(sealed.num_bytes for sealed in residuals) + (newest if reached < plan.version else 0)
         return min(dense, missing + (_AGREED_BYTES if needs_agreement else 0))
 
@@ -138,26 +138,26 @@ class Downlinks:
     ) -> tuple[list[Message], Model]:
         """Residuals of a broadcast."""
         assert plan.link_down is not None
-        if peer.stream not in self._streams:
+        if peer.stream not in self._broadcasts:
             from_seed = holds_initial_model(peer) and not peer.lost
             first = self._start(expected) if from_seed else _copied(model, plan.version)
-            self._streams[peer.stream] = Broadcast(first, put=self._channel.put)
-        self._streams.move_to_end(peer.stream)
-        stream = self._streams[peer.stream]
-        if stream.held.version < plan.version:
+            self._broadcasts[peer.stream] = Broadcast(first, put=self._channel.put)
+        self._broadcasts.move_to_end(peer.stream)
+        broadcast = self._broadcasts[peer.stream]
+        if broadcast.held.version < plan.version:
             self._advance(peer.stream, plan, model(), plan.version, expected)
-        self._used[peer.stream] += 1
+        self._use_counts[peer.stream] += 1
         if plan.link_down.feedback:
-            self._last[peer.stream] = plan, expected
-        residuals = None if peer.lost else stream.since(0 if peer.held is None else peer.held)
+            self._last_plans[peer.stream] = plan, expected
+        residuals = None if peer.lost else broadcast.since(0 if peer.held is None else peer.held)
         dense_bytes = sum(spec.num_bytes for spec in expected)
         if residuals is None or sum(sealed.num_bytes for sealed in residuals) > dense_bytes:
-            sealed = stream.dense(codec=_DENSE, context=context_for(expected, seed=plan.version))
-            return [_resync(peer, plan, sealed.reference, sealed.num_bytes)], stream.held
+            sealed = broadcast.dense(codec=_DENSE, context=context_for(expected, seed=plan.version))
+            return [_resync(peer, plan, sealed.reference, sealed.num_bytes)], broadcast.held
         messages = [Message(sealed.reference, sealed.num_bytes, "weights") for sealed in residuals]
         if peer.held is None:
             messages.insert(0, self._agree(peer, expected))
-        return messages, stream.held
+        return messages, broadcast.held
 
     def _send_own(
         self, plan: Plan, peer: Peer, model: Callable[[], Arrays], expected: Specs
@@ -189,7 +189,7 @@ class Downlinks:
     def _advance(self, key: str, plan: Plan, model: Arrays, version: int, expected: Specs) -> None:
         """Seal a broadcast's residual to ``version``, with the settings of ``plan``."""
         assert plan.link_down is not None
-        self._streams[key].advance(
+        self._broadcasts[key].advance(
             model,
             version,
             residual=plan.link_down,

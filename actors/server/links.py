@@ -130,9 +130,8 @@ class ServerLinks:
             peer.lost = peer.lost and peer.resync_plan != plan.id
             if plan.link_down is not None:
                 peer.held = report.held
-            if (
-                peer.folded != plan.id
-            ):  # trim only now, as the device does: one that never opened the plan has trimmed nothing
+            # Only now, as at the other end: a device that never opened the plan has trimmed nothing.
+            if peer.folded != plan.id:
                 peer.memory.trim(plan.link_down, plan.link_up)
             assert sent is not None
             if has_own_residuals(plan) and (not peer.memory.models or peer.memory.models[-1] is not sent):

@@ -75,9 +75,8 @@ class Peers:
         self._memory_bytes, self._disk_bytes = memory_bytes, disk_bytes
         self._entries: dict[int, Peer] = {}
         self._sizes: dict[int, int] = {}  # bytes of each peer in memory
-        self._evictable: OrderedDict[int, None] = (
-            OrderedDict()
-        )  # in memory and not in flight, least recently used first
+        # Devices whose peers are in memory and not in flight, least recently used first.
+        self._evictable: OrderedDict[int, None] = OrderedDict()
         self._files: OrderedDict[int, int] = OrderedDict()  # bytes of each device's file, oldest first
         self._total = self._files_total = 0  # sums of ``_sizes`` and ``_files``
         self._over_budget = 0  # number dropped for the budget

@@ -35,7 +35,7 @@ def one_round(server: Server, device: Device, *plans: Plan) -> list[list[str]]:
 
 def densities(server: Server) -> list[float]:
     """Of the broadcasts that are kept, in the order of their use."""
-    return [float(key.partition("'density': ")[2].partition("}")[0]) for key in server.links.downlinks._streams]
+    return [float(key.partition("'density': ")[2].partition("}")[0]) for key in server.links.downlinks._broadcasts]
 
 
 def test_broadcasts_without_a_device_end() -> None:

@@ -205,7 +205,7 @@ def test_a_device_with_delta_keeps_at_most_three_models_after_missed_rounds() ->
         sent = server.send(linked(server, 0, number))
         finish(server, sent, carry_out(device, sent), fold=True)
         server.close_version(in_flight=())
-    (stream,) = server.links.downlinks._streams.values()
+    (stream,) = server.links.downlinks._broadcasts.values()
     model_bytes = sum(array.nbytes for array in stream.held.arrays.values())
     for number, packets, models in ((8, 3, 2), (9, 1, 3)):  # the model, what was not sent; then what was not before it
         sent = server.send(linked(server, 1, number))

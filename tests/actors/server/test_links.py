@@ -75,7 +75,7 @@ def in_step(server: Server, device: int) -> bool:
     end.acknowledge(peer.folded)
     models = [(m.version, hash_arrays(m.arrays)) for m in peer.memory.models]
     if not models:  # a broadcast, which the server holds once
-        held = server.links.downlinks._streams[peer.stream].held
+        held = server.links.downlinks._broadcasts[peer.stream].held
         models = [(held.version, hash_arrays(held.arrays))]
     sent = [(hash_arrays(s.base), hash_arrays(s.local)) for s in peer.memory.sent]
     mine = [(m.version, hash_arrays(m.arrays)) for m in end.memory.models]
