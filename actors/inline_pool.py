@@ -1,4 +1,4 @@
-"""The pool in this process: it runs tasks one at a time, when their result is asked for."""
+"""The pool in this process: it runs tasks one at a time, each when its result is asked for."""
 
 import time
 from collections import OrderedDict, deque
@@ -18,19 +18,19 @@ from .replay.upload import ViewKey
 
 
 class InlinePool:
-    """Runs each task in this process, when its result is asked for."""
+    """Runs each task in this process when its result is asked for."""
 
     num_workers = 1
 
     def __init__(self, device: Device, channel: Channel, hosts: Sequence[PartitionHost] = ()) -> None:
-        """One worker, ``device``; and the partition hosts, which do nothing before a split plan comes."""
+        """``device``: the one worker. ``hosts``: the partition hosts, which load nothing before their first plan."""
         self._device, self._hosts = device, hosts
         self._channel = channel
         self._queue: OrderedDict[int, tuple[Task, bytes]] = OrderedDict()
         self._notices: list[str] = []
 
     def ready(self) -> None:
-        """It always can."""
+        """Always ready."""
 
     def submit(self, task: Task) -> int:
         """Queue a task."""
@@ -53,88 +53,88 @@ class InlinePool:
         return self._stream(task, host, message, packets)
 
     def _stream(self, task: Task, host: PartitionHost, message: bytes, packets: Sequence[Array]) -> Finished:
-        """Run a plan whose slot its host has made."""
-        link = _Here(host, task.plan)
-        ended = finished(task.plan, *self._device.run(message, packets, task.state, link))
-        return joined(ended, *read_answer(*host.end(task.plan.id, task.plan.attempt)), self._notices)
+        """Run both legs of a plan whose slot the host has made."""
+        link = _InlineLink(host, task.plan)
+        result = finished(task.plan, *self._device.run(message, packets, task.state, link))
+        return joined(result, *read_answer(*host.end(task.plan.id, task.plan.attempt)), self._notices)
 
     def _replay(self, task: Task, host: PartitionHost, message: bytes, host_packets: Sequence[Array]) -> Finished:
-        """Run a plan on a view; one that its host has lost is uploaded again first."""
+        """Train on a view; a view that the host has lost is uploaded again first."""
         answer, update = read_answer(*host.replay(message, task.num_samples, *host_packets))
         if answer.gone and (again := upload_again(task)) is not None:
             again_message = plan_message(again.plan)
             host.record(again_message, again.num_samples)
-            made = self._stream(again, host, again_message, ())
-            if made.report.outcome != Outcome.DONE:
-                return not_again(task, made.report)
+            uploaded = self._stream(again, host, again_message, ())
+            if uploaded.report.outcome != Outcome.DONE:
+                return not_again(task, uploaded.report)
             answer, update = read_answer(*host.replay(message, task.num_samples, *host_packets))
         return joined(replayed(task), answer, update, self._notices)
 
     def next(self, timeout_s: float | None) -> Finished | None:
-        """Run the oldest task, unless the time is up already; one that has begun is not broken off."""
+        """Run the oldest task, unless the timeout is 0 or less; a running task is not interrupted."""
         if not self._queue or (timeout_s is not None and timeout_s <= 0):
             return None
         return self.result(next(iter(self._queue)))
 
     def cancel(self, plan_id: int) -> None:
-        """Forget a task."""
+        """Drop a task."""
         self._queue.pop(plan_id, None)
 
     def settle(self, settlement: Settlement) -> None:
-        """At once."""
+        """Done at once."""
         self._hosts[settlement.host].settle(settlement.plan_id, settlement.keep, settlement.drop)
 
     def wait(self, seconds: float) -> None:
-        """Nothing comes of it here."""
+        """Sleep."""
         time.sleep(seconds)
 
     def unreachable(self) -> frozenset[int]:
-        """None: all devices are here."""
+        """No device: all are simulated."""
         return frozenset()
 
     def awaited(self) -> frozenset[int]:
-        """None: all devices are here."""
+        """No device: all are simulated."""
         return frozenset()
 
     def take_lost_devices(self) -> list[int]:
-        """None: all devices are here."""
+        """No device: all are simulated."""
         return []
 
     def notices(self) -> list[str]:
-        """Nothing happens to workers in process, but to what hosts have buffered."""
-        found, self._notices = self._notices, []
-        return found
+        """Notices of the hosts about their views."""
+        notices, self._notices = self._notices, []
+        return notices
 
     def bodies(self, host: int, keys: Sequence[ViewKey]) -> dict[ViewKey, Array]:
-        """Of those that are there."""
+        """The views that the host has."""
         return self._hosts[host].bodies(keys)
 
     def put(self, host: int, key: ViewKey, lengths: Array, body: Array) -> None:
-        """At once."""
+        """Done at once."""
         self._hosts[host].put(key, lengths, body)
 
     def close(self) -> None:
-        """Forget what is queued."""
+        """Drop all tasks, and close the hosts."""
         self._queue.clear()
         for host in self._hosts:
             host.close()
 
 
 @dataclass
-class _Here:
-    """The way to a host in this process."""
+class _InlineLink:
+    """A device's connection to a host in the same process."""
 
     host: PartitionHost
     plan: Plan
     answers: deque[Array] = field(default_factory=deque)
 
     def send(self, packet: Array, *, window: int) -> None:
-        """Tell it; nothing is ever under way here."""
+        """Have the host process the packet at once."""
         self.answers += self.host.take(self.plan.id, self.plan.attempt, packet)
 
     def answer(self) -> Array:
-        """What it said."""
+        """The oldest answer."""
         return self.answers.popleft()
 
     def flush(self) -> None:
-        """Nothing is under way."""
+        """The host has processed all packets."""

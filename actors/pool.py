@@ -1,6 +1,6 @@
-"""The pool: where device plans run. The in-process pool runs them one at a time, when their result is asked for.
+"""The contract of pools, which run plans on workers and partition hosts, and helpers that all pools share.
 
-The runtime submits tasks and asks for results by plan; how many workers there are, and where, changes nothing else.
+The runtime submits tasks and asks for results by plan; the number of workers, and where they are, changes nothing else.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ class WorkerFailure(Exception):
 class Task:
     """One plan with the references of its packets, the device's state, and the group of workers that may run it.
 
-    ``host_packets``: what the host of a split plan needs. ``num_samples``: what the device has, which tells the host what to
-    expect. ``upload``: of a plan that replays a view, the one by which it was uploaded; where the host has lost the view, it
-    is carried out again. ``records``: this is such a plan.
+    ``host_packets``: references for the host of a split plan. ``num_samples``: the device's, from which the host derives the
+    stream. ``upload``: for a plan that replays a view, the plan that uploaded it; it is repeated if the host has lost the view.
+    ``records``: whether this task is such a repeated upload.
     """
 
     plan: Plan
@@ -42,13 +42,13 @@ class Task:
 
     @property
     def needs_device(self) -> bool:
-        """Whether it needs a worker: not on a buffered view, which its host trains alone."""
+        """Whether the task needs a device worker; the host carries out a replay alone."""
         return not self.plan.replays
 
 
 @dataclass(frozen=True)
 class StreamBytes:
-    """Bytes of the packets that crossed a cut, in order."""
+    """Bytes of each packet that crossed a cut, in order."""
 
     up: tuple[NumBytes, ...] = ()
     down: tuple[NumBytes, ...] = ()
@@ -56,9 +56,9 @@ class StreamBytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """What a worker gave back. ``plan`` is the attempt that succeeded; ``control_bytes`` is the size of the report.
+    """The result of a task. ``plan``: with the attempt that ended; ``control_bytes``: size of the report.
 
-    Of a split plan, ``host_update`` is the other leg's, and ``stream`` the bytes of each packet that crossed the cut.
+    Of a split plan, ``update`` is the device's and ``host_update`` the host's; ``stream``: packets that crossed the cut.
     """
 
     plan: Plan
@@ -75,62 +75,62 @@ class Pool(Protocol):
 
     @property
     def num_workers(self) -> int:
-        """Workers that are there, or on their way."""
+        """Number of workers that run or are being started."""
         ...
 
     def ready(self) -> None:
-        """Wait until work can begin.
+        """Wait until a worker is ready.
 
-        Raises ``ValueError`` for what a worker cannot load, ``WorkerFailure`` where none comes.
+        Raises ``ValueError`` if a worker cannot load the workload, ``WorkerFailure`` if none starts.
         """
         ...
 
     def submit(self, task: Task) -> int:
-        """Queue a task; the size of the plan message in bytes."""
+        """Queue a task; returns the size of the plan message in bytes."""
         ...
 
     def result(self, plan_id: int) -> Finished:
-        """Wait for this plan's end."""
+        """Wait for this plan's result."""
         ...
 
     def next(self, timeout_s: float | None) -> Finished | None:
-        """Wait for any plan's end; None when ``timeout_s`` passes or nothing is queued."""
+        """Wait for any plan's result; None when ``timeout_s`` passes or nothing is queued."""
         ...
 
     def cancel(self, plan_id: int) -> None:
-        """Forget a task; its result is dropped."""
+        """Drop a task and its result."""
         ...
 
     def settle(self, settlement: Settlement) -> None:
-        """A plan is over for the run: have its host keep or drop views. Waits for nothing."""
+        """Have a host keep or drop views at the end of a plan. Does not wait for the host."""
         ...
 
     def wait(self, seconds: float) -> None:
-        """Let so much time pass while nothing is queued."""
+        """Wait while nothing is queued."""
         ...
 
     def unreachable(self) -> frozenset[int]:
-        """Real devices that cannot be reached now; none of those that are simulated."""
+        """Real devices that cannot be reached now; never a simulated one."""
         ...
 
     def awaited(self) -> frozenset[int]:
-        """Those of them that may still join: none of those that have been away for longer than they are awaited."""
+        """Unreachable devices that may still join: those absent for longer than the pool waits for a device are left out."""
         ...
 
     def take_lost_devices(self) -> list[int]:
-        """Real devices that have gone away since the last call: what they held is not known any more."""
+        """Real devices that left since the last call, and lost their memory."""
         ...
 
     def notices(self) -> list[str]:
-        """What happened to workers since the last call, one sentence each."""
+        """Notices about workers and views since the last call, one sentence each."""
         ...
 
     def bodies(self, host: int, keys: Sequence[ViewKey]) -> dict[ViewKey, Array]:
-        """The packets of those of these views that a host has, each view as one array; none where it has no time for that."""
+        """The packets of these views, as far as a host has them, each view as one array; empty if the host is busy or dead."""
         ...
 
     def put(self, host: int, key: ViewKey, lengths: Array, body: Array) -> None:
-        """Give a host the packets of a view, as ``bodies`` gave them; ``lengths`` of each."""
+        """Send a host the packets of a view, as returned by ``bodies``. ``lengths``: [packet] bytes."""
         ...
 
     def close(self) -> None:
@@ -139,15 +139,15 @@ class Pool(Protocol):
 
 
 def replayed(task: Task) -> Finished:
-    """The device's leg of a replay: it is empty, and weighs what the view's samples do."""
+    """The result of the device's leg of a replay: no update, and the samples of the view, which weight the host's update."""
     report = Report(plan=task.plan, samples=task.num_samples)
     return Finished(plan=task.plan, report=report, update=None, state=None, control_bytes=0)
 
 
 def upload_again(task: Task) -> Task | None:
-    """The plan by which a view was uploaded that a replay needs, as a task under a new attempt number; None: not known.
+    """The repeated upload of the view that a replay needs, as a task with a new attempt number; None if it is not known.
 
-    It sends the same packets, and its host keeps them without training.
+    The device sends the same packets, and the host stores them without training.
     """
     if task.upload is None:
         return None
@@ -156,7 +156,7 @@ def upload_again(task: Task) -> Task | None:
 
 
 def not_again(task: Task, upload: Report) -> Finished:
-    """The end of a replay whose view could not be uploaded again, for which ``upload`` says why."""
+    """The result of a replay whose view could not be uploaded again; ``upload``: the report of that attempt."""
     text = f"its view is lost, and could not be uploaded again: {upload.error}"
     outcome = Outcome.LOST if upload.outcome == Outcome.LOST else Outcome.FAILED
     report = Report(plan=task.plan, outcome=outcome, stage=upload.stage, error=text)
@@ -164,18 +164,18 @@ def not_again(task: Task, upload: Report) -> Finished:
 
 
 def lost(task: Task, why: str, *, stage: str) -> Finished:
-    """The end of a plan that no worker could carry out. ``stage``: "run"; of a real device that went away, where it was."""
+    """The result of a plan that no worker could carry out. ``stage``: "run", or the stage at which a real device left."""
     report = Report(plan=task.plan, outcome=Outcome.LOST, stage=stage, error=why)
     return Finished(plan=task.plan, report=report, update=None, state=task.state, control_bytes=0)
 
 
 def read_answer(answer: bytes, host_update: Array | None) -> tuple[HostAnswer, Array | None]:
-    """What a host gave back."""
+    """Decode a host's answer."""
     return msgspec.msgpack.decode(answer, type=HostAnswer), host_update
 
 
 def joined(device: Finished, host: HostAnswer, host_update: Array | None, notices: list[str]) -> Finished:
-    """One end of both legs of a split plan: it is done when both are. What an operator should know goes to ``notices``."""
+    """The result of both legs of a split plan, which is done if both are. The host's notices are appended to ``notices``."""
     notices += host.notices
     stream = StreamBytes(tuple(host.up_bytes), tuple(host.down_bytes))
     report = device.report
@@ -194,7 +194,7 @@ def joined(device: Finished, host: HostAnswer, host_update: Array | None, notice
 
 
 def finished(plan: Plan, report: bytes, update: Array | None, state: State | None) -> Finished:
-    """Read a worker's answer. One that cannot be read is the failure of this plan, and of no other."""
+    """Decode a worker's answer. An answer that cannot be read fails this plan only."""
     try:
         decoded = Report.of(plan, msgspec.msgpack.decode(report, type=Answer))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

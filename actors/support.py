@@ -1,4 +1,4 @@
-"""Which plans this version can carry out. A plan that asks for more is refused before dispatch, never half obeyed."""
+"""Checks of which plans this version can carry out. Any other plan is refused before dispatch, never carried out in part."""
 
 from collections.abc import Iterator
 
@@ -13,11 +13,11 @@ from .messages.messages import array_specs
 
 
 class PlanRefused(ValueError):
-    """A policy made a plan that cannot be carried out as it stands; one sentence says which field and why."""
+    """A plan of a policy cannot be carried out. One sentence says which field and why."""
 
 
 def check_plan(plan: Plan, *, spec: ModelSpec, profile: DeviceProfile) -> None:
-    """Raise ``PlanRefused`` when the trainer, the model or the device cannot do what ``plan`` says."""
+    """Raise ``PlanRefused`` if the trainer, the model or the device does not support a field of ``plan``."""
     for checks in (
         _part(plan.part, plan.split, spec),
         _work(plan),
@@ -30,7 +30,7 @@ def check_plan(plan: Plan, *, spec: ModelSpec, profile: DeviceProfile) -> None:
 
 
 def _part(part: Part, split: Split | None, spec: ModelSpec) -> Iterator[str]:
-    """What stands against the piece of the model."""
+    """Problems with the part of the model."""
     names = spec.block_names
     if unknown := [name for name in (*part.blocks, *part.trained) if name not in names]:
         yield f"part names block {unknown[0]!r}; the model's blocks are: {', '.join(names)}"
@@ -48,18 +48,18 @@ def _part(part: Part, split: Split | None, spec: ModelSpec) -> Iterator[str]:
 
 
 def _auxiliaries(part: Part, split: Split | None) -> Iterator[str]:
-    """What stands against the networks beside the model: a local loss needs its head, and nothing else has one yet."""
-    wanted = linear_head(split.cut) if split is not None and split.method.local_head else ""
-    if part.head != wanted or part.auxiliaries != ((wanted,) if wanted else ()):
-        told = f"part.head is {part.head!r} and part.auxiliaries {', '.join(part.auxiliaries) or 'empty'}"
-        if wanted:
-            yield f"{told}; a local loss behind {split.cut if split else ''!r} has the head {wanted!r}, its one auxiliary"
+    """Problems with auxiliary networks: a local loss needs its head, and no other plan may have one yet."""
+    required = linear_head(split.cut) if split is not None and split.method.local_head else ""
+    if part.head != required or part.auxiliaries != ((required,) if required else ()):
+        values = f"part.head is {part.head!r} and part.auxiliaries {', '.join(part.auxiliaries) or 'empty'}"
+        if required:
+            yield f"{values}; a local loss behind {split.cut if split else ''!r} has the head {required!r}, its one auxiliary"
         else:
-            yield f"{told}; without a local loss both must be empty, since nothing else can be carried out yet"
+            yield f"{values}; without a local loss both must be empty, since nothing else can be carried out yet"
 
 
 def _cut(part: Part, split: Split, names: tuple[str, ...]) -> Iterator[str]:
-    """What stands against the place of a cut."""
+    """Problems with the position of a cut."""
     if split.cut not in names[:-1]:
         yield f"split.cut is {split.cut!r}; this model can be cut behind: {', '.join(names[:-1]) or 'no block'}"
         return
@@ -77,7 +77,7 @@ def _cut(part: Part, split: Split, names: tuple[str, ...]) -> Iterator[str]:
 
 
 def _split(plan: Plan, split: Split) -> Iterator[str]:
-    """What stands against the way of splitting."""
+    """Problems with the other fields of a split."""
     if not split.method.trains_front and split.shares_head:
         yield f"split.head is {split.head!r}; under {split.mode!r} every device has a copy of the host's blocks: 'slots'"
     if split.replays and split.method.trains_front:
@@ -94,7 +94,7 @@ def _split(plan: Plan, split: Split) -> Iterator[str]:
 
 
 def _work(plan: Plan) -> Iterator[str]:
-    """What stands against the way of working."""
+    """Problems with objective, training and upload."""
     if plan.split is not None:
         yield from _split(plan, plan.split)
     if plan.sparsity is not None:
@@ -102,8 +102,8 @@ def _work(plan: Plan) -> Iterator[str]:
     if plan.objective not in (Objective(), Objective(kind="evaluate")):
         yield "objective must be plain training or evaluation; imitation and distillation cannot be carried out yet"
     if plan.upload.select != "all" or plan.upload.density != 1:
-        found = f"upload.select is {plan.upload.select!r} and upload.density {plan.upload.density:g}"
-        yield f"{found}; only 'all' with density 1 can be sent yet"
+        values = f"upload.select is {plan.upload.select!r} and upload.density {plan.upload.density:g}"
+        yield f"{values}; only 'all' with density 1 can be sent yet"
     if plan.training.checkpointing:
         yield "training.checkpointing is true; activation checkpointing cannot be carried out yet"
     if plan.training.precision == "auto":
@@ -115,7 +115,7 @@ def _work(plan: Plan) -> Iterator[str]:
 
 
 def _deadline(plan: Plan, deadline_s: float) -> Iterator[str]:
-    """What stands against stopping early."""
+    """Problems with a deadline for training."""
     if not deadline_s > 0:
         yield f"deadline_s is {deadline_s:g}; it must be above 0"
     if plan.objective.kind == "evaluate":
@@ -125,13 +125,13 @@ def _deadline(plan: Plan, deadline_s: float) -> Iterator[str]:
 
 
 def _codecs(plan: Plan, profile: DeviceProfile, spec: ModelSpec) -> Iterator[str]:
-    """What stands against the codecs."""
+    """Problems with the codecs of either direction."""
     up = up_tensors(spec, plan.part, statistics=plan.upload.statistics)
-    ways = (
+    directions = (
         ("codec_down", plan.codec_down, plan.link_down, down_tensors(spec, plan.part)),
         ("codec_up", plan.codec_up, plan.link_up, up),
     )
-    for field, codecs, link, tensors in ways:
+    for field, codecs, link, tensors in directions:
         for codec in codecs:
             if profile.codecs is not None and codec.name not in profile.codecs:
                 runs = ", ".join(sorted(profile.codecs)) or "none"
@@ -145,13 +145,13 @@ def _codecs(plan: Plan, profile: DeviceProfile, spec: ModelSpec) -> Iterator[str
 def chain_layout(
     codecs: tuple[CodecSpec, ...], tensors: tuple[TensorSpec, ...], link: Residual | None = None
 ) -> tuple[ArraySpec, ...]:
-    """What a chain makes of these tensors; raises ``ValueError`` for a chain that is not known or cannot take them."""
+    """The layout of these tensors after a codec chain; raises ``ValueError`` for an unknown or unsuitable chain."""
     specs = array_specs(tensors)
     return make_codec(codecs).layout(carried(specs, link) if link else specs)
 
 
 def _links(plan: Plan) -> Iterator[str]:
-    """What stands against the way in which the links remember."""
+    """Problems with links with memory."""
     try:
         if plan.link_down is not None:
             plan.link_down.check_down()
@@ -168,7 +168,7 @@ def _links(plan: Plan) -> Iterator[str]:
 
 
 def _privacy(plan: Plan, spec: ModelSpec, profile: DeviceProfile) -> Iterator[str]:
-    """What may not leave the device."""
+    """Kinds of data that would leave the device although its profile does not allow it."""
     if plan.objective.kind != "train":
         return
     allowed = f"fleet class {profile.name!r} may send only: {', '.join(sorted(profile.may_send)) or 'nothing'}"

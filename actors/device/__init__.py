@@ -1,4 +1,4 @@
-"""The device: one plan from packet bytes to packet bytes.
+"""The device: carries out one plan, packet bytes in, packet bytes out.
 
-It knows messages and the model's parts, and neither server nor pool.
+It imports messages and the parts of the model, and neither server nor pool.
 """

@@ -1,8 +1,8 @@
-"""The Device: one plan in, one report out; packet bytes to packet bytes. A plain class, the same in process and on Ray.
+"""The Device: carries out one plan, packet bytes in, packet bytes out. A plain class, in process and on Ray.
 
-A device worker has no memory of its own: what a simulated device must remember (link histories, error feedback) travels
-as ``state`` with the plan and comes back with the report. What is kept between plans (the model's module, the data) is a
-cache: any worker runs any device and gets the same bits. Only what a user's model hides outside its tensors could tell.
+A device worker has no memory of its own: the state of a simulated device (link histories, error feedback) is sent with the plan
+and comes back with the report. What the worker keeps between plans (the model's module, the data) is a cache: any worker runs
+any device with the same bits, unless a user's model keeps state outside its tensors.
 """
 
 import time
@@ -29,32 +29,31 @@ from ...learning.workload import Workload
 from ...learning.workload_settings import WorkloadSettings
 from ...policies.plan import Plan
 from ...policies.report import Measured, Outcome, Report
-from ..messages.host_link import HostLink
+from ..messages.dense_packets import open_weights, seal_update
+from ..messages.host_messages import HostLink
 from ..messages.messages import array_specs, update_context, update_stamp
 from ..messages.plan_message import read_plan
 from ..messages.trunk import Trunk
-from ..messages.update import seal_update
-from ..server.dense_downlink import open_weights
 from .device_leg import train_front, upload
 from .module import Module
 from .resource_usage import ResourceUsage
 
-_ALLOCATOR_WORDS = ("DefaultCPUAllocator", "can't allocate memory", "out of memory")
+_OUT_OF_MEMORY_WORDS = ("DefaultCPUAllocator", "can't allocate memory", "out of memory")
 
 
 class Device:
-    """Runs plans for any device of an experiment.
+    """Runs plans of any device of an experiment.
 
-    ``run`` never raises for what goes wrong with one plan: the report says the outcome, the stage (open, train, evaluate,
-    seal) and the error.
+    ``run`` never raises for an error in one plan: the report holds the outcome, the stage (open, train, evaluate, seal) and
+    the error.
     """
 
     def __init__(self, settings: WorkloadSettings) -> None:
-        """Prepare for the workload; data and model are loaded at the first plan."""
+        """Data and model are loaded at the first plan."""
         self.workload = Workload(settings)
         self._modules: dict[bool, Module] = {}
         self._trunk = Trunk(self.workload)
-        # Of the plan that is being carried out:
+        # Of the current plan: its stage, the version that the device holds, and its end of the link.
         self._stage = "open"
         self._held: int | None = None
         self._end = DeviceEnd()
@@ -62,37 +61,37 @@ class Device:
     def run(
         self, plan_bytes: bytes, packets: Sequence[Array], state: State | None = None, host: HostLink | None = None
     ) -> tuple[bytes, Array | None, State | None]:
-        """Carry out one plan: (answer, update packet or None, the device's new state), ready to be sent.
+        """Carry out one plan: (encoded answer, update packet or None, the device's new state or None if unchanged).
 
-        ``packets``: what the device needs to reach the plan's version, oldest first. A new state of None: as it was.
-        ``host``: where the other leg of a split plan is.
+        ``packets``: those with which the device reaches the plan's version, oldest first. ``host``: connection to the host's
+        leg of a split plan.
         """
         plan = read_plan(plan_bytes)
         report, update = Report(plan=plan, outcome=Outcome.FAILED, stage="open"), None
         self._stage, self._held, self._end, readable = "open", None, DeviceEnd(), False
-        with ResourceUsage() as meter:
+        with ResourceUsage() as usage:
             try:
                 self._end, readable = DeviceEnd.from_state(state), True
                 report, update = self._carry_out(plan, packets, host)
-            except Exception as error:  # whatever user code raises: it becomes this plan's outcome, and is reported
+            except Exception as error:  # user code may raise anything: it becomes the plan's outcome
                 report = _failure(report, self._stage, error)
         report = msgspec.structs.replace(
             report,
             held=self._held,
             measured=msgspec.structs.replace(
-                report.measured, wall_s=meter.wall_s, peak_memory_bytes=meter.peak_memory_bytes
+                report.measured, wall_s=usage.wall_s, peak_memory_bytes=usage.peak_memory_bytes
             ),
         )
-        # What is acknowledged by the report is remembered, whatever became of the plan; a damaged state is forgotten.
+        # A version that the report acknowledges is kept, whatever the outcome; a state that cannot be read is dropped.
         changed = self._held is not None or not readable
         return msgspec.msgpack.encode(report.answer()), update, self._end.to_state() if changed else None
 
     def warm_up(self) -> None:
-        """Load data and model now, so that the first plan is not charged for it."""
+        """Load data and model now, so that the measured time of the first plan does not include it."""
         self._module(channels_last=False)
 
     def _carry_out(self, plan: Plan, packets: Sequence[Array], host: HostLink | None) -> tuple[Report, Array | None]:
-        """The stages of a plan."""
+        """Open, then train and seal, or evaluate, or upload a view."""
         module, base = self._open(plan, packets)
         if plan.objective.kind == "evaluate":
             self._stage = "evaluate"
@@ -119,9 +118,9 @@ class Device:
         return report, update
 
     def _train(self, plan: Plan, module: Module, samples: Samples, host: HostLink | None) -> TrainingResult:
-        """Train the plan's part, with the host's help where it is split."""
+        """Train the plan's part; the blocks of a split plan by way of its host."""
         if plan.split is not None:
-            return train_front(plan, module, samples, host, self.workload, over=_clock(plan))
+            return train_front(plan, module, samples, host, self.workload, over=_time_limit(plan))
         return train(
             module.model,
             samples,
@@ -130,17 +129,17 @@ class Device:
             transform=self.workload.data.train_transform,
             seed=plan.seed,
             trainable=[t.name for t in trained_tensors(self.workload.spec, plan.part.trained)],
-            over=_clock(plan),
+            over=_time_limit(plan),
         )
 
     def _module(self, *, channels_last: bool) -> Module:
-        """This worker's module."""
+        """This worker's module in the given memory format."""
         if channels_last not in self._modules:
             self._modules[channels_last] = Module(self.workload, channels_last=channels_last)
         return self._modules[channels_last]
 
     def _open(self, plan: Plan, packets: Sequence[Array]) -> tuple[Module, dict[str, Tensor]]:
-        """The model that the packets brought, and its tensors, which the update is taken against."""
+        """The module with the received tensors, and these tensors, to which the update is the difference."""
         base = as_tensors(self._receive(plan, packets)) | self._trunk.tensors(plan.part)
         module = self._module(channels_last=plan.training.channels_last)
         module.check_frozen(plan.part)
@@ -148,14 +147,16 @@ class Device:
         return module, base
 
     def _receive(self, plan: Plan, packets: Sequence[Array]) -> Arrays:
-        """The model that came down: by itself, or by what this device's end of the link remembers."""
+        """The received tensors: of one dense packet, or of residuals and this device's end of the link."""
         expected = array_specs(down_tensors(self.workload.spec, plan.part))
         codec, end = make_codec(plan.codec_down), self._end
         end.acknowledge(plan.acknowledged)
         end.memory.trim(plan.link_down, plan.link_up)
         if plan.link_down is None:
             if len(packets) != (1 if expected else 0):
-                raise MismatchedPacket(f"{len(packets)} packets came, where {1 if expected else 0} brings the model")
+                raise MismatchedPacket(
+                    f"{len(packets)} packets with the model were received; {1 if expected else 0} expected"
+                )
             if not expected:
                 return {}
             arrays = open_weights(packets[0], plan, plan.part, self.workload.spec)
@@ -173,16 +174,16 @@ class Device:
         self._held = model.version
         return model.arrays
 
-    def _seal(self, held: dict[str, Tensor], base: dict[str, Tensor], plan: Plan) -> Array:
-        """The update packet: differences to what came down, residuals, or the weights themselves."""
+    def _seal(self, trained: dict[str, Tensor], base: dict[str, Tensor], plan: Plan) -> Array:
+        """The update packet: differences to what was received, weights, or residuals."""
         if plan.link_up is None:
-            return seal_update(held, base, plan, part=plan.part, spec=self.workload.spec)
+            return seal_update(trained, base, plan, part=plan.part, spec=self.workload.spec)
         specs = array_specs(up_tensors(self.workload.spec, plan.part, statistics=plan.upload.statistics))
-        values = as_arrays({spec.name: held[spec.name] for spec in specs})
+        values = as_arrays({spec.name: trained[spec.name] for spec in specs})
         return self._seal_residual(values, as_arrays(base), specs, plan)
 
     def _seal_residual(self, values: Arrays, base: Arrays, specs: tuple[ArraySpec, ...], plan: Plan) -> Array:
-        """The update as residuals against what both ends predict; what the link must remember of it is pending."""
+        """The update as residuals to the prediction of both ends; the new history stays pending until it is acknowledged."""
         rule, end, names = plan.link_up, self._end, list(values)
         assert rule is not None
         prediction = end.memory.predict_up(rule, base, names)
@@ -196,16 +197,16 @@ class Device:
             context=update_context(carried(specs, rule), plan),
             stamp=update_stamp(plan, state_hash=hash_arrays(prediction)),
         )
-        keeps = depths(plan.link_down, rule)[1] > 0
+        has_history = depths(plan.link_down, rule)[1] > 0
         end.pending = Pending(
             plan=plan.id,
-            sent=sent_model(base, restore(sent, prediction, rule), names) if keeps else None,
+            sent=sent_model(base, restore(sent, prediction, rule), names) if has_history else None,
             error=left_over(residuals, sent, end.error, rule),
         )
         return packet
 
     def _evaluate(self, model: nn.Module, plan: Plan) -> Report:
-        """The model that came down, on this device's own test share."""
+        """Metrics of the received model on this device's own test share."""
         samples = self.workload.data.test(plan.device)
         if samples is None or not len(samples):
             return Report(plan=plan)
@@ -222,8 +223,8 @@ class Device:
         return Report(plan=plan, samples=len(samples), metrics=metrics)
 
 
-def _clock(plan: Plan) -> Callable[[], bool] | None:
-    """Whether the seconds are over that a plan may train, which begin now; None where it has no such limit."""
+def _time_limit(plan: Plan) -> Callable[[], bool] | None:
+    """A function that says whether ``plan.train_s`` seconds have passed from now on; None for a plan without that limit."""
     if plan.train_s is None:
         return None
     end_s = time.monotonic() + plan.train_s
@@ -231,13 +232,13 @@ def _clock(plan: Plan) -> Callable[[], bool] | None:
 
 
 def _failure(report: Report, stage: str, error: Exception) -> Report:
-    """The report of a plan that did not end well."""
+    """The report of a plan that raised ``error``."""
     text = f"{type(error).__name__}: {error}"
-    memory = isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATOR_WORDS)
+    out_of_memory = isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
     )
-    outcome = Outcome.OUT_OF_MEMORY if memory else Outcome.FAILED
-    if isinstance(error, UnfitPacket) and stage == "seal":  # as the server would have judged it
+    outcome = Outcome.OUT_OF_MEMORY if out_of_memory else Outcome.FAILED
+    if isinstance(error, UnfitPacket) and stage == "seal":  # as the server does with an update that is not finite
         outcome = Outcome.REJECTED
     out_of_sync = isinstance(error, OutOfSync)
     return msgspec.structs.replace(report, outcome=outcome, stage=stage, error=text[:2000], out_of_sync=out_of_sync)

@@ -1,4 +1,4 @@
-"""The device's leg of a split plan: what its blocks need a host for."""
+"""The device's leg of a split plan: training its blocks with a host, or uploading what leaves them."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from ...learning.training.split import DeviceLeg, LocalLeg, forward_only
 from ...learning.training.training import Gradient, TrainingResult, train
 from ...learning.workload import Workload
 from ...policies.plan import Plan
-from ..messages.host_link import HostLink
+from ..messages.host_messages import HostLink
 from ..messages.stream import DeviceStream
 from .module import Module
 
@@ -25,12 +25,12 @@ def train_front(
     *,
     over: Callable[[], bool] | None,
 ) -> TrainingResult:
-    """Train the device's blocks, with gradients by way of the host, within the window, or by a loss of their own.
+    """Train the device's blocks, with gradients from the host or by a local loss.
 
-    ``over``: whether to stop early.
+    With a window above 1 and gradients from the host, forward passes run ahead of them. ``over``: whether to stop early.
     """
     if host is None or plan.split is None:
-        raise MismatchedPacket(f"plan {plan.id} is split, and came without a host")
+        raise MismatchedPacket(f"plan {plan.id} is split, and has no connection to a host")
     stream, front = DeviceStream(plan, host, workload), plan.part.blocks
     transform = workload.data.train_transform
     trainable = [tensor.name for tensor in trained_tensors(workload.spec, plan.part.trained)]
@@ -65,7 +65,7 @@ def train_front(
 
 
 def _gradient(plan: Plan, module: Module, stream: DeviceStream) -> Gradient:
-    """How the gradients of the device's blocks come about, one micro-batch after another."""
+    """The gradients of the device's blocks, one micro-batch at a time: by a local loss, or from the host."""
     if plan.part.head:
         return LocalLeg(
             module.blocks,
@@ -79,9 +79,9 @@ def _gradient(plan: Plan, module: Module, stream: DeviceStream) -> Gradient:
 
 
 def upload(plan: Plan, module: Module, samples: Samples, host: HostLink | None, workload: Workload) -> None:
-    """What leaves the frozen front, to the host; nothing comes back."""
+    """Run the frozen blocks forward and send their activations to the host, which sends nothing back."""
     if host is None:
-        raise MismatchedPacket(f"plan {plan.id} is split, and came without a host")
+        raise MismatchedPacket(f"plan {plan.id} is split, and has no connection to a host")
     stream = DeviceStream(plan, host, workload)
     forward_only(
         module.blocks,

@@ -1,7 +1,7 @@
-"""Measures what a stretch of work needed here: wall seconds and peak resident memory of the process.
+"""Measures wall seconds and peak resident memory of the process while a plan runs.
 
-Linux keeps a high-water mark of resident memory that a process may reset (``/proc/self/clear_refs``); elsewhere the mark
-since the process began stands in, and where there is none the figure is 0.
+Linux lets a process reset its high-water mark of resident memory (``/proc/self/clear_refs``); elsewhere the mark since the
+process started is used, and 0 on systems that have none.
 """
 
 import contextlib
@@ -14,30 +14,30 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 class ResourceUsage:
-    """``with Meter() as meter: ...`` then ``meter.wall_s`` and ``meter.peak_memory_bytes``.
+    """``with ResourceUsage() as usage: ...``, then ``usage.wall_s`` and ``usage.peak_memory_bytes``.
 
-    Not to be nested, nor used from several threads: a process has one mark.
+    Must not be nested or used from several threads: a process has one mark.
     """
 
     wall_s = 0.0
     peak_memory_bytes = 0
 
     def __enter__(self) -> "ResourceUsage":
-        """Start; reset the high-water mark where that is possible."""
-        with contextlib.suppress(OSError):  # not Linux, or not permitted: the mark then covers the process's whole life
+        """Start the clock, and reset the high-water mark if possible."""
+        with contextlib.suppress(OSError):  # not Linux, or not permitted: the mark covers the process's whole life
             _CLEAR.write_text("5")
         self._start = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop."""
+        """Take both figures."""
         self.wall_s = time.perf_counter() - self._start
         self.peak_memory_bytes = peak_resident_bytes()
 
 
 def peak_resident_bytes() -> int:
-    """High-water mark of this process's resident memory; 0 where the system does not tell."""
-    with contextlib.suppress(OSError):  # no /proc: ask the C library below
+    """High-water mark of this process's resident memory; 0 if the system has none."""
+    with contextlib.suppress(OSError):  # no /proc: use getrusage below
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""The partition host: it trains the blocks behind a cut for the devices that stream to it.
+"""The partition host: trains the blocks behind a cut for the devices that stream to it.
 
-It knows the replay buffer and the device's legs.
+It imports the replay buffer, and the device's module for its blocks.
 """

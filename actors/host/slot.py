@@ -1,4 +1,4 @@
-"""A slot: one device's copy of the host's blocks (SplitFed's first version), with its place in the stream."""
+"""Slots: one device's copy of the host's blocks (SplitFed's first version), and the state of its stream."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,22 +9,44 @@ from torch import Tensor
 from ...comms.codec import Array
 from ...comms.errors import MismatchedPacket, OutOfSync
 from ...learning.parts.part import Part, complement, down_tensors
+from ...learning.spec import Training
 from ...learning.tensors import as_tensors
 from ...learning.training.losses import make_loss
-from ...learning.training.split import HostLeg
+from ...learning.training.split import HostLeg, MicroBatch, schedule
 from ...learning.workload import Workload
 from ...policies.plan import Plan, Split
 from ..device.module import Module
+from ..messages.dense_packets import open_weights
 from ..messages.stream import ActivationStream
 from ..messages.trunk import Trunk
 from ..replay.upload import ViewKey, view_key
-from ..server.dense_downlink import open_weights
-from .record_leg import RecordLeg
+
+
+class RecordLeg:
+    """The host's leg of a repeated upload: follows the schedule of ``learning.training.split.HostLeg`` without training."""
+
+    steps, loss, loss_square, between_steps = 0, None, None, True
+
+    def __init__(self, num_samples: int, training: Training) -> None:
+        """Starts at the first micro-batch."""
+        self._schedule = schedule(num_samples, training)
+        self.next: MicroBatch | None = next(self._schedule, None)
+
+    def micro_batch(self, activations: Tensor, targets: Tensor) -> Tensor:
+        """Advance by one micro-batch. No gradient is sent back, so the result is not read."""
+        self.next = next(self._schedule, None)
+        return activations
+
+    def close(self) -> None:
+        """Holds no resources."""
 
 
 @dataclass
 class Slot:
-    """One device's copy of the host's blocks. ``module``: None where an upload is made again, and nothing is trained."""
+    """One device's copy of the host's blocks. ``module``: None if an upload is repeated, and nothing is trained.
+
+    ``early``: packets received ahead of their order, by number. ``view``: key of the view that the packets form, if any.
+    """
 
     plan: Plan
     part: Part
@@ -32,31 +54,31 @@ class Slot:
     base: dict[str, Tensor]
     stream: ActivationStream
     leg: HostLeg | RecordLeg
-    answers: bool  # whether gradients go back
+    answers: bool  # whether gradients are sent back
     up_bytes: list[int] = field(default_factory=list)
     down_bytes: list[int] = field(default_factory=list)
     train_s: float = 0.0
-    early: dict[int, Array] = field(default_factory=dict)  # packets that came before their turn
-    view: ViewKey | None = None  # that its packets become, once they are all there
+    early: dict[int, Array] = field(default_factory=dict)
+    view: ViewKey | None = None
 
 
 class SlotMaker:
-    """Makes slots, of modules that are kept for those after them."""
+    """Makes slots. Their modules are reused, so a host has as many as it ever had slots at once."""
 
     def __init__(self, workload: Workload) -> None:
-        """None yet."""
+        """Builds no module before the first slot."""
         self.workload = workload
         self._free: dict[bool, list[Module]] = {}
         self._trunk = Trunk(workload)
 
     def open(self, plan: Plan, num_samples: int, packets: Sequence[Array]) -> Slot:
-        """A slot at its start; raises a ``PacketError`` for packets that are not sound, or another trunk."""
+        """A slot that trains; raises a ``PacketError`` for invalid packets, or for another trunk than the host's."""
         if plan.split is None:
-            raise MismatchedPacket(f"plan {plan.id} came to a host, and is not split")
+            raise MismatchedPacket(f"plan {plan.id} was sent to a host, and is not split")
         part = self._part(plan, plan.split)
         expected = 1 if down_tensors(self.workload.spec, part) else 0
         if len(packets) != expected:
-            raise MismatchedPacket(f"{len(packets)} packets came, where {expected} bring the host's blocks")
+            raise MismatchedPacket(f"{len(packets)} packets with the host's blocks were received; {expected} expected")
         arrays = open_weights(packets[0], plan, part, self.workload.spec) if packets else {}
         base, channels_last = as_tensors(arrays) | self._trunk.tensors(part), plan.training.channels_last
         free = self._free.setdefault(channels_last, [])
@@ -79,24 +101,24 @@ class SlotMaker:
         return Slot(plan, part, module, base, stream, leg, answers, view=view)
 
     def record(self, plan: Plan, num_samples: int) -> Slot:
-        """A slot for an upload that is made again; raises a ``PacketError`` for another trunk."""
+        """A slot for a repeated upload; raises a ``PacketError`` for another trunk than the host's."""
         if plan.split is None or not plan.uploads_view:
-            raise MismatchedPacket(f"plan {plan.id} came to be recorded, and uploads no view")
+            raise MismatchedPacket(f"plan {plan.id} is to repeat an upload, and uploads no view")
         part, leg = self._part(plan, plan.split), RecordLeg(num_samples, plan.training)
         view = view_key(plan, str(plan.id))
         return Slot(plan, part, None, {}, ActivationStream(plan, self.workload), leg, answers=False, view=view)
 
     def free(self, slot: Slot) -> None:
-        """A slot is over."""
+        """Take back the module of a slot."""
         slot.leg.close()
         if slot.module is not None:
             self._free.setdefault(slot.plan.training.channels_last, []).append(slot.module)
 
     def _part(self, plan: Plan, split: Split) -> Part:
-        """The host's blocks of a plan; of its frozen ones it has its own, which must be the trunk of this model."""
+        """The host's part of a plan. The host builds its frozen blocks itself; raises ``OutOfSync`` if the trunk differs."""
         part = complement(self.workload.spec, plan.part, frozen_to=split.depth)
         if split.method.trains_front:
             return part
-        if (found := self._trunk.hashes.trunk(split.depth)) != split.trunk:
-            raise OutOfSync(f"the trunk up to {split.depth!r} is {found} here, where the plan names {split.trunk}")
+        if (own := self._trunk.hashes.trunk(split.depth)) != split.trunk:
+            raise OutOfSync(f"the trunk up to {split.depth!r} is {own} here, where the plan names {split.trunk}")
         return self._trunk.hashes.cached(part)

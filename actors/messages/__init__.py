@@ -1,4 +1,4 @@
-"""What travels between server, devices and hosts: plans, updates, streams and labels, as bytes.
+"""Messages between server, devices and partition hosts: plans, updates, activations and labels, as bytes.
 
-It knows plans and packets, and no actor.
+It imports the contracts of plans and packets, and no actor.
 """

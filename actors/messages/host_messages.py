@@ -1,15 +1,17 @@
-"""What a partition host is told to keep, and what it answers."""
+"""Messages of a partition host, and a device's connection to it. Imports no torch: configuration and driver read it too."""
 
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import msgspec
 
+from ...comms.codec import Array
+
 
 class ReplaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What each partition host keeps of what devices have sent it through a frozen trunk.
+    """Budgets of each partition host's replay buffer.
 
-    ``memory_bytes``, then ``disk_bytes``: budgets; beyond them the view that was used longest ago goes. ``lifetime``: versions
-    after which a view is dropped (None: never). ``views_per_device``: a newer one takes the place of the oldest.
+    ``memory_bytes``, then ``disk_bytes``: beyond both, the least recently used view is evicted. ``lifetime``: versions after
+    which a view is dropped (None: never). ``views_per_device``: a new view beyond it replaces the device's oldest.
     """
 
     memory_bytes: Annotated[int, msgspec.Meta(ge=1)] = 10**9
@@ -19,11 +21,11 @@ class ReplaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class HostAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the host's leg of a split plan came to.
+    """The result of the host's leg of a split plan.
 
     ``steps``, ``loss``, ``loss_square``: as in a report. ``up_bytes``, ``down_bytes``: of each packet of the stream, in order.
-    ``error``: why it did not end well. ``gone``: that is because the host has not, or no more, the view that is to be replayed.
-    ``train_s``: wall seconds of computing. ``notices``: what became of views.
+    ``error``: why the leg failed; empty if it succeeded. ``gone``: it failed because the host does not have the view to be
+    replayed. ``train_s``: wall seconds of computing. ``notices``: views lost, one sentence each.
     """
 
     steps: int = 0
@@ -35,3 +37,23 @@ class HostAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: str = ""
     gone: bool = False
     notices: list[str] = []
+
+
+class StreamFault(Exception):
+    """The host could not take a packet, or could not start the plan. One sentence says why."""
+
+
+class HostLink(Protocol):
+    """A device's connection to the host's leg of its plan, in the same process or through Ray."""
+
+    def send(self, packet: Array, *, window: int) -> None:
+        """Send activations; blocks while ``window`` packets are unprocessed. Raises ``StreamFault``."""
+        ...
+
+    def answer(self) -> Array:
+        """Wait for the answer to the oldest unanswered packet, if the host answers at all. Raises ``StreamFault``."""
+        ...
+
+    def flush(self) -> None:
+        """Wait until the host has taken all packets. Raises ``StreamFault``."""
+        ...

@@ -1,4 +1,4 @@
-"""What server and devices agree on about each message without sending it: contents, codec context and stamp."""
+"""Messages down, and what both ends of a link know of a packet without sending it: contents, codec context and stamp."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from ...policies.plan import Plan
 
 @dataclass(frozen=True)
 class Message:
-    """One packet on its way down: its reference, its bytes, and what the ledger counts it as."""
+    """One packet down: its reference in the channel, its size, and the kind under which the ledger counts it."""
 
     reference: Any
     num_bytes: NumBytes
@@ -22,38 +22,38 @@ class Message:
 
 @dataclass(frozen=True)
 class Dispatch:
-    """A plan ready to go: with what it acknowledges, its packets, and the state of its simulated device."""
+    """A plan as it is dispatched: the plan with all fields filled in, its packets, and the state of its simulated device."""
 
     plan: Plan
     messages: tuple[Message, ...]
     state: State | None
-    host_messages: tuple[Message, ...] = ()  # what the host of a split plan needs
+    host_messages: tuple[Message, ...] = ()  # packets for the host of a split plan
 
     @property
     def packets(self) -> tuple[Any, ...]:
-        """References of the packets, in the order in which they must be read."""
+        """References of the device's packets, in the order in which they must be read."""
         return tuple(message.reference for message in self.messages)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all packets."""
+        """Bytes of the device's packets."""
         return sum(message.num_bytes for message in self.messages)
 
 
 def array_specs(tensors: tuple[TensorSpec, ...]) -> tuple[ArraySpec, ...]:
-    """What a packet of these tensors holds before its codec."""
+    """The arrays in a packet of these tensors, before its codec."""
     return tuple(ArraySpec(t.name, t.shape, t.dtype, role=t.role) for t in tensors)
 
 
 def weights_stamp(version: int) -> Stamp:
-    """What a memoryless downlink packet says of itself: the same for every device, so that it is sealed once."""
+    """The stamp of a weights packet: the same for every device, so that the packet is sealed once."""
     return Stamp(kind=PacketKind.WEIGHTS, version=version)
 
 
 def update_stamp(plan: Plan, *, state_hash: int = 0, leg: int = 0) -> Stamp:
-    """What an update says of itself: which attempt of which plan it answers, and what it builds on (0: no memory).
+    """The stamp of an update: the attempt of the plan, and the hash of the state that it builds on (0: no memory).
 
-    ``leg``: 0 for the device's, 1 for the host's of a split plan.
+    ``leg``: 0 for the device's leg, 1 for the host's leg of a split plan.
     """
     return Stamp(
         kind=PacketKind.UPDATE,

@@ -1,4 +1,4 @@
-"""The control message down: a plan, as few bytes as both ends' knowledge of what plans are like allows."""
+"""The control message down: a plan without its default values, deflated with a dictionary that both ends know."""
 
 import zlib
 from typing import Any
@@ -11,23 +11,23 @@ from ...learning.parts.part import Part
 from ...learning.spec import Optimiser, Training
 from ...policies.plan import Objective, Plan, Split, Upload
 
-_DEFAULT: dict[str, Any] = msgspec.to_builtins(Training())
-# msgspec omits what *is* the default: not a word equal to it, such as one that came from another process.
-_SPLIT: dict[str, Any] = {field.name: field.default for field in msgspec.structs.fields(Split)}
+_DEFAULTS: dict[str, Any] = msgspec.to_builtins(Training())
+# msgspec omits a string only if it is the default object itself, not if it is equal to it (one from another process).
+_SPLIT_DEFAULTS: dict[str, Any] = {field.name: field.default for field in msgspec.structs.fields(Split)}
 _MOST_BYTES = 1 << 22  # of a plan, inflated
 
 
 def plan_message(plan: Plan) -> bytes:
-    """A plan as it travels: without the reasons, which are for people, without settings that are the default, deflated.
+    """The bytes of a plan: without its reasons, which are for people, without default values, deflated.
 
-    Both ends know what plans are like: the dictionary holds the words of one. A plan of some 650 bytes comes to about 150.
+    The dictionary is the message of a typical plan. A plan of some 650 bytes takes about 150.
     """
     deflater = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=_DICTIONARY)
-    return deflater.compress(_spell(plan)) + deflater.flush()
+    return deflater.compress(_encode(plan)) + deflater.flush()
 
 
 def read_plan(message: bytes) -> Plan:
-    """The plan in a message; raises ``ValueError`` for one that cannot be read."""
+    """The plan in a message; raises ``ValueError`` for a message that cannot be read."""
     inflater = zlib.decompressobj(-15, zdict=_DICTIONARY)
     try:
         return msgspec.msgpack.decode(inflater.decompress(message, _MOST_BYTES), type=Plan)
@@ -35,24 +35,24 @@ def read_plan(message: bytes) -> Plan:
         raise ValueError(f"a plan's message of {len(message)} bytes cannot be read: {error}") from error
 
 
-def _spell(plan: Plan) -> bytes:
-    """What a plan says beyond the defaults."""
+def _encode(plan: Plan) -> bytes:
+    """The fields of a plan that differ from their defaults."""
     plain = msgspec.to_builtins(msgspec.structs.replace(plan, reasons=()))
-    plain["training"] = _changed(plain["training"], _DEFAULT)
+    plain["training"] = _without_defaults(plain["training"], _DEFAULTS)
     if "optimiser" in plain["training"]:
-        plain["training"]["optimiser"] = _changed(plain["training"]["optimiser"], _DEFAULT["optimiser"])
+        plain["training"]["optimiser"] = _without_defaults(plain["training"]["optimiser"], _DEFAULTS["optimiser"])
     if "split" in plain:
-        plain["split"] = _changed(plain["split"], _SPLIT)
+        plain["split"] = _without_defaults(plain["split"], _SPLIT_DEFAULTS)
     return msgspec.msgpack.encode(plain)
 
 
-def _changed(plain: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    """What of a structure is not as in ``default``."""
-    return {key: value for key, value in plain.items() if value != default[key]}
+def _without_defaults(plain: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a structure whose values differ from ``defaults``."""
+    return {key: value for key, value in plain.items() if value != defaults[key]}
 
 
-def _typical() -> bytes:
-    """The words that plans are made of, the most frequent last."""
+def _typical_plan() -> bytes:
+    """The message of a typical plan: the compressor's dictionary. (Deflate reaches what stands last with the fewest bits.)"""
     stages = (
         CodecSpec("topk", {"density": 0.01, "scope": "global"}),
         CodecSpec("ternary", {"levels": 1, "scope": "global"}),
@@ -84,7 +84,7 @@ def _typical() -> bytes:
         acknowledged=1,
         deadline_s=1.0,
     )
-    return _spell(plan)
+    return _encode(plan)
 
 
-_DICTIONARY = _typical()
+_DICTIONARY = _typical_plan()

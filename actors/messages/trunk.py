@@ -1,7 +1,7 @@
-"""The trunk: blocks that nobody trains, which devices and hosts hold from the start, and which are never sent.
+"""The trunk: frozen first blocks, which devices and hosts build from the settings, and which are never sent.
 
-They are those of the model that everybody builds from the settings; a block is named by its hash, and whoever is told to use
-one checks that its own is the same (EcoFed; Wu et al., TPDS 2024, arXiv 2304.05495).
+A plan names a block by its hash; device and host check that theirs is the same (EcoFed; Wu et al., TPDS 2024,
+arXiv 2304.05495).
 """
 
 import hashlib
@@ -22,30 +22,30 @@ _HEX = 16  # digits of SHA-256 that name a block
 
 
 class BlockHashes:
-    """The hashes that name the blocks of a model, of those that were asked for, as long as nobody changes them."""
+    """Hashes of a model's blocks, computed on demand and cached until a tensor of the block changes."""
 
     SAVED: ClassVar = {"_hashes": dict[str, str]}  # by a checkpoint
     NOT_SAVED = ("_spec", "_tensors", "_block_of", "_frozen")
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor]) -> None:
-        """``tensors``: of the model, by name; they may change in place."""
+        """``tensors``: the model's, by name; they may change in place (see ``changed``)."""
         self._spec, self._tensors = spec, tensors
         self._hashes: dict[str, str] = {}
         self._frozen: dict[tuple[str, ...], str] = {}
         self._block_of = {t.name: block.name for block in spec.blocks for t in block.tensors}
 
     def block(self, name: str) -> str:
-        """The hash of a block. Counters are left out: they never travel, and nothing depends on them."""
+        """The hash of a block, without its counters: those are never sent, and nothing depends on them."""
         if name not in self._hashes:
-            held = {t.name: self._tensors[t.name] for t in self._spec.tensors_of((name,)) if t.role != "counter"}
-            self._hashes[name] = content_hash(held)
+            tensors = {t.name: self._tensors[t.name] for t in self._spec.tensors_of((name,)) if t.role != "counter"}
+            self._hashes[name] = content_hash(tensors)
         return self._hashes[name]
 
     def frozen(self, blocks: tuple[str, ...]) -> str:
-        """The hash of what the model's author has frozen in these blocks; "" where that is nothing. It never changes."""
+        """The hash of the tensors of these blocks that the model itself freezes; "" if there are none. It never changes."""
         if blocks not in self._frozen:
-            held = {t.name: self._tensors[t.name] for t in frozen_tensors(self._spec, blocks)}
-            self._frozen[blocks] = content_hash(held) if held else ""
+            tensors = {t.name: self._tensors[t.name] for t in frozen_tensors(self._spec, blocks)}
+            self._frozen[blocks] = content_hash(tensors) if tensors else ""
         return self._frozen[blocks]
 
     def trunk(self, depth: str) -> str:
@@ -55,37 +55,37 @@ class BlockHashes:
         return hashlib.sha256(blocks.encode()).hexdigest()[:_HEX]
 
     def cached(self, part: Part) -> Part:
-        """A part whose frozen blocks are not sent, but named."""
+        """A part whose untrained blocks are named by hash instead of sent."""
         frozen = tuple(name for name in part.blocks if name not in part.trained)
         return replace(part, cached=tuple((name, self.block(name)) for name in frozen))
 
     def changed(self, tensor: str) -> None:
-        """A tensor has changed; one that is not of the model names no block."""
+        """Forget the hash of the block that holds this tensor; names outside the model are ignored."""
         self._hashes.pop(self._block_of.get(tensor, ""), None)
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:
-    """The short hash that names tensors by what they hold."""
+    """A short hash of the contents of tensors."""
     return model_hash(tensors)[:_HEX]
 
 
 class Trunk:
-    """The blocks of the first model, as devices and hosts have them."""
+    """The blocks of the initial model, as devices and hosts hold them."""
 
     def __init__(self, workload: Workload) -> None:
-        """Nothing is built before the first plan that needs it."""
+        """The model is built when a plan first needs it."""
         self._workload = workload
 
     @cached_property
     def hashes(self) -> BlockHashes:
-        """Their names."""
+        """Hashes of the initial model's blocks."""
         return BlockHashes(self._workload.spec, self._first)
 
     def tensors(self, part: Part) -> dict[str, Tensor]:
-        """The tensors of the blocks that a part has cached; raises ``OutOfSync`` where they are not those that it names."""
+        """The tensors of the blocks in ``part.cached``; raises ``OutOfSync`` if a hash differs from the one that it names."""
         for name, expected in part.cached:
-            if (found := self.hashes.block(name)) != expected:
-                raise OutOfSync(f"block {name!r} of the trunk is {found} here, where the plan names {expected}")
+            if (own := self.hashes.block(name)) != expected:
+                raise OutOfSync(f"block {name!r} of the trunk is {own} here, where the plan names {expected}")
         names = tuple(name for name, _ in part.cached)
         return {t.name: self._first[t.name] for t in self._workload.spec.tensors_of(names) if t.role != "counter"}
 

@@ -1,4 +1,4 @@
-"""The replay buffer of views: packets in memory and on disk, and the server's index of them.
+"""The replay buffer of views: packets in memory and on disk at the hosts, and the server's index of them.
 
-It knows messages only.
+It imports messages only.
 """

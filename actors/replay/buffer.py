@@ -1,14 +1,14 @@
-"""The packets of the replay buffer: what devices have sent through the frozen trunk, kept as it was sent.
+"""The replay buffer of a host: packets of activations that devices sent through the frozen trunk, stored as they were sent.
 
 Wu et al., "EcoFed: Efficient Communication for DNN Partitioning-based Federated Learning", IEEE TPDS 35(3), 2024,
-arXiv 2304.05495. A *view* is one complete upload of one device: its sealed activation packets, never decoded. As the
-trunk never changes, they stay valid.
+arXiv 2304.05495. A *view* is one complete upload of one device: its sealed activation packets, never decoded. They stay
+valid, since the trunk never changes.
 
     begin ── add, add, ... ──┬── commit: a view, in memory ── on disk ── dropped
-                             └── abort: gone
+                             └── abort
 
-Which views there are is decided elsewhere (``replay_index``): a buffer is asked for them and told which go. Uploads under way
-are not counted in its budgets, else what is where would depend on how the packets of several devices happen to interleave.
+The server decides which views exist (``replay_index``). Unfinished uploads do not count in the budgets: otherwise the place of
+views would depend on how the packets of several devices interleave.
 """
 
 from collections.abc import Collection
@@ -21,29 +21,28 @@ from .view_tiers import Tiers, sizes_of
 
 
 class ViewGone(LookupError):
-    """A view is not in the buffer (any more). One sentence says why."""
+    """The buffer does not have a view. One sentence says why."""
 
 
 class ReplayBuffer:
-    """Packets of views by key, under budgets. What one ``commit`` costs does not grow with their number.
+    """Packets of views by key, within budgets. The time of one ``commit`` does not grow with their number.
 
-    ``upload_bytes``: of the uploads under way. ``damaged``: views lost to the disk. A notice says so for the first, and
-    whenever their number has doubled.
+    ``damaged``: number of views lost to disk errors. A notice reports the first, and every doubling of their number.
     """
 
     def __init__(self, *, memory_bytes: int, disk_bytes: int = 0, scratch: Scratch | None = None) -> None:
-        """Empty. ``scratch``: for files. Raises ``ValueError``."""
+        """Empty. ``scratch``: where files go. Raises ``ValueError`` for a budget that is too small."""
         self.tiers = Tiers(memory_budget=memory_bytes, disk_budget=disk_bytes)
         self._uploads: dict[ViewKey, ViewUpload] = {}
         self._lengths: dict[ViewKey, Array] = {}
-        self._bodies: dict[ViewKey, Array] = {}  # of those in memory
+        self._bodies: dict[ViewKey, Array] = {}  # of views in memory
         self._spill = Spill(scratch)
         self.damaged = 0
         self.notices: list[str] = []
 
     @property
     def upload_bytes(self) -> int:
-        """Bytes of the uploads under way."""
+        """Bytes of the unfinished uploads."""
         return sum(upload.held_bytes for upload in self._uploads.values())
 
     def __len__(self) -> int:
@@ -51,31 +50,31 @@ class ReplayBuffer:
         return len(self._lengths)
 
     def __contains__(self, key: ViewKey) -> bool:
-        """Whether a view is here."""
+        """Whether the buffer has a view."""
         return key in self._lengths
 
     def begin(self, key: ViewKey) -> None:
-        """Start an upload. Raises ``UploadFault`` where one of this key is under way."""
+        """Start an upload. Raises ``UploadFault`` if one of this key has started already."""
         if key in self._uploads:
             raise UploadFault(f"{key} is being uploaded already")
         self._uploads[key] = ViewUpload(key, limit_bytes=self.tiers.memory_budget)
 
     def add(self, key: ViewKey, number: int, packet: Array) -> None:
-        """One packet of an upload, in any order; it is copied. Raises ``UploadFault`` for a number that cannot be."""
+        """Add a copy of one packet, in any order. Raises ``UploadFault`` for an invalid or repeated number."""
         self._upload(key).add(number, packet)
 
     def commit(self, key: ViewKey, packets: int) -> None:
-        """An upload of so many packets is a view now.
+        """Make an upload of so many packets a view.
 
-        Raises ``UploadFault`` where it is not complete, ``ValueError`` where the budget is too small for it: then nothing
-        has changed, and the upload is still under way.
+        Raises ``UploadFault`` if it is not complete, ``ValueError`` if it alone exceeds the budget; the upload is then
+        unchanged.
         """
         upload = self.check(key, packets)
         del self._uploads[key]
         self.put(key, *upload.join())
 
     def check(self, key: ViewKey, packets: int) -> ViewUpload:
-        """An upload that can be committed. Raises what ``commit`` does."""
+        """Return an upload that can be committed; raises what ``commit`` does."""
         upload = self._upload(key)
         upload.check(packets)
         if upload.num_bytes > self.tiers.memory_budget:
@@ -83,11 +82,11 @@ class ReplayBuffer:
         return upload
 
     def abort(self, key: ViewKey) -> None:
-        """Forget an upload, if there is one."""
+        """Drop an upload, if it exists."""
         self._uploads.pop(key, None)
 
     def put(self, key: ViewKey, lengths: Array, body: Array) -> None:
-        """A view as ``ViewUpload.join`` makes it, in memory."""
+        """Add a view, as ``ViewUpload.join`` returns it, in memory."""
         self.drop([key])
         sizes = sizes_of(lengths)
         self._make_room(sizes.memory)
@@ -105,18 +104,18 @@ class ReplayBuffer:
         return split(body, self._lengths[key])
 
     def bodies(self, keys: Collection[ViewKey]) -> dict[ViewKey, Array]:
-        """The packets of those of the views that are here, as ``put`` takes them. It does not count as a use."""
-        found = {}
+        """The packets of these views, as far as the buffer has them, as ``put`` takes them. It does not count as a use."""
+        bodies = {}
         for key in keys:
             if key in self._lengths:
                 try:
-                    found[key] = self._body(key)
-                except ViewGone:  # its file is damaged: a notice says so
+                    bodies[key] = self._body(key)
+                except ViewGone:  # its file is damaged; a notice reports it
                     continue
-        return found
+        return bodies
 
     def drop(self, keys: Collection[ViewKey]) -> None:
-        """Forget views, wherever they are; those that are not here have been lost before."""
+        """Drop views from memory and disk; those that the buffer has lost before are ignored."""
         for key in keys:
             self.tiers.remove(key)
             self._bodies.pop(key, None)
@@ -132,13 +131,13 @@ class ReplayBuffer:
 
     def _upload(self, key: ViewKey) -> ViewUpload:
         if key not in self._uploads:
-            raise UploadFault(f"no upload of {key} is under way")
+            raise UploadFault(f"no upload of {key} has started")
         return self._uploads[key]
 
     def _make_room(self, num_bytes: int) -> None:
-        """Write the views used longest ago to files, until so many bytes more are within the budget."""
-        for move, key in self.tiers.make_room(num_bytes):
-            if move == "evict":
+        """Write the least recently used views to files until so many more bytes fit into the budget of memory."""
+        for action, key in self.tiers.make_room(num_bytes):
+            if action == "evict":
                 self.drop([key])
                 continue
             try:
@@ -147,7 +146,7 @@ class ReplayBuffer:
                 self._lose(key, f"could not be written to disk ({error})")
 
     def _body(self, key: ViewKey) -> Array:
-        """The packets of a view; one that cannot be read is dropped. Raises ``ViewGone``."""
+        """The packets of a view; a view that cannot be read is dropped. Raises ``ViewGone``."""
         if key in self._bodies:
             return self._bodies[key]
         try:
@@ -157,7 +156,7 @@ class ReplayBuffer:
             raise ViewGone(f"{key} could not be read from disk ({error})") from error
 
     def _lose(self, key: ViewKey, why: str) -> None:
-        """Drop a view for a fault of the disk."""
+        """Drop a view after a disk error."""
         self.drop([key])
         self.damaged += 1
         if self.damaged.bit_count() == 1:

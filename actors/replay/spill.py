@@ -1,8 +1,8 @@
-"""Views of the replay buffer on disk: one file each, whole or not there at all, and checked when it is read.
+"""Views of the replay buffer on disk: one file each, written atomically and checked when it is read.
 
-A file holds a view's packets and 8 bytes of xxh3-64 of the view's key and the packets. It is written under another name
-and then renamed, so that a full disk leaves nothing half-written behind. The folder is made when it is first needed, and
-is no archive: what the files are is known to this object alone.
+A file holds a view's packets and 8 bytes of xxh3-64 of the view's key and the packets. It is written under another name and
+then renamed, so that a full disk leaves no partial file. The folder is made when it is first needed; the index of its files is
+in this object alone, so they cannot be read again without it.
 """
 
 import os
@@ -21,7 +21,7 @@ CHECKSUM_BYTES = 8
 
 
 class DamagedFile(Exception):
-    """A file is not what was written."""
+    """A file does not hold what was written."""
 
 
 class _File(NamedTuple):
@@ -30,14 +30,14 @@ class _File(NamedTuple):
 
 
 class Spill:
-    """Files by view. The budget is its owner's to keep."""
+    """Files by view. The caller keeps the budget."""
 
     def __init__(self, scratch: Scratch | None = None) -> None:
-        """No file and no folder yet. ``scratch``: where that folder will be."""
+        """Makes no folder yet. ``scratch``: where the folder will be."""
         self._scratch = scratch or Scratch()
         self._files: dict[ViewKey, _File] = {}
         self._folder: ScratchFolder | None = None
-        self._written = 0  # a file's name is never used again
+        self._written = 0  # number in the next file's name, which is never reused
         self.num_bytes = 0
 
     def __len__(self) -> int:
@@ -45,11 +45,11 @@ class Spill:
         return len(self._files)
 
     def __contains__(self, key: ViewKey) -> bool:
-        """Whether a view is here."""
+        """Whether a view has a file."""
         return key in self._files
 
     def write(self, key: ViewKey, body: Array) -> None:
-        """Add a file. Raises ``OSError``; nothing is left of it then."""
+        """Write a view's file. Raises ``OSError``, and leaves no file."""
         assert key not in self._files
         if self._folder is None:
             self._folder = self._scratch.folder("replay")
@@ -68,16 +68,16 @@ class Spill:
         self.num_bytes += body.nbytes + CHECKSUM_BYTES
 
     def read(self, key: ViewKey) -> Array:
-        """What was written. Raises ``OSError`` or ``DamagedFile``."""
+        """A view's packets. Raises ``OSError`` or ``DamagedFile``."""
         file = self._files[key]
-        found = np.fromfile(file.path, np.uint8)
-        body = found[:-CHECKSUM_BYTES]
-        if found[-CHECKSUM_BYTES:].tobytes() != _checksum(key, body):
+        content = np.fromfile(file.path, np.uint8)
+        body = content[:-CHECKSUM_BYTES]
+        if content[-CHECKSUM_BYTES:].tobytes() != _checksum(key, body):
             raise DamagedFile("its checksum is wrong")
         return body
 
     def remove(self, key: ViewKey) -> None:
-        """Remove a view's file, be it damaged or gone."""
+        """Remove a view's file, which may be damaged or missing."""
         file = self._files.pop(key)
         self.num_bytes -= file.num_bytes
         file.path.unlink(missing_ok=True)
@@ -92,7 +92,7 @@ class Spill:
 
 
 def _checksum(key: ViewKey, body: Array) -> bytes:
-    """Of key and content: one view's file cannot pass for another's."""
+    """Covers key and content, so one view's file cannot pass for another's."""
     digest = xxhash.xxh3_64(msgspec.msgpack.encode(key))
     digest.update(body.data)
     return digest.digest()

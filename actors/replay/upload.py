@@ -1,7 +1,7 @@
-"""One device's upload on its way into the replay buffer: packets by number, until all are there and become one array.
+"""Uploads of views: packets by number, which are joined into one array once all have been received.
 
-What a view counts for is the bytes of its packets, and fixed amounts for each packet and for the view: no less than what
-Python and numpy need to keep track of them.
+The size of a view is the bytes of its packets, plus fixed amounts for each packet and for the view: at least what Python and
+numpy need for their objects.
 """
 
 import msgspec
@@ -11,16 +11,16 @@ from ...comms.codec import Array
 from ...policies.plan import Plan
 
 VIEW_BYTES = 2048
-PACKET_BYTES = 16  # its length, and what aligns it
+PACKET_BYTES = 16  # length and alignment
 _ALIGNMENT = 8  # a packet's arrays are aligned within it
 
 
 class UploadFault(Exception):
-    """What is wrong with an upload under way. One sentence."""
+    """An upload is not valid. One sentence says why."""
 
 
 class ViewKey(msgspec.Struct, frozen=True, kw_only=True):
-    """Which upload a view is: of which trunk (hash), index map (hash; "" means all channels), cut, device, and its own id."""
+    """The key of a view: hash of the trunk, hash of the index map ("" means all channels), cut, device, and the view's id."""
 
     trunk: str
     cut: str
@@ -30,7 +30,7 @@ class ViewKey(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def stream(self) -> tuple[str, str, str, int]:
-        """What views must share for a newer one to stand in for an older one."""
+        """Views with equal streams replace each other, the oldest first."""
         return self.trunk, self.index_map, self.cut, self.device
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ class ViewKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def view_key(plan: Plan, view: str) -> ViewKey:
-    """What names a view of a split plan's device."""
+    """The key of a view with id ``view`` of a split plan's device."""
     assert plan.split is not None
     return ViewKey(
         trunk=plan.split.trunk, index_map=plan.part.index_map, cut=plan.split.cut, device=plan.device, view=view
@@ -48,10 +48,10 @@ def view_key(plan: Plan, view: str) -> ViewKey:
 
 
 class ViewUpload:
-    """Copies of the packets that have come: what they came in (an object store's memory, say) is not held on to."""
+    """Copies of the packets received so far, so that their source (Ray's object store, for example) can be freed."""
 
     def __init__(self, key: ViewKey, *, limit_bytes: int) -> None:
-        """No packet yet. Beyond ``limit_bytes`` only lengths are kept: the upload can be counted, not used."""
+        """Empty. Beyond ``limit_bytes`` only lengths are kept: the upload's size is known, but it cannot be used."""
         self._key, self._limit_bytes = key, limit_bytes
         self._packets: dict[int, Array] = {}
         self._lengths: dict[int, int] = {}
@@ -59,15 +59,15 @@ class ViewUpload:
 
     @property
     def held_bytes(self) -> int:
-        """What it takes now."""
+        """Bytes that the upload takes now."""
         return 0 if self.num_bytes > self._limit_bytes else self.num_bytes
 
     def add(self, number: int, packet: Array) -> None:
-        """Packets may come in any order, each once. Raises ``UploadFault``."""
+        """Add a copy of a packet, in any order, each number once. Raises ``UploadFault``."""
         if not isinstance(packet, np.ndarray) or packet.dtype != np.uint8 or packet.ndim != 1:
-            raise UploadFault(f"packet {number} of {self._key} is no array of bytes")
+            raise UploadFault(f"packet {number} of {self._key} is not an array of bytes")
         if number < 0 or number in self._lengths:
-            why = "is there already" if number in self._lengths else "cannot be"
+            why = "was received already" if number in self._lengths else "has a negative number"
             raise UploadFault(f"packet {number} of {self._key} {why}")
         self._lengths[number] = packet.nbytes
         self.num_bytes += packet.nbytes + PACKET_BYTES
@@ -77,7 +77,7 @@ class ViewUpload:
             self._packets[number] = packet.copy()
 
     def check(self, packets: int) -> None:
-        """Raises ``UploadFault`` unless it is of this many packets, at least one, and all are there."""
+        """Raise ``UploadFault`` unless the upload has exactly this many packets, at least one."""
         if packets < 1:
             raise UploadFault(f"{self._key} ended after {packets} packets; a view has at least one")
         last = max(self._lengths, default=0)
@@ -90,8 +90,8 @@ class ViewUpload:
             )
 
     def join(self) -> tuple[Array, Array]:
-        """[packet] lengths, and all packets in order as one array; they are freed one after another while it is filled."""
-        assert self._packets, "it was too large, or is joined already"
+        """[packet] lengths, and all packets in order as one array. Each packet is freed once it is copied."""
+        assert self._packets, "the upload was too large, or is joined already"
         lengths = np.array([self._lengths[number] for number in range(len(self._lengths))], np.int64)
         starts = _starts(lengths)
         body = np.zeros(starts[-1], np.uint8)
@@ -101,23 +101,23 @@ class ViewUpload:
 
 
 def split(body: Array, lengths: Array) -> list[Array]:
-    """The packets of ``join``, read-only and without a copy."""
+    """The packets in the array of ``join``, as read-only views without a copy."""
     frozen = body.view()
     frozen.flags.writeable = False
     return [frozen[start : start + length] for start, length in zip(_starts(lengths), lengths.tolist(), strict=False)]
 
 
 def counted_bytes(lengths: Array) -> int:
-    """[packet] lengths: what a view of such packets counts for in memory."""
+    """[packet] lengths: the size of a view of such packets in memory."""
     return VIEW_BYTES + PACKET_BYTES * len(lengths) + int(lengths.sum())
 
 
 def joined_bytes(lengths: Array) -> int:
-    """[packet] lengths: the bytes of the one array that ``join`` makes of such packets."""
+    """[packet] lengths: the bytes of the array that ``join`` makes of such packets."""
     return _starts(lengths)[-1]
 
 
 def _starts(lengths: Array) -> list[int]:
-    """[packet] where each starts, and where the last one's padding ends."""
+    """[packet + 1] the start of each packet, and the end of the last one's padding."""
     padded = -(-lengths // _ALIGNMENT) * _ALIGNMENT
     return [0, *np.cumsum(padded).tolist()]

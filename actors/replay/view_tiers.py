@@ -1,6 +1,6 @@
-"""Which views are in memory and which on disk, under a budget for each: the accounts of a replay buffer, without packets.
+"""Which views are in memory and which are on disk, within a budget for each. It holds sizes only, no packets.
 
-A partition host keeps packets by these accounts, and the server keeps the same accounts to know which views there are.
+A partition host places packets by it, and the server runs the same code to know which views exist.
 """
 
 from collections import OrderedDict
@@ -13,25 +13,25 @@ from .upload import ViewKey, counted_bytes, joined_bytes
 
 
 class Sizes(NamedTuple):
-    """What a view counts for in memory, and as a file."""
+    """Bytes of a view in memory, and as a file."""
 
     memory: int
     disk: int
 
 
 def sizes_of(lengths: Array) -> Sizes:
-    """``lengths``: [packet] bytes."""
+    """Sizes of a view whose packets have these [packet] lengths in bytes."""
     return Sizes(counted_bytes(lengths), joined_bytes(lengths) + CHECKSUM_BYTES)
 
 
 class Tiers:
-    """Views in the order of their use, those used longest ago first. What one ``make_room`` costs does not grow with them.
+    """Views in the order of use, least recently used first. The time of one step of ``make_room`` does not grow with them.
 
-    ``memory_bytes``, ``disk_bytes``: held now.
+    ``memory_bytes``, ``disk_bytes``: used now.
     """
 
     def __init__(self, *, memory_budget: int, disk_budget: int) -> None:
-        """Empty. Raises ``ValueError``."""
+        """Empty. Raises ``ValueError`` for a budget that is too small."""
         for name, value, least in (("memory_budget", memory_budget, 1), ("disk_budget", disk_budget, 0)):
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
@@ -41,7 +41,7 @@ class Tiers:
         self.memory_bytes = self.disk_bytes = 0
 
     def __contains__(self, key: ViewKey) -> bool:
-        """Whether a view is here."""
+        """Whether a view is in memory or on disk."""
         return key in self.memory or key in self.disk
 
     def __len__(self) -> int:
@@ -49,7 +49,7 @@ class Tiers:
         return len(self.memory) + len(self.disk)
 
     def make_room(self, num_bytes: int) -> Iterator[tuple[Literal["spill", "evict"], ViewKey]]:
-        """Until so many bytes more fit into memory: the views to be written to disk, and those to be dropped, one by one."""
+        """Yield the views to write to disk or to drop, one by one, until so many more bytes fit into memory."""
         while self.memory and self.memory_bytes + num_bytes > self.memory_budget:
             key, sizes = next(iter(self.memory.items()))
             if sizes.disk > self.disk_budget:
@@ -65,7 +65,7 @@ class Tiers:
             yield "spill", key
 
     def add(self, key: ViewKey, sizes: Sizes, *, disk: bool = False) -> None:
-        """A view as the one used last; in memory there is room for it, or it is on ``disk``."""
+        """Add a view as the most recently used one; the caller has made room in memory, or it is on ``disk``."""
         if disk:
             self._add_to_disk(key, sizes)
         else:
@@ -73,9 +73,9 @@ class Tiers:
             self.memory_bytes += sizes.memory
 
     def use(self, key: ViewKey) -> bool:
-        """A view is the one used last now. Whether it moves from disk to memory: where there is room.
+        """Mark a view as the most recently used one, moving it from disk to memory if there is room. Returns whether it moved.
 
-        Views are drawn at random: to change places with one in memory would cost a write, and win nothing.
+        Without room it stays: views are drawn at random, so swapping it with one in memory would cost a write for no gain.
         """
         if key in self.memory:
             self.memory.move_to_end(key)
@@ -89,7 +89,7 @@ class Tiers:
         return True
 
     def remove(self, key: ViewKey) -> None:
-        """Forget a view, if it is here."""
+        """Remove a view, if it exists."""
         if key in self.memory:
             self.memory_bytes -= self.memory.pop(key).memory
         elif key in self.disk:

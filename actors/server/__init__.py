@@ -1,4 +1,4 @@
 """The server: the global model, the downlink of each plan, and the fold of updates.
 
-It knows messages and no device.
+It exchanges messages with devices, and does not know where they run.
 """

@@ -1,7 +1,7 @@
-"""The server's ends of all links with memory: what was sent, what is acknowledged, and what updates mean.
+"""The server's ends of all links with memory.
 
-``downlinks`` seals what goes down; here is what the answers say of each device (``peers``), and how a residual update is
-opened. See ``comms.link`` for when which end advances.
+``downlinks`` seals the packets down; this file opens residual updates and advances each device's record (``peers``) by its
+reports. ``comms.links.link`` says when each end advances.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,12 +20,12 @@ from ...comms.links.receive import receive_update
 from ...policies.plan import Plan
 from ...policies.report import Report
 from ..messages.messages import Message, update_context, update_stamp
-from .downlinks import Downlinks, at_start, has_own, stream_key
+from .downlinks import Downlinks, has_own_residuals, holds_initial_model, stream_key
 from .peers import Peer, Peers
 
 
 class ServerLinks:
-    """Downlinks and uplinks of residuals; knows no clock and no loop."""
+    """Downlinks and uplinks of residuals."""
 
     SAVED: ClassVar = {"downlinks": Downlinks, "peers": Peers, "_sent": dict[int, Model]}  # by a checkpoint
     NOT_SAVED = ()
@@ -39,55 +39,55 @@ class ServerLinks:
         disk_bytes: int,
         scratch: Scratch | None = None,
     ) -> None:
-        """``first``: the model of version 0, which both ends make from the seed. ``scratch``: for temporary files."""
+        """``first``: the model of version 0, which both ends build from the seed. ``scratch``: where temporary files go."""
         self.downlinks = Downlinks(channel, first=first)
         self.peers = Peers(memory_bytes=memory_bytes, disk_bytes=disk_bytes, scratch=scratch)
-        self._sent: dict[int, Model] = {}  # by plan in flight: what it was sent
+        self._sent: dict[int, Model] = {}  # by plan in flight: the model that it was sent
 
     def send(self, plan: Plan, model: Callable[[], Arrays], expected: tuple[ArraySpec, ...]) -> list[Message]:
-        """The packets that bring the plan's device to the current ``model`` (its version is the plan's)."""
+        """The packets with which the plan's device reaches ``model``, which is of the plan's version."""
         stream = stream_key(plan)
         peer = self.peers.get(plan.device) or Peer(stream=stream)
         if peer.stream != stream:
-            peer.lost = peer.lost or not at_start(peer)
-            if not has_own(plan):
-                peer.held = None  # it may hold another part of the seed's model, or nothing
+            peer.lost = peer.lost or not holds_initial_model(peer)
+            if not has_own_residuals(plan):
+                peer.held = None  # it may hold another part of the initial model, or none
             peer.stream = stream
         messages, sent = self.downlinks.send(plan, peer, model, expected)
-        peer.on_its_way = self._sent[plan.id] = sent
+        peer.in_flight = self._sent[plan.id] = sent
         self.peers.put(plan.device, peer)
         return messages
 
     def track(self, plan: Plan, message: Message, base: Arrays) -> tuple[Plan, Message]:
-        """A plan whose downlink has no memory, but whose uplink has: ``message`` brings ``base``.
+        """Record a plan whose downlink has no memory but whose uplink has; ``message`` holds the weights ``base``.
 
-        Returns both as they must go. Where the ends have lost each other the plan has its device forget, and the message, which
-        is a whole model in any case, counts as a resynchronisation.
+        Returns plan and message as they must be sent. If the link is lost, the plan has its device drop its memory, and the
+        message, a dense model in any case, counts as a resynchronisation.
         """
         peer = self.peers.get(plan.device) or Peer()
         if peer.lost:
-            peer.memory, peer.held, peer.restarting = Memory(), None, plan.id
+            peer.memory, peer.held, peer.resync_plan = Memory(), None, plan.id
             plan, message = replace(plan, acknowledged=FORGET), Message(message.reference, message.num_bytes, "resync")
-        peer.on_its_way = self._sent[plan.id] = Model(plan.version, 0, base)
+        peer.in_flight = self._sent[plan.id] = Model(plan.version, 0, base)
         self.peers.put(plan.device, peer)
         return plan, message
 
     def advance(self, model: Arrays, version: int) -> Arrays | None:
-        """A version has begun; see ``Downlinks.advance`` and ``Downlinks.keep``."""
-        held = self.downlinks.advance(model, version)
+        """Start a version; see ``Downlinks.advance`` and ``Downlinks.keep``."""
+        received = self.downlinks.advance(model, version)
         self.downlinks.keep(self.peers.streams())
-        return held
+        return received
 
     def sent(self, plan: Plan) -> Model:
-        """What a plan in flight was sent."""
+        """The model that a plan in flight was sent."""
         if plan.id not in self._sent:
-            raise MismatchedPacket(f"what plan {plan.id} of version {plan.version} was sent is gone")
+            raise MismatchedPacket(f"the model that plan {plan.id} of version {plan.version} was sent is gone")
         return self._sent[plan.id]
 
     def open_update(self, plan: Plan, packet: Array, expected: tuple[ArraySpec, ...]) -> tuple[Arrays, Arrays, bool]:
-        """An update's residuals, the device's model by them, and whether the residuals are the update itself.
+        """An update's residuals, the device's model, and whether the residuals are differences to what the device was sent.
 
-        Raises a ``PacketError``; after ``OutOfSync`` the device will be resynchronised.
+        Raises a ``PacketError``; after ``OutOfSync`` the device is resynchronised with its next plan.
         """
         assert plan.link_up is not None
         peer, base = self._peer(plan), self.sent(plan).arrays
@@ -105,12 +105,12 @@ class ServerLinks:
                 stamp=update_stamp(plan, state_hash=hash_arrays(prediction)),
             )
         except OutOfSync:
-            peer.lost, peer.restarting = True, 0
+            peer.lost, peer.resync_plan = True, 0
             raise
         return residuals, local, anchored
 
     def folded(self, plan: Plan, local: Arrays) -> None:
-        """The update of ``plan`` was folded: its device's model is acknowledged."""
+        """The update of ``plan`` was folded: acknowledge ``local``, the model that its device had trained."""
         peer = self._peer(plan)
         peer.folded = plan.id
         peer.memory.trim(plan.link_down, plan.link_up)
@@ -119,43 +119,42 @@ class ServerLinks:
             peer.memory.sent.append(Sent(base={name: base[name] for name in local}, local=local))
 
     def ended(self, plan: Plan, report: Report, state: State | None) -> None:
-        """A plan has ended, well or not: what its device holds now."""
+        """Update a device's record by its report, whatever the outcome."""
         peer = self._peer(plan)
-        sent, peer.on_its_way = self._sent.pop(plan.id, None), None
+        sent, peer.in_flight = self._sent.pop(plan.id, None), None
         if state is not None:
             peer.state = copy_state(state)
         if report.out_of_sync or (report.held is not None and report.held != plan.version):
             peer.lost = True
         elif report.held is not None:
-            peer.lost = peer.lost and peer.restarting != plan.id
+            peer.lost = peer.lost and peer.resync_plan != plan.id
             if plan.link_down is not None:
                 peer.held = report.held
-            if (
-                peer.folded != plan.id
-            ):  # cut here, as at the other end: who never opened the plan has not cut its histories
+            # Only now, as at the other end: a device that never opened the plan has trimmed nothing.
+            if peer.folded != plan.id:
                 peer.memory.trim(plan.link_down, plan.link_up)
             assert sent is not None
-            if has_own(plan) and (not peer.memory.models or peer.memory.models[-1] is not sent):
+            if has_own_residuals(plan) and (not peer.memory.models or peer.memory.models[-1] is not sent):
                 depth, _ = depths(plan.link_down, plan.link_up)
                 peer.memory.models = [*peer.memory.models, sent][-depth:]
         self.peers.put(plan.device, peer)
 
-    def abandon(self, plan: Plan) -> None:
-        """A plan that nobody waits for: what was sent is not acknowledged."""
+    def released(self, plan: Plan) -> None:
+        """A plan without a result: the model that it was sent is not acknowledged."""
         if self._sent.pop(plan.id, None) is not None:
             peer = self._peer(plan)
-            peer.on_its_way = None
+            peer.in_flight = None
             self.peers.put(plan.device, peer)
 
     @property
-    def remember(self) -> bool:
-        """Whether downlinks of this run have a memory."""
+    def downlinks_have_memory(self) -> bool:
+        """Whether any downlink of this run has had a memory."""
         return any(self.peers.streams())
 
-    def held(self, plan: Plan) -> tuple[Plan, State] | None:
-        """An evaluation of the model that the plan's device holds by its downlink: the plan for it, and the device's state.
+    def evaluation_of_held_model(self, plan: Plan) -> tuple[Plan, State] | None:
+        """The plan by which a device evaluates the model in its downlink's memory, and the device's state.
 
-        None where it holds none that is known. Nothing is marked as used.
+        None if the device holds no known model. It does not count as a use of the record.
         """
         peer = self.peers.read(plan.device)
         if peer is None or peer.held is None or peer.lost or not peer.stream or peer.state is None:
@@ -163,13 +162,13 @@ class ServerLinks:
         return replace(plan, version=peer.held, link_down=Residual(rule="stationary")), peer.state
 
     def lose(self, device: int) -> None:
-        """What a device holds is not known any more; where it has taken part, it is resynchronised with its next plan."""
+        """A device has lost its memory: if it has a record, it is resynchronised with its next plan."""
         if (peer := self.peers.get(device)) is not None:
-            peer.lost, peer.restarting = True, 0
+            peer.lost, peer.resync_plan = True, 0
             self.peers.put(device, peer)
 
     def state(self, device: int) -> State | None:
-        """What a simulated device remembers."""
+        """The state of a simulated device."""
         peer = self.peers.get(device)
         return peer.state if peer is not None else None
 
@@ -179,11 +178,11 @@ class ServerLinks:
         return peer.folded if peer is not None else 0
 
     def estimate_bytes(self, plan: Plan, *, newest: int, dense: int) -> int:
-        """Bytes that would bring the plan's device to its version; see ``Downlinks.estimate_bytes``."""
+        """Estimated bytes down for a plan; see ``Downlinks.estimate_bytes``."""
         return self.downlinks.estimate_bytes(plan, self.peers.peek(plan.device), newest=newest, dense=dense)
 
     def _peer(self, plan: Plan) -> Peer:
-        """The entry of a plan's device, which has one since its dispatch."""
+        """The record of a plan's device, which exists since the plan was dispatched."""
         peer = self.peers.get(plan.device)
         assert peer is not None, f"device {plan.device} has no link"
         return peer

@@ -1,9 +1,9 @@
-"""What the server remembers of each device's link, under a budget: in memory, then on disk, then no more.
+"""The server's records of all links (peers), within a budget of memory and one of disk.
 
-Only devices that have taken part have an entry. When all entries together exceed ``memory_bytes``, those used longest ago
-are written to files; beyond ``disk_bytes`` the oldest are dropped, and their devices are resynchronised when they come
-again. A notice says so for the first, and whenever their number has doubled. A simulated device's own state is kept here
-too: it travels with its plan, and comes back with its report.
+Only devices that have taken part have a peer. Beyond ``memory_bytes`` the least recently used peers are written to files;
+beyond ``disk_bytes`` the oldest files are dropped, and their devices are resynchronised with their next plans. A notice reports
+the first drop, and every doubling of their number. A simulated device's own state is stored here too: it is sent with its plan
+and comes back with its report.
 """
 
 from collections import OrderedDict
@@ -27,12 +27,12 @@ _MEMORY, _STATE = "memory:", "state:"
 
 @dataclass
 class Peer:
-    """The server's end of one device's link.
+    """The server's record of one device's link.
 
-    ``stream``: the downlink's settings; another stream's models are not its own. ``held``: version that the device has
-    acknowledged; None before its first report. ``folded``: its newest plan whose update was folded (0: none). ``on_its_way``:
-    the model that its plan in flight brings. ``lost``: it, or we, cannot say what it holds; ``restarting``: the plan that
-    brings it a dense model for that.
+    ``stream``: key of the downlink's settings; models of another stream do not count. ``held``: version that the device has
+    acknowledged; None before its first report. ``folded``: its newest plan whose update was folded (0: none). ``in_flight``:
+    the model that its plan in flight was sent. ``lost``: the ends do not agree on what the device holds; ``resync_plan``: the
+    plan that resynchronises it with a dense model.
     """
 
     stream: str = ""
@@ -40,29 +40,29 @@ class Peer:
     memory: Memory = field(default_factory=Memory)
     folded: int = 0
     state: State | None = None
-    on_its_way: Model | None = None
+    in_flight: Model | None = None
     lost: bool = False
-    restarting: int = 0
+    resync_plan: int = 0
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all arrays; those that entries share count for each."""
+        """Bytes of all arrays; arrays that peers share count for each of them."""
         models = sum(a.nbytes for model in self.memory.models for a in model.arrays.values())
-        sent = sum(a.nbytes for s in self.memory.sent for named in (s.base, s.local) for a in named.values())
+        sent = sum(a.nbytes for s in self.memory.sent for arrays in (s.base, s.local) for a in arrays.values())
         return models + sent + (state_bytes(self.state) if self.state is not None else 0)
 
 
 class Peers:
-    """Entries by device, and which of them may go: what one ``put`` costs does not grow with their number."""
+    """Peers by device, in order of use. The time of one ``put`` does not grow with their number."""
 
     SAVED: ClassVar[dict[str, Any]] = {  # by a checkpoint
         "_entries": dict[int, Peer],
         "_sizes": dict[int, NumBytes],
-        "_landed": OrderedDict[int, None],
+        "_evictable": OrderedDict[int, None],
         "_files": OrderedDict[int, NumBytes],
         "_total": NumBytes,
         "_files_total": NumBytes,
-        "_beyond": NumBytes,
+        "_over_budget": NumBytes,
         "held": dict[int, int],
         "dropped": NumBytes,
         "notices": list[str],
@@ -71,56 +71,57 @@ class Peers:
     NOT_SAVED = ("_memory_bytes", "_disk_bytes", "_scratch", "_folder")
 
     def __init__(self, *, memory_bytes: int, disk_bytes: int, scratch: Scratch | None = None) -> None:
-        """No entry yet; the folder for files is made in ``scratch`` when it is first needed."""
+        """Empty. The folder for files is made in ``scratch`` when it is first needed."""
         self._memory_bytes, self._disk_bytes = memory_bytes, disk_bytes
         self._entries: dict[int, Peer] = {}
-        self._sizes: dict[int, int] = {}  # bytes of each entry in memory
-        self._landed: OrderedDict[int, None] = OrderedDict()  # in memory and not in flight, used longest ago first
+        self._sizes: dict[int, int] = {}  # bytes of each peer in memory
+        # Devices whose peers are in memory and not in flight, least recently used first.
+        self._evictable: OrderedDict[int, None] = OrderedDict()
         self._files: OrderedDict[int, int] = OrderedDict()  # bytes of each device's file, oldest first
-        self._total = self._files_total = 0  # of sizes, of files
-        self._beyond = 0  # dropped for the budget
+        self._total = self._files_total = 0  # sums of ``_sizes`` and ``_files``
+        self._over_budget = 0  # number dropped for the budget
         self._scratch = scratch or Scratch()
         self._folder: ScratchFolder | None = None
-        self.held: dict[int, int] = {}  # version that each device has acknowledged
+        self.held: dict[int, int] = {}  # by device, the version that it has acknowledged
         self.dropped = 0
         self.notices: list[str] = []
 
     def __len__(self) -> int:
-        """Number of devices that have an entry."""
+        """Number of peers."""
         return len(self._entries)
 
     def get(self, device: int) -> Peer | None:
-        """The entry of a device, as it was last put; None where there is none."""
+        """A device's peer, read from disk if needed; None if it has none."""
         if device in self._files:
             self._load(device, self._entries[device])
         return self._entries.get(device)
 
     def peek(self, device: int) -> Peer | None:
-        """The entry of a device without its arrays, which may be on disk."""
+        """A device's peer without its arrays, which may be on disk."""
         return self._entries.get(device)
 
     def read(self, device: int) -> Peer | None:
-        """A copy of a device's entry with its arrays, which are read from disk if they are there; it does not count as used.
+        """A device's peer with its arrays, or a copy of it if they are on disk; it does not count as a use.
 
-        None where there is none, or where its file cannot be read.
+        None if the device has none, or its file cannot be read.
         """
         peer = self._entries.get(device)
         if peer is None or device not in self._files:
             return peer
         try:
             return replace(peer, **self._read_file(device))
-        except (OSError, SafetensorError, OutOfSync):  # told when the entry is used
+        except (OSError, SafetensorError, OutOfSync):  # a notice follows when the peer is used
             return None
 
     def put(self, device: int, peer: Peer) -> None:
-        """Keep an entry, as the newest. While its plan is on its way it stays in memory."""
+        """Store a peer as the most recently used. While its plan is in flight it stays in memory."""
         if device in self._files:
             self._remove_file(device)
         self._entries[device] = peer
         self._set_size(device, peer.num_bytes)
-        self._landed.pop(device, None)
-        if peer.on_its_way is None and self._sizes[device]:
-            self._landed[device] = None
+        self._evictable.pop(device, None)
+        if peer.in_flight is None and self._sizes[device]:
+            self._evictable[device] = None
         if peer.held is None or peer.lost:
             self.held.pop(device, None)
         else:
@@ -128,17 +129,17 @@ class Peers:
         self._keep_budget()
 
     def streams(self) -> set[str]:
-        """The downlinks that devices follow."""
+        """Keys of the downlinks that devices follow."""
         return {peer.stream for peer in self._entries.values()}
 
     def saved(self) -> dict[str, Any]:
-        """What a checkpoint must hold: the entries, and the files of those that are on disk, by device."""
+        """The state for a checkpoint, with the files of peers on disk, by device."""
         return {name: getattr(self, name) for name in self.SAVED} | {
             "paths": {device: self._path(device) for device in self._files}
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Put in what was saved. ``paths``: by device, what ``read`` gives the bytes of its file."""
+        """Restore a saved state. ``paths``: by device, its stored file."""
         for name in self.SAVED:
             setattr(self, name, saved[name])
         for device, stored in saved["paths"].items():
@@ -156,23 +157,23 @@ class Peers:
             self._folder = None
 
     def _keep_budget(self) -> None:
-        """Write the oldest entries to files, and drop the oldest files."""
-        while self._landed and self._total > self._memory_bytes:
-            device, _ = self._landed.popitem(last=False)
+        """Write the least recently used peers to files, and drop the oldest files, until both budgets hold."""
+        while self._evictable and self._total > self._memory_bytes:
+            device, _ = self._evictable.popitem(last=False)
             self._spill(device, self._entries[device])
         while self._files and self._files_total > self._disk_bytes:
             device = next(iter(self._files))
             self._remove_file(device)
             self._drop(device)
-            self._beyond += 1
-            if self._beyond.bit_count() == 1:
+            self._over_budget += 1
+            if self._over_budget.bit_count() == 1:
                 self.notices.append(
-                    f"the memory of device {device}'s link was dropped (number {self._beyond} beyond the {self._disk_bytes} "
-                    "bytes that links may have on disk); it is resynchronised when it comes again"
+                    f"the memory of device {device}'s link was dropped (number {self._over_budget} beyond the "
+                    f"{self._disk_bytes} bytes that links may have on disk); it is resynchronised with its next plan"
                 )
 
     def _spill(self, device: int, peer: Peer) -> None:
-        """Write an entry's arrays to a file; what is left of it takes no memory to speak of."""
+        """Write a peer's arrays to a file, and drop them from memory."""
         arrays = {_MEMORY + name: array for name, array in DeviceEnd(memory=peer.memory).to_state().items()}
         if peer.state is not None:
             arrays |= {_STATE + name: array for name, array in peer.state.items()}
@@ -193,26 +194,26 @@ class Peers:
         peer.memory, peer.state = Memory(), None
 
     def _unwritten(self, device: int, error: Exception) -> None:
-        """An entry's file could not be written."""
+        """Drop a peer whose file could not be written."""
         self._drop(device)
         self.notices.append(f"the memory of device {device}'s link could not be written to disk ({error}); dropped")
 
     def _load(self, device: int, peer: Peer) -> None:
-        """Bring an entry's arrays back; where its file is gone or damaged, drop it."""
+        """Read a peer's arrays back; a peer whose file is missing or damaged is dropped."""
         try:
-            found = self._read_file(device)
+            arrays = self._read_file(device)
         except (OSError, SafetensorError, OutOfSync) as error:
             self._remove_file(device)
             self._drop(device)
             self.notices.append(f"the memory of device {device}'s link could not be read from disk ({error}); dropped")
             return
-        peer.memory, peer.state = found["memory"], found["state"]
+        peer.memory, peer.state = arrays["memory"], arrays["state"]
         self._remove_file(device)
         self._set_size(device, peer.num_bytes)
-        self._landed[device] = None
+        self._evictable[device] = None
 
     def _read_file(self, device: int) -> dict[str, Any]:
-        """The arrays of an entry on disk: its ``memory`` and ``state``. Raises what they are read with."""
+        """``memory`` and ``state`` of a peer on disk. Raises ``OSError``, ``SafetensorError`` or ``OutOfSync``."""
         numbered = load_file(self._path(device))
         arrays = {name.partition(" ")[2]: numbered[name] for name in sorted(numbered)}
         memory = {name.removeprefix(_MEMORY): a for name, a in arrays.items() if name.startswith(_MEMORY)}
@@ -220,25 +221,25 @@ class Peers:
         return {"memory": DeviceEnd.from_state(memory).memory, "state": state or None}
 
     def _drop(self, device: int) -> None:
-        """Forget what an entry holds: its device will be resynchronised."""
-        self._landed.pop(device, None)
+        """Drop a peer's memory: its device is resynchronised with its next plan."""
+        self._evictable.pop(device, None)
         self._entries[device] = Peer(folded=self._entries[device].folded, lost=True)
         self.held.pop(device, None)
         self._set_size(device, 0)
         self.dropped += 1
 
     def _set_size(self, device: int, num_bytes: int) -> None:
-        """Note how much memory an entry takes."""
+        """Set the bytes that a peer takes in memory."""
         self._total += num_bytes - self._sizes.get(device, 0)
         self._sizes[device] = num_bytes
 
     def _remove_file(self, device: int) -> None:
-        """Forget a device's file."""
+        """Remove a device's file."""
         self._path(device).unlink(missing_ok=True)
         self._files_total -= self._files.pop(device)
 
     def _path(self, device: int) -> Path:
-        """The file of a device."""
+        """The path of a device's file."""
         if self._folder is None:
             self._folder = self._scratch.folder("links")
         return self._folder.path / f"{device}.safetensors"

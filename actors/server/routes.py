@@ -1,9 +1,9 @@
-"""How a plan travels between the server, its device and its host: whole and dense, over links with memory, or split.
+"""Routes: how a plan's weights are sent and its update is opened: dense, as residuals over links with memory, or split.
 
     send ── the device carries the plan out ── open ── fold
 
-A plan takes the first of the server's routes that carries it. Only ``open`` may fail for what came over a link: it checks all
-of an update and changes nothing. A route that remembers something of plans in flight forgets it when they end.
+A plan takes the first of the server's routes that carries it. Only ``open`` may fail on the contents of a packet: it checks
+the whole update and changes nothing. A route with state about plans in flight drops it when they end or are released.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -24,75 +24,78 @@ from ...learning.store import Store
 from ...learning.tensors import as_arrays, as_tensors, minus, widened
 from ...policies.plan import Plan
 from ...policies.report import Report
+from ..messages.dense_packets import open_update
 from ..messages.messages import Dispatch, Message, array_specs
 from ..messages.trunk import BlockHashes
-from ..messages.update import open_update
 from .dense_downlink import DenseDownlink
 from .links import ServerLinks
+from .prepare_plan import plan_for_host
 from .shared_heads import SharedHeads
-from .split_plans import hosted
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A sound update: differences to what the plan was sent; behind an uplink with memory also its device's model."""
+    """A valid update: differences to the weights that the plan was sent; on an uplink with memory also the device's model."""
 
     differences: dict[str, Tensor]
     local: Arrays | None = None
 
 
 class Route(Protocol):
-    """One way of travelling."""
+    """The server's side of one kind of plan."""
 
     def carries(self, plan: Plan) -> bool:
-        """Whether plans such as this one take it."""
+        """Whether this route can take the plan."""
         ...
 
     def check(self, plan: Plan, in_flight: Collection[Plan]) -> None:
-        """Raise ``PlanRefused`` where the plan cannot be sent while these are in flight."""
+        """Raise ``PlanRefused`` if the plan cannot be sent while these are in flight."""
         ...
 
     def send(self, plan: Plan) -> Dispatch:
-        """The packets that bring the plan's device, and its host, to the current version."""
+        """The packets with which the plan's device, and its host, reach the current version."""
         ...
 
     def open(self, plan: Plan, packet: Array | None, host: Array | None) -> Opened:
-        """What an update brings; raises a ``PacketError`` where it is not sound. ``packet``: None where nothing is trained."""
+        """Open and check an update; raises a ``PacketError``.
+
+        ``packet``: None if the device trains nothing. ``host``: the update of the host's leg of a split plan.
+        """
         ...
 
     def fold(self, plan: Plan, update: Opened, into: Fold, *, weight: float, scale: float) -> None:
-        """Add an update that was opened."""
+        """Add an opened update to the mean."""
         ...
 
     def ended(self, plan: Plan, report: Report, state: State | None) -> None:
-        """The plan is over."""
+        """The plan has ended with a report."""
         ...
 
     def released(self, plan: Plan) -> None:
-        """The plan is over without a result."""
+        """The plan is released: its result is not wanted any more."""
         ...
 
 
 class DenseRoute:
-    """The whole model, by memoryless chains of codecs: every plan that no other route carries."""
+    """Dense weights by codec chains without memory: every plan that no other route carries."""
 
     def __init__(self, downlink: DenseDownlink, tensors: Mapping[str, Tensor], spec: ModelSpec) -> None:
-        """``tensors``: what plans are sent, always of the current version."""
+        """``tensors``: those that plans are sent, of the current version; they change in place."""
         self.downlink, self._tensors, self._spec = downlink, tensors, spec
 
     def carries(self, plan: Plan) -> bool:
-        """Any."""
+        """Every plan."""
         return True
 
     def check(self, plan: Plan, in_flight: Collection[Plan]) -> None:
-        """Any can be sent."""
+        """Every plan can be sent."""
 
     def send(self, plan: Plan) -> Dispatch:
-        """One packet, or none where the part has nothing to send."""
+        """At most one packet; see ``messages``."""
         return Dispatch(plan, self.messages(plan), None)
 
     def messages(self, plan: Plan) -> tuple[Message, ...]:
-        """The packet of a leg of the plan."""
+        """The packet of one leg of the plan, or none if its part has nothing to send."""
         return (self.downlink.send(plan, self._tensors),) if down_tensors(self._spec, plan.part) else ()
 
     def open(self, plan: Plan, packet: Array | None, host: Array | None) -> Opened:
@@ -102,7 +105,7 @@ class DenseRoute:
     def differences(
         self, plan: Plan, packet: Array, start: Callable[[Plan], dict[str, Tensor]], *, leg: int = 0
     ) -> dict[str, Tensor]:
-        """The differences in the update of a leg. ``start``: gives the tensors that the leg was sent."""
+        """The differences in the update of one leg. ``start``: returns the tensors that the leg was sent."""
         update = as_tensors(open_update(packet, plan, self._spec, leg=leg))
         if plan.upload.payload == "weights":
             sent = start(plan)
@@ -110,50 +113,50 @@ class DenseRoute:
         return update
 
     def fold(self, plan: Plan, update: Opened, into: Fold, *, weight: float, scale: float) -> None:
-        """All of it."""
+        """Add all differences."""
         into.add(update.differences, weight=weight, scale=scale)
 
     def ended(self, plan: Plan, report: Report, state: State | None) -> None:
-        """Nothing is remembered of single plans."""
+        """There is no state of single plans."""
 
     def released(self, plan: Plan) -> None:
-        """Nothing is remembered of single plans."""
+        """There is no state of single plans."""
 
 
 class OwnHeads:
-    """Each device has the host's blocks to itself: they travel like the device's own."""
+    """A copy of the host's blocks for each device (``head: slots``): sent and folded like the device's own blocks."""
 
     def __init__(self, dense: DenseRoute) -> None:
-        """``dense``: by which they travel."""
+        """``dense``: sends them."""
         self._dense = dense
 
     def check(self, plan: Plan, in_flight: Collection[Plan]) -> None:
-        """Any can be sent."""
+        """Every plan can be sent."""
 
-    def send(self, of_host: Plan) -> tuple[Message, ...]:
-        """The packet of the host's blocks. ``of_host``: the plan as its host has it."""
-        return self._dense.messages(of_host)
+    def send(self, for_host: Plan) -> tuple[Message, ...]:
+        """The packet of the host's blocks. ``for_host``: the plan with the host's part."""
+        return self._dense.messages(for_host)
 
-    def sent(self, of_host: Plan) -> dict[str, Tensor]:
+    def sent(self, for_host: Plan) -> dict[str, Tensor]:
         """The tensors that the host's leg was sent."""
-        return self._dense.downlink.sent(of_host)
+        return self._dense.downlink.sent(for_host)
 
     def check_open(self, plan: Plan) -> None:
-        """Any update may be opened."""
+        """Every update may be opened."""
 
     def add(self, plan: Plan, update: dict[str, Tensor], *, weight: float) -> dict[str, Tensor]:
-        """What of an update is to be folded: all."""
+        """The differences to fold: all of them."""
         return update
 
     def ended(self, plan: Plan) -> None:
-        """Nothing is remembered."""
+        """There is no state of single plans."""
 
 
 class SplitRoute:
-    """A model cut between device and host: two legs, whose updates are folded as one."""
+    """Plans that cut the model: a device's leg and a host's leg, whose updates are folded as one."""
 
     def __init__(self, dense: DenseRoute, shared: SharedHeads, spec: ModelSpec, hashes: BlockHashes) -> None:
-        """``shared``: the heads of hosts whose devices train one copy."""
+        """``shared``: the host's blocks of plans with ``head: shared``."""
         self._dense, self._spec, self._hashes = dense, spec, hashes
         self._heads: dict[str, OwnHeads | SharedHeads] = {"slots": OwnHeads(dense), "shared": shared}
 
@@ -167,8 +170,8 @@ class SplitRoute:
 
     def send(self, plan: Plan) -> Dispatch:
         """The packets of both legs."""
-        of_host = hosted(plan, self._spec, self._hashes)
-        return Dispatch(plan, self._dense.messages(plan), None, self._head(plan).send(of_host))
+        for_host = plan_for_host(plan, self._spec, self._hashes)
+        return Dispatch(plan, self._dense.messages(plan), None, self._head(plan).send(for_host))
 
     def open(self, plan: Plan, packet: Array | None, host: Array | None) -> Opened:
         """The differences of both legs."""
@@ -176,21 +179,21 @@ class SplitRoute:
         head.check_open(plan)
         update = self._dense.open(plan, packet, None).differences
         if host is None:
-            raise MismatchedPacket(f"plan {plan.id} is split, and came without its host's update")
-        of_host = hosted(plan, self._spec, self._hashes)
-        return Opened(update | self._dense.differences(of_host, host, head.sent, leg=1))
+            raise MismatchedPacket(f"plan {plan.id} is split, and its host's update is missing")
+        for_host = plan_for_host(plan, self._spec, self._hashes)
+        return Opened(update | self._dense.differences(for_host, host, head.sent, leg=1))
 
     def fold(self, plan: Plan, update: Opened, into: Fold, *, weight: float, scale: float) -> None:
-        """What of it is the device's own; a shared head keeps the rest until the version closes."""
+        """Add the differences; a shared head keeps those of the host's blocks until the version closes."""
         own = self._head(plan).add(plan, update.differences, weight=weight)
         into.add(own, weight=weight, scale=scale)
 
     def ended(self, plan: Plan, report: Report, state: State | None) -> None:
-        """The host's blocks are free for the next device."""
+        """Frees a shared head for the next device."""
         self._head(plan).ended(plan)
 
     def released(self, plan: Plan) -> None:
-        """The host's blocks are free for the next device."""
+        """Frees a shared head for the next device."""
         self._head(plan).ended(plan)
 
     def _head(self, plan: Plan) -> OwnHeads | SharedHeads:
@@ -205,19 +208,19 @@ class ResidualRoute:
     NOT_SAVED = ("_dense", "_links", "_store", "_spec")
 
     def __init__(self, dense: DenseRoute, links: ServerLinks, store: Store, spec: ModelSpec) -> None:
-        """``dense``: for a direction without memory."""
+        """``dense``: serves a direction without memory."""
         self._dense, self._links, self._store, self._spec = dense, links, store, spec
-        self._starts: dict[tuple[int, str], tuple[int, Arrays]] = {}  # by version and part: the hash, and the model
+        self._starts: dict[tuple[int, str], tuple[int, Arrays]] = {}  # by version and part: hash and model
 
     def carries(self, plan: Plan) -> bool:
-        """Plans that say how a direction remembers."""
+        """Plans with a memory in one direction (``link_down``, ``link_up``)."""
         return plan.link_down is not None or plan.link_up is not None
 
     def check(self, plan: Plan, in_flight: Collection[Plan]) -> None:
-        """Any can be sent."""
+        """Every plan can be sent."""
 
     def send(self, plan: Plan) -> Dispatch:
-        """The residuals that the device lacks, or a dense model, and what the device is known to remember."""
+        """Residuals or a dense model, with the plan that the device's uplink has acknowledged and the device's state."""
         plan = msgspec.structs.replace(plan, acknowledged=self._links.acknowledged(plan.device))
         if plan.link_down is None:
             (message,) = self._dense.messages(plan)
@@ -233,15 +236,17 @@ class ResidualRoute:
         return Dispatch(plan, tuple(messages), self._links.state(plan.device))
 
     def open(self, plan: Plan, packet: Array | None, host: Array | None) -> Opened:
-        """The residuals as differences, and the device's model by them; a dense update where the uplink has no memory."""
+        """The residuals as differences, and the device's model; a dense update if the uplink has no memory."""
         if packet is None or plan.link_up is None:
             return self._dense.open(plan, packet, host)
         specs = array_specs(up_tensors(self._spec, plan.part, statistics=plan.upload.statistics))
-        residuals, local, whole = self._links.open_update(plan, packet, specs)
-        return Opened(as_tensors(residuals) if whole else minus(local, self._links.sent(plan).arrays), local)
+        residuals, local, residuals_are_update = self._links.open_update(plan, packet, specs)
+        return Opened(
+            as_tensors(residuals) if residuals_are_update else minus(local, self._links.sent(plan).arrays), local
+        )
 
     def fold(self, plan: Plan, update: Opened, into: Fold, *, weight: float, scale: float) -> None:
-        """The update as the difference to the version that it started from; the device's model is acknowledged."""
+        """Add the update as the difference to the plan's version, and acknowledge the device's model."""
         into.add(self._from_start(plan, update.differences), weight=weight, scale=scale)
         if update.local is not None:
             self._links.folded(plan, update.local)
@@ -251,29 +256,29 @@ class ResidualRoute:
         self._links.ended(plan, report, state)
 
     def released(self, plan: Plan) -> None:
-        """What was sent is not acknowledged."""
-        self._links.abandon(plan)
+        """The device need not hold what it was sent: nothing is acknowledged."""
+        self._links.released(plan)
 
     def keep(self, versions: Collection[int]) -> None:
-        """Forget where plans of other versions started."""
+        """Drop the models of all other versions."""
         self._starts = {start: value for start, value in self._starts.items() if start[0] in versions}
 
     def _from_start(self, plan: Plan, update: dict[str, Tensor]) -> dict[str, Tensor]:
-        """An update as the difference to the version that it started from.
+        """The update as the difference to the plan's version instead of to the model that its device holds.
 
-        What a downlink without feedback left out is forgotten, as in ResFed: the mean is then over the recovered models.
+        Without feedback the downlink's coding error is dropped, as in ResFed: the mean is then over the recovered models.
         """
         if plan.link_down is None or plan.link_down.feedback:
             return update
-        held = self._links.sent(plan)
+        sent = self._links.sent(plan)
         start_hash, start = self._starts[plan.version, plan.part.key]
-        if held.hash == start_hash:
+        if sent.hash == start_hash:
             return update
-        offsets = minus({name: held.arrays[name] for name in update}, start)
+        offsets = minus({name: sent.arrays[name] for name in update}, start)
         return {name: widened(tensor) + offsets[name] for name, tensor in update.items()}
 
     def _target(self, expected: tuple[ArraySpec, ...]) -> Arrays:
-        """Where the downlinks lead: the model, with what of it has yet to be sent."""
+        """The model that downlinks encode: the current one plus its pending difference."""
         model, pending = self._store["model"], self._store["pending"]
         target = {s.name: model[s.name] + pending[s.name] if s.name in pending else model[s.name] for s in expected}
         return as_arrays({name: tensor.to(model[name].dtype) for name, tensor in target.items()})

@@ -1,11 +1,11 @@
-"""The Server: the global model, what is cut from it for each plan, and the fold of what comes back. A plain class.
+"""The Server: the global model, the packets of each plan, and the fold of updates. A plain class, in process and on Ray.
 
-It decides nothing and knows no clock: the runtime's loop calls ``send`` when a plan is dispatched, ``open`` and ``fold`` when
-its update arrives, ``ended`` or ``released`` when the plan is over, and ``close_version`` when the round ends. How a plan
-travels is its route's to know (``routes``).
+It makes no decisions and has no clock: the runtime's loop calls ``send`` when a plan is dispatched, ``open`` and ``fold`` when
+its update arrives, ``ended`` or ``released`` when the plan is over, and ``close_version`` when the round ends. ``routes``
+encode and decode a plan's weights.
 
-Of an update only ``open`` may fail for what came over the link: it checks all of it, and changes nothing. ``fold`` takes what
-was opened, so a fault in it is a fault of this program, and ends the run.
+Only ``open`` may fail on the contents of an update: it checks the whole update and changes nothing. ``fold`` takes opened
+updates only, so an error in it is a bug of this program and ends the run.
 """
 
 import math
@@ -38,22 +38,21 @@ from ...policies.report import Report
 from ..messages.messages import Dispatch
 from ..messages.trunk import BlockHashes
 from ..plan_listener import PlanListener
-from .auxiliaries import provide
 from .dense_downlink import DenseDownlink
 from .links import ServerLinks
+from .prepare_plan import add_auxiliaries, add_hashes
 from .routes import DenseRoute, Opened, ResidualRoute, Route, SplitRoute
 from .shared_heads import SharedHeads
-from .split_plans import provisioned
 
 _PLAIN = ServerOptimiser()
 
 
 class NotFinite(Exception):
-    """A version would hold values that are not finite. One sentence."""
+    """A version would hold values that are not finite. One sentence says which tensor."""
 
 
 class Server(PlanListener):
-    """Holds the store; one version of the model at a time is current, older ones live in the packets still in flight."""
+    """Holds the store. One version of the model is current; packets of older versions stay while plans in flight need them."""
 
     SAVED: ClassVar = {"version": CountOrZero, "store": Store, "links": ServerLinks, "_fold": Fold, "_dense": DenseDownlink,
                        "_shared_heads": SharedHeads, "_hashes": BlockHashes, "_roles": dict[str, Role],
@@ -70,9 +69,9 @@ class Server(PlanListener):
         link_disk_bytes: int = 20 * 10**9,
         scratch: Scratch | None = None,
     ) -> None:
-        """Version 0 is the workload's initial model. ``link_...``: budgets for what links remember, see ``peers``.
+        """Version 0 is the workload's initial model. ``link_...``: budgets for the memory of links, see ``peers``.
 
-        ``scratch``: for temporary files. Raises ``ValueError`` for an initial model that is not finite.
+        ``scratch``: where temporary files go. Raises ``ValueError`` for an initial model that is not finite.
         """
         self.workload = workload
         self.version = 0
@@ -84,10 +83,10 @@ class Server(PlanListener):
                 f"model: {unfit!r} holds values that are not finite before the first round, so every update would be refused; "
                 "a constant that must (a mask) is to be registered with persistent=False"
             )
-        # The module that evaluates shares the store's tensors, so that it always is the current version.
+        # The module for evaluation shares the store's tensors, so it always holds the current version.
         self._model.load_state_dict(self.store["model"], assign=True)
         self._roles = {t.name: t.role for block in workload.spec.blocks for t in block.tensors}
-        # What plans are sent, and updates change: the model, and the auxiliaries that plans have named.
+        # The tensors that plans are sent and updates change: the model's, and those of the auxiliaries that plans have named.
         self._tensors = ChainMap(self.store["model"], self.store["auxiliaries"])
         self._fold = Fold()
         self._hashes = BlockHashes(workload.spec, self.store["model"])
@@ -106,68 +105,70 @@ class Server(PlanListener):
         self._routes: tuple[Route, ...] = (split, self._residual, dense)  # a plan takes the first that carries it
 
     def send(self, plan: Plan) -> Dispatch:
-        """What brings the plan's device to the current version. Equal parts and codecs share one packet."""
+        """The packets with which the plan's device reaches the current version. Plans of equal part and codecs share one."""
         if plan.version != self.version:
             raise AssertionError(f"a plan of version {plan.version} cannot start at version {self.version}")
         if plan.objective.kind != "evaluate":
             self.links.downlinks.count()
-        provide(plan.part.auxiliaries, self.workload, held=self.store["auxiliaries"], roles=self._roles)
-        plan = provisioned(plan, self.workload.spec, self._hashes)
+        add_auxiliaries(plan.part.auxiliaries, self.workload, tensors=self.store["auxiliaries"], roles=self._roles)
+        plan = add_hashes(plan, self.workload.spec, self._hashes)
         return self._route(plan).send(plan)
 
     def send_to_evaluate(self, plan: Plan) -> Dispatch | None:
-        """What brings a plan's device the model that it is to evaluate; nothing of the run changes.
+        """The packets of a plan that evaluates; no state of the run changes.
 
-        That is the current model. Where downlinks have a memory it is the model that the device holds, without a byte, of the
-        version that it has acknowledged; None where it holds none.
+        The device evaluates the current model. If downlinks have a memory, it evaluates the version that it has acknowledged,
+        and nothing is sent; None if it holds no version.
         """
-        plan = provisioned(plan, self.workload.spec, self._hashes)
-        if not self.links.remember:
+        plan = add_hashes(plan, self.workload.spec, self._hashes)
+        if not self.links.downlinks_have_memory:
             return self._routes[-1].send(plan)
-        held = self.links.held(plan)
-        return Dispatch(held[0], (), held[1]) if held is not None else None
+        evaluation = self.links.evaluation_of_held_model(plan)
+        return Dispatch(evaluation[0], (), evaluation[1]) if evaluation is not None else None
 
     def open(self, plan: Plan, packet: Array | None, *, host: Array | None = None) -> Opened:
-        """What an update brings; raises a ``PacketError`` where it is not sound.
+        """Open and check an update; raises a ``PacketError`` if it is not valid.
 
-        ``packet``: None where the device trains nothing. ``host``: the update of the host's leg, where the plan is split.
+        ``packet``: None if the device trains nothing. ``host``: the update of the host's leg of a split plan.
         """
         if (packet is None) != (not plan.part.trained):
-            told = "without its device's update" if packet is None else "with one of blocks that it does not train"
-            raise MismatchedPacket(f"plan {plan.id} came {told}")
+            problem = (
+                "its device's update is missing" if packet is None else "its device sent an update, and trains nothing"
+            )
+            raise MismatchedPacket(f"plan {plan.id}: {problem}")
         return self._route(plan).open(plan, packet, host)
 
     def fold(self, plan: Plan, update: Opened, *, weight: float, scale: float = 1.0) -> None:
-        """Fold an update that was opened. ``scale``: what staleness leaves of it, see ``Fold.add``."""
+        """Fold an opened update. ``scale``: its factor by staleness, see ``Fold.add``."""
         self._route(plan).fold(plan, update, self._fold, weight=weight, scale=scale)
 
     def check(self, plan: Plan, in_flight: Collection[Plan]) -> None:
-        """Raise ``PlanRefused`` where the plan's route cannot take it while these are in flight."""
+        """Raise ``PlanRefused`` if the plan's route cannot take it while these are in flight."""
         self._route(plan).check(plan, in_flight)
 
     def ended(self, plan: Plan, report: Report, state: State | None) -> None:
-        """A plan has come to its end, well or not: what its route remembers of it is settled."""
+        """Pass the end of a plan, whatever its outcome, to its route."""
         self._route(plan).ended(plan, report, state)
 
     def released(self, plan: Plan) -> None:
-        """A plan is over without a result."""
+        """Pass the release of a plan to its route."""
         self._route(plan).released(plan)
 
     def view_fields(self, version: int) -> Mapping[str, Any]:
-        """What policies see of the links: by device, the version that it is known to hold."""
+        """``links``: by device, the version that it has acknowledged."""
         return {"links": MappingProxyType(self.links.peers.held)}
 
     def lose_link(self, device: int) -> None:
-        """What a device holds is not known any more: its link is resynchronised when it comes again."""
+        """A device has lost its memory: its link is resynchronised with its next plan."""
         self.links.lose(device)
 
     def notices(self) -> list[str]:
-        """What an operator should know of the links' memory since the last call."""
-        found, self.links.peers.notices = self.links.peers.notices, []
-        return found
+        """Notices about the memory of links, since the last call."""
+        notices, self.links.peers.notices = self.links.peers.notices, []
+        return notices
 
     def close(self) -> None:
-        """Remove what the links' memory has on disk."""
+        """Remove the files of the links' memory."""
         self.links.peers.close()
 
     def _route(self, plan: Plan) -> Route:
@@ -175,14 +176,14 @@ class Server(PlanListener):
 
     @property
     def folded(self) -> int:
-        """Updates folded into the version that is open."""
+        """Number of updates folded into the open version."""
         return self._fold.updates
 
     def close_version(self, *, in_flight: Collection[int]) -> None:
-        """Apply the mean update; ``in_flight``: versions whose packets are still needed.
+        """Apply the mean update. ``in_flight``: versions whose packets are still needed.
 
-        Behind a lossy downlink with feedback the model is what its receivers hold; the rest is pending, and sent later. Raises
-        ``NotFinite`` where the next version would hold NaN or infinity: the version then stays open, and its model as it is.
+        Behind a lossy downlink with feedback the model is the one that its receivers hold; the rest is pending and sent later.
+        Raises ``NotFinite`` if the next version would hold NaN or infinity: the version stays open, and the model unchanged.
         """
         model, pending = self.store["model"], self.store["pending"]
         self._shared_heads.close(self._fold)
@@ -191,9 +192,9 @@ class Server(PlanListener):
                 self._hashes.changed(name)
                 self._tensors[name].copy_(value)
         self.version += 1
-        held = self.links.advance(as_arrays(model), self.version)
+        received = self.links.advance(as_arrays(model), self.version)
         pending.clear()
-        for name, tensor in as_tensors(held or {}).items():
+        for name, tensor in as_tensors(received or {}).items():
             if not torch.equal(model[name], tensor):
                 pending[name] = widened(model[name]) - tensor
                 model[name].copy_(tensor)
@@ -202,7 +203,7 @@ class Server(PlanListener):
         self._residual.keep(keep)
 
     def _stepped(self) -> dict[str, Tensor]:
-        """The tensors of the next version that differ from this one's, in memory of the mean. Raises ``NotFinite``."""
+        """The tensors of the next version that differ from this version's. Raises ``NotFinite``."""
         model, pending, state = self.store["model"], self.store["pending"], self.store["optimiser"]
         stepped = {name: model[name] + rest for name, rest in pending.items()}
         for name, mean in self._fold.close().items():
@@ -210,7 +211,7 @@ class Server(PlanListener):
             largest = _largest(mean)
             start = stepped.get(name, self._tensors[name])
             moved = server_step(settings, name=name, value=start, mean=mean, state=state)
-            stepped[name] = moved.to(self._tensors[name].dtype)  # where float16 may be infinite
+            stepped[name] = moved.to(self._tensors[name].dtype)  # in float16 this may overflow
             if not _finite(stepped[name]):
                 raise NotFinite(
                     f"version {self.version + 1} would hold values that are not finite in {name!r}, so it is not closed, and "
@@ -220,7 +221,7 @@ class Server(PlanListener):
         return stepped
 
     def evaluate(self, training: Training, *, batch_size: int) -> dict[str, float]:
-        """The current model on the server's test set; empty when the server has none. The model is left as it was."""
+        """Metrics of the current model on the server's test set; empty if the server has none. The model is unchanged."""
         samples = self._test
         if samples is None:
             return {}
@@ -245,7 +246,7 @@ class Server(PlanListener):
         return {name: tensor.clone() for name, tensor in self.store["model"].items()}
 
     def model_hash(self) -> str:
-        """The hash that names the current model."""
+        """The hash of the current model."""
         return model_hash(self.store["model"])
 
 
@@ -258,5 +259,5 @@ def _largest(tensor: Tensor) -> float:
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Whether all values are finite; in one reading, without memory of its own."""
+    """Whether all values are finite; in one pass, without a temporary tensor."""
     return not tensor.is_floating_point() or math.isfinite(_largest(tensor))

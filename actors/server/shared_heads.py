@@ -1,9 +1,9 @@
-"""Heads that are shared: what the devices of a version have made of each host's blocks so far, one after another.
+"""Shared heads: each host's blocks are trained by one device at a time, in an order drawn from the seed.
 
-SplitFed's second version (Thapa et al., AAAI 2022, arXiv 2004.12088). Nothing is kept at a host between two devices: the server
-adds up, for each host, the differences that the turns of the version have made, and sends the next one the model with them.
-So a turn that fails leaves the blocks as they were, and a host that dies takes nothing along. When the version closes, a
-host's blocks enter the mean once, with the samples of all devices that trained them.
+SplitFed's second version (Thapa et al., AAAI 2022, arXiv 2004.12088). A host keeps nothing between two devices: for each
+host the server sums the differences made in the version so far, and sends the next device the model plus that sum. So a plan
+that fails leaves the blocks unchanged, and a host that dies loses no finished training. When the version closes, a host's
+blocks enter the mean once, weighted by the samples of all devices that trained them.
 """
 
 from collections.abc import Collection, Mapping
@@ -20,47 +20,47 @@ from ...learning.tensors import widened
 from ...policies.plan import Plan
 from ..messages.messages import Message
 from ..support import PlanRefused
-from .dense_downlink import opened, sealed
+from .dense_downlink import send_weights, sent_weights
 
 
 class SharedHeads:
-    """By host, what its turns have added to each tensor, and their weight."""
+    """For each host, the sum of differences of each tensor in this version, and their weight."""
 
     # By a checkpoint.
     SAVED: ClassVar = {"_sent": dict[int, Message], "_added": dict[int, dict[str, tuple[Tensor, float]]]}
     NOT_SAVED = ("_channel", "_spec", "_model")
 
     def __init__(self, channel: Channel, spec: ModelSpec, model: Mapping[str, Tensor]) -> None:
-        """No device has trained one. ``model``: tensors of the current version, always."""
+        """``model``: the tensors of the current version; they change in place."""
         self._channel, self._spec, self._model = channel, spec, model
-        self._sent: dict[int, Message] = {}  # by plan
+        self._sent: dict[int, Message] = {}  # by plan that trains a shared head now
         self._added: dict[int, dict[str, tuple[Tensor, float]]] = {}
 
     def check(self, plan: Plan, in_flight: Collection[Plan]) -> None:
-        """Raise ``PlanRefused`` where another plan of its version has the host's blocks."""
+        """Raise ``PlanRefused`` if another plan of this version trains the same host's blocks."""
         if any(
             other.shares_head and other.version == plan.version and _host(other) == _host(plan) for other in in_flight
         ):
             raise PlanRefused(
-                f"the policy chose device {plan.device} out of turn: another one has its host's shared blocks"
+                f"the policy chose device {plan.device} while another device trains the shared head of host {_host(plan)}"
             )
 
-    def send(self, of_host: Plan) -> tuple[Message, ...]:
-        """The packet that the next device of a host starts from; ``of_host``: the plan as its host has it."""
-        added = self._added.get(_host(of_host), {})
-        start = {name: (self._model[name] + sum_).to(self._model[name].dtype) for name, (sum_, _) in added.items()}
-        self._sent[of_host.id] = sealed(of_host, {**self._model, **start}, self._channel, self._spec)
-        return (self._sent[of_host.id],)
+    def send(self, for_host: Plan) -> tuple[Message, ...]:
+        """The packet of the host's blocks: the model plus this version's sums. ``for_host``: the plan with the host's part."""
+        sums = self._added.get(_host(for_host), {})
+        start = {name: (self._model[name] + total).to(self._model[name].dtype) for name, (total, _) in sums.items()}
+        self._sent[for_host.id] = send_weights(for_host, {**self._model, **start}, self._channel, self._spec)
+        return (self._sent[for_host.id],)
 
     def sent(self, plan: Plan) -> dict[str, Tensor]:
-        """The tensors that a turn which is not over started from; raises ``MismatchedPacket`` when there is none."""
+        """The tensors that the host's leg of a plan in flight started from; raises ``MismatchedPacket`` for any other plan."""
         self.check_open(plan)
-        return opened(self._sent[plan.id], plan, self._channel, self._spec)
+        return sent_weights(self._sent[plan.id], plan, self._channel, self._spec)
 
     def add(self, plan: Plan, update: Mapping[str, Tensor], *, weight: float) -> dict[str, Tensor]:
-        """Add what a turn made of its host's blocks; what it made of the device's is given back. The turn is over.
+        """Add the differences of the host's blocks to their sums, and return those of the device's blocks.
 
-        Raises ``MismatchedPacket`` for a plan whose turn was over already, and adds nothing.
+        Raises ``MismatchedPacket``, and adds nothing, for a plan that is not in flight or was added before.
         """
         self.check_open(plan)
         self.ended(plan)
@@ -69,26 +69,27 @@ class SharedHeads:
         for name, difference in update.items():
             if name in own:
                 continue
-            before, known = added.get(name, (None, 0.0))
+            total, total_weight = added.get(name, (None, 0.0))
             # Sums are float32 at least, as in the fold.
-            added[name] = widened(difference).clone() if before is None else before.add_(difference), known + weight
+            total = widened(difference).clone() if total is None else total.add_(difference)
+            added[name] = total, total_weight + weight
         return {name: difference for name, difference in update.items() if name in own}
 
     def ended(self, plan: Plan) -> None:
-        """A turn is over, well or not; of other plans there is nothing to forget."""
+        """The plan no longer trains a shared head, whatever its outcome; other plans are ignored."""
         self._sent.pop(plan.id, None)
 
     def close(self, fold: Fold) -> None:
-        """Fold what the turns of each host came to, in the order of their first. Turns that are still out are over."""
+        """Fold each host's sums, hosts in the order of their first update. Plans still in flight can add nothing afterwards."""
         for added in self._added.values():
             for name, (difference, weight) in added.items():
                 fold.add({name: difference}, weight=weight)
         self._added, self._sent = {}, {}
 
     def check_open(self, plan: Plan) -> None:
-        """Raise ``MismatchedPacket`` for a plan that has no turn, or whose turn is over."""
+        """Raise ``MismatchedPacket`` for a plan that does not train a shared head now."""
         if plan.id not in self._sent:
-            raise MismatchedPacket(f"plan {plan.id} has no turn at host {_host(plan)}, or it is over")
+            raise MismatchedPacket(f"plan {plan.id} does not train the shared head of host {_host(plan)} now")
 
 
 def _host(plan: Plan) -> int:

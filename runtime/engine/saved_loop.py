@@ -93,7 +93,7 @@ def _links(links: Saved, starts: Mapping[Any, tuple[int, Arrays]], model: Mappin
     """What links remember must be tensors of the model, and their books must agree."""
     downlinks, peers = links["downlinks"], links["peers"]
     entries = peers["_entries"]
-    models = [*links["_sent"].values(), *(stream["held"] for stream in downlinks["streams"].values())]
+    models = [*links["_sent"].values(), *(broadcast["held"] for broadcast in downlinks["broadcasts"].values())]
     models += [model for peer in entries.values() for model in peer.memory.models]
     held: list[Arrays] = [each.arrays for each in models] + [arrays for _, arrays in starts.values()]
     held += [arrays for peer in entries.values() for sent in peer.memory.sent for arrays in (sent.base, sent.local)]
@@ -101,12 +101,12 @@ def _links(links: Saved, starts: Mapping[Any, tuple[int, Arrays]], model: Mappin
         for name, array in arrays.items():
             if name not in model or (array.shape, str(array.dtype)) != (tuple(model[name].shape), _dtype(model[name])):
                 yield f"a link remembers an array {name[:80]!r} of shape {array.shape} and type {array.dtype}"
-    if not {*downlinks["_last"], *filter(None, [downlinks["_main"]])} <= set(downlinks["streams"]):
+    if not {*downlinks["_last_plans"], *filter(None, [downlinks["_most_used"]])} <= set(downlinks["broadcasts"]):
         yield "a broadcast is in use that is not there"
     devices, files = set(entries), set(peers["_files"])
     if set(peers["_sizes"]) != devices or set(peers["paths"]) != files or not files | set(peers["held"]) <= devices:
         yield "the sizes, files and versions that links have are not of the same devices"
-    if not set(peers["_landed"]) <= devices - files:
+    if not set(peers["_evictable"]) <= devices - files:
         yield "a link's memory is in memory and on disk"
     totals = sum(peers["_sizes"].values()), sum(peers["_files"].values())
     if totals != (peers["_total"], peers["_files_total"]):

@@ -1,4 +1,4 @@
-"""One plan's way, step by step, on small workloads."""
+"""Small workloads, and the steps of one plan between server and device."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ def make_server(settings: WorkloadSettings, **optimiser: Any) -> Server:
 
 
 def run(device: Device, plan: Plan, packet: Array) -> tuple[Report, Array | None]:
-    """What the device answers, as whoever gets the bytes reads it."""
+    """Run a plan on a device; its decoded report, and the update."""
     report, update, state = device.run(plan_message(plan), [packet])
     assert state is None
     return Report.of(plan, msgspec.msgpack.decode(report, type=Answer)), update
@@ -64,7 +64,7 @@ def one_round(server: Server, device: Device, plans: list[Plan]) -> None:
 
 
 def pack(plan: Plan, tensors: Arrays) -> Array:
-    """An update that no device made."""
+    """A packet of an update with these tensors."""
     return seal(tensors, codec=IdentityCodec(), context=NO_CONTEXT, stamp=update_stamp(plan))[0]
 
 

@@ -27,29 +27,29 @@ def task(server: Server, device: int, **changes: object) -> Task:
     return Task(plan=plan, packets=server.send(plan).packets)
 
 
-def test_results_come_by_plan_in_any_order(server: Server, pool: InlinePool) -> None:
+def test_results_are_returned_by_plan_in_any_order(server: Server, pool: InlinePool) -> None:
     tasks = [task(server, 0), task(server, 1)]
     sizes = [pool.submit(one) for one in tasks]
     assert sizes == [len(plan_message(one.plan)) for one in tasks]
     for one in reversed(tasks):
-        found = pool.result(one.plan.id)
+        result = pool.result(one.plan.id)
         report, update = run(Device(LINE), one.plan, one.packets[0])
-        assert (found.plan, found.state) == (one.plan, None)
-        assert (found.report.outcome, found.report.loss) == (Outcome.DONE, report.loss)
-        assert np.array_equal(found.update, update)
-        assert found.control_bytes > 0
+        assert (result.plan, result.state) == (one.plan, None)
+        assert (result.report.outcome, result.report.loss) == (Outcome.DONE, report.loss)
+        assert np.array_equal(result.update, update)
+        assert result.control_bytes > 0
     assert pool.next(None) is None
 
 
 def test_next_is_the_oldest(server: Server, pool: InlinePool) -> None:
     for device in (1, 0):
         pool.submit(task(server, device))
-    assert pool.next(0.0) is None  # the time is up: nothing more begins
+    assert pool.next(0.0) is None  # the timeout is over: no task is started
     assert [pool.next(1e-9).plan.device, pool.next(None).plan.device] == [1, 0]
     assert pool.next(None) is None
 
 
-def test_what_is_cancelled_does_not_run(server: Server, pool: InlinePool) -> None:
+def test_a_cancelled_task_does_not_run(server: Server, pool: InlinePool) -> None:
     first, second = task(server, 0), task(server, 1)
     for one in (first, second):
         pool.submit(one)
@@ -64,8 +64,8 @@ def test_what_is_cancelled_does_not_run(server: Server, pool: InlinePool) -> Non
 def test_a_failure_is_a_result(server: Server, pool: InlinePool) -> None:
     one = task(server, 0)
     pool.submit(Task(plan=one.plan, packets=(one.packets[0][:-1],)))
-    found = pool.result(one.plan.id)
-    assert (found.report.outcome, found.report.stage, found.update) == (Outcome.FAILED, "open", None)
+    result = pool.result(one.plan.id)
+    assert (result.report.outcome, result.report.stage, result.update) == (Outcome.FAILED, "open", None)
 
 
 def test_a_plan_is_queued_once(server: Server, pool: InlinePool) -> None:
@@ -81,9 +81,9 @@ def test_workers_in_process(pool: InlinePool) -> None:
 def test_the_plan_that_a_device_echoes_is_not_trusted(server: Server) -> None:
     ours = make_plan(server.workload)
     theirs = msgspec.structs.replace(ours, id=666, device=1)
-    found = finished(ours, msgspec.msgpack.encode(Report(plan=theirs, samples=3)), None, {"s": np.ones(1)})
-    assert (found.plan, found.report.plan, found.report.samples) == (ours, ours, 3)
-    assert found.state == {"s": np.ones(1)}
+    result = finished(ours, msgspec.msgpack.encode(Report(plan=theirs, samples=3)), None, {"s": np.ones(1)})
+    assert (result.plan, result.report.plan, result.report.samples) == (ours, ours, 3)
+    assert result.state == {"s": np.ones(1)}
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_the_plan_that_a_device_echoes_is_not_trusted(server: Server) -> None:
 def test_a_report_that_cannot_be_read_is_the_failure_of_its_plan(server: Server, report: bytes, words: str) -> None:
     """The last: an unknown field of lists in lists, a hundred thousand deep."""
     plan = make_plan(server.workload)
-    found = finished(plan, report, None, None)
-    assert (found.report.plan, found.report.outcome, found.report.stage) == (plan, Outcome.FAILED, "report")
-    assert found.report.error.startswith(f"its report of {len(report)} bytes cannot be read: ")
-    assert words in found.report.error
-    assert found.control_bytes == len(report)
+    result = finished(plan, report, None, None)
+    assert (result.report.plan, result.report.outcome, result.report.stage) == (plan, Outcome.FAILED, "report")
+    assert result.report.error.startswith(f"its report of {len(report)} bytes cannot be read: ")
+    assert words in result.report.error
+    assert result.control_bytes == len(report)

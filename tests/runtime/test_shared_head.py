@@ -131,13 +131,13 @@ def test_what_a_deadline_leaves_over_is_not_sent_in_the_next_round():
     assert [report.outcome.value for report in ended(events)].count("late") == 2
 
 
-def test_who_is_sent_out_of_turn_is_refused():
+def test_a_second_plan_for_a_shared_head_in_training_is_refused():
     class Impatient(SplitFed):
         def decide(self, view, state, decision):
             plans = tuple(self._cut(plan, "a", view.hosts) for plan in decision.plans)
             return Decision(plans=plans), state
 
-    with pytest.raises(RunError, match="out of turn: another one has its host's shared blocks"):
+    with pytest.raises(RunError, match="while another device trains the shared head of host"):
         small(policy=chain(All(), Impatient(head="shared")))
 
 

@@ -70,7 +70,7 @@ def test_a_device_keeps_no_memory(server: Server, device: Device) -> None:
     assert not np.array_equal(run(device, msgspec.structs.replace(first, seed=5), packet)[1][56:], wanted[56:])
 
 
-def test_counters_and_constants_start_anew(server: Server, device: Device) -> None:
+def test_counters_and_constants_are_reset(server: Server, device: Device) -> None:
     plan = make_plan(server.workload)
     for _ in range(2):
         run(device, plan, server.send(plan).packets[0])
@@ -126,7 +126,7 @@ def test_lossless_codecs_change_no_bit_of_the_result(server: Server, device: Dev
 
 
 @pytest.mark.parametrize("settings", [{"channels_last": True}, {"precision": "bf16"}, {"accumulation": 2}])
-def test_other_ways_to_train_end_well_and_repeat(server: Server, device: Device, settings: dict) -> None:
+def test_other_training_settings_are_done_and_repeat(server: Server, device: Device, settings: dict) -> None:
     plan = make_plan(server.workload, training=msgspec.structs.replace(TRAINING, **settings))
     packet = server.send(plan).packets[0]
     report, update = run(device, plan, packet)
@@ -147,7 +147,7 @@ def test_evaluation_on_the_devices_own_share(server: Server, device: Device) -> 
     assert run(device, plan, server.send(plan).packets[0])[0].metrics == report.metrics
 
 
-def test_a_device_without_a_test_share_has_nothing_to_say() -> None:
+def test_a_device_without_a_test_share_has_no_metrics() -> None:
     settings = msgspec.structs.replace(
         IMAGES, data=DataConfig(name="synthetic", kwargs={"shape": [1, 4, 4], "classes": 3})
     )
@@ -167,7 +167,7 @@ def test_a_device_without_a_test_share_has_nothing_to_say() -> None:
         ("my_models:missing", Outcome.FAILED, "has no 'missing'"),
     ],
 )
-def test_what_goes_wrong_in_training(server: Server, device: Device, loss: str, outcome: Outcome, error: str) -> None:
+def test_errors_in_training(server: Server, device: Device, loss: str, outcome: Outcome, error: str) -> None:
     plan = make_plan(server.workload, training=msgspec.structs.replace(TRAINING, loss=Call(loss)))
     packet = server.send(plan).packets[0]
     report, update = run(device, plan, packet)
@@ -189,15 +189,15 @@ def test_packets_that_cannot_be_opened(server: Server, device: Device) -> None:
     damaged = packet.copy()
     damaged[100] ^= 1
     later = msgspec.structs.replace(plan, version=1)
-    for wish, bytes_, error in (
+    for requested, bytes_, error in (
         (plan, damaged, "CorruptPacket: the checksum does not match"),
         (plan, packet[:-1], "TruncatedPacket"),
         (plan, np.zeros(0, np.uint8), "TruncatedPacket"),
         (later, packet, "MismatchedPacket: a packet's version is 0, expected 1"),
         (msgspec.structs.replace(plan, codec_down=LZ4), packet, "MismatchedPacket"),
     ):
-        report, update = run(device, wish, bytes_)
-        assert (report.plan, report.outcome, report.stage, update) == (wish, Outcome.FAILED, "open", None)
+        report, update = run(device, requested, bytes_)
+        assert (report.plan, report.outcome, report.stage, update) == (requested, Outcome.FAILED, "open", None)
         assert report.error.startswith(error)
     assert run(device, plan, packet)[0].outcome == Outcome.DONE
 

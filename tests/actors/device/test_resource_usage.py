@@ -17,11 +17,11 @@ def test_the_peak_is_that_of_this_stretch_of_work() -> None:
 
 
 def test_the_figures_stand_after_an_error() -> None:
-    meter = ResourceUsage()
-    with pytest.raises(RuntimeError), meter:
+    usage = ResourceUsage()
+    with pytest.raises(RuntimeError), usage:
         raise RuntimeError
-    assert meter.wall_s > 0
-    assert meter.peak_memory_bytes > 0
+    assert usage.wall_s > 0
+    assert usage.peak_memory_bytes > 0
 
 
 def test_the_mark_is_in_bytes() -> None:

@@ -1,4 +1,4 @@
-"""The partition host: slots, streams in order, and packets that are refused without harm to others."""
+"""The partition host: slots, streams in order, and invalid packets, which fail their own plan only."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from fedbonsai.actors.device.device import Device
 from fedbonsai.actors.host.partition_host import HostAnswer, PartitionHost
-from fedbonsai.actors.messages.host_link import StreamFault
+from fedbonsai.actors.messages.host_messages import StreamFault
 from fedbonsai.actors.messages.messages import update_stamp
 from fedbonsai.actors.messages.plan_message import plan_message
 from fedbonsai.actors.messages.stream import ActivationStream
@@ -45,7 +45,7 @@ def batch(stream: ActivationStream, number: int, samples: int = 5, value: float 
 
 
 class Direct:
-    """A device's way to a host in the same process."""
+    """A device's connection to a host in the same process."""
 
     def __init__(self, host: PartitionHost, plan: Plan) -> None:
         self.host, self.plan, self.sent = host, plan, 0
@@ -59,7 +59,7 @@ class Direct:
         return self.answers.pop(0)
 
     def flush(self) -> None:
-        """Nothing is under way here."""
+        """All packets are processed at once."""
 
 
 def test_both_legs_make_the_update_of_the_whole_and_the_slot_is_freed() -> None:
@@ -92,7 +92,7 @@ def test_both_legs_make_the_update_of_the_whole_and_the_slot_is_freed() -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda stream, plan: batch(stream, 1), "packet 1 came where 0 is next and 1 may be under way"),
+        (lambda stream, plan: batch(stream, 1), "packet 1 was received where 0 is next and the window is 1"),
         (lambda stream, plan: batch(stream, 0, samples=4), "bytes"),
         (lambda stream, plan: batch(stream, 0, value=float("nan")), "'activations' holds NaN or infinity"),
         (lambda stream, plan: batch(stream, 0)[:-9], "bytes"),
@@ -101,7 +101,7 @@ def test_both_legs_make_the_update_of_the_whole_and_the_slot_is_freed() -> None:
     ],
     ids=["out of order", "another shape", "NaN", "cut short", "another kind", "no packet"],
 )
-def test_a_packet_that_is_not_sound_ends_its_plan_and_no_other(spoil: Any, words: str) -> None:
+def test_an_invalid_packet_fails_its_plan_and_no_other(spoil: Any, words: str) -> None:
     server, host = make_server(IMAGES), PartitionHost(IMAGES)
     plan, other = cut_plan(server), cut_plan(server, 1)
     stream, second = begun(server, host, plan), begun(server, host, other)
@@ -142,49 +142,49 @@ def test_the_next_attempt_takes_the_place_of_the_one_before() -> None:
     assert host.num_slots == 1
 
 
-def test_a_stream_that_ends_too_early_or_goes_on_too_long() -> None:
+def test_a_stream_that_is_too_short_or_too_long() -> None:
     server, host = make_server(IMAGES), PartitionHost(IMAGES)
     plan = cut_plan(server)
     stream = begun(server, host, plan)
     host.take(plan.id, 0, batch(stream, 0))
     answer, update = host.end(plan.id, 0)
     assert update is None
-    told = msgspec.msgpack.decode(answer, type=HostAnswer)
-    assert "ended after 1 packets; more were to come" in told.error
-    assert (len(told.up_bytes), len(told.down_bytes)) == (1, 1)  # what travelled counts all the same
+    decoded = msgspec.msgpack.decode(answer, type=HostAnswer)
+    assert "ended after 1 packets; more were expected" in decoded.error
+    assert (len(decoded.up_bytes), len(decoded.down_bytes)) == (1, 1)  # the bytes received are reported
     stream = begun(server, host, plan)
     for number in range(PACKETS):
         host.take(plan.id, 0, batch(stream, number, samples=(5, 5, 2)[number % 3]))
-    with pytest.raises(StreamFault, match="packet 6 came after the end of the stream"):
+    with pytest.raises(StreamFault, match="packet 6 was received after the end of the stream"):
         host.take(plan.id, 0, batch(stream, PACKETS))
 
 
-def test_messages_that_no_server_sends_are_told_of_and_harm_no_host() -> None:
-    """A plan that is not split, one without its packet, one that is to be trained again and names no view."""
+def test_messages_that_no_server_sends_fail_their_plan_only() -> None:
+    """A plan that is not split, one without its packet, and a replay that names no view."""
     server, host = make_server(IMAGES), PartitionHost(IMAGES)
     whole, split = make_plan(server.workload, 0), cut_plan(server, 1)
     packet = server.send(whole).packets[0]
-    for plan, packets, told in (
-        (whole, (packet,), "came to a host, and is not split"),
-        (split, (), "0 packets came, where 1 bring the host's blocks"),
+    for plan, packets, decoded in (
+        (whole, (packet,), "was sent to a host, and is not split"),
+        (split, (), "0 packets with the host's blocks were received; 1 expected"),
     ):
         host.begin(plan_message(plan), SAMPLES, *packets)
-        with pytest.raises(StreamFault, match=told):
+        with pytest.raises(StreamFault, match=decoded):
             host.take(plan.id, plan.attempt, packet)
     again = server.send(cut_plan(server, 2)).host_messages[0].reference
     answer, update = host.replay(plan_message(cut_plan(server, 2)), SAMPLES, again)
-    assert msgspec.msgpack.decode(answer, type=HostAnswer).error.endswith("is to be trained again, and names no view")
+    assert msgspec.msgpack.decode(answer, type=HostAnswer).error.endswith("is to replay a view, and names none")
     assert update is None
 
 
-def test_a_host_that_could_not_begin_says_so_to_the_device() -> None:
+def test_a_host_that_could_not_begin_raises_that_to_the_device() -> None:
     server, host, device = make_server(IMAGES), PartitionHost(IMAGES), Device(IMAGES)
     plan = cut_plan(server)
     host.begin(plan_message(plan), SAMPLES, server.send(plan).packets[0])  # the device's blocks, not the host's
     report, update, _ = device.run(plan_message(plan), server.send(plan).packets, None, Direct(host, plan))
-    told = msgspec.msgpack.decode(report, type=Answer)
-    assert (told.outcome, told.stage, update) == (Outcome.FAILED, "train", None)
-    assert "StreamFault: MismatchedPacket" in told.error
+    decoded = msgspec.msgpack.decode(report, type=Answer)
+    assert (decoded.outcome, decoded.stage, update) == (Outcome.FAILED, "train", None)
+    assert "StreamFault: MismatchedPacket" in decoded.error
 
 
 def test_the_server_folds_both_legs_or_none() -> None:
@@ -194,7 +194,7 @@ def test_the_server_folds_both_legs_or_none() -> None:
     _, front, _ = device.run(plan_message(plan), server.send(plan).packets, None, Direct(host, plan))
     _, back = host.end(plan.id, 0)
     assert front is not None
-    with pytest.raises(MismatchedPacket, match="came without its host's update"):
+    with pytest.raises(MismatchedPacket, match="its host's update is missing"):
         server.fold(plan, server.open(plan, front), weight=1.0)
     with pytest.raises(MismatchedPacket, match="sequence"):
         server.fold(plan, server.open(plan, front, host=front), weight=1.0)
@@ -235,7 +235,7 @@ def test_packets_within_the_window_are_put_in_order() -> None:
     assert answer.error == ""
 
 
-def test_packets_before_their_turn_are_answered_with_those_that_they_waited_for() -> None:
+def test_early_packets_are_answered_with_those_before_them() -> None:
     server = make_server(IMAGES)
     plan = cut_plan(server, split=Split(cut="conv", window=3))
     answers, took = [], []
@@ -246,14 +246,14 @@ def test_packets_before_their_turn_are_answered_with_those_that_they_waited_for(
         found = {number: host.take(plan.id, plan.attempt, packets[number]) for number in order}
         took.append([len(found[number]) for number in range(PACKETS)])
         answers.append([answer.tobytes() for number in range(PACKETS) for answer in found[number]])
-        told = msgspec.msgpack.decode(host.end(plan.id, plan.attempt)[0], type=HostAnswer)
-        assert (told.error, len(told.down_bytes)) == ("", PACKETS)
+        decoded = msgspec.msgpack.decode(host.end(plan.id, plan.attempt)[0], type=HostAnswer)
+        assert (decoded.error, len(decoded.down_bytes)) == ("", PACKETS)
     assert took == [[1] * PACKETS, [1, 2, 0, 2, 0, 1]]
     assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize(
-    ("order", "words"), [([3], "packet 3 came where 0 is next"), ([0, 0], "packet 0 came where 1")]
+    ("order", "words"), [([3], "packet 3 was received where 0 is next"), ([0, 0], "packet 0 was received where 1")]
 )
 def test_a_packet_out_of_the_window_or_twice_ends_the_plan(order: list[int], words: str) -> None:
     server, host = make_server(IMAGES), PartitionHost(IMAGES)
@@ -261,16 +261,16 @@ def test_a_packet_out_of_the_window_or_twice_ends_the_plan(order: list[int], wor
         upload(server, host, frozen_plan(server), order)
 
 
-def test_a_view_is_replayed_as_it_was_sent_and_one_that_broke_off_leaves_the_one_before() -> None:
+def test_a_view_is_replayed_as_it_was_sent_and_a_failed_upload_leaves_the_view_before() -> None:
     server, host = make_server(IMAGES), PartitionHost(IMAGES)
     answer, uploaded = upload(server, host, frozen_plan(server, id=20), [0, 1, 2, 3, 4, 5])
     key = view_key(frozen_plan(server, id=20), "20")
     key = msgspec.structs.replace(key, trunk=server.send(frozen_plan(server)).plan.split.trunk)
     host.settle(99, True, ())
-    assert host.bodies([key]) == {}  # it is no view before its own plan is settled
+    assert host.bodies([key]) == {}  # an upload becomes a view when its own plan is settled
     host.settle(20, True, ())
     assert list(host.bodies([key])) == [key]
-    # The device dies in mid-upload: what came is forgotten, the view before stays.
+    # The device dies during an upload: its packets are dropped, the view before stays.
     broken, stream = frozen_begun(server, host, frozen_plan(server, id=21))
     host.take(broken.id, 0, batch(stream, 0))
     host.drop(broken.id)
@@ -288,9 +288,9 @@ def test_a_view_is_replayed_as_it_was_sent_and_one_that_broke_off_leaves_the_one
     host.settle(22, False, (key,))
     gone, update = host.replay(plan_message(sent.plan), SAMPLES, *packets)
     assert update is None
-    told = msgspec.msgpack.decode(gone, type=HostAnswer)
-    assert told.gone
-    assert "is not in the replay buffer" in told.error
+    decoded = msgspec.msgpack.decode(gone, type=HostAnswer)
+    assert decoded.gone
+    assert "is not in the replay buffer" in decoded.error
 
 
 def test_an_upload_that_is_made_again_is_the_same_view_and_trains_nothing() -> None:
@@ -304,8 +304,8 @@ def test_an_upload_that_is_made_again_is_the_same_view_and_trains_nothing() -> N
     for number in (2, 0, 1, 4, 3, 5):
         other.take(20, 1, batch(stream, number, (5, 5, 2)[number % 3], number + 1.0))
     answer, update = other.end(20, 1)
-    told = msgspec.msgpack.decode(answer, type=HostAnswer)
-    assert (told.error, told.steps, told.loss, len(told.up_bytes), update) == ("", 0, None, PACKETS, None)
+    decoded = msgspec.msgpack.decode(answer, type=HostAnswer)
+    assert (decoded.error, decoded.steps, decoded.loss, len(decoded.up_bytes), update) == ("", 0, None, PACKETS, None)
     first, second = host.bodies([key])[key], other.bodies([key])[key]
     assert len(first) == len(second)  # packets name their attempt, and nothing else of them differs
     sent = server.send(frozen_plan(server, id=22, split={"view": "20"}))
@@ -325,7 +325,7 @@ def test_an_upload_that_breaks_off_when_it_is_made_again_is_no_view() -> None:
     assert host.bodies([view_key(again, "20")]) == {}
     replaying = server.send(frozen_plan(server, id=21, split={"view": "20"})).plan
     host.record(plan_message(replaying), SAMPLES)
-    with pytest.raises(StreamFault, match="plan 21 came to be recorded, and uploads no view"):
+    with pytest.raises(StreamFault, match="plan 21 is to repeat an upload, and uploads no view"):
         host.take(21, 0, batch(ActivationStream(replaying, server.workload), 0))
 
 
@@ -339,7 +339,7 @@ def test_a_host_with_another_trunk_refuses() -> None:
         host.take(plan.id, 0, batch(ActivationStream(plan, server.workload), 0))
 
 
-def test_the_trunk_keeps_its_name_until_somebody_trains_it() -> None:
+def test_the_hash_of_the_trunk_changes_when_it_is_trained() -> None:
     server, device = make_server(IMAGES), Device(IMAGES)
     before = server.send(frozen_plan(server)).plan.split
     plan = make_plan(server.workload)
@@ -353,7 +353,7 @@ def test_the_trunk_keeps_its_name_until_somebody_trains_it() -> None:
     assert before.trunk != after.trunk
 
 
-def test_an_upload_whose_plan_is_lost_is_forgotten_and_the_view_before_stays() -> None:
+def test_an_upload_whose_plan_is_lost_is_dropped_and_the_view_before_stays() -> None:
     server, host = make_server(IMAGES), PartitionHost(IMAGES)
     upload(server, host, frozen_plan(server, id=20), [0, 1, 2, 3, 4, 5])
     host.settle(20, True, ())
@@ -363,6 +363,6 @@ def test_an_upload_whose_plan_is_lost_is_forgotten_and_the_view_before_stays() -
     host.settle(21, False, ())
     assert list(host.bodies(keys)) == keys[:1]
     upload(server, host, frozen_plan(server, id=22), [0, 1, 2, 3, 4, 5])
-    upload(server, host, frozen_plan(server, id=22, attempt=1), [0, 1, 2, 3, 4, 5])  # placed again
+    upload(server, host, frozen_plan(server, id=22, attempt=1), [0, 1, 2, 3, 4, 5])  # repeated
     host.settle(22, True, (keys[0],))
     assert list(host.bodies(keys)) == keys[2:]

@@ -1,4 +1,4 @@
-"""What both sides of a message know of it before it comes."""
+"""Contents, contexts and stamps of messages, which both ends derive."""
 
 from fedbonsai.actors.messages.messages import (
     Dispatch,
@@ -52,8 +52,8 @@ def test_the_codecs_seed_of_an_update_is_its_plans() -> None:
     assert (context.seed, context.roles) == (99, {"w": "weight"})
 
 
-def test_arguments_and_settings_arrive_whatever_their_value() -> None:
-    """Also those that look like nothing: None, zero, empty."""
+def test_arguments_and_settings_of_any_value_arrive() -> None:
+    """Including None, zero and empty."""
     for loss in (
         Call("my_models:half_square", {"reduction": None, "weight": 0.0, "names": []}),
         Call("cross_entropy", {"label_smoothing": None}),
@@ -65,4 +65,4 @@ def test_arguments_and_settings_arrive_whatever_their_value() -> None:
 
 def test_reasons_cost_nothing() -> None:
     quiet = plan()
-    assert plan_message(quiet.with_("a reason that takes many words to tell")) == plan_message(quiet)
+    assert plan_message(quiet.with_("a reason of many words")) == plan_message(quiet)

@@ -1,4 +1,4 @@
-"""The control message down: nothing of a plan is lost but what only people read."""
+"""The control message down: it holds all of a plan but its reasons."""
 
 import msgspec
 import pytest
@@ -31,11 +31,11 @@ def test_a_plan_arrives_as_it_was_but_for_its_reasons(plan: Plan) -> None:
     assert read_plan(plan_message(plan)) == msgspec.structs.replace(plan, reasons=())
 
 
-def test_a_plan_takes_less_than_half_of_what_it_would_spelled_out(plan: Plan) -> None:
+def test_a_plan_takes_less_than_half_of_its_plain_encoding(plan: Plan) -> None:
     assert len(plan_message(plan)) < len(msgspec.msgpack.encode(plan)) / 2
 
 
-def test_a_word_that_came_from_elsewhere_costs_no_byte_more(plan: Plan) -> None:
+def test_an_equal_string_of_another_origin_costs_no_more_bytes(plan: Plan) -> None:
     ours, theirs = Split(cut="conv"), Split(cut="conv", head="-slots"[1:])  # type: ignore[arg-type]
     assert theirs.head is not ours.head
     messages = [plan_message(msgspec.structs.replace(plan, split=split)) for split in (ours, theirs)]

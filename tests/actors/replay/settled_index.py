@@ -1,4 +1,4 @@
-"""A replay index that gives back what it has a host do, for tests."""
+"""A replay index that returns its settlements, for tests."""
 
 from fedbonsai.actors.plan_listener import PlanResult
 from fedbonsai.actors.replay.replay_index import ReplayIndex

@@ -1,4 +1,4 @@
-"""The replay buffer: what was sent is what is read; budgets hold; nothing is lost without a word."""
+"""The replay buffer: views are read as they were sent, budgets hold, and losses are reported."""
 
 import resource
 import shutil
@@ -49,7 +49,7 @@ def upload(buffer: ReplayBuffer, of: ViewKey, *, seed: int = 0) -> None:
     buffer.commit(of, 3)
 
 
-def there(buffer: ReplayBuffer) -> set[tuple[int, str]]:
+def views_of(buffer: ReplayBuffer) -> set[tuple[int, str]]:
     """Device and name of each view."""
     return {(of.device, of.view) for of in [*buffer.tiers.memory, *buffer.tiers.disk]}
 
@@ -58,7 +58,7 @@ def same(found: list[Array], expected: list[Array]) -> bool:
     return [packet.tobytes() for packet in found] == [packet.tobytes() for packet in expected]
 
 
-def test_a_view_is_what_was_sent_and_what_it_counts_for_by_hand() -> None:
+def test_a_view_is_read_as_it_was_sent_and_its_size_by_hand() -> None:
     buffer = ReplayBuffer(memory_bytes=10**6)
     buffer.begin(key(7))
     sent = packets(1)
@@ -72,7 +72,7 @@ def test_a_view_is_what_was_sent_and_what_it_counts_for_by_hand() -> None:
     ] * 3
     assert buffer.tiers.memory_bytes == COUNTED
     assert sizes_of(np.array(LENGTHS)) == (COUNTED, ON_DISK)
-    assert there(buffer) == {(7, "a")}
+    assert views_of(buffer) == {(7, "a")}
     assert (len(buffer), buffer.upload_bytes, buffer.tiers.disk_bytes, buffer.notices) == (1, 0, 0, [])
     buffer.close()
 
@@ -83,7 +83,7 @@ def test_a_key_is_one_line() -> None:
     assert "\n" not in repr(key(7))
 
 
-def test_packets_are_copied_from_what_they_came_in() -> None:
+def test_packets_are_copied_from_their_source() -> None:
     buffer = ReplayBuffer(memory_bytes=10**6)
     store = np.arange(200, dtype=np.uint8)
     buffer.begin(key(0))
@@ -94,7 +94,7 @@ def test_packets_are_copied_from_what_they_came_in() -> None:
     buffer.close()
 
 
-def test_only_what_is_complete_is_a_view_and_until_then_the_one_before_stays() -> None:
+def test_only_a_complete_upload_is_a_view_and_until_then_the_view_before_stays() -> None:
     buffer = ReplayBuffer(memory_bytes=10**6)
     upload(buffer, key(0, "old"), seed=1)
     buffer.begin(key(0, "new"))
@@ -104,25 +104,25 @@ def test_only_what_is_complete_is_a_view_and_until_then_the_one_before_stays() -
     with pytest.raises(UploadFault, match="ended with 2 of 3 packets; the first that is missing is 1"):
         buffer.commit(key(0, "new"), 3)
     assert buffer.upload_bytes == VIEW_BYTES + 2 * PACKET_BYTES + 1407
-    assert there(buffer) == {(0, "old")}
+    assert views_of(buffer) == {(0, "old")}
     with pytest.raises(ViewGone, match=r"^view 'new' of device 0 .* is not in the replay buffer$"):
         buffer.read(key(0, "new"))
     assert same(buffer.read(key(0, "old")), packets(1))
     buffer.add(key(0, "new"), 1, sent[1])  # it was late only
     buffer.commit(key(0, "new"), 3)
-    assert there(buffer) == {(0, "old"), (0, "new")}
+    assert views_of(buffer) == {(0, "old"), (0, "new")}
     assert same(buffer.read(key(0, "new")), sent)
     assert buffer.tiers.memory_bytes == 2 * COUNTED
     buffer.close()
 
 
-def test_an_upload_that_dies_leaves_the_view_before_it() -> None:
+def test_an_aborted_upload_leaves_the_view_before_it() -> None:
     buffer = ReplayBuffer(memory_bytes=10**6)
     upload(buffer, key(0, "old"), seed=1)
     buffer.begin(key(0, "new"))
     buffer.add(key(0, "new"), 0, packets(2)[0])
     buffer.abort(key(0, "new"))
-    buffer.abort(key(5))  # none there
+    buffer.abort(key(5))  # no such upload
     assert buffer.upload_bytes == 0
     assert same(buffer.read(key(0, "old")), packets(1))
     upload(buffer, key(0, "new"), seed=2)  # another attempt
@@ -130,7 +130,7 @@ def test_an_upload_that_dies_leaves_the_view_before_it() -> None:
     buffer.close()
 
 
-def test_faults_of_an_upload_are_said_and_harm_nothing() -> None:
+def test_faults_of_an_upload_change_nothing() -> None:
     buffer = ReplayBuffer(memory_bytes=10**6)
     sent = packets(1)
     with pytest.raises(UploadFault, match="no upload of view 'a' of device 0"):
@@ -144,9 +144,9 @@ def test_faults_of_an_upload_are_said_and_harm_nothing() -> None:
         buffer.commit(key(0), 0)
     for number, packet in enumerate(sent):
         buffer.add(key(0), number, packet)
-    with pytest.raises(UploadFault, match=r"packet 1 of view 'a' .* is there already"):
+    with pytest.raises(UploadFault, match=r"packet 1 of view 'a' .* was received already"):
         buffer.add(key(0), 1, sent[0])
-    with pytest.raises(UploadFault, match=r"packet -1 of view 'a' .* cannot be"):
+    with pytest.raises(UploadFault, match=r"packet -1 of view 'a' .* has a negative number"):
         buffer.add(key(0), -1, sent[0])
     with pytest.raises(UploadFault, match=r"packet 2 of view 'a' .* is beyond the end of the upload, which has 2"):
         buffer.commit(key(0), 2)
@@ -161,12 +161,12 @@ def test_faults_of_an_upload_are_said_and_harm_nothing() -> None:
 def test_a_packet_that_is_no_array_of_bytes_is_a_fault_of_its_upload(packet: object) -> None:
     buffer = ReplayBuffer(memory_bytes=10**6)
     buffer.begin(key(0))
-    with pytest.raises(UploadFault, match=r"^packet 0 of view 'a' .* is no array of bytes$"):
+    with pytest.raises(UploadFault, match=r"^packet 0 of view 'a' .* is not an array of bytes$"):
         buffer.add(key(0), 0, packet)  # type: ignore[arg-type]
     assert buffer.upload_bytes == VIEW_BYTES
 
 
-def test_a_view_that_is_uploaded_again_stands_for_itself() -> None:
+def test_a_view_that_is_uploaded_again_replaces_itself() -> None:
     buffer = ReplayBuffer(memory_bytes=10**6)
     upload(buffer, key(0, "a"), seed=1)
     upload(buffer, key(0, "b"), seed=2)
@@ -174,12 +174,12 @@ def test_a_view_that_is_uploaded_again_stands_for_itself() -> None:
     assert same(buffer.read(key(0, "a")), packets(3))
     assert same(buffer.read(key(0, "b")), packets(2))
     upload(buffer, key(0, "c"), seed=4)
-    assert there(buffer) == {(0, "a"), (0, "b"), (0, "c")}
+    assert views_of(buffer) == {(0, "a"), (0, "b"), (0, "c")}
     assert buffer.tiers.memory_bytes == 3 * COUNTED
     buffer.close()
 
 
-def test_beyond_memory_the_views_used_longest_ago_are_on_disk_and_come_back_bit_for_bit(folder: Path) -> None:
+def test_beyond_memory_the_least_recently_used_views_are_on_disk_and_read_bit_for_bit(folder: Path) -> None:
     buffer = ReplayBuffer(memory_bytes=int(2.5 * COUNTED), disk_bytes=10**6)
     for device in (0, 1):
         upload(buffer, key(device), seed=device)
@@ -191,23 +191,23 @@ def test_beyond_memory_the_views_used_longest_ago_are_on_disk_and_come_back_bit_
     assert sum(path.stat().st_size for path in files(folder)) == buffer.tiers.disk_bytes
     for device in range(4):
         assert same(buffer.read(key(device)), packets(device))
-    assert len(files(folder)) == 2  # there was no room in memory: nothing was written for reading
-    buffer.drop([key(2), key(9)])  # the second was never here
+    assert len(files(folder)) == 2  # without room in memory, reading moves nothing
+    buffer.drop([key(2), key(9)])  # the second does not exist
     assert same(buffer.read(key(1)), packets(1))
-    assert len(files(folder)) == 1  # now there was
+    assert len(files(folder)) == 1  # with room, it moved
     assert (buffer.tiers.memory_bytes, buffer.tiers.disk_bytes, buffer.notices) == (2 * COUNTED, ON_DISK, [])
     buffer.close()
 
 
-def test_beyond_the_disk_those_used_longest_ago_go(folder: Path) -> None:
+def test_beyond_the_disk_the_least_recently_used_are_evicted(folder: Path) -> None:
     buffer = ReplayBuffer(memory_bytes=COUNTED, disk_bytes=2 * ON_DISK + 1)
     for device in range(3):
         upload(buffer, key(device))
     assert buffer.notices == []
     buffer.read(key(0))  # from disk: used just now
     upload(buffer, key(3))
-    assert there(buffer) == {(0, "a"), (2, "a"), (3, "a")}
-    assert (len(files(folder)), buffer.notices) == (2, [])  # of which go, whoever decides on views tells
+    assert views_of(buffer) == {(0, "a"), (2, "a"), (3, "a")}
+    assert (len(files(folder)), buffer.notices) == (2, [])  # evictions are reported by the index
     buffer.close()
 
 
@@ -215,12 +215,12 @@ def test_without_a_disk_what_is_beyond_memory_is_evicted(folder: Path) -> None:
     buffer = ReplayBuffer(memory_bytes=2 * COUNTED)
     for device in range(3):
         upload(buffer, key(device))
-    assert there(buffer) == {(1, "a"), (2, "a")}
+    assert views_of(buffer) == {(1, "a"), (2, "a")}
     assert files(folder) == []
     buffer.close()
 
 
-def test_a_view_that_no_file_may_hold_drives_no_other_from_the_disk(folder: Path) -> None:
+def test_a_view_too_large_for_the_disk_evicts_no_other_from_it(folder: Path) -> None:
     buffer = ReplayBuffer(memory_bytes=2 * COUNTED, disk_bytes=ON_DISK)
     upload(buffer, key(0))
     large = key(1)
@@ -229,12 +229,12 @@ def test_a_view_that_no_file_may_hold_drives_no_other_from_the_disk(folder: Path
     buffer.commit(large, 1)
     upload(buffer, key(2), seed=2)  # device 0 is on disk now
     upload(buffer, key(3), seed=3)  # device 1 would be next
-    assert there(buffer) == {(0, "a"), (2, "a"), (3, "a")}
+    assert views_of(buffer) == {(0, "a"), (2, "a"), (3, "a")}
     assert len(files(folder)) == 1
     buffer.close()
 
 
-def test_a_budget_too_small_for_one_view_is_said_when_it_is_complete() -> None:
+def test_a_budget_too_small_for_one_view_is_an_error_when_it_is_complete() -> None:
     buffer = ReplayBuffer(memory_bytes=COUNTED, disk_bytes=10**6)
     upload(buffer, key(0, "old"), seed=1)
     buffer.begin(key(0, "new"))
@@ -251,7 +251,7 @@ def test_a_budget_too_small_for_one_view_is_said_when_it_is_complete() -> None:
     buffer.close()
 
 
-def test_bodies_are_what_put_takes_and_are_no_use(folder: Path) -> None:
+def test_bodies_can_be_put_and_do_not_count_as_a_use(folder: Path) -> None:
     buffer, other = (ReplayBuffer(memory_bytes=2 * COUNTED, disk_bytes=10**6) for _ in range(2))
     for device in range(4):
         upload(buffer, key(device), seed=device)
@@ -267,7 +267,7 @@ def test_bodies_are_what_put_takes_and_are_no_use(folder: Path) -> None:
     other.close()
 
 
-def test_closing_removes_the_folder_and_all_else(folder: Path) -> None:
+def test_closing_removes_folder_and_views(folder: Path) -> None:
     buffer = ReplayBuffer(memory_bytes=COUNTED, disk_bytes=10**6)
     for device in range(3):
         upload(buffer, key(device))
@@ -280,7 +280,7 @@ def test_closing_removes_the_folder_and_all_else(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "grow", "swap", "gone"])
-def test_a_damaged_file_costs_its_view_and_is_said(folder: Path, damage: str) -> None:
+def test_a_damaged_file_drops_its_view_with_a_notice(folder: Path, damage: str) -> None:
     buffer = ReplayBuffer(memory_bytes=COUNTED, disk_bytes=10**6)
     for device in range(3):
         upload(buffer, key(device), seed=device)
@@ -302,12 +302,12 @@ def test_a_damaged_file_costs_its_view_and_is_said(folder: Path, damage: str) ->
     assert notice.startswith("view 'a' of device 0 (trunk t0, cut 'features.2') could not be read from disk (")
     assert notice.endswith("; dropped (number 1 lost to the disk)")
     assert (buffer.damaged, buffer.tiers.disk_bytes, files(folder)) == (1, ON_DISK, [second])
-    assert there(buffer) == {(1, "a"), (2, "a")}
+    assert views_of(buffer) == {(1, "a"), (2, "a")}
     assert same(buffer.read(key(1)), packets(1))
     buffer.close()
 
 
-def test_a_full_disk_costs_the_view_and_is_said(folder: Path) -> None:
+def test_a_full_disk_drops_the_view_with_a_notice(folder: Path) -> None:
     buffer = ReplayBuffer(memory_bytes=COUNTED, disk_bytes=10**6)
     upload(buffer, key(0))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -319,14 +319,14 @@ def test_a_full_disk_costs_the_view_and_is_said(folder: Path) -> None:
     assert "view 'a' of device 0 (trunk t0, cut 'features.2') could not be written to disk (" in buffer.notices[0]
     assert (buffer.damaged, files(folder), buffer.tiers.disk_bytes, buffer.tiers.memory_bytes) == (1, [], 0, COUNTED)
     assert same(buffer.read(key(1)), packets(1))
-    upload(buffer, key(2), seed=2)  # there is room again
+    upload(buffer, key(2), seed=2)  # the disk has room again
     assert len(files(folder)) == 1
     assert same(buffer.read(key(1)), packets(1))
     buffer.close()
 
 
 @pytest.mark.parametrize("packet_bytes", [1_000, 10_000, 41_000])
-def test_memory_is_what_the_packets_hold(packet_bytes: int) -> None:
+def test_memory_is_that_of_the_packets(packet_bytes: int) -> None:
     num_packets = 500_000 // packet_bytes
     store = np.random.default_rng(0).integers(0, 256, (num_packets, packet_bytes), np.uint8)
     store[:] += 1
@@ -344,7 +344,7 @@ def test_memory_is_what_the_packets_hold(packet_bytes: int) -> None:
     content = 40 * store.nbytes
     assert content > 19e6
     assert content <= held <= min(buffer.tiers.memory_bytes, 1.05 * content)
-    assert peak <= 1.06 * content  # one view is there twice while its packets are joined
+    assert peak <= 1.06 * content  # one view exists twice while its packets are joined
     buffer.close()
 
 
@@ -385,7 +385,7 @@ def lines_run(buffer: ReplayBuffer, of: ViewKey) -> int:
     return count
 
 
-def test_an_upload_costs_the_same_however_many_views_there_are() -> None:
+def test_the_time_of_an_upload_does_not_grow_with_the_number_of_views() -> None:
     buffer = ReplayBuffer(memory_bytes=10 * COUNTED, disk_bytes=300 * ON_DISK)
     costs = []
     for number in range(600):

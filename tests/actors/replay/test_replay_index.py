@@ -1,4 +1,4 @@
-"""Which views there are: as the server decides, whatever becomes of hosts."""
+"""The index of views: evictions, expiry and settlements."""
 
 import copy
 
@@ -37,7 +37,7 @@ def index(**settings: int) -> SettledIndex:
 
 
 def uploaded(replay: SettledIndex, of: Plan, *, version: int | None = None) -> Settlement:
-    """An upload that ends well."""
+    """A complete upload."""
     replay.sent(of)
     now = of.version if version is None else version
     settlement = replay.end(of, LENGTHS, version=now, sound=True)
@@ -49,7 +49,7 @@ def devices(replay: SettledIndex) -> list[int]:
     return sorted(row[2] for row in replay.listed(0))
 
 
-def test_an_upload_that_ends_well_is_a_view_and_no_other() -> None:
+def test_only_a_complete_upload_becomes_a_view() -> None:
     replay = index()
     whole = Plan(id=1, device=0, version=0, part=Part(blocks=("a",), trained=("a",)), training=plan(1).training, seed=0)
     assert replay.end(whole, (), version=0, sound=True) is None
@@ -61,7 +61,7 @@ def test_an_upload_that_ends_well_is_a_view_and_no_other() -> None:
     assert replay.listed(7) == [("t", "a", 5, "4", 0, COUNTED)]
 
 
-def test_a_device_has_as_many_views_as_the_setting_says_of_each_trunk_and_cut() -> None:
+def test_a_device_has_at_most_views_per_device_of_each_trunk_and_cut() -> None:
     replay = index(views_per_device=2)
     for number in range(1, 5):
         uploaded(replay, plan(number))
@@ -77,7 +77,7 @@ def test_a_device_has_as_many_views_as_the_setting_says_of_each_trunk_and_cut() 
     ]
 
 
-def test_beyond_the_budgets_the_view_used_longest_ago_goes_and_that_is_said() -> None:
+def test_beyond_the_budgets_the_least_recently_used_view_is_evicted_with_a_notice() -> None:
     replay = index(memory_bytes=COUNTED, disk_bytes=2 * ON_DISK + 1)
     for number, device in enumerate((0, 2, 4), start=1):
         uploaded(replay, plan(number, device))
@@ -104,7 +104,7 @@ def test_each_host_has_its_own_budget() -> None:
     assert devices(replay) == [1, 2, 3, 4]
 
 
-def test_views_live_for_so_many_versions() -> None:
+def test_views_expire_after_their_lifetime() -> None:
     replay = index(lifetime=2)
     gone = [uploaded(replay, plan(number + 1, 2 * number, version=number)).drop for number in range(4)]
     assert [[key.device for key in keys] for keys in gone] == [[], [], [], [0]]
@@ -115,7 +115,7 @@ def test_views_live_for_so_many_versions() -> None:
     assert len(replay) == 2
 
 
-def test_a_view_that_goes_while_it_is_replayed_is_dropped_at_its_host_afterwards() -> None:
+def test_a_view_that_is_dropped_during_a_replay_is_dropped_at_its_host_afterwards() -> None:
     replay = index(memory_bytes=COUNTED)
     upload, again = plan(1, 0), plan(2, 0, view="1")
     uploaded(replay, upload)
@@ -128,7 +128,7 @@ def test_a_view_that_goes_while_it_is_replayed_is_dropped_at_its_host_afterwards
     assert replay.task_fields(again).get("upload") is None
 
 
-def test_a_view_that_is_not_there_is_known_by_no_upload() -> None:
+def test_an_unknown_view_has_no_upload() -> None:
     replay, again = index(), plan(2, view="7")
     replay.sent(again)
     assert replay.task_fields(again).get("upload") is None
@@ -146,7 +146,7 @@ def test_erasing_a_device_leaves_none_of_its_views() -> None:
 
 
 @pytest.mark.parametrize("disk_bytes", [0, 2 * ON_DISK])
-def test_what_was_saved_goes_on_as_if_nothing_had_happened(disk_bytes: int) -> None:
+def test_a_restored_index_decides_as_the_saved_one(disk_bytes: int) -> None:
     """With the same evictions, in the same order."""
     first, second = (index(memory_bytes=2 * COUNTED, disk_bytes=disk_bytes, views_per_device=2) for _ in range(2))
     generator = np.random.default_rng(0)

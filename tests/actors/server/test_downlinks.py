@@ -1,4 +1,4 @@
-"""Broadcasts: with which model one begins, which one is the server's model, and when one ends."""
+"""Broadcasts: the model with which one starts, the one whose model is the server's, and when one ends."""
 
 import numpy as np
 from fedbonsai.actors.device.device import Device
@@ -23,7 +23,7 @@ def by_density(server: Server, device: int, number: int, density: float) -> Plan
 
 
 def one_round(server: Server, device: Device, *plans: Plan) -> list[list[str]]:
-    """What kinds of messages each plan was sent."""
+    """The kinds of messages that each plan was sent."""
     kinds_ = []
     for plan in plans:
         sent = server.send(plan)
@@ -35,36 +35,39 @@ def one_round(server: Server, device: Device, *plans: Plan) -> list[list[str]]:
 
 def densities(server: Server) -> list[float]:
     """Of the broadcasts that are kept, in the order of their use."""
-    return [float(key.partition("'density': ")[2].partition("}")[0]) for key in server.links.downlinks._streams]
+    return [float(key.partition("'density': ")[2].partition("}")[0]) for key in server.links.downlinks._broadcasts]
 
 
-def test_broadcasts_that_nobody_follows_any_more_end() -> None:
+def test_broadcasts_without_a_device_end() -> None:
     server, device = make_server(IMAGES), Device(IMAGES)
     for number in range(1, 6):
         one_round(server, device, by_density(server, 0, number, number / 10))
     assert densities(server) == [0.5]
 
 
-def test_of_the_broadcasts_that_devices_were_left_in_those_used_last_are_kept() -> None:
+def test_of_unused_broadcasts_those_used_last_are_kept() -> None:
     server, device = make_server(replace(IMAGES, num_devices=12)), Device(replace(IMAGES, num_devices=12))
-    for who in range(12):  # each comes once, to a broadcast of its own
-        one_round(server, device, by_density(server, who, who + 1, (who + 1) / 100))
-    assert densities(server) == [number / 100 for number in range(4, 13)]  # eight, and the one just used
-    # Whose broadcast has ended gets the model whole, and goes on from there; whose is still there reads a residual.
+    for device_id in range(12):  # each takes part once, in a broadcast of its own
+        one_round(server, device, by_density(server, device_id, device_id + 1, (device_id + 1) / 100))
+    assert densities(server) == [number / 100 for number in range(4, 13)]  # eight unused ones, and the one just used
+    # A device whose broadcast has ended is sent a dense model first; one whose broadcast was kept is sent residuals.
     assert one_round(server, device, by_density(server, 1, 20, 0.02)) == [["resync"]]
     assert one_round(server, device, by_density(server, 1, 21, 0.02)) == [["weights"]]
     assert one_round(server, device, by_density(server, 11, 22, 0.12)) == [["weights", "weights"]]
 
 
-def test_a_broadcast_in_use_is_kept_however_many_there_are() -> None:
+def test_all_broadcasts_in_use_are_kept() -> None:
     server, device = make_server(replace(IMAGES, num_devices=10)), Device(replace(IMAGES, num_devices=10))
     for version in range(3):
-        plans = [by_density(server, who, 100 * version + who + 1, (who + 1) / 20) for who in range(10)]
+        plans = [
+            by_density(server, device_id, 100 * version + device_id + 1, (device_id + 1) / 20)
+            for device_id in range(10)
+        ]
         assert one_round(server, device, *plans) == [["weights"] if version else ["agreed"]] * 10
     assert len(densities(server)) == 10
 
 
-def test_a_broadcast_that_begins_late_begins_with_the_model_as_it_is() -> None:
+def test_a_broadcast_that_starts_late_starts_with_the_current_model() -> None:
     server, device = make_server(IMAGES), Device(IMAGES)
     for number in (1, 2):
         one_round(server, device, by_density(server, 0, number, 0.1))
@@ -80,25 +83,25 @@ def test_a_broadcast_that_begins_late_begins_with_the_model_as_it_is() -> None:
     assert in_step(server, 0)
 
 
-def test_a_broadcast_that_no_plan_of_a_version_used_is_the_model_no_more() -> None:
+def test_a_broadcast_that_no_plan_of_a_version_used_does_not_set_the_model() -> None:
     server, device = make_server(IMAGES), Device(IMAGES)
     for number in range(1, 4):
         one_round(server, device, linked(server, 0, number))
     assert server.store["pending"]
     changes = {"codec_up": (), "link_up": None}
-    # Plain plans alone: from the end of this version on the model is what it is.
+    # With plans without memory alone, the model has no pending difference after this version.
     one_round(server, device, linked(server, 0, 4, **PLAIN))
     assert not server.store["pending"]
     sent = server.send(linked(server, 0, 5, **PLAIN))
     assert kinds(sent) == [PacketKind.WEIGHTS]
     finish(server, sent, carry_out(device, sent), fold=True)
     server.close_version(in_flight=())
-    # The broadcast goes on where it was, once it is used again: to the versions 3 and 5.
+    # Once used again, the broadcast continues where it was: with the versions 3 and 5.
     assert one_round(server, device, linked(server, 0, 6, **changes)) == [["weights", "weights"]]
     assert server.store["pending"]
 
 
-def test_a_version_without_a_plan_leaves_the_broadcast_that_is_the_model() -> None:
+def test_a_version_without_a_plan_keeps_the_broadcast_that_sets_the_model() -> None:
     server, device = make_server(IMAGES), Device(IMAGES)
     one_round(server, device, linked(server, 0, 1))
     server.close_version(in_flight=())
@@ -108,8 +111,8 @@ def test_a_version_without_a_plan_leaves_the_broadcast_that_is_the_model() -> No
     assert all(np.array_equal(array, as_arrays(server.store["model"])[name]) for name, array in held.items())
 
 
-def test_another_part_of_the_seeds_model_is_agreed_on_again() -> None:
-    """A device that holds the model of version 0 may follow any broadcast, but what it holds is its first part alone."""
+def test_another_part_of_the_initial_model_is_agreed_on_again() -> None:
+    """A device that holds the initial model can follow any broadcast, but it holds only the part of its first plan."""
     server, device = make_server(IMAGES), Device(IMAGES)
     blocks = server.workload.spec.block_names
     last = linked(server, 0, 1)
@@ -120,7 +123,7 @@ def test_another_part_of_the_seeds_model_is_agreed_on_again() -> None:
     assert in_step(server, 0)
 
 
-def test_another_part_of_the_seeds_model_is_no_base_for_residuals_of_its_own() -> None:
+def test_another_part_of_the_initial_model_is_no_base_for_own_residuals() -> None:
     server, device = make_server(IMAGES), Device(IMAGES)
     blocks, own = server.workload.spec.block_names, {"link_down": Residual(rule="half_step")}
     last = linked(server, 0, 1, **own)
@@ -131,7 +134,7 @@ def test_another_part_of_the_seeds_model_is_no_base_for_residuals_of_its_own() -
     assert in_step(server, 0)
 
 
-def test_who_sent_updates_before_it_was_sent_a_broadcast_begins_anew_at_both_ends() -> None:
+def test_a_device_with_an_uplink_history_restarts_at_both_ends_when_it_joins_a_broadcast() -> None:
     server, device = make_server(IMAGES), Device(IMAGES)
     drift = {"link_up": Residual(rule="drift", feedback=True)}
     one_round(server, device, linked(server, 0, 1, link_down=None, codec_down=(), **drift))

@@ -1,4 +1,4 @@
-"""Links with memory, server to device to server: what both ends hold, whatever gets lost on the way."""
+"""Links with memory, server to device to server: both ends hold the same, also after losses."""
 
 from typing import Any
 
@@ -66,7 +66,7 @@ def finish(server: Server, sent: Dispatch, answer: tuple[Report, Array | None, S
 def in_step(server: Server, device: int) -> bool:
     """Whether both ends of a link hold the same models, to the bit, and the same histories of the uplink.
 
-    (Before the version is closed: with it the server goes on to what devices do not hold yet.)
+    (To be called before the version closes: then the server advances to a model that devices do not hold yet.)
     """
     peer = server.links.peers.get(device)
     assert peer is not None
@@ -75,7 +75,7 @@ def in_step(server: Server, device: int) -> bool:
     end.acknowledge(peer.folded)
     models = [(m.version, hash_arrays(m.arrays)) for m in peer.memory.models]
     if not models:  # a broadcast, which the server holds once
-        held = server.links.downlinks._streams[peer.stream].held
+        held = server.links.downlinks._broadcasts[peer.stream].held
         models = [(held.version, hash_arrays(held.arrays))]
     sent = [(hash_arrays(s.base), hash_arrays(s.local)) for s in peer.memory.sent]
     mine = [(m.version, hash_arrays(m.arrays)) for m in end.memory.models]
@@ -103,7 +103,7 @@ def test_ends_whose_models_differ_are_not_in_step(down: str) -> None:
     assert not in_step(server, 0)
 
 
-def test_the_first_model_is_agreed_by_seed_and_costs_next_to_nothing() -> None:
+def test_the_initial_model_is_agreed_by_seed_in_few_bytes() -> None:
     server, device = make_server(IMAGES), Device(IMAGES)
     sent = server.send(linked(server, 0, 1))
     assert kinds(sent) == [PacketKind.AGREED]
@@ -137,7 +137,7 @@ def test_one_residual_serves_all_devices() -> None:
         server.close_version(in_flight=())
 
 
-def test_who_missed_rounds_reads_the_broadcasts_that_it_missed() -> None:
+def test_a_device_that_missed_rounds_is_sent_the_missed_residuals() -> None:
     server, device = make_server(IMAGES), Device(IMAGES)
     for number in range(1, 3):  # (three would be more than this small model is)
         sent = server.send(linked(server, 0, number))
@@ -149,7 +149,7 @@ def test_who_missed_rounds_reads_the_broadcasts_that_it_missed() -> None:
     assert in_step(server, 1)
 
 
-def test_who_missed_more_than_a_dense_model_costs_gets_a_dense_model() -> None:
+def test_a_device_that_missed_more_bytes_than_a_dense_model_is_sent_a_dense_model() -> None:
     server, device = make_server(IMAGES), Device(IMAGES)
     for number in range(1, 4):
         sent = server.send(linked(server, 0, number, codec_down=()))  # each residual as large as a model
@@ -179,7 +179,7 @@ def test_an_update_that_was_not_folded_is_not_built_on() -> None:
     assert in_step(server, 0)
 
 
-def test_an_update_that_builds_on_another_state_is_refused_and_the_link_made_anew() -> None:
+def test_an_update_that_builds_on_another_state_is_refused_and_the_link_resynchronised() -> None:
     server, device = make_server(IMAGES), Device(IMAGES)
     plan = {"link_up": Residual(rule="stationary"), "link_down": Residual(rule="stationary")}
     for number in (1, 2):
@@ -201,7 +201,7 @@ def test_an_update_that_builds_on_another_state_is_refused_and_the_link_made_ane
     assert in_step(server, 0)
 
 
-def test_a_device_that_lost_its_memory_is_made_anew() -> None:
+def test_a_device_that_lost_its_memory_is_resynchronised() -> None:
     server, device = make_server(IMAGES), Device(IMAGES)
     first = server.send(linked(server, 0, 1))
     finish(server, first, carry_out(device, first), fold=True)
@@ -250,25 +250,25 @@ def test_both_ends_stay_in_step_over_200_rounds_with_random_drops(up: str, down:
         "link_down": Residual(rule=down, feedback=feedback),
         "link_up": Residual(rule=up, feedback=feedback),
     }
-    # What a lossless last stage saves decides what is sent only where broadcasts that were missed may cost more than a model.
+    # A lossless last stage changes what is sent only where missed broadcasts may cost more than a dense model.
     links |= {"codec_up": SPARSE[:-1], "codec_down": SPARSE if down == "stationary" else SPARSE[:-1], "training": BRIEF}
     resyncs = done = 0
     for number in range(1, 201):
-        who = number % 3
-        sent = server.send(linked(server, who, number, **links))
+        device_id = number % 3
+        sent = server.send(linked(server, device_id, number, **links))
         resyncs += any(message.kind == "resync" for message in sent.messages)
-        fate = rng.choice(["folded", "lost", "late", "restarted"], p=[0.7, 0.12, 0.12, 0.06])
-        if fate == "lost":  # the worker died: neither report nor state came back
+        outcome = rng.choice(["folded", "lost", "late", "restarted"], p=[0.7, 0.12, 0.12, 0.06])
+        if outcome == "lost":  # the worker died: neither report nor state arrived
             lost = Report(plan=sent.plan, outcome=Outcome.LOST)
             server.ended(sent.plan, lost, None)
-        elif fate == "restarted":  # the device forgot all
+        elif outcome == "restarted":  # the device lost its memory
             answer = carry_out(device, Dispatch(sent.plan, sent.messages, None))
             finish(server, sent, answer, fold=answer[0].outcome == Outcome.DONE)
         else:
             report, update, state = carry_out(device, sent)
             assert report.outcome == Outcome.DONE, report.error
-            finish(server, sent, (report, update, state and copy_state(state)), fold=fate == "folded")
-            assert in_step(server, who)
+            finish(server, sent, (report, update, state and copy_state(state)), fold=outcome == "folded")
+            assert in_step(server, device_id)
             done += 1
         if number % 2 == 0:
             server.close_version(in_flight=())

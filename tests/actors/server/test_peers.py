@@ -1,4 +1,4 @@
-"""The server's memory of its links under a budget: on disk and back bit for bit, then dropped, never without a word."""
+"""The server's records of links within budgets: to disk and back bit for bit, then dropped with a notice."""
 
 import resource
 import shutil
@@ -58,7 +58,7 @@ def device_state(seed: int) -> State:
 
 @contextmanager
 def files_no_larger_than(num_bytes: int) -> Iterator[None]:
-    """What a full disk is like: a write beyond fails half-way."""
+    """As on a full disk: a write beyond this size fails half-way."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
@@ -67,7 +67,7 @@ def files_no_larger_than(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_what_an_entry_takes_by_hand() -> None:
+def test_bytes_of_a_peer_by_hand() -> None:
     assert peer(1).num_bytes == 3 * TENSORS_BYTES
     state = {"w": np.zeros(5, "<f4")}
     assert peer(1, state=state).num_bytes == 3 * TENSORS_BYTES + 20
@@ -87,7 +87,7 @@ def test_within_the_budget_nothing_is_written(folder: Path) -> None:
     peers.close()
 
 
-def test_beyond_the_budget_the_oldest_is_on_disk_and_comes_back_bit_for_bit(folder: Path) -> None:
+def test_beyond_the_budget_the_oldest_is_written_to_disk_and_read_back_bit_for_bit(folder: Path) -> None:
     peers = Peers(memory_bytes=int(2.5 * 3 * TENSORS_BYTES), disk_bytes=10**6)
     before = {}
     for device in range(4):
@@ -112,7 +112,7 @@ def test_beyond_the_budget_the_oldest_is_on_disk_and_comes_back_bit_for_bit(fold
     peers.close()
 
 
-def test_a_devices_own_state_travels_with_it(folder: Path) -> None:
+def test_a_devices_own_state_is_written_with_its_peer(folder: Path) -> None:
     peers = Peers(memory_bytes=0, disk_bytes=10**6)
     entry = peer(3, state=device_state(3))
     before = contents(entry)
@@ -128,7 +128,7 @@ def test_a_devices_own_state_travels_with_it(folder: Path) -> None:
     peers.close()
 
 
-def test_an_entry_without_a_state_has_none_afterwards() -> None:
+def test_a_peer_without_a_state_has_none_afterwards() -> None:
     peers = Peers(memory_bytes=0, disk_bytes=10**6)
     peers.put(7, peer(3))
     found = peers.get(7)
@@ -137,7 +137,7 @@ def test_an_entry_without_a_state_has_none_afterwards() -> None:
     peers.close()
 
 
-def test_used_longest_ago_is_by_put(folder: Path) -> None:
+def test_least_recently_used_is_by_put(folder: Path) -> None:
     peers = Peers(memory_bytes=2 * 3 * TENSORS_BYTES, disk_bytes=10**6)
     entries = [peer(device) for device in range(3)]
     for device in (0, 1, 0, 2):
@@ -157,7 +157,7 @@ def test_peeking_leaves_the_arrays_where_they_are(folder: Path) -> None:
     peers.close()
 
 
-def test_beyond_the_disk_budget_the_oldest_file_is_dropped_and_its_device_is_lost(folder: Path) -> None:
+def test_beyond_the_disk_budget_the_oldest_file_is_dropped_and_its_peer_is_lost(folder: Path) -> None:
     peers = Peers(memory_bytes=0, disk_bytes=int(2.5 * 3 * TENSORS_BYTES))
     for device in range(4):
         peers.put(device, peer(device, state={}))
@@ -167,26 +167,26 @@ def test_beyond_the_disk_budget_the_oldest_file_is_dropped_and_its_device_is_los
     assert peers.held == {2: 2, 3: 3}
     found = peers.get(0)
     assert found is not None
-    # What was folded is known still; all else begins anew.
+    # Only the number of the last folded plan is kept.
     assert found == Peer(folded=10, lost=True)
     peers.close()
 
 
-def test_what_is_in_flight_is_never_written_nor_dropped(folder: Path) -> None:
+def test_a_peer_in_flight_is_neither_written_nor_dropped(folder: Path) -> None:
     peers = Peers(memory_bytes=0, disk_bytes=0)
-    flying = peer(1)
-    flying.on_its_way = Model.of(9, named(9))
-    before = contents(flying)
-    peers.put(1, flying)
+    busy = peer(1)
+    busy.in_flight = Model.of(9, named(9))
+    before = contents(busy)
+    peers.put(1, busy)
     for device in range(2, 5):
         peers.put(device, peer(device))
     assert files(folder) == []
     assert peers.dropped == 3
     found = peers.get(1)
-    assert found is flying
+    assert found is busy
     assert contents(found) == before
-    flying.on_its_way = None  # it has landed
-    peers.put(1, flying)
+    busy.in_flight = None  # its plan has ended
+    peers.put(1, busy)
     assert peers.dropped == 4
     found = peers.get(1)
     assert found is not None
@@ -194,20 +194,20 @@ def test_what_is_in_flight_is_never_written_nor_dropped(folder: Path) -> None:
     peers.close()
 
 
-def test_an_entry_that_is_put_again_leaves_no_file_behind(folder: Path) -> None:
+def test_a_peer_that_is_put_again_leaves_no_file(folder: Path) -> None:
     peers = Peers(memory_bytes=3 * TENSORS_BYTES, disk_bytes=10**6)
     peers.put(0, peer(0))
     peers.put(1, peer(1))
     assert files(folder) == ["0.safetensors"]
     newer = peer(4)
     before = contents(newer)
-    peers.put(0, newer)  # without a look at what was there
+    peers.put(0, newer)  # without a ``get`` before
     assert files(folder) == ["1.safetensors"]
     assert contents(peers.get(0)) == before
     peers.close()
 
 
-def test_a_full_disk_costs_the_entry_and_is_said(folder: Path) -> None:
+def test_a_full_disk_drops_the_peer_with_a_notice(folder: Path) -> None:
     peers = Peers(memory_bytes=0, disk_bytes=10**6)
     with files_no_larger_than(4096):
         peers.put(0, peer(0))
@@ -220,12 +220,12 @@ def test_a_full_disk_costs_the_entry_and_is_said(folder: Path) -> None:
     (notice,) = peers.notices
     assert notice.startswith("the memory of device 0's link could not be written to disk (")
     assert notice.endswith("); dropped")
-    peers.put(1, peer(1))  # there is room again
+    peers.put(1, peer(1))  # the disk has room again
     assert files(folder) == ["1.safetensors"]
     peers.close()
 
 
-def test_a_disk_that_is_full_when_a_run_is_resumed_costs_the_entry_and_is_said(folder: Path) -> None:
+def test_a_disk_that_is_full_when_a_run_is_resumed_drops_the_peer_with_a_notice(folder: Path) -> None:
     peers = Peers(memory_bytes=0, disk_bytes=10**6)
     peers.put(0, peer(0))
     saved = peers.saved()
@@ -241,7 +241,7 @@ def test_a_disk_that_is_full_when_a_run_is_resumed_costs_the_entry_and_is_said(f
     peers.close()
 
 
-def test_without_a_place_for_files_an_entry_is_dropped_and_that_is_said(folder: Path, monkeypatch) -> None:
+def test_without_a_folder_for_files_a_peer_is_dropped_with_a_notice(folder: Path, monkeypatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(folder / "gone"))
     peers = Peers(memory_bytes=0, disk_bytes=10**6)
     peers.put(0, peer(0))
@@ -250,7 +250,7 @@ def test_without_a_place_for_files_an_entry_is_dropped_and_that_is_said(folder: 
     peers.close()
 
 
-def test_a_folder_that_is_gone_costs_what_was_in_it_and_is_said(folder: Path) -> None:
+def test_a_missing_folder_drops_its_peers_with_a_notice(folder: Path) -> None:
     peers = Peers(memory_bytes=0, disk_bytes=10**6)
     peers.put(0, peer(0))
     (made,) = folder.iterdir()
@@ -271,7 +271,7 @@ def test_a_folder_that_is_gone_costs_what_was_in_it_and_is_said(folder: Path) ->
     peers.close()
 
 
-def test_a_damaged_file_costs_its_entry_and_is_said(folder: Path) -> None:
+def test_a_damaged_file_drops_its_peer_with_a_notice(folder: Path) -> None:
     peers = Peers(memory_bytes=0, disk_bytes=10**6)
     peers.put(0, peer(0))
     (path,) = folder.rglob("*.safetensors")
@@ -284,7 +284,7 @@ def test_a_damaged_file_costs_its_entry_and_is_said(folder: Path) -> None:
     peers.close()
 
 
-def test_a_file_that_can_be_read_and_makes_no_sense_costs_its_entry_and_is_said(folder: Path) -> None:
+def test_a_readable_file_with_an_invalid_state_drops_its_peer_with_a_notice(folder: Path) -> None:
     peers = Peers(memory_bytes=0, disk_bytes=10**6)
     peers.put(0, peer(0))
     (path,) = folder.rglob("*.safetensors")
@@ -297,7 +297,7 @@ def test_a_file_that_can_be_read_and_makes_no_sense_costs_its_entry_and_is_said(
     peers.close()
 
 
-def test_what_is_dropped_for_the_budget_is_said_when_its_number_has_doubled() -> None:
+def test_drops_for_the_budget_are_reported_at_every_doubling() -> None:
     peers = Peers(memory_bytes=0, disk_bytes=5)
     for device in range(9):
         peers.put(device, peer(device))
@@ -312,25 +312,25 @@ def test_what_is_dropped_for_the_budget_is_said_when_its_number_has_doubled() ->
 
 
 class Watched(Peer):
-    """Counts how often it is looked at."""
+    """Counts how often ``in_flight`` is read."""
 
-    looks = 0
+    reads = 0
 
     def __getattribute__(self, name: str) -> Any:
-        if name == "on_its_way":
-            Watched.looks += 1
+        if name == "in_flight":
+            Watched.reads += 1
         return super().__getattribute__(name)
 
 
-@pytest.mark.parametrize("flying", [False, True])
-def test_an_entry_is_looked_at_when_it_is_put_and_not_for_every_other(flying: bool) -> None:
+@pytest.mark.parametrize("in_flight", [False, True])
+def test_a_peer_is_read_when_it_is_put_and_not_for_others(in_flight: bool) -> None:
     peers = Peers(memory_bytes=0, disk_bytes=10**6)
     for device in range(50):
         small = Watched(memory=Memory([Model.of(1, {"w": np.zeros(1, "<f4")})]))
-        small.on_its_way = small.memory.models[0] if flying else None
+        small.in_flight = small.memory.models[0] if in_flight else None
         peers.put(device, small)
-    assert 50 <= Watched.looks <= 2 * 50
-    Watched.looks = 0
+    assert 50 <= Watched.reads <= 2 * 50
+    Watched.reads = 0
     peers.close()
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fedbonsai.actors.device.device import Device
-from fedbonsai.actors.messages.update import seal_update
-from fedbonsai.actors.server.dense_downlink import open_weights
+from fedbonsai.actors.messages.dense_packets import open_weights, seal_update
 from fedbonsai.actors.server.server import NotFinite, Server
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.comms.codec import CodecSpec
@@ -87,7 +86,7 @@ def test_equal_parts_share_one_packet_and_others_do_not() -> None:
     assert server.send(frozen).packets[0] is not packet
 
 
-def test_packets_live_as_long_as_a_plan_needs_them() -> None:
+def test_packets_are_kept_as_long_as_a_plan_needs_them() -> None:
     server = make_server(LINE)
     old = make_plan(server.workload)
     packet = server.send(old).packets[0]
@@ -109,7 +108,7 @@ def test_a_sealed_packet_does_not_follow_the_model() -> None:
 
 
 @pytest.mark.parametrize("codecs", [(), (CodecSpec("lz4"),)], ids=["identity", "lz4"])
-def test_weights_that_come_up_equal_differences_bit_for_bit(codecs: tuple[CodecSpec, ...]) -> None:
+def test_weights_sent_up_equal_differences_bit_for_bit(codecs: tuple[CodecSpec, ...]) -> None:
     # not only up to rounding: device and server subtract the same float32 numbers
     hashes = []
     for payload in ("difference", "weights"):
@@ -187,7 +186,7 @@ def test_a_version_without_updates_leaves_the_model_as_it_is() -> None:
         assert (server.version, server.model_hash(), server.store["optimiser"]) == (1, before, {})
 
 
-def test_momentum_goes_on_from_round_to_round() -> None:
+def test_momentum_is_kept_between_rounds() -> None:
     server = make_server(LINE, name="momentum", momentum=0.5)
     found = []
     for value in (4.0, 1.0):
@@ -199,7 +198,7 @@ def test_momentum_goes_on_from_round_to_round() -> None:
 
 
 @pytest.mark.parametrize("name", ["momentum", "adam", "yogi"])
-def test_statistics_are_averaged_whatever_the_optimiser(name: str) -> None:
+def test_statistics_are_averaged_with_every_optimiser(name: str) -> None:
     plain, server = make_server(IMAGES), make_server(IMAGES, name=name, learning_rate=0.5)
     before = server.weights()
     for one in (plain, server):
@@ -218,11 +217,11 @@ def test_a_version_that_would_not_be_finite_is_not_closed(name: str, rate: float
     server = make_server(LINE, name=name, learning_rate=rate)
     plan = make_plan(server.workload, 0)
     server.fold(plan, server.open(plan, pack(plan, {"w": np.array([[2.0]], "<f4")})), weight=1)
-    told = (
+    sentence = (
         r"version 1 would hold values that are not finite in 'w', so it is not closed.*"
         r"largest value of its mean update is 2, and server.optimiser.learning_rate is 3e\+38"
     )
-    with pytest.raises(NotFinite, match=told):
+    with pytest.raises(NotFinite, match=sentence):
         server.close_version(in_flight=())
     assert server.version == 0
     assert server.weights()["w"].tolist() == [[0.0]]
@@ -266,7 +265,7 @@ def test_statistics_can_stay_on_the_device() -> None:
     assert not torch.equal(after["norm.weight"], before["norm.weight"])
 
 
-def test_handed_out_weights_are_a_copy() -> None:
+def test_returned_weights_are_a_copy() -> None:
     server = make_server(LINE)
     before = copy.deepcopy(server.weights())
     server.weights()["w"].fill_(9)

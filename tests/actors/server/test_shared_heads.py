@@ -1,4 +1,4 @@
-"""Heads that devices share: turns add up at the server, as one training after another would."""
+"""Shared heads: updates of one device after another are summed at the server, as if they had trained one copy."""
 
 import copy
 from typing import Any
@@ -33,8 +33,8 @@ def shared_plan(server: Server, device: int, *, head: str = "shared", **changes:
     return make_plan(server.workload, device, part=FRONT, split=split, **changes)
 
 
-def turn(server: Server, plan: Plan, *, fails: bool = False, weight: float = 1.0) -> tuple[Any, Any]:
-    """One device's turn, folded and ended; both updates."""
+def carry_out(server: Server, plan: Plan, *, fails: bool = False, weight: float = 1.0) -> tuple[Any, Any]:
+    """Carry out, fold and end one plan; both updates."""
     sent = server.send(plan)
     host, device = PartitionHost(IMAGES), Device(IMAGES)
     host.begin(plan_message(plan), SAMPLES, *(message.reference for message in sent.host_messages))
@@ -58,7 +58,7 @@ def test_with_one_device_for_each_host_it_is_slots_bit_for_bit(hosts: tuple[int,
     for head in ("slots", "shared"):
         server = make_server(IMAGES)
         for device, host in enumerate(hosts):
-            turn(server, shared_plan(server, device, head=head, host=host), weight=5.0 + device)
+            carry_out(server, shared_plan(server, device, head=head, host=host), weight=5.0 + device)
         closed(server)
         found.append(server.model_hash())
     assert found[0] == found[1]
@@ -70,12 +70,12 @@ def test_two_devices_on_one_host_train_its_blocks_one_after_the_other(payload: s
     upload = Upload(payload=payload)  # type: ignore[arg-type]
     plans = [shared_plan(server, device, upload=upload) for device in (1, 0)]
     for number, plan in enumerate(plans):
-        turn(server, plan, weight=1.0 + 2 * number)
+        carry_out(server, plan, weight=1.0 + 2 * number)
     found = closed(server)
 
     workload = server.workload
     of_host, fronts = workload.new_model().state_dict(), []
-    for plan in plans:  # the host's blocks go on from where they were; every device begins with the version's
+    for plan in plans:  # the host's blocks continue from plan to plan; every device starts with the version's blocks
         device, host = cut(workload.new_model()), cut(workload.new_model())
         host.model.load_state_dict({**host.model.state_dict(), **of_host})
         samples = workload.data.train(plan.device)
@@ -109,35 +109,35 @@ def test_two_devices_on_one_host_train_its_blocks_one_after_the_other(payload: s
             torch.testing.assert_close(found[tensor.name], mean, rtol=1e-5, atol=1e-6)
 
 
-def test_a_turn_that_fails_leaves_the_blocks_as_they_were() -> None:
+def test_a_plan_that_fails_leaves_the_blocks_unchanged() -> None:
     found = []
     for with_failure in (False, True):
         server = make_server(IMAGES)
-        turn(server, shared_plan(server, 0))
+        carry_out(server, shared_plan(server, 0))
         if with_failure:
-            turn(server, shared_plan(server, 2), fails=True)
-        turn(server, shared_plan(server, 1))
+            carry_out(server, shared_plan(server, 2), fails=True)
+        carry_out(server, shared_plan(server, 1))
         closed(server)
         found.append(server.model_hash())
     assert found[0] == found[1]
 
 
-def test_an_update_is_never_added_twice_nor_after_its_turn() -> None:
+def test_an_update_is_never_added_twice() -> None:
     server = make_server(IMAGES)
     plan = shared_plan(server, 0)
-    front, back = turn(server, plan)
-    with pytest.raises(MismatchedPacket, match="plan 10 has no turn at host 0, or it is over"):
+    front, back = carry_out(server, plan)
+    with pytest.raises(MismatchedPacket, match="plan 10 does not train the shared head of host 0 now"):
         server.fold(plan, server.open(plan, front, host=back), weight=1.0)
     assert server.folded == 1
 
 
-def test_a_turn_ends_with_its_version() -> None:
+def test_an_update_cannot_be_added_after_its_version_has_closed() -> None:
     server, other = make_server(IMAGES), make_server(IMAGES)
     plan = shared_plan(server, 0)
     server.send(plan)
-    front, back = turn(other, plan)
+    front, back = carry_out(other, plan)
     closed(server)
-    with pytest.raises(MismatchedPacket, match="or it is over"):
+    with pytest.raises(MismatchedPacket, match="does not train the shared head of host 0 now"):
         server.fold(plan, server.open(plan, front, host=back), weight=1.0)
     assert server.folded == 0
 
@@ -148,7 +148,7 @@ def test_hosts_enter_the_mean_with_the_samples_of_their_devices() -> None:
     start = server.weights()
     for device, host, weight in ((0, 0, 1.0), (1, 0, 2.0), (2, 1, 5.0)):
         for each in (server, alone[host]):
-            turn(each, shared_plan(each, device, host=host), weight=weight)
+            carry_out(each, shared_plan(each, device, host=host), weight=weight)
     mean, first, second = closed(server), closed(alone[0]), closed(alone[1])
     for name in ("out.weight", "out.bias"):
         expected = start[name] + (3 * (first[name] - start[name]) + 5 * (second[name] - start[name])) / 8
@@ -161,8 +161,8 @@ def test_hosts_enter_the_mean_with_the_samples_of_their_devices() -> None:
     assert shared == own
 
 
-def test_turns_of_float16_add_up_in_float32() -> None:
-    """2048 and two ones: float16 knows even numbers only up there."""
+def test_differences_of_float16_are_summed_in_float32() -> None:
+    """2048 and two ones: above 2048 float16 has even numbers only."""
     server = make_server(msgspec.structs.replace(LINE, model=Call("my_models:HalfLayers")))
     part, split = Part(blocks=("0",), trained=("0",)), Split(cut="0", head="shared")
     for number, difference in enumerate((2048.0, 1.0, 1.0)):
@@ -177,7 +177,9 @@ def test_turns_of_float16_add_up_in_float32() -> None:
 def test_a_plan_is_refused_while_another_of_its_version_has_the_shared_blocks() -> None:
     server = make_server(IMAGES)
     first, second = shared_plan(server, 0), shared_plan(server, 1)
-    with pytest.raises(PlanRefused, match=r"^the policy chose device 1 out of turn: another one has its host's shared"):
+    with pytest.raises(
+        PlanRefused, match=r"^the policy chose device 1 while another device trains the shared head of host 0"
+    ):
         server.check(second, [first])
     server.check(second, [])
     server.check(shared_plan(server, 1, host=1), [first])

@@ -1,4 +1,4 @@
-"""An update that is not sound costs its sender the round, and the server nothing: no model, no sum, no memory changes."""
+"""An invalid update is rejected and changes nothing at the server: no model, no sum, no memory."""
 
 from typing import Any
 
@@ -17,10 +17,10 @@ from fedbonsai.policies.plan import Plan
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ..comms.mutations import mutated
-from ..comms.receivers import Case, sparse
-from .server.test_links import carry_out, finish, linked
-from .steps import IMAGES, make_server
+from ...comms.mutations import mutated
+from ...comms.receivers import Case, sparse
+from ..steps import IMAGES, make_server
+from .test_links import carry_out, finish, linked
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "delta by the residual chain": {
@@ -45,8 +45,8 @@ WEIGHT = 3.0
 def second_round(name: str) -> tuple[Server, Plan, Array]:
     """A server whose devices 0 and 1 were folded once, and a sound update of the second round's first device."""
     server, device = make_server(IMAGES), Device(IMAGES)
-    for who in range(2):
-        sent = server.send(linked(server, who, who + 1, **SETTINGS[name]))
+    for device_id in range(2):
+        sent = server.send(linked(server, device_id, device_id + 1, **SETTINGS[name]))
         finish(server, sent, carry_out(device, sent), fold=True)
     server.close_version(in_flight=())
     sent = server.send(linked(server, 0, 3, **SETTINGS[name]))
@@ -56,13 +56,13 @@ def second_round(name: str) -> tuple[Server, Plan, Array]:
 
 
 def remembered(peer: Peer | None) -> dict[str, Any]:
-    """All of a link's memory but ``lost`` and ``restarting``."""
+    """All of a link's memory but ``lost`` and ``resync_plan``."""
     if peer is None:
         return {}
     arrays = {name: array.tobytes() for name, array in DeviceEnd(memory=peer.memory).to_state().items()}
     arrays |= {f"state {name}": array.tobytes() for name, array in (peer.state or {}).items()}
-    way = peer.on_its_way.hash if peer.on_its_way is not None else None
-    return arrays | {"held": peer.held, "folded": peer.folded, "stream": peer.stream, "on_its_way": way}
+    in_flight = peer.in_flight.hash if peer.in_flight is not None else None
+    return arrays | {"held": peer.held, "folded": peer.folded, "stream": peer.stream, "in_flight": in_flight}
 
 
 def case_of(server: Server, plan: Plan, update: Array) -> Case:
@@ -83,18 +83,22 @@ def test_mutated_updates_change_nothing(name: str, seeds: list[int]) -> None:
     accepted = 0
     for seed in seeds:
         packet = mutated(case, (seed,))
-        model, memory, lost = server.model_hash(), [remembered(peers.peek(who)) for who in range(2)], _lost(server)
+        model, memory, lost = (
+            server.model_hash(),
+            [remembered(peers.peek(device_id)) for device_id in range(2)],
+            _lost(server),
+        )
         try:
             server.fold(plan, server.open(plan, packet), weight=WEIGHT)
         except PacketError as error:
-            assert [remembered(peers.peek(who)) for who in range(2)] == memory
+            assert [remembered(peers.peek(device_id)) for device_id in range(2)] == memory
             lost = lost or isinstance(error, OutOfSync)
         else:
             accepted += 1
         assert _lost(server) == lost
         assert server.model_hash() == model
         assert server.folded == accepted
-        if accepted:  # it folded what a device might have sent; what follows would tell nothing
+        if accepted:  # the packet was valid: later packets would show nothing
             return
     untouched = second_round(name)[0]
     for each in (server, untouched):

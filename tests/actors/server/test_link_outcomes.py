@@ -1,4 +1,4 @@
-"""The property of links with memory: whatever becomes of 200 plans, both ends hold the same afterwards, to the bit."""
+"""The property of links with memory: after any outcomes of 200 plans, both ends hold the same, to the bit."""
 
 from dataclasses import replace
 
@@ -14,8 +14,8 @@ from fedbonsai.policies.report import Outcome, Report
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from .server.test_links import BRIEF, DOWN, UP, carry_out, finish, in_step, linked
-from .steps import IMAGES, make_server
+from ..steps import IMAGES, make_server
+from .test_links import BRIEF, DOWN, UP, carry_out, finish, in_step, linked
 
 ROUNDS = 200
 LINKS = {
@@ -23,9 +23,9 @@ LINKS = {
     "link_up": Residual(rule="drift", feedback=True),
     "training": BRIEF,
 }
-FATES = st.lists(
+OUTCOMES = st.lists(
     st.tuples(
-        st.integers(0, 2),  # whose turn it is
+        st.integers(0, 2),  # the device
         st.sampled_from(["folded", "folded", "folded", "late", "lost", "restarted", "cut", "flipped", "abandoned"]),
         st.booleans(),  # whether the version closes
     ),
@@ -34,28 +34,28 @@ FATES = st.lists(
 )
 
 
-@given(fates=FATES)
+@given(outcomes=OUTCOMES)
 @settings(
     max_examples=6,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
-def test_both_ends_stay_in_step_whatever_becomes_of_200_plans(fates: list[tuple[int, str, bool]]) -> None:
+def test_both_ends_stay_in_step_over_any_outcomes_of_200_plans(outcomes: list[tuple[int, str, bool]]) -> None:
     server, device = make_server(IMAGES), Device(IMAGES)
     resyncs = 0
-    for number, (who, fate, closes) in enumerate(fates, 1):
-        sent = server.send(linked(server, who, number, **LINKS))
+    for number, (device_id, outcome, closes) in enumerate(outcomes, 1):
+        sent = server.send(linked(server, device_id, number, **LINKS))
         resyncs += any(message.kind == "resync" for message in sent.messages)
-        if fate == "lost":  # the worker died: neither report nor state came back
+        if outcome == "lost":  # the worker died: neither report nor state arrived
             server.ended(sent.plan, Report(plan=sent.plan, outcome=Outcome.LOST), None)
-        elif fate == "abandoned":  # the round closed without it, and nothing that it did is kept
+        elif outcome == "abandoned":  # released: the round closed without it
             server.released(sent.plan)
-        elif fate == "restarted":  # the device forgot all; it holds nothing to build on unless a whole model came
+        elif outcome == "restarted":  # the device lost its memory; it is done only if it was sent a dense model
             answer = carry_out(device, Dispatch(sent.plan, sent.messages, None))
             finish(server, sent, answer, fold=answer[0].outcome == Outcome.DONE)
-        elif fate in ("cut", "flipped") and sent.messages:  # a packet was damaged on its way down
+        elif outcome in ("cut", "flipped") and sent.messages:  # a packet down was damaged
             packet = np.array(sent.messages[-1].reference)
-            damaged = packet[:-9] if fate == "cut" else packet ^ (np.arange(packet.size) == 50).astype(np.uint8)
+            damaged = packet[:-9] if outcome == "cut" else packet ^ (np.arange(packet.size) == 50).astype(np.uint8)
             messages = (*sent.messages[:-1], replace(sent.messages[-1], reference=damaged))
             answer = carry_out(device, Dispatch(sent.plan, messages, sent.state))
             assert answer[0].stage == "open"
@@ -64,23 +64,23 @@ def test_both_ends_stay_in_step_whatever_becomes_of_200_plans(fates: list[tuple[
         else:
             report, update, state = carry_out(device, sent)
             assert report.outcome == Outcome.DONE, report.error
-            finish(server, sent, (report, update, state and copy_state(state)), fold=fate == "folded")
-            assert in_step(server, who)
+            finish(server, sent, (report, update, state and copy_state(state)), fold=outcome == "folded")
+            assert in_step(server, device_id)
         if closes:
             server.close_version(in_flight=())
     event(f"resynchronised {min(resyncs // 10 * 10, 50)} times or more")
-    # Whatever happened, the next two plans of each device end well, and the second needs no resynchronisation.
-    for who in range(3):
+    # Afterwards the next two plans of each device are done, and the second needs no resynchronisation.
+    for device_id in range(3):
         for again in range(2):
-            sent = server.send(linked(server, who, ROUNDS + 10 * who + again + 1, **LINKS))
+            sent = server.send(linked(server, device_id, ROUNDS + 10 * device_id + again + 1, **LINKS))
             assert not again or all(message.kind != "resync" for message in sent.messages)
             finish(server, sent, carry_out(device, sent), fold=True)
-            assert in_step(server, who)
+            assert in_step(server, device_id)
 
 
 @pytest.mark.parametrize("down", DOWN)
 @pytest.mark.parametrize("up", UP)
-def test_a_parameter_without_dimensions_is_as_good_as_any(up: str, down: str) -> None:
+def test_a_parameter_without_dimensions_is_trained(up: str, down: str) -> None:
     settings_ = msgspec.structs.replace(IMAGES, model=Call("my_models:Scaled"))
     server, device = make_server(settings_), Device(settings_)
     links = {"link_down": Residual(rule=down), "link_up": Residual(rule=up)}

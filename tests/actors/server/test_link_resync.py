@@ -1,4 +1,4 @@
-"""Links behind a downlink without memory, damaged states, and parts that change: what comes apart comes together again."""
+"""Resynchronisation: uplinks with memory alone, damaged states, and parts that change."""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ from fedbonsai.policies.plan import Upload
 from fedbonsai.policies.report import Outcome, Report
 from msgspec.structs import replace
 
-from .server.test_links import UP, carry_out, finish, in_step, linked
-from .steps import IMAGES, make_server
+from ..steps import IMAGES, make_server
+from .test_links import UP, carry_out, finish, in_step, linked
 
 
 def uplink_alone(rule: str) -> dict[str, Any]:
@@ -30,19 +30,19 @@ def uplink_alone(rule: str) -> dict[str, Any]:
 
 
 def forgetful(sent: Dispatch) -> Dispatch:
-    """To a device that has lost its memory."""
+    """The dispatch as it is for a device that has lost its memory."""
     return Dispatch(sent.plan, sent.messages, None)
 
 
 def error_of(server: Server, device: int) -> dict[str, float]:
-    """What feedback carries on at the device's end, once the newest fold is acknowledged: the sums of sizes."""
+    """Sums of absolute values of the device's error feedback, once the newest fold is acknowledged."""
     end = DeviceEnd.from_state(server.links.state(device))
     end.acknowledge(server.links.acknowledged(device))
     return {name: float(np.abs(array).sum()) for name, array in end.error.items()}
 
 
 @pytest.mark.parametrize("rule", ["drift", "stationary", "half_step", "second_order"])
-def test_an_uplink_alone_is_made_anew_by_a_plan_that_says_so(rule: str) -> None:
+def test_an_uplink_alone_is_resynchronised_by_its_plan(rule: str) -> None:
     server, device = make_server(IMAGES), Device(IMAGES)
     sent_kinds, acknowledged = [], []
     for number in range(1, 8):
@@ -60,7 +60,7 @@ def test_an_uplink_alone_is_made_anew_by_a_plan_that_says_so(rule: str) -> None:
     assert acknowledged == [0, 1, 2, FORGET, 4, 5, 6]
 
 
-def test_a_device_is_told_to_forget_until_it_says_that_it_has() -> None:
+def test_a_plan_drops_the_devices_memory_until_a_report_acknowledges_it() -> None:
     server, device = make_server(IMAGES), Device(IMAGES)
     peer = None
     for number in range(1, 6):
@@ -68,7 +68,7 @@ def test_a_device_is_told_to_forget_until_it_says_that_it_has() -> None:
         peer = server.links.peers.get(0)
         assert peer is not None
         assert (sent.plan.acknowledged == FORGET) == (number in (3, 4))
-        if number == 3:  # the worker died: neither report nor state came back
+        if number == 3:  # the worker died: neither report nor state arrived
             server.ended(sent.plan, Report(plan=sent.plan, outcome=Outcome.LOST), None)
         else:
             finish(server, sent, carry_out(device, sent), fold=True)
@@ -78,8 +78,8 @@ def test_a_device_is_told_to_forget_until_it_says_that_it_has() -> None:
     assert server.links.peers.held == {}  # an uplink alone holds no model
 
 
-def test_histories_are_cut_at_both_ends_or_at_neither() -> None:
-    """Drift needs one pair, second_order two: a plan that never arrived has cut nothing."""
+def test_histories_are_trimmed_at_both_ends_or_at_neither() -> None:
+    """Drift needs one pair, second_order two: a plan that never arrived has trimmed nothing."""
     server, device = make_server(IMAGES), Device(IMAGES)
     for number, rule in enumerate(["second_order", "second_order", "drift", "second_order"], 1):
         sent = server.send(linked(server, 0, number, **uplink_alone(rule)))
@@ -91,7 +91,7 @@ def test_histories_are_cut_at_both_ends_or_at_neither() -> None:
 
 
 @pytest.mark.parametrize("rule", UP)
-def test_what_is_dropped_for_the_budget_is_counted_and_said(rule: str) -> None:
+def test_memory_dropped_for_the_budget_is_counted_and_reported(rule: str) -> None:
     workload = Workload(IMAGES)
     server = Server(
         workload, channel=LocalChannel(), optimiser=ServerOptimiser(), link_memory_bytes=0, link_disk_bytes=0
@@ -111,7 +111,7 @@ def test_what_is_dropped_for_the_budget_is_counted_and_said(rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", UP)
-def test_updates_whose_tensors_change_are_folded_all_the_same(rule: str) -> None:
+def test_updates_of_changing_tensors_are_folded(rule: str) -> None:
     server, device = make_server(IMAGES), Device(IMAGES)
     blocks, feedback = server.workload.spec.block_names, rule in ("delta", "drift")
     changes = uplink_alone(rule)
@@ -125,7 +125,7 @@ def test_updates_whose_tensors_change_are_folded_all_the_same(rule: str) -> None
         assert finish(server, sent, carry_out(device, sent), fold=True).outcome == Outcome.DONE
         server.close_version(in_flight=())
         after = error_of(server, 0)
-        if number == 4 and feedback:  # what the plan did not train waits
+        if number == 4 and feedback:  # the error of what the plan did not train is kept
             waiting = {name: size for name, size in before.items() if name.startswith("conv")}
             assert any(waiting.values())
             assert waiting.items() <= after.items()
@@ -133,22 +133,22 @@ def test_updates_whose_tensors_change_are_folded_all_the_same(rule: str) -> None
 
 
 def test_parts_that_differ_within_a_version_are_folded_without_feedback_too() -> None:
-    """What the downlink left out is told apart by part: the last block's plan is sent first, and knows no other block."""
+    """The downlink's coding error is kept by part: the plan of the last block is sent first, and has no other block."""
     server, device = make_server(IMAGES), Device(IMAGES)
     blocks = server.workload.spec.block_names
     for version in range(3):
-        for who in range(2):
-            plan = linked(server, who, 10 * version + who + 1, link_down=Residual(rule="stationary"))
-            if who == 0:
+        for device_id in range(2):
+            plan = linked(server, device_id, 10 * version + device_id + 1, link_down=Residual(rule="stationary"))
+            if device_id == 0:
                 plan = replace(plan, part=replace(plan.part, blocks=blocks[-1:], trained=blocks[-1:]))
             sent = server.send(plan)
             finish(server, sent, carry_out(device, sent), fold=True)
-            assert in_step(server, who)
+            assert in_step(server, device_id)
         assert server.folded == 2
         server.close_version(in_flight=())
 
 
-def test_plans_of_changing_parts_are_all_done() -> None:
+def test_plans_of_changing_parts_are_done() -> None:
     server, device = make_server(IMAGES), Device(IMAGES)
     blocks = server.workload.spec.block_names
     for number in range(1, 6):
@@ -162,7 +162,7 @@ def test_plans_of_changing_parts_are_all_done() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, uplink_alone("drift")], ids=["both", "uplink"])
-def test_a_damaged_state_fails_one_plan_and_is_forgotten(changes: dict[str, Any]) -> None:
+def test_a_damaged_state_fails_one_plan_and_is_dropped(changes: dict[str, Any]) -> None:
     server, device = make_server(IMAGES), Device(IMAGES)
     for number in range(1, 5):
         sent = server.send(linked(server, 0, number, **changes))
@@ -180,7 +180,7 @@ def test_a_damaged_state_fails_one_plan_and_is_forgotten(changes: dict[str, Any]
 
 
 @pytest.mark.parametrize("changes", [{}, uplink_alone("drift")], ids=["both", "uplink"])
-def test_what_is_acknowledged_is_remembered_though_the_plan_went_no_further(
+def test_an_acknowledged_version_is_kept_though_the_plan_failed(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     def no_memory(*_: object, **__: object) -> None:
@@ -199,13 +199,13 @@ def test_what_is_acknowledged_is_remembered_though_the_plan_went_no_further(
         server.close_version(in_flight=())
 
 
-def test_a_device_that_uses_delta_remembers_three_models_worth_whatever_it_missed() -> None:
+def test_a_device_with_delta_keeps_at_most_three_models_after_missed_rounds() -> None:
     server, device = make_server(IMAGES), Device(IMAGES)
     for number in range(1, 3):
         sent = server.send(linked(server, 0, number))
         finish(server, sent, carry_out(device, sent), fold=True)
         server.close_version(in_flight=())
-    (stream,) = server.links.downlinks._streams.values()
+    (stream,) = server.links.downlinks._broadcasts.values()
     model_bytes = sum(array.nbytes for array in stream.held.arrays.values())
     for number, packets, models in ((8, 3, 2), (9, 1, 3)):  # the model, what was not sent; then what was not before it
         sent = server.send(linked(server, 1, number))

@@ -1,7 +1,7 @@
-"""The index of views and a host's buffer beside a plain model, in random walks with tiny budgets.
+"""The index of views and a host's buffer against a plain model, in random walks with tiny budgets.
 
-The index and the plain model are the same after every step, whatever happens to the host. What is replayed is what was
-uploaded, bit for bit; the buffer has no other views for longer than they are needed; its budgets hold.
+Index and plain model agree after every step, whatever happens to the host. A replay reads what was uploaded, bit for bit;
+the buffer keeps no other views longer than they are needed; its budgets hold.
 """
 
 import tempfile
@@ -21,7 +21,7 @@ from fedbonsai.policies.plan import Plan, Split
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .replay.settled_index import SettledIndex
+from .settled_index import SettledIndex
 
 DEVICES, CUTS = (0, 1, 2, 3), ("c", "d")
 LARGEST = VIEW_BYTES + 3 * PACKET_BYTES + 3 * 900
@@ -29,7 +29,7 @@ TRAINING = Training(optimiser=Optimiser(learning_rate=0.1))
 
 
 class Plain:
-    """Lists, used longest ago first, and bytes."""
+    """Lists, least recently used first, and bytes."""
 
     def __init__(self, limits: ReplaySettings) -> None:
         self.limits = limits
@@ -87,15 +87,15 @@ class Plain:
 
 
 class Walk:
-    """Every step is done to all three."""
+    """Applies every step to all three."""
 
     def __init__(self, root: Path, limits: ReplaySettings) -> None:
         self.limits, self.root = limits, root
         self.index, self.plain = SettledIndex(limits, num_hosts=1), Plain(limits)
         self.buffer = self.new_buffer()
         self.version, self.number = 0, 0
-        self.replays: dict[int, Plan] = {}  # under way, by device
-        self.sent: dict[ViewKey, list[Array]] = {}  # all that ever was
+        self.replays: dict[int, Plan] = {}  # in flight, by device
+        self.sent: dict[ViewKey, list[Array]] = {}  # by view, ever
         self.seen: Counter[str] = Counter()
         self.generator = np.random.default_rng(0)
 
@@ -175,14 +175,14 @@ class Walk:
         self.version += 1
 
     def die(self, device: int, cut: str, size: int) -> None:
-        """The host, rarely."""
+        """The host dies, in a fifth of the steps."""
         if size % 5 == 0:
             self.seen["damaged"] += self.buffer.damaged
             self.buffer.close()
             self.buffer = self.new_buffer()
 
     def damage(self, device: int, cut: str, size: int) -> None:
-        """One bit of a file."""
+        """Flip one bit of a file."""
         if files := sorted(self.root.rglob("*.view")):
             path = files[size % len(files)]
             content = bytearray(path.read_bytes())
@@ -201,10 +201,10 @@ class Walk:
         )
         assert index.evicted == plain.evicted
         needed = {view_key(plan, str(plan.split.view)) for plan in self.replays.values() if plan.split is not None}
-        there = {*buffer.tiers.memory, *buffer.tiers.disk}
+        stored = {*buffer.tiers.memory, *buffer.tiers.disk}
         pending = {key for keys in index._to_drop for key in keys}
-        assert there <= set(plain.views) | needed | pending
-        assert len(buffer) == len(there)
+        assert stored <= set(plain.views) | needed | pending
+        assert len(buffer) == len(stored)
         assert buffer.tiers.memory_bytes <= self.limits.memory_bytes
         assert buffer.tiers.disk_bytes <= self.limits.disk_bytes
         sizes = sum(path.stat().st_size for path in self.root.rglob("*.view"))
@@ -257,11 +257,11 @@ def walk(limits: ReplaySettings, steps: list[tuple[str, int, str, int]]) -> Coun
 
 
 @given(LIMITS, st.lists(STEP, max_size=40))
-def test_what_is_replayed_is_what_was_uploaded(limits: ReplaySettings, steps: list[tuple[str, int, str, int]]) -> None:
+def test_a_replay_reads_what_was_uploaded(limits: ReplaySettings, steps: list[tuple[str, int, str, int]]) -> None:
     walk(limits, steps)
 
 
-def test_a_long_walk_meets_everything() -> None:
+def test_a_long_walk_meets_every_case() -> None:
     generator = np.random.default_rng(1)
     steps = [
         (str(generator.choice(STEPS)), int(generator.choice(DEVICES)), str(generator.choice(CUTS)), size)
