@@ -454,6 +454,7 @@ NO_ASSERTS = {
     "policies/resolve_policy.py",
     "policies/checks/type_check.py",
     "runtime/engine/call_policy.py",
+    "runtime/engine/folding.py",
     "runtime/storage/files.py",
     "runtime/checkpointing/folder.py",
     "runtime/checkpointing/types.py",

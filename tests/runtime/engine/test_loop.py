@@ -293,7 +293,7 @@ def test_a_run_in_which_every_update_was_late_does_not_end_well(clock):
 
     events, error = failing(decide, clock=clock, stop={"rounds": 3})
     assert error.message == (
-        "no device delivered an update in the whole run; none came before its version closed: its deadline (closing.after_s) is too short"
+        "no device delivered an update in the whole run; none arrived before its version closed: the deadline (closing.after_s) is too short"
     )
     assert closed(events) == [(1, 0), (2, 0), (3, 0)]
     assert {end[2] for end in ends(events)} == {"late"}

@@ -15,7 +15,7 @@ def test_the_loss_is_the_mean_over_samples_of_what_was_folded(make_plan):
     for loss, samples, behind in ((1.0, 30, 0), (2.0, 10, 3)):
         report = ended(make_plan, Outcome.DONE, loss=loss, samples=samples)
         round_.ended(report)
-        round_.took(report, fleet_class="board", behind=behind)
+        round_.folded(report, fleet_class="board", behind=behind)
     round_.ended(ended(make_plan, Outcome.REJECTED, loss=100.0, samples=10))
     assert round_.staleness == 1.5
     assert round_.loss == 1.25
@@ -67,18 +67,21 @@ def test_plans_are_counted_by_device_and_by_what_they_are_for(make_plan):
     assert round_.plans_of == {4: 2, 5: 1, 6: 1}
 
 
-def test_why_nothing_was_folded(make_plan):
+def test_outcomes_in_words(make_plan):
     round_ = Round(0.0, dispatched=3)
     for outcome in (Outcome.REJECTED, Outcome.REJECTED):
         round_.ended(ended(make_plan, outcome))
-    assert round_.why_nothing() == "2 rejected, 1 still out"
+    assert round_.describe_outcomes() == "2 rejected, 1 still out"
     round_.ended(ended(make_plan, Outcome.LOST))
-    assert round_.why_nothing() == "2 rejected, 1 lost"
+    assert round_.describe_outcomes() == "2 rejected, 1 lost"
 
 
-def test_why_nobody_was_chosen():
+def test_devices_left_out_in_words():
     round_ = Round(0.0)
-    assert round_.why_nobody() == ""
+    assert round_.describe_left_out() == ""
     round_.decided(Decision(left_out=((0, "memory: needs 2 MB"), (1, "data: no samples"), (2, "memory: needs 3 MB"))))
     round_.decided(Decision(left_out=((0, "memory: needs 2 MB"),)))
-    assert round_.why_nobody() == "; it left out 2 for memory (device 0: needs 2 MB), 1 for data (device 1: no samples)"
+    assert (
+        round_.describe_left_out()
+        == "; it left out 2 for memory (device 0: needs 2 MB), 1 for data (device 1: no samples)"
+    )
