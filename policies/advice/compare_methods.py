@@ -50,7 +50,7 @@ class MethodCost(msgspec.Struct, frozen=True, kw_only=True):
 Note = Callable[[str], object]  # receives a line of progress
 
 
-def unheard(text: str) -> None:
+def no_note(text: str) -> None:
     """A ``Note`` that drops its line."""
 
 
@@ -89,7 +89,7 @@ def compare_methods(
     rounds: int,
     cohort: int | None = None,
     refusal: Callable[[Plan], str] = lambda plan: "",
-    note: Note = unheard,
+    note: Note = no_note,
 ) -> list[MethodCost]:
     """A row for each of the ``methods``: policies that change plans, called with the view before the first round.
 

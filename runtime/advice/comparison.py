@@ -6,7 +6,7 @@ from ...actors.support import PlanRefused, check_plan
 from ...clusters.fleet import Fleet
 from ...learning.parts.part import whole
 from ...learning.workload import Workload
-from ...policies.advice.compare_methods import MethodCost, Note, compare_methods, representatives, unheard
+from ...policies.advice.compare_methods import MethodCost, Note, compare_methods, no_note, representatives
 from ...policies.advice.verdict import PLAIN, cheaper, many_bytes
 from ...policies.checks.fields import Cohort, cohort_size, is_cohort
 from ...policies.checks.statements import statements_of
@@ -50,7 +50,7 @@ class Comparison:
         self._config, self._workload, self._fleet, self._costs = config, workload, fleet, costs
         self._profiles = fleet.profiles()
 
-    def rows(self, policy: Policy, *, names: Collection[str] = METHODS, note: Note = unheard) -> list[MethodCost]:
+    def rows(self, policy: Policy, *, names: Collection[str] = METHODS, note: Note = no_note) -> list[MethodCost]:
         """A row for each method in ``names``, with the fields and the cohort size that ``policy`` gives it.
 
         ``note``: receives a line for each method and device that is estimated.

@@ -1,4 +1,4 @@
-"""Processes of the actors that a run started, and runs that lose one."""
+"""Processes of the actors that a run started, and runs in which some are killed."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 import fedbonsai
 from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
 
-LIMIT_S = 300  # for what takes seconds on an idle machine: it tells what hangs from what is slow
+LIMIT_S = 300  # for steps that take seconds on an idle machine: longer means that they hang
 
 
 def actor_pids(kind):
@@ -36,17 +36,17 @@ def has_closed_a_version(folder):
 
 
 def wait_until_gone(*kinds):
-    """Return when no actor of these classes is left of runs that are over: Ray ends them in its own time."""
+    """Return when no actor of these classes is left of earlier runs, which Ray ends with a delay."""
     wait_until(lambda: not [pid for kind in kinds for pid in actor_pids(kind)], told=f"{kinds} have outlived their run")
 
 
 def heed_interrupts():
-    """For a command that is to be sent SIGINT: where the tests run in the background, it would inherit that it is ignored."""
+    """For a command that will receive SIGINT: tests in the background ignore it, and the command would inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def descendants(pid):
-    """All processes below ``pid`` that run (a zombie does not)."""
+    """All descendants of ``pid`` that run (a zombie does not)."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -72,7 +72,7 @@ def alive(pid):
 
 @contextmanager
 def command(arguments, **how):
-    """A process whose output is read; it is ended with all that it has started, also where the test fails."""
+    """A process whose output is read; it is ended with all of its descendants, also if the test fails."""
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how) as process:
         try:
             yield process
@@ -82,7 +82,7 @@ def command(arguments, **how):
                     os.kill(pid, signal.SIGKILL)
 
 
-def wait_until(condition, *, seconds=LIMIT_S, told="it did not come about"):
+def wait_until(condition, *, seconds=LIMIT_S, told="the condition did not hold"):
     """Return when a condition holds."""
     until = time.monotonic() + seconds
     while not condition():
@@ -91,7 +91,7 @@ def wait_until(condition, *, seconds=LIMIT_S, told="it did not come about"):
 
 
 def descends(pid, root):
-    """Whether a process is ours or below us: other Rays on the machine are left alone."""
+    """Whether a process is ``root`` or a descendant of it, and not part of another Ray on this machine."""
     while pid > 1 and pid != root:
         try:
             pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
