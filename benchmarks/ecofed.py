@@ -140,8 +140,8 @@ def measure(name: str, root: str | None, *, quick: bool) -> tuple[float, float]:
         pass
     total = (run.summary["up_bytes"] + run.summary["down_bytes"]) / (2 if name in ("int8", "ecofed") else 1)
     hosts = run.summary["host_bytes"] / rounds
-    told = run.summary["up_by_kind"], run.summary["down_by_kind"]
-    print(f"  {name}: {total:,.0f} bytes a round, {told}, {time.perf_counter() - started:.0f} s", flush=True)
+    by_kind = run.summary["up_by_kind"], run.summary["down_by_kind"]
+    print(f"  {name}: {total:,.0f} bytes a round, {by_kind}, {time.perf_counter() - started:.0f} s", flush=True)
     return total, hosts
 
 

@@ -25,11 +25,11 @@ from typing import Any
 from common import finish, median
 
 HERE = Path(__file__).parent
-TOLD = "; import os, time; print(time.time() - float(os.environ['STARTED']))"
-TORCH = "import torch" + TOLD
+PRINT_SECONDS = "; import os, time; print(time.time() - float(os.environ['STARTED']))"
+TORCH = "import torch" + PRINT_SECONDS
 RAY = (
     "import ray; ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='ERROR'); import torch"
-    + TOLD
+    + PRINT_SECONDS
 )
 SMALL: dict[str, Any] = {
     "model": "small",
@@ -94,7 +94,7 @@ def _watch_ray(note: Callable[[str], None]) -> None:
     LocalRay.address = started  # type: ignore[method-assign]
 
 
-def told(command: list[str]) -> Any:
+def last_line(command: list[str]) -> Any:
     """The last line that a process prints."""
     environment = os.environ | {"STARTED": repr(time.time())}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
@@ -121,14 +121,14 @@ def main() -> None:
     for name in ("pfl", "flower"):
         if python := getattr(args, name):
             contenders[f"small, {name}"] = [python, str(HERE / "rivals" / f"first_round_{name}.py")]
-    told([sys.executable, "-c", TORCH])  # from here on the files are in the page cache
+    last_line([sys.executable, "-c", TORCH])  # from here on the files are in the page cache
     least: dict[str, list[float]] = {"torch": [], "ray": []}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for repetition in range(1 if args.quick else 3):
         for name, code in (("torch", TORCH), ("ray", RAY)):
-            least[name].append(told([sys.executable, "-c", code]))
+            least[name].append(last_line([sys.executable, "-c", code]))
         for name, command in contenders.items():
-            found[name].append(told(command))
+            found[name].append(last_line(command))
             print(f"  {repetition}: {name}: {found[name][-1]['first_s']:.2f} s", flush=True)
     floor = {name: median(values) for name, values in least.items()}
     first = {name: median([each["first_s"] for each in runs]) for name, runs in found.items()}

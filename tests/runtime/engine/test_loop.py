@@ -639,8 +639,8 @@ def test_a_model_that_has_diverged_ends_the_run_as_its_own_fault(where, digits):
     config = digits(server={"optimiser": {"learning_rate": 1e20}}, stop={"rounds": 9}, evaluation={"where": where})
     running = fedbonsai.run(config, policy=Do(everyone))
     loss = r"; its loss is (nan|inf)" if where == "server" else ""
-    told = rf"^round \d, stage close: all 3 updates of this round hold NaN or infinity, since the model of version \d has diverged{loss}; "
-    with pytest.raises(RunError, match=told + r"server.optimiser.learning_rate is 1e\+20, training"):
+    sentence = rf"^round \d, stage close: all 3 updates of this round hold NaN or infinity, since the model of version \d has diverged{loss}; "
+    with pytest.raises(RunError, match=sentence + r"server.optimiser.learning_rate is 1e\+20, training"):
         list(running)
     assert running.summary["rounds"] < 4
     assert running.summary["status"] == "failed"
