@@ -1,19 +1,19 @@
-"""Rounds that wait for nobody: virtual seconds to a target accuracy, the server's memory, and updates that it can absorb.
+"""Asynchronous rounds: virtual seconds to a target accuracy, the server's memory, and its throughput in updates.
 
     python benchmarks/async.py --quick      one seed, in under a minute
     python benchmarks/async.py [--save]     three seeds
 
-``seconds``: virtual seconds until digits_cnn reads 95 % of the digits, on ten devices of which five are of speed 1, two of 1/2,
-one each of 1/4, 1/8 and 1/16, and of which every fifth plan is lost. Synchronous rounds; rounds closed at seven updates of ten
-(``over_selection``); rounds closed by a deadline that those of 1/4 and slower would miss, who are left out (``deadline``) or
-send what they have by then (``partial_work``); FedBuff (every fourth update closes a version) and FedAsync. ``speedup``:
-synchronous over the faster asynchronous one.
+``seconds``: virtual seconds until digits_cnn has an accuracy of 95 %, on ten devices of which five have speed 1, two 1/2,
+and one each 1/4, 1/8 and 1/16, and every fifth plan is lost. Synchronous rounds; rounds closed at seven updates of ten
+(``over_selection``); rounds closed by a deadline that devices of 1/4 and slower would miss, which are left out
+(``deadline``) or send the work that they have done by then (``partial_work``); FedBuff (every fourth update closes a
+version) and FedAsync. ``speedup``: synchronous over the faster asynchronous one.
 
 ``memory``: resident bytes of the process that runs server and devices, at round 50 and at round 500, of FedBuff with residual
 links in both directions, and their growth. ``memory_by_devices``: the same of a fleet of 10 and of 1,000 after 100 rounds of
-ten; ``budget``: bytes of memory that links may take; ``remembered``: what the links of all that took part come to.
+ten; ``budget``: bytes of memory that links may take; ``remembered``: bytes of the links of all devices that took part.
 
-``updates_per_s``: plans that train nothing, a model of 1 MB, every update closes a version; the whole way of each: model
+``updates_per_s``: plans that train nothing, a model of 1 MB, every update closes a version; all steps of each: model
 sealed, opened, update sealed, opened, folded, applied. On Ray with two workers, and in process. The last line is JSON.
 """
 
@@ -33,7 +33,7 @@ from common import finish
 from fedbonsai.runtime.events import Evaluated, PlanEnded, VersionClosed
 
 TARGET = 0.95
-SPEEDS = {1: 5, 2: 2, 4: 1, 8: 1, 16: 1}  # so many devices of 1/n of the speed
+SPEEDS = {1: 5, 2: 2, 4: 1, 8: 1, 16: 1}  # number of devices by the divisor n of their speed
 LINK = {"memory_bytes": 10**9, "up_bytes_per_s": 5e6, "down_bytes_per_s": 5e6, "latency_s": 0.005}
 FAST_FLOP_PER_S = 1e9
 STALENESS = {"rule": "polynomial", "a": 0.5}
@@ -56,7 +56,7 @@ def fleet(dropout: float) -> dict[str, Any]:
 METHODS: dict[str, dict[str, Any]] = {
     "synchronous": {"policy": [{"name": "random", "cohort": 1.0}]},
     "over_selection": {"policy": [{"name": "random", "cohort": 1.0}, {"name": "closing", "at": 7}]},
-    "deadline": {},  # what those of 1/2 need is measured first
+    "deadline": {},  # set to the time of devices of 1/2, which is measured first
     "partial_work": {},
     "fedbuff": {"policy": [{"name": "asynchronous", "buffer": BUFFER}]} | POLYNOMIAL,
     "fedasync": {
@@ -67,7 +67,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def seconds_to_target(method: str, *, seed: int, most: int) -> float | None:
-    """Virtual seconds at which the target was reached; None where it was not, in as many updates as ``most`` rounds of all."""
+    """Virtual seconds at which the target was reached; None if not, within the updates of ``most`` rounds of all devices."""
     config: dict[str, Any] = {
         "backend": "inline",
         "seed": seed,
@@ -91,19 +91,19 @@ def seconds_to_target(method: str, *, seed: int, most: int) -> float | None:
 
 
 def longest(config: dict[str, Any], *, slower: int) -> float:
-    """Virtual seconds of a plan on the devices that are so much slower than the fastest."""
+    """Virtual seconds of a plan on the devices with this divisor of the speed."""
     run = fedbonsai.run(config | {"stop": {"rounds": 1}, "fleet": fleet(0.0)})
     ended = [event for event in run if type(event).__name__ == "PlanEnded"]
     return max(event.report.virtual.seconds for event in ended if event.fleet_class == f"1/{slower}")
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in use now."""
+    """Memory that this process uses now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory(first: int, last: int) -> dict[str, Any]:
-    """Of this process, at two rounds; run in a process of its own."""
+    """Memory of this process at two rounds; runs in a new process."""
     config = {
         "backend": "inline",
         "model": "digits_cnn",
@@ -124,7 +124,7 @@ def memory(first: int, last: int) -> dict[str, Any]:
 
 
 def memory_of(devices: int, rounds: int) -> dict[str, int]:
-    """Of this process, when so many rounds of ten devices are over; run in a process of its own."""
+    """Memory of this process after a number of rounds of ten devices; runs in a new process."""
     config = {
         "backend": "inline",
         "model": "digits_cnn",
@@ -147,7 +147,7 @@ def memory_of(devices: int, rounds: int) -> dict[str, int]:
 
 
 def in_a_process(what: str) -> Any:
-    """What a function of this file finds in a fresh process."""
+    """The result of a function of this file in a new process."""
     code = f"import importlib, json; print(json.dumps(importlib.import_module('async').{what}))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
@@ -156,7 +156,7 @@ def in_a_process(what: str) -> Any:
 
 
 def updates_per_s(backend: str, codecs: dict[str, Any], *, rounds: int) -> float:
-    """Updates folded in a second, the first tenth left out."""
+    """Updates folded per second, without the first tenth of the run."""
     config = {
         "backend": backend,
         "model": {"name": "torch.nn:Linear", "kwargs": {"in_features": 500, "out_features": 500}},

@@ -9,14 +9,14 @@ digits scaled to its size).
     order0_bytes        entropy of the symbols' histogram: of each tensor (dense), of all together (top-k)
     ratio               float32 bytes of the weights divided by ``bytes``
     whole_message_bytes of a sealed packet of all tensors, vectors and statistics at 8 bits; whole_message_ratio likewise
-    encode_MBps         float32 megabytes of the weights a second: selection, quantisation, coding, sealing
+    encode_MBps         float32 megabytes of the weights per second: selection, quantisation, coding, sealing
     decode_MBps         likewise, from the packet to tensors
     coder_MBps          the entropy coder alone, from symbols to bytes; coder_decode_MBps: from bytes to symbols
     max_abs_error       largest difference between a weight and its reconstruction
 
-Speeds are of one core, in the thread's own processor time, best of several. ``rivals``: bytes that other coders need for the
-same symbols, without a frame: zlib at its best level on bytes and on packed symbols, lz4 on bytes, and Golomb-Rice
-gaps with a bit for the sign, by the closed form of Sparse Ternary Compression (arXiv 1903.02891, eq. 14).
+Speeds are of one core, in the processor time of the thread, best of several repetitions. ``rivals``: bytes that other
+coders need for the same symbols, without a frame: zlib at its best level on bytes and on packed symbols, lz4 on bytes, and
+Golomb-Rice gaps with a bit for the sign, by the closed form of Sparse Ternary Compression (arXiv 1903.02891, eq. 14).
 
     python benchmarks/codecs.py [--quick] [--data ROOT] [--save]
 """

@@ -1,4 +1,4 @@
-"""What every benchmark script shares: the machine's description, medians, and the last line."""
+"""Shared by all benchmark scripts: the description of the machine, medians, and the last line."""
 
 import json
 import os
@@ -14,13 +14,13 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def _git(*arguments: str) -> str:
-    """What git says of this checkout; "" where there is none."""
+    """The output of a git command in this checkout; "" outside a repository."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory, versions and commit: what a figure must be read with."""
+    """Processor, cores, memory, versions and commit, on which figures depend."""
     import torch
 
     model = platform.processor()
@@ -37,7 +37,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "commit": commit,
-        # Where data lie on this machine is nobody's business.
+        # Paths of this machine are not published.
         "command": " ".join([Path(sys.argv[0]).name, *("ROOT" if "/" in word else word for word in sys.argv[1:])]),
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -7,12 +7,12 @@ EcoFed's VGG11-BN (34,440,970 parameters) on CIFAR-10's shapes, cut behind its s
 device, batch 10, uploads every other round; all bytes count: labels, headers, plans, reports. ``int8``: plain 8 bit codes, as
 the paper's code sends; top level: the default codec (4 bit for each channel, entropy coded). The last line is JSON.
 
-``seconds``: virtual seconds of a round on a Raspberry Pi 4 of fleet ``testbed-wifi`` that is alone on a link of 10 or 100 Mb/s
-and has a host to itself, for hosts of 0.2, 1 and 5 TFLOP/s; of EcoFed the mean of an upload and a replay. ``shared_host``:
-the same where ten devices share a host, by ``fedbonsai advise``: a lower bound, without waits for one another.
-``host_bytes``: what travels between the server and the hosts for each device and round, which is in no other figure.
-``break_even_flop_per_s``: the host's speed from which EcoFed's round is shorter than FedAvg's. ``buffer_over_payload``: memory
-of 100 devices' 8 bit views, over their activations (410 MB).
+``seconds``: virtual seconds of a round on a Raspberry Pi 4 of fleet ``testbed-wifi`` with a link of 10 or 100 Mb/s and a
+host of its own, for hosts of 0.2, 1 and 5 TFLOP/s; of EcoFed the mean of an upload and a replay. ``shared_host``: the same
+where ten devices share a host, by ``fedbonsai advise``: a lower bound, without waiting times. ``host_bytes``: bytes between
+the server and the hosts for each device and round, which no other figure includes. ``break_even_flop_per_s``: the host's
+speed from which EcoFed's round is shorter than FedAvg's. ``buffer_over_payload``: memory of 100 devices' 8 bit views, over
+their activations (410 MB).
 
 Wu et al., IEEE TPDS 35(3), 2024, arXiv 2304.05495: up to 133 times fewer bytes than FedAvg and 16 than SplitFed, 21 and 2.86
 times less time. By its formulas, without labels and headers: 275.53, 33.38, 17.65 (local losses) and 2.05 MB.
@@ -47,7 +47,7 @@ from fedbonsai.runtime.configuration.resolution import workload_settings
 from fedbonsai.runtime.simulation.costs import Costs
 from msgspec.structs import replace
 
-CUT = "features.4"  # the second block; its pooling is the device's
+CUT = "features.4"  # the second block; its pooling is on the device
 SAMPLES = 500
 FORMULA = {"fl": 275_527_760, "splitfed": 33_376_256, "local_loss": 17_647_696, "ecofed": 2_048_000}
 MEGABIT = 1e6 / 8
@@ -74,7 +74,7 @@ METHODS: dict[str, Policy] = {
 def config_for(
     root: str | None, *, link: float = 100 * MEGABIT, host_flop_per_s: float = 1e12, devices: int = 1, hosts: int = 1
 ) -> dict[str, Any]:
-    """Devices with 500 images each; with CIFAR-10 they are 100, each with a host, of which one is looked at."""
+    """Devices with 500 images each; with CIFAR-10 they are 100, each with a host, of which one is measured."""
     pi = next(kind for kind in load_fleet("testbed-wifi").classes if kind.name == "rpi4")
     device = {
         "name": pi.name,
@@ -96,7 +96,7 @@ def config_for(
         "model": "vgg11_bn",
         "fleet": {"classes": [device], "hosts": {"count": hosts, "flop_per_s": host_flop_per_s}},
         "data": data,
-        # Which precision it is changes no byte of SplitFed or of plain 8 bit codes.
+        # The precision changes no byte of SplitFed or of plain 8 bit codes.
         "training": {
             "batch_size": 10,
             "precision": "auto",
@@ -109,12 +109,12 @@ def config_for(
 
 @dataclass(frozen=True)
 class First:
-    """Leaves one device of all that were chosen: what one sends, all do."""
+    """Keeps one of the chosen devices: all of them send the same number of bytes."""
 
     policy: Policy
 
     def init(self) -> Any:
-        """The policy's own."""
+        """The state of the policy."""
         return self.policy.init()
 
     def decide(self, view: Any, state: Any, decision: Any) -> Any:
@@ -124,7 +124,7 @@ class First:
 
 
 def measure(name: str, root: str | None, *, quick: bool) -> tuple[float, float]:
-    """Bytes that one device sends and gets in a round, everything counted, and those between server and hosts.
+    """Bytes that one device sends and receives in a round, all of them, and those between server and hosts.
 
     Of EcoFed, over an upload and a replay.
 
@@ -140,8 +140,8 @@ def measure(name: str, root: str | None, *, quick: bool) -> tuple[float, float]:
         pass
     total = (run.summary["up_bytes"] + run.summary["down_bytes"]) / (2 if name in ("int8", "ecofed") else 1)
     hosts = run.summary["host_bytes"] / rounds
-    told = run.summary["up_by_kind"], run.summary["down_by_kind"]
-    print(f"  {name}: {total:,.0f} bytes a round, {told}, {time.perf_counter() - started:.0f} s", flush=True)
+    by_kind = run.summary["up_by_kind"], run.summary["down_by_kind"]
+    print(f"  {name}: {total:,.0f} bytes a round, {by_kind}, {time.perf_counter() - started:.0f} s", flush=True)
     return total, hosts
 
 
@@ -180,7 +180,7 @@ class Model:
         return sum(found) / len(found)
 
     def table(self) -> dict[str, Any]:
-        """The cells of the paper's claim: how much faster, and where."""
+        """The settings of the paper's claim: by what factor EcoFed is faster, for each."""
         seconds: dict[str, Any] = {}
         for megabits in (10, 100):
             for host in (0.2e12, 1e12, 5e12):
@@ -195,7 +195,7 @@ class Model:
         return seconds
 
     def shared(self) -> dict[str, Any]:
-        """Where ten devices share a host."""
+        """The same with ten devices on one host."""
         found: dict[str, Any] = {}
         for megabits in (10, 100):
             for host in (0.2e12, 1e12, 5e12):
@@ -253,13 +253,13 @@ def main() -> None:
     if args.data and not args.quick and not args.no_training:
         found = train(args.data, rows, rounds=args.rounds, epochs=args.epochs, folder=args.weights)
         path = RESULTS / "ecofed_training.json"
-        # Read only now: another call may have saved meanwhile.
+        # Read only now: another call may have saved in the meantime.
         saved = json.loads(path.read_text())["rows"] if args.save and path.exists() else {}
         finish({"rows": saved | found}, name=path.stem, save=args.save)
 
 
 def count(args: argparse.Namespace) -> None:
-    """Bytes, and what the cost model says of time."""
+    """Bytes, and times by the cost model."""
     torch.set_num_threads(2)
     measured = {name: measure(name, args.data, quick=args.quick) for name in METHODS}
     found = {name: total for name, (total, _) in measured.items()}

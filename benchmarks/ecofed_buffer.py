@@ -1,4 +1,4 @@
-"""Memory of a full replay buffer: what 100 devices' views take, over what their activations are.
+"""Memory of a full replay buffer: memory of 100 devices' views, over the bytes of their activations.
 
 500 samples for each device in packets of ten, plain 8 bit codes behind VGG11's second block (128x8x8): 409.6 MB.
 """
@@ -16,12 +16,12 @@ HEADER_AND_LABELS = 64 + BATCH
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in use now."""
+    """Memory that this process uses now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def fill() -> float:
-    """In a process of its own: growth of its memory, over the bytes of all activations."""
+    """In a new process: growth of its memory, over the bytes of all activations."""
     drawn = np.random.default_rng(0)
     before = resident_bytes()
     buffer = ReplayBuffer(memory_bytes=10**9)

@@ -3,11 +3,11 @@
     python benchmarks/ecofed.py --data ROOT --train fl,splitfed,local_loss,ecofed,ecofed_8bit --save
 
 EcoFed's VGG11-BN with a head of 512, cut behind its second block (128x8x8). A tenth of the training samples are public: the
-network is trained on them (``fedbonsai pretrain``), and every method starts with the first two blocks of that, the others as
-the seed makes them. ``public`` is the accuracy of that network itself on the test samples: training on the public share
-alone, without any device. The rest is dealt evenly to 100 Raspberry Pi 4 on 100 Mb/s each, of which ten take part in a
-round: one epoch in batches of 20. All stream to one partition host of 1 TFLOP/s. ``MB`` travels to and from devices,
-``host_MB`` between server and host, which ``MB`` leaves out; both are for each device of a cohort.
+network is trained on them (``fedbonsai pretrain``), and every method starts with the first two blocks of that, and with the
+others as drawn from the seed. ``public`` is the accuracy of that network itself on the test samples: training on the public
+share alone, without any device. The rest is divided evenly to 100 Raspberry Pi 4 on 100 Mb/s each, of which ten take part
+in a round: one epoch in batches of 20. All stream to one partition host of 1 TFLOP/s. ``MB`` is sent to and from devices,
+``host_MB`` between server and host, which ``MB`` does not include; both are for each device of a cohort.
 """
 
 import tempfile
@@ -75,7 +75,7 @@ def config(root: str, row: str, *, rounds: int, weights: str) -> dict[str, Any]:
 
 
 def public_weights(root: str, folder: Path, *, epochs: int) -> str:
-    """The network trained on the public share, made when it is not there yet."""
+    """The network trained on the public share; trained if the file does not exist yet."""
     path = folder / "public.safetensors"
     if not path.exists():
         settings = config(root, "fl", rounds=1, weights="") | {"init": {"mode": "random"}}
@@ -122,7 +122,7 @@ def run(root: str, row: str, *, rounds: int, weights: str) -> dict[str, Any]:
 
 
 def train(root: str, rows: list[str], *, rounds: int, epochs: int, folder: str | None) -> dict[str, Any]:
-    """All rows, from one initialisation; ``folder``: where the pretrained weights are kept for another call."""
+    """All rows, from one initialisation; ``folder``: keeps the pretrained weights for later calls."""
     with tempfile.TemporaryDirectory() as temporary:
         weights = public_weights(root, Path(folder or temporary), epochs=epochs)
         with safe_open(weights, framework="numpy") as file:

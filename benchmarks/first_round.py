@@ -1,13 +1,13 @@
-"""Seconds from the start of a process to the end of its first round, and where they go; beside pfl and Flower.
+"""Seconds from the start of a process to the end of its first round, by phase; compared with pfl and Flower.
 
     python benchmarks/first_round.py --quick                                        digits only, once
     python benchmarks/first_round.py [--save] [--pfl PYTHON] [--flower PYTHON]      three times, taking turns
 
-Every contender is a process of its own, started as a user does. ``digits`` is examples/digits.yaml; ``small`` the network of
+Every contender is a separate process, started as a user starts it. ``digits`` is examples/digits.yaml; ``small`` the network of
 2.2 million parameters, FedAvg over 100 simulated devices with 100 samples each, ten a round, batches of 32. ``torch`` is
 ``import torch`` alone, ``ray`` is ``import ray; ray.init()`` with two processors and without a dashboard, ``import torch``
-after it: what a run in process, and one on a local Ray, cannot do without. Rivals are run with the Python of an environment
-that has them (pfl 0.6, flwr 1.42 with its simulation extra).
+after it: lower bounds for a run in process and for one on a local Ray. Pfl and Flower run with the Python of an environment
+in which they are installed (pfl 0.6, flwr 1.42 with its simulation extra).
 
 ``phases``: seconds since the start of the process at which each step of a run on Ray was over. Figures are medians.
 """
@@ -25,11 +25,11 @@ from typing import Any
 from common import finish, median
 
 HERE = Path(__file__).parent
-TOLD = "; import os, time; print(time.time() - float(os.environ['STARTED']))"
-TORCH = "import torch" + TOLD
+PRINT_SECONDS = "; import os, time; print(time.time() - float(os.environ['STARTED']))"
+TORCH = "import torch" + PRINT_SECONDS
 RAY = (
     "import ray; ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='ERROR'); import torch"
-    + TOLD
+    + PRINT_SECONDS
 )
 SMALL: dict[str, Any] = {
     "model": "small",
@@ -43,7 +43,7 @@ SMALL: dict[str, Any] = {
 
 
 def child(backend: str, experiment: str) -> None:
-    """A run, in a process of its own: prints when each phase and round was over."""
+    """A run in a new process: prints the times at which phases and rounds ended."""
     phases: dict[str, float] = {}
 
     def note(name: str) -> None:
@@ -71,7 +71,7 @@ def child(backend: str, experiment: str) -> None:
 
 
 def _watch_ray(note: Callable[[str], None]) -> None:
-    """Note when the local Ray has started, this process is connected, and bundles are reserved."""
+    """Record when the local Ray has started, this process is connected, and bundles are reserved."""
     from fedbonsai.clusters.ray_backend.local_ray import LocalRay
 
     address = LocalRay.address
@@ -94,8 +94,8 @@ def _watch_ray(note: Callable[[str], None]) -> None:
     LocalRay.address = started  # type: ignore[method-assign]
 
 
-def told(command: list[str]) -> Any:
-    """What a process prints as its last line."""
+def last_line(command: list[str]) -> Any:
+    """The last line that a process prints."""
     environment = os.environ | {"STARTED": repr(time.time())}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -121,14 +121,14 @@ def main() -> None:
     for name in ("pfl", "flower"):
         if python := getattr(args, name):
             contenders[f"small, {name}"] = [python, str(HERE / "rivals" / f"first_round_{name}.py")]
-    told([sys.executable, "-c", TORCH])  # files are in memory from here on
+    last_line([sys.executable, "-c", TORCH])  # from here on the files are in the page cache
     least: dict[str, list[float]] = {"torch": [], "ray": []}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for repetition in range(1 if args.quick else 3):
         for name, code in (("torch", TORCH), ("ray", RAY)):
-            least[name].append(told([sys.executable, "-c", code]))
+            least[name].append(last_line([sys.executable, "-c", code]))
         for name, command in contenders.items():
-            found[name].append(told(command))
+            found[name].append(last_line(command))
             print(f"  {repetition}: {name}: {found[name][-1]['first_s']:.2f} s", flush=True)
     floor = {name: median(values) for name, values in least.items()}
     first = {name: median([each["first_s"] for each in runs]) for name, runs in found.items()}

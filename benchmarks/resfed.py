@@ -179,7 +179,7 @@ def _with_mean(by_seed: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _named(seeds: range) -> str:
-    """Which seeds, in words."""
+    """The seeds, in words."""
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
@@ -215,7 +215,7 @@ def main() -> None:
     if args.data:
         found = cifar(rows, root=args.data, rounds=rounds, seeds=seeds)
         path = RESULTS / "resfed_cifar.json"
-        # Read after the runs: another call may have saved meanwhile, and each run takes an hour.
+        # Read after the runs, which take an hour each: another call may have saved in the meantime.
         saved = json.loads(path.read_text())["rows"] if args.save and path.exists() else {}
         merged = {row: _with_mean(saved.get(row, {}).get("by_seed", {}) | runs) for row, runs in found.items()}
         finish({"target": 0.7, "rows": saved | merged}, name=path.stem, save=args.save)

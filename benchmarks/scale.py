@@ -1,11 +1,11 @@
-"""Ten thousand simulated devices on one machine: memory, and seconds a round against a fleet of a hundred.
+"""Ten thousand simulated devices on one machine: memory, and seconds per round, compared with a fleet of a hundred.
 
 Each device's 32 samples are drawn from its own seed when it is chosen. 100 devices train in a round, on ``small`` (2.2
 million parameters). ``everyone``: all devices train in every round, on ``digits_cnn`` (38,282 parameters), over residual
-links in both directions, whose memory (three models a device, 4.6 GB) is kept within ``server.link_memory_bytes``, the rest
-on disk; ``resyncs`` counts links that lost theirs. ``peak_memory_bytes`` is the largest sum of proportional set sizes over
-the run's whole process tree (driver, server, workers, Ray's own processes), sampled four times a second. Resident pages of
-the object store are part of it: they are shared memory, mapped by these processes.
+links in both directions, whose memory (three models per device, 4.6 GB) is kept within ``server.link_memory_bytes``, the
+rest on disk; ``resyncs`` counts links whose memory was dropped. ``peak_memory_bytes`` is the largest sum of proportional
+set sizes over the run's whole process tree (driver, server, workers, Ray's own processes), sampled four times a second.
+Resident pages of the object store are part of it: they are shared memory, mapped by these processes.
 
     python benchmarks/scale.py [--quick] [--save]
 """
@@ -23,7 +23,7 @@ from fedbonsai.runtime.events import VersionClosed
 
 
 class PeakMemory(threading.Thread):
-    """Samples the proportional set size of this process and all below it."""
+    """Samples the proportional set size of this process and its descendants."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -36,7 +36,7 @@ class PeakMemory(threading.Thread):
             self.peak_bytes = max(self.peak_bytes, sum(proportional_bytes(pid) for pid in tree(os.getpid())))
 
     def stop(self) -> int:
-        """Stop; the peak."""
+        """Stop, and return the peak."""
         self._over.set()
         self.join()
         return self.peak_bytes
@@ -49,7 +49,7 @@ def tree(root: int) -> list[int]:
         if entry.name.isdigit():
             try:
                 stat = (entry / "stat").read_text()
-            except OSError:  # it ended meanwhile
+            except OSError:  # it has ended
                 continue
             children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
     found = [root]
@@ -68,7 +68,7 @@ def proportional_bytes(pid: int) -> int:
 
 
 def measure(num_devices: int, *, rounds: int, **settings: Any) -> dict[str, Any]:
-    """One run: seconds a round (the first left out), peak memory, seconds to the first round's end; what travelled."""
+    """One run: seconds per round without the first, peak memory, seconds to the end of the first round, and bytes sent."""
     fleet_class = {"name": "device", "count": num_devices, "flop_per_s": 1e10, "memory_bytes": 10**9}
     fleet_class |= {"up_bytes_per_s": 1e7, "down_bytes_per_s": 1e7}
     memory = PeakMemory()

@@ -1,12 +1,12 @@
 """Ten minutes of chaos: a random worker or partition host of a run on Ray, its server, or one of its two nodes is killed
-every one to four seconds. (In place of the node another one comes; the other node is Ray's head.)
+every one to four seconds. (A killed node is replaced by a new one; the other node is Ray's head.)
 
     python benchmarks/soak_chaos.py [--seeds 10] [--kills 20] [--save]
 
-The run is that of tests/runtime/chaos.py: FedBuff over six unequal devices whose models are cut, with a window of two. For each
-seed: what was killed, outcomes, accuracy, and whether the model is, bit for bit, that of a run in process that nobody
-disturbed. A plan that was killed three times is lost, and then it cannot be. The last line is JSON; the exit code is 1 where an
-assertion failed or the accuracy is below 85 %.
+The run is that of tests/runtime/chaos.py: FedBuff over six unequal devices whose models are cut, with a window of two. For
+each seed: the killed processes, outcomes, accuracy, and whether the model is, bit for bit, that of an undisturbed run in
+process. A plan that was killed three times is lost, and then the models differ. The last line is JSON; the exit code is 1
+if an assertion failed or the accuracy is below 85 %.
 """
 
 import argparse

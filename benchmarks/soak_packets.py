@@ -135,7 +135,7 @@ def soak(*, seed: int, first: int, packets: int, jobs: int) -> dict[str, Any]:
         wait([child.pipe for child in children], timeout=1.0)
         now = time.perf_counter()
         for child in list(children):
-            if child.pipe.poll():  # it is done, or dead
+            if child.pipe.poll():  # it has finished or died
                 children.remove(child)
                 total = after(child, total, waiting)
             elif seen.setdefault(child.process.pid, (child.at.value, now))[0] != child.at.value:

@@ -1,15 +1,16 @@
-"""How much of the machine reaches the training: fedbonsai on Ray against bare PyTorch, side by side in one run.
+"""The share of the machine that is left for training: fedbonsai on Ray compared with bare PyTorch in one run.
 
     bare, 1 thread     one process, one torch thread, the ten devices one after another
-    bare, all cores    the same with a torch thread a core
+    bare, all cores    the same with one torch thread per core
     bare, processes    as many processes as cores, one thread each, five devices each (two cores)
-    fedbonsai          a local Ray, one worker a core, whole rounds: decide, send, train, return, fold
+    fedbonsai          a local Ray, one worker per core, whole rounds: decide, send, train, return, fold
 
 Every contender trains the same batches of the same ten devices with the same optimiser, precision and memory format: ten of
-100 devices, 100 samples each, batch 32, on ``small`` and on ``resfed_cnn``. Contenders take turns within each repetition, so
-that a slow minute of the machine meets all of them. ``efficiency`` = bare processes / round; ``overhead_ms`` is the median
-round of devices that train nothing but receive, load, seal and return the whole model, and are folded. Beside it stands
-``object_store_ms``: ten plain Ray calls that return an array of the model's size to one caller, and do nothing else.
+100 devices, 100 samples each, batch 32, on ``small`` and on ``resfed_cnn``. Contenders take turns within each repetition,
+so that a slow minute of the machine affects all of them. ``efficiency`` = bare processes / round; ``overhead_ms`` is the
+median round of devices that train nothing but receive, load, seal and return the whole model, and are folded. For
+comparison, ``object_store_ms``: ten plain Ray calls that return an array of the model's size to one caller, and do nothing
+else.
 
     python benchmarks/throughput.py [--quick] [--save] [--variants]
 """
@@ -42,7 +43,7 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def dataset(num_devices: int, seed: int, root: str | None) -> SamplePool:
-    """Images of CIFAR's shape, in memory: what is timed is training, not loading."""
+    """Images of CIFAR's shape, in memory: training is timed, not loading."""
     generator = torch.Generator().manual_seed(0)
     count = num_devices * SAMPLES
     x = torch.randn((count, 3, 32, 32), generator=generator)
@@ -81,7 +82,7 @@ class Bare:
             float(value.detach())
 
     def timed(self, devices: list[int], *, threads: int) -> float:
-        """Seconds for these devices."""
+        """Train these devices; returns the seconds."""
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         start = time.perf_counter()
@@ -93,7 +94,7 @@ class Bare:
 
 
 def bare_worker(pipe: Any, model: str, channels_last: bool, bf16: bool) -> None:
-    """A bare process: trains the devices that it is told, says when it is done."""
+    """A bare process: trains the devices that it receives, and reports when it has finished."""
     torch.set_num_threads(1)
     bare = Bare(model, channels_last=channels_last, bf16=bf16)
     bare.device(0)
@@ -105,7 +106,7 @@ def bare_worker(pipe: Any, model: str, channels_last: bool, bf16: bool) -> None:
 
 
 class BareProcesses:
-    """One bare process a core; the devices are dealt out evenly."""
+    """One bare process per core; the devices are divided evenly."""
 
     def __init__(self, model: str, *, channels_last: bool, bf16: bool) -> None:
         context = multiprocessing.get_context("spawn")
@@ -120,7 +121,7 @@ class BareProcesses:
             pipe.recv()
 
     def timed(self) -> float:
-        """Seconds until all are done."""
+        """Train all devices; returns the seconds."""
         start = time.perf_counter()
         for number, pipe in enumerate(self.pipes):
             pipe.send(list(range(number, COHORT, CORES)))
@@ -168,7 +169,7 @@ class Rounds:
         self.cold_start_s = time.perf_counter() - start
 
     def timed(self) -> float:
-        """Wall seconds of the next round, from asking for it until its last event is here."""
+        """Wall seconds of the next round, from the request for its first event to the arrival of its last."""
         start = time.perf_counter()
         for event in self.run:
             if isinstance(event, VersionClosed):
@@ -192,7 +193,7 @@ class Returner:
 
 
 class Caller:
-    """A plain Ray actor that calls one returner a core, as the server calls its workers."""
+    """A plain Ray actor that calls one returner per core, as the server calls its workers."""
 
     def __init__(self, num_bytes: int) -> None:
         share = 0.8 / CORES
@@ -214,7 +215,7 @@ class Caller:
 
 
 def object_store_ms(model: str, *, rounds: int) -> float:
-    """What Ray's object store takes to move the bytes of a round, by itself."""
+    """Time in which Ray's object store alone transfers the bytes of a round."""
     num_bytes = 4 * sum(p.numel() for p in build(Call(model), seed=0, outputs=10).parameters())
     with start_local(num_cpus=CORES, preallocate=True, env_vars={"PYTHONPATH": str(Path(__file__).parent)}):
         caller = ray.remote(Caller).options(num_cpus=0.1).remote(num_bytes)

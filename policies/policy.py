@@ -48,6 +48,9 @@ Not checked, but acted on:
     fits_plans        bool: it makes plans that fit their devices' memory, and leaves out devices for which there is none;
                       policies before it in a chain see ``view.fits_later``
     freezes           bool: the blocks before the cut are never trained; a notice is given where their weights are random
+    trunk_end         name of the last of these blocks, one of ``cuts`` (missing, "": the model's first block)
+    upload_period     method: given (by keyword) the numbers of ``devices`` that can take part, devices in a ``cohort`` and
+                      ``rounds``, how often its plans upload views, on which the hosts train in between: an ``UploadPeriod``
     notices           sentences for the operator, given when the run is made
 """
 

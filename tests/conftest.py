@@ -1,6 +1,6 @@
-"""For all tests: one torch thread, as every worker has (two on two busy cores cost more than they give); one Ray to share.
+"""For all tests: one torch thread, as in every worker (two on two busy cores are slower), and a shared Ray.
 
-A test that fails leaves nothing behind on which the next one would fail.
+A test that fails does not make later ones fail.
 """
 
 import os
@@ -21,7 +21,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_collection_modifyitems(items):
-    """Tests on Ray have both cores to themselves; the others can run beside each other (``make test``)."""
+    """Mark tests on Ray, which need both cores; the others can run in parallel (``make test``)."""
     for item in items:
         if "shared_ray" in item.fixturenames:
             item.add_marker("ray")
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def runs_are_closed(monkeypatch):
-    """Runs that a test has not finished are closed: where it fails, its traceback would keep them."""
+    """Close the runs that a test has not finished: if it fails, its traceback would keep them alive."""
     made, begin = [], Run.__init__
 
     def noted(run, *arguments, **settings):
@@ -44,13 +44,13 @@ def runs_are_closed(monkeypatch):
 
 
 class SharedRay:
-    """A Ray that stays for whoever asks next: to start and to end one takes seconds."""
+    """A Ray that several tests use: starting and stopping one takes seconds."""
 
     def __init__(self):
         self._running = None
 
     def open(self):
-        """The one that is there, or a new one."""
+        """The running one, or a new one."""
         import ray
         from fedbonsai.clusters.ray_backend.ray_cluster import start_local
 
@@ -73,9 +73,9 @@ def shared_ray():
 
 @pytest.fixture
 def cluster(shared_ray):
-    """A Ray that others use too, as a user's notebook would have one; runs use it and leave it.
+    """A Ray that other tests use too, as in a user's notebook; runs join it and do not stop it.
 
-    Nothing is left of the runs before: who kills "the worker" must not find one that is ending anyway.
+    No actors of earlier runs are left: a test that kills "the worker" must not find one that is ending anyway.
     """
     running = shared_ray.open()
     wait_until_gone()
@@ -84,5 +84,5 @@ def cluster(shared_ray):
 
 @pytest.fixture(scope="module")
 def own_ray(shared_ray):
-    """For modules whose tests start a Ray of their own: the shared one is not there."""
+    """For modules whose tests start their own Ray: stops the shared one."""
     shared_ray.close()

@@ -1,4 +1,4 @@
-"""Rules of the repository that can be tests: who may import whom, where Ray and torch stay out, packages, docstrings, links.
+"""Rules of the repository as tests: allowed imports, modules without Ray and torch, packages, docstrings, links.
 
 The reasons are in docs/architecture.md, "Folders" and "Packaging".
 """
@@ -48,7 +48,7 @@ RAY = {
     "runtime/execution/ray_session.py",
     "runtime/execution/server_actor.py",
 }
-# Contract files: pure data, readable where there is no torch.
+# Contract files: pure data, which can be imported without torch.
 TORCH_FREE = [
     "learning.parts.part",
     "learning.spec",
@@ -78,7 +78,7 @@ LAYERS = {
     ],
     "clusters": ["ray_backend", "fleet"],
 }  # fmt: skip
-# Circles of imports that there are: sorted lists of files. None is welcome.
+# Known circular imports: sorted lists of files. There should be none.
 CIRCLES = []
 LIBRARY = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 OUTSIDE = sorted(path for folder in ("examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
@@ -95,7 +95,7 @@ def module_of(path):
 
 
 def imports(path, nodes=None):
-    """Absolute names of all modules that a file imports, at its top or inside functions; or those of some statements of it."""
+    """Absolute names of all modules that a file imports, at its top or inside functions; or of those in ``nodes``."""
     package = module_of(path).split(".") if path.name == "__init__.py" else module_of(path).split(".")[:-1]
     for node in nodes or ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -111,7 +111,7 @@ def test_the_folders_are_those_that_exist():
     assert found == set(FOLDERS) == set(MAY_IMPORT)
 
 
-def test_imports_point_the_right_way():
+def test_imports_between_folders_are_allowed():
     wrong = []
     for path in LIBRARY:
         folder = path.relative_to(ROOT).parts[0]
@@ -124,7 +124,7 @@ def test_imports_point_the_right_way():
 
 
 def layer(folder, parts):
-    """Rank of a module of a folder among its layers, 0 at the top; files that are in none are below all."""
+    """Rank of a module of a folder among its layers, 0 at the top; files in no layer are below all."""
     layers = LAYERS[folder]
     return layers.index(parts[0]) if parts and parts[0] in layers else len(layers)
 
@@ -212,7 +212,7 @@ def test_imports_inside_are_relative_and_those_outside_absolute():
 
 
 def run_blocked(blocked, code, **environment):
-    """Run code in a new process in which importing any of these fails; its standard output."""
+    """Run code in a new process in which importing any of these fails; returns its standard output."""
     block = f"""
 import sys
 class Block:
@@ -308,7 +308,7 @@ print("ok")
 
 
 def test_one_device_round_from_bytes_to_bytes_without_ray():
-    """Nothing but bytes passes between the two: each packet is copied out of the process's own arrays."""
+    """Only bytes pass between the two: each packet is copied out of the process's own arrays."""
     copy = "import numpy as np\nbytearray_of = lambda array: np.frombuffer(bytearray(array.tobytes()), np.uint8)\n"
     assert run_blocked(POSIX_ONLY, copy + DEVICE_ROUND) == "ok\n"
 
@@ -323,7 +323,7 @@ def test_importing_a_package_that_exports_imports_nothing_heavy(package):
 
 
 @pytest.mark.parametrize("package", EXPORTING, ids=lambda package: package.__name__)
-def test_every_exported_name_is_there(package):
+def test_every_exported_name_exists(package):
     version = ["__version__"] if hasattr(package, "__version__") else []
     assert package.__all__ == [*version, *sorted(package._EXPORTS)]
     assert dir(package) == sorted(package.__all__)
@@ -346,15 +346,15 @@ def declared(field):
 def test_the_package_list_is_complete():
     packages = declared("packages")
     assert sorted(packages) == sorted({module_of(path) for path in [*OWN_ROOT, *LIBRARY] if path.name == "__init__.py"})
-    # A folder of code without an __init__.py would be missing from the wheel without a word.
+    # A folder of code without an __init__.py would be missing from the wheel without an error.
     assert {module_of(path.parent / "__init__.py") for path in LIBRARY} <= set(packages)
 
 
-def test_the_version_is_told_once():
+def test_the_version_is_the_same_in_both_places():
     assert declared("version") == fedbonsai.__version__
 
 
-def test_no_other_module_lies_at_the_root():
+def test_no_other_module_is_at_the_root():
     assert sorted(path.name for path in ROOT.glob("*.py")) == ["__init__.py", "__main__.py"]
 
 
@@ -391,7 +391,7 @@ def texts(node):
 
 
 def comparisons_of(tree, attribute):
-    """Where an attribute of this name is compared or matched: the line, and the text that it is compared with."""
+    """Places where an attribute of this name is compared or matched: the line, and the texts that it is compared with."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
             subjects, others = [node.left, *node.comparators], [node]
@@ -439,7 +439,7 @@ def test_nothing_is_left_undone():
     assert not [name_of(path) for path in LIBRARY if marks.search(path.read_text(encoding="utf-8"))]
 
 
-# They judge what comes from outside: files, packets, messages, users' objects. Python drops asserts when it is told to (-O).
+# These check input from outside: files, packets, messages, objects of users. Python drops asserts with -O.
 NO_ASSERTS = {
     "actors/device/device_leg.py",
     "actors/messages/plan_message.py",
@@ -453,6 +453,7 @@ NO_ASSERTS = {
     "policies/resolve_policy.py",
     "policies/checks/type_check.py",
     "runtime/engine/call_policy.py",
+    "runtime/engine/folding.py",
     "runtime/storage/files.py",
     "runtime/checkpointing/folder.py",
     "runtime/checkpointing/types.py",
@@ -472,7 +473,7 @@ NO_ASSERTS = {
 }
 
 
-def test_what_comes_from_outside_is_not_checked_by_asserts():
+def test_input_from_outside_is_not_checked_by_asserts():
     trees = {name: ast.parse((ROOT / name).read_text(encoding="utf-8")) for name in sorted(NO_ASSERTS)}
     found = [
         (name, node.lineno) for name, tree in trees.items() for node in ast.walk(tree) if isinstance(node, ast.Assert)
@@ -485,7 +486,7 @@ PAGES = sorted(path for path in ROOT.rglob("*.md") if not HIDDEN & set(path.rela
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_relative_link_leads_somewhere(page):
+def test_every_relative_link_has_a_target(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"[a-z]+:|#", target):

@@ -1,8 +1,8 @@
-"""The documentation is true: every setting is told with its default, every YAML block loads, every Python block runs.
+"""The documentation is true: every setting has its default there, every YAML block loads, every Python block runs.
 
 A block whose first line is ``# name.py`` or ``# name.yaml`` is also a file of that name beside the other blocks of its page,
 and YAML that begins with ``# fleet`` is a fleet. The blocks of a page run in order, in one namespace, in a folder that holds
-the examples. What cannot run (a fragment, another program's file) is marked as something else.
+the examples. Blocks that cannot run (a fragment, a file of another program) are marked as another language.
 """
 
 import re
@@ -43,7 +43,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user's folder with the examples, and no trace of its modules afterwards."""
+    """A user's folder with the examples; its modules are removed afterwards."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), str(tmp_path / "examples"), *sys.path])
@@ -60,7 +60,7 @@ def test_every_block_loads_or_runs(page: Path, folder: Path, monkeypatch: pytest
         if name := FILE_NAME.match(text):
             (folder / name[1]).write_text(text, encoding="utf-8")
     namespace = types.ModuleType("page_of_the_docs")
-    monkeypatch.setitem(sys.modules, namespace.__name__, namespace)  # where a dataclass looks its annotations up
+    monkeypatch.setitem(sys.modules, namespace.__name__, namespace)  # where dataclasses look up annotations
     for number, (language, text) in enumerate(blocks(page)):
         if language == "python":
             exec(compile(text, f"{page.name}, block {number}", "exec"), namespace.__dict__)
@@ -82,7 +82,7 @@ def structs_in(kind: Any) -> list[type[msgspec.Struct]]:
 
 
 def settings(kind: type[msgspec.Struct], section: str) -> Iterator[tuple[str, str, Any]]:
-    """(section, field, default) of all settings below; what a named thing is made of is told once, under ``model``."""
+    """(section, field, default) of all settings below; the fields of a named part are documented once, under ``model``."""
     for field in msgspec.structs.fields(kind):
         default = (
             field.default_factory() if field.default is msgspec.NODEFAULT and not field.required else field.default
@@ -105,7 +105,7 @@ def rows(text: str) -> dict[str, str]:
 
 
 def as_written(default: Any) -> Any:
-    """A default as a person writes it: a named thing by its bare name."""
+    """A default as a user writes it: a named part by its name alone."""
     plain = msgspec.to_builtins(default)
     if isinstance(plain, list | tuple):
         return [as_written(entry) for entry in plain]
@@ -113,19 +113,19 @@ def as_written(default: Any) -> Any:
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
-    told = sections("configuration.md")
+    page = sections("configuration.md")
     compared = 0
     for section, field, default in settings(Config, "Top level"):
-        assert f"`{field}`" in told[section], f"docs/configuration.md, {section}: {field} is missing"
-        cell = re.fullmatch(r"`(.*)`|(null)", rows(told[section]).get(field, ""))
-        if cell is not None:  # else it is a section, or told in words
+        assert f"`{field}`" in page[section], f"docs/configuration.md, {section}: {field} is missing"
+        cell = re.fullmatch(r"`(.*)`|(null)", rows(page[section]).get(field, ""))
+        if cell is not None:  # else it is a section, or described in words
             compared += 1
             expected = as_written(default)
             assert parse_yaml(cell[1] or cell[2]) == expected, f"docs/configuration.md, {section}.{field}: {expected!r}"
     assert compared > 60
 
 
-def test_no_setting_is_documented_that_is_not_there() -> None:
+def test_every_documented_setting_exists() -> None:
     known: dict[str, set[str]] = {}
     for section, field, _ in settings(Config, "Top level"):
         known.setdefault(section, set()).add(field)
@@ -136,9 +136,9 @@ def test_no_setting_is_documented_that_is_not_there() -> None:
 
 
 def test_partitions_events_and_summary_keys_are_documented() -> None:
-    told = sections("configuration.md")
-    assert all(f"| `{kind.__struct_config__.tag}` |" in told["data"] for kind in typing.get_args(Partition))
-    folder = told["Run folder"]
+    page = sections("configuration.md")
+    assert all(f"| `{kind.__struct_config__.tag}` |" in page["data"] for kind in typing.get_args(Partition))
+    folder = page["Run folder"]
     for event in typing.get_args(AnyEvent):
         (row,) = re.findall(rf"^\| `{event.__name__}` \|(.*)$", folder, re.MULTILINE)
         assert all(f"`{field}`" in row for field in event.__struct_fields__ if field != "time_s"), event

@@ -12,8 +12,7 @@ from ...clusters.scratch import Scratch
 from ...comms.codec import Array
 from ...comms.ray_channel import store_told
 from ...learning.workload_settings import WorkloadSettings
-from ..messages.host_messages import StreamFault
-from ..messages.host_messages import ReplaySettings
+from ..messages.host_messages import ReplaySettings, StreamFault
 from ..replay.upload import ViewKey
 from .actor import prepare_process, remote_method
 from .actor_placement import ActorPlacement

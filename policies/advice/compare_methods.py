@@ -16,9 +16,9 @@ import msgspec
 from msgspec.structs import replace
 
 from ...clusters.fleet import Fleet
+from ..checks.statements import statements_of
 from ..decision import Decision
 from ..estimate import Estimate
-from ..partitioning.ecofed import EcoFed, upload_period
 from ..plan import Plan
 from ..policy import Policy
 from ..selection.candidates import memory_misfit
@@ -50,7 +50,7 @@ class MethodCost(msgspec.Struct, frozen=True, kw_only=True):
 Note = Callable[[str], object]  # receives a line of progress
 
 
-def unheard(text: str) -> None:
+def no_note(text: str) -> None:
     """A ``Note`` that drops its line."""
 
 
@@ -89,7 +89,7 @@ def compare_methods(
     rounds: int,
     cohort: int | None = None,
     refusal: Callable[[Plan], str] = lambda plan: "",
-    note: Note = unheard,
+    note: Note = no_note,
 ) -> list[MethodCost]:
     """A row for each of the ``methods``: policies that change plans, called with the view before the first round.
 
@@ -184,10 +184,11 @@ def _mean(method: Policy, setting: _Setting, uploads: Sequence[_Load]) -> tuple[
     """Mean seconds of a round, the bound of one in which all upload, and the share of rounds in which a device uploads."""
     view, fleet, share = setting.view, setting.fleet, setting.share
     seconds, bound = _round(view, fleet, uploads, share)
-    if not isinstance(method, EcoFed) or not uploads:
+    upload_period = statements_of(method).upload_period
+    if upload_period is None or not uploads or not all(load.plan.uploads_view for load in uploads):
         return seconds, bound, 1.0
     able = int(sum(load.count for load in uploads))
-    period = upload_period(method, devices=able, cohort=max(1, round(share * able)), rounds=setting.rounds)
+    period = upload_period(devices=able, cohort=max(1, round(share * able)), rounds=setting.rounds)
     replays = [_replayed(view, load) for load in uploads]
     mixed = [dataclasses.replace(load, count=load.count * period.part) for load in uploads]
     mixed += [dataclasses.replace(load, count=load.count * (1 - period.part)) for load in replays]

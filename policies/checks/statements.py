@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ...clusters.profile import Kind
 from ..decision import Decision
@@ -28,6 +28,17 @@ _DEEDS = {
 }
 
 
+class UploadPeriod(NamedTuple):
+    """Rounds of a run by their uploads of views; in all other rounds the hosts train on the views that they have buffered.
+
+    ``full``: rounds in which the whole cohort uploads; ``some``: rounds in which, on average, the share ``part`` of it uploads.
+    """
+
+    full: float
+    some: float
+    part: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Statements:
     """The statements of one policy, with the defaults of those that it lacks; see ``policies.policy`` for each."""
@@ -45,6 +56,8 @@ class Statements:
     auxiliaries: Callable[[Sequence[str]], Sequence[str]] | None = None
     fits_plans: bool = False
     freezes: bool = False
+    trunk_end: str = ""
+    upload_period: Callable[..., UploadPeriod] | None = None
     notices: Sequence[str] = ()
 
     @property

@@ -10,7 +10,7 @@ It changes the plans of the policies before it in a chain.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ from ...comms.codec import CodecSpec
 from ...learning.parts.part import Part
 from ...learning.spec import Count
 from ..checks.fields import check_fields
+from ..checks.statements import UploadPeriod
 from ..decision import Decision
 from ..plan import Plan, Split
 from ..policy import NEEDS_PLANS, State
@@ -101,6 +102,33 @@ class EcoFed:
         """Codecs that every device must run."""
         return tuple(spec.name for spec in self._codec)
 
+    @property
+    def trunk_end(self) -> str:
+        """Last block of the frozen trunk; "": the model's first block."""
+        return self.depth or (self.cut if self.cut != AUTO else "") or self.first
+
+    def upload_period(self, *, devices: int, cohort: int, rounds: int) -> UploadPeriod:
+        """Uploads over a whole run of ``rounds`` rounds, each with ``cohort`` of the ``devices``; all three at least 1.
+
+        It follows from the fields, as if every upload arrived and no view were evicted. Devices are counted as an amount,
+        without simulating each of them, so that the time taken depends on the number of rounds only.
+        """
+        if self.uploads == "period":
+            return UploadPeriod(full=-(-rounds // self.period), some=0.0, part=0.0)
+        most, share = -(-cohort // self.period), cohort / devices
+        without, old = float(devices - cohort), 0.0  # devices without a view, and with one that is old enough
+        sent = [float(cohort)]  # nothing is buffered in the first round
+        for now in range(1, rounds):
+            if 0 < self.refresh <= now:
+                old += sent[now - self.refresh]
+            new = min(most, without * share)
+            again = min(most - new, old * share)
+            without, old = without - new, old - again
+            sent.append(new + again)
+        later = sum(sent[1:])
+        some = sum(min(1.0, number) for number in sent[1:])  # fewer than one device: in that share of such rounds
+        return UploadPeriod(full=1.0, some=some, part=later / some / cohort if some else 0.0)
+
     def init(self) -> State:
         """No state."""
         return None
@@ -175,37 +203,3 @@ class EcoFed:
     def _codec(self) -> tuple[CodecSpec, ...]:
         """The codec chain for activations."""
         return activation_codec(self.bits)
-
-
-class UploadPeriod(NamedTuple):
-    """Rounds of a run by their uploads.
-
-    ``full``: rounds in which the whole cohort uploads; ``some``: rounds in which, on average, the share ``part`` of it uploads.
-    """
-
-    full: float
-    some: float
-    part: float
-
-
-def upload_period(method: EcoFed, *, devices: int, cohort: int, rounds: int) -> UploadPeriod:
-    """Uploads over a whole run of ``rounds`` rounds, each with ``cohort`` of the ``devices``; all three at least 1.
-
-    It follows from the policy's fields, as if every upload arrived and no view were evicted. Devices are counted as an amount,
-    without simulating each of them, so that the time taken depends on the number of rounds only.
-    """
-    if method.uploads == "period":
-        return UploadPeriod(full=-(-rounds // method.period), some=0.0, part=0.0)
-    most, share = -(-cohort // method.period), cohort / devices
-    without, old = float(devices - cohort), 0.0  # devices without a view, and with one that is old enough
-    sent = [float(cohort)]  # nothing is buffered in the first round
-    for now in range(1, rounds):
-        if 0 < method.refresh <= now:
-            old += sent[now - method.refresh]
-        new = min(most, without * share)
-        again = min(most - new, old * share)
-        without, old = without - new, old - again
-        sent.append(new + again)
-    later = sum(sent[1:])
-    some = sum(min(1.0, number) for number in sent[1:])  # fewer than one device: in that share of such rounds
-    return UploadPeriod(full=1.0, some=some, part=later / some / cohort if some else 0.0)

@@ -1,4 +1,4 @@
-"""Compares methods for one experiment: with its fleet, data and plans, and the costs that its clock charges."""
+"""Compares methods for one experiment, with its fleet, data and plans, by the costs that its clock charges."""
 
 from collections.abc import Collection
 
@@ -6,7 +6,7 @@ from ...actors.support import PlanRefused, check_plan
 from ...clusters.fleet import Fleet
 from ...learning.parts.part import whole
 from ...learning.workload import Workload
-from ...policies.advice.compare_methods import MethodCost, Note, compare_methods, representatives, unheard
+from ...policies.advice.compare_methods import MethodCost, Note, compare_methods, no_note, representatives
 from ...policies.advice.verdict import PLAIN, cheaper, many_bytes
 from ...policies.checks.fields import Cohort, cohort_size, is_cohort
 from ...policies.checks.statements import statements_of
@@ -24,18 +24,33 @@ from ..configuration.resolution import DefaultPlan, describe_policy
 from ..errors import ConfigError
 from ..simulation.costs import Costs
 
-METHODS = ("FedAvg", "SplitFed", "local loss", "EcoFed")
+
+def _table(cut: str = AUTO, first: str = "") -> dict[str, Policy]:
+    """The methods that are compared, by name, with these cuts.
+
+    EcoFed has no automatic cut without a ``depth``, which is not a question of cost.
+    """
+    return {
+        PLAIN: Identity(),
+        "SplitFed": SplitFed(cut=cut, first=first),
+        "local loss": LocalLoss(cut=cut, first=first),
+        "EcoFed": EcoFed(cut="" if cut == AUTO else cut, first=first),
+    }
+
+
+METHODS = tuple(_table())
+_ALTERNATIVES = (PLAIN, "SplitFed")  # with which a run of a method that replays views is compared before it starts
 
 
 class Comparison:
     """Compares methods for one experiment, by the costs that its clock charges."""
 
     def __init__(self, config: Config, workload: Workload, fleet: Fleet, costs: Costs) -> None:
-        """Estimates nothing yet."""
+        """Nothing is estimated yet."""
         self._config, self._workload, self._fleet, self._costs = config, workload, fleet, costs
         self._profiles = fleet.profiles()
 
-    def rows(self, policy: Policy, *, names: Collection[str] = METHODS, note: Note = unheard) -> list[MethodCost]:
+    def rows(self, policy: Policy, *, names: Collection[str] = METHODS, note: Note = no_note) -> list[MethodCost]:
         """A row for each method in ``names``, with the fields and the cohort size that ``policy`` gives it.
 
         ``note``: receives a line for each method and device that is estimated.
@@ -61,31 +76,31 @@ class Comparison:
         except Exception:  # a user's policy may raise anything
             return []
 
-    def largest_upload(self, method: EcoFed) -> tuple[int, int]:
-        """The device that uploads most of those that can take part, and about how many bytes. (-1, 0): none can take part.
+    def largest_upload(self, method: Policy) -> tuple[int, int]:
+        """The device with the largest view of those that can take part, and its approximate bytes. (-1, 0): none can take part.
 
-        One device of each group of equal ones is estimated. It is not always one with the most samples: an earlier cut sends
-        more of each.
+        One device of each group of equal ones is estimated. The largest view need not be of a device with the most samples: an
+        earlier cut sends more per sample.
         """
         view, largest = self._view(), (-1, 0)
         for device in representatives(view):
             decided, _ = method.decide(view, method.init(), Decision(plans=(view.new_plan(device),)))
-            for plan in decided.plans:
+            for plan in filter(lambda plan: plan.uploads_view, decided.plans):
                 num_bytes = 0 if self._refusal(plan) else view.estimate(device, plan).up_bytes
                 largest = (device, num_bytes) if num_bytes > largest[1] else largest
         return largest
 
     def left_random(self, policy: Policy) -> str:
         """A notice if ``init`` gives pretrained weights to only the first blocks of a frozen trunk; else ""."""
-        init, names = self._config.init, self._workload.spec.block_names
-        if init.mode != "partial" or not isinstance(policy, EcoFed):
+        init, names, stated = self._config.init, self._workload.spec.block_names, statements_of(policy)
+        if init.mode != "partial" or not stated.freezes:
             return ""
         known = names.index(init.trunk) if init.trunk else 0
-        depth = policy.depth or (policy.cut if policy.cut != AUTO else "") or policy.first or names[0]
-        random = names[known + 1 : names.index(depth) + 1]
+        end = stated.trunk_end or names[0]
+        random = names[known + 1 : names.index(end) + 1]
         return (
             f"{', '.join(random)} of the frozen trunk have random weights: init.trunk ends at {names[known]!r}, the trunk at "
-            f"{depth!r}"
+            f"{end!r}"
             if random
             else ""
         )
@@ -115,8 +130,8 @@ class Comparison:
 
 
 def check_replay(policy: Policy, config: Config, comparison: Comparison) -> None:
-    """Raise ``ConfigError`` if the replay buffer has no room for a single view."""
-    for method in (link for link in links(policy) if isinstance(link, EcoFed)):
+    """Raise ``ConfigError`` if the replay buffer has no room for the largest view that a policy would upload."""
+    for method in _replaying(policy):
         device, num_bytes = comparison.largest_upload(method)
         if num_bytes > config.replay.memory_bytes:
             raise ConfigError(
@@ -134,10 +149,23 @@ def advice(policy: Policy, config: Config, comparison: Comparison) -> list[str]:
     if config.init.mode == "random":
         notices.append("the frozen trunk has random weights, since init.mode is 'random'; see fedbonsai pretrain")
     notices += [text for link in links(policy) if (text := comparison.left_random(link))]
-    if any(isinstance(link, EcoFed) for link in links(policy)):
-        text = cheaper(comparison.rows(policy, names=("FedAvg", "SplitFed", "EcoFed")), "EcoFed")
+    if name := _replaying_method(policy):
+        text = cheaper(comparison.rows(policy, names=(*_ALTERNATIVES, name)), name)
         return [*notices, f"{text}; see fedbonsai advise"] if text else notices
     return notices + _many_bytes(policy, comparison)
+
+
+def _replaying(policy: Policy) -> list[Policy]:
+    """The policies of a chain whose plans upload views, on which the hosts train in other rounds."""
+    return [link for link in links(policy) if statements_of(link).upload_period is not None]
+
+
+def _replaying_method(policy: Policy) -> str:
+    """The name of the compared method that such a policy of a chain carries out; "" if there is none."""
+    for name, method in methods_of(policy).items():
+        if any(isinstance(link, type(method)) for link in _replaying(policy)):
+            return name
+    return ""
 
 
 def _many_bytes(policy: Policy, comparison: Comparison) -> list[str]:
@@ -152,21 +180,14 @@ def _many_bytes(policy: Policy, comparison: Comparison) -> list[str]:
 
 
 def methods_of(policy: Policy) -> dict[str, Policy]:
-    """The methods, with the fields that ``policy`` gives them. Methods that it does not contain have the cut that it has.
+    """The compared methods, with the fields that ``policy`` gives them.
 
-    If it cuts nothing they have "auto" cuts, except EcoFed, which has its defaults: its depth is not a question of cost.
+    A method that it does not contain has the cut of the one that it contains; if it contains none, an automatic cut.
     """
     given = {type(link): link for link in links(policy)}
-    cutting = next(
-        (link for link in given.values() if isinstance(link, SplitFed | LocalLoss | EcoFed)), SplitFed(cut=AUTO)
-    )
-    cut, first = cutting.cut, cutting.first
-    methods: dict[str, Policy] = {
-        "FedAvg": Identity(),
-        "SplitFed": SplitFed(cut=cut, first=first),
-        "local loss": LocalLoss(cut=cut, first=first),
-        "EcoFed": EcoFed(cut="" if cut == AUTO else cut, first=first),
-    }
+    cutting = tuple(type(method) for method in _table().values() if "split" in statements_of(method).written)
+    cuts = ((link.cut, link.first) for link in given.values() if isinstance(link, cutting))  # type: ignore[attr-defined]
+    methods = _table(*next(cuts, ()))
     return {name: given.get(type(method), method) for name, method in methods.items()}
 
 

@@ -8,7 +8,7 @@ import msgspec
 from ...learning.parts.part import whole
 from ...learning.randomness import one_thread
 from ...learning.workload import Workload
-from ...policies.advice.compare_methods import MethodCost, Note, unheard
+from ...policies.advice.compare_methods import MethodCost, Note, no_note
 from ...policies.advice.verdict import verdict
 from ...policies.resolve_policy import make_policy
 from ..advice.comparison import Comparison, check_replay
@@ -35,7 +35,7 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
         return plain
 
 
-def advise(config: Config, *, note: Note = unheard) -> Advice:
+def advise(config: Config, *, note: Note = no_note) -> Advice:
     """Compare the methods for an experiment; nothing is trained, and no worker starts. Raises ``ConfigError``.
 
     ``note``: receives a line for each method and group of equal devices; with a large model each takes seconds.

@@ -43,7 +43,7 @@ def check_learning(config: Config, workload: Workload) -> None:
     _check_alone(config, workload)
 
 
-def left_out(workload: Workload) -> list[str]:
+def few_samples_notice(workload: Workload) -> list[str]:
     """A notice about devices with too few samples to take part, if there are any."""
     if workload.min_samples == 1:
         return []

@@ -1,4 +1,4 @@
-"""The loop of rounds: policies are called, plans dispatched, updates folded, versions closed and evaluated.
+"""The loop of rounds: it calls policies, dispatches plans, folds updates, and closes and evaluates versions.
 
-It knows simulation, configuration and advice, and neither checkpoints nor where it runs.
+It depends on simulation, configuration, reporting and advice. It does not depend on checkpoints, nor on where it runs.
 """

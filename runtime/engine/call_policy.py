@@ -1,12 +1,16 @@
-"""Asks the policy, and turns what goes wrong in it into an error that names the policy, the round and the field."""
+"""Calls the policy, and checks its decision and its plans. Errors name the policy, the round and the field."""
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ...actors.support import PlanRefused, check_plan
+from ...clusters.profile import DeviceProfile
+from ...learning.parts.structure import ModelSpec
 from ...policies.checks.answer import BadAnswer, check_answer, check_state
 from ...policies.decision import Decision
+from ...policies.plan import Plan
 from ...policies.policy import Chain, Policy, State
 from ...policies.view import View
 from ..errors import RunError
@@ -14,9 +18,9 @@ from ..errors import RunError
 
 def first_state(policy: Policy) -> State:
     """The policy's state before its first decision. Raises ``RunError`` as ``call_policy`` does, of stage "init"."""
-    with _reported(round_=None, stage="init"):
+    with _as_run_errors(round_=None, stage="init"):
         state = policy.init()
-        if not isinstance(policy, Chain):  # which checks those of its links
+        if not isinstance(policy, Chain):  # a chain checks the states of its links itself
             check_state(state, who=_name(policy))
     return state
 
@@ -26,7 +30,7 @@ def call_policy(policy: Policy, view: View, state: State) -> tuple[Decision, Sta
 
     Raises ``RunError`` of stage "decide", with the policy's own trace when it raised something itself.
     """
-    with _reported(round_=view.version, stage="decide"):
+    with _as_run_errors(round_=view.version, stage="decide"):
         answer: Any = policy.decide(view, state, Decision())
         if not isinstance(policy, Chain):
             check_answer(answer, who=_name(policy))
@@ -36,12 +40,38 @@ def call_policy(policy: Policy, view: View, state: State) -> tuple[Decision, Sta
     return decision, state
 
 
+def check_sendable(
+    plan: Plan,
+    *,
+    version: int,
+    busy: Mapping[int, Plan],
+    profiles: Sequence[DeviceProfile],
+    hosts: int,
+    spec: ModelSpec,
+) -> None:
+    """Raise ``PlanRefused`` if a plan of a policy cannot be sent now: its device, its version, its host, or what it asks for.
+
+    ``busy``: plans in flight, by device. ``profiles``: of all devices. ``hosts``: number of partition hosts.
+    """
+    if plan.device not in range(len(profiles)):
+        raise PlanRefused(f"the policy chose device {plan.device}; devices are 0 to {len(profiles) - 1}")
+    if plan.device in busy:
+        raise PlanRefused(f"the policy chose device {plan.device}, which still has a plan in flight")
+    if plan.version != version:
+        raise PlanRefused(
+            f"a plan for device {plan.device} starts at version {plan.version}; the current one is {version}"
+        )
+    if plan.split is not None and plan.split.host not in range(hosts):
+        raise PlanRefused(f"split.host is {plan.split.host}; hosts are 0 to {hosts - 1}")
+    check_plan(plan, spec=spec, profile=profiles[plan.device])
+
+
 def _name(policy: Policy) -> str:
     return f"the policy {type(policy).__name__}"
 
 
 @contextmanager
-def _reported(*, round_: int | None, stage: str) -> Iterator[None]:
+def _as_run_errors(*, round_: int | None, stage: str) -> Iterator[None]:
     """Raise ``RunError`` for a breach of the contract, and, with its trace, for any other exception of the policy."""
     try:
         yield
@@ -54,7 +84,7 @@ def _reported(*, round_: int | None, stage: str) -> Iterator[None]:
 
 
 def _problem(decision: Decision) -> str:
-    """What of a decision cannot be carried out; "" when nothing is."""
+    """The first thing in a decision that cannot be carried out; "" if there is none."""
     if decision.tasks:
         return f"the policy asks for the server task {decision.tasks[0].name!r}; no task can be carried out yet"
     if decision.close_at is not None and decision.close_at < 1:

@@ -1,6 +1,7 @@
-"""The engine: everything that one run is made of, put together from its configuration. Lives where the server lives.
+"""The engine: all parts of one run, built from its configuration.
 
-In process the caller iterates it; on Ray it lives in the server's actor, and the driver asks it for events.
+It lives in the server's process: in process the caller iterates its events; on Ray it is in the server's actor, and the driver
+fetches its events.
 """
 
 import time
@@ -32,7 +33,7 @@ from ...policies.checks.type_check import mismatch
 from ...policies.policy import Policy
 from ..advice.comparison import Comparison, advice, check_replay
 from ..configuration.config import Config
-from ..configuration.learning_checks import check_learning, left_out
+from ..configuration.learning_checks import check_learning, few_samples_notice
 from ..configuration.policy_checks import check_cuts
 from ..configuration.resolution import DefaultPlan, apply_measurements, measure, measurement_notices, workload_settings
 from ..errors import Damaged
@@ -48,7 +49,7 @@ from .saved_state import check, collect, restore
 
 
 class Engine:
-    """One run. ``events`` may be taken once."""
+    """One run. ``events`` may be iterated once."""
 
     def __init__(
         self,
@@ -60,10 +61,10 @@ class Engine:
         channel: Channel | None = None,
         scratch: Scratch | None = None,
     ) -> None:
-        """Build data, model, server and clock; a user's mistake raises ``ValueError``.
+        """Build data, model, server, clock and loop. A configuration that cannot be carried out raises ``ValueError``.
 
-        ``pool``: whose workers start meanwhile; None runs the devices in this process. ``settings``: those of its workers.
-        ``scratch``: for temporary files.
+        ``settings``: of the workload, as the workers of ``pool`` have them (None: from ``config``). ``pool``: its workers may
+        still be starting; None runs the devices in this process. ``scratch``: folder of temporary files.
         """
         self.channel = channel or LocalChannel()
         fleet = config.load_fleet()
@@ -87,7 +88,7 @@ class Engine:
         check_replay(policy, config, comparison)
         self._advice = [
             *measurement_notices(config, self._measured),
-            *left_out(self.workload),
+            *few_samples_notice(self.workload),
             *advice(policy, config, comparison),
         ]
         self.pool = pool or self._inline_pool(settings, fleet, scratch)
@@ -110,30 +111,30 @@ class Engine:
         )
 
     def _inline_pool(self, settings: WorkloadSettings, fleet: Fleet, scratch: Scratch | None) -> InlinePool:
-        """Devices and partition hosts in this process."""
+        """A pool of devices and partition hosts in this process."""
         hosts = [PartitionHost(settings, self.config.replay, scratch) for _ in range(fleet.hosts.count)]
         return InlinePool(Device(settings), self.channel, hosts)
 
     def _costs(self, policy: Policy, fleet: Fleet, part: Part) -> Costs:
-        """What plans cost; what cannot be trained, sent or cut raises ``ValueError``."""
+        """The costs of plans. Raises ``ValueError`` if the model cannot be trained, sent or cut as configured."""
         config, spec = self.config, self.workload.spec
         check_trainable(spec)
         check_chains(config, spec, part)
         check_cuts(policy, self.workload, config.training)
         costs = Costs(self.workload, fleet, self.server.links)
-        # It refuses a model that does not fit the data, and takes longer than a decision should.
+        # Raises if the model does not fit the data. Computed now, since it takes longer than a decision should.
         costs.row(part, config.training)
         return costs
 
     def _clock(self, fleet: Fleet, costs: Costs) -> Clock:
-        """The clock of the configuration; the wall's begins now."""
+        """The configured clock. A wall clock starts now."""
         if self.config.clock == "virtual":
             return VirtualClock(fleet, self.pool, seed=self.config.seed)
         started = time.perf_counter()
         return WallClock(self.pool, now=lambda: time.perf_counter() - started, estimate=costs.estimate)
 
     def saved(self) -> dict[str, Any]:
-        """What a checkpoint must hold, at a moment at which a version has just closed; packets of views are apart from it."""
+        """The state for a checkpoint. Valid when a version has just closed; packets of buffered views are saved separately."""
         return {
             "data": self.workload.data.digest(),
             "precision": self.config.training.precision,
@@ -141,24 +142,25 @@ class Engine:
         }
 
     def check(self, saved: dict[str, Any]) -> None:
-        """Raise ``Damaged`` for what was saved of no such engine, ``ValueError`` for that of one on other data.
+        """Check a saved state, before ``restore``.
 
-        And for another precision: what was measured then must decide now.
+        Raises ``Damaged`` if it is not the state of such an engine, ``ValueError`` if it is of a run on other data or in
+        another precision ("auto" may be resolved otherwise on another machine).
         """
         if found := mismatch(
             saved, {"data": dict[str, str], "precision": str, "loop": dict[str, Any]}, into_structs=False
         ):
             raise Damaged(f"{found[0]} {found[1]}")
         digest = self.workload.data.digest()
-        for name, here in digest.items():
-            if saved["data"].get(name) != here:
+        for name, current in digest.items():
+            if saved["data"].get(name) != current:
                 raise ValueError(
-                    f"data: the {name} has hash {here}; the run that is resumed had {saved['data'].get(name)}"
+                    f"data: the {name} has hash {current}; the run that is resumed had {saved['data'].get(name)}"
                 )
-        if (now := self.config.training.precision) != saved["precision"]:
+        if (precision := self.config.training.precision) != saved["precision"]:
             raise ValueError(
-                f"training.precision is 'auto', which is {now} here; the run that is resumed trained in {saved['precision']}, "
-                "and its folder lacks measured.json, which says so"
+                f"training.precision is 'auto', which is {precision} here; the run that is resumed trained in "
+                f"{saved['precision']}, and its folder lacks measured.json, in which that is recorded"
             )
         check(self._loop, saved["loop"])
         problem = state_problem(
@@ -172,20 +174,20 @@ class Engine:
             raise Damaged(problem)
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Put in what was saved and checked."""
+        """Restore a state that ``check`` has accepted."""
         restore(self._loop, saved["loop"])
 
     def resume(self) -> None:
-        """Begin again with what was in flight."""
+        """Submit the plans that were in flight again."""
         self._loop.resume()
 
     def go_on(self, notices: Sequence[str]) -> Iterator[AnyEvent]:
-        """Every further event of a run that was resumed."""
+        """The further events of a resumed run, ``notices`` first."""
         yield from (Notice(time_s=self._loop.time_s, text=text) for text in (*notices, *self.pool.notices()))
         yield from self._loop.events()
 
     def events(self, notices: Sequence[str] = ()) -> Iterator[AnyEvent]:
-        """Every event of the run, with what happened before it."""
+        """All events of the run. ``notices``: of what happened before it, such as the start of Ray."""
         yield self._started()
         yield from (Notice(text=text) for text in notices)
         origin = provenance(self.config.init)
@@ -198,12 +200,12 @@ class Engine:
 
     @property
     def ends(self) -> bool:
-        """Whether the version that has just closed is the last, by rounds, seconds or bytes."""
+        """Whether the version that has just closed is the last, as far as this is known before its evaluation."""
         return self._loop.ends
 
     @property
     def num_hosts(self) -> int:
-        """Partition hosts of the fleet."""
+        """Number of partition hosts in the fleet."""
         return self._fleet.hosts.count
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -211,12 +213,12 @@ class Engine:
         return self.server.weights()
 
     def close(self) -> None:
-        """End the pool's workers, and remove what is on disk."""
+        """Stop the pool's workers, and remove the memory of links from disk."""
         self.pool.close()
         self.server.close()
 
     def _started(self) -> RunStarted:
-        """What was built."""
+        """The event that describes what was built."""
         data, spec = self.workload.data, self.workload.spec
         classes: dict[str, int] = {}
         for profile in self._fleet.profiles():
@@ -241,7 +243,7 @@ class Engine:
 
 
 def check_names(config: Config) -> None:
-    """Refuse codecs and a loss that are not known, and training that cannot be carried out, before any data are loaded."""
+    """Refuse unknown codecs and losses, and training that cannot be carried out, before data are loaded."""
     for direction in ("down", "up"):
         try:
             make_codec(getattr(config.codecs, direction))
@@ -255,7 +257,7 @@ def check_names(config: Config) -> None:
 
 
 def check_trainable(spec: ModelSpec) -> None:
-    """Refuse a model of which nothing would be trained."""
+    """Refuse a model whose parameters are all frozen."""
     if spec.parameters and spec.parameters == spec.frozen_parameters:
         raise ValueError(
             f"model: all {spec.parameters:,} parameters are frozen (requires_grad is False); at least one must be trained"
@@ -263,7 +265,7 @@ def check_trainable(spec: ModelSpec) -> None:
 
 
 def check_chains(config: Config, spec: ModelSpec, part: Part) -> None:
-    """Refuse chains whose codecs cannot follow one another on what this model sends."""
+    """Refuse codec chains that cannot code the tensors of this model."""
     up = up_tensors(spec, part, statistics=config.server.statistics == "average")
     for direction, tensors in (("down", down_tensors(spec, part)), ("up", up)):
         try:

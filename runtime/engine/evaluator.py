@@ -1,7 +1,7 @@
 """Evaluates the global model on the server's test set, on the devices' own test shares, or both.
 
 Evaluation is an instrument, not part of the method under test: it takes no simulated time, and its bytes are counted
-under a kind of their own.
+separately.
 """
 
 import math
@@ -29,13 +29,13 @@ _FIRST_ID = 1 << 48  # far above the ids of training plans
 
 
 class Evaluator:
-    """Runs evaluations; which devices take part is drawn once from the seed."""
+    """Runs evaluations. The devices that take part are drawn once, from the run's seed."""
 
-    SAVED: ClassVar = {"_next_id": CountOrZero}  # by a checkpoint
+    SAVED: ClassVar = {"_next_id": CountOrZero}  # in a checkpoint
     NOT_SAVED = ("_config", "_fleet", "_server", "_pool", "_ledger", "_training", "_devices")
 
     def __init__(self, config: Config, *, fleet: Fleet, server: Server, pool: Pool, ledger: Ledger) -> None:
-        """Choose the devices."""
+        """Draw the devices."""
         self._config, self._fleet = config, fleet
         self._server, self._pool, self._ledger = server, pool, ledger
         self._next_id = _FIRST_ID
@@ -47,24 +47,27 @@ class Evaluator:
             self._devices = sorted(generator.choice(fleet.num_devices, count, replace=False).tolist())
 
     def evaluate(self, version: int, *, time_s: float, unreachable: Collection[int] = frozenset()) -> Evaluated | None:
-        """The figures of this version; None when nothing can be evaluated. Devices that cannot be reached are not asked."""
+        """The figures of this version; None if nothing can be evaluated. Devices in ``unreachable`` are left out.
+
+        Raises ``RunError`` if a metric or the model raises on the server, or if every device with a test share failed.
+        """
         where = self._config.evaluation.where
         server: dict[str, float] = {}
         devices: dict[str, dict[str, float]] = {}
-        answers: list[dict[str, float]] = []
+        metrics: list[dict[str, float]] = []
         faults: list[str] = []
         if where in ("server", "both"):
             try:
                 server = self._server.evaluate(self._config.training, batch_size=self._config.evaluation.batch_size)
-            except Exception as error:  # of a user's code: anything
+            except Exception as error:  # user code may raise anything
                 raise RunError.of(error, round_=version, stage="evaluate") from error
         if where in ("devices", "both"):
-            answers, faults = self._ask_devices(
+            metrics, faults = self._evaluate_devices(
                 version, [device for device in self._devices if device not in unreachable]
             )
-            for name in answers[0] if answers else ():
+            for name in metrics[0] if metrics else ():
                 devices[name] = spread(
-                    [answer[name] for answer in answers], worst_is_low=not self._less_is_better(name)
+                    [values[name] for values in metrics], worst_is_low=not self._less_is_better(name)
                 )
         if not server and not devices:
             return None
@@ -73,16 +76,16 @@ class Evaluator:
             version=version,
             server=server,
             devices=devices,
-            num_devices=len(answers),
+            num_devices=len(metrics),
             num_failed=len(faults),
             first_error=faults[0] if faults else "",
         )
 
-    def _ask_devices(self, version: int, devices: Iterable[int]) -> tuple[list[dict[str, float]], list[str]]:
-        """Each device's metrics on its own test share, and what went wrong on others.
+    def _evaluate_devices(self, version: int, devices: Iterable[int]) -> tuple[list[dict[str, float]], list[str]]:
+        """Metrics of each device on its own test share, and the errors of devices that failed.
 
         Devices without a test share are left out, and, where downlinks have a memory, devices that hold no model.
-        Raises ``RunError`` when all that have one failed.
+        Raises ``RunError`` if some failed and none returned metrics.
         """
         plans = []
         for device in devices:
@@ -93,7 +96,7 @@ class Evaluator:
             control = self._pool.submit(Task(plan=sent.plan, packets=sent.packets, state=sent.state, group=group))
             self._ledger.record("down", kind="evaluation", device=device, num_bytes=sent.num_bytes + control)
             plans.append(sent.plan)
-        answers: list[dict[str, float]] = []
+        metrics: list[dict[str, float]] = []
         faults: list[Report] = []
         for plan in plans:
             finished = self._pool.result(plan.id)
@@ -102,19 +105,19 @@ class Evaluator:
             if report.outcome != Outcome.DONE:
                 faults.append(report)
             elif report.metrics:
-                answers.append(report.metrics)
-        if faults and not answers:
+                metrics.append(report.metrics)
+        if faults and not metrics:
             first = faults[0]
             text = f"no device could evaluate the model; the first fault: {first.error}"
             raise RunError(text, device=first.plan.device, round_=version, stage=first.stage or "evaluate")
-        return answers, [f"device {fault.plan.device}: {fault.error}" for fault in faults]
+        return metrics, [f"device {fault.plan.device}: {fault.error}" for fault in faults]
 
     def _less_is_better(self, name: str) -> bool:
-        """Whether less of a figure is better."""
+        """Whether a lower value of a metric is better."""
         return name == "loss" or lower_is_better(self._server.workload.metrics[name])
 
     def _plan(self, device: int, version: int) -> Plan:
-        """Metrics of the whole model, in batches of evaluation's size (batch statistics differ by it)."""
+        """A plan that evaluates the whole model, with the batch size of evaluation, on which batch statistics depend."""
         self._next_id += 1
         return Plan(
             id=self._next_id,
@@ -129,7 +132,7 @@ class Evaluator:
 
 
 def spread(values: list[float], *, worst_is_low: bool) -> dict[str, float]:
-    """Mean, standard deviation, worst value, and mean of the worst tenth (at least one) of the devices' figures."""
+    """Mean, standard deviation, worst value, and mean of the worst tenth (at least one value) of the devices' values."""
     ordered = sorted(values, reverse=not worst_is_low)
     mean = math.fsum(values) / len(values)
     tenth = ordered[: max(1, len(values) // 10)]

@@ -1,7 +1,7 @@
-"""Whether the saved state of a loop goes together, and with its experiment: what the types of its parts do not tell.
+"""Checks whether the saved state of a loop is consistent, in itself and with its experiment, beyond the types of its parts.
 
-``saved`` is a record of records, as the ``SAVED`` of the loop, the server, the clock and their parts name them, whose types
-were checked before.
+``saved`` holds the state of the loop, the server, the clock and their parts, by the names in their ``SAVED``. Its types were
+checked before.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,13 +23,13 @@ from ..simulation.in_flight import InFlightPlan
 from ..simulation.streams import StreamProgress
 
 Saved = Mapping[str, Any]
-_RESULT_KNOWN = ("stream", "up", "gone")  # stages that a journey enters with the result of its plan
+_RESULT_KNOWN = ("stream", "up", "gone")  # stages that a plan enters once its result is known
 
 
 def state_problem(
     saved: Saved, *, model: Mapping[str, Tensor], spec: ModelSpec, profiles: Sequence[DeviceProfile], hosts: int
 ) -> str:
-    """The first problem, in words; "" where there is none. ``model``: tensors as this experiment has them."""
+    """The first problem, in words; "" if there is none. ``model``: the tensors of this experiment's model."""
     try:
         check_state(saved["_policy_state"], who="the policy")
     except BadAnswer as error:
@@ -48,25 +48,25 @@ def state_problem(
 
 
 def _store(store: Mapping[str, Mapping[str, Tensor]], model: Mapping[str, Tensor]) -> Iterator[str]:
-    """The model must have the tensors that it was built with, and all else be of its shapes."""
+    """The model must have the tensors that it was built with, and all other sections must have their shapes."""
     if list(store["model"]) != list(model):
         yield f"the model's tensors are {', '.join(store['model'])[:200]}; they must be {', '.join(model)[:200]}"
     for section in ("model", "pending"):
         for name, tensor in store[section].items():
             if name not in model or not alike(tensor, model[name]):
-                yield f"{section} has another tensor {name[:80]!r} than the model"
+                yield f"{section} has a tensor {name[:80]!r}, which the model lacks or has in another shape or type"
     tensors = {**store["model"], **store["auxiliaries"]}
     for slot, tensor in store["optimiser"].items():
         kind, _, name = slot.partition("/")
         if kind not in ("m", "v") or name not in tensors or not alike(tensor, tensors[name]):
-            yield f"the optimiser's slot {slot[:80]!r} is of no tensor of the store, or has another shape"
+            yield f"the optimiser's slot {slot[:80]!r} belongs to no tensor of the store, or has another shape or type"
 
 
 def _auxiliaries(server: Saved, spec: ModelSpec) -> Iterator[str]:
-    """Networks beside the model must be those that the model's cuts have."""
+    """Auxiliary networks must be those that this model defines."""
     store = server["store"]
     if set(server["_roles"]) != {*store["model"], *store["auxiliaries"]}:
-        yield "the tensors whose roles are known are not those of the store"
+        yield "the tensors with a role are not those of the store"
     for name, tensor in store["auxiliaries"].items():
         try:
             specs = {t.name: t for t in spec.auxiliary(name.rpartition(".")[0]).tensors}
@@ -74,7 +74,7 @@ def _auxiliaries(server: Saved, spec: ModelSpec) -> Iterator[str]:
             yield str(error)
             return
         if name not in specs or tuple(tensor.shape) != specs[name].shape:
-            yield f"the auxiliary {name[:80]!r} has another shape than the model gives it"
+            yield f"the auxiliary {name[:80]!r} is not one of this model, or has another shape"
 
 
 def _fold(server: Saved) -> Iterator[str]:
@@ -84,13 +84,13 @@ def _fold(server: Saved) -> Iterator[str]:
     sums = [*fold["_sums"].items(), *((name, total) for added in turns for name, (total, _) in added.items())]
     for name, total in sums:
         if name not in held or total.shape != held[name].shape:
-            yield f"an update of {name[:80]!r} was folded, which is no tensor of the store, or has another shape"
+            yield f"an update of {name[:80]!r} was folded, which is not in the store or has another shape"
     if set(fold["_sums"]) != set(fold["_weights"]):
-        yield "the sums of the fold are not those whose weights are known"
+        yield "the sums of the fold and their weights are not of the same tensors"
 
 
 def _links(links: Saved, starts: Mapping[Any, tuple[int, Arrays]], model: Mapping[str, Tensor]) -> Iterator[str]:
-    """What links remember must be tensors of the model, and their books must agree."""
+    """The memory of links must hold tensors of the model, and the records of links must agree."""
     downlinks, peers = links["downlinks"], links["peers"]
     entries = peers["_entries"]
     models = [*links["_sent"].values(), *(broadcast["held"] for broadcast in downlinks["broadcasts"].values())]
@@ -100,17 +100,20 @@ def _links(links: Saved, starts: Mapping[Any, tuple[int, Arrays]], model: Mappin
     for arrays in held:
         for name, array in arrays.items():
             if name not in model or (array.shape, str(array.dtype)) != (tuple(model[name].shape), _dtype(model[name])):
-                yield f"a link remembers an array {name[:80]!r} of shape {array.shape} and type {array.dtype}"
+                yield (
+                    f"a link's memory holds an array {name[:80]!r} of shape {array.shape} and type {array.dtype}; "
+                    "the model has no such tensor"
+                )
     if not {*downlinks["_last_plans"], *filter(None, [downlinks["_most_used"]])} <= set(downlinks["broadcasts"]):
-        yield "a broadcast is in use that is not there"
+        yield "a broadcast that is in use is not among the saved ones"
     devices, files = set(entries), set(peers["_files"])
     if set(peers["_sizes"]) != devices or set(peers["paths"]) != files or not files | set(peers["held"]) <= devices:
-        yield "the sizes, files and versions that links have are not of the same devices"
+        yield "the sizes, files and versions of links are not of the same devices"
     if not set(peers["_evictable"]) <= devices - files:
-        yield "a link's memory is in memory and on disk"
+        yield "the memory of a link is both in memory and on disk"
     totals = sum(peers["_sizes"].values()), sum(peers["_files"].values())
     if totals != (peers["_total"], peers["_files_total"]):
-        yield "the sizes of what links remember do not add up to their totals"
+        yield "the sizes of the links' memories do not add up to their totals"
 
 
 def _dtype(tensor: Tensor) -> str:
@@ -118,54 +121,57 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _plans(saved: Saved, spec: ModelSpec, profiles: Sequence[DeviceProfile], hosts: int) -> Iterator[str]:
-    """Plans in flight must be such as could be sent, each to a device that is busy with it."""
+    """Plans in flight must be valid, and each must be the plan of a busy device."""
     in_flight: Mapping[int, Plan] = saved["_in_flight"]
-    devices = {*saved["_busy"], *saved["_seen"]["reports"], *saved["_seen"]["participation"]}
+    devices = {*saved["_busy"], *saved["_device_history"]["reports"], *saved["_device_history"]["participation"]}
     if not devices <= set(range(len(profiles))):
-        yield f"it knows devices {min(devices)} to {max(devices)}; those of the fleet are 0 to {len(profiles) - 1}"
+        yield f"it has records of devices {min(devices)} to {max(devices)}; the fleet's devices are 0 to {len(profiles) - 1}"
     if {plan.device: plan.id for plan in in_flight.values()} != {d: plan.id for d, plan in saved["_busy"].items()}:
-        yield "the plans in flight are not those of the devices that are busy"
+        yield "the plans in flight are not the plans of the busy devices"
     for plan_id, plan in in_flight.items():
         if plan.id != plan_id or not 0 < plan_id < saved["_next_id"] or plan.version > saved["_server"]["version"]:
-            yield f"plan {plan.id} of version {plan.version} is in flight as plan {plan_id}, before plan {saved['_next_id']}"
+            yield (
+                f"plan {plan.id} of version {plan.version} is in flight as plan {plan_id}, while the next plan is "
+                f"{saved['_next_id']} and the version {saved['_server']['version']}"
+            )
         elif plan.split is not None and plan.split.host not in range(hosts):
             yield f"plan {plan_id} is split with host {plan.split.host}; hosts are 0 to {hosts - 1}"
         else:
             yield from _refused(plan, spec, profiles)
     links = saved["_server"]["links"]
-    remembering = {plan.id for plan in in_flight.values() if plan.link_down is not None or plan.link_up is not None}
+    with_memory = {plan.id for plan in in_flight.values() if plan.link_down is not None or plan.link_up is not None}
     known = {plan.id for plan in in_flight.values() if plan.device in links["peers"]["_entries"]}
-    if not remembering <= known & set(links["_sent"]):
-        yield "a plan is in flight over a link that remembers nothing of it"
-    if set(saved["_travelled"]["_under_way"]) != set(in_flight):
-        yield "the packets under way are not those of the plans in flight"
+    if not with_memory <= known & set(links["_sent"]):
+        yield "a plan is in flight over a link with memory whose records lack it"
+    if set(saved["_traffic"]["_down_packets"]) != set(in_flight):
+        yield "the packets in flight are not those of the plans in flight"
     if any(sent.plan.id != plan_id or plan_id not in in_flight for plan_id, sent in saved["_sent"].items()):
         yield "a message was sent for a plan that is not in flight"
 
 
 def _refused(plan: Plan, spec: ModelSpec, profiles: Sequence[DeviceProfile]) -> Iterator[str]:
-    """Why a plan could not be carried out, but for a device that the fleet lacks."""
+    """Why a plan cannot be carried out, if its device is in the fleet."""
     if plan.device in range(len(profiles)):
-        # What the runtime has filled in since it was sent is left out.
-        wish = replace(plan, part=replace(plan.part, cached=()), whole_steps=0, train_s=None)
+        # Without the fields that the runtime filled in when it sent the plan.
+        decided = replace(plan, part=replace(plan.part, cached=()), whole_steps=0, train_s=None)
         try:
-            check_plan(wish, spec=spec, profile=profiles[plan.device])
+            check_plan(decided, spec=spec, profile=profiles[plan.device])
         except PlanRefused as error:
             yield str(error)
 
 
 def _replay(replay: Saved, spec: ModelSpec, profiles: Sequence[DeviceProfile], hosts: int) -> Iterator[str]:
-    """Views must be such as a device of the fleet could have uploaded, and their books must agree."""
+    """Views must come from plans that a device of the fleet could have run, and the records of views must agree."""
     views: Mapping[ViewKey, IndexedView] = replay["_views"]
     placed = [*replay["memory"], *replay["disk"]]
     if len(placed) != len(views) or set(placed) != set(views):
-        yield "the views in memory and on disk are not those that there are, each once"
+        yield "the views in memory and on disk are not all views, each once"
     for key, view in (*views.items(), *replay["_in_use"].items()):
         plan = view.upload
         if plan.split is None or plan.split.host not in range(hosts) or plan.device not in range(len(profiles)):
-            yield f"plan {plan.id} has uploaded a view, and its host or device is none of the fleet's"
+            yield f"plan {plan.id} has uploaded a view, and the fleet lacks its host or its device"
         elif key != view_key(plan, str(plan.id)):
-            yield f"{key} is not what plan {plan.id} has uploaded"
+            yield f"{key} is not the key of the view that plan {plan.id} has uploaded"
         else:
             yield from _refused(plan, spec, profiles)
     if len(replay["_to_drop"]) != hosts:
@@ -173,32 +179,30 @@ def _replay(replay: Saved, spec: ModelSpec, profiles: Sequence[DeviceProfile], h
 
 
 def _clock(clock: Saved | float, in_flight: Mapping[int, Plan]) -> Iterator[str]:
-    """Under the virtual clock every plan in flight is on its way, and nothing else is. (The wall clock saves its time.)"""
+    """The virtual clock must simulate exactly the plans in flight. The wall clock saves only its time."""
     if not isinstance(clock, Mapping):
         return
-    journeys: Mapping[int, InFlightPlan] = clock["journeys"]
-    if set(journeys) != set(in_flight) or any(journey.plan.id != plan_id for plan_id, journey in journeys.items()):
-        yield "the plans on their way are not those in flight"
-    for plan_id, journey in journeys.items():
-        split, finished = journey.plan.split is not None, journey.finished
-        if (journey.work is not None) != split or (journey.stage == "stream" and not split):
+    simulated: Mapping[int, InFlightPlan] = clock["plans_in_flight"]
+    if set(simulated) != set(in_flight) or any(entry.plan.id != plan_id for plan_id, entry in simulated.items()):
+        yield "the plans that the clock simulates are not those in flight"
+    for plan_id, entry in simulated.items():
+        split, finished = entry.plan.split is not None, entry.finished
+        if (entry.work is not None) != split or (entry.stage == "stream" and not split):
             yield f"plan {plan_id} streams to a host without being split, or is split without work for one"
-        if (journey.stage == "stream" and journey.load is None) or (
-            journey.stage in _RESULT_KNOWN and finished is None
-        ):
-            yield f"plan {plan_id} is at stage {journey.stage!r} without what it has there"
-        if journey.stage == "up" and finished is not None and finished.update is None:
+        if (entry.stage == "stream" and entry.load is None) or (entry.stage in _RESULT_KNOWN and finished is None):
+            yield f"plan {plan_id} is at stage {entry.stage!r} without the load or the result that this stage needs"
+        if entry.stage == "up" and finished is not None and finished.update is None:
             yield f"plan {plan_id} sends an update that it does not have"
     transfers = clock["_transfers"]
     named = {plan_id for _, plan_id in clock["_timers"]}
     named |= {*transfers["down"]["_transfers"], *transfers["up"]["_transfers"]}
-    if not named <= set(journeys):
-        yield "a timer or a transfer is of a plan that is not on its way"
+    if not named <= set(simulated):
+        yield "a timer or a transfer is of a plan that is not in flight"
     streams: Mapping[int, StreamProgress] = clock["_streams"]["_streams"]
-    if set(streams) != {plan_id for plan_id, journey in journeys.items() if journey.stage == "stream"}:
+    if set(streams) != {plan_id for plan_id, entry in simulated.items() if entry.stage == "stream"}:
         yield "the streams are not those of the plans that stream"
     named = {event[1] for event in clock["_streams"]["_events"]}
     for host in clock["_streams"]["_hosts"].values():
-        named |= {entry[0] for entry in host.queue} | ({host.busy} if host.busy is not None else set())
+        named |= {queued[0] for queued in host.queue} | ({host.busy} if host.busy is not None else set())
     if not named <= set(streams):
-        yield "an event or a host is of a stream that is not there"
+        yield "an event or a host is of a stream that does not exist"

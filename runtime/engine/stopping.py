@@ -1,4 +1,4 @@
-"""When to stop, and which evaluation is the best so far."""
+"""The stop rules of a run, and which evaluation is the best so far."""
 
 import math
 from collections.abc import Mapping
@@ -9,22 +9,25 @@ from ..configuration.config import Stop
 
 
 class Stopping:
-    """Keeps the best evaluation: the highest accuracy where there is one, else the lowest loss."""
+    """Applies the rules. The best evaluation has the highest accuracy; without accuracies, the lowest loss."""
 
-    SAVED: ClassVar = {"_best": float | None, "_since_best": CountOrZero}  # by a checkpoint
+    SAVED: ClassVar = {"_best": float | None, "_since_best": CountOrZero}  # in a checkpoint
     NOT_SAVED = ("_rules",)
 
     def __init__(self, rules: Stop) -> None:
-        """No evaluation yet."""
+        """No evaluation has taken place."""
         self._rules = rules
         self._best: float | None = None
         self._since_best = 0
 
     def note(self, figures: Mapping[str, float]) -> bool:
-        """Note an evaluation; whether it is the best so far. One whose loss or score is no number never is."""
+        """Record an evaluation; returns whether it is the best so far.
+
+        An evaluation is never the best if its loss is NaN, or its accuracy (without accuracies, its loss) is not finite.
+        """
         score = figures["accuracy"] if "accuracy" in figures else -figures["loss"]
-        fit = not math.isnan(figures["loss"]) and math.isfinite(score)
-        better = fit and (self._best is None or score > self._best)
+        valid = not math.isnan(figures["loss"]) and math.isfinite(score)
+        better = valid and (self._best is None or score > self._best)
         self._best = score if better else self._best
         self._since_best = 0 if better else self._since_best + 1
         return better
@@ -32,7 +35,10 @@ class Stopping:
     def reason(
         self, *, version: int, time_s: float, num_bytes: int, evaluation: Mapping[str, float] | None
     ) -> str | None:
-        """Why the run ends now, or None."""
+        """Why the run ends now, or None.
+
+        ``num_bytes``: bytes of training, up and down. ``evaluation``: figures of this version, None if it was not evaluated.
+        """
         rules = self._rules
         if evaluation is not None:
             if rules.accuracy is not None and evaluation.get("accuracy", 0.0) >= rules.accuracy:

@@ -1,8 +1,9 @@
-"""The bytes of plans, counted where they travel: in the ledger, and as what the next packets of their kind will be.
+"""Records the bytes of plans: in the ledger, and in the costs, which estimate the next packets of the same kind by them.
 
-What goes down to a device is entered when its plan ends: a packet that breaks off counts for what had travelled. Until then
-it is under way, and totals count all of it. So, under the virtual clock, the ledger is the sum of the figures in the plans'
-reports (``virtual.up_bytes``, ``virtual.down_bytes``), but for control messages, evaluation, and what hosts are sent and send.
+Packets down to a device enter the ledger when their plan ends, since of an aborted transfer only the bytes that were
+transferred count. Until then totals include all of their bytes. So, under the virtual clock, the ledger is the sum of the
+figures in the plans' reports (``virtual.up_bytes``, ``virtual.down_bytes``), apart from control messages, evaluation, and
+packets between the server and the partition hosts.
 """
 
 from typing import ClassVar
@@ -15,61 +16,64 @@ from ...policies.report import Outcome
 from ..simulation.costs import Costs
 from ..simulation.in_flight import Arrival
 
-_APART = ("evaluation", "host")
+_SEPARATE = ("evaluation", "host")
 
 
 class TrafficRecorder:
-    """Records packets in a ledger and tells the costs of their sizes; both belong to the loop, which saves them."""
+    """Records packets in a ledger, and their sizes in the costs. Both belong to the loop, which saves them."""
 
-    SAVED: ClassVar = {"_under_way": dict[int, tuple[tuple[str, NumBytes], ...]]}  # by a checkpoint
+    SAVED: ClassVar = {"_down_packets": dict[int, tuple[tuple[str, NumBytes], ...]]}  # in a checkpoint
     NOT_SAVED = ("_ledger", "_costs")
 
     def __init__(self, ledger: Ledger, costs: Costs) -> None:
-        """As they are."""
+        """No plan is in flight."""
         self._ledger, self._costs = ledger, costs
-        self._under_way: dict[int, tuple[tuple[str, int], ...]] = {}  # by plan: kind and bytes of its packets down
+        # Of the plans in flight, by id: kind and bytes of each packet to the device, in order.
+        self._down_packets: dict[int, tuple[tuple[str, int], ...]] = {}
 
     def total(self, direction: Direction) -> int:
-        """Bytes of training in a direction, to or from devices.
+        """Bytes of training in one direction, to or from devices.
 
-        Evaluation is an instrument, and server and hosts are in one place: both are counted apart.
+        Evaluation is an instrument, and the server and the hosts are in one place: both are counted separately.
         """
-        entered = self._ledger.total(direction) - sum(self._ledger.total(direction, kind=kind) for kind in _APART)
-        under_way = (size for packets in self._under_way.values() for _, size in packets) if direction == "down" else ()
-        return entered + sum(under_way)
+        recorded = self._ledger.total(direction) - sum(self._ledger.total(direction, kind=kind) for kind in _SEPARATE)
+        in_flight = (
+            (size for packets in self._down_packets.values() for _, size in packets) if direction == "down" else ()
+        )
+        return recorded + sum(in_flight)
 
     @property
-    def evaluation(self) -> int:
-        """Bytes of evaluation on devices, both ways."""
+    def evaluation_bytes(self) -> int:
+        """Bytes of evaluation on devices, in both directions."""
         return self._ledger.total(kind="evaluation")
 
     @property
-    def hosts(self) -> int:
-        """Bytes between the server and the partition hosts, both ways."""
+    def host_bytes(self) -> int:
+        """Bytes between the server and the partition hosts, in both directions."""
         return self._ledger.total(kind="host")
 
     @property
-    def both(self) -> int:
+    def training_bytes(self) -> int:
         """Bytes of training, up and down."""
         return self.total("up") + self.total("down")
 
     def sent(self, sent: Dispatch, *, control: int) -> None:
-        """A plan went out, in ``control`` bytes beside its packets."""
+        """Record a plan that was dispatched. ``control``: bytes of its plan message, which its packets do not include."""
         plan = sent.plan
-        self._under_way[plan.id] = tuple((message.kind, message.num_bytes) for message in sent.messages)
+        self._down_packets[plan.id] = tuple((message.kind, message.num_bytes) for message in sent.messages)
         for message in sent.host_messages:
             self._ledger.record("down", kind="host", device=plan.device, num_bytes=message.num_bytes)
         if sent.messages and sent.messages[-1].kind == "weights":
             self._costs.observe(plan, "down", sent.messages[-1].num_bytes)
-        if not plan.replays:  # of a replay the device hears nothing
+        if not plan.replays:  # a replay sends nothing to the device
             self._ledger.record("down", kind="control", device=plan.device, num_bytes=control)
 
-    def came(self, plan: Plan, arrival: Arrival | None) -> None:
-        """A plan has ended: its report, its stream, and its packets, or what of them had travelled when it was lost.
+    def ended(self, plan: Plan, arrival: Arrival | None) -> None:
+        """Record the end of a plan: its report, its stream, and its packets, or the part of them transferred before its loss.
 
-        ``arrival``: None where nothing came back, and what had travelled is not known.
+        ``arrival``: None if there is no result and it is not known what was transferred.
         """
-        self._came_down(plan, arrival.down_bytes if arrival is not None else None)
+        self._record_down(plan, arrival.down_bytes if arrival is not None else None)
         if arrival is None:
             return
         finished, device = arrival.finished, plan.device
@@ -88,11 +92,11 @@ class TrafficRecorder:
             self._ledger.record("up", kind="weights", device=device, num_bytes=finished.update.nbytes)
             self._costs.observe(plan, "up", finished.update.nbytes)
 
-    def _came_down(self, plan: Plan, num_bytes: int | None) -> None:
-        """So many bytes of a plan's packets are there, in their order; None: all."""
-        for kind, size in self._under_way.pop(plan.id):
-            travelled = size if num_bytes is None else min(size, num_bytes)
+    def _record_down(self, plan: Plan, num_bytes: int | None) -> None:
+        """Record the first ``num_bytes`` of a plan's packets to its device, in order; None: all of them."""
+        for kind, size in self._down_packets.pop(plan.id):
+            transferred = size if num_bytes is None else min(size, num_bytes)
             if num_bytes is not None:
-                num_bytes -= travelled
-            if travelled or not size:
-                self._ledger.record("down", kind=kind, device=plan.device, num_bytes=travelled)
+                num_bytes -= transferred
+            if transferred or not size:
+                self._ledger.record("down", kind=kind, device=plan.device, num_bytes=transferred)

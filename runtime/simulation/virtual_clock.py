@@ -39,8 +39,13 @@ class VirtualClock:
     """Simulated seconds; arrivals in their simulated order."""
 
     # In a checkpoint. What is not saved follows from the seed and the time.
-    SAVED: ClassVar = {"time_s": NonNegative, "_transfers": Transfers, "_streams": Streams, "journeys": dict[int, InFlightPlan],
-                       **dict.fromkeys(("_timers", "_leaving"), list[tuple[NonNegative, int]])}  # fmt: skip
+    SAVED: ClassVar = {
+        "time_s": NonNegative,
+        "_transfers": Transfers,
+        "_streams": Streams,
+        "plans_in_flight": dict[int, InFlightPlan],
+        **dict.fromkeys(("_timers", "_leaving"), list[tuple[NonNegative, int]]),
+    }
     NOT_SAVED = ("_pool", "_fleet", "_profiles", "_availability", "_disruption")
 
     def __init__(
@@ -54,7 +59,7 @@ class VirtualClock:
         self._profiles = CurrentProfiles(fleet)
         self._availability = AvailabilitySchedule(fleet, seed=seed)
         self._disruption = disruption or DisruptionSampler(fleet, seed=seed).of
-        self.journeys: dict[int, InFlightPlan] = {}
+        self.plans_in_flight: dict[int, InFlightPlan] = {}
         # (second, plan id): ends of latencies and computations, which are known when they begin
         self._timers: list[tuple[float, int]] = []
         self._leaving: list[tuple[float, int]] = []  # (second, plan id): when a plan's device becomes unreachable
@@ -73,7 +78,7 @@ class VirtualClock:
         disruption = NO_DISRUPTION if replay else self._disruption(plan)
         profile = self._profiles.at(plan.device, disruption, now_s=self.time_s)
         entry = InFlightPlan(plan, profile, disruption, down_bytes, flops, peak_memory_bytes, work, began_s=self.time_s)
-        self.journeys[plan.id] = entry
+        self.plans_in_flight[plan.id] = entry
         if replay:
             heapq.heappush(self._timers, (self.time_s, plan.id))
             return True
@@ -91,7 +96,7 @@ class VirtualClock:
 
     def next(self, deadline_s: float | None) -> Arrival | None:
         """Advance to the next arrival; None when ``deadline_s`` comes first (the time is then ``deadline_s``)."""
-        while self.journeys:
+        while self.plans_in_flight:
             time_s, plan_id, source = self._next_event()
             if deadline_s is not None and time_s > deadline_s:
                 break
@@ -104,7 +109,7 @@ class VirtualClock:
 
     def abandon(self, plan_id: int) -> Arrival | None:
         """Drop a plan, and free its links and its host. Returns what is charged for it until now; None: it has arrived."""
-        entry = self.journeys.pop(plan_id, None)
+        entry = self.plans_in_flight.pop(plan_id, None)
         if entry is None:  # an error occurred after its arrival
             return None
         stage, completed = entry.reported_stage, self._free(entry)
@@ -125,7 +130,7 @@ class VirtualClock:
 
     def wait(self, until_s: float) -> None:
         """Advance the time while nothing is in flight; wait in real time where ``until_s`` is not in the future."""
-        assert not self.journeys
+        assert not self.plans_in_flight
         if until_s <= self.time_s:
             self._pool.wait(LOOK_EVERY_S)
         self.time_s = max(self.time_s, until_s)
@@ -140,11 +145,11 @@ class VirtualClock:
         return min((*first, source) for source, first in enumerate(firsts) if first is not None)
 
     def _has_ended(self, plan_id: int) -> bool:
-        return plan_id not in self.journeys or self.journeys[plan_id].stage == "gone"
+        return plan_id not in self.plans_in_flight or self.plans_in_flight[plan_id].stage == "gone"
 
     def _process(self, plan_id: int, source: int) -> Arrival | None:
         """Process an event: the end of a plan's stage, or one of its stream. Returns the plan's arrival if it has ended."""
-        entry = self.journeys[plan_id]
+        entry = self.plans_in_flight[plan_id]
         if source == _LEAVING:
             heapq.heappop(self._leaving)
             self._lose(entry, "the device cannot be reached any more")
@@ -244,7 +249,7 @@ class VirtualClock:
 
     def _arrive(self, entry: InFlightPlan) -> Arrival:
         """A plan has ended."""
-        del self.journeys[entry.plan.id]
+        del self.plans_in_flight[entry.plan.id]
         return entry.arrival(time_s=self.time_s)
 
     def _lose(self, entry: InFlightPlan, error: str = "") -> None:

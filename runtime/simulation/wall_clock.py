@@ -24,7 +24,7 @@ class WallClock:
 
     SAVED: ClassVar = {"_before_s": NonNegative}  # in a checkpoint
     SAVED_AS = NonNegative
-    NOT_SAVED = ("_pool", "_now", "_estimate", "journeys")
+    NOT_SAVED = ("_pool", "_now", "_estimate", "plans_in_flight")
 
     def __init__(self, pool: Pool, *, now: Callable[[], float], estimate: Callable[[int, Plan], Estimate]) -> None:
         """``now``: seconds since the start of the run."""
@@ -32,7 +32,7 @@ class WallClock:
         self._now = now
         self._estimate = estimate
         self._before_s = 0.0  # seconds before the run was resumed
-        self.journeys: dict[int, InFlightPlan] = {}  # nothing is simulated
+        self.plans_in_flight: dict[int, InFlightPlan] = {}  # nothing is simulated
 
     @property
     def time_s(self) -> float:

@@ -1,4 +1,4 @@
-"""Small real parts for the tests of the runtime: plans of one block, fleets for a pencil, a pool that obeys a script."""
+"""Small real parts for the tests of the runtime: plans of one block, fleets for calculations by hand, a scripted pool."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,7 +22,10 @@ def make_plan(plan_id: int, device: int = 0, *, version: int = 0, **changes: Any
 
 
 def make_fleet(*rates: float, **extras: Any) -> Fleet:
-    """One device a rate (FLOP/s): 100 B/s each way, no latency. ``extras``: further fields, ``latency_s`` of every class."""
+    """One device for each rate (FLOP/s): 100 B/s in each direction, no latency.
+
+    ``extras``: further fields, ``latency_s`` of every class.
+    """
     of_class = ("latency_s", "shared_link", "up_bytes_per_s", "availability", "dropout", "jitter", "rates")
     each = {name: extras.pop(name) for name in of_class if name in extras}
     classes = [
@@ -35,9 +38,9 @@ def make_fleet(*rates: float, **extras: Any) -> Fleet:
 
 @dataclass
 class ScriptedPool:
-    """A pool whose plans bring updates of given sizes; a plan with size None fails. Notes what it was asked for, in order.
+    """A pool whose plans return updates of given sizes; a plan with size None fails. Records the calls, in order.
 
-    ``away``: real devices that are not there.
+    ``away``: real devices that are absent.
     """
 
     sizes: dict[int, int | None]

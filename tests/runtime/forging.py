@@ -32,7 +32,7 @@ def forge(folder, manifest, data: bytes):
 
 
 def mutated(root: Any, nodes: list[list[Any]], seed: int) -> tuple[str, bytes]:
-    """One or two changes of a graph: what they are, and its bytes."""
+    """A graph with one or two random changes: their description, and the bytes."""
     draw, nodes = random.Random(seed), copy.deepcopy(nodes)
     changes = [draw.choice(MUTATIONS)(draw, nodes) for _ in range(draw.choice([1, 1, 1, 2]))]
     return "; ".join(changes), msgspec.msgpack.encode([root, nodes])

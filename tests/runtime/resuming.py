@@ -1,4 +1,4 @@
-"""What the tests of resuming share: a small run for every method, and how two runs are compared."""
+"""Shared by the tests of resuming: a small run for every method, and the comparison of two runs."""
 
 import json
 
@@ -16,7 +16,7 @@ BASE = {
     "data": {"name": "synthetic", "kwargs": {"shape": [1, 8, 8], "samples_per_device": 24, "test_samples": 50}},
     "training": {"batch_size": 8},
     "evaluation": {"every": 2},
-    "checkpoint": {"share": None},  # one of each version, so that tests know which there are
+    "checkpoint": {"share": None},  # one of each version, so that tests know which ones exist
     "stop": {"rounds": 8},
 }
 POLYNOMIAL = {"staleness": {"rule": "polynomial"}}
@@ -63,7 +63,7 @@ METHODS = {
 
 
 def told(summary):
-    """What must be equal; the rest is of this machine, or says that the run was resumed."""
+    """The part of a summary that must be equal; the rest depends on the machine, or on being resumed."""
     apart = ("wall_s", "round_wall_s", "peak_memory_bytes", "notices", "num_notices")
     return {name: value for name, value in summary.items() if name not in apart}
 
@@ -85,7 +85,7 @@ def uninterrupted(config, out):
 
 
 def started(config, out, *, stops=2, **how):
-    """A run that somebody leaves in the middle of a round."""
+    """A run that is left in the middle of a round."""
     with fedbonsai.run(config, out=out, **how) as run:
         for event in run:
             if isinstance(event, PlanEnded) and event.report.plan.version >= stops:

@@ -1,4 +1,4 @@
-"""The Python API: iterate a run, then ask it."""
+"""The Python API: iterate a run, then read its summary and model."""
 
 import json
 
@@ -63,20 +63,20 @@ def test_settings_may_be_paths_and_numbers_of_numpy(digits, tmp_path):
     assert fedbonsai.run(digits(), seed=np.int64(4)).config.seed == 4
 
 
-def test_the_summary_can_be_watched(digits):
+def test_the_summary_can_be_read_during_the_run(digits):
     run = fedbonsai.run(digits())
     rounds = [run.summary["rounds"] for event in run if isinstance(event, VersionClosed)]
     assert rounds == [1, 2]
 
 
-def test_the_model_predicts_as_well_as_the_summary_says(digits):
+def test_the_model_has_the_accuracy_of_the_summary(digits):
     run = fedbonsai.run(digits(stop={"rounds": 3}))
     for _ in run:
         pass
     model = run.model()
     assert not model.training
     assert model_hash(model.state_dict()) == run.summary["model_hash"]
-    # digits are normalised before they go in; evaluation's transform is the data's
+    # The digits are normalised before they enter the model; evaluation's transform is the data's
     from fedbonsai.learning.workload import Workload
     from fedbonsai.runtime.configuration.resolution import workload_settings
 
@@ -88,7 +88,7 @@ def test_the_model_predicts_as_well_as_the_summary_says(digits):
 
 
 def test_the_best_is_not_always_the_last(digits):
-    # Round 2 has a learning rate that throws the model off.
+    # Round 2 has a learning rate that makes the model worse.
     config = digits(schedule={"name": "step", "gamma": 1.0, "milestones": []}, stop={"rounds": 3})
     config["training"] = {"batch_size": 64, "optimiser": {"learning_rate": 3.0, "momentum": 0.0, "clip_norm": 1.0}}
     run = fedbonsai.run(config)
@@ -102,7 +102,7 @@ def test_the_best_is_not_always_the_last(digits):
     assert isinstance(run.model("best"), torch.nn.Module)
 
 
-def test_a_model_is_there_only_at_the_end(digits):
+def test_a_model_exists_only_at_the_end(digits):
     run = fedbonsai.run(digits())
     with pytest.raises(RuntimeError, match=r"^the run has no 'final' weights yet; iterate it to its end first$"):
         run.model()
@@ -148,7 +148,7 @@ def test_leaving_early_leaves_a_readable_folder(digits, tmp_path, leave):
     assert json.loads(lines[-1])["type"] == "VersionClosed"
     assert (tmp_path / "run" / "final.safetensors").exists()
     assert isinstance(run.model(), torch.nn.Module)
-    run.close()  # harmless
+    run.close()  # has no effect
 
 
 def test_a_run_that_never_began_leaves_nothing(digits, tmp_path):
@@ -175,18 +175,18 @@ def test_a_run_that_fails_leaves_a_readable_folder_with_the_reason(digits, tmp_p
         ({"training": {"checkpointing": True}}, r"^training.checkpointing is true; .*; allowed: false$"),
     ],
 )
-def test_a_mistake_found_while_building_is_a_configuration_error(digits, tmp_path, mistake, sentence):
+def test_a_mistake_detected_while_building_is_a_configuration_error(digits, tmp_path, mistake, sentence):
     run = fedbonsai.run(digits(**mistake), out=tmp_path / "run")
     with pytest.raises(ConfigError, match=sentence):
         next(run)
     assert run.summary["status"] == "failed"
-    corrected = fedbonsai.run(digits(stop={"rounds": 1}), out=tmp_path / "run")  # it finds the name free
+    corrected = fedbonsai.run(digits(stop={"rounds": 1}), out=tmp_path / "run")  # the name is free again
     assert isinstance(list(corrected)[-1], RunEnded)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
 
 
-def test_what_is_removed_of_a_run_that_never_began_is_what_it_has_made(digits, tmp_path):
-    """A folder that was there stays, and so does one into which somebody has put a file; so does a place of checkpoints."""
+def test_a_run_that_never_began_removes_only_what_it_has_created(digits, tmp_path):
+    """A folder that existed before is kept, also one with a file of somebody else, and the folder of checkpoints."""
     for name in ("empty", "filled"):
         (tmp_path / name).mkdir()
     for name in ("empty", "filled", "new"):
@@ -204,7 +204,7 @@ def test_what_is_removed_of_a_run_that_never_began_is_what_it_has_made(digits, t
     assert (tmp_path / "filled to" / "mine.data").read_text() == "mine"
 
 
-def test_of_two_commands_that_race_for_a_folder_the_second_is_refused_and_harms_nothing(digits, tmp_path):
+def test_of_two_commands_that_race_for_a_folder_the_second_is_refused_and_changes_nothing(digits, tmp_path):
     first = fedbonsai.run(digits(stop={"rounds": 1}), out=tmp_path / "run")
     with pytest.raises(ConfigError, match=r"which is not empty; name a new folder$"):
         fedbonsai.run(digits(), out=tmp_path / "run")
@@ -213,7 +213,7 @@ def test_of_two_commands_that_race_for_a_folder_the_second_is_refused_and_harms_
 
 
 @pytest.mark.parametrize("end", ["finished", "closed", "failed"])
-def test_torchs_threads_are_given_back(digits, end):
+def test_torchs_number_of_threads_is_restored(digits, end):
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -223,7 +223,7 @@ def test_torchs_threads_are_given_back(digits, end):
                 next(run)
         else:
             next(run)
-            assert torch.get_num_threads() == 3  # between two steps the process is as the caller has it
+            assert torch.get_num_threads() == 3  # between two steps the process has the caller's setting
             _ = run.close() if end == "closed" else list(run)
         assert torch.get_num_threads() == 3
     finally:
@@ -253,7 +253,7 @@ def test_folders_are_checked_at_once(digits, tmp_path):
         fedbonsai.run(digits(), out=tmp_path / "run")
 
 
-def test_the_defaults_of_the_package_are_enough(tmp_path, monkeypatch):
+def test_a_run_needs_no_settings_beyond_the_defaults(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = fedbonsai.run(backend="inline", settings=["stop.rounds=1"])
     list(run)
@@ -261,7 +261,7 @@ def test_the_defaults_of_the_package_are_enough(tmp_path, monkeypatch):
     assert 0 < run.summary["accuracy"] <= 1
 
 
-def test_whoever_interrupts_does_not_wait_for_weights_that_do_not_come(digits, tmp_path, monkeypatch):
+def test_an_interrupt_does_not_wait_for_weights_that_never_arrive(digits, tmp_path, monkeypatch):
     waited = []
 
     def busy(session, which, metadata, *, timeout_s):

@@ -1,4 +1,4 @@
-"""Asynchronous rounds, whole runs: staleness by hand, when a policy is asked, every method in flight at once, the same bits."""
+"""Asynchronous rounds, whole runs: staleness by hand, calls of the policy, all methods in flight at once, the same bits."""
 
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ STALENESS = {"rule": "polynomial", "a": 0.5}
 BASE = {
     "backend": "inline",
     "seed": 5,
-    # All have as many samples: the second takes 2.5 times as long as the first, the third 6.25.
+    # All have the same number of samples: the second takes 2.5 times as long as the first, the third 6.25.
     "fleet": {
         "classes": [{"name": f"c{i}", "flop_per_s": 1e8 / 2.5**i} | LINK for i in range(3)],
         "hosts": {"count": 2},
@@ -44,7 +44,7 @@ def finished(by=None, **changes):
     return run.summary, ended, closed
 
 
-def test_nobody_waits_and_staleness_is_the_versions_that_closed_meanwhile():
+def test_no_device_waits_and_staleness_is_the_number_of_versions_closed_meanwhile():
     _, ended, closed = finished(**chained())
     folded = [(event.report.plan.device, event.staleness) for event in ended if event.report.outcome.value == "done"]
     # The first ends at 1, 2, 3, ..., the second at 2.5, 5, 7.5, the third at 6.25, and each end closes a version.
@@ -53,11 +53,11 @@ def test_nobody_waits_and_staleness_is_the_versions_that_closed_meanwhile():
     ]  # fmt: skip
     assert [event.folded for event in closed] == [1] * 12
     assert [event.staleness for event in closed] == [staleness for _, staleness in folded]
-    # What is out when the run ends is late; the first device is not sent out again.
+    # Plans in flight at the end of the run are late; the first device gets no further plan.
     assert sorted(event.report.plan.device for event in ended if event.report.outcome.value == "late") == [1, 2]
 
 
-def test_a_buffer_closes_versions_at_so_many_updates():
+def test_a_version_closes_at_as_many_updates_as_the_buffer_holds():
     _, ended, closed = finished(**chained(buffer=3), stop={"rounds": 3})
     assert [event.folded for event in closed] == [3, 3, 3]
     assert [event.staleness for event in ended if event.report.outcome.value == "done"] == [0, 0, 0, 1, 0, 0, 1, 0, 2]
@@ -65,7 +65,7 @@ def test_a_buffer_closes_versions_at_so_many_updates():
 
 @dataclass(frozen=True)
 class Counting(Asynchronous):
-    """Notes each time that it is asked."""
+    """Records its calls."""
 
     asked: list[int] = field(default_factory=list)
 
@@ -75,7 +75,7 @@ class Counting(Asynchronous):
 
 
 @pytest.mark.parametrize("buffer", [1, 2, 4])
-def test_a_policy_is_asked_at_the_start_and_after_every_end_of_a_plan(buffer):
+def test_a_policy_is_called_at_the_start_and_after_every_end_of_a_plan(buffer):
     policy = Counting(buffer=buffer)
     _, ended, _ = finished(policy, stop={"rounds": 4})
     done = sum(event.report.outcome.value == "done" for event in ended)
@@ -83,9 +83,9 @@ def test_a_policy_is_asked_at_the_start_and_after_every_end_of_a_plan(buffer):
     assert [policy.asked.count(version) for version in range(4)] == [buffer] * 4
 
 
-def test_a_first_version_that_waits_for_all_is_fedavgs():
+def test_a_first_version_that_closes_at_all_updates_is_that_of_fedavg():
     expected, _, _ = finished(preset="fedavg", stop={"rounds": 1})
-    # The first two have started again meanwhile, but the second update of the first device is the third to come.
+    # The first two have started again meanwhile, but the second update of the first device is the third to arrive.
     found, ended, _ = finished(**chained(buffer=3, concurrency=3), stop={"rounds": 1})
     assert [event.report.plan.device for event in ended[:3]] == [0, 0, 1]
     assert found["model_hash"] != expected["model_hash"]
@@ -95,7 +95,7 @@ def test_a_first_version_that_waits_for_all_is_fedavgs():
     assert found["model_hash"] == expected["model_hash"]
 
 
-def test_what_is_too_old_is_late():
+def test_an_update_beyond_the_largest_staleness_is_late():
     _, ended, _ = finished(**chained(), server={"staleness": STALENESS | {"most": 1}})
     late = [event for event in ended if event.report.outcome.value == "late" and event.staleness]
     assert {event.report.plan.device for event in late} == {1, 2}
@@ -122,7 +122,7 @@ def test_every_method_may_be_in_flight(others):
 
 @dataclass(frozen=True)
 class Varied:
-    """Another way for each plan, by device and version: split, residuals, the head alone, coarse codes, the plain one."""
+    """Another kind of plan by device and version: split, residuals, the head alone, coarse codes, plain."""
 
     needs = NEEDS_PLANS
 
@@ -188,7 +188,7 @@ def test_without_a_rule_for_late_updates_it_is_refused():
 
 
 @pytest.mark.usefixtures("cluster")
-def test_on_ray_it_is_the_same():
+def test_on_ray_the_run_is_the_same():
     changes = chained(buffer=2)
     expected, _, _ = finished(**changes)
     summary, _, _ = finished(**changes, backend="ray", workers=2)

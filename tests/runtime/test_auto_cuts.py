@@ -1,4 +1,4 @@
-"""Cuts chosen for each device, whole runs: what they are on the real cost model, and that they change no bit."""
+"""Cuts chosen for each device, whole runs: the cuts by the real cost model, and that they change no bit."""
 
 from collections import Counter
 
@@ -29,7 +29,7 @@ BASE = {"backend": "inline", "seed": 5, "evaluation": {"where": "none"}, "stop":
 
 
 def finished(*, by=None, cohort=1.0, **changes):
-    """The model, the bytes, and how many plans each class had at each cut."""
+    """The model, the bytes, and the number of plans of each class at each cut."""
     policy = [{"name": "random", "cohort": cohort}, *([by] if by else [])]
     run = fedbonsai.run(BASE | {"policy": policy} | changes)
     cuts, uploads = Counter(), 0
@@ -43,7 +43,7 @@ def finished(*, by=None, cohort=1.0, **changes):
     return run.summary, cuts, uploads
 
 
-def test_a_fast_device_on_a_slow_link_and_a_slow_one_on_a_fast_link_are_cut_elsewhere():
+def test_a_fast_device_on_a_slow_link_and_a_slow_one_on_a_fast_link_have_different_cuts():
     _, cuts, _ = finished(by={"name": "splitfed", "cut": "auto"}, fleet=UNLIKE)
     assert set(cuts) == {("fast", "classifier.0"), ("slow", "features.0")}
     _, cuts, _ = finished(by={"name": "splitfed", "cut": "auto", "first": "features.2"}, fleet=UNLIKE)
@@ -60,7 +60,7 @@ def test_over_the_laptops_fleet_the_model_is_that_of_fedavg_bit_for_bit():
 
 
 @pytest.mark.parametrize("whole_models", [False, True])
-def test_so_it_is_where_cuts_differ_most(whole_models):
+def test_the_same_holds_where_cuts_differ_most(whole_models):
     # One device a round: updates that arrive in another order would be summed in another.
     changes = {"cohort": 1, "fleet": UNLIKE, "stop": {"rounds": 5}}
     expected, _, _ = finished(**changes)
@@ -70,7 +70,7 @@ def test_so_it_is_where_cuts_differ_most(whole_models):
 
 
 @pytest.mark.parametrize("fixed", ["features.0", "features.2", "classifier.0"])
-def test_where_a_frozen_trunk_is_cut_changes_no_bit(fixed):
+def test_the_cut_of_a_frozen_trunk_changes_no_bit(fixed):
     trunk = {"name": "ecofed", "depth": "classifier.0", "bits": 0, "period": 1}
     changes = {"cohort": 1, "fleet": UNLIKE, "stop": {"rounds": 5}}
     expected, _, _ = finished(by=trunk | {"cut": fixed}, **changes)
@@ -94,7 +94,7 @@ def test_views_of_different_cuts_are_replayed():
     assert summary["outcomes"]["done"] == 12
 
 
-def test_memory_that_the_whole_model_would_not_fit_is_no_reason_to_be_left_out():
+def test_a_device_without_the_memory_for_the_whole_model_is_not_left_out():
     small = {"classes": [kind | {"memory_bytes": "400 kB"} for kind in UNLIKE["classes"]]}
     with pytest.raises(RunError, match=r"memory \(device 0: needs 1\.\d+ MB"):
         finished(fleet=small)
@@ -105,7 +105,7 @@ def test_memory_that_the_whole_model_would_not_fit_is_no_reason_to_be_left_out()
         finished(by={"name": "splitfed", "cut": "auto"}, fleet=tiny)
 
 
-def test_by_views_as_many_bytes_travel_as_by_period():
+def test_uploads_by_views_send_as_many_bytes_as_by_period():
     changes = {"fleet": "laptop", "stop": {"rounds": 4}}
     by_period, _, uploads = finished(by={"name": "ecofed"}, **changes)
     by_views, _, others = finished(by={"name": "ecofed", "uploads": "views", "refresh": 2}, **changes)
@@ -134,12 +134,12 @@ def test_a_view_that_was_evicted_is_uploaded_again():
          r"cuts behind 'features\.0', which must be 'features\.2' or a block behind it"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told(by, sentence):
+def test_mistakes_are_refused_in_one_sentence(by, sentence):
     with pytest.raises(ConfigError, match=sentence):
         finished(by=by)
 
 
-def test_on_vgg_the_cost_model_cuts_unlike_devices_elsewhere():
+def test_on_vgg_the_cost_model_cuts_different_devices_at_different_blocks():
     config = load_config(
         {
             "model": "vgg11_bn",

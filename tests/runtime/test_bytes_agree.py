@@ -1,4 +1,4 @@
-"""The bytes of plans, as their reports have them, and those of the ledger are one count, whatever becomes of the plans."""
+"""The bytes in the reports of plans add up to those of the ledger, for every outcome of the plans."""
 
 import fedbonsai
 import pytest
@@ -7,14 +7,18 @@ from fedbonsai.runtime.events import PlanEnded, VersionClosed
 
 from .resuming import BASE, METHODS
 
-APART = ("control", "evaluation", "host")  # the clock charges the first as latency; the others are no device's
+APART = (
+    "control",
+    "evaluation",
+    "host",
+)  # the clock charges the first as latency; the others are not part of plans of devices
 ALL = ["fedavg", "resfed", "fedbuff", "deadline, late plans", "splitfed, in flight", "ecofed, in flight",
        "devices that come and go", "residuals, in flight", "shared links"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_sum_of_the_plans_is_the_ledger(name):
-    """Also of plans that are lost on their way, and of those that the end of the run finds in flight."""
+    """Also for plans that are lost in flight, and for plans still in flight at the end of the run."""
     run = fedbonsai.run(BASE | METHODS[name] | {"stop": {"rounds": 6}})
     events = list(run)
     reports = [event.report for event in events if isinstance(event, PlanEnded)]
@@ -36,10 +40,10 @@ def test_the_sum_of_the_plans_is_the_ledger(name):
 
 
 def test_under_the_wall_clock_nothing_is_missing_from_the_ledger():
-    """There the figures of plans are estimates; what was sent to plans that the end finds in flight is counted whole."""
+    """There the figures of plans are estimates; packets to plans in flight at the end are counted in full."""
     run = fedbonsai.run(BASE | {"preset": "fedbuff", "clock": "wall", "stop": {"rounds": 3}})
     events = list(run)
     ended = [event.report for event in events if isinstance(event, PlanEnded)]
     weights = run.summary["down_by_kind"]["weights"]
-    assert weights % len(ended) == 0  # each was sent the model once
+    assert weights % len(ended) == 0  # each plan received the model once
     assert run.summary["down_bytes"] == weights + run.summary["down_by_kind"]["control"]

@@ -1,4 +1,4 @@
-"""Devices that come, go and drop out, in whole runs: who is chosen, what becomes of rounds, and the same bits everywhere."""
+"""Devices that become unreachable and drop out, in whole runs: selection, rounds, and the same bits on every backend."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -51,26 +51,26 @@ def ends(events):
 
 @pytest.fixture(scope="module")
 def plan_s():
-    """Seconds of one plan of a device that is alone."""
+    """Seconds of one plan on a device without others."""
     events, _ = events_of({}, stop={"rounds": 1})
     return only(events, VersionClosed)[0].time_s
 
 
-def test_whoever_cannot_be_reached_is_left_out_with_the_reason(plan_s):
+def test_unreachable_devices_are_left_out_with_the_reason(plan_s):
     events, summary = events_of({"count": 2}, {"availability": {"joins_s": 2.5 * plan_s}}, stop={"rounds": 4})
     assert [started.left_out for started in only(events, RoundStarted)] == [{"unreachable": 1}] * 3 + [{}]
     assert ends(events)[-1] == (2, 3, "done", "")
     assert summary["outcomes"]["done"] == 9
 
 
-def test_when_nobody_can_be_reached_time_passes_until_somebody_can(plan_s):
+def test_when_no_device_is_reachable_time_advances_until_one_is(plan_s):
     events, summary = events_of({"count": 2, "availability": {"on_s": 10, "every_s": 100, "phase_s": 50}})
     closed = only(events, VersionClosed)
     assert [each.time_s for each in closed] == pytest.approx([50 + (n + 1) * plan_s for n in range(6)])
     assert summary["outcomes"]["done"] == 12
 
 
-def test_when_nobody_ever_can_again_the_run_ends_with_the_cause(plan_s):
+def test_when_no_device_will_ever_be_reachable_the_run_ends_with_the_cause(plan_s):
     run = fedbonsai.run(config_of({"count": 2, "availability": {"leaves_s": 2 * plan_s}}))
     events = []
     with pytest.raises(RunError, match=r"chose no device .*2 for unreachable \(device 0: at this time\)"):
@@ -80,7 +80,7 @@ def test_when_nobody_ever_can_again_the_run_ends_with_the_cause(plan_s):
 
 @dataclass(frozen=True)
 class Nobody:
-    """Chooses none of those who come and go."""
+    """Chooses no device."""
 
     def init(self):
         return None
@@ -89,14 +89,14 @@ class Nobody:
         return Decision(), state
 
 
-def test_a_policy_that_chooses_nobody_of_all_who_come_is_not_waited_for_for_ever():
+def test_a_policy_that_never_chooses_a_device_ends_the_run_once_all_were_reachable():
     with pytest.raises(RunError, match="chose no device"):
         events_of({"count": 3, "availability": FREQUENT}, by=Nobody())
 
 
 @dataclass(frozen=True)
 class Blind:
-    """Plans for all, whoever can be reached."""
+    """Plans for all devices, also unreachable ones."""
 
     def init(self):
         return None
@@ -107,13 +107,13 @@ class Blind:
         return Decision(plans=tuple(view.new_plan(device) for device in view.devices)), state
 
 
-def test_a_plan_for_a_device_that_cannot_be_reached_is_lost_at_once():
+def test_a_plan_for_an_unreachable_device_is_lost_at_once():
     events, _ = events_of({}, {"availability": {"joins_s": 99}}, by=Blind(), stop={"rounds": 1})
     assert ends(events) == [(1, 0, "lost", "down"), (0, 0, "done", "")]
     assert only(events, PlanEnded)[0].time_s == 0.0
 
 
-def test_a_round_in_which_all_are_lost_closes_with_nothing_and_says_so():
+def test_a_round_in_which_all_plans_are_lost_closes_with_a_notice():
     classes = {"count": 2, "dropout": 1.0}, {"availability": {"joins_s": 0.05}}
     events, summary = events_of(*classes, stop={"rounds": 3})
     (notice,) = only(events, Notice)
@@ -124,12 +124,12 @@ def test_a_round_in_which_all_are_lost_closes_with_nothing_and_says_so():
     assert set(summary["lost"]) <= {"down", "train", "up"}
 
 
-def test_a_run_in_which_nobody_ever_delivers_fails():
+def test_a_run_in_which_no_device_ever_delivers_fails():
     with pytest.raises(RunError, match=r"no device delivered an update .* lost: the device dropped out"):
         events_of({"count": 2, "dropout": {"during": 1.0}})
 
 
-def test_lost_updates_change_nothing_and_the_seed_says_all():
+def test_lost_updates_change_nothing_and_losses_follow_from_the_seed():
     classes = ({"count": 4, "dropout": 0.4, "jitter": 0.3, "availability": FREQUENT},)
     first, again, other = (events_of(*classes, seed=seed) for seed in (5, 5, 6))
     assert ends(first[0]) == ends(again[0]) != ends(other[0])
@@ -140,13 +140,13 @@ def test_lost_updates_change_nothing_and_the_seed_says_all():
     }
     stages = Counter(stage for *_, outcome, stage in ends(first[0]) if outcome == "lost")
     assert set(stages) == {"down", "train", "up"}
-    # Whatever is lost was never there: three devices of which two are lost in every round are one device.
+    # A lost update has no effect: three devices of which two are lost in every round give the model of one device.
     alone, _ = events_of({}, {"count": 2, "availability": {"share": 0}}, stop={"rounds": 2})
     beside, _ = events_of({}, {"count": 2, "dropout": {"after": 1.0}}, stop={"rounds": 2})
     assert alone[-1].model_hash == beside[-1].model_hash
 
 
-def test_estimates_do_not_show_what_is_drawn():
+def test_estimates_do_not_depend_on_random_disruptions():
     seen = []
 
     @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def test_estimates_do_not_show_what_is_drawn():
     assert len({event.report.virtual.seconds for event in only(events, PlanEnded)}) == 18
 
 
-def test_only_devices_that_can_be_reached_are_asked_for_an_evaluation():
+def test_only_reachable_devices_evaluate():
     changes = {
         "data": {
             "name": "synthetic",
@@ -198,7 +198,7 @@ PLAN_S = {"residuals": 0.8, "splitfed": 0.35, "splitfed shared": 0.35, "local lo
 
 
 def lossy(method):
-    """Four devices that come and go: the periods in which they can be reached are as long as three plans."""
+    """Four devices that are reachable in periods, each as long as three plans."""
     mean_on_s = 3 * PLAN_S.get(method.removeprefix("asynchronous").strip(), 1.1)
     return {
         "count": 4,
@@ -209,13 +209,13 @@ def lossy(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_goes_on_when_plans_are_lost(method):
+def test_every_method_continues_when_plans_are_lost(method):
     events, summary = events_of(lossy(method), **METHODS[method], stop={"rounds": 12})
     outcomes = summary["outcomes"]
     assert min(outcomes["lost"], outcomes["done"]) > 4
     assert outcomes["failed"] == outcomes["rejected"] == 0
     ended = Counter(event.report.plan.id for event in only(events, PlanEnded))
-    assert set(ended.values()) == {1}  # each plan comes to one end
+    assert set(ended.values()) == {1}  # each plan ends once
     lost = [event.report for event in only(events, PlanEnded) if event.report.outcome.value == "lost"]
     assert all(report.error and report.stage for report in lost)
     if method in ("splitfed", "local loss", "ecofed"):
@@ -224,8 +224,8 @@ def test_every_method_goes_on_when_plans_are_lost(method):
         assert summary["resyncs"] <= 1
 
 
-def test_a_stream_that_broke_off_leaves_no_view():
-    # The device of every upload dies in mid-stream, or leaves: no host ever has a view, so nothing is ever replayed.
+def test_an_aborted_stream_leaves_no_view():
+    # The device of every upload drops out during the stream, or leaves: no host ever has a view, so there are no replays.
     dies = {"count": 2, "dropout": {"during": 1.0}}
     events, _ = events_of(dies, {}, **METHODS["ecofed"])
     for event in only(events, PlanEnded):
@@ -234,7 +234,7 @@ def test_a_stream_that_broke_off_leaves_no_view():
     assert any(event.report.plan.split.view for event in only(events, PlanEnded))
 
 
-def test_under_the_wall_clock_it_is_said_that_nothing_of_it_happens():
+def test_under_the_wall_clock_a_notice_says_that_the_fleets_faults_are_ignored():
     events, summary = events_of({"count": 2, "dropout": 1.0}, clock="wall", stop={"rounds": 1})
     assert "availability, dropout and jitter" in only(events, Notice)[0].text
     assert summary["outcomes"]["done"] == 2
@@ -242,7 +242,7 @@ def test_under_the_wall_clock_it_is_said_that_nothing_of_it_happens():
 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize(("workers", "method"), [(1, "asynchronous"), (2, "ecofed")])
-def test_on_ray_it_is_the_same_with_any_number_of_workers(workers, method):
+def test_on_ray_the_run_is_the_same_with_any_number_of_workers(workers, method):
     expected, there = events_of(lossy(method), **METHODS[method])
     found, here = events_of(lossy(method), **METHODS[method], backend="ray", workers=workers)
     assert ends(found) == ends(expected)

@@ -1,4 +1,4 @@
-"""The frozen trunk, whole runs: bits of a frozen FedAvg, nothing but activations on the way, actors that die in mid-stream."""
+"""The frozen trunk, whole runs: the bits of a frozen FedAvg, only activations are sent, actors that die during a stream."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ ALL = {"name": "random", "cohort": 1.0}
 
 @dataclass(frozen=True)
 class Frozen:
-    """FedAvg that trains what is behind block ``depth`` only."""
+    """FedAvg that trains only the blocks behind ``depth``."""
 
     depth: str
 
@@ -71,7 +71,7 @@ def test_in_float32_it_is_fedavg_with_a_frozen_trunk_bit_for_bit(cut, depth, win
     assert found["model_hash"] == expected["model_hash"]
 
 
-def test_nothing_but_activations_travels_and_far_fewer_bytes_by_default():
+def test_only_activations_are_sent_and_far_fewer_bytes_by_default():
     plain, ended = finished(**ecofed(bits=0))
     assert set(plain["up_by_kind"]) == {"activations", "control", "host"}
     assert set(plain["down_by_kind"]) == {"control", "host"}
@@ -81,7 +81,7 @@ def test_nothing_but_activations_travels_and_far_fewer_bytes_by_default():
     assert 8 < plain["up_by_kind"]["activations"] / coded["up_by_kind"]["activations"] < 32
 
 
-def test_a_replay_costs_no_byte_and_no_device_and_trains_on_what_was_sent():
+def test_a_replay_needs_no_bytes_and_no_device_and_trains_on_uploaded_views():
     run = fedbonsai.run(BASE | ecofed(period=3) | {"stop": {"rounds": 4}})
     travelled, plans = [0], {}
     for event in run:
@@ -90,7 +90,7 @@ def test_a_replay_costs_no_byte_and_no_device_and_trains_on_what_was_sent():
         if isinstance(event, PlanEnded):
             plans.setdefault(event.report.plan.version, []).append(event.report)
     spent = [after - before for before, after in pairwise(travelled)]
-    # Devices upload in rounds 0 and 3; in between the news of four plans' ends is all that there is, and it is not sent.
+    # Devices upload in rounds 0 and 3; the plans of the rounds between send nothing.
     assert spent[1] == spent[2] == 0
     assert min(spent[0], spent[3]) > 100_000
     for version in (1, 2):
@@ -101,7 +101,7 @@ def test_a_replay_costs_no_byte_and_no_device_and_trains_on_what_was_sent():
     assert losses[2] < losses[1] < losses[0]
 
 
-def test_whoever_has_no_view_uploads_and_a_lifetime_ends_views():
+def test_devices_without_a_view_upload_and_views_expire():
     changes = {"policy": [{"name": "random", "cohort": 2}, {"name": "ecofed", "period": 8}], "stop": {"rounds": 4}}
     _, ended = finished(**changes)
     uploads = [(r.plan.version, r.plan.device) for r in ended if r.plan.split.view is None]
@@ -112,13 +112,13 @@ def test_whoever_has_no_view_uploads_and_a_lifetime_ends_views():
     assert len(uploads) > 2
 
 
-def test_a_budget_too_small_for_one_view_is_told():
+def test_a_budget_too_small_for_one_view_is_refused():
     words = r"^replay.memory_bytes is 1000; what device \d uploads takes about \d+ bytes, and a host must have room"
     with pytest.raises(ConfigError, match=words):
         finished(**ecofed(), replay={"memory_bytes": 1000})
 
 
-def test_a_random_trunk_is_noticed():
+def test_a_random_trunk_gives_a_notice():
     run = fedbonsai.run(BASE | ecofed() | {"stop": {"rounds": 1}})
     texts = [event.text for event in run if isinstance(event, Notice)]
     assert any("the frozen trunk has random weights" in text for text in texts)
@@ -142,7 +142,7 @@ def test_a_device_with_another_trunk_refuses(monkeypatch):
     assert run.summary["outcomes"]["done"] == 3
 
 
-def test_mistakes_are_told_with_what_is_allowed():
+def test_mistakes_are_refused_with_the_allowed_values():
     with pytest.raises(ConfigError, match=r"cuts behind 'nowhere'; the clean cuts are: features\.0 \(16x8x8\)"):
         finished(**ecofed(cut="nowhere"))
     with pytest.raises(ConfigError, match="bits is 1; it must be 0 or between 2 and 8"):
@@ -163,7 +163,7 @@ def test_mistakes_are_told_with_what_is_allowed():
 
 
 @pytest.mark.usefixtures("cluster")
-def test_on_ray_it_is_the_same_also_when_actors_are_killed_in_mid_stream():
+def test_on_ray_the_run_is_the_same_also_when_actors_are_killed_during_a_stream():
     changes = {**ecofed(period=1), "training": {"batch_size": 4}, "stop": {"rounds": 3}}
     expected, _ = finished(**changes)
     summary = killed_in_mid_stream(BASE | changes, "PartitionHostActor", "WorkerActor")
@@ -178,7 +178,7 @@ def test_on_ray_replays_need_no_device():
     run = fedbonsai.run(BASE | changes, backend="ray", workers=2)
     for event in run:
         if isinstance(event, VersionClosed) and event.version == 1:
-            for pid in actor_pids("WorkerActor"):  # of the two replay rounds to come no worker knows
+            for pid in actor_pids("WorkerActor"):  # the next two rounds are replays, which need no worker
                 os.kill(pid, signal.SIGSTOP)
         if isinstance(event, VersionClosed) and event.version == 3:
             for pid in actor_pids("WorkerActor"):
@@ -214,7 +214,7 @@ def test_on_ray_a_host_that_dies_before_a_replay_changes_nothing(bits):
 def test_a_resumed_run_whose_checkpoint_lacks_views_has_them_uploaded_again(tmp_path, monkeypatch):
     changes = {**ecofed(period=4), "stop": {"rounds": 4}}
     expected, _ = finished(**changes)
-    monkeypatch.setattr(PartitionHost, "bodies", lambda self, keys: {})  # a host that had no time
+    monkeypatch.setattr(PartitionHost, "bodies", lambda self, keys: {})  # as a host that could not save its views
     run = fedbonsai.run(BASE | changes, out=tmp_path / "run")
     for event in run:
         if isinstance(event, VersionClosed) and event.version == 2:

@@ -1,4 +1,4 @@
-"""What split training costs by EcoFed's cost model (Wu et al., arXiv 2304.05495), on VGG11 and CIFAR-10's shapes.
+"""The cost of split training by EcoFed's cost model (Wu et al., arXiv 2304.05495), on VGG11 and CIFAR-10's shapes.
 
 Of n = 500 samples, E = 1 epoch, A = 8192 activations behind the second block, |W| weights, |Wd| of them on the device, |Waux|
 in its head, a period of 2, without labels, headers and running statistics:
@@ -22,7 +22,7 @@ WEIGHTS, OF_DEVICE, OF_HEAD, ACTIVATIONS = 34_440_970, 76_032, 81_930, 500 * 819
 
 @pytest.fixture(name="mb", scope="module")
 def mb_fixture():
-    """Bytes that one device sends and gets in a round, by method."""
+    """Bytes that one device sends and receives in a round, by method."""
     device = {"name": "rpi4", "flop_per_s": 13e9, "memory_bytes": 2e9, "up_bytes_per_s": 1e7, "down_bytes_per_s": 1e7}
     generated = {"shape": [3, 32, 32], "classes": 10, "samples_per_device": 500, "test_samples": 1}
     config = load_config(

@@ -1,11 +1,11 @@
-"""Evaluation is an instrument: where and how often it takes place changes no bit of the model and no byte of training."""
+"""Evaluation is an instrument: its place and frequency change no bit of the model and no byte of training."""
 
 import fedbonsai
 import pytest
 from fedbonsai.runtime.events import Evaluated, VersionClosed
 
-# Of five devices one is too slow for the deadline: its plan comes late, and the third version, in which only it would be
-# sent something, may close without any training.
+# Of five devices one is too slow for the deadline: its plan is late, and the third version, in which only this device would
+# have a plan, may close without any training.
 LINK = {"memory_bytes": 10**9, "up_bytes_per_s": 10**8, "down_bytes_per_s": 10**8}
 FLEET = {
     "classes": [
@@ -32,7 +32,7 @@ def finished(**changes):
 
 
 def trained(summary):
-    """What evaluation must leave as it is."""
+    """The figures that evaluation must not change."""
     kinds = {way: {k: v for k, v in summary[f"{way}_by_kind"].items() if k in OF_TRAINING} for way in ("up", "down")}
     return summary["model_hash"], kinds, summary["virtual_s"], summary["outcomes"], summary["resyncs"]
 
@@ -54,11 +54,11 @@ def test_on_the_server_on_devices_on_both_or_nowhere_the_run_is_the_same(method)
         summary, events = finished(**method, evaluation=evaluation)
         assert trained(summary) == trained(without), evaluation
         assert [event for event in events if isinstance(event, Evaluated)]
-    if method is LATE:  # else it would not be the case that it is meant to be
+    if method is LATE:  # else this is not the case that the test is for
         assert without["outcomes"]["late"] > 0
 
 
-def test_links_beyond_their_budget_are_spilled_alike_with_evaluation():
+def test_links_beyond_their_budget_are_spilled_in_the_same_way_with_evaluation():
     tight = {"preset": "resfed", "server": {"link_memory_bytes": 300_000, "link_disk_bytes": 700_000}}
     without, _ = finished(**tight, evaluation={"where": "none"})
     assert any("was dropped" in notice for notice in without["notices"])

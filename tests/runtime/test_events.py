@@ -1,4 +1,4 @@
-"""Every event survives a round trip through a line of JSON, and to another process."""
+"""Every event is equal after a round trip through a line of JSON, and to another process."""
 
 import math
 
@@ -76,7 +76,7 @@ def test_events_are_frozen(examples):
             event.time_s = 9.0
 
 
-def test_figures_are_the_servers_or_else_the_devices_mean():
+def test_figures_are_those_of_the_server_or_else_the_mean_of_devices():
     devices = {"accuracy": {"mean": 0.5, "worst": 0.1}}
     assert Evaluated(version=1, server={"accuracy": 0.9}, devices=devices).figures == {"accuracy": 0.9}
     assert Evaluated(version=1, devices=devices).figures == {"accuracy": 0.5}

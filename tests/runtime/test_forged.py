@@ -1,4 +1,4 @@
-"""Forged checkpoints with correct hashes: reading one gives a value of this run, or ``Damaged``, and nothing else."""
+"""Forged checkpoints with correct hashes: reading one either gives a valid state of this run or raises ``Damaged``."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def newest(folder):
 
 
 def saver_of(config, folder, manifest):
-    """What restores a checkpoint into a new engine."""
+    """A saver that restores a checkpoint into a new engine."""
     engine = Engine(config, configured_policy(config))
     token = marker.decode((folder / marker.NAME).read_bytes()).token
     plan = SavePlan(place=str(folder), settings=config.checkpoint, run=manifest.run, token=token, manifest=manifest)
@@ -42,7 +42,7 @@ def saver_of(config, folder, manifest):
 
 
 @pytest.mark.parametrize("name", IN_FLIGHT)
-def test_a_mutated_checkpoint_is_a_value_or_damaged(name, tmp_path):
+def test_a_mutated_checkpoint_is_valid_or_damaged(name, tmp_path):
     started(BASE | METHODS[name], tmp_path / "run", stops=2)
     folder, config = tmp_path / "run" / "checkpoints", load_config(BASE | METHODS[name])
     sound = newest(folder)
@@ -59,11 +59,11 @@ def test_a_mutated_checkpoint_is_a_value_or_damaged(name, tmp_path):
             counts["damaged"] += 1
             continue
         counts["value"] += 1
-        if counts["value"] <= 3:  # what passes the checks can be restored
+        if counts["value"] <= 3:  # a state that passes the checks can be restored
             saver_of(config, folder, forged).start()
     assert counts["damaged"] > 50
     assert counts["value"] > 5
-    saver_of(config, folder, sound).start()  # unchanged, it is sound
+    saver_of(config, folder, sound).start()  # the original is valid
 
 
 NESTED = [["list"], *(["list", [number]] for number in range(50_000))]
@@ -136,14 +136,14 @@ def test_a_graph_that_was_never_written_is_damaged(data):
     assert len(str(caught.value)) < 1000
 
 
-def test_depth_alone_does_no_harm():
+def test_a_deep_graph_is_read():
     value = StateDecoder(LocalChannel(), files=(), read=bytes).decode(msgspec.msgpack.encode([[50_000], NESTED]))
     for _ in range(50_000):
         (value,) = value
     assert value == []
 
 
-def test_a_sound_packet_goes_through_the_channel():
+def test_a_valid_packet_passes_the_channel():
     held = [["array", ARRAY], ["message", "reference", [0], "num_bytes", 3, "kind", "weights"]]
     found = StateDecoder(LocalChannel(), files=(), read=bytes).decode(msgspec.msgpack.encode([[1], held]))
     assert isinstance(found, Message)
@@ -151,7 +151,7 @@ def test_a_sound_packet_goes_through_the_channel():
 
 
 def forged_newest(folder, change):
-    """Give the newest checkpoint of a folder another graph, with correct hashes."""
+    """Replace the graph of the newest checkpoint of a folder, with correct hashes."""
     sound = newest(folder)
     root, nodes = graph(folder, sound)
     change(nodes)
@@ -159,7 +159,7 @@ def forged_newest(folder, change):
 
 
 def other_model(nodes):
-    """The first tensor of more than a few numbers has another shape."""
+    """The first tensor with more than a few elements gets another shape."""
     node = next(node for node in nodes if node[0] == "tensor" and len(node) == 2)
     node[1] = safetensors.numpy.save({"": np.zeros((7, 7), np.float32)})
 
@@ -182,7 +182,7 @@ def test_the_checkpoint_before_a_forged_one_is_used_and_gives_the_same_bits(chan
     assert facts(tmp_path / "run") == facts(tmp_path / "whole")
 
 
-def test_where_all_are_forged_one_sentence_says_so(tmp_path):
+def test_if_all_are_forged_one_sentence_says_so(tmp_path):
     started(BASE, tmp_path / "run", stops=2)
     folder = tmp_path / "run" / "checkpoints"
     for _ in range(2):

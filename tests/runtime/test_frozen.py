@@ -1,4 +1,4 @@
-"""Parameters that a model's author has frozen: as they were built, neither trained nor sent, with every way of training."""
+"""Parameters that the model's author has frozen keep their values, and are neither trained nor sent, with every method."""
 
 import shutil
 from pathlib import Path
@@ -56,7 +56,7 @@ LINK = {"memory_bytes": 10**9, "up_bytes_per_s": 10**9, "down_bytes_per_s": 10**
 BASE = {
     "backend": "inline",
     "seed": 5,
-    # Each device is far slower than the one before, so that updates arrive in one order.
+    # Each device is far slower than the one before, so that the order of arrival is always the same.
     "fleet": {"classes": [{"name": f"c{i}", "flop_per_s": 1e9 / 4**i} | LINK for i in range(3)]},
     "model": {"name": "partly:Partly"},
     "stop": {"rounds": 2},
@@ -100,7 +100,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_frozen_stays_as_it_was_built_and_the_rest_is_trained(method):
+def test_frozen_parameters_keep_their_values_and_the_others_are_trained(method):
     built = start()
     list(built)
     before, (run, _, _) = built.weights(), finished(**METHODS[method])
@@ -120,7 +120,7 @@ def test_split_anywhere_it_is_fedavg_bit_for_bit():
         assert run.summary["model_hash"] == expected.summary["model_hash"], block
 
 
-def test_only_what_is_trained_travels_and_the_run_says_how_much_is_frozen():
+def test_only_trained_parameters_are_sent_and_the_run_reports_how_many_are_frozen():
     run, events, ended = finished()
     (started,) = [event for event in events if isinstance(event, RunStarted)]
     assert (started.parameters, started.frozen_parameters) == (
@@ -128,13 +128,13 @@ def test_only_what_is_trained_travels_and_the_run_says_how_much_is_frozen():
         sum(FROZEN.values()),
     )
     assert run.summary["frozen_parameters"] == sum(FROZEN.values()) == 58
-    # 48 fixed, 8 for the header, 8 of checksum.
+    # 48 bytes of fixed fields, 8 of header, 8 of checksum.
     for way in ("up", "down"):
         assert run.summary[f"{way}_by_kind"]["weights"] == len(ended) * (PAYLOAD + 64)
     assert {report.virtual.up_bytes for report in ended} == {PAYLOAD + 64}
 
 
-def test_a_front_that_is_frozen_as_a_whole_has_no_packet_down():
+def test_a_completely_frozen_front_has_no_packet_down():
     run, _, ended = finished(policy=[{"name": "all"}, {"name": "splitfed", "cut": "a"}])
     assert run.summary["down_by_kind"].get("weights", 0) == 0
     assert all(report.plan.part.blocks == ("a",) for report in ended)
@@ -142,7 +142,7 @@ def test_a_front_that_is_frozen_as_a_whole_has_no_packet_down():
 
 def test_evaluation_on_devices_sends_nothing_that_is_frozen():
     run, _, _ = finished(data={"test_share": 0.2}, evaluation={"where": "devices"}, stop={"rounds": 1})
-    # A plan of some 100 bytes beside the packet.
+    # A plan of some 100 bytes in addition to the packet.
     assert 3 * (PAYLOAD + 64) < run.summary["down_by_kind"]["evaluation"] < 3 * (PAYLOAD + 64 + 200)
 
 
@@ -165,21 +165,21 @@ def test_frozen_layers_need_no_gradients_nor_slots_and_no_backward_flops():
     free, frozen = cost(False), cost(True)
     forward = 2 * (100 * 100 + 100 * 10)
     assert free.forward_flops == frozen.forward_flops == forward
-    # The first layer's weight gradient; without it the second's input gradient is not needed either.
+    # The weight gradient of the first layer; without it the input gradient of the second is not needed either.
     assert free.training_flops == forward + 2 * 100 * 100 + 2 * 2 * 100 * 10
     assert frozen.training_flops == forward + 2 * 100 * 10
-    # A gradient and a slot of momentum of the first layer's 40,000 bytes less.
+    # Less by a gradient and a momentum buffer of the first layer's 40,000 bytes.
     assert free.peak_memory_bytes - frozen.peak_memory_bytes > 0.99 * 2 * 40_000
 
 
-def test_devices_with_other_frozen_tensors_are_out_of_step_and_that_is_told():
+def test_devices_with_other_frozen_tensors_are_rejected_with_the_reason():
     with pytest.raises(
         RunError, match=r"OutOfSync: the frozen tensors of this model are \w{16} here, where the plan names \w{16}"
     ):
         finished(model={"name": "partly:other_each_time"})
 
 
-def test_a_model_of_which_nothing_would_be_trained_is_refused():
+def test_a_model_without_trained_parameters_is_refused():
     frozen = ["a", "na", "b", "nb", "out"]
     with pytest.raises(
         ConfigError, match=r"model: all 2,774 parameters are frozen \(requires_grad is False\); at least one"
@@ -188,7 +188,7 @@ def test_a_model_of_which_nothing_would_be_trained_is_refused():
 
 
 def test_adapters_on_a_pretrained_base_cost_their_own_bytes(tmp_path, monkeypatch):
-    """The example: 2,600 of 40,882 parameters are trained, and nothing else travels."""
+    """The example: 2,600 of 40,882 parameters are trained, and only these are sent."""
     shutil.copytree(EXAMPLES, tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(tmp_path)
     digits = load_config("examples/digits.yaml", settings=["data.public_share=0.2"])

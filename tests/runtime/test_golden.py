@@ -1,7 +1,7 @@
-"""What no refactor may move: the model and every byte of each preset, three rounds, two seeds.
+"""Results that a refactoring must not change: the model and every byte of each preset, three rounds, two seeds.
 
 ``python -m fedbonsai.tests.runtime.test_golden`` records them for this kind of processor and these builds of torch and numpy
-(``golden.json``); on another kind bits differ, and only what must be alike everywhere is compared.
+(``golden.json``); on another kind bits differ, and only figures that are equal everywhere are compared.
 """
 
 import json
@@ -25,7 +25,7 @@ CONFIG = {
 
 
 def kind():
-    """What bits depend on."""
+    """The versions and the kind of processor that bits depend on."""
     return ", ".join(f"{name} {value}" for name, value in numerics_here().items())
 
 

@@ -35,7 +35,7 @@ def hash_of(config, **more):
 
 @pytest.fixture(name="fedavg", scope="module")
 def fedavg_fixture():
-    """The configuration that the others are compared with, and its hash.
+    """The configuration with which the others are compared, and its hash.
 
     Each device is half as fast as the one before, so that updates arrive in one order whatever their size: sums of float32
     in another order differ in the last bits.
@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(fedavg):
 @pytest.mark.parametrize(
     "settings",
     [
-        ["policy=[{name: all}]"],  # a cohort of 1.0 draws everyone
+        ["policy=[{name: all}]"],  # a cohort of 1.0 chooses all devices
         ["policy=[{name: deadline, deadline_s: 1.0e+6}]"],
         ["codecs.up=lz4", "codecs.down=lz4"],
         ["codecs.up=[{name: lz4, level: 3}]"],
@@ -78,7 +78,7 @@ def test_these_change_nothing(fedavg, settings):
 @pytest.mark.parametrize(
     "settings", [["training.optimiser.proximal=0.1"], ["policy.0.cohort=0.5"], ["server.optimiser.learning_rate=0.5"]]
 )
-def test_these_do(fedavg, settings):
+def test_these_change_the_model(fedavg, settings):
     config, expected = fedavg
     assert hash_of(config, settings=settings) != expected
 
@@ -90,7 +90,7 @@ def test_fedprox_without_its_term_is_fedavg(fedavg):
 
 
 def test_one_device_is_plain_local_training():
-    """Three rounds of one device are three runs of plain training, each from the weights of the last.
+    """Three rounds of one device are three runs of plain training, each from the weights of the one before.
 
     Not bit for bit: the server adds the float32 difference that the device subtracted, which rounds twice.
     """
@@ -114,7 +114,7 @@ def test_one_device_is_plain_local_training():
 
 
 def test_one_device_is_plain_torch():
-    """The same with nothing of ours but the order of the batches: torch's own optimiser and loop."""
+    """The same with torch's own optimiser and loop; only the order of the batches is this library's."""
     from fedbonsai.learning.data.batches import batches
 
     training = {"batch_size": 100, "optimiser": {"learning_rate": 0.1, "momentum": 0.0}}
@@ -134,7 +134,7 @@ def test_one_device_is_plain_torch():
 
 
 def test_fedavg_by_hand():
-    """Two devices, one round: the weights are the mean of theirs, by samples."""
+    """Two devices, one round: the weights are the mean of theirs, weighted by samples."""
     fleet = {"classes": [ONE["classes"][0] | {"count": 2}]}
     partition = {"name": "dirichlet", "alpha": 0.5}
     config = fedbonsai.load_config(
@@ -162,7 +162,7 @@ def test_fedavg_by_hand():
 
 
 @pytest.mark.parametrize("codecs", [{}, {"up": "lz4", "down": "lz4"}])
-def test_running_statistics_travel_and_are_averaged(codecs):
+def test_running_statistics_are_sent_and_averaged(codecs):
     config = statistics("average") | {"codecs": codecs}
     run = finished(config)
     statistic = {name: tensor for name, tensor in run.weights().items() if "running" in name}
@@ -171,7 +171,7 @@ def test_running_statistics_travel_and_are_averaged(codecs):
     assert all(not torch.equal(tensor, start[name]) for name, tensor in statistic.items())
 
 
-def test_with_batch_statistics_none_travel():
+def test_with_batch_statistics_none_are_sent():
     average, batch = finished(statistics("average")), finished(statistics("batch"))
     assert not [name for name in batch.weights() if "running" in name]
     assert set(batch.weights()) == {"weight", "bias"}
@@ -202,7 +202,7 @@ GOLDEN = {
 
 
 def test_golden_run():
-    """What a refactor may not move. The hash may differ between kinds of CPU; these figures have shown not to."""
+    """Figures that a refactoring must not change. The hash may differ between kinds of CPU; these figures did not so far."""
     run = finished(GOLDEN)
     summary = run.summary
     assert round(summary["accuracy"], 4) == 0.9472

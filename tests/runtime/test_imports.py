@@ -1,4 +1,4 @@
-"""What a command imports: torch takes seconds, torch's compiler and Ray as long again, and each only where it is used."""
+"""The slow imports of a command: torch takes seconds, its compiler and Ray as long again; each only where it is used."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ def loss(output, target):
 
 
 def imported_by(*arguments, folder):
-    """The exit code of a command, in a process of its own, and which of the slow modules it has imported."""
+    """The exit code of a command in a new process, and the slow modules that it has imported."""
     done = subprocess.run(
         [sys.executable, "-c", COMMAND, json.dumps(SLOW), *map(str, arguments)],
         cwd=folder, capture_output=True, text=True, check=False,
@@ -49,7 +49,7 @@ def imported_by(*arguments, folder):
         (["run", "missing.yaml"], 2),
     ],
 )
-def test_what_needs_no_model_imports_no_torch(arguments, code, tmp_path):
+def test_commands_without_a_model_import_no_torch(arguments, code, tmp_path):
     assert imported_by(*arguments, folder=tmp_path) == [code, []]
 
 

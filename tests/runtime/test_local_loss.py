@@ -1,4 +1,4 @@
-"""Split training by local losses, whole runs: nobody waits, no gradient travels, heads are averaged and sent again."""
+"""Split training by local losses, whole runs: no device waits, no gradient is sent, heads are averaged and sent again."""
 
 import fedbonsai
 import pytest
@@ -9,7 +9,7 @@ from .processes import killed_in_mid_stream
 from .test_ecofed import BASE, LINK
 
 HEAD = 4 * (10 * 512 + 10)  # bytes of the head behind features.2
-FRONT = 4 * (16 * 9 + 16 + 32 * 16 * 9 + 32)  # and of the blocks up to there
+FRONT = 4 * (16 * 9 + 16 + 32 * 16 * 9 + 32)  # and of the blocks up to that cut
 
 
 def local_loss(**fields):
@@ -24,7 +24,7 @@ def finished(**changes):
 
 
 def test_its_bytes_are_those_of_the_formula():
-    """2 (|Wd| + |Waux|) weights and E n A activations, 4 bytes each; labels, plans and reports beside (EcoFed's cost model)."""
+    """2 (|Wd| + |Waux|) weights and E n A activations, 4 bytes each; also labels, plans and reports (EcoFed's cost model)."""
     summary, ended = finished(stop={"rounds": 1}, **local_loss())
     samples, batches = sum(report.samples for report in ended), sum(report.steps for report in ended)
     assert set(summary["up_by_kind"]) == {"activations", "control", "host", "weights"}
@@ -36,17 +36,17 @@ def test_its_bytes_are_those_of_the_formula():
     assert sum(report.virtual.up_bytes for report in ended) == summary["up_bytes"] - summary["up_by_kind"]["control"]
 
 
-def test_it_learns_and_codes_may_be_asked_for():
+def test_it_learns_also_with_coded_activations():
     common = {"evaluation": {"where": "server"}, "stop": {"rounds": 3}, "training": {"batch_size": 16, "epochs": 2}}
     plain, _ = finished(**common, **local_loss())
     coded, _ = finished(**common, **local_loss(bits=8))
     assert plain["accuracy"] > 0.85
     assert coded["accuracy"] > 0.85
-    # 8 bit and less in place of 32
+    # at most 8 bits in place of 32
     assert coded["up_by_kind"]["activations"] < plain["up_by_kind"]["activations"] / 3
 
 
-def test_mistakes_are_told_with_what_is_allowed():
+def test_mistakes_are_refused_with_the_allowed_values():
     with pytest.raises(
         ConfigError, match=r"policy\[1\] \(local_loss\) cuts behind 'nowhere'; the clean cuts are: features.0"
     ):
@@ -62,8 +62,8 @@ def test_mistakes_are_told_with_what_is_allowed():
 @pytest.mark.parametrize(
     ("window", "victims", "epochs"), [(8, [], 1), pytest.param(3, ["PartitionHostActor"], 2, marks=pytest.mark.soak)]
 )
-def test_on_ray_it_is_the_same_at_any_window_also_when_a_host_is_killed_in_mid_stream(window, victims, epochs):
-    """In process every packet is taken when it is sent, whatever the window: only on Ray are several under way."""
+def test_on_ray_the_run_is_the_same_at_any_window_also_when_a_host_is_killed_during_a_stream(window, victims, epochs):
+    """In process every packet is processed when it is sent, for any window: only on Ray are several in flight."""
     changes = {"training": {"batch_size": 4, "epochs": epochs}, "stop": {"rounds": 1 + len(victims)}}
     changes |= local_loss(window=window)
     expected, _ = finished(**changes)

@@ -1,4 +1,4 @@
-"""Plans that are lost under the virtual clock, by hand: when, in which stage, what is charged, and what is free again."""
+"""Plans that are lost under the virtual clock, by hand: time, stage, charges, and the links and hosts that become free."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,8 @@ from fedbonsai.runtime.simulation.disruptions import NO_DISRUPTION, Disruption
 from fedbonsai.runtime.simulation.stream_load import Work
 from fedbonsai.runtime.simulation.virtual_clock import VirtualClock
 
-# Each way 1 s of latency and 100 bytes at 100 B/s, in between 20 FLOP at 10 FLOP/s: down until 2, compute until 4, up until 6.
+# In each direction 1 s of latency and 100 bytes at 100 B/s; between them 20 FLOP at 10 FLOP/s: down until 2, compute until 4,
+# up until 6.
 PLAN = {"flops": 20, "up": 100, "down": 100}
 STREAM = Work(samples=(1, 1), forward_flops=10, flops=20, host_flops=50, answers=True)
 
@@ -97,7 +98,7 @@ def test_a_plan_that_drops_out_before_during_and_after_training(bench, disruptio
     assert arrival.virtual == Estimate(seconds=end[0], peak_memory_bytes=5, **charged)
     assert arrival.lost_up_bytes == charged.get("up_bytes", 0)
     assert (arrival.finished.update, arrival.finished.state) == (None, None)
-    assert one.pool.asked == worked  # a plan whose result is not needed is not executed
+    assert one.pool.asked == worked  # a plan whose result is not needed is not computed
 
 
 @pytest.mark.parametrize(
@@ -131,16 +132,16 @@ def test_a_plan_that_ends_when_its_device_leaves_has_ended(bench):
     assert end_of(one.arrivals()[1]) == (6.0, "done", "")
 
 
-def test_the_server_gives_up_after_a_time_of_its_own(bench):
+def test_the_server_declares_a_plan_lost_after_a_configured_time(bench):
     one = bench({1: Disruption(lost_in="train", share=0.25)}, server={"lost_after_s": 30})
     one.dispatch(1, **PLAN)
     assert one.clock.next(10.0) is None
     arrival = one.clock.next(None)
     assert end_of(arrival) == (32.5, "lost", "train")
-    assert arrival.virtual.seconds == 2.5  # what it took the device
+    assert arrival.virtual.seconds == 2.5  # of the device
 
 
-def test_a_plan_for_a_device_that_cannot_be_reached_is_lost_at_once(bench):
+def test_a_plan_for_an_unreachable_device_is_lost_at_once(bench):
     one = bench(availability={"joins_s": 5}, server={"lost_after_s": 30})
     assert not one.dispatch(1, **PLAN)
     arrival = one.arrivals()[1]
@@ -155,7 +156,7 @@ def test_a_plan_for_a_device_that_cannot_be_reached_is_lost_at_once(bench):
 
 
 def test_a_lost_upload_frees_the_shared_link(bench):
-    # Both upload 100 bytes at 50 B/s each; the second is lost after a quarter of its own, at 0.5 s; the first has 75
+    # Both upload 100 bytes at 50 B/s each; the second is lost after a quarter of its bytes, at 0.5 s; the first has 75
     # bytes left, now at 100 B/s.
     two = bench({2: Disruption(lost_in="up", share=0.25)}, devices=2, latency_s=0, server={"up_bytes_per_s": 100})
     two.dispatch(1, 0, up=100)
@@ -180,7 +181,7 @@ SPLIT = {"work": STREAM, "stream": ((100, 100), (50, 50)), "up": 0}
 
 def test_a_stream_that_is_lost_after_half_of_its_packets(bench):
     one = bench({1: Disruption(lost_in="train", share=0.5)}, latency_s=0, hosts={"flop_per_s": 100})
-    assert one.dispatch(1, **SPLIT)  # the sizes of its packets are those of the real work
+    assert one.dispatch(1, **SPLIT)  # the sizes of its packets come from the real work
     arrival = one.arrivals()[1]
     assert end_of(arrival) == (4.0, "lost", "stream")
     assert arrival.finished.stream == StreamBytes((100,), (50,))
@@ -198,7 +199,7 @@ def test_a_stream_that_is_lost_after_half_of_its_packets(bench):
         (6.75, ((100, 100), (50, 50)), 40, 100),
     ],
 )
-def test_a_device_that_leaves_in_mid_stream(bench, leaves_s, stream, flops, host_flops):
+def test_a_device_that_leaves_during_a_stream(bench, leaves_s, stream, flops, host_flops):
     one = bench(latency_s=0, hosts={"flop_per_s": 100}, availability={"leaves_s": leaves_s})
     one.dispatch(1, **SPLIT)
     arrival = one.arrivals()[1]
@@ -209,7 +210,7 @@ def test_a_device_that_leaves_in_mid_stream(bench, leaves_s, stream, flops, host
 
 
 def test_the_host_of_a_lost_stream_is_free_for_others(bench):
-    # Both packets are at the host at 2, which takes 5 s of each: plan 1's until 7, but its device leaves at 3.
+    # Both packets are at the host at 2, which needs 5 s for each: plan 1's until 7, but its device leaves at 3.
     slow = Work(samples=(1,), forward_flops=10, flops=10, host_flops=50, answers=False)
     two = bench(devices=2, latency_s=0, hosts={"flop_per_s": 10}, availability={"trace": [[0, 0, 3], [1, 0, 99]]})
     two.dispatch(1, 0, work=slow, stream=((100,), ()))
@@ -228,7 +229,7 @@ def test_without_an_upload_the_report_is_lost(bench):
 
 
 def test_a_replay_needs_no_device(bench):
-    # Neither its device's absence nor its disruption matters: the host trains on what it has, 0.5 s of each.
+    # Its device may be absent or disrupted: the host trains on the view that it has, 0.5 s for each packet.
     one = bench({1: Disruption(lost_in="down", share=0.5)}, hosts={"flop_per_s": 100}, availability={"joins_s": 99})
     replay = Work(samples=(1, 1), forward_flops=0, flops=0, host_flops=50, answers=False, replay=True)
     assert one.dispatch(1, up=0, work=replay)
@@ -238,7 +239,7 @@ def test_a_replay_needs_no_device(bench):
     assert time_s >= 1.0
 
 
-def test_jitter_is_what_device_and_links_are_for_one_plan(bench):
+def test_jitter_changes_device_and_links_for_one_plan(bench):
     # Half the rate down (2 s), twice the time to compute (4 s), twice the rate up (0.5 s).
     one = bench({1: Disruption(compute=2.0, down=0.5, up=2.0)}, latency_s=0)
     one.dispatch(1, **PLAN)
@@ -250,7 +251,7 @@ def test_jitter_is_what_device_and_links_are_for_one_plan(bench):
 
 
 def test_a_link_that_changes_carries_each_packet_at_the_rate_when_it_is_sent(bench):
-    # 100 B/s as declared: down until 1. From 2 on 50 B/s up: it is sent at 3, and takes 2 s, whatever comes at 4.
+    # 100 B/s as declared: down until 1. From 2 on 50 B/s up: it is sent at 3, and takes 2 s; a change at 4 has no effect.
     one = bench(latency_s=0, rates=[[0, 2, 50, 10], [0, 4, 1, 200]])
     one.dispatch(1, **PLAN)
     found = one.arrivals()[1].virtual
@@ -271,7 +272,7 @@ def test_a_plan_that_is_lost_can_be_cancelled_before_and_after(bench, stop_s):
     assert {plan_id: end_of(found) for plan_id, found in two.arrivals().items()} == {2: (6.0, "done", "")}
 
 
-def test_outcomes_are_one_for_each_plan(bench):
+def test_each_plan_has_one_outcome(bench):
     # It drops out at 2.5, and would have left at 3: it is lost once.
     one = bench({1: Disruption(lost_in="train", share=0.25)}, availability={"leaves_s": 3}, server={"lost_after_s": 5})
     one.dispatch(1, **PLAN)

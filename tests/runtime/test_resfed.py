@@ -1,4 +1,4 @@
-"""Whole runs whose links remember: the preset, its identities, what is counted, and what goes wrong on the way."""
+"""Whole runs over links with memory: the preset, its identities, the counted bytes, and faults of links."""
 
 from dataclasses import dataclass, field
 
@@ -36,7 +36,7 @@ def finished(*, policy=None, **changes):
 
 @dataclass(frozen=True)
 class Linked:
-    """Everyone, or ``cohort`` devices in turn, with these links and codecs."""
+    """All devices, or ``cohort`` of them in turn, with these links and codecs."""
 
     down: Residual | None = None
     up: Residual | None = None
@@ -86,7 +86,7 @@ def test_the_preset_saves_most_of_the_bytes_and_counts_all_of_them():
     assert set(sparse["up_by_kind"]) == {"control", "weights"}
     ended = [event.report for event in events if isinstance(event, PlanEnded)]
     assert sparse["up_by_kind"]["weights"] == sum(report.virtual.up_bytes for report in ended)
-    # The first messages hold no model at all: both ends make it from the seed.
+    # The first messages hold no model: both ends make it from the seed.
     assert sum(report.virtual.down_bytes for report in ended if report.plan.version == 0) == 6 * 64
 
 
@@ -101,7 +101,7 @@ def test_each_direction_can_be_switched_off(off, on):
     assert half[f"{on}_by_kind"]["weights"] * 50 < dense[f"{on}_by_kind"]["weights"]
 
 
-def test_with_partial_participation_who_was_away_catches_up():
+def test_with_partial_participation_absent_devices_catch_up():
     run = fedbonsai.run(BASE | {"stop": {"rounds": 8}, "preset": "resfed"}, settings=["policy.0.cohort=2"])
     reports = [event.report for event in run if isinstance(event, PlanEnded)]
     assert {report.outcome.value for report in reports} == {"done"}
@@ -109,7 +109,7 @@ def test_with_partial_participation_who_was_away_catches_up():
     assert run.summary["resyncs"] == 0
 
 
-def test_slow_links_carry_less():
+def test_slow_links_transfer_fewer_bytes():
     fleet = {"classes": [SIX["classes"][0], SIX["classes"][1] | {"up_bytes_per_s": 1000, "down_bytes_per_s": 1000}]}
     run = fedbonsai.run(
         BASE | {"fleet": fleet, "preset": "resfed", "stop": {"rounds": 4}},
@@ -122,12 +122,12 @@ def test_slow_links_carry_less():
             found = plan.codec_up[0].options["density"], plan.codec_down[0].options["density"]
             densities.setdefault(plan.device, []).append(found)
             assert event.report.outcome.value == "done"
-    # Two thousand bytes at 10 %, six hundred at 1 %: known before the first was sent.
+    # Two thousand bytes at 10 %, six hundred at 1 %: known before the first packet.
     assert densities == {0: [(0.1, 0.1)] * 4, 1: [(0.01, 0.01)] * 4}
     assert run.summary["resyncs"] == 0
 
 
-def test_who_can_afford_the_best_step_stays_there_however_much_was_missed():
+def test_a_link_with_room_for_the_finest_codec_keeps_it_after_missed_rounds():
     # One message at 10 % is about 2.5 kB, 0.13 s of this link; its bound is 14 kB, and catching up takes up to 15 kB.
     fleet = {"classes": [SIX["classes"][0] | {"count": 6, "up_bytes_per_s": 20_000, "down_bytes_per_s": 20_000}]}
     limits = ["policy.1.steps=[[0.01, 1], [0.0025, 1]]", "policy.1.upload_s=0.25", "policy.1.download_s=0.25"]
@@ -143,7 +143,7 @@ def test_who_can_afford_the_best_step_stays_there_however_much_was_missed():
 
 @dataclass
 class Meddling:
-    """The in-process pool, whose wire damages some updates and loses the memory of one device."""
+    """The in-process pool, which damages some updates and loses the memory of one device."""
 
     inner: InlinePool
     answered: list = field(default_factory=list)
@@ -192,7 +192,7 @@ def replace_state(task):
     return type(task)(**{**vars(task), "state": None})
 
 
-def test_a_damaged_update_is_rejected_and_a_lost_memory_made_anew(monkeypatch):
+def test_a_damaged_update_is_rejected_and_a_lost_memory_is_created_again(monkeypatch):
     import fedbonsai.runtime.engine.engine as engine
 
     monkeypatch.setattr(engine, "InlinePool", lambda *parts: Meddling(InlinePool(*parts)))
@@ -264,6 +264,6 @@ def test_a_wrong_setting_is_one_sentence(settings, sentence):
         ({"down": Residual(rule="delta")}, "a downlink's rule is one of: stationary, half_step, second_order"),
     ],
 )
-def test_a_policy_that_asks_for_what_is_not_stable_is_told_so(links, words):
+def test_a_policy_that_chooses_unstable_links_is_refused(links, words):
     with pytest.raises(RunError, match=words):
         finished(policy=Linked(**links))

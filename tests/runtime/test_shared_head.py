@@ -87,8 +87,8 @@ def test_one_device_for_each_host_is_slots_bit_for_bit():
     assert hashes[0] == hashes[1]
 
 
-def test_turns_take_their_time_one_after_another():
-    # Three equal devices: on one host three times one's time, on three hosts once; on two, two of them wait for each other.
+def test_devices_of_one_host_take_turns_one_after_another():
+    # Three equal devices: on one host three times the time of one, on three hosts once; on two, two of them take turns.
     for hosts, turns in ((1, 3), (3, 1), (2, 2)):
         events, _ = small(hosts=hosts)
         alone = ended(events)[0].virtual.seconds
@@ -96,7 +96,7 @@ def test_turns_take_their_time_one_after_another():
         assert closed_s(events) == pytest.approx(turns * alone)
 
 
-def test_the_order_is_drawn_from_the_seed_anew_in_every_round():
+def test_the_order_is_drawn_again_in_every_round():
     def orders(seed):
         reports = ended(small(devices=6, seed=seed, stop={"rounds": 2})[0])
         return [[report.plan.device for report in reports if report.plan.version == version] for version in (0, 1)]
@@ -108,7 +108,7 @@ def test_the_order_is_drawn_from_the_seed_anew_in_every_round():
     assert orders(2) != first
 
 
-def test_a_device_that_fails_in_the_middle_costs_its_own_turn_only():
+def test_a_device_that_fails_loses_only_its_own_turn():
     events, summary = small(devices=4, bad=[2], seed=3)
     outcomes = {report.plan.device: report.outcome.value for report in ended(events)}
     assert outcomes == {0: "done", 1: "done", 2: "failed", 3: "done"}
@@ -116,7 +116,7 @@ def test_a_device_that_fails_in_the_middle_costs_its_own_turn_only():
     assert summary["rounds"] == 1
 
 
-def test_what_a_deadline_leaves_over_is_not_sent_in_the_next_round():
+def test_turns_left_at_a_deadline_are_not_sent_in_the_next_round():
     everyone, _ = small()
     seconds = ended(everyone)[0].virtual.seconds
 
@@ -126,7 +126,7 @@ def test_what_a_deadline_leaves_over_is_not_sent_in_the_next_round():
             return Decision(plans=decision.plans, keep_open=decision.keep_open, close_after_s=1.5 * seconds), state
 
     events, summary = small(policy=chain(All(), Hurried(head="shared")), stop={"rounds": 2})
-    # Of each round one is done and one is late, the third is not sent; in the second round the late one is out at first.
+    # In each round one is done, one is late, and the third is not sent; the late one is still in flight when the second begins.
     assert summary["outcomes"]["done"] == 2
     assert [report.outcome.value for report in ended(events)].count("late") == 2
 
@@ -142,7 +142,7 @@ def test_a_second_plan_for_a_shared_head_in_training_is_refused():
 
 
 @pytest.mark.usefixtures("cluster")
-def test_on_ray_it_is_the_same_also_when_a_host_is_killed():
+def test_on_ray_the_run_is_the_same_also_when_a_host_is_killed():
     changes = {
         "policy": ["all", {"name": "splitfed", "head": "shared"}],
         "training": {"batch_size": 4, "epochs": 1},

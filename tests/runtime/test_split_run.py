@@ -1,4 +1,4 @@
-"""Split training, whole runs: any clean cut gives the bits of FedAvg, in process, on Ray, and when actors die in mid-stream."""
+"""Split training, whole runs: any clean cut gives the bits of FedAvg, in process, on Ray, and when actors die in a stream."""
 
 import fedbonsai
 import pytest
@@ -11,7 +11,7 @@ LINK = {"memory_bytes": 10**9, "up_bytes_per_s": 10**9, "down_bytes_per_s": 10**
 BASE = {
     "backend": "inline",
     "seed": 5,
-    # Each device is far slower than the one before, so that updates arrive in one order: sums of float32 in another differ.
+    # Each device is far slower than the one before, so that the order of arrival is fixed: float32 sums depend on it.
     "fleet": {"classes": [{"name": f"c{i}", "flop_per_s": 1e9 / 4**i} | LINK for i in range(4)], "hosts": {"count": 2}},
     "data": {"name": "digits", "partition": {"name": "dirichlet", "alpha": 1.0}},
     "evaluation": {"where": "none"},
@@ -44,7 +44,7 @@ def test_any_clean_cut_gives_the_bits_of_fedavg(fedavg, block):
 @pytest.mark.parametrize(
     "training", [{"precision": "bf16", "channels_last": True}, {"accumulation": 3, "epochs": 2}, {"steps": 3}], ids=str
 )
-def test_so_it_does_with_other_ways_of_training(training):
+def test_the_same_holds_with_other_training_settings(training):
     changes = {"training": training, "stop": {"rounds": 1}}
     assert finished(**changes, **cut_at("features.0"))[0]["model_hash"] == finished(**changes)[0]["model_hash"]
 
@@ -53,7 +53,8 @@ def test_every_byte_that_crosses_the_cut_is_counted():
     summary, ended = finished(preset="splitfed", stop={"rounds": 1})
     samples = sum(report.samples for report in ended)
     batches = sum(report.steps for report in ended)
-    # 16 x 8 x 8 float32 each way and a label of one byte up for each sample; 48 + 8 header, 8 checksum at most for each packet
+    # 16 x 8 x 8 float32 in each direction and a label of one byte up for each sample; for each packet at most 48 + 8 bytes of
+    # header and 8 of checksum
     for kind, payload in (("up_by_kind", samples * (4096 + 1)), ("down_by_kind", samples * 4096)):
         name = "activations" if kind == "up_by_kind" else "gradients"
         assert payload + 64 * batches >= summary[kind][name] >= payload + 56 * batches
@@ -64,7 +65,7 @@ def test_every_byte_that_crosses_the_cut_is_counted():
         assert virtual.host_flops > virtual.flops > 0
 
 
-def test_mistakes_are_told_with_what_is_allowed():
+def test_mistakes_are_refused_with_the_allowed_values():
     clean = r"the clean cuts are: features\.0 \(16x8x8\), features\.2 \(512\), classifier\.0 \(64\)"
     with pytest.raises(ConfigError, match=r"policy\[1\] \(splitfed\) cuts behind 'classifier\.2'; " + clean):
         finished(**cut_at("classifier.2"))
@@ -77,7 +78,7 @@ def test_mistakes_are_told_with_what_is_allowed():
 
 @pytest.mark.soak
 @pytest.mark.usefixtures("cluster")
-def test_on_ray_it_is_the_same_also_when_actors_are_killed_in_mid_stream():
+def test_on_ray_the_run_is_the_same_also_when_actors_are_killed_during_a_stream():
     changes = {"preset": "splitfed", "training": {"batch_size": 4}, "stop": {"rounds": 3}}
     expected, _ = finished(**changes)
     summary = killed_in_mid_stream(BASE | changes, "PartitionHostActor", "WorkerActor")

@@ -1,4 +1,4 @@
-"""Two runs in one process: each computes as if it were alone, in turn and in threads, and the process stays as it was."""
+"""Two runs in one process: each gives its result as if alone, in turn and in threads, and the process is not changed."""
 
 import threading
 
@@ -38,7 +38,7 @@ def alone(config):
     return run.summary["model_hash"]
 
 
-def test_interleaved_runs_are_those_of_runs_alone(configs):
+def test_interleaved_runs_give_the_results_of_single_runs(configs):
     expected = [alone(config) for config in configs]
     torch.set_num_threads(2)
     try:
@@ -46,7 +46,7 @@ def test_interleaved_runs_are_those_of_runs_alone(configs):
         first, second = (fedbonsai.run(config) for config in configs)
         next(first)
         next(second)
-        torch.manual_seed(99)  # what the caller does in between is the caller's
+        torch.manual_seed(99)  # by the caller, between events
         torch.default_generator.set_state(drawn)
         list(first)
         first.close()
@@ -60,7 +60,7 @@ def test_interleaved_runs_are_those_of_runs_alone(configs):
     assert [run.summary["model_hash"] for run in (first, second)] == expected
 
 
-def test_runs_in_threads_are_those_of_runs_alone(configs):
+def test_runs_in_threads_give_the_results_of_single_runs(configs):
     expected = [alone(config) for config in configs]
     found = {}
     threads = [

@@ -1,4 +1,4 @@
-"""Windows where gradients come back, whole runs: what they save in time, what they cost in memory, and that it is said."""
+"""Windows of split training with gradients, whole runs: less time, more memory, and a notice that the model differs."""
 
 import fedbonsai
 import pytest
@@ -13,7 +13,7 @@ def cut_with(window, **changes):
 
 
 def finished(config):
-    """The summary, the reports, and what was noticed."""
+    """The summary, the reports, and the notices."""
     run = fedbonsai.run(config)
     events = list(run)
     reports = [event.report for event in events if isinstance(event, PlanEnded)]
@@ -26,9 +26,9 @@ def found_fixture():
     return {window: finished(cut_with(window)) for window in (1, 2, 4)}
 
 
-def test_a_larger_window_takes_less_time_and_more_memory_for_as_many_bytes(found):
+def test_a_larger_window_takes_less_time_and_more_memory_for_the_same_bytes(found):
     seconds = [[report.virtual.seconds for report in found[window][1]] for window in (1, 2, 4)]
-    # No faster than the device computes; 4 is no faster than 2 where that leaves it nothing to wait for.
+    # Not faster than the device computes; 4 is not faster than 2 if the device never waits with 2.
     for first, second, third in zip(*seconds, strict=True):
         assert third <= second < first
     for report in found[4][1]:
@@ -40,7 +40,7 @@ def test_a_larger_window_takes_less_time_and_more_memory_for_as_many_bytes(found
         assert len({size[kind][name] for size in sizes}) == 1
 
 
-def test_the_model_is_another_one_and_it_is_said(found):
+def test_the_model_differs_and_a_notice_says_so(found):
     fedavg = fedbonsai.run(BASE | {"stop": {"rounds": 1}})
     list(fedavg)
     hashes = [found[window][0]["model_hash"] for window in (1, 2, 4)]
@@ -52,14 +52,14 @@ def test_the_model_is_another_one_and_it_is_said(found):
     assert told.format(4, "3 micro-batches") in found[4][2]
 
 
-def test_it_learns_all_the_same():
+def test_it_still_learns():
     config = cut_with(3, stop={"rounds": 4}, evaluation={"where": "server"}, training={"batch_size": 16})
     assert finished(config)[0]["accuracy"] > 0.9
 
 
 @pytest.mark.soak
 @pytest.mark.usefixtures("cluster")
-def test_on_ray_it_is_the_same_also_when_a_host_is_killed():
+def test_on_ray_the_run_is_the_same_also_when_a_host_is_killed():
     config = cut_with(3, training={"batch_size": 4, "epochs": 2}, stop={"rounds": 2})
     expected, _, _ = finished(config)
     summary = killed_in_mid_stream(config, "PartitionHostActor")

@@ -11,9 +11,10 @@ from fedbonsai.learning.parts.part import Part
 from fedbonsai.learning.spec import Training
 from fedbonsai.policies.advice.compare_methods import MethodCost, compare_methods
 from fedbonsai.policies.advice.verdict import cheaper, verdict
+from fedbonsai.policies.checks.statements import UploadPeriod
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.estimate import Estimate
-from fedbonsai.policies.partitioning.ecofed import EcoFed, upload_period
+from fedbonsai.policies.partitioning.ecofed import EcoFed
 from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.plan import Plan
 from fedbonsai.policies.policy import Identity
@@ -106,6 +107,33 @@ def test_uploads_are_counted_as_the_policy_decides_them():
     assert ecofed(uploads="views", refresh=4) == (160 * (4 + 4 * 4) / 80, (9 * 20 + 11 * 10) / 20)
 
 
+@dataclass(frozen=True)
+class OwnPolicy:
+    """A user's policy that makes EcoFed's plans."""
+
+    def init(self):
+        return None
+
+    def decide(self, view, state, decision):
+        return EcoFed(cut="b").decide(view, state, decision)
+
+
+@dataclass(frozen=True)
+class OwnPeriod(OwnPolicy):
+    """The same, and it states that devices upload in every fourth round."""
+
+    def upload_period(self, *, devices, cohort, rounds):
+        return UploadPeriod(full=rounds / 4, some=0.0, part=0.0)
+
+
+def test_replays_are_counted_for_every_policy_that_states_its_uploads():
+    stated, built_in, unstated = compared(
+        (10, 20), [devices(count=2)], {"own": OwnPeriod(), "EcoFed": METHODS["EcoFed"], "unstated": OwnPolicy()}
+    )
+    assert (stated.seconds, stated.num_bytes) == (built_in.seconds, built_in.num_bytes) == ((20 + 3 * 10) / 4, 30.0)
+    assert (unstated.seconds, unstated.num_bytes) == (20.0, 120.0)  # as if its devices uploaded in every round
+
+
 def test_with_views_a_link_carries_the_devices_that_upload():
     shared = {"w": {"up_bytes_per_s": 5, "down_bytes_per_s": 100}}
     methods = {"EcoFed": EcoFed(cut="b", uploads="views", refresh=1)}
@@ -128,7 +156,7 @@ def test_its_upload_period_is_that_of_the_policys_own_decisions(cohort, refresh)
         uploads = [plan.device for plan in decision.plans if plan.split.view is None]
         since |= dict.fromkeys(uploads, version)
         sent, busy = sent + len(uploads), busy + bool(uploads)
-    found = upload_period(method, devices=12, cohort=cohort, rounds=rounds)
+    found = method.upload_period(devices=12, cohort=cohort, rounds=rounds)
     assert cohort * (found.full + found.some * found.part) == pytest.approx(sent, rel=0.2)
     assert found.full + found.some == pytest.approx(busy, rel=0.35)
 

@@ -1,4 +1,4 @@
-"""Evaluation: spread by hand, and where it takes place."""
+"""Evaluation: figures over devices by hand, and on the server, on devices, both or nowhere."""
 
 import math
 import sys
@@ -53,12 +53,12 @@ def test_on_the_devices_without_any_data_on_the_server(digits, of_type):
         assert figures["worst"] < figures["mean"] if low else figures["worst"] > figures["mean"]
     assert summary["accuracy"] == last.devices["accuracy"]["mean"]
     assert summary["evaluation"]["devices"] == last.devices
-    # An instrument: its bytes are counted, and apart.
+    # Evaluation is an instrument: its bytes are counted separately.
     assert ended.down_by_kind["evaluation"] > 0
     assert ended.up_bytes == ended.up_by_kind["weights"] + ended.up_by_kind["control"]
 
 
-def test_on_both_the_servers_figure_counts(digits, of_type):
+def test_on_both_the_summary_reports_the_servers_accuracy(digits, of_type):
     config = digits(data={"test_share": 0.2}, evaluation={"where": "both"})
     (_, last), _, summary = evaluations(config, of_type)
     assert summary["accuracy"] == last.server["accuracy"] != last.devices["accuracy"]["mean"]
@@ -85,7 +85,7 @@ def test_every_second_version_and_always_the_last(digits, of_type):
     assert summary["accuracy"] == found[-1].server["accuracy"]
 
 
-def test_a_sample_of_the_devices_the_same_every_time(digits, of_type):
+def test_a_sample_of_the_devices_is_the_same_in_every_evaluation(digits, of_type):
     config = digits(data={"test_share": 0.2}, evaluation={"where": "devices", "devices": 2})
     (first, second), ended, _ = evaluations(config, of_type)
     assert (first.num_devices, second.num_devices) == (2, 2)
@@ -93,7 +93,7 @@ def test_a_sample_of_the_devices_the_same_every_time(digits, of_type):
     assert ended.down_by_kind["evaluation"] < ended.down_by_kind["weights"]
 
 
-def test_less_is_worse_or_better_as_the_metric_says(digits, of_type):
+def test_whether_lower_is_better_depends_on_the_metric(digits, of_type):
     config = digits(
         data={"name": "synthetic", "kwargs": {"shape": [4], "classes": None}, "test_share": 0.5},
         model={"name": "torch.nn:Linear", "kwargs": {"in_features": 4, "out_features": 1}},
@@ -106,7 +106,7 @@ def test_less_is_worse_or_better_as_the_metric_says(digits, of_type):
 
 @pytest.mark.parametrize("where", ["server", "devices"])
 def test_its_batch_size_is_its_own(digits, of_type, where):
-    """With batch statistics the figures depend on who is in a batch."""
+    """With batch statistics the figures depend on the samples in a batch."""
 
     def loss(batch_size):
         config = digits(
@@ -191,12 +191,12 @@ def test_batches_that_the_model_cannot_be_evaluated_on_are_refused_before_the_fi
         ({"data": {"server_test": False}}, "evaluation.where is 'server', but the server has no test set"),
     ],
 )
-def test_what_nobody_could_evaluate_is_refused_before_the_first_round(digits, changes, sentence):
+def test_evaluation_without_a_test_set_is_refused_before_the_first_round(digits, changes, sentence):
     with pytest.raises(ConfigError, match=sentence):
         next(fedbonsai.run(digits(**changes)))
 
 
-def test_a_metric_that_fails_on_the_server_in_mid_run_ends_it_with_its_name_and_round(unequal):
+def test_a_metric_that_fails_on_the_server_during_a_run_ends_it_with_its_name_and_round(unequal):
     config = unequal(64, ["users_shares:once"])
     config["evaluation"] |= {"where": "server"}
     config["data"] |= {"name": "users_shares:tested"}

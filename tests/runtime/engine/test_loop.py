@@ -1,4 +1,4 @@
-"""The loop, with small real policies: what is dispatched, what becomes of it, when versions close and runs end."""
+"""The loop, with small real policies: dispatch, outcomes, the close of versions and the end of runs."""
 
 # ruff: noqa: E501  (tables of sentences: one row a line)
 
@@ -46,7 +46,7 @@ def five_each(*, num_devices, seed, root, bad=(), labels="int64"):
     return SamplePool(train=Samples(x, y), test=test, owners=owners, num_classes=3)
 
 def fails_on_five(output, target):
-    """Sound in the dry run, which takes other batches; wrong in training."""
+    """Works in the dry run, which has other batches; fails in training."""
     if len(output) == 5 and torch.is_grad_enabled():
         raise ArithmeticError("boom")
     return torch.nn.functional.cross_entropy(output, target)
@@ -117,7 +117,7 @@ def run(function, **changes):
 
 
 def failing(function, **changes):
-    """The events of a run that fails, and its error."""
+    """The events before the error of a run that fails, and the error."""
     running = fedbonsai.run(config_of(**changes), policy=Do(function))
     events = []
     with pytest.raises(RunError) as caught:
@@ -126,7 +126,7 @@ def failing(function, **changes):
 
 
 def start_of_round(decide):
-    """Ask only when nothing of the version has been dispatched yet."""
+    """Decide only when nothing of the version has been dispatched yet."""
     return lambda view: Decision() if view.dispatched else decide(view)
 
 
@@ -158,7 +158,7 @@ def test_a_synchronous_round_waits_for_all():
     assert summary["outcomes"]["done"] == 6
 
 
-def test_when_policies_are_asked_and_what_they_see():
+def test_when_policies_are_called_and_what_they_see():
     asked = []
 
     def decide(view):
@@ -192,7 +192,7 @@ def test_seeds_differ_by_decision_and_are_the_same_again():
 
 
 def test_a_device_that_is_sent_two_plans_of_one_version_gets_two_seeds():
-    """Device 0 comes back twice while the version, which waits for four updates, is open."""
+    """Device 0 delivers twice while the version, which closes at four updates, is open."""
 
     def decide(view):
         return Decision(plans=tuple(view.new_plan(device) for device in idle(view)), close_at=4)
@@ -204,7 +204,7 @@ def test_a_device_that_is_sent_two_plans_of_one_version_gets_two_seeds():
     assert [plan.seed for plan in plans] == [derive(*path), derive(*path, 1), derive(*path, 2)]
 
 
-def test_the_view_tells_what_is_left_of_the_budgets():
+def test_the_view_has_the_remaining_budgets():
     left = []
 
     def decide(view):
@@ -216,7 +216,7 @@ def test_the_view_tells_what_is_left_of_the_budgets():
     assert all(later < 1000 and size < 10**6 for later, size in left[1:])
 
 
-def test_a_version_closes_at_k_updates_and_the_rest_is_late():
+def test_a_version_closes_at_k_updates_and_later_ones_are_late():
     @start_of_round
     def decide(view):
         return Decision(plans=tuple(view.new_plan(device) for device in idle(view)), close_at=2)
@@ -242,7 +242,7 @@ def test_asynchronous_rounds_close_at_every_update():
     assert all(version == number for number, (_, version) in enumerate(versions))
 
 
-def test_a_deadline_closes_with_what_is_there():
+def test_a_deadline_closes_with_the_updates_that_have_arrived():
     seconds = {}
 
     @start_of_round
@@ -258,7 +258,7 @@ def test_a_deadline_closes_with_what_is_there():
     assert ends(events)[-1] == (2, 0, "late")
 
 
-def test_a_deadline_before_anyone_is_there_closes_an_unchanged_version_and_says_so():
+def test_a_deadline_before_the_first_arrival_closes_an_unchanged_version_with_a_notice():
     @start_of_round
     def decide(view):
         plans = tuple(view.new_plan(device) for device in idle(view)[:1])
@@ -273,7 +273,7 @@ def test_a_deadline_before_anyone_is_there_closes_an_unchanged_version_and_says_
 
 @pytest.mark.parametrize("clock", ["virtual", "wall"])
 def test_a_deadline_does_not_close_a_version_in_which_nothing_was_dispatched(clock):
-    """Round 1 wants device 2 alone, which is out with round 0; its own deadline is longer than any plan."""
+    """Round 1 chooses only device 2, which is busy with round 0; the deadline of round 1 is longer than any plan."""
 
     def decide(view):
         if view.version == 0:
@@ -287,21 +287,21 @@ def test_a_deadline_does_not_close_a_version_in_which_nothing_was_dispatched(clo
 
 
 @pytest.mark.parametrize("clock", ["virtual", "wall"])
-def test_a_run_in_which_every_update_was_late_does_not_end_well(clock):
+def test_a_run_in_which_every_update_was_late_fails(clock):
     def decide(view):
         return Decision(plans=everyone(view).plans, close_after_s=1e-9)
 
     events, error = failing(decide, clock=clock, stop={"rounds": 3})
     assert error.message == (
-        "no device delivered an update in the whole run; none came before its version closed: its deadline (closing.after_s) is too short"
+        "no device delivered an update in the whole run; none arrived before its version closed: the deadline (closing.after_s) is too short"
     )
     assert closed(events) == [(1, 0), (2, 0), (3, 0)]
     assert {end[2] for end in ends(events)} == {"late"}
 
 
 @pytest.mark.parametrize("clock", ["virtual", "wall"])
-def test_a_run_that_only_evaluates_ends_well(clock):
-    """Nothing is to be folded, so nothing is missed; some may come late."""
+def test_a_run_that_only_evaluates_finishes(clock):
+    """Nothing is to be folded, so no update is missing; some plans may be late."""
 
     @start_of_round
     def decide(view):
@@ -314,7 +314,7 @@ def test_a_run_that_only_evaluates_ends_well(clock):
     assert (summary["status"], summary["notices"]) == ("finished", [])
 
 
-def test_a_device_that_trains_is_missed_even_where_another_evaluates():
+def test_a_missing_update_ends_the_run_even_if_another_device_evaluates():
     @start_of_round
     def decide(view):
         first, second, *_ = everyone(view).plans
@@ -327,7 +327,7 @@ def test_a_device_that_trains_is_missed_even_where_another_evaluates():
 
 
 def test_a_round_in_which_nothing_was_dispatched_stays_open():
-    """Round 1 wants device 2, which is busy with round 0: its late arrival frees it, and does not close an empty round."""
+    """Round 1 chooses device 2, which is busy with round 0: its late arrival frees it, and does not close an empty round."""
 
     @start_of_round
     def decide(view):
@@ -356,8 +356,8 @@ def test_a_version_stays_open_while_the_policy_has_more_to_send():
 
 
 @pytest.mark.parametrize("says", [True, False])
-def test_a_version_that_is_kept_open_closes_when_nothing_more_is_sent(says):
-    """Device 0 alone was sent; then the policy no longer keeps it open, or does with nobody out who could change its mind."""
+def test_a_version_that_is_kept_open_closes_when_no_more_plans_are_sent(says):
+    """Only device 0 had a plan; then the policy no longer keeps the version open, or does so with no plan in flight."""
 
     def decide(view):
         if not view.dispatched:
@@ -410,14 +410,14 @@ def test_a_run_that_fails_ends_its_plans_too():
     assert events[-1].report.error == "the run failed"
 
 
-def test_a_policy_that_chooses_nobody_ends_the_run():
+def test_a_policy_that_chooses_no_device_ends_the_run():
     _, error = failing(lambda view: Decision())
     assert str(error) == (
         "round 0, stage decide: the policy chose no device while none is in flight, so the run cannot go on"
     )
 
 
-def test_a_policy_that_chooses_nobody_for_a_reason_says_it():
+def test_the_reasons_of_a_policy_that_chooses_no_device_are_in_the_error():
     link = {"up_bytes_per_s": 1e9, "down_bytes_per_s": 1e9}
     fleet = {"classes": [{"name": "tiny", "count": 2, "flop_per_s": 1000, "memory_bytes": 10} | link]}
     with pytest.raises(RunError) as caught:
@@ -454,7 +454,7 @@ def test_a_plan_that_cannot_be_carried_out_is_refused_before_dispatch(function, 
     assert closed(events) == []
 
 
-def test_a_device_sends_no_more_than_it_may():
+def test_a_plan_that_would_send_what_its_device_may_not_is_refused():
     link = {"flop_per_s": 1, "memory_bytes": 10**9, "up_bytes_per_s": 1e9, "down_bytes_per_s": 1e9}
     fleet = {"classes": [{"name": "shy", "may_send": ["logits"]} | link]}
     with pytest.raises(RunError) as caught:
@@ -473,7 +473,7 @@ def test_a_device_sends_no_more_than_it_may():
         (lambda view: None, "the policy Answers returned None; it must return a pair, a Decision and its new state"),
     ],
 )  # fmt: skip
-def test_an_answer_that_is_none_is_refused(answer, sentence):
+def test_an_answer_that_is_no_valid_decision_is_refused(answer, sentence):
     @dataclass(frozen=True)
     class Answers:
         def init(self):
@@ -589,7 +589,7 @@ def test_the_link_of_a_chain_that_breaks_the_contract_is_named():
         list(fedbonsai.run(config_of(), policy=chain(Do(everyone), Forgets())))
 
 
-def test_the_state_goes_in_as_it_came_out():
+def test_the_state_that_is_passed_in_is_the_one_returned_before():
     seen = []
 
     @dataclass(frozen=True)
@@ -616,7 +616,7 @@ def test_an_update_that_is_not_finite_is_rejected_and_the_round_goes_on():
 
 
 def test_a_fault_in_folding_ends_the_run_with_device_round_and_stage(monkeypatch):
-    """Half an update in the mean must not become a version, nor the device's fault."""
+    """Half an update in the mean must not become a version, and it is not the device's fault."""
     whole, folded = Fold.add, []
 
     def add(self, differences, **weights):
@@ -635,18 +635,18 @@ def test_a_fault_in_folding_ends_the_run_with_device_round_and_stage(monkeypatch
 
 @pytest.mark.parametrize("where", ["server", "none"])
 def test_a_model_that_has_diverged_ends_the_run_as_its_own_fault(where, digits):
-    """Every device would be blamed, round after round, and the run would end as finished."""
+    """Otherwise the updates of all devices would be rejected in every round, and the run would end as finished."""
     config = digits(server={"optimiser": {"learning_rate": 1e20}}, stop={"rounds": 9}, evaluation={"where": where})
     running = fedbonsai.run(config, policy=Do(everyone))
     loss = r"; its loss is (nan|inf)" if where == "server" else ""
-    told = rf"^round \d, stage close: all 3 updates of this round hold NaN or infinity, since the model of version \d has diverged{loss}; "
-    with pytest.raises(RunError, match=told + r"server.optimiser.learning_rate is 1e\+20, training"):
+    sentence = rf"^round \d, stage close: all 3 updates of this round hold NaN or infinity, since the model of version \d has diverged{loss}; "
+    with pytest.raises(RunError, match=sentence + r"server.optimiser.learning_rate is 1e\+20, training"):
         list(running)
     assert running.summary["rounds"] < 4
     assert running.summary["status"] == "failed"
 
 
-def test_a_server_that_steps_too_far_ends_the_run_and_its_model_before_is_kept(tmp_path):
+def test_a_server_step_to_infinity_ends_the_run_and_the_model_before_it_is_kept(tmp_path):
     first = fedbonsai.run(config_of(stop={"rounds": 0}), policy=Do(everyone))
     list(first)
     step = {"optimiser": {"learning_rate": 100.0}}
@@ -660,7 +660,7 @@ def test_a_server_that_steps_too_far_ends_the_run_and_its_model_before_is_kept(t
     assert (tmp_path / "run" / "final.safetensors").is_file()
 
 
-def test_a_round_whose_only_update_is_rejected_is_survived_once_something_was_folded():
+def test_a_round_whose_only_update_is_rejected_does_not_end_a_run_that_has_folded_before():
     """One device a round: 0, 1 (whose data are NaN), 2."""
 
     @start_of_round
@@ -673,7 +673,7 @@ def test_a_round_whose_only_update_is_rejected_is_survived_once_something_was_fo
 
 
 class AlteringPool(InlinePool):
-    """The in-process pool with device 1 at fault: ``alter`` changes its answers."""
+    """The in-process pool; ``alter`` changes the results of device 1."""
 
     def __init__(self, settings, alter):
         super().__init__(Device(settings), LocalChannel())
@@ -685,13 +685,13 @@ class AlteringPool(InlinePool):
 
 
 def engine_with(config, make_pool):
-    """An engine of the policy ``everyone``, on a pool of one's own."""
+    """An engine with the policy ``everyone``, on the pool that ``make_pool`` makes."""
     settings = workload_settings(config, num_devices=config.load_fleet().num_devices)
     return Engine(config, Do(everyone), settings=settings, pool=make_pool(settings))
 
 
 def altered(alter, **changes):
-    """The end of device 1's plan in a run of one round, in which the others did well."""
+    """The report of device 1's plan in a run of one round, in which the other plans are done."""
     config = load_config(config_of(stop={"rounds": 1}, **changes))
     engine = engine_with(config, lambda settings: AlteringPool(settings, alter))
     events = list(engine.events())
@@ -700,7 +700,7 @@ def altered(alter, **changes):
 
 
 @pytest.mark.parametrize("samples", [-5, 0, 6, 2**63 - 1])
-def test_the_samples_that_a_device_reports_are_a_weight_only_if_it_can_have_them(samples):
+def test_an_update_with_an_impossible_number_of_samples_is_rejected(samples):
     report = altered(lambda found: replace(found, report=msgspec.structs.replace(found.report, samples=samples)))
     assert (report.outcome, report.stage) == (Outcome.REJECTED, "fold")
     assert report.error == f"it reports {samples} samples; the device has 5, and at least 1 must be used"
@@ -712,7 +712,7 @@ def test_an_answer_without_an_update_is_rejected():
 
 
 @pytest.mark.parametrize(("most", "rounds"), [(0, 0), (3, 3), (None, 6)])
-def test_more_faults_than_it_may_have_end_a_run_with_the_first(most, rounds):
+def test_more_faults_than_max_failures_end_a_run_with_the_first(most, rounds):
     config = load_config(config_of(stop={"rounds": 6}, max_failures=most))
     make_pool = lambda settings: AlteringPool(settings, lambda found: replace(found, update=None))  # noqa: E731
     events, error = [], ""
@@ -730,7 +730,7 @@ def test_more_faults_than_it_may_have_end_a_run_with_the_first(most, rounds):
     )
 
 
-def test_whatever_a_users_codec_raises_at_the_server_is_that_plans_fault():
+def test_an_exception_of_a_users_codec_at_the_server_rejects_the_plan():
     fault = {"name": "users_parts:Breaks", "options": {"seed": derive(0, "plan", 1, 0)}}
     report = altered(lambda found: found, codecs={"up": [fault]})
     assert (report.outcome, report.stage, report.error) == (Outcome.REJECTED, "fold", "IndexError: no such thing")
@@ -752,7 +752,7 @@ def test_when_every_update_is_rejected_the_run_ends_too():
     )
 
 
-def test_a_run_in_which_nobody_ever_had_the_memory_does_not_end_well():
+def test_a_run_in_which_every_device_ran_out_of_memory_fails():
     events, error = failing(everyone, training={"loss": "users_parts:exhausts_on_five"})
     assert str(error) == (
         "device 0, round 0, stage train: no device delivered an update in the whole run; "
@@ -761,7 +761,7 @@ def test_a_run_in_which_nobody_ever_had_the_memory_does_not_end_well():
     assert Counter(end[2] for end in ends(events)) == {"out_of_memory": 6}
 
 
-def test_one_failing_device_leaves_the_others_at_work():
+def test_one_failing_device_does_not_stop_the_others():
     """Only device 0 has data of five samples in one batch: the others train in batches of 2."""
 
     @start_of_round
@@ -789,7 +789,7 @@ def test_a_plan_that_only_evaluates_is_done_without_an_update():
 
 @dataclass
 class CountingPool:
-    """The in-process pool, with scales at its door."""
+    """The in-process pool, which counts the bytes of what is submitted and returned."""
 
     inner: InlinePool
     bytes: Counter = field(default_factory=Counter)
@@ -810,7 +810,7 @@ class CountingPool:
         return finished
 
     def next(self, timeout_s):
-        raise AssertionError("the virtual clock asks for results by plan")
+        raise AssertionError("the virtual clock fetches results by plan")
 
     def cancel(self, plan_id):
         self.inner.cancel(plan_id)
@@ -863,7 +863,7 @@ def test_the_ledger_is_the_sum_of_the_packets_and_the_control_messages(codecs):
 )
 def test_a_run_ends_by_its_rules(stop, rounds, reason):
     changes = {"evaluation": {"where": "server"}, "stop": {"rounds": 9} | stop}
-    if "patience" in stop:  # a model that does not move never gets better
+    if "patience" in stop:  # a model that does not change never gets better
         changes["training"] = {"optimiser": {"learning_rate": 0.0}}
         rounds = 2
     events, summary = run(everyone, **changes)

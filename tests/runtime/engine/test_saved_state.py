@@ -1,4 +1,4 @@
-"""Things with state: all that a checkpoint must hold is declared, and what is declared is saved and restored by its type."""
+"""Objects with state: every attribute is declared, and the declared ones are saved and restored by their types."""
 
 import dataclasses
 
@@ -24,15 +24,15 @@ def engine_of(**changes):
     return Engine(config, configured_policy(config))
 
 
-def things(thing, seen=None):
+def objects_with_state(start, seen=None):
     """An object with state, and all such objects that are its attributes or theirs."""
     seen = {} if seen is None else seen
-    if id(thing) not in seen:
-        seen[id(thing)] = thing
-        for value in vars(thing).values():
+    if id(start) not in seen:
+        seen[id(start)] = start
+        for value in vars(start).values():
             for each in value.values() if isinstance(value, dict) else [value]:
                 if has_state(each):
-                    things(each, seen)
+                    objects_with_state(each, seen)
     return list(seen.values())
 
 
@@ -43,11 +43,11 @@ def found_fixture():
     events = virtual.events()
     for _ in range(12):
         next(events)
-    return [each for engine in (virtual, wall) for each in things(engine._loop)]
+    return [each for engine in (virtual, wall) for each in objects_with_state(engine._loop)]
 
 
 def test_every_attribute_is_saved_or_declared_not_to_be(found):
-    """A new attribute of one of these must be in one of both lists, so that it is not forgotten."""
+    """A new attribute must be in one of the two lists, so that it is not forgotten."""
     kinds = {type(each).__name__ for each in found}
     assert kinds >= {"Loop", "Server", "Store", "Fold", "Peers", "Downlinks", "Broadcast", "VirtualClock", "WallClock"}
     assert kinds >= {
@@ -72,8 +72,8 @@ def test_every_attribute_is_saved_or_declared_not_to_be(found):
         assert not set(kind.SAVED) & set(kind.NOT_SAVED)
 
 
-def test_what_a_service_and_a_saver_hold_is_known(tmp_path):
-    """They save by hand: a new attribute of theirs is looked at here."""
+def test_the_attributes_of_services_and_savers_are_known(tmp_path):
+    """These save without declarations: a new attribute must be considered here."""
     engine = engine_of()
     assert set(vars(Service(engine))) == {"_engine", "_best", "_closed", "_saver", "_events"}
     assert set(vars(engine)) == {
@@ -92,7 +92,7 @@ def test_what_a_service_and_a_saver_hold_is_known(tmp_path):
     assert set(vars(Saver(engine, plan))) == {"_engine", "_plan", "_checkpoints", "_views"}
 
 
-def test_a_value_of_another_type_is_refused_with_its_place_and_changes_nothing():
+def test_a_value_of_another_type_is_refused_with_its_path_and_changes_nothing():
     engine = engine_of()
     saved = collect(engine._loop)
     before = engine.server.model_hash()
@@ -117,7 +117,7 @@ def test_a_value_of_another_type_is_refused_with_its_place_and_changes_nothing()
 
 
 def test_the_table_of_types_is_closed_and_its_tags_are_those_of_the_format():
-    """A tag may be added; one that changes or goes makes checkpoints unreadable, and needs another number of the format."""
+    """A tag may be added; changing or removing one makes checkpoints unreadable, and needs a new format number."""
     tags = {*CONTAINERS, *ENUMS, *STRUCTS, *DATACLASSES}
     assert set(TAGS.values()) == tags
     assert len(TAGS) == len(tags) + 1  # two kinds of dicts are "dict"
@@ -133,7 +133,7 @@ def test_the_table_of_types_is_closed_and_its_tags_are_those_of_the_format():
         assert set(fields_of(kind.type)) == {field.name for field in dataclasses.fields(kind.type)}
 
 
-def test_a_broadcast_is_saved_by_the_downlinks_with_all_that_it_declares(found):
+def test_a_broadcast_is_saved_by_the_downlinks_with_all_declared_attributes(found):
     (broadcast,) = {id(each): each for each in found if isinstance(each, Broadcast)}.values()
     held = {name: getattr(broadcast, name) for name in Broadcast.SAVED}
     assert mismatch(held, Broadcast.SAVED) is None

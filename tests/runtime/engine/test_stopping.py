@@ -1,4 +1,4 @@
-"""When a run ends, and which evaluation is the best."""
+"""The stop rules, and which evaluation is the best."""
 
 import math
 
@@ -36,15 +36,15 @@ def test_each_rule(rules, now, expected):
 
 def test_patience_counts_evaluations_without_a_better_one():
     stopping = Stopping(Stop(rounds=100, patience=2))
-    told = []
+    results = []
     for version, accuracy in enumerate([0.5, 0.4, 0.6, 0.6, 0.5], start=1):
         figures = {"accuracy": accuracy, "loss": 1.0}
         best = stopping.note(figures)
-        told.append((best, stopping.reason(version=version, time_s=0, num_bytes=0, evaluation=figures)))
-    assert told == [(True, None), (False, None), (True, None), (False, None), (False, "no better evaluation in 2")]
+        results.append((best, stopping.reason(version=version, time_s=0, num_bytes=0, evaluation=figures)))
+    assert results == [(True, None), (False, None), (True, None), (False, None), (False, "no better evaluation in 2")]
 
 
-def test_patience_is_looked_at_only_with_an_evaluation():
+def test_patience_is_checked_only_with_an_evaluation():
     stopping = Stopping(Stop(rounds=100, patience=1))
     for accuracy in (0.5, 0.4):
         stopping.note({"accuracy": accuracy, "loss": 1.0})
@@ -56,7 +56,7 @@ def test_without_accuracy_the_lowest_loss_is_the_best():
     assert [stopping.note({"loss": loss}) for loss in (1.0, 0.5, 0.7)] == [True, True, False]
 
 
-def test_what_is_no_number_is_never_the_best():
+def test_an_evaluation_that_is_not_finite_is_never_the_best():
     stopping = Stopping(Stop())
     assert [stopping.note({"loss": loss}) for loss in (math.nan, math.inf, 0.5, math.nan)] == [
         False,
@@ -64,7 +64,7 @@ def test_what_is_no_number_is_never_the_best():
         True,
         False,
     ]
-    # An infinite loss on one sample says little where there is an accuracy; one that is no number says that all is lost.
+    # With an accuracy, the loss may be infinite, for which one sample is enough. After a loss of NaN the model is unusable.
     by_accuracy = Stopping(Stop())
     found = [
         by_accuracy.note({"accuracy": a, "loss": loss}) for a, loss in ((0.1, math.nan), (0.5, 1.0), (0.9, math.inf))

@@ -1,4 +1,4 @@
-"""What became of a run's plans, in numbers: whether anything was ever delivered, and how much went wrong."""
+"""What a run has recorded of its devices and plans so far: last reports, participation, and counts of outcomes."""
 
 from typing import ClassVar
 
@@ -8,31 +8,49 @@ from ...policies.report import Outcome, Report
 from ..errors import RunError
 
 
-class OutcomeCounts:
-    """Counts plans that were sent and what came of them; says when a run must not go on, or did not end well.
+class DeviceHistory:
+    """The last report of each device, and the number of its plans that have ended. Both are part of the policies' view."""
 
-    A *failure* failed, was rejected, or was lost with its worker; a device that drops out is none.
+    SAVED: ClassVar = {"reports": dict[int, Report], "participation": dict[int, CountOrZero]}  # in a checkpoint
+    NOT_SAVED = ()
+
+    def __init__(self) -> None:
+        """No plan has ended."""
+        self.reports: dict[int, Report] = {}
+        self.participation: dict[int, int] = {}
+
+    def ended(self, report: Report) -> None:
+        """Record the end of a plan."""
+        device = report.plan.device
+        self.reports[device] = report
+        self.participation[device] = self.participation.get(device, 0) + 1
+
+
+class OutcomeCounts:
+    """Counts dispatched plans and their outcomes, and raises the errors that end a run because of them.
+
+    A *failure* is a plan that failed, was rejected, or was lost with its worker. A plan whose device dropped out is not one.
     """
 
-    SAVED: ClassVar = {  # by a checkpoint
+    SAVED: ClassVar = {  # in a checkpoint
         **dict.fromkeys(("_sent", "_trainings", "_folds", "_answers", "_failures"), CountOrZero),
         **dict.fromkeys(("_first_failure", "_first_fault"), Report | None),
     }
     NOT_SAVED = ()
 
     def __init__(self) -> None:
-        """Nothing was sent."""
+        """No plan was dispatched."""
         self._sent = self._trainings = self._folds = self._answers = self._failures = 0
         self._first_failure: Report | None = None
         self._first_fault: Report | None = None
 
     def sent(self, plan: Plan) -> None:
-        """A plan was dispatched."""
+        """Count a plan that was dispatched."""
         self._sent += 1
         self._trainings += plan.objective.kind != "evaluate"
 
     def ended(self, report: Report) -> None:
-        """A plan has come to its end."""
+        """Count a plan that has ended."""
         if report.outcome == Outcome.DONE:
             evaluated = report.plan.objective.kind == "evaluate"
             self._answers += evaluated
@@ -45,11 +63,11 @@ class OutcomeCounts:
 
     @property
     def delivered(self) -> bool:
-        """Whether an update was ever folded; of a run that only evaluates, whether an answer ever came."""
+        """Whether any update was folded; in a run that only evaluates, whether any device has returned metrics."""
         return self._folds > 0 or (not self._trainings and self._answers > 0)
 
     def check_failures(self, most: int | None) -> None:
-        """Raise ``RunError`` with the first failure where there are more than may be (None: any number)."""
+        """Raise ``RunError`` with the first failure if there are more than ``most`` (None: any number is allowed)."""
         first = self._first_failure
         if first is not None and most is not None and self._failures > most:
             raise fault(
@@ -59,16 +77,16 @@ class OutcomeCounts:
             )
 
     def check_delivered(self, version: int) -> None:
-        """Raise ``RunError`` where every device only ever failed or came late, whatever rule ended the run at ``version``."""
+        """Raise ``RunError`` if plans were dispatched and nothing was delivered in the whole run, which ends at ``version``."""
         if not self._sent or self.delivered:
             return
         text, first = "no device delivered an update in the whole run", self._first_fault
-        if first is None:  # only a deadline closes a version with nothing folded and nothing gone wrong
-            why = "none came before its version closed: its deadline (closing.after_s) is too short"
+        if first is None:  # without any fault, only a deadline closes a version with nothing folded
+            why = "none arrived before its version closed: the deadline (closing.after_s) is too short"
             raise RunError(f"{text}; {why}", round_=version, stage="close")
         raise fault(f"{text}; the first fault: {first.outcome.value}: {first.error}", first)
 
 
 def fault(text: str, report: Report) -> RunError:
-    """What ends a run, with device, round and stage of the plan that it is told of."""
+    """An error that ends the run, with device, round and stage of the report's plan."""
     return RunError(text, device=report.plan.device, round_=report.plan.version, stage=report.stage)

@@ -1,0 +1,59 @@
+"""Whether an update is folded, and with which weight: samples x share of the work done x the weight of its staleness."""
+
+import msgspec
+import numpy as np
+
+from ...actors.pool import Finished
+from ...actors.server.server import Server
+from ...learning.spec import Staleness
+from ...policies.plan import Plan
+from ...policies.report import Outcome, Report
+from ..errors import RunError
+from ..simulation.costs import share_done
+
+
+def is_folded(plan: Plan, *, behind: int, staleness: Staleness | None) -> bool:
+    """Whether the update of a plan is folded ``behind`` versions after its own; ``staleness``: ``server.staleness``.
+
+    The update of a plan with a shared head belongs to its own version only.
+    """
+    return not behind or (staleness is not None and staleness.counts(behind) and not plan.shares_head)
+
+
+def fold_update(
+    server: Server,
+    report: Report,
+    finished: Finished,
+    *,
+    behind: int,
+    num_samples: int,
+    staleness: Staleness | None,
+) -> Report:
+    """Fold the update of a plan, and return its report; an update that is not valid makes the outcome ``rejected``.
+
+    ``num_samples``: training samples of the device. Raises ``RunError`` for an error in the fold itself.
+    """
+    plan = report.plan
+    if plan.objective.kind == "evaluate":  # its metrics are in the report; there is nothing to fold
+        return report
+    update = finished.update
+    scale = staleness.scale(behind) if staleness is not None else 1.0
+    problem = ""
+    if not isinstance(update, np.ndarray) and plan.part.trained:
+        problem = "it came without an update"
+    elif not 1 <= report.samples <= num_samples:  # they are its weight
+        problem = f"it reports {report.samples} samples; the device has {num_samples}, and at least 1 must be used"
+    elif not (share := share_done(report, num_samples=num_samples)) > 0:
+        problem = f"it reports {report.steps} steps; a device that stops early makes at least one"
+    else:
+        try:
+            opened = server.open(plan, update, host=finished.host_update)
+        except Exception as error:  # PacketError, or any exception of a user's codec
+            problem = f"{type(error).__name__}: {error}"
+    if problem:
+        return msgspec.structs.replace(report, outcome=Outcome.REJECTED, stage="fold", error=problem)
+    try:
+        server.fold(plan, opened, weight=report.samples * share, scale=scale)
+    except Exception as error:  # an error of this library; a partial fold must not become a version
+        raise RunError.of(error, device=plan.device, round_=plan.version, stage="fold") from error
+    return report
