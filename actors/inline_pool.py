@@ -12,7 +12,7 @@ from ..policies.report import Outcome
 from .device.device import Device
 from .host.partition_host import PartitionHost
 from .messages.plan_message import plan_message
-from .pool import Finished, Task, finished, joined, not_again, read_answer, replayed, upload_again
+from .pool import Finished, Task, failed_upload_result, join_legs, read_answer, read_report, replayed, upload_again
 from .replay.replay_index import Settlement
 from .replay.upload import ViewKey
 
@@ -44,7 +44,7 @@ class InlinePool:
         task, message = self._queue.pop(plan_id)
         packets = [self._channel.get(reference) for reference in task.packets]
         if task.plan.split is None:
-            return finished(task.plan, *self._device.run(message, packets, task.state))
+            return read_report(task.plan, *self._device.run(message, packets, task.state))
         host = self._hosts[task.plan.split.host]
         host_packets = [self._channel.get(reference) for reference in task.host_packets]
         if not task.needs_device:
@@ -55,8 +55,8 @@ class InlinePool:
     def _stream(self, task: Task, host: PartitionHost, message: bytes, packets: Sequence[Array]) -> Finished:
         """Run both legs of a plan whose slot the host has made."""
         link = _InlineLink(host, task.plan)
-        result = finished(task.plan, *self._device.run(message, packets, task.state, link))
-        return joined(result, *read_answer(*host.end(task.plan.id, task.plan.attempt)), self._notices)
+        result = read_report(task.plan, *self._device.run(message, packets, task.state, link))
+        return join_legs(result, *read_answer(*host.end(task.plan.id, task.plan.attempt)), self._notices)
 
     def _replay(self, task: Task, host: PartitionHost, message: bytes, host_packets: Sequence[Array]) -> Finished:
         """Train on a view; a view that the host has lost is uploaded again first."""
@@ -66,9 +66,9 @@ class InlinePool:
             host.record(again_message, again.num_samples)
             uploaded = self._stream(again, host, again_message, ())
             if uploaded.report.outcome != Outcome.DONE:
-                return not_again(task, uploaded.report)
+                return failed_upload_result(task, uploaded.report)
             answer, update = read_answer(*host.replay(message, task.num_samples, *host_packets))
-        return joined(replayed(task), answer, update, self._notices)
+        return join_legs(replayed(task), answer, update, self._notices)
 
     def next(self, timeout_s: float | None) -> Finished | None:
         """Run the oldest task, unless the timeout is 0 or less; a running task is not interrupted."""

@@ -4,7 +4,7 @@ from collections import ChainMap
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
-from ..comms.links.link import State
+from ..comms.links.memory import LinkState
 from ..policies.plan import Plan
 from ..policies.report import Report
 from .plan_listener import PlanListener, PlanResult
@@ -41,7 +41,7 @@ class PlanLifecycle(PlanListener):
         for listener in self._listeners:
             listener.arrived(result)
 
-    def ended(self, plan: Plan, report: Report, state: State | None) -> None:
+    def ended(self, plan: Plan, report: Report, state: LinkState | None) -> None:
         """Pass it to all listeners."""
         for listener in self._listeners:
             listener.ended(plan, report, state)

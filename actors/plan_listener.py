@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..comms.links.link import State
+from ..comms.links.memory import LinkState
 from ..policies.plan import Plan
 from ..policies.report import Report
 
@@ -47,7 +47,7 @@ class PlanListener:
     def arrived(self, result: PlanResult) -> None:
         """The result of the plan has arrived."""
 
-    def ended(self, plan: Plan, report: Report, state: State | None) -> None:
+    def ended(self, plan: Plan, report: Report, state: LinkState | None) -> None:
         """The plan is over, and its update was folded or rejected. ``state``: of its simulated device."""
 
     def released(self, plan: Plan) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import msgspec
 
 from ..comms.codec import Array, NumBytes
-from ..comms.links.link import State
+from ..comms.links.memory import LinkState
 from ..policies.plan import Plan
 from ..policies.report import Answer, Outcome, Report
 from .messages.host_messages import HostAnswer
@@ -33,7 +33,7 @@ class Task:
 
     plan: Plan
     packets: tuple[Any, ...]
-    state: State | None = None
+    state: LinkState | None = None
     group: str = ""
     host_packets: tuple[Any, ...] = ()
     num_samples: int = 0
@@ -64,7 +64,7 @@ class Finished:
     plan: Plan
     report: Report
     update: Array | None
-    state: State | None
+    state: LinkState | None
     control_bytes: NumBytes
     host_update: Array | None = None
     stream: StreamBytes = StreamBytes()
@@ -155,7 +155,7 @@ def upload_again(task: Task) -> Task | None:
     return Task(plan=plan, packets=(), group=task.group, num_samples=task.num_samples, records=True)
 
 
-def not_again(task: Task, upload: Report) -> Finished:
+def failed_upload_result(task: Task, upload: Report) -> Finished:
     """The result of a replay whose view could not be uploaded again; ``upload``: the report of that attempt."""
     text = f"its view is lost, and could not be uploaded again: {upload.error}"
     outcome = Outcome.LOST if upload.outcome == Outcome.LOST else Outcome.FAILED
@@ -163,7 +163,7 @@ def not_again(task: Task, upload: Report) -> Finished:
     return Finished(plan=task.plan, report=report, update=None, state=None, control_bytes=0)
 
 
-def lost(task: Task, why: str, *, stage: str) -> Finished:
+def lost_result(task: Task, why: str, *, stage: str) -> Finished:
     """The result of a plan that no worker could carry out. ``stage``: "run", or the stage at which a real device left."""
     report = Report(plan=task.plan, outcome=Outcome.LOST, stage=stage, error=why)
     return Finished(plan=task.plan, report=report, update=None, state=task.state, control_bytes=0)
@@ -174,7 +174,7 @@ def read_answer(answer: bytes, host_update: Array | None) -> tuple[HostAnswer, A
     return msgspec.msgpack.decode(answer, type=HostAnswer), host_update
 
 
-def joined(device: Finished, host: HostAnswer, host_update: Array | None, notices: list[str]) -> Finished:
+def join_legs(device: Finished, host: HostAnswer, host_update: Array | None, notices: list[str]) -> Finished:
     """The result of both legs of a split plan, which is done if both are. The host's notices are appended to ``notices``."""
     notices += host.notices
     stream = StreamBytes(tuple(host.up_bytes), tuple(host.down_bytes))
@@ -193,7 +193,7 @@ def joined(device: Finished, host: HostAnswer, host_update: Array | None, notice
     )
 
 
-def finished(plan: Plan, report: bytes, update: Array | None, state: State | None) -> Finished:
+def read_report(plan: Plan, report: bytes, update: Array | None, state: LinkState | None) -> Finished:
     """Decode a worker's answer. An answer that cannot be read fails this plan only."""
     try:
         decoded = Report.of(plan, msgspec.msgpack.decode(report, type=Answer))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ..clusters.profile import DeviceProfile
 from ..comms.codec import ArraySpec, CodecSpec
 from ..comms.codecs.make_codec import make_codec
-from ..comms.links.predict import Residual, carried
+from ..comms.links.predict import Residual, residual_specs
 from ..learning.parts.part import Part, down_tensors, linear_head, up_tensors
 from ..learning.parts.structure import ModelSpec, TensorSpec
 from ..policies.plan import Objective, Plan, Split
@@ -147,7 +147,7 @@ def chain_layout(
 ) -> tuple[ArraySpec, ...]:
     """The layout of these tensors after a codec chain; raises ``ValueError`` for an unknown or unsuitable chain."""
     specs = array_specs(tensors)
-    return make_codec(codecs).layout(carried(specs, link) if link else specs)
+    return make_codec(codecs).layout(residual_specs(specs, link) if link else specs)
 
 
 def _links(plan: Plan) -> Iterator[str]:

@@ -41,7 +41,7 @@ from fedbonsai.learning.data.types import Samples
 from fedbonsai.learning.models.cnn import resfed_cnn
 from fedbonsai.learning.spec import Call, Optimiser, Training
 from fedbonsai.learning.training.losses import make_loss
-from fedbonsai.learning.training.precision import bf16_gain, pays
+from fedbonsai.learning.training.precision import bf16_gain, bf16_pays
 from fedbonsai.learning.training.training import train
 
 STAMP = Stamp(kind=PacketKind.UPDATE)
@@ -91,7 +91,7 @@ def real(model: torch.nn.Module, root: str | None, *, warm: int, local: int) -> 
     training = Training(
         optimiser=Optimiser(learning_rate=0.01, momentum=0.9),
         batch_size=64,
-        precision="bf16" if pays(bf16_gain()) else "float32",
+        precision="bf16" if bf16_pays(bf16_gain()) else "float32",
         channels_last=True,
     )
 

@@ -10,7 +10,7 @@ from .codec import Array
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredBytes:
     """Bytes in a file of a checkpoint that are read only when needed. ``read``: reads and checks them."""
 
     name: str

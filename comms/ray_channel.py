@@ -16,18 +16,18 @@ class RayChannel:
 
     def put(self, packet: Array) -> Any:
         """Stores a packet and returns its Ray reference. Raises ``StoreFull``."""
-        with store_told():
+        with raising_store_full():
             return ray.put(packet)
 
     def get(self, reference: Any) -> Array:
         """Returns the packet, a read-only view of shared memory."""
-        with store_told():
+        with raising_store_full():
             packet: Array = ray.get(reference)
         return packet
 
 
 @contextmanager
-def store_told() -> Iterator[None]:
+def raising_store_full() -> Iterator[None]:
     """Raises Ray's errors of a full object store as ``StoreFull``, also those of a remote call whose result did not fit.
 
     A full store spills to disk. Ray retries an object that does not fit for some 10 s before it raises.

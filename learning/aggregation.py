@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .spec import CountOrZero
-from .tensors import widened
+from .tensors import at_least_float32
 
 # Adding -0.0 changes no bit of any number, whereas adding 0.0 turns -0.0 into 0.0.
 _NEGATIVE_ZERO = -0.0
@@ -53,7 +53,7 @@ class Fold:
         """
         _check_weight(weight)
         for name, tensor in differences.items():
-            difference, total = widened(tensor), self._sums.get(name)
+            difference, total = at_least_float32(tensor), self._sums.get(name)
             if total is None:
                 self._sums[name] = (difference * (weight * scale)).contiguous()
                 self._weights[name] = weight
@@ -76,7 +76,7 @@ class Fold:
         """
         _check_weight(weight)
         for name, tensor in differences.items():
-            difference, shape, positions = widened(tensor), shapes[name], indices[name].reshape(-1)
+            difference, shape, positions = at_least_float32(tensor), shapes[name], indices[name].reshape(-1)
             if name not in self._sums:
                 self._sums[name] = torch.full(shape, _NEGATIVE_ZERO, dtype=difference.dtype)
             previous = self._weights.get(name, 0.0)

@@ -20,7 +20,7 @@ from .store import model_hash
 from .workload_settings import TORCHVISION, Initialisation
 
 
-def pinned(init: Initialisation, *, model: str) -> Initialisation:
+def with_weights_hash(init: Initialisation, *, model: str) -> Initialisation:
     """Return ``init`` with the hash of its weights, by which workers check theirs. Raises as ``read_weights`` does."""
     if init.mode == "random":
         return init

@@ -39,6 +39,6 @@ def _import(module_name: str, *, path: str, what: str) -> Any:
         ) from error
 
 
-def told(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """The type of an exception and the first line of its message (some of torch's messages are pages long)."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".rstrip(": ")

@@ -58,7 +58,7 @@ class Store:
         return sum(tensor.nbytes for tensor in held.values())
 
 
-def alike(tensor: Tensor, other: Tensor) -> bool:
+def same_shape_and_type(tensor: Tensor, other: Tensor) -> bool:
     """Whether two tensors have the same shape and type."""
     return tensor.shape == other.shape and tensor.dtype == other.dtype
 

@@ -36,13 +36,13 @@ def as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
     return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
 
 
-def minus(arrays: Mapping[str, npt.NDArray[Any]], others: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
+def subtract(arrays: Mapping[str, npt.NDArray[Any]], others: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
     """``arrays - others`` by name, as tensors. (numpy would turn arrays without dimensions into plain numbers.)"""
     subtrahends = as_tensors({name: others[name] for name in arrays})
     return {name: tensor - subtrahends[name] for name, tensor in as_tensors(arrays).items()}
 
 
-def widened(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor in float32 if its type is narrower (float16), else unchanged. Sums are taken in this type."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .data.load import load
-from .data.transforms import tried
+from .data.transforms import apply_checked
 from .data.types import FederatedData
 from .models import build, use_batch_statistics
 from .parts.auxiliaries import LinearHead, auxiliary_spec, build_head, empty_head
@@ -22,7 +22,7 @@ from .parts.part import cut_of
 from .parts.structure import BlockSpec, ModelSpec
 from .pretrained import initialise, read_weights
 from .randomness import seeded
-from .resolve import told
+from .resolve import error_line
 from .seeds import derive
 from .spec import Training
 from .training.losses import Metric, default_metrics, make_metric
@@ -84,7 +84,7 @@ class Workload:
             with seeded(0), torch.no_grad():
                 model.train()(self.first_samples(1)[0])
         except Exception as error:  # a user's code may raise anything
-            return told(error)
+            return error_line(error)
         finally:
             state.restore()
         return ""
@@ -170,4 +170,4 @@ class Workload:
             raise ValueError("data: no device has a single sample")
         device = next(device for device, num_samples in enumerate(counts) if num_samples >= available)
         samples = self.data.train(device).take(np.arange(available))
-        return tried(self.data.train_transform, samples.x, field="data.train_transforms"), samples.y
+        return apply_checked(self.data.train_transform, samples.x, field="data.train_transforms"), samples.y

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ...comms.codec import Array, Arrays, ArraySpec
 from ...comms.codecs.make_codec import make_codec
 from ...comms.errors import MismatchedPacket, OutOfSync, UnfitPacket
-from ...comms.links.link import DeviceEnd, Pending, State, depths
-from ...comms.links.predict import carried, hash_arrays, restore
-from ...comms.links.receive import left_over, receive_models, sent_model, update_residual
+from ...comms.links.memory import DeviceEnd, LinkState, PendingUpdate, history_lengths
+from ...comms.links.predict import hash_arrays, residual_specs, restore
+from ...comms.links.receive import receive_models, sent_update, unsent_error, update_residual
 from ...comms.packet import seal
 from ...learning.data.types import Samples
 from ...learning.parts.part import down_tensors, trained_tensors, up_tensors
@@ -59,8 +59,8 @@ class Device:
         self._end = DeviceEnd()
 
     def run(
-        self, plan_bytes: bytes, packets: Sequence[Array], state: State | None = None, host: HostLink | None = None
-    ) -> tuple[bytes, Array | None, State | None]:
+        self, plan_bytes: bytes, packets: Sequence[Array], state: LinkState | None = None, host: HostLink | None = None
+    ) -> tuple[bytes, Array | None, LinkState | None]:
         """Carry out one plan: (encoded answer, update packet or None, the device's new state or None if unchanged).
 
         ``packets``: those with which the device reaches the plan's version, oldest first. ``host``: connection to the host's
@@ -194,14 +194,14 @@ class Device:
         packet, sent = seal(
             residuals,
             codec=make_codec(plan.codec_up),
-            context=update_context(carried(specs, rule), plan),
+            context=update_context(residual_specs(specs, rule), plan),
             stamp=update_stamp(plan, state_hash=hash_arrays(prediction)),
         )
-        has_history = depths(plan.link_down, rule)[1] > 0
-        end.pending = Pending(
+        has_history = history_lengths(plan.link_down, rule)[1] > 0
+        end.pending = PendingUpdate(
             plan=plan.id,
-            sent=sent_model(base, restore(sent, prediction, rule), names) if has_history else None,
-            error=left_over(residuals, sent, end.error, rule),
+            sent=sent_update(base, restore(sent, prediction, rule), names) if has_history else None,
+            error=unsent_error(residuals, sent, end.error, rule),
         )
         return packet
 

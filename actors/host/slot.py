@@ -12,7 +12,7 @@ from ...learning.parts.part import Part, complement, down_tensors
 from ...learning.spec import Training
 from ...learning.tensors import as_tensors
 from ...learning.training.losses import make_loss
-from ...learning.training.split import HostLeg, MicroBatch, schedule
+from ...learning.training.split import HostLeg, MicroBatch, micro_batch_schedule
 from ...learning.workload import Workload
 from ...policies.plan import Plan, Split
 from ..device.module import Module
@@ -29,7 +29,7 @@ class RecordLeg:
 
     def __init__(self, num_samples: int, training: Training) -> None:
         """Starts at the first micro-batch."""
-        self._schedule = schedule(num_samples, training)
+        self._schedule = micro_batch_schedule(num_samples, training)
         self.next: MicroBatch | None = next(self._schedule, None)
 
     def micro_batch(self, activations: Tensor, targets: Tensor) -> Tensor:

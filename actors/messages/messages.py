@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...comms.codec import ArraySpec, Context, NumBytes
-from ...comms.links.link import State
+from ...comms.links.memory import LinkState
 from ...comms.links.receive import context_for
 from ...comms.packet import PacketKind, Stamp
 from ...learning.parts.structure import TensorSpec
@@ -26,7 +26,7 @@ class Dispatch:
 
     plan: Plan
     messages: tuple[Message, ...]
-    state: State | None
+    state: LinkState | None
     host_messages: tuple[Message, ...] = ()  # packets for the host of a split plan
 
     @property

@@ -10,7 +10,7 @@ from ray.exceptions import RayTaskError
 
 from ...clusters.scratch import Scratch
 from ...comms.codec import Array
-from ...comms.ray_channel import store_told
+from ...comms.ray_channel import raising_store_full
 from ...learning.workload_settings import WorkloadSettings
 from ..messages.host_messages import ReplaySettings, StreamFault
 from ..replay.upload import ViewKey
@@ -126,7 +126,7 @@ class RayLink:
     in_flight: deque[Any] = field(default_factory=deque)
     answers: deque[Array] = field(default_factory=deque)
 
-    @store_told()
+    @raising_store_full()
     def send(self, packet: Array, *, window: int) -> None:
         """Send a packet when fewer than ``window`` are in flight."""
         if self.slot.begun:  # the slot must exist before the first packet
@@ -150,7 +150,7 @@ class RayLink:
         """Wait until the host has taken the oldest packet, and keep its answers."""
         self.answers += self._get(self.in_flight.popleft())
 
-    @store_told()
+    @raising_store_full()
     def _get(self, reference: Any) -> Any:
         """The result of a call; raises ``StreamFault``."""
         try:

@@ -15,7 +15,7 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 
 from ...clusters.scratch import Scratch
 from ...comms.codec import Array
-from ...comms.ray_channel import store_told
+from ...comms.ray_channel import raising_store_full
 from ...learning.workload_settings import WorkloadSettings
 from ...policies.plan import Plan
 from ..messages.host_messages import HostAnswer, ReplaySettings
@@ -112,7 +112,7 @@ class PartitionHosts:
         if (member := self._ready(settlement.host)) is not None:
             member.handle.settle.remote(settlement.plan_id, settlement.keep, settlement.drop)
 
-    @store_told()
+    @raising_store_full()
     def bodies(self, host: int, keys: Sequence[ViewKey]) -> dict[ViewKey, Array]:
         """The packets of those of these views that a host has; none if it is not ready, or busy for too long."""
         if (member := self._ready(host)) is None:
@@ -130,7 +130,7 @@ class PartitionHosts:
             return {}
         return found
 
-    @store_told()
+    @raising_store_full()
     def put(self, host: int, key: ViewKey, lengths: Array, body: Array) -> None:
         """Give a host the packets of a view, once it is ready. Raises ``WorkerFailure``."""
         member = self.wait_for(host)

@@ -16,11 +16,11 @@ import ray
 from ray.exceptions import GetTimeoutError
 
 from ...comms.codec import Array
-from ...comms.links.link import State, copy_state
-from ...comms.ray_channel import store_told
+from ...comms.links.memory import LinkState, copy_state
+from ...comms.ray_channel import raising_store_full
 from ...learning.workload_settings import WorkloadSettings
 from ..messages.plan_message import plan_message
-from ..pool import Finished, Task, finished, joined, replayed, upload_again
+from ..pool import Finished, Task, join_legs, read_report, replayed, upload_again
 from .actor_placement import ActorPlacement
 from .device_registry import DeviceRegistry
 from .failures import ACTOR_DIED, earliest, first_line, node_failure
@@ -136,7 +136,7 @@ class RayPool:
         self._workers.close()
         self._hosts.close()
 
-    @store_told()
+    @raising_store_full()
     def _dispatch(self) -> None:
         """Send queued tasks to workers of their group, the least loaded first, and to hosts that are ready."""
         self._scheduler.dispatch(self._start)
@@ -164,7 +164,7 @@ class RayPool:
         references = worker.handle.run.remote(message, task.state, slot, *task.packets)
         self._workers.assign(worker, Assignment(task.plan, references, slot))
 
-    @store_told()
+    @raising_store_full()
     def _wait(self, timeout_s: float | None) -> None:
         """Wait until something has ended, well or not, ``timeout_s`` have passed, or something is late; and handle it."""
         self._workers.check(*self._scheduler.groups)
@@ -211,7 +211,9 @@ class RayPool:
         else:
             self._accept(worker, plan_id, *result)
 
-    def _accept(self, worker: Worker, plan_id: int, report: bytes, update: Array | None, state: State | None) -> None:
+    def _accept(
+        self, worker: Worker, plan_id: int, report: bytes, update: Array | None, state: LinkState | None
+    ) -> None:
         """Take the result of a worker's plan; the host's leg of a split plan is ended."""
         assignment = self._workers.release(worker, plan_id)
         plan, slot = assignment.plan, assignment.slot
@@ -221,7 +223,7 @@ class RayPool:
             return
         # A view would keep its object in the store until the plan arrives, and a cohort's states may exceed the store.
         state = copy_state(state) if state is not None else None
-        result = finished(plan, report, update, state)
+        result = read_report(plan, report, update, state)
         if slot is None:
             self._scheduler.finish(result)
         else:
@@ -245,7 +247,7 @@ class RayPool:
         elif answer.gone and (upload := upload_again(task)) is not None:
             self._upload_again(upload, task)
         else:
-            self._scheduler.finish(joined(device_leg, answer, update, self._notices))
+            self._scheduler.finish(join_legs(device_leg, answer, update, self._notices))
 
     def _upload_again(self, upload: Task, replay: Task) -> None:
         """A host has lost the view of a replay."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from ...policies.report import Outcome
-from ..pool import Finished, Task, lost, not_again
+from ..pool import Finished, Task, failed_upload_result, lost_result
 
 
 class Scheduler:
@@ -92,11 +92,11 @@ class Scheduler:
         elif finished.report.outcome == Outcome.DONE:
             self._queue.append_left(replay)
         else:
-            self.finish(not_again(replay, finished.report))
+            self.finish(failed_upload_result(replay, finished.report))
 
     def lose(self, task: Task, reason: str, *, stage: str) -> None:
         """A plan has ended as lost."""
-        self.finish(lost(task, reason, stage=stage))
+        self.finish(lost_result(task, reason, stage=stage))
 
     def cancel(self, plan_id: int) -> None:
         """Forget a task: it is removed from the queue, and the result of one that runs is dropped."""

@@ -7,7 +7,7 @@ import ray
 from ...clusters.ray_backend.checks import check_versions
 from ...clusters.ray_backend.real_devices import Site
 from ...comms.codec import Array
-from ...comms.links.link import State
+from ...comms.links.memory import LinkState
 from ...learning.workload_settings import WorkloadSettings
 from .actor import prepare_process, remote_method
 from .actor_placement import ActorPlacement
@@ -38,8 +38,8 @@ class WorkerActor:
     @remote_method
     @ray.method(num_returns=3)  # type: ignore[untyped-decorator, unused-ignore]
     def run(
-        self, plan: bytes, state: State | None, slot: HostSlot | None, *packets: Array
-    ) -> tuple[bytes, Array | None, State | None]:
+        self, plan: bytes, state: LinkState | None, slot: HostSlot | None, *packets: Array
+    ) -> tuple[bytes, Array | None, LinkState | None]:
         """Carry out a plan: report, update and state, each with a reference of its own.
 
         Packets and state arrive as views of the object store. ``slot``: of a split plan, at its partition host.

@@ -19,7 +19,7 @@ from ...comms.channel import Channel
 from ...comms.codec import Array, Arrays, ArraySpec, IdentityCodec, NumBytes
 from ...comms.codecs.make_codec import make_codec
 from ...comms.links.broadcast import Broadcast, seal_agreed, seal_dense, seal_model
-from ...comms.links.link import Model
+from ...comms.links.memory import HeldModel
 from ...comms.links.predict import HISTORY
 from ...comms.links.receive import context_for
 from ...policies.plan import Plan
@@ -105,7 +105,9 @@ class Downlinks:
             self._agreed.pop(key, None)
         self._use_counts.clear()
 
-    def send(self, plan: Plan, peer: Peer, model: Callable[[], Arrays], expected: Specs) -> tuple[list[Message], Model]:
+    def send(
+        self, plan: Plan, peer: Peer, model: Callable[[], Arrays], expected: Specs
+    ) -> tuple[list[Message], HeldModel]:
         """The packets with which the peer's device reaches the plan's version, and the model that it will then hold."""
         send = self._send_own if has_own_residuals(plan) else self._send_broadcast
         return send(plan, peer, model, expected)
@@ -135,7 +137,7 @@ class Downlinks:
 
     def _send_broadcast(
         self, plan: Plan, peer: Peer, model: Callable[[], Arrays], expected: Specs
-    ) -> tuple[list[Message], Model]:
+    ) -> tuple[list[Message], HeldModel]:
         """Residuals of a broadcast."""
         assert plan.link_down is not None
         if peer.stream not in self._broadcasts:
@@ -161,7 +163,7 @@ class Downlinks:
 
     def _send_own(
         self, plan: Plan, peer: Peer, model: Callable[[], Arrays], expected: Specs
-    ) -> tuple[list[Message], Model]:
+    ) -> tuple[list[Message], HeldModel]:
         """A residual for this device alone."""
         assert plan.link_down is not None
         context = context_for(expected, seed=plan.version)
@@ -197,9 +199,9 @@ class Downlinks:
             context=context_for(expected, seed=version),
         )
 
-    def _start(self, expected: Specs) -> Model:
+    def _start(self, expected: Specs) -> HeldModel:
         """The initial model."""
-        return Model.of(0, {spec.name: self._first[spec.name] for spec in expected})
+        return HeldModel.of(0, {spec.name: self._first[spec.name] for spec in expected})
 
     def _agree(self, peer: Peer, expected: Specs) -> Message:
         """The message that agrees on version 0; both ends' histories restart with it."""
@@ -225,9 +227,9 @@ def has_own_residuals(plan: Plan) -> bool:
     return plan.link_down is not None and HISTORY[plan.link_down.rule][1] > 0
 
 
-def _copied(model: Callable[[], Arrays], version: int) -> Model:
+def _copied(model: Callable[[], Arrays], version: int) -> HeldModel:
     """A copy of the current model."""
-    return Model.of(version, {name: array.copy() for name, array in model().items()})
+    return HeldModel.of(version, {name: array.copy() for name, array in model().items()})
 
 
 def _resync(peer: Peer, plan: Plan, reference: Any, num_bytes: int) -> Message:

@@ -1,7 +1,7 @@
 """The server's ends of all links with memory.
 
 ``downlinks`` seals the packets down; this file opens residual updates and advances each device's record (``peers``) by its
-reports. ``comms.links.link`` says when each end advances.
+reports. ``comms.links.memory`` says when each end advances.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from ...comms.channel import Channel
 from ...comms.codec import Array, Arrays, ArraySpec
 from ...comms.codecs.make_codec import make_codec
 from ...comms.errors import MismatchedPacket, OutOfSync
-from ...comms.links.link import FORGET, Memory, Model, Sent, State, copy_state, depths
+from ...comms.links.memory import FORGET, HeldModel, LinkMemory, LinkState, SentUpdate, copy_state, history_lengths
 from ...comms.links.predict import Residual, hash_arrays
 from ...comms.links.receive import receive_update
 from ...policies.plan import Plan
@@ -27,7 +27,7 @@ from .peers import Peer, Peers
 class ServerLinks:
     """Downlinks and uplinks of residuals."""
 
-    SAVED: ClassVar = {"downlinks": Downlinks, "peers": Peers, "_sent": dict[int, Model]}  # by a checkpoint
+    SAVED: ClassVar = {"downlinks": Downlinks, "peers": Peers, "_sent": dict[int, HeldModel]}  # by a checkpoint
     NOT_SAVED = ()
 
     def __init__(
@@ -42,7 +42,7 @@ class ServerLinks:
         """``first``: the model of version 0, which both ends build from the seed. ``scratch``: where temporary files go."""
         self.downlinks = Downlinks(channel, first=first)
         self.peers = Peers(memory_bytes=memory_bytes, disk_bytes=disk_bytes, scratch=scratch)
-        self._sent: dict[int, Model] = {}  # by plan in flight: the model that it was sent
+        self._sent: dict[int, HeldModel] = {}  # by plan in flight: the model that it was sent
 
     def send(self, plan: Plan, model: Callable[[], Arrays], expected: tuple[ArraySpec, ...]) -> list[Message]:
         """The packets with which the plan's device reaches ``model``, which is of the plan's version."""
@@ -66,9 +66,9 @@ class ServerLinks:
         """
         peer = self.peers.get(plan.device) or Peer()
         if peer.lost:
-            peer.memory, peer.held, peer.resync_plan = Memory(), None, plan.id
+            peer.memory, peer.held, peer.resync_plan = LinkMemory(), None, plan.id
             plan, message = replace(plan, acknowledged=FORGET), Message(message.reference, message.num_bytes, "resync")
-        peer.in_flight = self._sent[plan.id] = Model(plan.version, 0, base)
+        peer.in_flight = self._sent[plan.id] = HeldModel(plan.version, 0, base)
         self.peers.put(plan.device, peer)
         return plan, message
 
@@ -78,7 +78,7 @@ class ServerLinks:
         self.downlinks.keep(self.peers.streams())
         return received
 
-    def sent(self, plan: Plan) -> Model:
+    def sent(self, plan: Plan) -> HeldModel:
         """The model that a plan in flight was sent."""
         if plan.id not in self._sent:
             raise MismatchedPacket(f"the model that plan {plan.id} of version {plan.version} was sent is gone")
@@ -114,11 +114,11 @@ class ServerLinks:
         peer = self._peer(plan)
         peer.folded = plan.id
         peer.memory.trim(plan.link_down, plan.link_up)
-        if depths(plan.link_down, plan.link_up)[1]:
+        if history_lengths(plan.link_down, plan.link_up)[1]:
             base = self.sent(plan).arrays
-            peer.memory.sent.append(Sent(base={name: base[name] for name in local}, local=local))
+            peer.memory.sent.append(SentUpdate(base={name: base[name] for name in local}, local=local))
 
-    def ended(self, plan: Plan, report: Report, state: State | None) -> None:
+    def ended(self, plan: Plan, report: Report, state: LinkState | None) -> None:
         """Update a device's record by its report, whatever the outcome."""
         peer = self._peer(plan)
         sent, peer.in_flight = self._sent.pop(plan.id, None), None
@@ -135,7 +135,7 @@ class ServerLinks:
                 peer.memory.trim(plan.link_down, plan.link_up)
             assert sent is not None
             if has_own_residuals(plan) and (not peer.memory.models or peer.memory.models[-1] is not sent):
-                depth, _ = depths(plan.link_down, plan.link_up)
+                depth, _ = history_lengths(plan.link_down, plan.link_up)
                 peer.memory.models = [*peer.memory.models, sent][-depth:]
         self.peers.put(plan.device, peer)
 
@@ -151,7 +151,7 @@ class ServerLinks:
         """Whether any downlink of this run has had a memory."""
         return any(self.peers.streams())
 
-    def evaluation_of_held_model(self, plan: Plan) -> tuple[Plan, State] | None:
+    def evaluation_of_held_model(self, plan: Plan) -> tuple[Plan, LinkState] | None:
         """The plan by which a device evaluates the model in its downlink's memory, and the device's state.
 
         None if the device holds no known model. It does not count as a use of the record.
@@ -167,7 +167,7 @@ class ServerLinks:
             peer.lost, peer.resync_plan = True, 0
             self.peers.put(device, peer)
 
-    def state(self, device: int) -> State | None:
+    def state(self, device: int) -> LinkState | None:
         """The state of a simulated device."""
         peer = self.peers.get(device)
         return peer.state if peer is not None else None

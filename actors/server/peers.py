@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ...clusters.scratch import Scratch, ScratchFolder
-from ...comms.channel import Stored
+from ...comms.channel import StoredBytes
 from ...comms.codec import NumBytes
 from ...comms.errors import OutOfSync
-from ...comms.links.link import DeviceEnd, Memory, Model, State, state_bytes
+from ...comms.links.memory import DeviceEnd, HeldModel, LinkMemory, LinkState, state_bytes
 
 _MEMORY, _STATE = "memory:", "state:"
 
@@ -37,10 +37,10 @@ class Peer:
 
     stream: str = ""
     held: int | None = None
-    memory: Memory = field(default_factory=Memory)
+    memory: LinkMemory = field(default_factory=LinkMemory)
     folded: int = 0
-    state: State | None = None
-    in_flight: Model | None = None
+    state: LinkState | None = None
+    in_flight: HeldModel | None = None
     lost: bool = False
     resync_plan: int = 0
 
@@ -67,7 +67,7 @@ class Peers:
         "dropped": NumBytes,
         "notices": list[str],
     }
-    SAVED_AS: ClassVar = SAVED | {"paths": dict[int, Stored]}
+    SAVED_AS: ClassVar = SAVED | {"paths": dict[int, StoredBytes]}
     NOT_SAVED = ("_memory_bytes", "_disk_bytes", "_scratch", "_folder")
 
     def __init__(self, *, memory_bytes: int, disk_bytes: int, scratch: Scratch | None = None) -> None:
@@ -191,7 +191,7 @@ class Peers:
         self._files[device] = path.stat().st_size
         self._files_total += self._files[device]
         self._set_size(device, 0)
-        peer.memory, peer.state = Memory(), None
+        peer.memory, peer.state = LinkMemory(), None
 
     def _unwritten(self, device: int, error: Exception) -> None:
         """Drop a peer whose file could not be written."""

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ...comms.codec import Array, Arrays, ArraySpec
 from ...comms.errors import MismatchedPacket
-from ...comms.links.link import State
+from ...comms.links.memory import LinkState
 from ...comms.links.predict import hash_arrays
 from ...learning.aggregation import Fold
 from ...learning.parts.part import down_tensors, up_tensors
 from ...learning.parts.structure import ModelSpec
 from ...learning.store import Store
-from ...learning.tensors import as_arrays, as_tensors, minus, widened
+from ...learning.tensors import as_arrays, as_tensors, at_least_float32, subtract
 from ...policies.plan import Plan
 from ...policies.report import Report
 from ..messages.dense_packets import open_update
@@ -67,7 +67,7 @@ class Route(Protocol):
         """Add an opened update to the mean."""
         ...
 
-    def ended(self, plan: Plan, report: Report, state: State | None) -> None:
+    def ended(self, plan: Plan, report: Report, state: LinkState | None) -> None:
         """The plan has ended with a report."""
         ...
 
@@ -116,7 +116,7 @@ class DenseRoute:
         """Add all differences."""
         into.add(update.differences, weight=weight, scale=scale)
 
-    def ended(self, plan: Plan, report: Report, state: State | None) -> None:
+    def ended(self, plan: Plan, report: Report, state: LinkState | None) -> None:
         """There is no state of single plans."""
 
     def released(self, plan: Plan) -> None:
@@ -188,7 +188,7 @@ class SplitRoute:
         own = self._head(plan).add(plan, update.differences, weight=weight)
         into.add(own, weight=weight, scale=scale)
 
-    def ended(self, plan: Plan, report: Report, state: State | None) -> None:
+    def ended(self, plan: Plan, report: Report, state: LinkState | None) -> None:
         """Frees a shared head for the next device."""
         self._head(plan).ended(plan)
 
@@ -242,7 +242,7 @@ class ResidualRoute:
         specs = array_specs(up_tensors(self._spec, plan.part, statistics=plan.upload.statistics))
         residuals, local, residuals_are_update = self._links.open_update(plan, packet, specs)
         return Opened(
-            as_tensors(residuals) if residuals_are_update else minus(local, self._links.sent(plan).arrays), local
+            as_tensors(residuals) if residuals_are_update else subtract(local, self._links.sent(plan).arrays), local
         )
 
     def fold(self, plan: Plan, update: Opened, into: Fold, *, weight: float, scale: float) -> None:
@@ -251,7 +251,7 @@ class ResidualRoute:
         if update.local is not None:
             self._links.folded(plan, update.local)
 
-    def ended(self, plan: Plan, report: Report, state: State | None) -> None:
+    def ended(self, plan: Plan, report: Report, state: LinkState | None) -> None:
         """See ``ServerLinks.ended``."""
         self._links.ended(plan, report, state)
 
@@ -274,8 +274,8 @@ class ResidualRoute:
         start_hash, start = self._starts[plan.version, plan.part.key]
         if sent.hash == start_hash:
             return update
-        offsets = minus({name: sent.arrays[name] for name in update}, start)
-        return {name: widened(tensor) + offsets[name] for name, tensor in update.items()}
+        offsets = subtract({name: sent.arrays[name] for name in update}, start)
+        return {name: at_least_float32(tensor) + offsets[name] for name, tensor in update.items()}
 
     def _target(self, expected: tuple[ArraySpec, ...]) -> Arrays:
         """The model that downlinks encode: the current one plus its pending difference."""

@@ -22,13 +22,13 @@ from ...clusters.scratch import Scratch
 from ...comms.channel import Channel
 from ...comms.codec import Array
 from ...comms.errors import MismatchedPacket
-from ...comms.links.link import State
+from ...comms.links.memory import LinkState
 from ...learning.aggregation import Fold
 from ...learning.data.types import Samples
 from ...learning.parts.structure import Role
 from ...learning.spec import CountOrZero, ServerOptimiser, Training
 from ...learning.store import Store, model_hash
-from ...learning.tensors import as_arrays, as_tensors, widened
+from ...learning.tensors import as_arrays, as_tensors, at_least_float32
 from ...learning.training.evaluation import evaluate
 from ...learning.training.losses import make_loss
 from ...learning.training.optimisers import server_step
@@ -146,7 +146,7 @@ class Server(PlanListener):
         """Raise ``PlanRefused`` if the plan's route cannot take it while these are in flight."""
         self._route(plan).check(plan, in_flight)
 
-    def ended(self, plan: Plan, report: Report, state: State | None) -> None:
+    def ended(self, plan: Plan, report: Report, state: LinkState | None) -> None:
         """Pass the end of a plan, whatever its outcome, to its route."""
         self._route(plan).ended(plan, report, state)
 
@@ -196,7 +196,7 @@ class Server(PlanListener):
         pending.clear()
         for name, tensor in as_tensors(received or {}).items():
             if not torch.equal(model[name], tensor):
-                pending[name] = widened(model[name]) - tensor
+                pending[name] = at_least_float32(model[name]) - tensor
                 model[name].copy_(tensor)
         keep = set(in_flight)
         self._dense.keep(keep)

@@ -16,7 +16,7 @@ from ...comms.errors import MismatchedPacket
 from ...learning.aggregation import Fold
 from ...learning.parts.part import up_tensors
 from ...learning.parts.structure import ModelSpec
-from ...learning.tensors import widened
+from ...learning.tensors import at_least_float32
 from ...policies.plan import Plan
 from ..messages.messages import Message
 from ..support import PlanRefused
@@ -71,7 +71,7 @@ class SharedHeads:
                 continue
             total, total_weight = added.get(name, (None, 0.0))
             # Sums are float32 at least, as in the fold.
-            total = widened(difference).clone() if total is None else total.add_(difference)
+            total = at_least_float32(difference).clone() if total is None else total.add_(difference)
             added[name] = total, total_weight + weight
         return {name: difference for name, difference in update.items() if name in own}
 

@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 
 from ..codec import Array, Arrays, Codec, Context, IdentityCodec, NumBytes
 from ..packet import PacketKind, Stamp, seal
-from .link import Memory, Model
-from .predict import Residual, difference, restore
+from .memory import HeldModel, LinkMemory
+from .predict import Residual, residuals_of, restore
 
 
 @dataclass(frozen=True)
-class Sealed:
+class SealedPacket:
     """A packet in the channel: its reference and size. It leads from version ``start`` to version ``end``."""
 
     reference: Any
@@ -33,24 +33,31 @@ class Broadcast:
     """One sequence of broadcast residuals. ``held``: the newest model, as receivers hold it."""
 
     # Saved by a checkpoint.
-    SAVED: ClassVar = {"held": Model, "_ring": deque[Sealed], "_ring_bytes": NumBytes, "_dense": Sealed | None}
+    SAVED: ClassVar = {
+        "held": HeldModel,
+        "_ring": deque[SealedPacket],
+        "_ring_bytes": NumBytes,
+        "_dense": SealedPacket | None,
+    }
     NOT_SAVED = ("_put",)
 
-    def __init__(self, first: Model, *, put: Callable[[Array], Any]) -> None:
+    def __init__(self, first: HeldModel, *, put: Callable[[Array], Any]) -> None:
         """``first``: the model that both ends make without a message. ``put``: stores a packet, returns its reference."""
         self.held = first
         self._put = put
-        self._ring: deque[Sealed] = deque()
+        self._ring: deque[SealedPacket] = deque()
         self._ring_bytes = 0
-        self._dense: Sealed | None = None
+        self._dense: SealedPacket | None = None
 
-    def advance(self, model: Arrays, version: int, *, residual: Residual, codec: Codec, context: Context) -> Sealed:
+    def advance(
+        self, model: Arrays, version: int, *, residual: Residual, codec: Codec, context: Context
+    ) -> SealedPacket:
         """Seals the residual from ``held`` to ``model``, and sets ``held`` to what receivers will reconstruct."""
         names = list(model)
         packet, held = seal_model(
-            model, version, memory=Memory(models=[self.held]), residual=residual, codec=codec, context=context
+            model, version, memory=LinkMemory(models=[self.held]), residual=residual, codec=codec, context=context
         )
-        sealed = Sealed(self._put(packet), packet.nbytes, self.held.version, version)
+        sealed = SealedPacket(self._put(packet), packet.nbytes, self.held.version, version)
         self.held = held
         self._ring.append(sealed)
         self._ring_bytes += sealed.num_bytes
@@ -59,7 +66,7 @@ class Broadcast:
             self._ring_bytes -= self._ring.popleft().num_bytes
         return sealed
 
-    def since(self, version: int) -> list[Sealed] | None:
+    def since(self, version: int) -> list[SealedPacket] | None:
         """The packets from ``version`` to the newest, oldest first; None if the ring does not reach back to ``version``."""
         packets = [sealed for sealed in self._ring if sealed.start >= version]
         reached = version
@@ -69,34 +76,34 @@ class Broadcast:
             reached = sealed.end
         return packets if reached == self.held.version else None
 
-    def dense(self, *, codec: Codec, context: Context) -> Sealed:
+    def dense(self, *, codec: Codec, context: Context) -> SealedPacket:
         """A dense packet of ``held``, for a device that the ring cannot bring there. Sealed once per version."""
         version = self.held.version
         if self._dense is None or self._dense.end != version:
             packet = seal_dense(self.held, codec=codec, context=context)
-            self._dense = Sealed(self._put(packet), packet.nbytes, version, version)
+            self._dense = SealedPacket(self._put(packet), packet.nbytes, version, version)
         return self._dense
 
 
 def seal_model(
-    model: Arrays, version: int, *, memory: Memory, residual: Residual, codec: Codec, context: Context
-) -> tuple[Array, Model]:
+    model: Arrays, version: int, *, memory: LinkMemory, residual: Residual, codec: Codec, context: Context
+) -> tuple[Array, HeldModel]:
     """Seals the residual of ``model`` against the prediction of ``memory``. Returns the packet, and the receiver's model."""
     names = list(model)
     prediction = memory.predict_down(residual, names)
-    stamp = Stamp(kind=PacketKind.RESIDUAL, version=version, state_hash=Model.of(0, prediction).hash)
-    packet, sent = seal(difference(model, prediction, residual), codec=codec, context=context, stamp=stamp)
-    return packet, Model.of(version, restore(sent, prediction, residual))
+    stamp = Stamp(kind=PacketKind.RESIDUAL, version=version, state_hash=HeldModel.of(0, prediction).hash)
+    packet, sent = seal(residuals_of(model, prediction, residual), codec=codec, context=context, stamp=stamp)
+    return packet, HeldModel.of(version, restore(sent, prediction, residual))
 
 
-def seal_dense(model: Model, *, codec: Codec, context: Context) -> Array:
+def seal_dense(model: HeldModel, *, codec: Codec, context: Context) -> Array:
     """A packet of a dense model, which builds on no state. Its stamp holds the hash of the model."""
     stamp = Stamp(kind=PacketKind.WEIGHTS, version=model.version, state_hash=model.hash)
     packet, _ = seal(model.arrays, codec=codec, context=context, stamp=stamp)
     return packet
 
 
-def seal_agreed(model: Model) -> Array:
+def seal_agreed(model: HeldModel) -> Array:
     """A packet without payload: the receiver makes the model from the seed, and checks its hash before using it."""
     stamp = Stamp(kind=PacketKind.AGREED, version=model.version, state_hash=model.hash)
     packet, _ = seal({}, codec=IdentityCodec(), context=Context(), stamp=stamp)

@@ -138,7 +138,7 @@ def _by_rule(residual: Residual, own: list[Array], other: list[Array]) -> Array:
     return np.asarray(predicted)
 
 
-def difference(values: Arrays, prediction: Arrays, residual: Residual) -> dict[str, Array]:
+def residuals_of(values: Arrays, prediction: Arrays, residual: Residual) -> dict[str, Array]:
     """The residuals of ``values`` against ``prediction``: differences, or integer differences of bit patterns."""
     if residual.arithmetic == "float":
         with _no_overflow():
@@ -147,7 +147,7 @@ def difference(values: Arrays, prediction: Arrays, residual: Residual) -> dict[s
 
 
 def restore(residuals: Arrays, prediction: Arrays, residual: Residual) -> dict[str, Array]:
-    """The values of ``residuals``: the inverse of ``difference``, exact with arithmetic "bits"."""
+    """The values of ``residuals``: the inverse of ``residuals_of``, exact with arithmetic "bits"."""
     if residual.arithmetic == "float":
         with _no_overflow():
             return {name: np.asarray(prediction[name] + value) for name, value in residuals.items()}
@@ -155,7 +155,7 @@ def restore(residuals: Arrays, prediction: Arrays, residual: Residual) -> dict[s
     return {name: bits.view(prediction[name].dtype) for name, bits in restored.items()}
 
 
-def carried(expected: tuple[ArraySpec, ...], residual: Residual) -> tuple[ArraySpec, ...]:
+def residual_specs(expected: tuple[ArraySpec, ...], residual: Residual) -> tuple[ArraySpec, ...]:
     """Specifications of the residuals of tensors: with arithmetic "bits", integers of the same width."""
     if residual.arithmetic == "float":
         return expected

@@ -11,8 +11,8 @@ import numpy as np
 from ..codec import Array, Arrays, ArraySpec, Codec, Context, IdentityCodec
 from ..errors import MismatchedPacket, OutOfSync, UnfitPacket
 from ..packet import PacketKind, Stamp, read_stamp, unseal
-from .link import DeviceEnd, Model, Sent, depths
-from .predict import Residual, carried, difference, hash_arrays, restore
+from .memory import DeviceEnd, HeldModel, SentUpdate, history_lengths
+from .predict import Residual, hash_arrays, residual_specs, residuals_of, restore
 
 
 def receive_models(
@@ -24,13 +24,13 @@ def receive_models(
     codec: Codec,
     expected: tuple[ArraySpec, ...],
     agreed: Callable[[], Arrays],
-) -> Model:
+) -> HeldModel:
     """Advances a device's end to ``version`` by the packets of one message, in their order. Returns the new model.
 
     Of the intermediate models, only as many are kept as the rule needs. ``agreed``: makes the first model from the seed.
     Raises a ``PacketError`` and leaves the end unchanged.
     """
-    models, (depth, _) = list(end.memory.models), depths(residual, None)
+    models, (depth, _) = list(end.memory.models), history_lengths(residual, None)
     restarted = False
     for packet in packets:
         stamp = read_stamp(packet)
@@ -60,7 +60,7 @@ def receive_models(
 
 def _next_model(
     end: DeviceEnd, packet: Array, stamp: Stamp, *, residual: Residual, codec: Codec, expected: tuple[ArraySpec, ...]
-) -> Model:
+) -> HeldModel:
     """Opens a residual packet and returns the model of its version."""
     _check_fits(end.memory.models[-1], expected)
     prediction = end.memory.predict_down(residual, [spec.name for spec in expected])
@@ -69,13 +69,13 @@ def _next_model(
             f"a residual to version {stamp.version} builds on state {stamp.state_hash:016x}; the device predicts {found:016x}"
         )
     context = context_for(expected, seed=stamp.version)
-    sent = unseal(packet, codec=codec, expected=carried(expected, residual), context=context, finite=True)
+    sent = unseal(packet, codec=codec, expected=residual_specs(expected, residual), context=context, finite=True)
     arrays = restore(sent, prediction, residual)
     _check_finite(arrays)
-    return Model.of(stamp.version, arrays)
+    return HeldModel.of(stamp.version, arrays)
 
 
-def _check_unchanged(model: Model, expected: tuple[ArraySpec, ...]) -> None:
+def _check_unchanged(model: HeldModel, expected: tuple[ArraySpec, ...]) -> None:
     """Raises ``OutOfSync`` if a model in memory is damaged or another part's. Needed if no packet checks its hash."""
     _check_fits(model, expected)
     if len(model.arrays) != len(expected):
@@ -84,7 +84,7 @@ def _check_unchanged(model: Model, expected: tuple[ArraySpec, ...]) -> None:
         raise OutOfSync(f"the model in memory has hash {found:016x}; it was {model.hash:016x}")
 
 
-def _check_fits(model: Model, expected: tuple[ArraySpec, ...]) -> None:
+def _check_fits(model: HeldModel, expected: tuple[ArraySpec, ...]) -> None:
     """Raises ``OutOfSync`` if a model lacks an expected tensor, or has it in another shape or type."""
     for spec in expected:
         array = model.arrays.get(spec.name)
@@ -102,7 +102,7 @@ def _check_finite(arrays: Arrays) -> None:
 
 def _whole_model(
     packet: Array, stamp: Stamp, *, expected: tuple[ArraySpec, ...], agreed: Callable[[], Arrays]
-) -> Model:
+) -> HeldModel:
     """Opens a packet that builds on no state: a dense model, or one that is made from the seed."""
     if stamp.kind == PacketKind.WEIGHTS:
         context = context_for(expected, seed=stamp.version)
@@ -111,7 +111,7 @@ def _whole_model(
         unseal(packet, codec=IdentityCodec(), expected=(), context=Context())
         first = agreed()
         arrays = {spec.name: first[spec.name] for spec in expected}
-    model = Model.of(stamp.version, arrays)
+    model = HeldModel.of(stamp.version, arrays)
     if model.hash != stamp.state_hash:
         source = "was received" if stamp.kind == PacketKind.WEIGHTS else "follows from the seed"
         raise OutOfSync(f"the model that {source} has hash {model.hash:016x}; the server's has {stamp.state_hash:016x}")
@@ -137,7 +137,9 @@ def receive_update(
         raise OutOfSync(
             f"the update builds on state {found.state_hash:016x}; the server predicts {stamp.state_hash:016x}"
         )
-    sent = unseal(packet, codec=codec, expected=carried(expected, residual), context=context, stamp=stamp, finite=True)
+    sent = unseal(
+        packet, codec=codec, expected=residual_specs(expected, residual), context=context, stamp=stamp, finite=True
+    )
     local = restore(sent, prediction, residual)
     _check_finite(local)
     return sent, local
@@ -148,7 +150,7 @@ def update_residual(values: Arrays, prediction: Arrays, error: Arrays, residual:
 
     The error of a tensor is left out if its shape or type differs from the tensor's (its width has changed).
     """
-    residuals = difference(values, prediction, residual)
+    residuals = residuals_of(values, prediction, residual)
     if not residual.feedback:
         return residuals
     return {
@@ -162,7 +164,7 @@ def _alike(one: Array, other: Array) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype
 
 
-def left_over(residuals: Arrays, sent: Arrays, error: Arrays, residual: Residual) -> dict[str, Array]:
+def unsent_error(residuals: Arrays, sent: Arrays, error: Arrays, residual: Residual) -> dict[str, Array]:
     """The unsent error after an update: ``residuals`` minus what was ``sent``. Empty without feedback.
 
     ``error``: the error before. It stays for tensors that the update does not hold.
@@ -177,6 +179,6 @@ def context_for(expected: tuple[ArraySpec, ...], *, seed: int) -> Context:
     return Context(seed=seed, roles={spec.name: spec.role for spec in expected})
 
 
-def sent_model(base: Arrays, local: Arrays, names: Sequence[str]) -> Sent:
+def sent_update(base: Arrays, local: Arrays, names: Sequence[str]) -> SentUpdate:
     """An entry for the history of the uplink, cut to the tensors ``names``."""
-    return Sent(base={name: base[name] for name in names}, local=local)
+    return SentUpdate(base={name: base[name] for name in names}, local=local)

@@ -14,7 +14,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from ..resolve import resolve, told
+from ..resolve import error_line, resolve
 from ..spec import Call, Count, Fraction, Positive
 from .types import Transform
 
@@ -128,12 +128,14 @@ def build(calls: Sequence[Call], *, field: str, mean: tuple[float, ...] = (), st
     return TransformChain(tuple(_link(call, field=field, standard=standard) for call in calls))
 
 
-def tried(transform: Transform, x: Tensor, *, field: str) -> Tensor:
+def apply_checked(transform: Transform, x: Tensor, *, field: str) -> Tensor:
     """Apply a transform with random seed 0. Any exception becomes a ``ValueError`` that names the setting ``field``."""
     try:
         return transform(x, torch.Generator().manual_seed(0))
     except Exception as error:  # a user's code may raise anything
-        raise ValueError(f"{field} fail on a batch of shape {tuple(x.shape)} ({x.dtype}): {told(error)}") from error
+        raise ValueError(
+            f"{field} fail on a batch of shape {tuple(x.shape)} ({x.dtype}): {error_line(error)}"
+        ) from error
 
 
 def _link(call: Call, *, field: str, standard: Normalize) -> Transform:

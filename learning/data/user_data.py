@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..resolve import resolve, told
+from ..resolve import error_line, resolve
 from .config import DataConfig, Iid
 from .transforms import build
 from .types import FederatedData, SamplePool, Samples, Transform
@@ -95,7 +95,7 @@ class ConfiguredData:
         except MemoryError:
             raise
         except Exception as error:  # a user's code may raise anything
-            raise ValueError(f"{self._label(member, *device)} fails: {told(error)}") from error
+            raise ValueError(f"{self._label(member, *device)} fails: {error_line(error)}") from error
 
     def _label(self, member: str, *device: int) -> str:
         """A member and its device, for errors."""

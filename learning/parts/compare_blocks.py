@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from ..randomness import seeded
-from ..resolve import told
+from ..resolve import error_line
 from ..tensors import dense
 from .blocks import Blocks
 from .module_state import ModuleState
@@ -44,7 +44,7 @@ def blocks_difference(blocks: Blocks, x: Tensor) -> str:
         try:
             in_blocks = _forward(blocks, lambda value: blocks.run(blocks.modules, value), x, train=train)
         except Exception as error:  # a user's code may raise anything
-            return f"its blocks fail where the model does not: {told(error)}"
+            return f"its blocks fail where the model does not: {error_line(error)}"
         if difference := _difference(whole, in_blocks):
             return difference
     return ""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..resolve import told
+from ..resolve import error_line
 from ..tensors import dense
 from .module_state import ModuleState
 from .trace_guard import TraceGuard, Untraceable, guard_trace, refuse_hooks
@@ -88,7 +88,7 @@ def trace(model: nn.Module) -> TracedModel:
     except Untraceable:
         raise
     except Exception as error:  # a user's code may raise anything on symbols; the model is then one block
-        raise Untraceable(f"torch.fx cannot trace it: {told(error)}") from error
+        raise Untraceable(f"torch.fx cannot trace it: {error_line(error)}") from error
     finally:
         state.restore()
     _reconcile(train, evaluate)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..data.types import Samples, Transform
 from ..parts.module_state import ModuleState
 from ..randomness import seeded
-from ..resolve import told
+from ..resolve import error_line
 from ..spec import Precision
 from .losses import Loss, Metric, WrongShape, scalar_loss, summed_metric
 from .precision import autocast, in_memory_format
@@ -83,5 +83,5 @@ def figures(output: Tensor, targets: Tensor, *, loss: Loss, metrics: Mapping[str
     except (MemoryError, WrongShape):
         raise
     except Exception as error:  # a user's code may raise anything
-        raise FigureError(f"{name} fails: {told(error)}") from error
+        raise FigureError(f"{name} fails: {error_line(error)}") from error
     return sums

@@ -40,7 +40,7 @@ def bf16_gain() -> float:
     return float32_s / bf16_s
 
 
-def pays(gain: float) -> bool:
+def bf16_pays(gain: float) -> bool:
     """Whether bf16 is worth its loss of accuracy at this gain."""
     return gain >= _LEAST_GAIN
 

@@ -42,7 +42,7 @@ class MicroBatch:
     ends_batch: bool
 
 
-def schedule(num_samples: int, training: Training) -> Iterator[MicroBatch]:
+def micro_batch_schedule(num_samples: int, training: Training) -> Iterator[MicroBatch]:
     """The micro-batches of one plan, in order. Their sizes do not depend on the seed."""
     for indices in batches(
         num_samples, batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=0
@@ -216,7 +216,7 @@ class HostLeg:
         ]
         self._stepper = Stepper(blocks.model, training=training, trainable=names)
         self._crossing = crossing
-        self._schedule = schedule(num_samples, training)
+        self._schedule = micro_batch_schedule(num_samples, training)
         self._random = RandomStream(seed)
         self._next = next(self._schedule, None)
         self._value, self._batch = 0.0, 0  # loss and samples of the current batch so far

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from ...comms.channel import Channel, Stored
+from ...comms.channel import Channel, StoredBytes
 from ..configuration.config import CheckpointSettings
 from ..errors import ConfigError, Damaged, RunError
 from ..storage.files import Files
@@ -107,10 +107,10 @@ class Checkpoints:
         self._named = set()
         self._schedule.begin()
 
-    def store(self, data: bytes) -> Stored:
+    def store(self, data: bytes) -> StoredBytes:
         """Write a file of these bytes; the checkpoint's value may hold the reference that is returned."""
         name = self._reported(lambda: self.keep(data))
-        return Stored(name, lambda: self._data(name, len(data)))
+        return StoredBytes(name, lambda: self._data(name, len(data)))
 
     def keep(self, data: bytes) -> str:
         """Write a file of these bytes unless it exists; returns its name."""

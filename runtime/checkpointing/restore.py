@@ -13,7 +13,7 @@ import safetensors
 import safetensors.numpy
 import safetensors.torch
 
-from ...comms.channel import Channel, Stored
+from ...comms.channel import Channel, StoredBytes
 from ...policies.checks.type_check import TypeCheck
 from ..errors import Damaged
 from .types import CONTAINERS, DATACLASSES, ENUMS, SCALARS, STRUCTS, is_packet
@@ -78,7 +78,7 @@ class StateDecoder:
             raise Damaged(f"a {tag!r} has {len(rest)} entries; it must have one")
         if tag == "stored":
             name = self._named(rest[0])
-            return Stored(name, lambda: self._read(name)), []
+            return StoredBytes(name, lambda: self._read(name)), []
         try:
             if tag in ENUMS:
                 return ENUMS[tag](rest[0]), []

@@ -26,7 +26,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from ...comms.channel import Channel, Stored
+from ...comms.channel import Channel, StoredBytes
 from .types import CONTAINERS, DATACLASSES, ENUMS, SCALARS, STRUCTS, TAGS
 
 _LARGE_BYTES = 16 * 1024
@@ -78,7 +78,7 @@ class StateEncoder:
             return ["tensor", *self._bytes(safetensors.torch.save({"": value.detach().contiguous()}))]
         if isinstance(value, Path):
             return ["stored", self._keep_file(value)]
-        if isinstance(value, Stored):
+        if isinstance(value, StoredBytes):
             self._name(value.name)
             return ["stored", value.name]
         if value_type not in TAGS:

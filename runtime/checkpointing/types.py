@@ -20,8 +20,8 @@ from ...actors.replay.upload import ViewKey
 from ...actors.server.peers import Peer
 from ...clusters.profile import DeviceProfile
 from ...comms.codec import ArraySpec
-from ...comms.links.broadcast import Sealed
-from ...comms.links.link import Memory, Model, Sent
+from ...comms.links.broadcast import SealedPacket
+from ...comms.links.memory import HeldModel, LinkMemory, SentUpdate
 from ...policies.estimate import StreamCharge
 from ...policies.plan import Plan
 from ...policies.report import Outcome, Report
@@ -109,15 +109,15 @@ DATACLASSES: Mapping[str, SavedDataclass] = {
     "indexed-view": SavedDataclass(IndexedView, problem=_indexed_view),
     "journey": SavedDataclass(InFlightPlan),
     "lane": SavedDataclass(PacketQueue),
-    "link-memory": SavedDataclass(Memory),
-    "link-model": SavedDataclass(Model),
-    "link-sent": SavedDataclass(Sent),
+    "link-memory": SavedDataclass(LinkMemory),
+    "link-model": SavedDataclass(HeldModel),
+    "link-sent": SavedDataclass(SentUpdate),
     "load": SavedDataclass(Load),
     "message": SavedDataclass(Message, packet="reference"),
     "peer": SavedDataclass(Peer),
     "round": SavedDataclass(Round, problem=_round),
     "route": SavedDataclass(Route),
-    "sealed": SavedDataclass(Sealed, packet="reference"),
+    "sealed": SavedDataclass(SealedPacket, packet="reference"),
     "stream-bytes": SavedDataclass(StreamBytes),
     "stream-charge": SavedDataclass(StreamCharge),
     "stream-progress": SavedDataclass(StreamProgress),

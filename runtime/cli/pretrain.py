@@ -20,7 +20,7 @@ from ...learning.costs.cost import part_cost
 from ...learning.data.config import DataConfig
 from ...learning.data.load import load, load_public
 from ...learning.data.targets import check_targets
-from ...learning.data.transforms import tried
+from ...learning.data.transforms import apply_checked
 from ...learning.data.types import FederatedData
 from ...learning.models import build, use_batch_statistics
 from ...learning.parts.blocks import cut
@@ -174,7 +174,7 @@ def _model(config: Config, data: FederatedData, recipe: Recipe) -> nn.Module:
         use_batch_statistics(model)
     blocks, samples = cut(model), data.train(0)
     samples = samples.take(np.arange(min(2, len(samples))))
-    inputs = tried(data.test_transform, samples.x, field="data.test_transforms")
+    inputs = apply_checked(data.test_transform, samples.x, field="data.test_transforms")
     training = recipe.training(config.training)
     check_targets(data, loss=config.training.loss, output=try_model(model, inputs, training))
     part_cost(

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from ...learning.data.batches import largest_micro_batch
 from ...learning.data.targets import check_targets
-from ...learning.data.transforms import tried
+from ...learning.data.transforms import apply_checked
 from ...learning.data.types import FederatedData, Samples, Transform
 from ...learning.parts.module_state import ModuleState
 from ...learning.randomness import seeded
-from ...learning.resolve import told
+from ...learning.resolve import error_line
 from ...learning.spec import Precision, Training
 from ...learning.training.evaluation import FigureError, figures, predict
 from ...learning.training.losses import Metric, make_loss
@@ -37,7 +37,7 @@ def check_learning(config: Config, workload: Workload) -> None:
             "name it in evaluation.metrics, or use stop.loss"
         )
     samples, transform, field = _first_samples(config, workload)
-    output = try_model(workload.blocks.model, tried(transform, samples.x, field=field), config.training)
+    output = try_model(workload.blocks.model, apply_checked(transform, samples.x, field=field), config.training)
     check_targets(workload.data, loss=config.training.loss, output=output)
     _try_figures(config, output, samples.y, metrics)
     _check_alone(config, workload)
@@ -102,13 +102,13 @@ def try_model(model: nn.Module, inputs: Tensor, training: Training) -> Any:
         if precision == "bf16" and _runs_in_float32(model, inputs, channels_last):
             raise ValueError(
                 "training.precision is 'bf16', in which this processor cannot run the model; allowed: 'float32' "
-                f"({told(error)})"
+                f"({error_line(error)})"
             ) from error
         hint = "; most models take float32 samples" if inputs.dtype != torch.float32 else ""
         if inputs.dtype == torch.uint8:  # images that were not normalised
             hint += ", and the transform normalize scales bytes to 0..1"
         raise ValueError(
-            f"the model fails on samples of shape {tuple(inputs.shape)} ({inputs.dtype}): {told(error)}{hint}"
+            f"the model fails on samples of shape {tuple(inputs.shape)} ({inputs.dtype}): {error_line(error)}{hint}"
         ) from error
 
 

@@ -42,9 +42,9 @@ def apply_measurements(config: Config, measured: MachineMeasurements) -> Config:
     """``config`` with the settings that it left open set by the measurements."""
     if config.training.precision != "auto" or measured.bf16_gain is None:
         return config
-    from ...learning.training.precision import pays
+    from ...learning.training.precision import bf16_pays
 
-    precision = "bf16" if pays(measured.bf16_gain) else "float32"
+    precision = "bf16" if bf16_pays(measured.bf16_gain) else "float32"
     return replace(config, training=replace(config.training, precision=precision))
 
 
@@ -63,9 +63,9 @@ def workload_settings(config: Config, *, num_devices: int) -> WorkloadSettings:
     """What server and devices build their workloads from. Raises ``ValueError`` for initial weights that cannot be read."""
     init = config.init
     if init.mode != "random":
-        from ...learning.pretrained import pinned  # here, since it imports torch
+        from ...learning.pretrained import with_weights_hash  # here, since it imports torch
 
-        init = pinned(init, model=config.model.name)
+        init = with_weights_hash(init, model=config.model.name)
     return WorkloadSettings(
         model=config.model,
         data=config.data,

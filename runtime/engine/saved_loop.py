@@ -16,7 +16,7 @@ from ...actors.support import PlanRefused, check_plan
 from ...clusters.profile import DeviceProfile
 from ...comms.codec import Arrays
 from ...learning.parts.structure import ModelSpec
-from ...learning.store import alike
+from ...learning.store import same_shape_and_type
 from ...policies.checks.answer import BadAnswer, check_state
 from ...policies.plan import Plan
 from ..simulation.in_flight import InFlightPlan
@@ -53,12 +53,12 @@ def _store(store: Mapping[str, Mapping[str, Tensor]], model: Mapping[str, Tensor
         yield f"the model's tensors are {', '.join(store['model'])[:200]}; they must be {', '.join(model)[:200]}"
     for section in ("model", "pending"):
         for name, tensor in store[section].items():
-            if name not in model or not alike(tensor, model[name]):
+            if name not in model or not same_shape_and_type(tensor, model[name]):
                 yield f"{section} has a tensor {name[:80]!r}, which the model lacks or has in another shape or type"
     tensors = {**store["model"], **store["auxiliaries"]}
     for slot, tensor in store["optimiser"].items():
         kind, _, name = slot.partition("/")
-        if kind not in ("m", "v") or name not in tensors or not alike(tensor, tensors[name]):
+        if kind not in ("m", "v") or name not in tensors or not same_shape_and_type(tensor, tensors[name]):
             yield f"the optimiser's slot {slot[:80]!r} belongs to no tensor of the store, or has another shape or type"
 
 

@@ -28,7 +28,7 @@ from ...clusters.scratch import Scratch, reap_runs
 from ...clusters.user_modules import runtime_env_for
 from ...comms.codec import Array
 from ...comms.errors import StoreFull
-from ...comms.ray_channel import store_told
+from ...comms.ray_channel import raising_store_full
 from ...policies.policy import Policy
 from ..configuration.config import Config
 from ..configuration.user_modules import named_modules
@@ -139,7 +139,7 @@ class RaySession:
     def _errors_of(self, method: str, timeout_s: float) -> Iterator[None]:
         """Turn what a call to the server raised into the errors of a run."""
         try:
-            with store_told():
+            with raising_store_full():
                 yield
         except StoreFull as error:
             raise RunError(str(error), stage="server") from error

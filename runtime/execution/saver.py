@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from ...actors.replay.upload import ViewKey, joined_bytes
-from ...comms.channel import Stored
-from ...learning.store import alike
+from ...comms.channel import StoredBytes
+from ...learning.store import same_shape_and_type
 from ...policies.checks.type_check import mismatch
 from ..engine.engine import Engine
 from ..errors import Damaged, UnfitCheckpoint
@@ -21,7 +21,7 @@ from .save_plan import SavePlan, open_checkpoints
 _SAVED = {
     "engine": dict[str, Any],
     "best": dict[str, Tensor] | None,
-    "views": dict[ViewKey, Stored],
+    "views": dict[ViewKey, StoredBytes],
 }
 
 
@@ -32,7 +32,7 @@ class Saver:
         """Raises ``ValueError`` if the place of the plan cannot be used."""
         self._engine, self._plan = engine, plan
         self._checkpoints = open_checkpoints(plan, channel=engine.channel)
-        self._views: dict[ViewKey, Stored] = {}  # views whose packets were written
+        self._views: dict[ViewKey, StoredBytes] = {}  # views whose packets were written
 
     def start(self) -> dict[str, Tensor] | None:
         """Restore the checkpoint that the plan names, if any; the best weights.
@@ -69,7 +69,9 @@ class Saver:
             raise Damaged(f"{found[0]} {found[1]}")
         best: dict[str, Tensor] | None = saved["best"]
         model = self._engine.weights()
-        if best is not None and not (list(best) == list(model) and all(alike(best[n], model[n]) for n in model)):
+        if best is not None and not (
+            list(best) == list(model) and all(same_shape_and_type(best[n], model[n]) for n in model)
+        ):
             raise Damaged("the best weights are those of another model")
         self._engine.check(saved["engine"])
 
@@ -83,7 +85,7 @@ class Saver:
 
     def _save_views(self) -> None:
         """Write the packets of views that are in no checkpoint yet, but for those that a host lacks or is too busy to send."""
-        saved, missing = dict[ViewKey, Stored](), dict[int, list[ViewKey]]()
+        saved, missing = dict[ViewKey, StoredBytes](), dict[int, list[ViewKey]]()
         for key, view, _ in self._engine.replay.placed():
             if key in self._views:
                 saved[key] = self._views[key]
@@ -94,7 +96,7 @@ class Saver:
                 saved[key] = self._checkpoints.store(body.tobytes())
         self._views = saved
 
-    def _restore_views(self, stored: Mapping[ViewKey, Stored]) -> None:
+    def _restore_views(self, stored: Mapping[ViewKey, StoredBytes]) -> None:
         """Send the hosts the packets of their views, one view at a time. Raises ``Damaged``."""
         for key, view, _ in self._engine.replay.placed():
             if key not in stored:

@@ -15,7 +15,7 @@ from ...actors.messages.messages import array_specs
 from ...comms.codec import ArraySpec, Codec, NumBytes
 from ...comms.codecs.make_codec import make_codec
 from ...comms.ledger import Direction
-from ...comms.links.predict import carried
+from ...comms.links.predict import residual_specs
 from ...comms.links.receive import context_for
 from ...comms.packet import PacketKind, Stamp, seal, sealed_bytes
 from ...learning.parts.part import down_tensors, up_tensors
@@ -77,7 +77,7 @@ class PacketSizes:
                 else up_tensors(self._spec, plan.part, statistics=plan.upload.statistics)
             )
             expected = array_specs(tensors)
-            expected = carried(expected, link) if link else expected
+            expected = residual_specs(expected, link) if link else expected
             made = make_codec(codec)
             num_bytes, exact = sealed_bytes(made, expected)
             self._formats[key] = _Format(made, expected, num_bytes if exact else None)

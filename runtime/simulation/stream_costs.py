@@ -18,7 +18,7 @@ from ...comms.codecs.make_codec import make_codec
 from ...comms.packet import sealed_bytes
 from ...learning.parts.part import complement
 from ...learning.spec import NonNegative, PartCost, Training
-from ...learning.training.split import schedule
+from ...learning.training.split import micro_batch_schedule
 from ...learning.workload import Workload
 from ...policies.estimate import NO_STREAM, StreamCharge
 from ...policies.plan import Plan
@@ -126,7 +126,7 @@ class StreamCosts:
         """Samples of each micro-batch."""
         key = num_samples, training.batch_size, training.accumulation, training.epochs, training.steps
         if key not in self._samples:
-            self._samples[key] = tuple(each.samples for each in schedule(num_samples, training))
+            self._samples[key] = tuple(each.samples for each in micro_batch_schedule(num_samples, training))
         return self._samples[key]
 
     def _sizes(self, plan: Plan, work: Work) -> tuple[tuple[int, ...], tuple[int, ...]]:

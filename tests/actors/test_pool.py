@@ -4,7 +4,7 @@ import pytest
 from fedbonsai.actors.device.device import Device
 from fedbonsai.actors.inline_pool import InlinePool
 from fedbonsai.actors.messages.plan_message import plan_message
-from fedbonsai.actors.pool import Task, finished
+from fedbonsai.actors.pool import Task, read_report
 from fedbonsai.actors.server.server import Server
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.policies.report import Outcome, Report
@@ -81,7 +81,7 @@ def test_workers_in_process(pool: InlinePool) -> None:
 def test_the_plan_that_a_device_echoes_is_not_trusted(server: Server) -> None:
     ours = make_plan(server.workload)
     theirs = msgspec.structs.replace(ours, id=666, device=1)
-    result = finished(ours, msgspec.msgpack.encode(Report(plan=theirs, samples=3)), None, {"s": np.ones(1)})
+    result = read_report(ours, msgspec.msgpack.encode(Report(plan=theirs, samples=3)), None, {"s": np.ones(1)})
     assert (result.plan, result.report.plan, result.report.samples) == (ours, ours, 3)
     assert result.state == {"s": np.ones(1)}
 
@@ -99,7 +99,7 @@ def test_the_plan_that_a_device_echoes_is_not_trusted(server: Server) -> None:
 def test_a_report_that_cannot_be_read_is_the_failure_of_its_plan(server: Server, report: bytes, words: str) -> None:
     """The last: an unknown field of lists in lists, a hundred thousand deep."""
     plan = make_plan(server.workload)
-    result = finished(plan, report, None, None)
+    result = read_report(plan, report, None, None)
     assert (result.report.plan, result.report.outcome, result.report.stage) == (plan, Outcome.FAILED, "report")
     assert result.report.error.startswith(f"its report of {len(report)} bytes cannot be read: ")
     assert words in result.report.error

@@ -10,8 +10,8 @@ from fedbonsai.comms.codecs.make_codec import make_codec
 from fedbonsai.comms.entropy.bounds import most_entries
 from fedbonsai.comms.entropy.codec import Entropy
 from fedbonsai.comms.links.broadcast import seal_agreed, seal_dense, seal_model
-from fedbonsai.comms.links.link import DeviceEnd, Memory, Model
-from fedbonsai.comms.links.predict import Residual, carried, difference, hash_arrays
+from fedbonsai.comms.links.memory import DeviceEnd, HeldModel, LinkMemory
+from fedbonsai.comms.links.predict import Residual, hash_arrays, residual_specs, residuals_of
 from fedbonsai.comms.links.receive import context_for, receive_models, receive_update
 from fedbonsai.comms.packet import PacketKind, Stamp, seal, unseal
 
@@ -147,7 +147,7 @@ def _update(name: str, codec: Codec, residual: Residual) -> Case:
     prediction = tensors(100)
     stamp = Stamp(kind=PacketKind.UPDATE, version=2, plan=7, state_hash=hash_arrays(prediction))
     packets = tuple(
-        seal(difference(tensors(n), prediction, residual), codec=codec, context=context, stamp=stamp)[0]
+        seal(residuals_of(tensors(n), prediction, residual), codec=codec, context=context, stamp=stamp)[0]
         for n in range(3)
     )
 
@@ -162,15 +162,15 @@ def _update(name: str, codec: Codec, residual: Residual) -> Case:
             stamp=stamp,
         )[1]
 
-    layout = codec.layout(carried(EXPECTED, residual))
+    layout = codec.layout(residual_specs(EXPECTED, residual))
     return Case(f"update of {residual.arithmetic} by {name}", packets, read, EXPECTED, layout)
 
 
 def _broadcast(name: str, codec: Codec) -> Case:
     """A device that holds the previous model, as the receiver of residuals of the server's model."""
-    first, context = Model.of(1, tensors(200)), context_for(EXPECTED, seed=2)
+    first, context = HeldModel.of(1, tensors(200)), context_for(EXPECTED, seed=2)
     packets = tuple(
-        seal_model(tensors(n), 2, memory=Memory(models=[first]), residual=DOWN, codec=codec, context=context)[0]
+        seal_model(tensors(n), 2, memory=LinkMemory(models=[first]), residual=DOWN, codec=codec, context=context)[0]
         for n in range(3)
     )
     return Case(
@@ -180,17 +180,17 @@ def _broadcast(name: str, codec: Codec) -> Case:
 
 def _start(how: str) -> Case:
     """A device that holds another model, as the receiver of a dense model or of one made from the seed."""
-    model, context = Model.of(2, tensors(1)), context_for(EXPECTED, seed=2)
+    model, context = HeldModel.of(2, tensors(1)), context_for(EXPECTED, seed=2)
     packet = seal_dense(model, codec=IdentityCodec(), context=context) if how == "dense" else seal_agreed(model)
-    read = _receiver(Model.of(1, tensors(200)), DOWN, IdentityCodec(), version=2)
+    read = _receiver(HeldModel.of(1, tensors(200)), DOWN, IdentityCodec(), version=2)
     return Case(f"{how} model", (packet,), read, EXPECTED, EXPECTED if how == "dense" else ())
 
 
-def _receiver(first: Model, residual: Residual, codec: Codec, *, version: int) -> Callable[[Array], Arrays]:
+def _receiver(first: HeldModel, residual: Residual, codec: Codec, *, version: int) -> Callable[[Array], Arrays]:
     """Reads a packet at a device's end, and checks that a failure leaves the end unchanged."""
 
     def read(packet: Array) -> Arrays:
-        end = DeviceEnd(memory=Memory(models=[first]))
+        end = DeviceEnd(memory=LinkMemory(models=[first]))
         try:
             return receive_models(
                 end,

@@ -12,7 +12,7 @@ from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.learning.compat import import_torchvision
 from fedbonsai.learning.data.config import DataConfig
 from fedbonsai.learning.models import build
-from fedbonsai.learning.pretrained import initialise, pinned, read_weights
+from fedbonsai.learning.pretrained import initialise, read_weights, with_weights_hash
 from fedbonsai.learning.spec import Call, ServerOptimiser
 from fedbonsai.learning.store import model_hash
 from fedbonsai.learning.workload import Workload
@@ -148,7 +148,7 @@ def digits_file(tmp_path: Path) -> Path:
 
 
 def test_server_and_device_build_the_same_model_by_hash(digits_file: Path) -> None:
-    init = pinned(partial(weights=str(digits_file), trunk="features.2"), model="digits_cnn")
+    init = with_weights_hash(partial(weights=str(digits_file), trunk="features.2"), model="digits_cnn")
     server = Server(Workload(settings(init)), channel=LocalChannel(), optimiser=ServerOptimiser())
     device = Device(settings(init))
     hashes = [server.model_hash(), model_hash(device.workload.new_model().state_dict())]
@@ -160,14 +160,14 @@ def test_server_and_device_build_the_same_model_by_hash(digits_file: Path) -> No
 
 
 def test_a_worker_with_another_file_is_detected(digits_file: Path) -> None:
-    init = pinned(holistic(weights=str(digits_file)), model="digits_cnn")
+    init = with_weights_hash(holistic(weights=str(digits_file)), model="digits_cnn")
     save_file(build(Call("digits_cnn"), seed=98, outputs=10).state_dict(), digits_file)
     with pytest.raises(ValueError, match=rf"whose tensors have the hash \w{{64}} here; expected is {init.hash}"):
         Workload(settings(init)).new_model()
 
 
 def test_random_pins_nothing() -> None:
-    assert pinned(Initialisation(), model="m") == Initialisation()
+    assert with_weights_hash(Initialisation(), model="m") == Initialisation()
     assert msgspec.convert({}, Initialisation).mode == "random"
 
 
@@ -187,7 +187,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tens
 
 def test_torchvisions_published_weights_come_through_its_own_loader(published: dict[str, Tensor]) -> None:
     name = "torchvision/squeezenet1_1"
-    init = pinned(holistic(weights="torchvision"), model=name)
+    init = with_weights_hash(holistic(weights="torchvision"), model=name)
     assert init.hash == model_hash(published)
     model = build(Call(name), seed=1, outputs=10)
     assert initialise(model, read_weights(init, model=name), init) == ("classifier.1.weight", "classifier.1.bias")

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from fedbonsai.learning.resolve import resolve, told
+from fedbonsai.learning.resolve import error_line, resolve
 
 
 @pytest.fixture
@@ -44,6 +44,6 @@ def test_fault_inside_the_users_module_keeps_its_own_error(modules):
 
 
 def test_an_exception_is_reported_on_one_line():
-    assert told(KeyError("x")) == "KeyError: 'x'"
-    assert told(RuntimeError("no kernel\n\nCPU: registered at ...")) == "RuntimeError: no kernel"
-    assert told(AssertionError()) == "AssertionError"
+    assert error_line(KeyError("x")) == "KeyError: 'x'"
+    assert error_line(RuntimeError("no kernel\n\nCPU: registered at ...")) == "RuntimeError: no kernel"
+    assert error_line(AssertionError()) == "AssertionError"

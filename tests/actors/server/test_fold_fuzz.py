@@ -10,8 +10,8 @@ from fedbonsai.actors.server.server import Server
 from fedbonsai.comms.codec import Array, CodecSpec
 from fedbonsai.comms.codecs.make_codec import make_codec
 from fedbonsai.comms.errors import OutOfSync, PacketError
-from fedbonsai.comms.links.link import DeviceEnd
-from fedbonsai.comms.links.predict import Residual, carried
+from fedbonsai.comms.links.memory import DeviceEnd
+from fedbonsai.comms.links.predict import Residual, residual_specs
 from fedbonsai.learning.parts.part import up_tensors
 from fedbonsai.policies.plan import Plan
 from hypothesis import HealthCheck, given, settings
@@ -68,7 +68,7 @@ def remembered(peer: Peer | None) -> dict[str, Any]:
 def case_of(server: Server, plan: Plan, update: Array) -> Case:
     """The receiver of updates of this plan."""
     specs = array_specs(up_tensors(server.workload.spec, plan.part, statistics=plan.upload.statistics))
-    carried_specs = carried(specs, plan.link_up) if plan.link_up else specs
+    carried_specs = residual_specs(specs, plan.link_up) if plan.link_up else specs
     chain = plan.codec_up
     symbols = make_codec(chain[:-1]).layout(carried_specs) if chain[-1].name == "entropy" else ()
     return Case("fold", (update,), lambda packet: {}, specs, make_codec(chain).layout(carried_specs), symbols)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fedbonsai.actors.device.device import Device
 from fedbonsai.actors.messages.messages import Dispatch
-from fedbonsai.comms.links.link import copy_state
+from fedbonsai.comms.links.memory import copy_state
 from fedbonsai.comms.links.predict import Residual
 from fedbonsai.learning.spec import Call
 from fedbonsai.policies.report import Outcome, Report

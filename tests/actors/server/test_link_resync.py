@@ -9,7 +9,7 @@ from fedbonsai.actors.messages.messages import Dispatch
 from fedbonsai.actors.server.server import Server
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.comms.errors import OutOfSync
-from fedbonsai.comms.links.link import FORGET, DeviceEnd, state_bytes
+from fedbonsai.comms.links.memory import FORGET, DeviceEnd, state_bytes
 from fedbonsai.comms.links.predict import Residual
 from fedbonsai.learning.spec import ServerOptimiser
 from fedbonsai.learning.workload import Workload

@@ -11,7 +11,7 @@ from fedbonsai.actors.messages.plan_message import plan_message
 from fedbonsai.actors.server.server import Server
 from fedbonsai.comms.codec import Array, CodecSpec
 from fedbonsai.comms.errors import OutOfSync
-from fedbonsai.comms.links.link import DeviceEnd, State, copy_state
+from fedbonsai.comms.links.memory import DeviceEnd, LinkState, copy_state
 from fedbonsai.comms.links.predict import Residual, hash_arrays
 from fedbonsai.comms.packet import PacketKind, read_stamp
 from fedbonsai.learning.spec import Optimiser, Training
@@ -45,7 +45,7 @@ def linked(server: Server, device: int, number: int, **changes: Any) -> Plan:
     return make_plan(server.workload, device, **(fields | changes))
 
 
-def carry_out(device: Device, sent: Dispatch) -> tuple[Report, Array | None, State | None]:
+def carry_out(device: Device, sent: Dispatch) -> tuple[Report, Array | None, LinkState | None]:
     report, update, state = device.run(plan_message(sent.plan), sent.packets, sent.state)
     return Report.of(sent.plan, msgspec.msgpack.decode(report, type=Answer)), update, state
 
@@ -54,7 +54,9 @@ def kinds(sent: Dispatch) -> list[PacketKind]:
     return [read_stamp(packet).kind for packet in sent.packets]
 
 
-def finish(server: Server, sent: Dispatch, answer: tuple[Report, Array | None, State | None], *, fold: bool) -> Report:
+def finish(
+    server: Server, sent: Dispatch, answer: tuple[Report, Array | None, LinkState | None], *, fold: bool
+) -> Report:
     report, update, state = answer
     if fold:
         assert update is not None, report.error

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from fedbonsai.actors.server.peers import Peer, Peers
-from fedbonsai.comms.channel import Stored
+from fedbonsai.comms.channel import StoredBytes
 from fedbonsai.comms.codec import Array
-from fedbonsai.comms.links.link import DeviceEnd, Memory, Model, Pending, Sent, State
+from fedbonsai.comms.links.memory import DeviceEnd, HeldModel, LinkMemory, LinkState, PendingUpdate, SentUpdate
 from safetensors.numpy import load_file, save_file
 
 ITEMS = 1000  # 4,000 bytes a tensor
@@ -38,9 +38,11 @@ def named(seed: int) -> dict[str, Array]:
 TENSORS_BYTES = 4 * ITEMS + 4
 
 
-def peer(seed: int, *, state: State | None = None) -> Peer:
+def peer(seed: int, *, state: LinkState | None = None) -> Peer:
     """One global model, and one pair: three times ``TENSORS_BYTES``."""
-    memory = Memory(models=[Model.of(seed, named(seed))], sent=[Sent(named(seed + 100), named(seed + 200))])
+    memory = LinkMemory(
+        models=[HeldModel.of(seed, named(seed))], sent=[SentUpdate(named(seed + 100), named(seed + 200))]
+    )
     return Peer(stream=f"stream {seed}", held=seed, memory=memory, folded=seed + 10, state=state)
 
 
@@ -51,9 +53,11 @@ def contents(entry: Peer | None) -> dict[str, tuple[object, ...]]:
     return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()}
 
 
-def device_state(seed: int) -> State:
-    pending = Pending(seed, Sent(named(seed + 1), named(seed + 2)), named(seed + 3))
-    return DeviceEnd(memory=Memory([Model.of(seed, named(seed))]), error=named(seed + 4), pending=pending).to_state()
+def device_state(seed: int) -> LinkState:
+    pending = PendingUpdate(seed, SentUpdate(named(seed + 1), named(seed + 2)), named(seed + 3))
+    return DeviceEnd(
+        memory=LinkMemory([HeldModel.of(seed, named(seed))]), error=named(seed + 4), pending=pending
+    ).to_state()
 
 
 @contextmanager
@@ -104,7 +108,7 @@ def test_beyond_the_budget_the_oldest_is_written_to_disk_and_read_back_bit_for_b
         # The order of a model's tensors is part of its hash, which both ends compare.
         assert list(contents(entry)) == list(read) == list(before[device])
         assert entry is not None
-        assert Model.of(device, entry.memory.models[-1].arrays) == entry.memory.models[-1]
+        assert HeldModel.of(device, entry.memory.models[-1].arrays) == entry.memory.models[-1]
         assert (entry.stream, entry.held, entry.folded) == (f"stream {device}", device, device + 10)
         assert not entry.lost
     assert files(folder) == []
@@ -175,7 +179,7 @@ def test_beyond_the_disk_budget_the_oldest_file_is_dropped_and_its_peer_is_lost(
 def test_a_peer_in_flight_is_neither_written_nor_dropped(folder: Path) -> None:
     peers = Peers(memory_bytes=0, disk_bytes=0)
     busy = peer(1)
-    busy.in_flight = Model.of(9, named(9))
+    busy.in_flight = HeldModel.of(9, named(9))
     before = contents(busy)
     peers.put(1, busy)
     for device in range(2, 5):
@@ -229,7 +233,7 @@ def test_a_disk_that_is_full_when_a_run_is_resumed_drops_the_peer_with_a_notice(
     peers = Peers(memory_bytes=0, disk_bytes=10**6)
     peers.put(0, peer(0))
     saved = peers.saved()
-    saved["paths"] = {device: Stored(path.name, path.read_bytes) for device, path in saved["paths"].items()}
+    saved["paths"] = {device: StoredBytes(path.name, path.read_bytes) for device, path in saved["paths"].items()}
     again = Peers(memory_bytes=0, disk_bytes=10**6)
     with files_no_larger_than(1024):
         again.restore(saved)
@@ -326,7 +330,7 @@ class Watched(Peer):
 def test_a_peer_is_read_when_it_is_put_and_not_for_others(in_flight: bool) -> None:
     peers = Peers(memory_bytes=0, disk_bytes=10**6)
     for device in range(50):
-        small = Watched(memory=Memory([Model.of(1, {"w": np.zeros(1, "<f4")})]))
+        small = Watched(memory=LinkMemory([HeldModel.of(1, {"w": np.zeros(1, "<f4")})]))
         small.in_flight = small.memory.models[0] if in_flight else None
         peers.put(device, small)
     assert 50 <= Watched.reads <= 2 * 50

@@ -8,7 +8,7 @@ from fedbonsai.comms.codec import NO_CONTEXT, Array, Codec, IdentityCodec, specs
 from fedbonsai.comms.codecs.sparsify import TopK
 from fedbonsai.comms.errors import MismatchedPacket
 from fedbonsai.comms.links.broadcast import Broadcast, seal_agreed, seal_dense, seal_model
-from fedbonsai.comms.links.link import Memory, Model, Sent
+from fedbonsai.comms.links.memory import HeldModel, LinkMemory, SentUpdate
 from fedbonsai.comms.links.predict import Residual, hash_arrays
 from fedbonsai.comms.packet import PacketKind, Stamp, read_stamp, unseal
 
@@ -35,7 +35,7 @@ def model(value: float, items: int = ITEMS) -> dict[str, Array]:
 
 
 def started(store: Store, items: int = ITEMS) -> Broadcast:
-    return Broadcast(Model.of(0, model(0, items)), put=store.put)
+    return Broadcast(HeldModel.of(0, model(0, items)), put=store.put)
 
 
 def advance(broadcast: Broadcast, version: int, codec: Codec | None = None, items: int = ITEMS) -> int:
@@ -66,7 +66,7 @@ def test_packets_lead_from_version_to_version() -> None:
 def test_a_sequence_may_skip_versions() -> None:
     """A version that no device of this sequence was sent has no packet."""
     store = Store()
-    broadcast = Broadcast(Model.of(0, {"w": np.zeros(100, "<f4")}), put=store.put)
+    broadcast = Broadcast(HeldModel.of(0, {"w": np.zeros(100, "<f4")}), put=store.put)
     for version in (1, 4):
         values = np.zeros(100, "<f4")
         values[version] = 1  # each packet: position and value, or two of them: far below 400 bytes
@@ -106,7 +106,7 @@ def test_the_ring_keeps_packets_up_to_the_size_of_one_dense_model() -> None:
 
 def test_entries_left_out_are_part_of_the_next_residual() -> None:
     # One entry of 3, 2, 1 is sent in each version: 3 first, then 2, then 1, then none.
-    broadcast = Broadcast(Model.of(0, {"w": np.zeros(3, "<f4")}), put=Store().put)
+    broadcast = Broadcast(HeldModel.of(0, {"w": np.zeros(3, "<f4")}), put=Store().put)
     held = []
     for version in range(1, 5):
         broadcast.advance({"w": np.float32([1, 2, 3])}, version, residual=STATIONARY, codec=SPARSE, context=NO_CONTEXT)
@@ -117,7 +117,7 @@ def test_entries_left_out_are_part_of_the_next_residual() -> None:
 
 def test_receivers_hold_the_reconstruction() -> None:
     store = Store()
-    broadcast = Broadcast(Model.of(0, {"w": np.zeros(2, "<f4")}), put=store.put)
+    broadcast = Broadcast(HeldModel.of(0, {"w": np.zeros(2, "<f4")}), put=store.put)
     start = broadcast.held
     sealed = broadcast.advance({"w": np.float32([1 / 3, 1])}, 5, residual=STATIONARY, codec=Halve(), context=NO_CONTEXT)
     assert broadcast.held.arrays["w"].tolist() == [float(np.float16(1 / 3)), 1]
@@ -146,11 +146,11 @@ def test_a_dense_model_is_sealed_once_per_version() -> None:
 
 def test_a_residual_packet_of_one_device_is_against_its_own_prediction() -> None:
     # own 10, other 3 and 8: half_step predicts 10 + 5/2 = 12.5, so the residual of 14 is 1.5.
-    memory = Memory(
-        models=[Model.of(1, {"w": np.float32([10])})],
+    memory = LinkMemory(
+        models=[HeldModel.of(1, {"w": np.float32([10])})],
         sent=[
-            Sent({"w": np.float32([9])}, {"w": np.float32([3])}),
-            Sent({"w": np.float32([10])}, {"w": np.float32([8])}),
+            SentUpdate({"w": np.float32([9])}, {"w": np.float32([3])}),
+            SentUpdate({"w": np.float32([10])}, {"w": np.float32([8])}),
         ],
     )
     packet, held = seal_model(
@@ -167,7 +167,7 @@ def test_a_residual_packet_of_one_device_is_against_its_own_prediction() -> None
 
 
 def test_packets_of_dense_and_agreed_models() -> None:
-    whole = Model.of(7, model(2, 3))
+    whole = HeldModel.of(7, model(2, 3))
     dense, agreed = seal_dense(whole, codec=IdentityCodec(), context=NO_CONTEXT), seal_agreed(whole)
     assert read_stamp(dense) == Stamp(kind=PacketKind.WEIGHTS, version=7, state_hash=whole.hash)
     assert read_stamp(agreed) == Stamp(kind=PacketKind.AGREED, version=7, state_hash=whole.hash)

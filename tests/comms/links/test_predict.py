@@ -12,10 +12,10 @@ from fedbonsai.comms.links.predict import (
     HISTORY,
     Residual,
     RuleName,
-    carried,
-    difference,
     hash_arrays,
     predict,
+    residual_specs,
+    residuals_of,
     restore,
 )
 from hypothesis import given
@@ -141,13 +141,13 @@ def test_inputs_are_not_changed() -> None:
     before = [hash_arrays(m) for m in own + other]
     for rule in RULES:
         prediction = predict(Residual(rule=rule), own=own, other=other, start=other[-1], names=["w"])
-        restore(difference(own[0], prediction, Residual(rule=rule)), prediction, Residual(rule=rule))
+        restore(residuals_of(own[0], prediction, Residual(rule=rule)), prediction, Residual(rule=rule))
     assert [hash_arrays(m) for m in own + other] == before
 
 
 def test_differences_of_floats_by_hand() -> None:
     residual = Residual(rule="delta")
-    found = difference({"w": np.float32([3, -1])}, {"w": np.float32([1, 1])}, residual)
+    found = residuals_of({"w": np.float32([3, -1])}, {"w": np.float32([1, 1])}, residual)
     assert found["w"].tolist() == [2, -2]
     assert restore(found, {"w": np.float32([1, 1])}, residual)["w"].tolist() == [3, -1]
 
@@ -156,10 +156,10 @@ def test_differences_of_bit_patterns_by_hand() -> None:
     # 1.0 is 0x3F800000 and the next float 0x3F800001; 0.0 is 0 and -0.0 is 0x80000000, which is the least int32.
     residual = Residual(rule="delta", arithmetic="bits")
     next_up = np.nextafter(np.float32(1), np.float32(2))
-    found = difference({"w": np.float32([next_up, -0.0])}, {"w": np.float32([1, 0])}, residual)
+    found = residuals_of({"w": np.float32([next_up, -0.0])}, {"w": np.float32([1, 0])}, residual)
     assert (found["w"].dtype.str, found["w"].tolist()) == ("<i4", [1, -(2**31)])
     # From the pattern of -2.0 (0xC0000000 = -2^30) up to that of 2.0 (2^30) is 2^31, one more than int32 holds: it wraps.
-    found = difference({"w": np.float32([2])}, {"w": np.float32([-2])}, residual)
+    found = residuals_of({"w": np.float32([2])}, {"w": np.float32([-2])}, residual)
     assert found["w"].tolist() == [-(2**31)]
     assert restore(found, {"w": np.float32([-2])}, residual)["w"].tolist() == [2]
 
@@ -179,7 +179,7 @@ def test_bit_patterns_are_restored_exactly(pair: tuple[Array, Array]) -> None:
     residual = Residual(rule="delta", arithmetic="bits")
     value, prediction = pair
     wide, other = value.T, prediction.T  # not contiguous if there are two dimensions
-    residuals = difference({"w": wide}, {"w": other}, residual)
+    residuals = residuals_of({"w": wide}, {"w": other}, residual)
     assert residuals["w"].dtype.kind == "i"
     found = restore(residuals, {"w": other}, residual)["w"]
     assert (found.dtype, found.shape) == (wide.dtype, wide.shape)
@@ -193,8 +193,8 @@ def test_a_restored_value_that_overflows_is_infinite_without_a_warning() -> None
 
 def test_specifications_of_residuals_of_bit_patterns() -> None:
     expected = (ArraySpec("w", (2,), "<f4", role="weight"), ArraySpec("v", (), "<f8"), ArraySpec("h", (1,), "<f2"))
-    assert carried(expected, Residual(rule="delta")) is expected
-    found = carried(expected, Residual(rule="delta", arithmetic="bits"))
+    assert residual_specs(expected, Residual(rule="delta")) is expected
+    found = residual_specs(expected, Residual(rule="delta", arithmetic="bits"))
     assert [(s.name, s.shape, s.dtype, s.role) for s in found] == [
         ("w", (2,), "<i4", "weight"),
         ("v", (), "<i8", ""),

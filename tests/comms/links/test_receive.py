@@ -8,14 +8,14 @@ import pytest
 from fedbonsai.comms.codec import NO_CONTEXT, Array, Arrays, ArraySpec, Codec, Context, IdentityCodec, specs_of
 from fedbonsai.comms.errors import CorruptPacket, MismatchedPacket, OutOfSync, PacketError, UnfitPacket
 from fedbonsai.comms.links.broadcast import seal_agreed, seal_dense, seal_model
-from fedbonsai.comms.links.link import DeviceEnd, Memory, Model, Pending, Sent
-from fedbonsai.comms.links.predict import Residual, difference, hash_arrays
+from fedbonsai.comms.links.memory import DeviceEnd, HeldModel, LinkMemory, PendingUpdate, SentUpdate
+from fedbonsai.comms.links.predict import Residual, hash_arrays, residuals_of
 from fedbonsai.comms.links.receive import (
     context_for,
-    left_over,
     receive_models,
     receive_update,
-    sent_model,
+    sent_update,
+    unsent_error,
     update_residual,
 )
 from fedbonsai.comms.packet import PacketKind, Stamp, seal
@@ -31,13 +31,13 @@ def tensors(value: float) -> dict[str, Array]:
     return {"w": np.full((2, 2), value, "<f4"), "s": np.array(-value, "<f4")}
 
 
-MODELS = [Model.of(version, tensors(10 * version)) for version in range(4)]
+MODELS = [HeldModel.of(version, tensors(10 * version)) for version in range(4)]
 EXPECTED = specs_of(tensors(0))
 
 
-def between(start: int, end: int, *, residual: Residual = STATIONARY, sent: Sequence[Sent] = ()) -> Array:
+def between(start: int, end: int, *, residual: Residual = STATIONARY, sent: Sequence[SentUpdate] = ()) -> Array:
     """The residual packet from one of the models to another."""
-    memory = Memory(models=[MODELS[start]], sent=list(sent))
+    memory = LinkMemory(models=[MODELS[start]], sent=list(sent))
     packet, _ = seal_model(
         MODELS[end].arrays, end, memory=memory, residual=residual, codec=IdentityCodec(), context=NO_CONTEXT
     )
@@ -48,12 +48,12 @@ def dense(version: int) -> Array:
     return seal_dense(MODELS[version], codec=IdentityCodec(), context=NO_CONTEXT)
 
 
-def device_end(*versions: int, sent: Sequence[Sent] = ()) -> DeviceEnd:
+def device_end(*versions: int, sent: Sequence[SentUpdate] = ()) -> DeviceEnd:
     """An end with models, sent updates, an error and a pending update."""
     return DeviceEnd(
-        memory=Memory(models=[MODELS[v] for v in versions], sent=list(sent)),
+        memory=LinkMemory(models=[MODELS[v] for v in versions], sent=list(sent)),
         error=tensors(0.5),
-        pending=Pending(3, Sent(tensors(1), tensors(2)), tensors(4)),
+        pending=PendingUpdate(3, SentUpdate(tensors(1), tensors(2)), tensors(4)),
     )
 
 
@@ -63,8 +63,8 @@ def receive(
     version: int,
     residual: Residual = STATIONARY,
     expected: tuple[ArraySpec, ...] = EXPECTED,
-    seeded: Model = MODELS[0],
-) -> Model:
+    seeded: HeldModel = MODELS[0],
+) -> HeldModel:
     return receive_models(
         end,
         packets,
@@ -130,7 +130,7 @@ def test_no_packet_is_needed_if_the_device_holds_the_version() -> None:
 
 
 def test_a_damaged_memory_is_detected_without_a_packet() -> None:
-    damaged = DeviceEnd(memory=Memory(models=[Model(2, MODELS[2].hash, tensors(21))]))
+    damaged = DeviceEnd(memory=LinkMemory(models=[HeldModel(2, MODELS[2].hash, tensors(21))]))
     words = f"the model in memory has hash .*; it was {MODELS[2].hash:016x}"
     assert_refused(damaged, version=2, error=OutOfSync, words=words)
 
@@ -142,24 +142,24 @@ def test_a_damaged_memory_is_detected_without_a_packet() -> None:
 )
 def test_a_model_of_another_part_is_out_of_sync(held: dict[str, Array], packets: list[Array]) -> None:
     version = 2 if packets else 1
-    end = DeviceEnd(memory=Memory(models=[Model.of(1, held)]))
+    end = DeviceEnd(memory=LinkMemory(models=[HeldModel.of(1, held)]))
     assert_refused(end, *packets, version=version, error=OutOfSync, words="the device holds")
 
 
 def test_a_model_of_a_larger_part_is_out_of_sync_without_a_packet() -> None:
-    end = DeviceEnd(memory=Memory(models=[Model.of(1, tensors(10) | {"x": np.zeros(1, "<f4")})]))
+    end = DeviceEnd(memory=LinkMemory(models=[HeldModel.of(1, tensors(10) | {"x": np.zeros(1, "<f4")})]))
     assert_refused(end, version=1, error=OutOfSync, words="the device holds 3 tensors; the plan's part has 2")
 
 
 def test_a_finite_residual_that_leads_to_infinite_weights() -> None:
-    large = Model.of(1, tensors(3e38))
+    large = HeldModel.of(1, tensors(3e38))
     packet = sealed(tensors(3e38), kind=PacketKind.RESIDUAL, version=2, state_hash=large.hash)
-    end = DeviceEnd(memory=Memory(models=[large]))
+    end = DeviceEnd(memory=LinkMemory(models=[large]))
     assert_refused(end, packet, version=2, error=UnfitPacket, words="'w' holds NaN or infinity")
 
 
 def test_a_dense_model_clears_the_histories_and_keeps_the_error() -> None:
-    end = device_end(0, 1, sent=[Sent(tensors(1), tensors(2))])
+    end = device_end(0, 1, sent=[SentUpdate(tensors(1), tensors(2))])
     model = receive(end, dense(3), version=3)
     assert model.hash == MODELS[3].hash
     assert versions(end) == [3]
@@ -176,13 +176,13 @@ def test_a_device_without_a_model_starts_from_the_seed() -> None:
 
 def test_the_agreed_model_is_cut_to_what_is_expected() -> None:
     part = {"s": MODELS[0].arrays["s"]}
-    model = receive(DeviceEnd(), seal_agreed(Model.of(0, part)), version=0, expected=specs_of(part))
+    model = receive(DeviceEnd(), seal_agreed(HeldModel.of(0, part)), version=0, expected=specs_of(part))
     assert list(model.arrays) == ["s"]
 
 
 def test_a_downlink_rule_may_use_the_sent_updates() -> None:
     # Own 10, other 3 and 8: half_step predicts 12.5.
-    sent = [Sent(tensors(9), tensors(3)), Sent(tensors(10), tensors(8))]
+    sent = [SentUpdate(tensors(9), tensors(3)), SentUpdate(tensors(10), tensors(8))]
     end = device_end(1, sent=sent)
     packet = between(1, 2, residual=HALF_STEP, sent=sent)
     assert receive(end, packet, version=2, residual=HALF_STEP).arrays["w"].tolist() == [[20, 20], [20, 20]]
@@ -236,13 +236,13 @@ def test_messages_that_are_out_of_sync(held: tuple[int, ...], packets: list[Arra
 
 
 def test_a_dense_model_whose_hash_differs_from_its_stamp() -> None:
-    lying = seal_dense(Model(3, MODELS[3].hash, tensors(31)), codec=IdentityCodec(), context=NO_CONTEXT)
+    lying = seal_dense(HeldModel(3, MODELS[3].hash, tensors(31)), codec=IdentityCodec(), context=NO_CONTEXT)
     words = f"the model that was received has hash .*; the server's has {MODELS[3].hash:016x}"
     assert_refused(device_end(1), lying, version=3, error=OutOfSync, words=words)
 
 
 def test_a_seed_that_gives_another_model() -> None:
-    other = Model.of(0, tensors(-1))
+    other = HeldModel.of(0, tensors(-1))
     words = f"follows from the seed has hash {other.hash:016x}; the server's has {MODELS[0].hash:016x}"
     assert_refused(DeviceEnd(), seal_agreed(MODELS[0]), version=0, error=OutOfSync, words=words, seeded=other)
 
@@ -277,7 +277,7 @@ def test_a_failure_after_a_dense_packet_keeps_the_histories() -> None:
     torn = between(3, 2)
     torn[60] ^= 1
     assert_refused(
-        device_end(0, sent=[Sent(tensors(1), tensors(2))]),
+        device_end(0, sent=[SentUpdate(tensors(1), tensors(2))]),
         dense(3),
         torn,
         version=2,
@@ -313,7 +313,7 @@ def receive_sealed(packet: Array, *, prediction: Arrays, residual: Residual = DE
 @pytest.mark.parametrize("residual", [DELTA, BITS], ids=["float", "bits"])
 def test_an_update_yields_residuals_and_the_devices_model(residual: Residual) -> None:
     prediction, values = tensors(3), tensors(5)
-    packet = update(difference(values, prediction, residual), prediction=prediction)
+    packet = update(residuals_of(values, prediction, residual), prediction=prediction)
     residuals, local = receive_sealed(packet, prediction=prediction, residual=residual)
     assert {name: array.tobytes() for name, array in local.items()} == {n: a.tobytes() for n, a in values.items()}
     assert local["s"].shape == ()
@@ -365,7 +365,7 @@ def test_feedback_carries_the_unsent_error() -> None:
     first = update_residual(values, prediction, {}, feedback)
     assert first["w"].tolist() == values["w"].tolist()
     sent = Halve().encode(first, context=Context())[1]
-    error = left_over(first, sent, {}, feedback)
+    error = unsent_error(first, sent, {}, feedback)
     assert error["w"].tolist() == [float(np.float32(1 / 3)) - 1365 / 4096, 0]
     second = update_residual(values, prediction, error, feedback)
     assert second["w"].tolist() == (values["w"] + error["w"]).tolist()
@@ -383,7 +383,7 @@ def test_errors_of_absent_tensors_are_kept_and_those_of_another_width_dropped() 
         "wide": [[7, 7]],
         "half": [7],
     }
-    left = left_over(residuals, zeros, error, feedback)
+    left = unsent_error(residuals, zeros, error, feedback)
     assert {name: array.tolist() for name, array in left.items()} == {
         "w": [8],
         "gone": [2],
@@ -395,7 +395,7 @@ def test_errors_of_absent_tensors_are_kept_and_those_of_another_width_dropped() 
 
 def test_without_feedback_nothing_is_carried() -> None:
     values, prediction = {"w": np.float32([3])}, {"w": np.float32([1])}
-    assert left_over(values, prediction, {"w": np.float32([9])}, DELTA) == {}
+    assert unsent_error(values, prediction, {"w": np.float32([9])}, DELTA) == {}
     assert update_residual(values, prediction, {"w": np.float32([9])}, DELTA)["w"].tolist() == [2]
 
 
@@ -404,5 +404,5 @@ def test_contexts_and_history_entries_by_hand() -> None:
         (ArraySpec("w", (1,), "<f4", role="weight"), ArraySpec("v", (1,), "<f4", role="vector")), seed=4
     )
     assert (context.seed, context.roles) == (4, {"w": "weight", "v": "vector"})
-    sent = sent_model({"a": np.float32([1]), "b": np.float32([2])}, {"b": np.float32([3])}, ["b"])
+    sent = sent_update({"a": np.float32([1]), "b": np.float32([2])}, {"b": np.float32([3])}, ["b"])
     assert (list(sent.base), list(sent.local)) == (["b"], ["b"])

@@ -10,7 +10,15 @@ from fedbonsai.learning.parts.auxiliaries import build_head
 from fedbonsai.learning.parts.blocks import cut
 from fedbonsai.learning.spec import Optimiser, Training
 from fedbonsai.learning.training.losses import make_loss
-from fedbonsai.learning.training.split import DeviceLeg, HostLeg, LocalLeg, MicroBatch, boundary, forward_only, schedule
+from fedbonsai.learning.training.split import (
+    DeviceLeg,
+    HostLeg,
+    LocalLeg,
+    MicroBatch,
+    boundary,
+    forward_only,
+    micro_batch_schedule,
+)
 from fedbonsai.learning.training.training import train
 from torch import nn
 
@@ -112,14 +120,14 @@ def test_both_legs_equal_training_of_the_whole_model_bit_for_bit(make, place, ch
 
 def test_the_schedule_has_sizes_shares_and_ends_of_batches():
     # 11 samples in batches of 6: 6 and 5, in micro-batches of at least two samples
-    assert list(schedule(11, Training(batch_size=6, accumulation=3))) == [
+    assert list(micro_batch_schedule(11, Training(batch_size=6, accumulation=3))) == [
         MicroBatch(2, 1 / 3, False),
         MicroBatch(2, 1 / 3, False),
         MicroBatch(2, 1 / 3, True),
         MicroBatch(3, 3 / 5, False),
         MicroBatch(2, 2 / 5, True),
     ]
-    assert list(schedule(0, Training())) == []
+    assert list(micro_batch_schedule(0, Training())) == []
 
 
 def test_the_boundary_has_shape_and_type_of_the_cuts_tensor():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fedbonsai.actors.messages.messages import Message
 from fedbonsai.comms.channel import LocalChannel
-from fedbonsai.comms.links.link import Model
+from fedbonsai.comms.links.memory import HeldModel
 from fedbonsai.policies.report import Outcome
 from fedbonsai.runtime.checkpointing.checkpoints import Checkpoints, CheckpointSchedule
 from fedbonsai.runtime.checkpointing.folder import data_name
@@ -47,7 +47,7 @@ def through(value, tmp_path):
 
 def test_values_are_restored_unchanged_and_shared_ones_shared(tmp_path):
     tensor, array = torch.tensor([[1.0, -0.0]]), np.array(7, np.int64)
-    model = Model(version=3, hash=2**64 - 1, arrays={"a": array})
+    model = HeldModel(version=3, hash=2**64 - 1, arrays={"a": array})
     value = {
         "plain": [None, True, -1, 0.1, float("inf"), "text", b"bytes", (1, 2), {3}, frozenset({4})],
         ("a", 0): OrderedDict(b=deque([1]), a=Counter({Outcome.DONE: 2})),

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from fedbonsai.comms.codec import Arrays
 from fedbonsai.comms.errors import OutOfSync
-from fedbonsai.comms.links.link import FORGET, DeviceEnd, Memory, Model, Pending, Sent, copy_state, depths, state_bytes
+from fedbonsai.comms.links.memory import (
+    FORGET,
+    DeviceEnd,
+    HeldModel,
+    LinkMemory,
+    PendingUpdate,
+    SentUpdate,
+    copy_state,
+    history_lengths,
+    state_bytes,
+)
 from fedbonsai.comms.links.predict import Residual, RuleName, hash_arrays
 
 
@@ -18,10 +28,10 @@ def named(value: float) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.gen
     }
 
 
-def memory(models: int, sent: int) -> Memory:
-    return Memory(
-        models=[Model.of(10 + i, named(i)) for i in range(models)],
-        sent=[Sent(base=named(20 + i), local=named(30 + i)) for i in range(sent)],
+def memory(models: int, sent: int) -> LinkMemory:
+    return LinkMemory(
+        models=[HeldModel.of(10 + i, named(i)) for i in range(models)],
+        sent=[SentUpdate(base=named(20 + i), local=named(30 + i)) for i in range(sent)],
     )
 
 
@@ -55,10 +65,14 @@ ENDS = {
     "empty": DeviceEnd(),
     "models": DeviceEnd(memory=memory(2, 0)),
     "all": DeviceEnd(
-        memory=memory(2, 3), error=named(7), pending=Pending(2**63, Sent(named(1), named(2)), error=named(8))
+        memory=memory(2, 3),
+        error=named(7),
+        pending=PendingUpdate(2**63, SentUpdate(named(1), named(2)), error=named(8)),
     ),
-    "pending without a model": DeviceEnd(memory=memory(1, 0), pending=Pending(5, None, error=named(8))),
-    "pending without an error": DeviceEnd(memory=memory(1, 1), pending=Pending(5, Sent(named(1), named(2)), error={})),
+    "pending without a model": DeviceEnd(memory=memory(1, 0), pending=PendingUpdate(5, None, error=named(8))),
+    "pending without an error": DeviceEnd(
+        memory=memory(1, 1), pending=PendingUpdate(5, SentUpdate(named(1), named(2)), error={})
+    ),
     # (Two digits: model10 must not be taken for model1.)
     "long": DeviceEnd(memory=memory(11, 11)),
 }
@@ -91,7 +105,7 @@ def test_a_copied_state_owns_its_memory() -> None:
 
 
 def test_a_model_has_the_hash_of_its_arrays() -> None:
-    assert Model.of(3, named(1)).hash == hash_arrays(named(1)) != Model.of(3, named(2)).hash
+    assert HeldModel.of(3, named(1)).hash == hash_arrays(named(1)) != HeldModel.of(3, named(2)).hash
 
 
 @pytest.mark.parametrize(
@@ -115,7 +129,7 @@ def test_histories_are_as_long_as_the_rules_need(
     down: RuleName | None, up: RuleName | None, models: int, sent: int
 ) -> None:
     rules = Residual(rule=down) if down else None, Residual(rule=up) if up else None
-    assert depths(*rules) == (models, sent)
+    assert history_lengths(*rules) == (models, sent)
     trimmed, whole = memory(5, 5), memory(5, 5)
     trimmed.trim(*rules)
     assert [m.version for m in trimmed.models] == [m.version for m in whole.models[5 - models :]]
@@ -129,11 +143,11 @@ def test_trimming_does_not_change_a_short_history() -> None:
 
 
 def test_predictions_from_a_memory_by_hand() -> None:
-    ends = Memory(
-        models=[Model.of(1, {"w": np.float32([10])}), Model.of(2, {"w": np.float32([14])})],
+    ends = LinkMemory(
+        models=[HeldModel.of(1, {"w": np.float32([10])}), HeldModel.of(2, {"w": np.float32([14])})],
         sent=[
-            Sent({"w": np.float32([10])}, {"w": np.float32([3])}),
-            Sent({"w": np.float32([14])}, {"w": np.float32([8])}),
+            SentUpdate({"w": np.float32([10])}, {"w": np.float32([3])}),
+            SentUpdate({"w": np.float32([14])}, {"w": np.float32([8])}),
         ],
     )
     # Down: own 10, 14 and other 3, 8: 14 + (8 - 3) / 2. Up, from a base of 20: own 3, 8 and other 10, 14, 20:
@@ -145,12 +159,12 @@ def test_predictions_from_a_memory_by_hand() -> None:
     assert ends.predict_up(Residual(rule="delta"), base, ["w"])["w"] is base["w"]
 
 
-def pending_end(sent: Sent | None = None) -> DeviceEnd:
-    return DeviceEnd(memory=memory(1, 1), error=named(6), pending=Pending(4, sent, error=named(7)))
+def pending_end(sent: SentUpdate | None = None) -> DeviceEnd:
+    return DeviceEnd(memory=memory(1, 1), error=named(6), pending=PendingUpdate(4, sent, error=named(7)))
 
 
 def test_a_folded_update_becomes_history() -> None:
-    sent = Sent(named(1), named(2))
+    sent = SentUpdate(named(1), named(2))
     end = pending_end(sent)
     end.acknowledge(4)
     assert end.pending is None
@@ -160,7 +174,7 @@ def test_a_folded_update_becomes_history() -> None:
 
 @pytest.mark.parametrize("plan", [0, 3, 5])
 def test_an_update_that_was_not_folded_is_dropped(plan: int) -> None:
-    end = pending_end(Sent(named(1), named(2)))
+    end = pending_end(SentUpdate(named(1), named(2)))
     end.acknowledge(plan)
     assert end.pending is None
     assert len(end.memory.sent) == 1
@@ -181,7 +195,7 @@ def test_acknowledging_without_a_pending_update_changes_nothing() -> None:
 
 
 def test_forgetting_drops_the_histories_and_keeps_the_error() -> None:
-    end = pending_end(Sent(named(1), named(2)))
+    end = pending_end(SentUpdate(named(1), named(2)))
     end.acknowledge(FORGET)
     assert_same_end(end, DeviceEnd(error=named(6)))
 
@@ -210,7 +224,7 @@ def test_a_state_that_lacks_a_group_is_out_of_sync(group: str) -> None:
 
 
 def test_a_restart_drops_the_histories_and_keeps_the_error() -> None:
-    end, model = pending_end(), Model.of(9, named(3))
+    end, model = pending_end(), HeldModel.of(9, named(3))
     end.restart(model)
     assert end.memory.models == [model]
     assert not end.memory.sent

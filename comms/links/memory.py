@@ -24,11 +24,13 @@ from ..errors import OutOfSync
 from .predict import HISTORY, Residual, hash_arrays, predict
 
 FORGET = -1  # acknowledged in place of a folded plan: both ends drop their histories
-State = Mapping[str, Array]  # a simulated device's end as named arrays, sent with its plan and returned with its report
+LinkState = Mapping[
+    str, Array
+]  # a simulated device's end as named arrays, sent with its plan and returned with its report
 
 
 @dataclass(frozen=True)
-class Model:
+class HeldModel:
     """A global model as a device holds it."""
 
     version: int
@@ -36,13 +38,13 @@ class Model:
     arrays: Arrays
 
     @classmethod
-    def of(cls, version: int, arrays: Arrays) -> "Model":
+    def of(cls, version: int, arrays: Arrays) -> "HeldModel":
         """A model with the hash of its arrays."""
         return cls(version, hash_arrays(arrays), arrays)
 
 
 @dataclass(frozen=True)
-class Sent:
+class SentUpdate:
     """A device's model as the server holds it (``local``), and the global model that it was trained from (``base``)."""
 
     base: Arrays
@@ -50,15 +52,15 @@ class Sent:
 
 
 @dataclass
-class Memory:
+class LinkMemory:
     """The acknowledged history of one link: global models and device's models, newest last."""
 
-    models: list[Model] = field(default_factory=list)
-    sent: list[Sent] = field(default_factory=list)
+    models: list[HeldModel] = field(default_factory=list)
+    sent: list[SentUpdate] = field(default_factory=list)
 
     def trim(self, down: Residual | None, up: Residual | None) -> None:
         """Drops what the rules of a plan do not need. The newest global model always stays."""
-        num_models, num_sent = depths(down, up)
+        num_models, num_sent = history_lengths(down, up)
         self.models = self.models[-num_models:]
         self.sent = self.sent[-num_sent:] if num_sent else []
 
@@ -73,21 +75,21 @@ class Memory:
         return predict(residual, own=[sent.local for sent in self.sent], other=other, start=base, names=names)
 
 
-def depths(down: Residual | None, up: Residual | None) -> tuple[int, int]:
+def history_lengths(down: Residual | None, up: Residual | None) -> tuple[int, int]:
     """How many global models, and how many of the device's models, the rules of a plan need."""
     num_models = max(1, HISTORY[down.rule][0]) if down else 1
     return num_models, max(HISTORY[up.rule][0] if up else 0, HISTORY[down.rule][1] if down else 0)
 
 
 @dataclass
-class Pending:
+class PendingUpdate:
     """An update that the device has sent and the server has not acknowledged.
 
     ``sent``: None if no rule in use needs it. ``error``: the error that feedback carries if the update is folded.
     """
 
     plan: int
-    sent: Sent | None
+    sent: SentUpdate | None
     error: Arrays
 
 
@@ -95,9 +97,9 @@ class Pending:
 class DeviceEnd:
     """The device's end of its link: acknowledged memory, the error that feedback carries, and the pending update."""
 
-    memory: Memory = field(default_factory=Memory)
+    memory: LinkMemory = field(default_factory=LinkMemory)
     error: Arrays = field(default_factory=dict)
-    pending: Pending | None = None
+    pending: PendingUpdate | None = None
 
     def acknowledge(self, plan: int) -> None:
         """Adds the pending update to the memory if it was folded, else drops it.
@@ -105,21 +107,21 @@ class DeviceEnd:
         ``plan``: id of the newest plan whose update was folded, or ``FORGET``, which drops the memory too.
         """
         if plan == FORGET:
-            self.memory = Memory()
+            self.memory = LinkMemory()
         elif self.pending is not None and self.pending.plan == plan:
             self.error = self.pending.error
             if self.pending.sent is not None:
                 self.memory.sent.append(self.pending.sent)
         self.pending = None
 
-    def restart(self, model: Model) -> None:
+    def restart(self, model: HeldModel) -> None:
         """Replaces the memory by one model, received dense or made from the seed. The server's end does the same.
 
         The error stays: only the device's end holds it.
         """
-        self.memory = Memory(models=[model])
+        self.memory = LinkMemory(models=[model])
 
-    def to_state(self) -> State:
+    def to_state(self) -> LinkState:
         """The end as named arrays."""
         memory, pending = self.memory, self.pending
         head = _Head(
@@ -143,7 +145,7 @@ class DeviceEnd:
         return arrays
 
     @classmethod
-    def from_state(cls, state: State | None) -> "DeviceEnd":
+    def from_state(cls, state: LinkState | None) -> "DeviceEnd":
         """The end that ``to_state`` returned as ``state``; an empty one for None. Raises ``OutOfSync`` for a damaged state."""
         if state is None:
             return cls()
@@ -153,21 +155,21 @@ class DeviceEnd:
             raise OutOfSync(f"the state of the device's end of its link cannot be read: {error!r}") from error
 
     @classmethod
-    def _read(cls, state: State) -> "DeviceEnd":
+    def _read(cls, state: LinkState) -> "DeviceEnd":
         """The end of a state; raises ``KeyError`` or an error of msgspec for a damaged one."""
         head = msgspec.msgpack.decode(state["head"].tobytes(), type=_Head)
         groups: dict[str, dict[str, Array]] = {}
         for key, array in state.items():
             group, _, name = key.partition("/")
             groups.setdefault(group, {})[name] = array
-        memory = Memory(
-            models=[Model(v, h, groups[f"model{i}"]) for i, (v, h) in enumerate(head.versions)],
-            sent=[Sent(groups[f"base{i}"], groups[f"local{i}"]) for i in range(head.sent)],
+        memory = LinkMemory(
+            models=[HeldModel(v, h, groups[f"model{i}"]) for i, (v, h) in enumerate(head.versions)],
+            sent=[SentUpdate(groups[f"base{i}"], groups[f"local{i}"]) for i in range(head.sent)],
         )
         pending = None
         if head.pending is not None:
-            sent = Sent(groups["pending_base"], groups["pending_local"]) if head.pending_sent else None
-            pending = Pending(head.pending, sent, groups.get("pending_error", {}))
+            sent = SentUpdate(groups["pending_base"], groups["pending_local"]) if head.pending_sent else None
+            pending = PendingUpdate(head.pending, sent, groups.get("pending_error", {}))
         return cls(memory=memory, error=groups.get("error", {}), pending=pending)
 
 
@@ -186,11 +188,11 @@ def _put(arrays: dict[str, Array], group: str, named: Arrays) -> None:
         arrays[f"{group}/{name}"] = array
 
 
-def state_bytes(state: State) -> int:
+def state_bytes(state: LinkState) -> int:
     """Size of a state's arrays in bytes."""
     return sum(array.nbytes for array in state.values())
 
 
-def copy_state(state: State) -> State:
+def copy_state(state: LinkState) -> LinkState:
     """A state in this process's own memory. Arrays from an object store are views, which would keep their object there."""
     return {name: array if array.flags.owndata else array.copy() for name, array in state.items()}
