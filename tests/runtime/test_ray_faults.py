@@ -125,6 +125,7 @@ def test_a_plan_that_kills_every_worker_is_lost_and_those_behind_it_are_not(tmp_
     assert sum("is replaced" in text for text in notices) == 3
 
 
+@pytest.mark.soak
 def test_a_host_that_dies_while_a_heartbeat_is_pending_is_replaced():
     """The heartbeat and the calls that end its slots fail at once, because the server is stopped while the host dies."""
     config = CONFIG | {"ray": {"stuck_after_s": 8}, "stop": {"rounds": 3}}
