@@ -103,12 +103,12 @@ def is_packet(value: Any) -> bool:
 
 DATACLASSES: Mapping[str, SavedDataclass] = {
     "dispatch": SavedDataclass(Dispatch),
-    "fate": SavedDataclass(Disruption),
+    "disruption": SavedDataclass(Disruption),
     "finished": SavedDataclass(Finished, problem=_finished),
     "host-queue": SavedDataclass(HostQueue),
     "indexed-view": SavedDataclass(IndexedView, problem=_indexed_view),
-    "journey": SavedDataclass(InFlightPlan),
-    "lane": SavedDataclass(PacketQueue),
+    "in-flight-plan": SavedDataclass(InFlightPlan),
+    "packet-queue": SavedDataclass(PacketQueue),
     "link-memory": SavedDataclass(LinkMemory),
     "link-model": SavedDataclass(HeldModel),
     "link-sent": SavedDataclass(SentUpdate),
