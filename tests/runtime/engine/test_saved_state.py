@@ -124,7 +124,8 @@ def test_the_table_of_types_is_closed_and_its_tags_are_those_of_the_format():
     assert tags >= {
         "counter", "deque", "dict", "frozenset", "list", "ordered-dict", "set", "tuple", "outcome", "array-spec",
         "device-profile", "evaluated", "plan", "report", "view-key", "dispatch", "disruption", "finished", "host-queue",
-        "in-flight-plan", "indexed-view", "packet-queue", "link-memory", "link-model", "link-sent", "load", "message", "peer", "round",
+        "in-flight-plan", "indexed-view", "packet-queue", "link-memory", "link-model", "link-sent", "load", "message", "peer",
+        "round",
         "route", "sealed", "stream-bytes", "stream-charge", "stream-progress", "transfer", "work",
     }  # fmt: skip
     assert all(dataclasses.is_dataclass(kind.type) for kind in DATACLASSES.values())
