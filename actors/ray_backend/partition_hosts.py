@@ -39,7 +39,7 @@ class Host(GroupMember):
 
 
 class PartitionHosts:
-    """The hosts by number. ``notices``: what to tell the operator; whoever reads them empties the list."""
+    """The hosts by number. ``notices``: what to tell the operator; the reader empties the list."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from ..view import View
 
 
 def in_turn(view: View, state: State, decision: Decision) -> tuple[Decision, State]:
-    """The decision with the plans whose turn it is now, including waiting ones; the version stays open for the others.
+    """The decision with the plans that may be sent now, including waiting ones; the version stays open for the others.
 
     Plans without a shared head are sent immediately. The state is None while no plan waits. Waiting plans of a version that has
     closed are dropped. Waiting plans are stored as plain data by host, and only the plan that is sent is decoded, since a round
