@@ -51,6 +51,11 @@ class PlanLifecycle(PlanListener):
         for listener in self._listeners:
             listener.released(plan)
 
+    def device_left(self, device: int) -> None:
+        """Pass it to all listeners."""
+        for listener in self._listeners:
+            listener.device_left(device)
+
     def view_fields(self, version: int) -> Mapping[str, Any]:
         """The fields of all listeners."""
         return ChainMap(*(dict(listener.view_fields(version)) for listener in self._listeners))

@@ -158,8 +158,8 @@ class Server(PlanListener):
         """``links``: by device, the version that it has acknowledged."""
         return {"links": MappingProxyType(self.links.peers.held)}
 
-    def lose_link(self, device: int) -> None:
-        """A device has lost its memory: its link is resynchronised with its next plan."""
+    def device_left(self, device: int) -> None:
+        """The link of the device is resynchronised with its next plan."""
         self.links.lose(device)
 
     def notices(self) -> list[str]:

@@ -30,7 +30,7 @@ from ..events import Evaluated
 from ..simulation.disruptions import Disruption
 from ..simulation.in_flight import InFlightPlan
 from ..simulation.network_links import Transfer
-from ..simulation.stream_load import Load, Route, Work
+from ..simulation.stream_load import Load, StreamPath, Work
 from ..simulation.streams import HostQueue, PacketQueue, StreamProgress
 
 SCALARS = (bool, int, float, str, bytes)  # and None
@@ -116,7 +116,7 @@ DATACLASSES: Mapping[str, SavedDataclass] = {
     "message": SavedDataclass(Message, packet="reference"),
     "peer": SavedDataclass(Peer),
     "round": SavedDataclass(Round, problem=_round),
-    "route": SavedDataclass(Route),
+    "stream-path": SavedDataclass(StreamPath),
     "sealed": SavedDataclass(SealedPacket, packet="reference"),
     "stream-bytes": SavedDataclass(StreamBytes),
     "stream-charge": SavedDataclass(StreamCharge),

@@ -168,7 +168,7 @@ class Loop:
             text = f"the policy chose no device while none is in flight, so the run cannot go on{why}"
             raise RunError(text, round_=self._version, stage="decide")
         arrival = self._clock.next(self._round.deadline_s)
-        self._lose_links()
+        self._report_lost_devices()
         yield from self._notices()
         if arrival is not None:
             yield self._receive(arrival)
@@ -178,7 +178,7 @@ class Loop:
 
     def _decide(self) -> Iterator[AnyEvent]:
         """Call the policy, and dispatch the plans of its decision."""
-        self._lose_links()
+        self._report_lost_devices()
         decision, self._policy_state = call_policy(self._policy, self._view(), self._policy_state)
         self._decisions += 1
         self._round.decided(decision)
@@ -368,10 +368,10 @@ class Loop:
         for plans in (self._in_flight, self._sent, self._busy):
             plans.clear()
 
-    def _lose_links(self) -> None:
-        """Drop the memory of links to real devices that have left: it is not known what they hold."""
+    def _report_lost_devices(self) -> None:
+        """Pass on which real devices have left."""
         for device in self._pool.take_lost_devices():
-            self._server.lose_link(device)
+            self._lifecycle.device_left(device)
 
     def _notices(self) -> Iterator[AnyEvent]:
         """Notices of workers, hosts and links since the last call."""

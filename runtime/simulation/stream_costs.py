@@ -24,7 +24,7 @@ from ...policies.estimate import NO_STREAM, StreamCharge
 from ...policies.plan import Plan
 from .network_links import NetworkLinks, capacities
 from .packet_sizes import typical_bytes
-from .stream_load import Load, Route, Work, charged, route
+from .stream_load import Load, StreamPath, Work, charged, route
 from .streams import Streams
 
 Key = TypeVar("Key")
@@ -179,7 +179,7 @@ def _typical(chain: tuple[CodecSpec, ...], specs: tuple[ArraySpec, ...]) -> int:
     return typical_bytes(codec, activations) + sum(spec.num_bytes for spec in codec.layout(others))
 
 
-def uncontended_seconds(load: Load, path: Route, fleet: Fleet) -> float:
+def uncontended_seconds(load: Load, path: StreamPath, fleet: Fleet) -> float:
     """Seconds of a stream that has its links and its host to itself, by the same code that the clock runs."""
     up, down = NetworkLinks(capacities(fleet, "up")), NetworkLinks(capacities(fleet, "down"))
     streams = Streams(up=up, down=down)

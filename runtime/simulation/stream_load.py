@@ -12,7 +12,7 @@ from .network_links import LinkId, crossed_links, host_link
 
 
 @dataclass(frozen=True, kw_only=True)
-class Route:
+class StreamPath:
     """From a device to a host: seconds of latency per message, the device's rates in bytes/s, shared links, host number."""
 
     host: CountOrZero = 0
@@ -23,12 +23,12 @@ class Route:
     down_links: tuple[LinkId, ...] = ()
 
 
-def route(fleet: Fleet, profile: DeviceProfile, split: Split) -> Route:
+def route(fleet: Fleet, profile: DeviceProfile, split: Split) -> StreamPath:
     """The route of a split plan's stream. A replay's takes no time: its views are at the host already."""
     if split.replays:
-        return Route(host=split.host)
+        return StreamPath(host=split.host)
     end = host_link(split.host)
-    return Route(
+    return StreamPath(
         host=split.host,
         latency_s=profile.latency_s,
         up_rate=profile.up_bytes_per_s,

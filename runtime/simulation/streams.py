@@ -23,7 +23,7 @@ from typing import ClassVar, Literal
 
 from ...learning.spec import CountOrZero, NonNegative, Positive
 from .network_links import Direction, LinkId, NetworkLinks
-from .stream_load import Load, Route
+from .stream_load import Load, StreamPath
 
 _JOIN_UP, _ARRIVE, _HOST_DONE, _JOIN_DOWN, _END = range(5)
 
@@ -48,7 +48,7 @@ class StreamProgress:
 
     plan_id: int
     load: Load
-    route: Route
+    route: StreamPath
     began_s: float
     up: PacketQueue
     down: PacketQueue
@@ -88,7 +88,7 @@ class Streams:
         self._events: list[tuple[float, int, int, int, int, float]] = []
         self._next = 0  # number of the next event
 
-    def begin(self, plan_id: int, load: Load, route: Route, *, now_s: float) -> None:
+    def begin(self, plan_id: int, load: Load, route: StreamPath, *, now_s: float) -> None:
         """Start a plan's stream, whose device has its packets."""
         up = PacketQueue(route.up_rate, route.up_links, load.up)
         down = PacketQueue(route.down_rate, route.down_links, load.down)

@@ -125,8 +125,7 @@ def test_the_table_of_types_is_closed_and_its_tags_are_those_of_the_format():
         "counter", "deque", "dict", "frozenset", "list", "ordered-dict", "set", "tuple", "outcome", "array-spec",
         "device-profile", "evaluated", "plan", "report", "view-key", "dispatch", "disruption", "finished", "host-queue",
         "in-flight-plan", "indexed-view", "packet-queue", "link-memory", "link-model", "link-sent", "load", "message", "peer",
-        "round",
-        "route", "sealed", "stream-bytes", "stream-charge", "stream-progress", "transfer", "work",
+        "round", "sealed", "stream-bytes", "stream-charge", "stream-path", "stream-progress", "transfer", "work",
     }  # fmt: skip
     assert all(dataclasses.is_dataclass(kind.type) for kind in DATACLASSES.values())
     assert all(issubclass(kind, msgspec.Struct) for kind in STRUCTS.values())

@@ -8,7 +8,7 @@ from fedbonsai.actors.pool import StreamBytes, Task
 from fedbonsai.policies.plan import Split
 from fedbonsai.policies.report import Outcome
 from fedbonsai.runtime.simulation.network_links import NetworkLinks
-from fedbonsai.runtime.simulation.stream_load import Load, Route, Work, charged
+from fedbonsai.runtime.simulation.stream_load import Load, StreamPath, Work, charged
 from fedbonsai.runtime.simulation.streams import Streams
 from fedbonsai.runtime.simulation.virtual_clock import VirtualClock
 from hypothesis import given
@@ -63,10 +63,10 @@ def drive(streams_at, *, capacities=None, cancel=None):
 
 
 def alone(stream, path=None, *, at_s=0.0, capacities=None):
-    return drive({1: (stream, path or Route(), at_s)}, capacities=capacities)[1]
+    return drive({1: (stream, path or StreamPath(), at_s)}, capacities=capacities)[1]
 
 
-OWN = Route(latency_s=0.5, up_rate=100.0, down_rate=100.0)
+OWN = StreamPath(latency_s=0.5, up_rate=100.0, down_rate=100.0)
 
 
 def test_with_gradients_and_window_one_nothing_overlaps():
@@ -81,7 +81,7 @@ def test_a_window_without_answers_overlaps_all_three():
     #   uplink    1-3, 3-5, 6-8
     #   host      3-6, 6-9, 9-12
     three = {"forward": (1.0,) * 3, "host": (3.0,) * 3, "up": (200,) * 3}
-    path = Route(up_rate=100.0)
+    path = StreamPath(up_rate=100.0)
     assert alone(load(**three, window=2), path) == 12
     # Window 1: sent at 1, 6 and 11, since only the forward pass runs ahead; the host is done at 6, 11 and 16.
     assert alone(load(**three, window=1), path) == 16
@@ -93,14 +93,14 @@ def test_a_window_without_answers_overlaps_all_three():
 def test_packets_in_a_row_pay_for_latency_side_by_side():
     # Sent at 1 and 2 with 5 s of latency: there at 6 + 2 and 8 + 2; the host takes no time, its acknowledgement 5 s.
     two = load((1.0, 1.0), (0.0, 0.0), up=(200, 200), window=2)
-    assert alone(two, Route(latency_s=5.0, up_rate=100.0)) == 15
+    assert alone(two, StreamPath(latency_s=5.0, up_rate=100.0)) == 15
 
 
 def test_a_device_that_trains_its_own_blocks_does_so_while_packets_are_transferred():
     # Device 0-1 and 1-5, 5-6 and 6-10; packets 1-3 and 6-8; host 3-6 and 8-11. With a fast host the device would decide.
     own = {"forward": (1.0, 1.0), "rest": (4.0, 4.0), "up": (200, 200), "window": 2}
-    assert alone(load(host=(3.0, 3.0), **own), Route(up_rate=100.0)) == 11
-    assert alone(load(host=(0.1, 0.1), **own), Route(up_rate=100.0)) == 10
+    assert alone(load(host=(3.0, 3.0), **own), StreamPath(up_rate=100.0)) == 11
+    assert alone(load(host=(0.1, 0.1), **own), StreamPath(up_rate=100.0)) == 10
 
 
 def test_with_gradients_a_larger_window_alternates_forward_and_backward():
@@ -117,22 +117,22 @@ def test_a_stream_of_no_packets_is_over_at_once():
 def test_two_devices_on_one_host_are_served_first_come_first_served():
     # One micro-batch of 4 s each: the first comes at 1, the second at 2 and waits until 5. On two hosts none waits.
     first, second = load((1.0,), (4.0,)), load((2.0,), (4.0,))
-    assert drive({1: (first, Route(), 0.0), 2: (second, Route(), 0.0)}) == {1: 5.0, 2: 9.0}
-    assert drive({1: (first, Route(), 0.0), 2: (second, Route(host=1), 0.0)}) == {1: 5.0, 2: 6.0}
+    assert drive({1: (first, StreamPath(), 0.0), 2: (second, StreamPath(), 0.0)}) == {1: 5.0, 2: 9.0}
+    assert drive({1: (first, StreamPath(), 0.0), 2: (second, StreamPath(host=1), 0.0)}) == {1: 5.0, 2: 6.0}
 
 
 def test_packets_that_arrive_at_a_host_at_the_same_time_are_served_by_plan():
     one = load((1.0,), (4.0,))
-    assert drive({7: (one, Route(), 0.0), 3: (one, Route(), 0.0)}) == {3: 5.0, 7: 9.0}
+    assert drive({7: (one, StreamPath(), 0.0), 3: (one, StreamPath(), 0.0)}) == {3: 5.0, 7: 9.0}
 
 
 def test_micro_batches_of_two_devices_take_turns_at_a_host():
     # Both send at 1; the host takes plan 1's until 2, plan 2's until 3; each sends its next at once (forward runs ahead).
     one = load((1.0, 1.0), (1.0, 1.0))
-    assert drive({1: (one, Route(), 0.0), 2: (one, Route(), 0.0)}) == {1: 4.0, 2: 5.0}
+    assert drive({1: (one, StreamPath(), 0.0), 2: (one, StreamPath(), 0.0)}) == {1: 4.0, 2: 5.0}
 
 
-WIFI = Route(up_rate=1000.0, down_rate=1000.0, up_links=("wifi",), down_links=("wifi",))
+WIFI = StreamPath(up_rate=1000.0, down_rate=1000.0, up_links=("wifi",), down_links=("wifi",))
 
 
 def test_two_devices_on_one_shared_link_have_half_of_it_each():
@@ -159,8 +159,8 @@ def test_packets_of_one_stream_follow_one_another_on_a_shared_link():
 def test_a_cancelled_stream_frees_link_and_host():
     # The host would compute plan 1 until 11, the others wait; at 3 plan 1 is cancelled, and 2 goes on.
     long, short = load((1.0,), (10.0,)), load((2.0,), (1.0,))
-    assert drive({1: (long, Route(), 0.0), 2: (short, Route(), 0.0)}, cancel=(1, 3.0)) == {2: 4.0}
-    assert drive({1: (long, Route(), 0.0), 2: (short, Route(), 0.0)}, cancel=(2, 3.0)) == {1: 11.0}
+    assert drive({1: (long, StreamPath(), 0.0), 2: (short, StreamPath(), 0.0)}, cancel=(1, 3.0)) == {2: 4.0}
+    assert drive({1: (long, StreamPath(), 0.0), 2: (short, StreamPath(), 0.0)}, cancel=(2, 3.0)) == {1: 11.0}
     # Two packets of 200 bytes at 50 B/s each; at 2 s plan 1 is cancelled, and the 100 bytes left of plan 2 take 1 s.
     sending = load((0.0,), (0.0,), up=(200,))
     both = {1: (sending, WIFI, 0.0), 2: (sending, replace(WIFI, host=1), 0.0)}
@@ -187,7 +187,9 @@ def loads(draw, *, answers=None):
 def routes(draw, *, shared=None):
     links = ("wifi",) if (draw(st.booleans()) if shared is None else shared) else ()
     rates = st.floats(1e4, 1e7)
-    return Route(latency_s=draw(SECONDS), up_rate=draw(rates), down_rate=draw(rates), up_links=links, down_links=links)
+    return StreamPath(
+        latency_s=draw(SECONDS), up_rate=draw(rates), down_rate=draw(rates), up_links=links, down_links=links
+    )
 
 
 CAPACITIES = {"wifi": 1e6}
@@ -245,7 +247,7 @@ def test_with_many_devices_the_host_is_the_bottleneck():
     # Ten devices of 10 micro-batches of 0.5 s each: the host has 50 s of work, beginning at 0.1; alone each takes 5.1.
     one = load((0.1,) * 10, (0.5,) * 10, window=4)
     assert alone(one) == pytest.approx(5.1)
-    ended = drive({number: (one, Route(), 0.0) for number in range(10)})
+    ended = drive({number: (one, StreamPath(), 0.0) for number in range(10)})
     assert max(ended.values()) == pytest.approx(50.1)
 
 
