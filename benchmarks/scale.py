@@ -3,9 +3,10 @@
 Each device's 32 samples are drawn from its own seed when it is chosen. 100 devices train in a round, on ``small`` (2.2
 million parameters). ``everyone``: all devices train in every round, on ``digits_cnn`` (38,282 parameters), over residual
 links in both directions, whose memory (three models per device, 4.6 GB) is kept within ``server.link_memory_bytes``, the
-rest on disk; plans in flight, here 10,000, carry a copy besides. ``resyncs`` counts links whose memory was dropped. ``peak_memory_bytes`` is the largest sum of proportional
-set sizes over the run's whole process tree (driver, server, workers, Ray's own processes), sampled four times a second.
-Resident pages of the object store are part of it: they are shared memory, mapped by these processes.
+rest on disk; plans in flight, here 10,000, carry a copy besides. ``resyncs`` counts links whose memory was dropped.
+``peak_memory_bytes`` is the largest sum of proportional set sizes over the run's whole process tree (driver, server, workers,
+Ray's own processes), sampled four times a second. Resident pages of the object store are part of it: they are shared memory,
+mapped by these processes.
 
     python benchmarks/scale.py [--quick] [--save]
 """
