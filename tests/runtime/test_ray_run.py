@@ -245,6 +245,15 @@ def told_to_end(process, folder, number, send, code):
     wait_until(lambda: not any(map(alive, children)), told="what the run has started has not ended")
 
 
+@pytest.fixture
+def interrupts():
+    """SIGINT as a terminal has it: in the background it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_a_signal_waits_until_ray_has_started_and_a_second_one_does_not():
     from fedbonsai.clusters.ray_backend.ray_cluster import signals_later
     from fedbonsai.runtime.cli.exit_codes import Sigterm
