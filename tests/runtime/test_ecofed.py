@@ -162,6 +162,7 @@ def test_mistakes_are_refused_with_the_allowed_values():
         finished(**ecofed(cut="auto"))
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("cluster")
 def test_on_ray_the_run_is_the_same_also_when_actors_are_killed_during_a_stream():
     changes = {**ecofed(period=1), "training": {"batch_size": 4}, "stop": {"rounds": 3}}

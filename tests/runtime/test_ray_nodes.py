@@ -160,6 +160,7 @@ def bundles_of():
         ray.util.remove_placement_group(group)
 
 
+@pytest.mark.soak
 def test_a_host_whose_bundle_finds_no_place_goes_on_beside_the_server(head, bundles_of, monkeypatch):
     monkeypatch.setattr(actor_group, "_MIN_PLACEMENT_S", 2.0)
     with OtherNode(head, num_cpus=1, resources={"elsewhere": 1}) as other:
