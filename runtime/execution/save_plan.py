@@ -99,8 +99,8 @@ class Recovery:
     def go_back(self, error: ServerDied | UnfitCheckpoint) -> None:
         """Go back to the newest checkpoint that is sound, or to the beginning of a run that had none.
 
-        Raises ``error`` itself after too many deaths from one checkpoint, ``RunError`` for a run without checkpoints, and
-        ``ConfigError`` if none of them can be used.
+        Raises ``RunError`` after too many deaths from one checkpoint, and for a run without checkpoints; ``ConfigError`` if
+        none of them can be used.
         """
         if isinstance(error, UnfitCheckpoint):
             self._unfit[error.version] = error.why
@@ -110,8 +110,13 @@ class Recovery:
             raise RunError(f"{error.message}; there is no checkpoint to go on from", stage="server") from error
         plan = self._plan_again()
         self._restarts.append(version := plan.manifest.version if plan.manifest is not None else 0)
-        if self._restarts.count(version) > _MAX_RESTARTS:
-            raise error
+        if (deaths := self._restarts.count(version)) > _MAX_RESTARTS:
+            where = f"from the checkpoint of version {version}" if version else "from the beginning"
+            raise RunError(
+                f"{error.message}; it is the death number {deaths} {where}, and no further server is started; "
+                f"go on with --resume {str(self._folder.path)!r}",
+                stage="server",
+            ) from error
         outcome = "it is replaced" if version else "it is replaced, and the run begins anew"
         self.plan = replace(plan, notices=(f"{error.message}; {outcome}", *plan.notices))
 

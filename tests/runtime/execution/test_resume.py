@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fedbonsai
 import pytest
-from fedbonsai.runtime.errors import ConfigError
+from fedbonsai.runtime.errors import ConfigError, RunError, ServerDied
 from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -51,6 +51,20 @@ def test_stopped_three_times_it_comes_to_the_same_bits(name, tmp_path):
     assert told(run.summary) == told(expected)
     assert facts(tmp_path / "parts") == facts(tmp_path / "whole")
     assert run.summary["num_notices"] - expected["num_notices"] == 3
+
+
+def test_the_fourth_death_of_a_server_from_one_checkpoint_ends_the_run(tmp_path):
+    with fedbonsai.run(BASE, out=tmp_path / "run") as run:
+        next(event for event in run if isinstance(event, VersionClosed) and event.version == 3)
+        died = ServerDied("the server actor died: it was killed")
+        for _ in range(3):
+            run._recovery.go_back(died)
+        sentence = (
+            r"^stage server: the server actor died: it was killed; it is the death number 4 from the checkpoint of version 2, "
+            r"and no further server is started; go on with --resume '.*/run'$"
+        )
+        with pytest.raises(RunError, match=sentence):
+            run._recovery.go_back(died)
 
 
 @pytest.mark.parametrize("name", ["fedbuff"])
