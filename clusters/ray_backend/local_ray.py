@@ -138,3 +138,11 @@ class LocalRay:
             if time.monotonic() > until:
                 raise RuntimeError(f"a local Ray could not be started: it has not started within {self._start_s:g} s")
         return self._stdout.readline().decode()
+
+
+def root_cause(error: BaseException) -> str:
+    """The first line of the innermost cause of an exception, without its traceback."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -25,7 +25,7 @@ from ray._private import utils as ray_utils
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # the stub lists a part of the module
 from ray._raylet import Config as RaySettings  # type: ignore[attr-defined]
 
-from .local_ray import LocalRay
+from .local_ray import LocalRay, root_cause
 from .reach import bound_to_loopback, check_reachable, check_token, muted_stderr, parse_address, resolve_auto
 
 
@@ -111,7 +111,7 @@ def connect(local: LocalRay) -> Cluster:
             _reread_settings()
             ray.init(address=address, namespace=namespace, **_QUIET)
     except BaseException as error:
-        why = local.ended() or _first_line(error)
+        why = local.ended() or root_cause(error)
         with contextlib.closing(local):
             _disconnect()
         if not isinstance(error, Exception):  # Ctrl-C
@@ -152,7 +152,7 @@ def join(address: str, *, runtime_env: Mapping[str, Any] | None = None) -> Clust
             ray.init(address=target, namespace=namespace, runtime_env=dict(runtime_env or {}) or None, **_QUIET)
     except (RuntimeError, OSError, ImportError, ValueError) as error:  # ConnectionError is an OSError
         ray.shutdown()
-        raise ValueError(f"ray.address is {shown}, which cannot be joined: {_first_line(error)}") from error
+        raise ValueError(f"ray.address is {shown}, which cannot be joined: {root_cause(error)}") from error
     worker._worker_logs_enabled = False
     return Cluster(target, namespace, started=False, _release=_disconnect)
 
@@ -237,11 +237,3 @@ def _loopback_only() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of the innermost cause of an exception, without its traceback."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

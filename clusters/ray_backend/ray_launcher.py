@@ -31,6 +31,7 @@ from ray._private.parameter import RayParams
 
 from ..scratch import claim, reap, reap_runs
 from ..units import format_quantity
+from .local_ray import root_cause
 
 DEFAULT_STORE_BYTES = 10**9  # a smaller store is reused sooner, which makes writing to it fast
 STORE_DIRECTORY = "/dev/shm"
@@ -80,7 +81,7 @@ class Launcher:
         except ValueError as error:
             self._end(error=str(error), refused=True)
         except BaseException as error:  # Ray raises plain exceptions here; every error is reported to the driver
-            self._end(error=_first_line(error))
+            self._end(error=root_cause(error))
         self._started = True
         self._tell(address=node.gcs_address)
         signal.signal(signal.SIGTERM, lambda *_: self._end())
@@ -235,14 +236,6 @@ def _lost() -> str:
             if (code := info.process.poll()) is not None:
                 return f"its {kind} has ended (exit code {code})"
     return ""
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of the innermost cause of an exception, without its traceback."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 if __name__ == "__main__":

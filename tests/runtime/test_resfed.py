@@ -13,6 +13,8 @@ from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import PlanEnded
 from msgspec.structs import replace
 
+from .pools import WrappedPool
+
 SIX = {
     "classes": [
         {
@@ -142,15 +144,10 @@ def test_a_link_with_room_for_the_finest_codec_keeps_it_after_missed_rounds():
 
 
 @dataclass
-class Meddling:
+class Meddling(WrappedPool):
     """The in-process pool, which damages some updates and loses the memory of one device."""
 
-    inner: InlinePool
     answered: list = field(default_factory=list)
-    num_workers = 1
-
-    def settle(self, settlement):
-        self.inner.settle(settlement)
 
     def submit(self, task):
         if task.plan.device == 1 and task.plan.version == 2:
@@ -165,27 +162,6 @@ class Meddling:
             update[60] ^= 1
             finished = type(finished)(**{**vars(finished), "update": update})
         return finished
-
-    def next(self, timeout_s):
-        raise AssertionError("the virtual clock asks for results by plan")
-
-    def cancel(self, plan_id):
-        self.inner.cancel(plan_id)
-
-    def notices(self):
-        return []
-
-    def ready(self):
-        pass
-
-    def unreachable(self):
-        return frozenset()
-
-    def take_lost_devices(self):
-        return []
-
-    def close(self):
-        self.inner.close()
 
 
 def replace_state(task):

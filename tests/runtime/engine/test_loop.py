@@ -28,6 +28,8 @@ from fedbonsai.runtime.engine.engine import Engine
 from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import Evaluated, Notice, PlanEnded, RoundStarted, RunEnded, VersionClosed
 
+from ..pools import WrappedPool
+
 USER = '''
 from dataclasses import dataclass
 import torch
@@ -788,15 +790,10 @@ def test_a_plan_that_only_evaluates_is_done_without_an_update():
 
 
 @dataclass
-class CountingPool:
+class CountingPool(WrappedPool):
     """The in-process pool, which counts the bytes of what is submitted and returned."""
 
-    inner: InlinePool
     bytes: Counter = field(default_factory=Counter)
-    num_workers = 1
-
-    def settle(self, settlement):
-        self.inner.settle(settlement)
 
     def submit(self, task):
         control = self.inner.submit(task)
@@ -808,27 +805,6 @@ class CountingPool:
         finished = self.inner.result(plan_id)
         self.bytes["up"] += finished.control_bytes + (0 if finished.update is None else finished.update.nbytes)
         return finished
-
-    def next(self, timeout_s):
-        raise AssertionError("the virtual clock fetches results by plan")
-
-    def cancel(self, plan_id):
-        self.inner.cancel(plan_id)
-
-    def notices(self):
-        return []
-
-    def ready(self):
-        pass
-
-    def unreachable(self):
-        return frozenset()
-
-    def take_lost_devices(self):
-        return []
-
-    def close(self):
-        self.inner.close()
 
 
 @pytest.mark.parametrize("codecs", [{}, {"up": "lz4", "down": "lz4"}])
