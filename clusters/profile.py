@@ -18,7 +18,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     in addition to an idle trainer. ``up_bytes_per_s``, ``down_bytes_per_s``, ``latency_s``: its own link; ``shared_link``
     names a link of the fleet that it shares with others. ``codecs``: names of codecs that it can run (None: all).
     ``may_send``: kinds of data that may leave it; a plan that would send others is refused. ``watts``: power while training,
-    if known.
+    if known. ``model``: the family of models that it trains (``models`` in the configuration); "" means the global model.
     """
 
     name: str
@@ -32,3 +32,4 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     may_send: frozenset[Kind] = ALL_KINDS
     watts: NonNegative | None = None
     shared_link: str | None = None
+    model: str = ""

@@ -18,7 +18,7 @@ _EXPORTS = {
     "View": "policies.view",
     "DeviceProfile": "clusters.profile",
     "Decision": "policies.decision",
-    "ServerTask": "policies.decision",
+    "Distil": "policies.tasks",
     "Report": "policies.report",
     "Outcome": "policies.report",
     "Measured": "policies.report",

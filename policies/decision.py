@@ -1,17 +1,9 @@
 """The answer of a policy: plans, the devices left out with the reasons, tasks for the server, and when the version closes."""
 
-from typing import Any
-
 import msgspec
 
 from .plan import Plan
-
-
-class ServerTask(msgspec.Struct, frozen=True, kw_only=True):
-    """Work for the server itself: replay a buffer, distil, advance a stage. The runtime refuses a name it does not know."""
-
-    name: str
-    options: dict[str, Any] = {}
+from .tasks import ServerTask
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):

@@ -103,13 +103,15 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The contents of an update: differences to the version that the device received, or weights; all of them or a selection.
 
     ``select``: "all", the largest weights, or the largest differences (ZeroFL's three rules), of which the share ``density`` is
-    kept. ``statistics``: whether running statistics are included.
+    kept. ``statistics``: whether running statistics are included. ``label_counts``: whether the report says how many samples of
+    each class the device has.
     """
 
     payload: Literal["difference", "weights"] = "difference"
     select: Literal["all", "top_weights", "top_difference"] = "all"
     density: Fraction = 1.0
     statistics: bool = True
+    label_counts: bool = False
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

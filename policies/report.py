@@ -8,6 +8,7 @@ from enum import Enum
 
 import msgspec
 
+from ..learning.spec import CountOrZero
 from .estimate import Estimate
 from .plan import Plan
 
@@ -54,6 +55,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stage: str = ""
     held: int | None = None
     out_of_sync: bool = False
+    label_counts: tuple[CountOrZero, ...] = ()
 
 
 class Report(Answer, frozen=True, kw_only=True, omit_defaults=True):

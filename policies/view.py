@@ -7,6 +7,7 @@ Profiles hold what the fleet *declares*, reports what was *measured or charged* 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
 from ..clusters.profile import DeviceProfile
 from .estimate import Estimate
@@ -20,6 +21,7 @@ EMPTY: Mapping[int, Report] = MappingProxyType({})
 class View:
     """A snapshot of the run.
 
+    clock           "virtual" or "wall": whether seconds are simulated or real ones
     time_s          virtual seconds since the start (wall seconds under the wall clock)
     version         of the model; equals the number of closed rounds
     seed            of this decision: a policy's only source of randomness
@@ -41,6 +43,7 @@ class View:
     remaining_s, remaining_bytes   rest of the run's budgets of time and bytes; None without one
     """
 
+    clock: Literal["virtual", "wall"] = "virtual"
     time_s: float
     version: int
     seed: int

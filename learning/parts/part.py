@@ -6,10 +6,16 @@ block behind a frozen prefix (``trained``) with proxies in place of the blocks b
 """
 
 import hashlib
+from typing import Annotated, Literal
 
 import msgspec
 
+from ..spec import Count, CountOrZero
 from .structure import ModelSpec, TensorSpec
+
+# The first channels of each group; a window of them that moves on; those with the largest L1 norms of their filters, or with
+# the largest scales of their batch normalisation.
+ChannelRule = Literal["prefix", "rolling", "l1", "batchnorm"]
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -21,8 +27,15 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         cached: (block, content hash) pairs that the device is known to hold. They are not sent, and the device checks the hash.
         frozen: hash of all tensors of the blocks that the model's author has frozen, which every process has from the start;
             "" if there are none. The runtime sets ``cached`` and ``frozen``.
-        width: fraction of the channels.
-        index_map: hash of the map that says which channels; "" means all.
+        model: family of models that the part is of (``models`` in the configuration); "" means the global model.
+        width: share of the channels that the device holds in each group of channels that can be removed (``parts.channels``),
+            rounded up. At width 1 the part is of the whole width, and the next five fields have no meaning.
+        min_channels: channels that each group keeps at least, as far as it has as many.
+        channels: the rule by which the channels are chosen.
+        turn: number of the choice. When it changes, rules that rank channels by the model's weights rank them anew, and a
+            rolling window moves on.
+        scaled: while training, the outputs of narrowed layers are divided by ``width`` (HeteroFL's scaler, arXiv 2010.01264).
+        index_map: content hash of the map that says which channels are held; "" until the runtime fills it in.
         head: name of an auxiliary head in place of the model's own; "" means the model's own.
         auxiliaries: proxies and heads trained with the part, by their names in the server's ``auxiliaries`` section.
     """
@@ -31,7 +44,12 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     trained: tuple[str, ...]
     cached: tuple[tuple[str, str], ...] = ()
     frozen: str = ""
-    width: float = 1.0
+    model: str = ""
+    width: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    min_channels: Count = 1
+    channels: ChannelRule = "prefix"
+    turn: CountOrZero = 0
+    scaled: bool = False
     index_map: str = ""
     head: str = ""
     auxiliaries: tuple[str, ...] = ()

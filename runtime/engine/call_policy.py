@@ -86,7 +86,7 @@ def _as_run_errors(*, round_: int | None, stage: str) -> Iterator[None]:
 def _problem(decision: Decision) -> str:
     """The first thing in a decision that cannot be carried out; "" if there is none."""
     if decision.tasks:
-        return f"the policy asks for the server task {decision.tasks[0].name!r}; no task can be carried out yet"
+        return f"the policy asks for the server task {type(decision.tasks[0]).__name__}; no task can be carried out yet"
     if decision.close_at is not None and decision.close_at < 1:
         return f"the policy set close_at to {decision.close_at}; it must be 1 or more"
     if decision.close_after_s is not None and not decision.close_after_s > 0:

@@ -197,6 +197,7 @@ class Loop:
         budget = None if stop.bytes is None else max(0, stop.bytes - self._traffic.training_bytes)
         version, plans_of = self._version, self._round.plans_of
         return View(
+            clock=self._config.clock,
             time_s=self._clock.time_s,
             version=version,
             seed=derive(self._config.seed, "policy", self._decisions),

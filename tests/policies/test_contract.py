@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from fedbonsai.policies.compression.residuals import Residuals
-from fedbonsai.policies.decision import Decision, ServerTask
+from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.partitioning.ecofed import EcoFed
 from fedbonsai.policies.partitioning.local_loss import LocalLoss
 from fedbonsai.policies.partitioning.splitfed import SplitFed
@@ -20,6 +20,7 @@ from fedbonsai.policies.selection.deadline import ByDeadline
 from fedbonsai.policies.selection.oort import Oort
 from fedbonsai.policies.selection.plain import All, Fastest, RandomCohort
 from fedbonsai.policies.selection.power_of_choice import PowerOfChoice
+from fedbonsai.policies.tasks import Distil
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -106,7 +107,7 @@ def test_a_restored_state_gives_the_same_decision(policy, view):
 
 @every_policy
 def test_equal_inputs_give_equal_decisions_and_no_argument_changes(policy, view):
-    state, decision = policy.init(), Decision(tasks=(ServerTask(name="distil"),))
+    state, decision = policy.init(), Decision(tasks=(Distil(),))
     state_before, decision_before = copy.deepcopy(state), copy.deepcopy(decision)
     first = policy.decide(view, state, decision)
     assert policy.decide(view, state, decision) == first
@@ -137,7 +138,7 @@ def test_returns_the_decision_unchanged_once_the_round_has_begun(policy, view):
 @every_selection
 def test_a_selection_after_a_selection_narrows_it_and_keeps_its_plans(policy, view, make_plan):
     chosen = tuple(make_plan(device, deadline_s=9.0, reasons=("mine",)) for device in (0, 1, 2, 4))
-    before = Decision(plans=chosen, left_out=((5, "battery"),), tasks=(ServerTask(name="distil"),), close_at=3)
+    before = Decision(plans=chosen, left_out=((5, "battery"),), tasks=(Distil(),), close_at=3)
     after, _ = policy.decide(view, policy.init(), before)
     assert {plan.device for plan in after.plans} <= {1, 2}
     assert all(plan.deadline_s == 9.0 and plan.reasons[0] == "mine" for plan in after.plans)

@@ -18,10 +18,11 @@ from fedbonsai.actors.messages.plan_message import plan_message
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.learning.aggregation import Fold
 from fedbonsai.learning.seeds import derive
-from fedbonsai.policies.decision import Decision, ServerTask
+from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.plan import Objective, Split
 from fedbonsai.policies.policy import chain
 from fedbonsai.policies.report import Outcome
+from fedbonsai.policies.tasks import Distil
 from fedbonsai.runtime.configuration.config import load_config
 from fedbonsai.runtime.configuration.resolution import workload_settings
 from fedbonsai.runtime.engine.engine import Engine
@@ -468,7 +469,7 @@ def test_a_plan_that_would_send_what_its_device_may_not_is_refused():
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        (lambda view: (Decision(tasks=(ServerTask(name="distil"),)), None), "the policy asks for the server task 'distil'; no task can be carried out yet"),
+        (lambda view: (Decision(tasks=(Distil(),)), None), "the policy asks for the server task Distil; no task can be carried out yet"),
         (lambda view: (Decision(close_at=0), None), "the policy set close_at to 0; it must be 1 or more"),
         (lambda view: (Decision(close_after_s=-1.0), None), "the policy set close_after_s to -1; it must be above 0"),
         (lambda view: Decision(), "the policy Answers returned a Decision; it must return a pair, a Decision and its new state"),
