@@ -17,10 +17,10 @@ class PlanLifecycle(PlanListener):
     SAVED: ClassVar = {"replay": ReplayIndex}  # by a checkpoint
     NOT_SAVED = ("_listeners",)
 
-    def __init__(self, *, server: PlanListener, replay: ReplayIndex) -> None:
-        """``server``: listens for its links and shared heads, and is saved by itself. ``replay``: the index of views."""
+    def __init__(self, *, server: PlanListener, replay: ReplayIndex, maps: PlanListener) -> None:
+        """``server``, ``maps``: links, shared heads and index maps, which are saved with the server. ``replay``: index of views."""
         self.replay = replay
-        self._listeners: tuple[PlanListener, ...] = (server, replay)
+        self._listeners: tuple[PlanListener, ...] = (server, maps, replay)
 
     def check(self, plan: Plan, in_flight: Collection[Plan]) -> None:
         """Raise ``PlanRefused`` if a listener does."""

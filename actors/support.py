@@ -6,8 +6,10 @@ from ..clusters.profile import DeviceProfile
 from ..comms.codec import ArraySpec, CodecSpec
 from ..comms.codecs.make_codec import make_codec
 from ..comms.links.predict import Residual, residual_specs
-from ..learning.parts.part import Part, down_tensors, linear_head, up_tensors
-from ..learning.parts.structure import ModelSpec, TensorSpec
+from ..learning.parts.part import Part, linear_head
+from ..learning.parts.structure import TensorSpec
+from ..learning.parts.submodel import SubModel
+from ..learning.workload import Workload
 from ..policies.plan import Objective, Plan, Split
 from .messages.messages import array_specs
 
@@ -16,21 +18,27 @@ class PlanRefused(ValueError):
     """A plan of a policy cannot be carried out. One sentence says which field and why."""
 
 
-def check_plan(plan: Plan, *, spec: ModelSpec, profile: DeviceProfile) -> None:
+def check_plan(plan: Plan, workload: Workload, *, profile: DeviceProfile) -> None:
     """Raise ``PlanRefused`` if the trainer, the model or the device does not support a field of ``plan``."""
-    for checks in (
-        _part(plan.part, plan.split, spec),
-        _work(plan),
-        _codecs(plan, profile, spec),
-        _links(plan),
-        _privacy(plan, spec, profile),
-    ):
-        for problem in checks:
-            raise PlanRefused(f"plan for device {plan.device} in round {plan.version}: {problem}")
+    for problem in _problems(plan, workload, profile):
+        raise PlanRefused(f"plan for device {plan.device} in round {plan.version}: {problem}")
 
 
-def _part(part: Part, split: Split | None, spec: ModelSpec) -> Iterator[str]:
+def _problems(plan: Plan, workload: Workload, profile: DeviceProfile) -> Iterator[str]:
+    """All problems of a plan; those of the part first, since the others need it compiled."""
+    if plan.part.model not in workload.families:
+        yield f"part.model is {plan.part.model!r}; the families of models are: {', '.join(map(repr, workload.families))}"
+    yield from _part(plan.part, plan.split, workload)
+    yield from _work(plan)
+    submodel = workload.submodel(plan.part)
+    yield from _codecs(plan, profile, submodel)
+    yield from _links(plan)
+    yield from _privacy(plan, submodel, profile)
+
+
+def _part(part: Part, split: Split | None, workload: Workload) -> Iterator[str]:
     """Problems with the part of the model."""
+    spec = workload.family(part.model).spec
     names = spec.block_names
     if unknown := [name for name in (*part.blocks, *part.trained) if name not in names]:
         yield f"part names block {unknown[0]!r}; the model's blocks are: {', '.join(names)}"
@@ -40,11 +48,26 @@ def _part(part: Part, split: Split | None, spec: ModelSpec) -> Iterator[str]:
         yield from _cut(part, split, names)
     elif part.blocks != names:
         yield f"part.blocks is {', '.join(part.blocks) or 'empty'}; only all {len(names)} blocks in order can be held yet"
-    if part.width != 1 or part.index_map:
-        yield f"part.width is {part.width:g} and part.index_map {part.index_map!r}; only width 1 can be trained yet"
-    if part.cached or part.frozen:
-        yield "part.cached or part.frozen is set; the runtime fills them in"
+    if part.cached or part.frozen or part.index_map:
+        yield "part.cached, part.frozen or part.index_map is set; the runtime fills them in"
     yield from _auxiliaries(part, split)
+    if part.width != 1:
+        yield from _width(part, split, workload)
+
+
+def _width(part: Part, split: Split | None, workload: Workload) -> Iterator[str]:
+    """Problems with a narrow part."""
+    try:
+        _ = workload.family(part.model).groups
+    except ValueError as error:
+        yield f"part.width is {part.width:g}; {error}"
+    if workload.family(part.model).spec.frozen_parameters:
+        yield f"part.width is {part.width:g}; a model with frozen parameters, which are not sent, is trained at width 1 only"
+    if split is not None and (not split.method.trains_front or split.method.local_head or split.shares_head):
+        yield (
+            f"part.width is {part.width:g} under {split.mode!r} with head {split.head!r}; a cut model can be narrow only where "
+            "each device has its own copy of all blocks, and gradients come back"
+        )
 
 
 def _auxiliaries(part: Part, split: Split | None) -> Iterator[str]:
@@ -124,11 +147,11 @@ def _deadline(plan: Plan, deadline_s: float) -> Iterator[str]:
         yield f"deadline_s is {deadline_s:g}; under {plan.split.mode!r} a device uploads whole views, and cannot stop early"
 
 
-def _codecs(plan: Plan, profile: DeviceProfile, spec: ModelSpec) -> Iterator[str]:
+def _codecs(plan: Plan, profile: DeviceProfile, submodel: SubModel) -> Iterator[str]:
     """Problems with the codecs of either direction."""
-    up = up_tensors(spec, plan.part, statistics=plan.upload.statistics)
+    up = submodel.up(statistics=plan.upload.statistics)
     directions = (
-        ("codec_down", plan.codec_down, plan.link_down, down_tensors(spec, plan.part)),
+        ("codec_down", plan.codec_down, plan.link_down, submodel.down),
         ("codec_up", plan.codec_up, plan.link_up, up),
     )
     for field, codecs, link, tensors in directions:
@@ -167,7 +190,7 @@ def _links(plan: Plan) -> Iterator[str]:
         yield f"upload.payload is {plan.upload.payload!r}; an uplink with memory (link_up) sends residuals: 'difference'"
 
 
-def _privacy(plan: Plan, spec: ModelSpec, profile: DeviceProfile) -> Iterator[str]:
+def _privacy(plan: Plan, submodel: SubModel, profile: DeviceProfile) -> Iterator[str]:
     """Kinds of data that would leave the device although its profile does not allow it."""
     if plan.objective.kind != "train":
         return
@@ -178,7 +201,7 @@ def _privacy(plan: Plan, spec: ModelSpec, profile: DeviceProfile) -> Iterator[st
         if kind not in profile.may_send:
             yield f"it is split and sends {kind}, and {allowed}"
     sends_statistics = plan.upload.statistics and any(
-        tensor.role == "statistic" for tensor in spec.tensors_of(plan.part.trained)
+        tensor.role == "statistic" for tensor in submodel.spec.tensors_of(plan.part.trained)
     )
     if sends_statistics and "statistics" not in profile.may_send:
         yield f"it sends running statistics (upload.statistics is true), and {allowed}"

@@ -9,11 +9,13 @@ is FedAvg (McMahan et al., AISTATS 2017, arXiv 1602.05629, Algorithm 1):
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from .parts.slices import Slice, gather, put
 from .spec import CountOrZero
 from .tensors import at_least_float32
 
@@ -25,8 +27,8 @@ class Fold:
     """Running weighted mean of named differences. Updates may cover different tensors, and different elements of a tensor.
 
     Sums have the type of the differences, or float32 if that is narrower (a sum of float16 would overflow). They are taken in
-    the order of arrival, which under the virtual clock is the same on every machine. Weights are summed in float64, so that
-    ``add`` and a ``scatter`` of all elements give the same bits.
+    the order of arrival, which under the virtual clock is the same on every machine. Weights are summed in float64, so that a
+    whole tensor and a slice of all its elements give the same bits.
     """
 
     # Attributes that a checkpoint saves, with their types.
@@ -39,54 +41,54 @@ class Fold:
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float | Tensor] = {}  # a tensor if elements have different total weights
 
-    def add(self, differences: Mapping[str, Tensor], *, weight: float, scale: float = 1.0) -> None:
-        """Fold one update of whole tensors.
+    def add(
+        self,
+        differences: Mapping[str, Tensor],
+        *,
+        weight: float,
+        scale: float = 1.0,
+        slices: Mapping[str, Slice] = MappingProxyType({}),
+        tensors: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
+        """Fold one update, of whole tensors or of slices of them.
 
         Args:
             differences: differences to the plan's base version, by tensor name.
             weight: number of samples.
             scale: staleness factor. It multiplies the differences but not the weight, so a mean of late updates alone is a
                 smaller step too.
+            slices: by tensor, where a narrower difference is in the full tensor. Elements outside get no weight.
+            tensors: the full tensors, of which the shapes of sliced ones are taken.
 
         Raises:
             ValueError: if the weight is not finite and above 0.
         """
-        _check_weight(weight)
+        if not (weight > 0 and math.isfinite(weight)):
+            raise ValueError(f"the weight of an update is {weight}; it must be a finite number above 0")
         for name, tensor in differences.items():
-            difference, total = at_least_float32(tensor), self._sums.get(name)
-            if total is None:
+            difference = at_least_float32(tensor)
+            if name in slices:
+                self._add_slice(name, difference, slices[name], tensors[name].shape, weight=weight, scale=scale)
+            elif name not in self._sums:
                 self._sums[name] = (difference * (weight * scale)).contiguous()
                 self._weights[name] = weight
             else:
-                total.add_(difference, alpha=weight * scale)
+                self._sums[name].add_(difference, alpha=weight * scale)
                 self._weights[name] = self._weights[name] + weight
         self.updates += 1
 
-    def scatter(
-        self,
-        differences: Mapping[str, Tensor],
-        *,
-        weight: float,
-        indices: Mapping[str, Tensor],
-        shapes: Mapping[str, torch.Size],
+    def _add_slice(
+        self, name: str, difference: Tensor, part: Slice, shape: torch.Size, *, weight: float, scale: float
     ) -> None:
-        """Fold an update of sub-tensors: ``indices[name]`` are flat positions in the full tensor of ``shapes[name]``.
-
-        A position must not occur twice. Elements that are not indexed get no weight. Raises ``ValueError`` as ``add`` does.
-        """
-        _check_weight(weight)
-        for name, tensor in differences.items():
-            difference, shape, positions = at_least_float32(tensor), shapes[name], indices[name].reshape(-1)
-            if name not in self._sums:
-                self._sums[name] = torch.full(shape, _NEGATIVE_ZERO, dtype=difference.dtype)
-            previous = self._weights.get(name, 0.0)
-            weights = previous if isinstance(previous, Tensor) else torch.full(shape, previous, dtype=torch.float64)
-            # add_ with alpha, since index_add_ rounds each product before adding it.
-            total = self._sums[name].view(-1)
-            total[positions] = total[positions].add_(difference.reshape(-1), alpha=weight)
-            weights.view(-1)[positions] += weight
-            self._weights[name] = weights
-        self.updates += 1
+        """Add a difference to a slice of a sum of this full ``shape``."""
+        if name not in self._sums:
+            self._sums[name] = difference.new_full(shape, _NEGATIVE_ZERO)
+        total = self._sums[name]
+        # add_ with alpha, as for whole tensors: other operations round each product before adding it.
+        put(total, part, gather(total, part).add_(difference, alpha=weight * scale))
+        weights = _weights_like(self._weights.get(name, 0.0), part, total)
+        put(weights, part, gather(weights, part).add_(weight))
+        self._weights[name] = weights
 
     def close(self) -> dict[str, Tensor]:
         """Return the mean difference of every tensor that was folded, and reset the fold.
@@ -105,6 +107,11 @@ class Fold:
         return means
 
 
-def _check_weight(weight: float) -> None:
-    if not (weight > 0 and math.isfinite(weight)):
-        raise ValueError(f"the weight of an update is {weight}; it must be a finite number above 0")
+def _weights_like(weights: float | Tensor, part: Slice, total: Tensor) -> Tensor:
+    """``weights`` as a tensor with an own element for each index of the dimensions that ``part`` slices; others have size 1."""
+    sliced = {dimension for dimension, indices in enumerate(part) if indices is not None}
+    shape = [size if dimension in sliced else 1 for dimension, size in enumerate(total.shape)]
+    if not isinstance(weights, Tensor):
+        return torch.full(shape, weights, dtype=torch.float64, device=total.device)
+    shape = [max(size, other) for size, other in zip(shape, weights.shape, strict=True)]
+    return weights if list(weights.shape) == shape else weights.expand(shape).contiguous()

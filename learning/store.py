@@ -1,8 +1,8 @@
 """The server's store: named tensors in sections, and the hash that identifies a model.
 
 Sections: ``model`` (the global model, full names), ``pending`` (the part of it that a lossy downlink has not sent yet),
-``auxiliaries`` (proxies, auxiliary heads), ``snapshots``, ``optimiser`` (the server optimiser's slots), ``trackers``. A
-checkpoint saves the whole store.
+``auxiliaries`` (proxies, auxiliary heads), ``families`` (models beside the global one, named ``FAMILY:name``), ``snapshots``,
+``optimiser`` (the server optimiser's slots), ``trackers``. A checkpoint saves the whole store.
 """
 
 import hashlib
@@ -13,8 +13,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-Section = Literal["model", "pending", "auxiliaries", "snapshots", "optimiser", "trackers"]
-SECTIONS: tuple[Section, ...] = ("model", "pending", "auxiliaries", "snapshots", "optimiser", "trackers")
+Section = Literal["model", "pending", "auxiliaries", "families", "snapshots", "optimiser", "trackers"]
+SECTIONS: tuple[Section, ...] = ("model", "pending", "auxiliaries", "families", "snapshots", "optimiser", "trackers")
 
 
 class Store:

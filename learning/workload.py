@@ -1,33 +1,33 @@
-"""The workload of a run: model, blocks, data and metrics, built from plain settings.
+"""The workload of a run: models, data and metrics, built from plain settings.
 
 Server and devices each build their own from the same settings and seed; only packets are exchanged between them.
 """
 
-from functools import cached_property
+from collections import OrderedDict
+from functools import cached_property, partial
 
-import msgspec
 import numpy as np
-import torch
 from torch import Tensor, nn
 
+from .architecture import Architecture, Examples, Kept
 from .data.load import load
+from .data.public import PublicSet, load_public_set, make_disjoint
 from .data.transforms import apply_checked
 from .data.types import FederatedData
 from .models import build, use_batch_statistics
-from .parts.auxiliaries import LinearHead, auxiliary_spec, build_head, empty_head
-from .parts.blocks import Blocks, cut
-from .parts.compare_blocks import blocks_difference
-from .parts.module_state import ModuleState
-from .parts.part import cut_of
-from .parts.structure import BlockSpec, ModelSpec
+from .parts.blocks import Blocks
+from .parts.channels import map_hash
+from .parts.part import Part
+from .parts.slices import Slice
+from .parts.structure import ModelSpec
+from .parts.submodel import SubModel
 from .pretrained import initialise, read_weights
-from .randomness import seeded
-from .resolve import error_line
 from .seeds import derive
-from .spec import Training
 from .training.losses import Metric, default_metrics, make_metric
-from .training.split import Boundary, boundary
 from .workload_settings import WorkloadSettings
+
+_MAX_NARROW = 16  # narrow architectures that are kept
+_MAX_PARTS = 256  # compiled parts that are kept
 
 
 class Workload:
@@ -40,8 +40,11 @@ class Workload:
         """Store the settings; nothing is built yet."""
         self.settings = settings
         self.left_random: tuple[str, ...] = ()
-        self._boundaries: dict[tuple[tuple[str, ...], str], Boundary] = {}
-        self._auxiliaries: dict[str, BlockSpec] = {}
+        self._families: dict[str, Architecture] = {}
+        self._narrow: OrderedDict[tuple[object, ...], Architecture] = OrderedDict()
+        self._parts: OrderedDict[str, SubModel] = OrderedDict()
+        self._maps: dict[str, Kept] = {}
+        self._public: dict[float, PublicSet] = {}
 
     @cached_property
     def data(self) -> FederatedData:
@@ -49,93 +52,130 @@ class Workload:
         settings = self.settings
         return load(settings.data, num_devices=settings.num_devices, seed=derive(settings.seed, "data"))
 
+    def public(self, held_out: float) -> PublicSet:
+        """The public set, of which a share is held out, without samples that a device or the test set has.
+
+        Raises ``ValueError`` if none is configured, or if too many of its samples are not public.
+        """
+        if held_out not in self._public:
+            settings = self.settings
+            public = load_public_set(
+                settings.data,
+                settings.public,
+                num_devices=settings.num_devices,
+                seed=derive(settings.seed, "data"),
+                held_out=held_out,
+                num_classes=self.data.num_classes,
+            )
+            self._public[held_out] = make_disjoint(public, self.data)
+        return self._public[held_out]
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Names of the families of models; "" is the global model."""
+        return ("", *self.settings.models)
+
     def new_model(self) -> nn.Module:
-        """Build the whole model with its initial weights: the same bits at every call.
+        """Build the whole global model with its initial weights: the same bits at every call.
 
         Raises ``ValueError`` for weights that cannot be read, do not have the hash ``init.hash``, or do not fit.
         """
+        return self.family("").new_model()
+
+    @property
+    def blocks(self) -> Blocks:
+        """The global model, cut into blocks."""
+        return self.family("").blocks
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Names, shapes and roles of the global model's tensors, by block, and of its auxiliaries."""
+        return self.family("").spec
+
+    def family(self, name: str) -> Architecture:
+        """The model of a family at full width. Raises ``ValueError`` for a name that is none of the ``families``."""
+        if name not in self.families:
+            known = ", ".join(map(repr, self.settings.models)) or "none are configured"
+            raise ValueError(f"part.model is {name!r}; allowed: '' for the global model, or a name in models: {known}")
+        if name not in self._families:
+            examples, seed = Examples(self.example, self.first_samples), self.settings.seed
+            self._families[name] = Architecture(partial(self._build, name), examples, seed=seed)
+        return self._families[name]
+
+    def architecture(self, part: Part) -> Architecture:
+        """The model of a part's family at the part's width."""
+        family = self.family(part.model)
+        if part.width == 1:
+            return family
+        key = part.model, part.width, part.min_channels, part.scaled
+        if key not in self._narrow:
+            examples, seed = Examples(self.example, self.first_samples), self.settings.seed
+            self._narrow[key] = Architecture(
+                partial(self._build, part.model), examples, seed=seed, full=family, part=part
+            )
+            if len(self._narrow) > _MAX_NARROW:
+                self._narrow.popitem(last=False)
+        self._narrow.move_to_end(key)
+        return self._narrow[key]
+
+    def submodel(self, part: Part) -> SubModel:
+        """A part, compiled. Raises ``ValueError`` for a width to which its model cannot be narrowed."""
+        key = part.key
+        if key not in self._parts:
+            architecture = self.architecture(part)
+            prefix = f"{part.model}:" if part.model else ""
+            locate = partial(self.slices, part)
+            self._parts[key] = SubModel(part, architecture.blocks, architecture.spec, prefix, locate)
+            if len(self._parts) > _MAX_PARTS:
+                self._parts.popitem(last=False)
+        self._parts.move_to_end(key)
+        return self._parts[key]
+
+    def slices(self, part: Part) -> dict[str, Slice]:
+        """Where the tensors of a part are in the full ones, by name; empty at the whole width. Raises as ``channels``."""
+        return self.family(part.model).slices(self.channels(part)) if part.width < 1 else {}
+
+    def channels(self, part: Part) -> Kept:
+        """The channels that a narrow part holds.
+
+        Those of its index map, if it names one; else those that follow from the part itself, and where they depend on weights,
+        the first of each group, which are as many. Raises ``ValueError`` for an index map that was not added.
+        """
+        if not part.index_map:
+            return self.family(part.model).choose(part)
+        if part.index_map not in self._maps:
+            raise ValueError(f"part.index_map is {part.index_map!r}, a map that this process does not have")
+        return self._maps[part.index_map]
+
+    def add_map(self, kept: Kept) -> str:
+        """Add an index map; returns its hash, by which parts name it."""
+        name = map_hash(kept)
+        self._maps[name] = kept
+        return name
+
+    def drop_map(self, name: str) -> None:
+        """Drop an index map, and the parts that were compiled with it."""
+        self._maps.pop(name, None)
+        self._parts = OrderedDict((key, each) for key, each in self._parts.items() if each.part.index_map != name)
+
+    def _build(self, family: str) -> nn.Module:
+        """The model of a family with its initial weights."""
         settings = self.settings
-        model = build(settings.model, seed=derive(settings.seed, "model"), outputs=self.data.num_classes)
+        call = settings.models[family] if family else settings.model
+        path = ("model", family) if family else ("model",)
+        model = build(call, seed=derive(settings.seed, *path), outputs=self.data.num_classes)
         if settings.batch_statistics:
             use_batch_statistics(model)
-        if settings.init.mode != "random":
+        if settings.init.mode != "random" and not family:
             weights = read_weights(settings.init, model=settings.model.name)
             self.left_random = initialise(model, weights, settings.init)
         return model
 
     @cached_property
-    def blocks(self) -> Blocks:
-        """The model, cut into blocks."""
-        return cut(self.new_model())
-
-    @cached_property
-    def cut_fault(self) -> str:
-        """Why the model cannot be cut: it is one block, or its blocks compute something else; "" if it can be cut."""
-        if len(self.blocks.modules) == 1:
-            return self.blocks.reason
-        return blocks_difference(self.blocks, self.first_samples(2)[0])
-
-    @cached_property
-    def alone_fault(self) -> str:
-        """Why the model cannot be trained on one sample at a time, as with batch normalisation; "" if it can."""
-        model = self.blocks.model
-        state = ModuleState(model, values=True)
-        try:
-            with seeded(0), torch.no_grad():
-                model.train()(self.first_samples(1)[0])
-        except Exception as error:  # a user's code may raise anything
-            return error_line(error)
-        finally:
-            state.restore()
-        return ""
-
-    @cached_property
     def min_samples(self) -> int:
         """Training samples that a device needs to take part: 2 if some device has one and the model cannot be trained on it."""
         counts = (self.data.num_samples(device) for device in range(self.settings.num_devices))
-        return 2 if 1 in counts and self.alone_fault else 1
-
-    def boundary(self, front: tuple[str, ...], training: Training) -> Boundary:
-        """Shape and type of the tensor that crosses the cut behind the ``front`` blocks."""
-        key = front, training.precision
-        if key not in self._boundaries:
-            self._boundaries[key] = boundary(self.blocks, front, example=self.example()[0], training=training)
-        return self._boundaries[key]
-
-    @cached_property
-    def spec(self) -> ModelSpec:
-        """Names, shapes and roles of the model's tensors, by block, and of its auxiliaries."""
-        return msgspec.structs.replace(self.blocks.spec, auxiliary=self._auxiliary_spec)
-
-    def new_auxiliary(self, name: str) -> LinearHead:
-        """Build an auxiliary with its initial weights: the same bits at every call. Raises as ``empty_auxiliary``."""
-        entering, leaving = self._endpoints(name)
-        seed = derive(self.settings.seed, "auxiliary", name)
-        return build_head(entering.shape, leaving.shape, seed=seed, dtype=entering.dtype)
-
-    def empty_auxiliary(self, name: str) -> LinearHead:
-        """Build an auxiliary without weights, on the meta device. A head on a large map can be larger than its model.
-
-        Raises ``ValueError`` if the name's block is not followed by a cut, or if the cut's value or the model's output is not a
-        single tensor.
-        """
-        entering, leaving = self._endpoints(name)
-        return empty_head(entering.shape, leaving.shape, dtype=entering.dtype)
-
-    def _endpoints(self, name: str) -> tuple[Boundary, Boundary]:
-        """Input and output of an auxiliary for each sample, in the types of the model's own weights."""
-        block, names = cut_of(name), self.blocks.spec.block_names
-        if block not in names[:-1]:
-            allowed = ", ".join(names[:-1]) or "no block"
-            raise ValueError(f"part.auxiliaries names {name!r}; a head can stand behind: {allowed}")
-        entering = self.boundary(names[: names.index(block) + 1], Training())
-        leaving = self.boundary(names, Training())
-        return entering, leaving
-
-    def _auxiliary_spec(self, name: str) -> BlockSpec:
-        if name not in self._auxiliaries:
-            self._auxiliaries[name] = auxiliary_spec(name, self.empty_auxiliary(name))
-        return self._auxiliaries[name]
+        return 2 if 1 in counts and self.family("").alone_fault else 1
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:

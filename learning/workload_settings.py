@@ -63,7 +63,8 @@ class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     ``metrics``: None means the defaults for ``loss``, the experiment's, and its targets (``losses.default_metrics``).
     ``batch_statistics``: batch normalisation always uses the statistics of the current batch. ``init``: with the hash of its
-    weights (``pretrained.pinned``), so that all processes use the same ones.
+    weights (``pretrained.with_weights_hash``), so that all processes use the same ones. ``models``: the families of models by
+    name, beside the global ``model``. ``public``: the public set (None: the public share of ``data``).
     """
 
     model: Call
@@ -74,3 +75,5 @@ class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
     loss: Call = Training().loss
     batch_statistics: bool = False
     init: Initialisation = Initialisation()
+    models: dict[str, Call] = {}
+    public: DataConfig | None = None

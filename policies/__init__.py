@@ -59,6 +59,8 @@ _EXPORTS = {
     "SplitFed": "policies.partitioning.splitfed",
     "LocalLoss": "policies.partitioning.local_loss",
     "EcoFed": "policies.partitioning.ecofed",
+    "Width": "policies.pruning.width",
+    "Distillation": "policies.aggregation.distillation",
     "make_policy": "policies.resolve_policy",
 }
 __all__ = sorted(_EXPORTS)

@@ -22,6 +22,15 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True):
     overrides: dict[str, Any]
 
 
+# Of HeteroFL and FedRolex: shares of the channels, without a floor, and activations scaled while training.
+_STATIC_LEVELS: dict[str, Any] = {
+    "name": "width",
+    "levels": [1.0, 0.5, 0.25, 0.125, 0.0625],
+    "unit": "width",
+    "min_channels": 1,
+    "scaled": True,
+}
+
 PRESETS: dict[str, Preset] = {
     "fedavg": Preset(
         description="every device trains the whole model; a policy.0.cohort below 1.0 draws that share at random",
@@ -106,6 +115,35 @@ PRESETS: dict[str, Preset] = {
         description="a frozen trunk: devices send coded activations every other round, partition hosts replay them between",
         source="Wu et al. 2024, arXiv 2304.05495",
         overrides={"policy": [{"name": "random", "cohort": 1.0}, {"name": "ecofed"}]},
+    ),
+    "reft": Preset(
+        description="each device as wide as it trains in the fastest one's time, by L1 norms; updates teach the mean model",
+        source="Desai et al. 2024, arXiv 2308.13662",
+        overrides={
+            "policy": [
+                {"name": "random", "cohort": 1.0},
+                {"name": "width", "rule": "deadline", "channels": "l1"},
+                {"name": "distillation", "steps": 300},
+            ],
+            "data": {"public_share": 0.1},
+        },
+    ),
+    "heterofl": Preset(
+        description="devices train the first 1, 1/2, ... or 1/16 of the channels, by what they can in the fastest one's time",
+        source="Diao et al. 2021, arXiv 2010.01264",
+        overrides={
+            "policy": [{"name": "random", "cohort": 1.0}, _STATIC_LEVELS | {"channels": "prefix"}],
+            # Its "static batch normalisation": running statistics of different widths have no common mean.
+            "server": {"statistics": "batch"},
+        },
+    ),
+    "fedrolex": Preset(
+        description="as heterofl, but the channels are a window that moves on by one each round",
+        source="Alam et al. 2022, arXiv 2212.01548",
+        overrides={
+            "policy": [{"name": "random", "cohort": 1.0}, _STATIC_LEVELS | {"channels": "rolling", "refresh": 1}],
+            "server": {"statistics": "batch"},
+        },
     ),
 }
 

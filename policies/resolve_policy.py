@@ -19,12 +19,14 @@ from typing import Any, get_type_hints
 
 from ..clusters.units import shown
 from ..learning.resolve import resolve
+from .aggregation.distillation import Distillation
 from .checks.fields import convert_field
 from .compression.residuals import Residuals
 from .partitioning.ecofed import EcoFed
 from .partitioning.local_loss import LocalLoss
 from .partitioning.splitfed import SplitFed
 from .policy import Chain, Policy, chain
+from .pruning.width import Width
 from .scheduling.asynchronous import Asynchronous
 from .scheduling.closing import Closing
 from .selection.deadline import ByDeadline
@@ -49,6 +51,8 @@ BUILT_IN: Mapping[str, type[Policy]] = {
     "splitfed": SplitFed,
     "local_loss": LocalLoss,
     "ecofed": EcoFed,
+    "width": Width,
+    "distillation": Distillation,
 }
 
 

@@ -102,6 +102,36 @@ class Evaluated(Event, frozen=True, kw_only=True):
         return {name: math.nan if value is None else value for name, value in found.items()}
 
 
+class StudentFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that was distilled; figures before and after, on the held-out share of the public set.
+
+    ``accuracy_...``: None where the public labels are not those of the task. ``best_step``: the step whose weights were kept;
+    0: those before.
+    """
+
+    steps: int
+    best_step: int
+    loss_before: float | None
+    loss_after: float | None
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+
+
+class TaskEnded(Event, frozen=True, kw_only=True):
+    """A task of the server has changed the model of a version that closes.
+
+    ``teachers``: number of updates that taught. ``students``: by family, "" for the global model. ``flops``, ``seconds``: of
+    the server, at its declared speed; plans of the next version are sent after them.
+    """
+
+    version: int
+    task: str
+    teachers: int
+    students: dict[str, StudentFigures]
+    flops: int
+    seconds: float
+
+
 class Notice(Event, frozen=True, kw_only=True):
     """Something an operator should know, such as a worker that died and is replaced."""
 
@@ -123,7 +153,7 @@ class RunEnded(Event, frozen=True, kw_only=True):
     resyncs: int = 0
 
 
-AnyEvent = RunStarted | RoundStarted | PlanEnded | VersionClosed | Evaluated | Notice | RunEnded
+AnyEvent = RunStarted | RoundStarted | PlanEnded | VersionClosed | TaskEnded | Evaluated | Notice | RunEnded
 
 
 def read_event(line: bytes) -> AnyEvent:
@@ -148,5 +178,7 @@ __all__ = [
     "RoundStarted",
     "RunEnded",
     "RunStarted",
+    "StudentFigures",
+    "TaskEnded",
     "VersionClosed",
 ]

@@ -20,7 +20,7 @@ from ...comms.links.predict import hash_arrays, residual_specs, restore
 from ...comms.links.receive import receive_models, sent_update, unsent_error, update_residual
 from ...comms.packet import seal
 from ...learning.data.types import Samples
-from ...learning.parts.part import down_tensors, trained_tensors, up_tensors
+from ...learning.parts.submodel import SubModel
 from ...learning.tensors import as_arrays, as_tensors
 from ...learning.training.evaluation import evaluate
 from ...learning.training.losses import make_loss
@@ -35,7 +35,8 @@ from ..messages.messages import array_specs, update_context, update_stamp
 from ..messages.plan_message import read_plan
 from ..messages.trunk import Trunk
 from .device_leg import train_front, upload
-from .module import Module
+from .held_maps import HeldMaps
+from .module import Module, Modules
 from .resource_usage import ResourceUsage
 
 _OUT_OF_MEMORY_WORDS = ("DefaultCPUAllocator", "can't allocate memory", "out of memory")
@@ -51,8 +52,9 @@ class Device:
     def __init__(self, settings: WorkloadSettings) -> None:
         """Data and model are loaded at the first plan."""
         self.workload = Workload(settings)
-        self._modules: dict[bool, Module] = {}
+        self._modules = Modules()
         self._trunk = Trunk(self.workload)
+        self._maps = HeldMaps(self.workload)
         # Of the current plan: its stage, the version that the device holds, and its end of the link.
         self._stage = "open"
         self._held: int | None = None
@@ -88,7 +90,7 @@ class Device:
 
     def warm_up(self) -> None:
         """Load data and model now, so that the measured time of the first plan does not include it."""
-        self._module(channels_last=False)
+        self._modules.get(self.workload.family(""), channels_last=False)
 
     def _carry_out(self, plan: Plan, packets: Sequence[Array], host: HostLink | None) -> tuple[Report, Array | None]:
         """Open, then train and seal, or evaluate, or upload a view."""
@@ -128,27 +130,23 @@ class Device:
             loss=make_loss(plan.training.loss),
             transform=self.workload.data.train_transform,
             seed=plan.seed,
-            trainable=[t.name for t in trained_tensors(self.workload.spec, plan.part.trained)],
+            trainable=self.workload.submodel(plan.part).trained,
             over=_time_limit(plan),
         )
 
-    def _module(self, *, channels_last: bool) -> Module:
-        """This worker's module in the given memory format."""
-        if channels_last not in self._modules:
-            self._modules[channels_last] = Module(self.workload, channels_last=channels_last)
-        return self._modules[channels_last]
-
     def _open(self, plan: Plan, packets: Sequence[Array]) -> tuple[Module, dict[str, Tensor]]:
         """The module with the received tensors, and these tensors, to which the update is the difference."""
-        base = as_tensors(self._receive(plan, packets)) | self._trunk.tensors(plan.part)
-        module = self._module(channels_last=plan.training.channels_last)
-        module.check_frozen(plan.part)
+        submodel = self.workload.submodel(plan.part)
+        packets = self._maps.take(plan.part, packets)
+        base = as_tensors(self._receive(plan, submodel, packets)) | self._trunk.tensors(plan.part)
+        module = self._modules.get(self.workload.architecture(plan.part), channels_last=plan.training.channels_last)
+        module.check_frozen(submodel, plan.part.frozen)
         module.load(base, plan.part.auxiliaries)
         return module, base
 
-    def _receive(self, plan: Plan, packets: Sequence[Array]) -> Arrays:
+    def _receive(self, plan: Plan, submodel: SubModel, packets: Sequence[Array]) -> Arrays:
         """The received tensors: of one dense packet, or of residuals and this device's end of the link."""
-        expected = array_specs(down_tensors(self.workload.spec, plan.part))
+        expected = array_specs(submodel.down)
         codec, end = make_codec(plan.codec_down), self._end
         end.acknowledge(plan.acknowledged)
         end.memory.trim(plan.link_down, plan.link_up)
@@ -159,7 +157,7 @@ class Device:
                 )
             if not expected:
                 return {}
-            arrays = open_weights(packets[0], plan, plan.part, self.workload.spec)
+            arrays = open_weights(packets[0], plan, submodel)
             self._held = plan.version if plan.link_up is not None else None
             return arrays
         model = receive_models(
@@ -177,8 +175,8 @@ class Device:
     def _seal(self, trained: dict[str, Tensor], base: dict[str, Tensor], plan: Plan) -> Array:
         """The update packet: differences to what was received, weights, or residuals."""
         if plan.link_up is None:
-            return seal_update(trained, base, plan, part=plan.part, spec=self.workload.spec)
-        specs = array_specs(up_tensors(self.workload.spec, plan.part, statistics=plan.upload.statistics))
+            return seal_update(trained, base, plan, submodel=self.workload.submodel(plan.part))
+        specs = array_specs(self.workload.submodel(plan.part).up(statistics=plan.upload.statistics))
         values = as_arrays({spec.name: trained[spec.name] for spec in specs})
         return self._seal_residual(values, as_arrays(base), specs, plan)
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from ...comms.errors import MismatchedPacket
 from ...learning.data.types import Samples
-from ...learning.parts.part import trained_tensors
 from ...learning.training.ahead import train_ahead
 from ...learning.training.losses import make_loss
 from ...learning.training.split import DeviceLeg, LocalLeg, forward_only
@@ -33,7 +32,7 @@ def train_front(
         raise MismatchedPacket(f"plan {plan.id} is split, and has no connection to a host")
     stream, front = DeviceStream(plan, host, workload), plan.part.blocks
     transform = workload.data.train_transform
-    trainable = [tensor.name for tensor in trained_tensors(workload.spec, plan.part.trained)]
+    trainable = workload.submodel(plan.part).trained
     if plan.split.window > 1 and not plan.part.head:
         return train_ahead(
             module.blocks,

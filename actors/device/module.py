@@ -4,6 +4,7 @@ A plan sets the tensors that it was sent. Counters and buffers outside the state
 model itself freezes stay as they were built, since no plan trains or sends them.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -12,48 +13,50 @@ import torch
 from torch import Tensor, nn
 
 from ...comms.errors import OutOfSync
+from ...learning.architecture import Architecture
 from ...learning.parts.blocks import Blocks, cut
-from ...learning.parts.part import Part, frozen_tensors
-from ...learning.workload import Workload
+from ...learning.parts.submodel import SubModel
 from ..messages.trunk import content_hash
+
+_MAX_MODULES = 4  # of different widths, families and memory formats
 
 
 class Module:
-    """A module of the workload's model, with its initial buffers and the auxiliaries that plans name."""
+    """A module of one architecture, with its initial buffers and the auxiliaries that plans name."""
 
-    def __init__(self, workload: Workload, *, channels_last: bool) -> None:
+    def __init__(self, architecture: Architecture, *, channels_last: bool) -> None:
         """Build the model."""
-        model = workload.new_model()
+        model = architecture.new_model()
         if channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
         self._fresh = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        self._workload, self._auxiliaries = workload, dict[str, nn.Module]()
+        self._architecture, self._auxiliaries = architecture, dict[str, nn.Module]()
         self._frozen: dict[tuple[str, ...], str] = {}  # by blocks, the hash of their frozen tensors
 
     @cached_property
     def blocks(self) -> Blocks:
         """The model in blocks, which share its tensors. (Flags such as ``requires_grad`` may be those of an earlier plan.)"""
-        return replace(cut(self.model), spec=self._workload.blocks.spec)
+        return replace(cut(self.model), spec=self._architecture.blocks.spec)
 
-    def check_frozen(self, part: Part) -> None:
-        """Raise ``OutOfSync`` if the tensors that the model itself freezes are not those that ``part.frozen`` names."""
-        if not part.frozen:
+    def check_frozen(self, submodel: SubModel, expected: str) -> None:
+        """Raise ``OutOfSync`` unless the tensors that the model itself freezes have the ``expected`` hash ("": not checked)."""
+        if not expected:
             return
-        if part.blocks not in self._frozen:
+        blocks = submodel.part.blocks
+        if blocks not in self._frozen:
             state = self.model.state_dict()
-            tensors = {t.name: state[t.name] for t in frozen_tensors(self._workload.spec, part.blocks)}
-            self._frozen[part.blocks] = content_hash(tensors)
-        if (own := self._frozen[part.blocks]) != part.frozen:
+            self._frozen[blocks] = content_hash({name: state[name] for name in submodel.frozen})
+        if (own := self._frozen[blocks]) != expected:
             raise OutOfSync(
-                f"the frozen tensors of this model are {own} here, where the plan names {part.frozen}; a model must be built "
+                f"the frozen tensors of this model are {own} here, where the plan names {expected}; a model must be built "
                 "with the same ones everywhere"
             )
 
     def auxiliary(self, name: str) -> nn.Module:
         """The auxiliary of this name, built when it is first needed."""
         if name not in self._auxiliaries:
-            self._auxiliaries[name] = self._workload.new_auxiliary(name)
+            self._auxiliaries[name] = self._architecture.new_auxiliary(name)
         return self._auxiliaries[name]
 
     def state(self, auxiliaries: tuple[str, ...] = ()) -> dict[str, Tensor]:
@@ -75,3 +78,21 @@ class Module:
                     self.model.get_buffer(name).copy_(start)
             for name, tensor in tensors.items():
                 state[name].copy_(tensor)
+
+
+class Modules:
+    """The modules of a worker, by architecture and memory format. The most recently used few are kept."""
+
+    def __init__(self) -> None:
+        """No module."""
+        self._kept: OrderedDict[tuple[Architecture, bool], Module] = OrderedDict()
+
+    def get(self, architecture: Architecture, *, channels_last: bool) -> Module:
+        """The module of an architecture; built when it is first needed."""
+        key = architecture, channels_last
+        if key not in self._kept:
+            if len(self._kept) >= _MAX_MODULES:  # before the new one is built: a worker may have room for few
+                self._kept.popitem(last=False)
+            self._kept[key] = Module(architecture, channels_last=channels_last)
+        self._kept.move_to_end(key)
+        return self._kept[key]

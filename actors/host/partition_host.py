@@ -143,9 +143,7 @@ class PartitionHost:
             if slot.module is None:
                 self._settle(plan_id, keep=True)
             else:
-                update = seal_update(
-                    slot.module.state(), slot.base, slot.plan, part=slot.part, spec=self.workload.spec, leg=1
-                )
+                update = seal_update(slot.module.state(), slot.base, slot.plan, submodel=slot.submodel, leg=1)
             answer = HostAnswer(
                 steps=slot.leg.steps,
                 loss=slot.leg.loss,

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from msgspec.structs import replace
 from torch import Tensor
 
 from ...comms.codec import Array
 from ...comms.errors import MismatchedPacket, OutOfSync
-from ...learning.parts.part import Part, complement, down_tensors
+from ...learning.architecture import Architecture
+from ...learning.parts.submodel import SubModel
 from ...learning.spec import Training
 from ...learning.tensors import as_tensors
 from ...learning.training.losses import make_loss
@@ -49,7 +49,7 @@ class Slot:
     """
 
     plan: Plan
-    part: Part
+    submodel: SubModel  # of the host's part
     module: Module | None
     base: dict[str, Tensor]
     stream: ActivationStream
@@ -68,57 +68,58 @@ class SlotMaker:
     def __init__(self, workload: Workload) -> None:
         """Builds no module before the first slot."""
         self.workload = workload
-        self._free: dict[bool, list[Module]] = {}
+        self._free: dict[tuple[Architecture, bool], list[Module]] = {}
         self._trunk = Trunk(workload)
 
     def open(self, plan: Plan, num_samples: int, packets: Sequence[Array]) -> Slot:
         """A slot that trains; raises a ``PacketError`` for invalid packets, or for another trunk than the host's."""
         if plan.split is None:
             raise MismatchedPacket(f"plan {plan.id} was sent to a host, and is not split")
-        part = self._part(plan, plan.split)
-        expected = 1 if down_tensors(self.workload.spec, part) else 0
+        submodel = self._submodel(plan, plan.split)
+        expected = 1 if submodel.down else 0
         if len(packets) != expected:
             raise MismatchedPacket(f"{len(packets)} packets with the host's blocks were received; {expected} expected")
-        arrays = open_weights(packets[0], plan, part, self.workload.spec) if packets else {}
-        base, channels_last = as_tensors(arrays) | self._trunk.tensors(part), plan.training.channels_last
-        free = self._free.setdefault(channels_last, [])
-        module = free.pop() if free else Module(self.workload, channels_last=channels_last)
-        module.check_frozen(replace(part, frozen=plan.split.frozen))
+        arrays = open_weights(packets[0], plan, submodel) if packets else {}
+        base, channels_last = as_tensors(arrays) | self._trunk.tensors(submodel.part), plan.training.channels_last
+        architecture = self.workload.architecture(submodel.part)
+        free = self._free.setdefault((architecture, channels_last), [])
+        module = free.pop() if free else Module(architecture, channels_last=channels_last)
+        module.check_frozen(submodel, plan.split.frozen)
         module.load(base)
         stream, answers = ActivationStream(plan, self.workload), plan.split.method.returns_gradients
         leg = HostLeg(
             module.blocks,
-            plan.part.blocks,
+            submodel.part,
             training=plan.training,
             loss=make_loss(plan.training.loss),
             seed=plan.seed,
             num_samples=num_samples,
             crossing=stream.crossing,
-            frozen=tuple(name for name in part.blocks if name not in part.trained),
             answers=answers,
         )
         view = view_key(plan, str(plan.id)) if plan.uploads_view else None
-        return Slot(plan, part, module, base, stream, leg, answers, view=view)
+        return Slot(plan, submodel, module, base, stream, leg, answers, view=view)
 
     def record(self, plan: Plan, num_samples: int) -> Slot:
         """A slot for a repeated upload; raises a ``PacketError`` for another trunk than the host's."""
         if plan.split is None or not plan.uploads_view:
             raise MismatchedPacket(f"plan {plan.id} is to repeat an upload, and uploads no view")
-        part, leg = self._part(plan, plan.split), RecordLeg(num_samples, plan.training)
+        submodel, leg = self._submodel(plan, plan.split), RecordLeg(num_samples, plan.training)
         view = view_key(plan, str(plan.id))
-        return Slot(plan, part, None, {}, ActivationStream(plan, self.workload), leg, answers=False, view=view)
+        return Slot(plan, submodel, None, {}, ActivationStream(plan, self.workload), leg, answers=False, view=view)
 
     def free(self, slot: Slot) -> None:
         """Take back the module of a slot."""
         slot.leg.close()
         if slot.module is not None:
-            self._free.setdefault(slot.plan.training.channels_last, []).append(slot.module)
+            architecture = self.workload.architecture(slot.submodel.part)
+            self._free.setdefault((architecture, slot.plan.training.channels_last), []).append(slot.module)
 
-    def _part(self, plan: Plan, split: Split) -> Part:
+    def _submodel(self, plan: Plan, split: Split) -> SubModel:
         """The host's part of a plan. The host builds its frozen blocks itself; raises ``OutOfSync`` if the trunk differs."""
-        part = complement(self.workload.spec, plan.part, frozen_to=split.depth)
+        part = self.workload.submodel(plan.part).rest(frozen_to=split.depth)
         if split.method.trains_front:
-            return part
+            return self.workload.submodel(part)
         if (own := self._trunk.hashes.trunk(split.depth)) != split.trunk:
             raise OutOfSync(f"the trunk up to {split.depth!r} is {own} here, where the plan names {split.trunk}")
-        return self._trunk.hashes.cached(part)
+        return self.workload.submodel(self._trunk.hashes.cached(part))

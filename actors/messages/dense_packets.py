@@ -8,18 +8,20 @@ from ...comms.codec import Array, Arrays
 from ...comms.codecs.make_codec import make_codec
 from ...comms.links.receive import context_for
 from ...comms.packet import seal, unseal
-from ...learning.parts.part import Part, down_tensors, up_tensors
-from ...learning.parts.structure import ModelSpec
+from ...learning.parts.submodel import SubModel
 from ...learning.tensors import as_arrays
 from ...policies.plan import Plan
 from .messages import array_specs, update_context, update_stamp, weights_stamp
 
 
-def seal_weights(plan: Plan, model: Mapping[str, Tensor], spec: ModelSpec) -> Array:
-    """The packet of the plan's part of ``model``. It depends on version, part and codecs alone, so devices can share it."""
-    expected = array_specs(down_tensors(spec, plan.part))
+def seal_weights(plan: Plan, tensors: Mapping[str, Tensor], submodel: SubModel) -> Array:
+    """The packet of a part of the server's ``tensors``. It depends on version, part and codecs alone, so devices share it.
+
+    ``submodel``: the part of one leg of the plan, compiled, here and below.
+    """
+    expected = array_specs(submodel.down)
     packet, _ = seal(
-        as_arrays({tensor.name: model[tensor.name] for tensor in expected}),
+        as_arrays(submodel.gather(tensors)),
         codec=make_codec(plan.codec_down),
         context=context_for(expected, seed=plan.version),
         stamp=weights_stamp(plan.version),
@@ -27,9 +29,9 @@ def seal_weights(plan: Plan, model: Mapping[str, Tensor], spec: ModelSpec) -> Ar
     return packet
 
 
-def open_weights(packet: Array, plan: Plan, part: Part, spec: ModelSpec) -> Arrays:
-    """The tensors of ``part`` in a packet of ``seal_weights``; raises a ``PacketError`` for an invalid packet."""
-    expected = array_specs(down_tensors(spec, part))
+def open_weights(packet: Array, plan: Plan, submodel: SubModel) -> Arrays:
+    """The tensors of a part in a packet of ``seal_weights``; raises a ``PacketError`` for an invalid packet."""
+    expected = array_specs(submodel.down)
     return unseal(
         packet,
         codec=make_codec(plan.codec_down),
@@ -40,13 +42,13 @@ def open_weights(packet: Array, plan: Plan, part: Part, spec: ModelSpec) -> Arra
 
 
 def seal_update(
-    trained: dict[str, Tensor], base: dict[str, Tensor], plan: Plan, *, part: Part, spec: ModelSpec, leg: int = 0
+    trained: dict[str, Tensor], base: dict[str, Tensor], plan: Plan, *, submodel: SubModel, leg: int = 0
 ) -> Array:
-    """The packet of a leg's update: what ``part`` trains, as differences or as weights (``plan.upload.payload``).
+    """The packet of a leg's update: what its part trains, as differences or as weights (``plan.upload.payload``).
 
     ``trained``, ``base``: tensors by name, after training and as they were received.
     """
-    specs = array_specs(up_tensors(spec, part, statistics=plan.upload.statistics))
+    specs = array_specs(submodel.up(statistics=plan.upload.statistics))
     values = as_arrays({tensor.name: trained[tensor.name] for tensor in specs})
     packet, _ = seal(
         values,
@@ -58,12 +60,12 @@ def seal_update(
     return packet
 
 
-def open_update(packet: Array, plan: Plan, spec: ModelSpec, *, leg: int = 0) -> Arrays:
-    """The tensors of a leg's update; ``plan.part`` is that leg's part.
+def open_update(packet: Array, plan: Plan, submodel: SubModel, *, leg: int = 0) -> Arrays:
+    """The tensors of a leg's update.
 
     Raises a ``PacketError`` for a packet that is invalid or holds values that are not finite.
     """
-    specs = array_specs(up_tensors(spec, plan.part, statistics=plan.upload.statistics))
+    specs = array_specs(submodel.up(statistics=plan.upload.statistics))
     return unseal(
         packet,
         codec=make_codec(plan.codec_up),

@@ -22,12 +22,17 @@ class Message:
 
 @dataclass(frozen=True)
 class Dispatch:
-    """A plan as it is dispatched: the plan with all fields filled in, its packets, and the state of its simulated device."""
+    """A plan as it is dispatched: the plan with all fields filled in, its packets, and the state of its simulated device.
+
+    ``held``: references of packets that the device has from earlier plans, such as an index map. They are not sent; workers of
+    simulated devices, which keep nothing, read them again.
+    """
 
     plan: Plan
     messages: tuple[Message, ...]
     state: LinkState | None
     host_messages: tuple[Message, ...] = ()  # packets for the host of a split plan
+    held: tuple[Any, ...] = ()
 
     @property
     def packets(self) -> tuple[Any, ...]:

@@ -66,7 +66,7 @@ class ActivationStream:
         """``plan.part``: the device's blocks."""
         assert plan.split is not None
         _, target = workload.example()
-        self.crossing = workload.boundary(plan.part.blocks, plan.training)
+        self.crossing = workload.architecture(plan.part).boundary(plan.part.blocks, plan.training)
         self._plan = plan
         self._labels = Labels(target, workload.data.num_classes, plan.training.loss)
         self._up, self._down = make_codec(plan.split.codec_up), make_codec(plan.split.codec_down)

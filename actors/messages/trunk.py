@@ -13,8 +13,9 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from ...comms.errors import OutOfSync
-from ...learning.parts.part import Part, frozen_tensors
+from ...learning.parts.part import Part
 from ...learning.parts.structure import ModelSpec
+from ...learning.parts.submodel import frozen_tensors
 from ...learning.store import model_hash
 from ...learning.workload import Workload
 

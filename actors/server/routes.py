@@ -13,13 +13,12 @@ from typing import ClassVar, Protocol
 import msgspec
 from torch import Tensor
 
-from ...comms.codec import Array, Arrays, ArraySpec
+from ...comms.codec import Array, Arrays
 from ...comms.errors import MismatchedPacket
 from ...comms.links.memory import LinkState
 from ...comms.links.predict import hash_arrays
 from ...learning.aggregation import Fold
-from ...learning.parts.part import down_tensors, up_tensors
-from ...learning.parts.structure import ModelSpec
+from ...learning.parts.submodel import SubModel
 from ...learning.store import Store
 from ...learning.tensors import as_arrays, as_tensors, at_least_float32, subtract
 from ...policies.plan import Plan
@@ -27,7 +26,7 @@ from ...policies.report import Report
 from ..messages.dense_packets import open_update
 from ..messages.messages import Dispatch, Message, array_specs
 from ..messages.trunk import BlockHashes
-from .dense_downlink import DenseDownlink
+from .dense_downlink import Compile, DenseDownlink
 from .links import ServerLinks
 from .prepare_plan import plan_for_host
 from .shared_heads import SharedHeads
@@ -63,6 +62,10 @@ class Route(Protocol):
         """
         ...
 
+    def start(self, plan: Plan) -> Mapping[str, Tensor]:
+        """The tensors that the legs of a plan started from, by the names of its part."""
+        ...
+
     def fold(self, plan: Plan, update: Opened, into: Fold, *, weight: float, scale: float) -> None:
         """Add an opened update to the mean."""
         ...
@@ -79,9 +82,9 @@ class Route(Protocol):
 class DenseRoute:
     """Dense weights by codec chains without memory: every plan that no other route carries."""
 
-    def __init__(self, downlink: DenseDownlink, tensors: Mapping[str, Tensor], spec: ModelSpec) -> None:
+    def __init__(self, downlink: DenseDownlink, tensors: Mapping[str, Tensor], submodel: Compile) -> None:
         """``tensors``: those that plans are sent, of the current version; they change in place."""
-        self.downlink, self._tensors, self._spec = downlink, tensors, spec
+        self.downlink, self.tensors, self.submodel = downlink, tensors, submodel
 
     def carries(self, plan: Plan) -> bool:
         """Every plan."""
@@ -96,7 +99,7 @@ class DenseRoute:
 
     def messages(self, plan: Plan) -> tuple[Message, ...]:
         """The packet of one leg of the plan, or none if its part has nothing to send."""
-        return (self.downlink.send(plan, self._tensors),) if down_tensors(self._spec, plan.part) else ()
+        return (self.downlink.send(plan, self.tensors),) if self.submodel(plan.part).down else ()
 
     def open(self, plan: Plan, packet: Array | None, host: Array | None) -> Opened:
         """The differences in the device's update."""
@@ -106,15 +109,30 @@ class DenseRoute:
         self, plan: Plan, packet: Array, start: Callable[[Plan], dict[str, Tensor]], *, leg: int = 0
     ) -> dict[str, Tensor]:
         """The differences in the update of one leg. ``start``: returns the tensors that the leg was sent."""
-        update = as_tensors(open_update(packet, plan, self._spec, leg=leg))
+        update = as_tensors(open_update(packet, plan, self.submodel(plan.part), leg=leg))
         if plan.upload.payload == "weights":
             sent = start(plan)
             update = {name: tensor - sent[name] for name, tensor in update.items()}
         return update
 
+    def start(self, plan: Plan) -> Mapping[str, Tensor]:
+        """The tensors that were sent."""
+        return self.downlink.sent(plan) if self.submodel(plan.part).down else {}
+
     def fold(self, plan: Plan, update: Opened, into: Fold, *, weight: float, scale: float) -> None:
         """Add all differences."""
-        into.add(update.differences, weight=weight, scale=scale)
+        self.add(plan, update.differences, into, weight=weight, scale=scale)
+
+    def add(self, plan: Plan, update: Mapping[str, Tensor], into: Fold, *, weight: float, scale: float) -> None:
+        """Add differences at the places that they have in the server's tensors."""
+        submodel = self.submodel(plan.part)
+        into.add(
+            submodel.server_names(update),
+            weight=weight,
+            scale=scale,
+            slices=submodel.server_slices,
+            tensors=self.tensors,
+        )
 
     def ended(self, plan: Plan, report: Report, state: LinkState | None) -> None:
         """There is no state of single plans."""
@@ -155,9 +173,9 @@ class OwnHeads:
 class SplitRoute:
     """Plans that cut the model: a device's leg and a host's leg, whose updates are folded as one."""
 
-    def __init__(self, dense: DenseRoute, shared: SharedHeads, spec: ModelSpec, hashes: BlockHashes) -> None:
+    def __init__(self, dense: DenseRoute, shared: SharedHeads, hashes: BlockHashes) -> None:
         """``shared``: the host's blocks of plans with ``head: shared``."""
-        self._dense, self._spec, self._hashes = dense, spec, hashes
+        self._dense, self._hashes = dense, hashes
         self._heads: dict[str, OwnHeads | SharedHeads] = {"slots": OwnHeads(dense), "shared": shared}
 
     def carries(self, plan: Plan) -> bool:
@@ -170,7 +188,7 @@ class SplitRoute:
 
     def send(self, plan: Plan) -> Dispatch:
         """The packets of both legs."""
-        for_host = plan_for_host(plan, self._spec, self._hashes)
+        for_host = plan_for_host(plan, self._dense.submodel(plan.part), self._hashes)
         return Dispatch(plan, self._dense.messages(plan), None, self._head(plan).send(for_host))
 
     def open(self, plan: Plan, packet: Array | None, host: Array | None) -> Opened:
@@ -180,13 +198,19 @@ class SplitRoute:
         update = self._dense.open(plan, packet, None).differences
         if host is None:
             raise MismatchedPacket(f"plan {plan.id} is split, and its host's update is missing")
-        for_host = plan_for_host(plan, self._spec, self._hashes)
+        for_host = plan_for_host(plan, self._dense.submodel(plan.part), self._hashes)
         return Opened(update | self._dense.differences(for_host, host, head.sent, leg=1))
+
+    def start(self, plan: Plan) -> Mapping[str, Tensor]:
+        """The tensors that both legs were sent."""
+        for_host = plan_for_host(plan, self._dense.submodel(plan.part), self._hashes)
+        has_packet = bool(self._dense.submodel(for_host.part).down)
+        return {**self._dense.start(plan), **(self._head(plan).sent(for_host) if has_packet else {})}
 
     def fold(self, plan: Plan, update: Opened, into: Fold, *, weight: float, scale: float) -> None:
         """Add the differences; a shared head keeps those of the host's blocks until the version closes."""
         own = self._head(plan).add(plan, update.differences, weight=weight)
-        into.add(own, weight=weight, scale=scale)
+        self._dense.add(plan, own, into, weight=weight, scale=scale)
 
     def ended(self, plan: Plan, report: Report, state: LinkState | None) -> None:
         """Frees a shared head for the next device."""
@@ -205,11 +229,11 @@ class ResidualRoute:
     """Links with memory, in one direction or both (ResFed)."""
 
     SAVED: ClassVar = {"_starts": dict[tuple[int, str], tuple[int, dict[str, Array]]]}  # by a checkpoint
-    NOT_SAVED = ("_dense", "_links", "_store", "_spec")
+    NOT_SAVED = ("_dense", "_links", "_store")
 
-    def __init__(self, dense: DenseRoute, links: ServerLinks, store: Store, spec: ModelSpec) -> None:
+    def __init__(self, dense: DenseRoute, links: ServerLinks, store: Store) -> None:
         """``dense``: serves a direction without memory."""
-        self._dense, self._links, self._store, self._spec = dense, links, store, spec
+        self._dense, self._links, self._store = dense, links, store
         self._starts: dict[tuple[int, str], tuple[int, Arrays]] = {}  # by version and part: hash and model
 
     def carries(self, plan: Plan) -> bool:
@@ -227,11 +251,11 @@ class ResidualRoute:
             plan, message = self._links.track(plan, message, as_arrays(self._dense.downlink.sent(plan)))
             messages = [message]
         else:
-            expected = array_specs(down_tensors(self._spec, plan.part))
-            messages = self._links.send(plan, lambda: self._target(expected), expected)
+            submodel = self._dense.submodel(plan.part)
+            messages = self._links.send(plan, lambda: self._target(submodel), array_specs(submodel.down))
             start = plan.version, plan.part.key
             if not plan.link_down.feedback and start not in self._starts:
-                model = self._target(expected)
+                model = self._target(submodel)
                 self._starts[start] = hash_arrays(model), {name: a.copy() for name, a in model.items()}
         return Dispatch(plan, tuple(messages), self._links.state(plan.device))
 
@@ -239,15 +263,19 @@ class ResidualRoute:
         """The residuals as differences, and the device's model; a dense update if the uplink has no memory."""
         if packet is None or plan.link_up is None:
             return self._dense.open(plan, packet, host)
-        specs = array_specs(up_tensors(self._spec, plan.part, statistics=plan.upload.statistics))
+        specs = array_specs(self._dense.submodel(plan.part).up(statistics=plan.upload.statistics))
         residuals, local, residuals_are_update = self._links.open_update(plan, packet, specs)
         return Opened(
             as_tensors(residuals) if residuals_are_update else subtract(local, self._links.sent(plan).arrays), local
         )
 
+    def start(self, plan: Plan) -> Mapping[str, Tensor]:
+        """The model that the device held."""
+        return as_tensors(self._links.sent(plan).arrays)
+
     def fold(self, plan: Plan, update: Opened, into: Fold, *, weight: float, scale: float) -> None:
         """Add the update as the difference to the plan's version, and acknowledge the device's model."""
-        into.add(self._from_start(plan, update.differences), weight=weight, scale=scale)
+        self._dense.add(plan, self._from_start(plan, update.differences), into, weight=weight, scale=scale)
         if update.local is not None:
             self._links.folded(plan, update.local)
 
@@ -277,8 +305,11 @@ class ResidualRoute:
         offsets = subtract({name: sent.arrays[name] for name in update}, start)
         return {name: at_least_float32(tensor) + offsets[name] for name, tensor in update.items()}
 
-    def _target(self, expected: tuple[ArraySpec, ...]) -> Arrays:
-        """The model that downlinks encode: the current one plus its pending difference."""
-        model, pending = self._store["model"], self._store["pending"]
-        target = {s.name: model[s.name] + pending[s.name] if s.name in pending else model[s.name] for s in expected}
-        return as_arrays({name: tensor.to(model[name].dtype) for name, tensor in target.items()})
+    def _target(self, submodel: SubModel) -> Arrays:
+        """The part of the model that downlinks encode: the current one plus its pending difference."""
+        model, pending = submodel.gather(self._dense.tensors), self._store["pending"]
+        for spec in submodel.down:
+            if submodel.prefix + spec.name in pending:
+                (rest,) = submodel.gather(pending, [spec]).values()
+                model[spec.name] = (model[spec.name] + rest).to(model[spec.name].dtype)
+        return as_arrays(model)

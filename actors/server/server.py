@@ -10,11 +10,12 @@ updates only, so an error in it is a bug of this program and ends the run.
 
 import math
 from collections import ChainMap
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from ...comms.links.memory import LinkState
 from ...learning.aggregation import Fold
 from ...learning.data.types import Samples
 from ...learning.parts.structure import Role
+from ...learning.parts.submodel import SubModel
 from ...learning.spec import CountOrZero, ServerOptimiser, Training
 from ...learning.store import Store, model_hash
 from ...learning.tensors import as_arrays, as_tensors, at_least_float32
@@ -39,8 +41,9 @@ from ..messages.messages import Dispatch
 from ..messages.trunk import BlockHashes
 from ..plan_listener import PlanListener
 from .dense_downlink import DenseDownlink
+from .index_maps import IndexMaps
 from .links import ServerLinks
-from .prepare_plan import add_auxiliaries, add_hashes
+from .prepare_plan import add_auxiliaries, add_hashes, normal
 from .routes import DenseRoute, Opened, ResidualRoute, Route, SplitRoute
 from .shared_heads import SharedHeads
 
@@ -56,8 +59,8 @@ class Server(PlanListener):
 
     SAVED: ClassVar = {"version": CountOrZero, "store": Store, "links": ServerLinks, "_fold": Fold, "_dense": DenseDownlink,
                        "_shared_heads": SharedHeads, "_hashes": BlockHashes, "_roles": dict[str, Role],
-                       "_residual": ResidualRoute}  # fmt: skip
-    NOT_SAVED = ("workload", "_optimiser", "_model", "_tensors", "_test", "_routes")
+                       "_residual": ResidualRoute, "maps": IndexMaps}  # fmt: skip
+    NOT_SAVED = ("workload", "_optimiser", "_model", "tensors", "_test", "_routes")
 
     def __init__(
         self,
@@ -86,8 +89,10 @@ class Server(PlanListener):
         # The module for evaluation shares the store's tensors, so it always holds the current version.
         self._model.load_state_dict(self.store["model"], assign=True)
         self._roles = {t.name: t.role for block in workload.spec.blocks for t in block.tensors}
-        # The tensors that plans are sent and updates change: the model's, and those of the auxiliaries that plans have named.
-        self._tensors = ChainMap(self.store["model"], self.store["auxiliaries"])
+        for family in workload.families[1:]:
+            self._add_family(family)
+        # The tensors that plans are sent and updates change: the models', and those of the auxiliaries that plans have named.
+        self.tensors = ChainMap(self.store["model"], self.store["auxiliaries"], self.store["families"])
         self._fold = Fold()
         self._hashes = BlockHashes(workload.spec, self.store["model"])
         self.links = ServerLinks(
@@ -97,12 +102,27 @@ class Server(PlanListener):
             disk_bytes=link_disk_bytes,
             scratch=scratch,
         )
-        self._dense = DenseDownlink(channel, workload.spec)
-        self._shared_heads = SharedHeads(channel, workload.spec, self.store["model"])
-        dense = DenseRoute(self._dense, self._tensors, workload.spec)
-        self._residual = ResidualRoute(dense, self.links, self.store, workload.spec)
-        split = SplitRoute(dense, self._shared_heads, workload.spec, self._hashes)
+        self._dense = DenseDownlink(channel, workload.submodel)
+        self._shared_heads = SharedHeads(channel, workload.submodel, self.store["model"])
+        self.maps = IndexMaps(channel, workload, self.tensors)
+        dense = DenseRoute(self._dense, self.tensors, workload.submodel)
+        self._residual = ResidualRoute(dense, self.links, self.store)
+        split = SplitRoute(dense, self._shared_heads, self._hashes)
         self._routes: tuple[Route, ...] = (split, self._residual, dense)  # a plan takes the first that carries it
+
+    def _add_family(self, family: str) -> None:
+        """Add the initial tensors of a family of models, under its prefix."""
+        architecture = self.workload.family(family)
+        if architecture.spec.frozen_parameters:
+            raise ValueError(
+                f"models.{family} has parameters that are frozen (requires_grad is False); only the global model may have some"
+            )
+        roles = {t.name: t.role for block in architecture.spec.blocks for t in block.tensors}
+        for name, tensor in architecture.new_model().state_dict().items():
+            if not _finite(tensor):
+                raise ValueError(f"models.{family}: {name!r} holds values that are not finite before the first round")
+            self.store["families"][f"{family}:{name}"] = tensor.detach().clone()
+            self._roles[f"{family}:{name}"] = roles.get(name, "counter")
 
     def send(self, plan: Plan) -> Dispatch:
         """The packets with which the plan's device reaches the current version. Plans of equal part and codecs share one."""
@@ -111,8 +131,9 @@ class Server(PlanListener):
         if plan.objective.kind != "evaluate":
             self.links.downlinks.count()
         add_auxiliaries(plan.part.auxiliaries, self.workload, tensors=self.store["auxiliaries"], roles=self._roles)
-        plan = add_hashes(plan, self.workload.spec, self._hashes)
-        return self._route(plan).send(plan)
+        plan = self.maps.named(normal(plan))
+        plan = add_hashes(plan, self.workload.submodel(plan.part), self._hashes)
+        return self.maps.attached(self._route(plan).send(plan))
 
     def send_to_evaluate(self, plan: Plan) -> Dispatch | None:
         """The packets of a plan that evaluates; no state of the run changes.
@@ -120,7 +141,7 @@ class Server(PlanListener):
         The device evaluates the current model. If downlinks have a memory, it evaluates the version that it has acknowledged,
         and nothing is sent; None if it holds no version.
         """
-        plan = add_hashes(plan, self.workload.spec, self._hashes)
+        plan = add_hashes(plan, self.workload.submodel(plan.part), self._hashes)
         if not self.links.downlinks_have_memory:
             return self._routes[-1].send(plan)
         evaluation = self.links.evaluation_of_held_model(plan)
@@ -137,6 +158,23 @@ class Server(PlanListener):
             )
             raise MismatchedPacket(f"plan {plan.id}: {problem}")
         return self._route(plan).open(plan, packet, host)
+
+    def trained_model(self, plan: Plan, update: Opened) -> tuple[SubModel, dict[str, Tensor]]:
+        """The whole model of a device after the plan whose update was opened: its part, and its tensors by the part's names.
+
+        Called before ``fold``. Blocks that the plan does not train are those of the current version.
+        """
+        names = self.workload.family(plan.part.model).spec.block_names
+        part = msgspec.structs.replace(
+            plan.part, blocks=names, trained=names, cached=(), frozen="", head="", auxiliaries=()
+        )
+        submodel = self.workload.submodel(part)
+        tensors, start = submodel.gather(self.tensors), self._route(plan).start(plan)
+        for name in tensors:
+            tensors[name] = start.get(name, tensors[name])
+            if name in update.differences:
+                tensors[name] = (tensors[name] + update.differences[name]).to(tensors[name].dtype)
+        return submodel, tensors
 
     def fold(self, plan: Plan, update: Opened, *, weight: float, scale: float = 1.0) -> None:
         """Fold an opened update. ``scale``: its factor by staleness, see ``Fold.add``."""
@@ -179,8 +217,10 @@ class Server(PlanListener):
         """Number of updates folded into the open version."""
         return self._fold.updates
 
-    def close_version(self, *, in_flight: Collection[int]) -> None:
+    def close_version(self, *, in_flight: Collection[int], refine: Callable[[], Mapping[str, Tensor]] = dict) -> None:
         """Apply the mean update. ``in_flight``: versions whose packets are still needed.
+
+        ``refine``: called after the update; the tensors that it returns, by name, replace those of the new version.
 
         Behind a lossy downlink with feedback the model is the one that its receivers hold; the rest is pending and sent later.
         Raises ``NotFinite`` if the next version would hold NaN or infinity: the version stays open, and the model unchanged.
@@ -189,8 +229,9 @@ class Server(PlanListener):
         self._shared_heads.close(self._fold)
         with torch.no_grad():
             for name, value in self._stepped().items():
-                self._hashes.changed(name)
-                self._tensors[name].copy_(value)
+                self._set(name, value)
+            for name, value in refine().items():
+                self._set(name, value)
         self.version += 1
         received = self.links.advance(as_arrays(model), self.version)
         pending.clear()
@@ -202,16 +243,21 @@ class Server(PlanListener):
         self._dense.keep(keep)
         self._residual.keep(keep)
 
+    def _set(self, name: str, value: Tensor) -> None:
+        """Change a tensor of the current version."""
+        self._hashes.changed(name)
+        self.tensors[name].copy_(value)
+
     def _stepped(self) -> dict[str, Tensor]:
         """The tensors of the next version that differ from this version's. Raises ``NotFinite``."""
-        model, pending, state = self.store["model"], self.store["pending"], self.store["optimiser"]
-        stepped = {name: model[name] + rest for name, rest in pending.items()}
+        pending, state = self.store["pending"], self.store["optimiser"]
+        stepped = {name: self.tensors[name] + rest for name, rest in pending.items()}
         for name, mean in self._fold.close().items():
             settings = _PLAIN if self._roles[name] == "statistic" else self._optimiser
             largest = _largest(mean)
-            start = stepped.get(name, self._tensors[name])
+            start = stepped.get(name, self.tensors[name])
             moved = server_step(settings, name=name, value=start, mean=mean, state=state)
-            stepped[name] = moved.to(self._tensors[name].dtype)  # in float16 this may overflow
+            stepped[name] = moved.to(self.tensors[name].dtype)  # in float16 this may overflow
             if not _finite(stepped[name]):
                 raise NotFinite(
                     f"version {self.version + 1} would hold values that are not finite in {name!r}, so it is not closed, and "

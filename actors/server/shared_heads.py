@@ -14,13 +14,11 @@ from torch import Tensor
 from ...comms.channel import Channel
 from ...comms.errors import MismatchedPacket
 from ...learning.aggregation import Fold
-from ...learning.parts.part import up_tensors
-from ...learning.parts.structure import ModelSpec
 from ...learning.tensors import at_least_float32
 from ...policies.plan import Plan
 from ..messages.messages import Message
 from ..support import PlanRefused
-from .dense_downlink import send_weights, sent_weights
+from .dense_downlink import Compile, send_weights, sent_weights
 
 
 class SharedHeads:
@@ -28,11 +26,11 @@ class SharedHeads:
 
     # By a checkpoint.
     SAVED: ClassVar = {"_sent": dict[int, Message], "_added": dict[int, dict[str, tuple[Tensor, float]]]}
-    NOT_SAVED = ("_channel", "_spec", "_model")
+    NOT_SAVED = ("_channel", "_submodel", "_model")
 
-    def __init__(self, channel: Channel, spec: ModelSpec, model: Mapping[str, Tensor]) -> None:
+    def __init__(self, channel: Channel, submodel: Compile, model: Mapping[str, Tensor]) -> None:
         """``model``: the tensors of the current version; they change in place."""
-        self._channel, self._spec, self._model = channel, spec, model
+        self._channel, self._submodel, self._model = channel, submodel, model
         self._sent: dict[int, Message] = {}  # by plan that trains a shared head now
         self._added: dict[int, dict[str, tuple[Tensor, float]]] = {}
 
@@ -49,13 +47,15 @@ class SharedHeads:
         """The packet of the host's blocks: the model plus this version's sums. ``for_host``: the plan with the host's part."""
         sums = self._added.get(_host(for_host), {})
         start = {name: (self._model[name] + total).to(self._model[name].dtype) for name, (total, _) in sums.items()}
-        self._sent[for_host.id] = send_weights(for_host, {**self._model, **start}, self._channel, self._spec)
+        self._sent[for_host.id] = send_weights(
+            for_host, {**self._model, **start}, self._channel, self._submodel(for_host.part)
+        )
         return (self._sent[for_host.id],)
 
     def sent(self, plan: Plan) -> dict[str, Tensor]:
         """The tensors that the host's leg of a plan in flight started from; raises ``MismatchedPacket`` for any other plan."""
         self.check_open(plan)
-        return sent_weights(self._sent[plan.id], plan, self._channel, self._spec)
+        return sent_weights(self._sent[plan.id], plan, self._channel, self._submodel(plan.part))
 
     def add(self, plan: Plan, update: Mapping[str, Tensor], *, weight: float) -> dict[str, Tensor]:
         """Add the differences of the host's blocks to their sums, and return those of the device's blocks.
@@ -64,7 +64,7 @@ class SharedHeads:
         """
         self.check_open(plan)
         self.ended(plan)
-        own = {t.name for t in up_tensors(self._spec, plan.part, statistics=plan.upload.statistics)}
+        own = {t.name for t in self._submodel(plan.part).up(statistics=plan.upload.statistics)}
         added = self._added.setdefault(_host(plan), {})
         for name, difference in update.items():
             if name in own:

@@ -18,9 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from ..data.batches import largest_micro_batch
 from ..parts.auxiliaries import LinearHead
-from ..parts.blocks import Blocks
-from ..parts.part import Part
-from ..parts.structure import ModelSpec, frozen_modules
+from ..parts.structure import frozen_modules
+from ..parts.submodel import SubModel
 from ..randomness import preserved_rng
 from ..spec import Optimiser, PartCost, Training
 from .dry_run import DryRun, Loss, TrialStep
@@ -54,9 +53,7 @@ class PartProfile:
 
 
 def part_cost(
-    model: nn.Module,
-    blocks: Blocks,
-    part: Part,
+    submodel: SubModel,
     *,
     example: tuple[Tensor, Tensor],
     training: Training,
@@ -65,13 +62,11 @@ def part_cost(
     head: LinearHead | None = None,
     ahead: int = 1,
 ) -> PartCost:
-    """Compute the cost of one part of ``model``.
+    """Compute the cost of one part of a model, which is left unchanged.
 
     Args:
-        model: the whole model, in any mode; it is left unchanged.
-        blocks: the model cut into blocks.
-        part: neighbouring blocks at full width. Frozen blocks before the first trained one run without gradients. The input of
-            a part that does not begin with the model's first block is the output of the blocks before it.
+        submodel: neighbouring blocks. Frozen blocks before the first trained one run without gradients. The input of a part
+            that does not begin with the model's first block is the output of the blocks before it.
         example: input and target of one sample, without batch dimension; any shape and type.
         training: ``peak_memory_bytes`` is for one full micro-batch of it (at least two samples, which is too much for a device
             that has fewer), its optimiser and its precision. With ``checkpointing`` each trained block is recomputed in the
@@ -87,22 +82,20 @@ def part_cost(
     Raises:
         ValueError: if the part is not supported, or if the model or the loss fails on the example.
     """
-    assert blocks.model is model
-    run = DryRun(blocks, part, example, training, loss, entering_gradient, head, ahead)
+    run = DryRun(submodel, example, training, loss, entering_gradient, head, ahead)
     return profile(run).cost(training)
 
 
 def profile(run: DryRun) -> PartProfile:
     """Profile a part for batches of any size. Raises ``ValueError`` as ``part_cost`` does."""
-    blocks, part = run.blocks, run.part
-    _check(blocks, part, run.head)
-    spec = ModelSpec(tuple(block for block in blocks.spec.blocks if block.name in part.blocks))
+    submodel = run.submodel
+    _check(submodel, run.head)
     head_parameters = sum(parameter.numel() for parameter in run.head.parameters()) if run.head is not None else 0
-    with preserved_rng(), _modes(blocks, part), _readable_errors(run):
+    with preserved_rng(), _modes(submodel), _readable_errors(run):
         small, forward_flops, training_flops, boundary_items = _measured(run, SMALL)
         large, *_ = _measured(run, LARGE)
     return PartProfile(
-        parameters=spec.parameters + head_parameters,
+        parameters=submodel.parameters + head_parameters,
         forward_flops=forward_flops // SMALL,
         training_flops=training_flops // SMALL,
         boundary_items=boundary_items // SMALL,
@@ -111,30 +104,31 @@ def profile(run: DryRun) -> PartProfile:
     )
 
 
-def _check(blocks: Blocks, part: Part, head: nn.Module | None) -> None:
-    names = blocks.spec.block_names
-    blocks.spec.tensors_of(part.blocks)  # refuses unknown names
+def _check(submodel: SubModel, head: nn.Module | None) -> None:
+    part, names = submodel.part, submodel.spec.block_names
+    submodel.spec.tensors_of(part.blocks)  # refuses unknown names
     start = names.index(part.blocks[0]) if part.blocks else 0
     if not part.blocks or part.blocks != names[start : start + len(part.blocks)]:
         raise ValueError(f"part.blocks is {part.blocks}; it must be neighbours, in order, of these: {', '.join(names)}")
     if extra := set(part.trained) - set(part.blocks):
         raise ValueError(f"part.trained names {min(extra)!r}, which is not in part.blocks: {', '.join(part.blocks)}")
-    if (head is None) != (not part.head) or part.auxiliaries != ((part.head,) if part.head else ()) or part.width != 1:
+    if (head is None) != (not part.head) or part.auxiliaries != ((part.head,) if part.head else ()):
         raise ValueError(
-            f"part has width {part.width:g}, head {part.head!r} and {len(part.auxiliaries)} auxiliaries; "
-            f"costs are known for width 1 with the model's own head, or one auxiliary head"
+            f"part has head {part.head!r} and {len(part.auxiliaries)} auxiliaries; "
+            f"costs are known with the model's own head, or one auxiliary head"
         )
 
 
 @contextmanager
-def _modes(blocks: Blocks, part: Part) -> Iterator[None]:
+def _modes(submodel: SubModel) -> Iterator[None]:
     """Put trained blocks into training mode and the others into evaluation mode; all modes are restored afterwards."""
+    blocks, trained = submodel.blocks, submodel.part.trained
     before = [(m, m.training) for block in (blocks.model, *blocks.modules.values()) for m in block.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the counter does not see the products of its fused kernel
     try:
         for name, block in blocks.modules.items():
-            block.train(name in part.trained)
+            block.train(name in trained)
             for module in frozen_modules(block):
                 module.eval()
         yield

@@ -17,8 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from ..parts.auxiliaries import LinearHead
-from ..parts.blocks import Blocks
-from ..parts.part import Part
+from ..parts.submodel import SubModel
 from ..spec import Training
 from ..training.precision import autocast
 from ..training.training import densify
@@ -36,8 +35,7 @@ class DryRun:
     of micro-batches whose backward pass is outstanding at the same time, see ``training.ahead``.
     """
 
-    blocks: Blocks
-    part: Part
+    submodel: SubModel
     example: tuple[Tensor, Tensor]
     training: Training
     loss: Loss
@@ -47,28 +45,29 @@ class DryRun:
 
     def prepare(self, batch: int) -> "TrialStep":
         """Set up a training step on ``batch`` copies of the example."""
-        names = self.blocks.spec.block_names
-        first = names.index(self.part.blocks[0])
+        names, modules = self.submodel.spec.block_names, self.submodel.blocks.modules
+        first = names.index(self.submodel.part.blocks[0])
         x, y = (
             t.unsqueeze(0).expand(batch, *t.shape).clone(memory_format=torch.contiguous_format) for t in self.example
         )
         with torch.no_grad(), autocast(self.training.precision):
             for name in names[:first]:
-                x = functional_call(self.blocks.modules[name], self._state(name), (x,))
+                x = functional_call(modules[name], self._state(modules[name], trained=False), (x,))
         if first > 0 and x.is_floating_point():
             x = x.detach().requires_grad_(self.entering_gradient)
         head = HeadCost(self.head, self.training) if self.head is not None else None
-        return TrialStep(self, {name: self._state(name) for name in self.part.blocks}, x, y, head)
+        states = {stage.name: self._state(stage.module, trained=stage.trained) for stage in self.submodel.stages}
+        return TrialStep(self, states, x, y, head)
 
-    def _state(self, name: str) -> dict[str, Tensor]:
+    def _state(self, block: nn.Module, *, trained: bool) -> dict[str, Tensor]:
         """Copies of one block's tensors by name; tied ones share a copy, and those to be trained require gradients."""
-        block, copies = self.blocks.modules[name], dict[int, Tensor]()
+        copies = dict[int, Tensor]()
         state = {}
         named = [*block.named_parameters(remove_duplicate=False), *block.named_buffers(remove_duplicate=False)]
         for key, tensor in named:
             if id(tensor) not in copies:
-                trained = isinstance(tensor, nn.Parameter) and tensor.requires_grad and name in self.part.trained
-                copies[id(tensor)] = tensor.detach().clone().requires_grad_(trained)
+                learns = trained and isinstance(tensor, nn.Parameter) and tensor.requires_grad
+                copies[id(tensor)] = tensor.detach().clone().requires_grad_(learns)
             state[key] = copies[id(tensor)]
         return state
 
@@ -148,13 +147,13 @@ class TrialStep:
 
     def forward(self) -> Any:
         """The output of the last block, or of the head."""
-        x, modules, trained = self.x, self.run.blocks.modules, self.run.part.trained
+        x = self.x
         needs_grad = x.requires_grad
-        for name, state in self.states.items():
-            needs_grad = needs_grad or name in trained
-            recomputed = self.run.training.checkpointing and name in trained
+        for name, module, trained in self.run.submodel.stages:
+            needs_grad = needs_grad or trained
+            recomputed = self.run.training.checkpointing and trained
             with nullcontext() if needs_grad else torch.no_grad(), autocast(self.run.training.precision):
-                call = partial(functional_call, modules[name], state)
+                call = partial(functional_call, module, self.states[name])
                 x = checkpoint(call, (x,), use_reentrant=False, preserve_rng_state=False) if recomputed else call((x,))
         return x if self.head is None else self.head(x)
 
@@ -163,7 +162,7 @@ class TrialStep:
         if not self.trained and self.head is None:
             return
         with autocast(self.run.training.precision):
-            if self.head is not None or self.run.part.blocks[-1] == self.run.blocks.spec.block_names[-1]:
+            if self.head is not None or self.run.submodel.part.blocks[-1] == self.run.submodel.spec.block_names[-1]:
                 value = self.run.loss(output, self.y)
             else:
                 value = torch.stack([t.sum() for t in tree_leaves(output) if isinstance(t, Tensor)]).sum()

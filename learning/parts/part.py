@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from ..spec import Count, CountOrZero
-from .structure import ModelSpec, TensorSpec
+from .structure import ModelSpec
 
 # The first channels of each group; a window of them that moves on; those with the largest L1 norms of their filters, or with
 # the largest scales of their batch normalisation.
@@ -61,6 +61,13 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return tuple(name for name in self.blocks if name not in cached)
 
     @property
+    def shape(self) -> "Part":
+        """The part without what does not change its tensors' shapes: which channels it holds, and the frozen tensors' hash."""
+        if self.width == 1 and not self.frozen:
+            return self
+        return msgspec.structs.replace(self, channels="prefix", turn=0, index_map="", frozen="")
+
+    @property
     def key(self) -> str:
         """Hash of all fields except ``frozen``, which follows from the blocks. Parts with equal keys are equal."""
         plain = msgspec.structs.replace(self, frozen="") if self.frozen else self
@@ -82,40 +89,6 @@ def cut_of(auxiliary: str) -> str:
     return auxiliary.removeprefix(_LINEAR)
 
 
-def whole(spec: ModelSpec) -> Part:
-    """The whole model as a part: every block is held, trained and sent."""
-    return Part(blocks=spec.block_names, trained=spec.block_names)
-
-
-def down_tensors(spec: ModelSpec, part: Part) -> tuple[TensorSpec, ...]:
-    """Tensors sent to the device: the blocks' in model order, then the auxiliaries'; no counters, no frozen tensors."""
-    tensors = (*spec.tensors_of(part.sent), *spec.auxiliary_tensors(part.auxiliaries))
-    return tuple(t for t in tensors if t.role != "counter" and not t.frozen)
-
-
-def up_tensors(spec: ModelSpec, part: Part, *, statistics: bool) -> tuple[TensorSpec, ...]:
-    """Tensors sent back: those of trained blocks and auxiliaries; running statistics only if ``statistics``."""
-    excluded = {"counter"} if statistics else {"counter", "statistic"}
-    tensors = (*spec.tensors_of(part.trained), *spec.auxiliary_tensors(part.auxiliaries))
-    return tuple(t for t in tensors if t.role not in excluded and not t.frozen)
-
-
-def trained_tensors(spec: ModelSpec, blocks: tuple[str, ...]) -> tuple[TensorSpec, ...]:
-    """Tensors of these blocks that training changes, counters included: all except the frozen ones."""
-    return tuple(t for t in spec.tensors_of(blocks) if not t.frozen)
-
-
-def frozen_tensors(spec: ModelSpec, blocks: tuple[str, ...]) -> tuple[TensorSpec, ...]:
-    """Tensors of these blocks that the model's author has frozen, without counters, whose values do not matter."""
-    return tuple(t for t in spec.tensors_of(blocks) if t.frozen and t.role != "counter")
-
-
-def complement(spec: ModelSpec, part: Part, *, frozen_to: str = "") -> Part:
-    """The remaining blocks of the model: the host's part of a split plan.
-
-    All are trained, except those up to block ``frozen_to``, which belong to the frozen trunk.
-    """
-    names = spec.block_names
-    others = tuple(name for name in names if name not in part.blocks)
-    first = names.index(frozen_to) + 1 if frozen_to else 0
-    return Part(blocks=others, trained=tuple(name for name in others if names.index(name) >= first))
+def whole(spec: ModelSpec, *, model: str = "") -> Part:
+    """The whole model as a part: every block is held, trained and sent. ``model``: its family."""
+    return Part(blocks=spec.block_names, trained=spec.block_names, model=model)

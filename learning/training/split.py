@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from ..data.batches import batches, micro_batches, until
 from ..data.types import Samples, Transform
 from ..parts.blocks import Blocks
-from ..parts.part import trained_tensors
+from ..parts.part import Part
+from ..parts.submodel import compile_part
 from ..randomness import RandomStream, preserved_rng
 from ..spec import Training
 from .losses import Loss, scalar_loss
@@ -186,35 +187,30 @@ class HostLeg:
     def __init__(
         self,
         blocks: Blocks,
-        front: tuple[str, ...],
+        part: Part,
         *,
         training: Training,
         loss: Loss,
         seed: int,
         num_samples: int,
         crossing: Boundary,
-        frozen: tuple[str, ...] = (),
         answers: bool = True,
     ) -> None:
         """Set up the host's leg of one plan.
 
         Args:
             blocks: the whole model, in its initial state.
-            front: the device's blocks; the host runs all others.
+            part: the host's part: it runs all blocks behind the cut, and trains those of ``part.trained``.
             training: the plan's settings.
             loss: mean over the batch.
             seed: of the host's random numbers.
             num_samples: the device's training samples.
             crossing: shape and type of the activations.
-            frozen: blocks of the host that are not trained.
             answers: whether gradients go back to the device.
         """
         self._blocks, self._training, self._loss, self._answers = blocks, training, loss, answers
-        self._back = tuple(name for name in blocks.spec.block_names if name not in front)
-        names = [
-            tensor.name for tensor in trained_tensors(blocks.spec, tuple(n for n in self._back if n not in frozen))
-        ]
-        self._stepper = Stepper(blocks.model, training=training, trainable=names)
+        self._back = part.blocks
+        self._stepper = Stepper(blocks.model, training=training, trainable=compile_part(part, blocks).trained)
         self._crossing = crossing
         self._schedule = micro_batch_schedule(num_samples, training)
         self._random = RandomStream(seed)

@@ -24,6 +24,7 @@ _DEEDS = {
     "link_up": "gives links a memory",
     "deadline_s": "has devices stop early",
     "close_at": "sets the number of updates that closes a version",
+    "tasks": "gives the server a task",
     "keep_open": "keeps versions open for plans to come",
 }
 

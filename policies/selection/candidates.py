@@ -105,13 +105,18 @@ class Candidates:
 
 def memory_misfit(view: View, device: int, needed: int, *, verb: str = "needs") -> str:
     """Why a device cannot hold ``needed`` bytes; "" when it can. A learned memory budget takes precedence over the profile."""
-    budget = view.memory_budgets.get(device, view.profiles[device].memory_bytes)
+    budget = memory_budget(view, device)
     if needed <= budget:
         return ""
-    return f"memory: {verb} {_megabytes(needed, math.ceil)}, has {_megabytes(budget, math.floor)}"
+    return f"memory: {verb} {megabytes(needed, math.ceil)}, has {megabytes(budget, math.floor)}"
 
 
-def _megabytes(num_bytes: int, rounding: Callable[[float], int]) -> str:
+def memory_budget(view: View, device: int) -> int:
+    """Bytes that training may allocate on a device: the learned budget, or else the profile's."""
+    return view.memory_budgets.get(device, view.profiles[device].memory_bytes)
+
+
+def megabytes(num_bytes: int, rounding: Callable[[float], int]) -> str:
     """Megabytes (10**6), whole from 10 up. Needs are rounded up and budgets down, so that they never print as equal."""
     if num_bytes >= 10_000_000:
         return f"{rounding(num_bytes / 1e6)} MB"

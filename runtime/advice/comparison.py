@@ -4,7 +4,6 @@ from collections.abc import Collection
 
 from ...actors.support import PlanRefused, check_plan
 from ...clusters.fleet import Fleet
-from ...learning.parts.part import whole
 from ...learning.workload import Workload
 from ...policies.advice.compare_methods import MethodCost, Note, compare_methods, no_note, representatives
 from ...policies.advice.verdict import PLAIN, cheaper, many_bytes
@@ -58,7 +57,7 @@ class Comparison:
         view, chosen = self._view(), cohorts(policy)
         size = min(cohort_size(each, len(view.profiles)) for each in chosen) if chosen else None
         methods = {name: method for name, method in methods_of(policy).items() if name in names}
-        if self._workload.cut_fault:
+        if self._workload.family("").cut_fault:
             methods = {PLAIN: methods[PLAIN]}
         rounds = self._config.stop.rounds
         return compare_methods(view, self._fleet, methods, rounds=rounds, cohort=size, refusal=self._refusal, note=note)
@@ -107,7 +106,7 @@ class Comparison:
 
     def _view(self) -> View:
         """The view before the first round."""
-        new_plan = DefaultPlan(self._config, whole(self._workload.spec))
+        new_plan = DefaultPlan.of(self._config, self._workload, self._profiles)
         return View(
             time_s=0.0,
             version=0,
@@ -123,7 +122,7 @@ class Comparison:
     def _refusal(self, plan: Plan) -> str:
         """Why a plan would be refused, without the device; "" if it would not be."""
         try:
-            check_plan(plan, spec=self._workload.spec, profile=self._profiles[plan.device])
+            check_plan(plan, self._workload, profile=self._profiles[plan.device])
         except PlanRefused as error:
             return str(error).partition(": ")[2]
         return ""

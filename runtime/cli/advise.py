@@ -54,7 +54,7 @@ def _advise(config: Config, note: Note) -> Advice:
         check_learning(config, workload)
         part, costs = whole(workload.spec), Costs(workload, fleet)
         check_trainable(workload.spec)
-        check_chains(config, workload.spec, part)
+        check_chains(config, workload, part)
         check_cuts(policy, workload, config.training)
         costs.row(part, config.training)  # refuses a model that does not fit the data
         comparison = Comparison(config, workload, fleet, costs)

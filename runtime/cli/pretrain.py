@@ -25,6 +25,7 @@ from ...learning.data.types import FederatedData
 from ...learning.models import build, use_batch_statistics
 from ...learning.parts.blocks import cut
 from ...learning.parts.part import whole
+from ...learning.parts.submodel import compile_part
 from ...learning.seeds import derive
 from ...learning.store import model_hash
 from ...learning.training.evaluation import evaluate
@@ -178,9 +179,7 @@ def _model(config: Config, data: FederatedData, recipe: Recipe) -> nn.Module:
     training = recipe.training(config.training)
     check_targets(data, loss=config.training.loss, output=try_model(model, inputs, training))
     part_cost(
-        model,
-        blocks,
-        whole(blocks.spec),
+        compile_part(whole(blocks.spec), blocks),
         example=(inputs[0], samples.y[0]),
         training=training,
         loss=make_loss(config.training.loss),

@@ -37,6 +37,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The server's optimiser step, stale updates, running statistics, and budgets for links with memory.
 
     ``staleness``: the weight of an update that arrives after its version closed (None: it is counted, not folded).
+    ``public``: another data set on which the server distils (None: the public share of ``data``; see ``learning.data.public``).
     ``statistics``: running statistics of normalisation: "average" them like weights, or "batch": keep none, and normalise by
     the current batch everywhere. ``link_memory_bytes``, ``link_disk_bytes``: budgets for the state of all links with memory
     (ResFed), in memory, and beyond that on disk; then the oldest states are dropped, and their devices resynchronised.
@@ -45,6 +46,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     optimiser: ServerOptimiser = ServerOptimiser()
     statistics: Literal["average", "batch"] = "average"
     staleness: Staleness | None = None
+    public: DataConfig | None = None
     link_memory_bytes: CountOrZero = 2_000_000_000
     link_disk_bytes: CountOrZero = 20_000_000_000
 
@@ -130,6 +132,7 @@ class CheckpointSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One run. ``policy``: the chain; each entry is a mapping with ``name`` and the policy's own fields.
 
+    ``models``: families of models beside the global one, by name; a class of the fleet names its own (``model``).
     ``max_failures``: number of plans that may fail, be rejected, or be lost with their workers before the run ends (None: any).
 
     Raises ``ValueError`` for a target of ``stop`` that no evaluation could reach, and for paths that no file can have.
@@ -139,6 +142,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**62)] = 0
     preset: str = "fedavg"
     model: Call = Call("digits_cnn")
+    models: dict[str, Call] = {}
     init: Initialisation = Initialisation()
     data: DataConfig = DataConfig()
     fleet: str | dict[str, Any] = "laptop"
@@ -161,6 +165,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         """Check paths, and fields against each other."""
         paths = {"out": self.out, "checkpoint.to": self.checkpoint.to, "data.root": self.data.root}
+        if self.server.public is not None:
+            paths["server.public.root"] = self.server.public.root
         for name, path in (paths | {"init.weights": self.init.weights, "fleet": self.fleet}).items():
             if isinstance(path, str) and (problem := path_problem(path)):
                 raise ValueError(f"{name} is {shown(path)}, {problem}")
@@ -177,11 +183,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             )
 
     def load_fleet(self) -> Fleet:
-        """The fleet that ``fleet`` names or describes. Raises ``ConfigError``."""
+        """The fleet that ``fleet`` names or describes. Raises ``ConfigError``, also for a class with an unknown model."""
         try:
-            return load_fleet(self.fleet)
+            fleet = load_fleet(self.fleet)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        for each in fleet.classes:
+            if each.model and each.model not in self.models:
+                known = ", ".join(self.models) or "none"
+                raise ConfigError(
+                    f"fleet class {each.name!r} has model {each.model!r}; the families in models: {known}"
+                )
+        return fleet
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that loads again to an equal configuration."""

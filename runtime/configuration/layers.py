@@ -17,8 +17,14 @@ from ...clusters.units import shown
 from ...clusters.yaml_text import MOST_DEPTH, is_unicode, parse_yaml
 from ..errors import ConfigError
 
-_NAMED = ("model", "data.partition", "training.loss")  # a bare name stands for a mapping
-_LISTS = ("policy", "evaluation.metrics", "data.train_transforms", "data.test_transforms")  # lists of such
+_NAMED = ("model", "data.partition", "training.loss", "server.public")  # a bare name stands for a mapping
+_LISTS = (  # lists of such
+    "policy",
+    "evaluation.metrics",
+    "data.train_transforms",
+    "data.test_transforms",
+    "server.public.test_transforms",
+)
 _CODECS = ("codecs.down", "codecs.up")  # lists of such, with options beside the name
 
 
@@ -88,6 +94,8 @@ def expand_shorthands(layer: Mapping[str, Any]) -> dict[str, Any]:
     expanded = dict(layer)
     for path in _NAMED:
         _apply(expanded, path, _named)
+    if isinstance(expanded.get("models"), Mapping):
+        expanded["models"] = {name: _named(model) for name, model in expanded["models"].items()}
     for path in _LISTS:
         _apply(expanded, path, lambda value: [_named(entry) for entry in value] if _listed(value) else value)
     for path in _CODECS:
@@ -102,7 +110,8 @@ def merge(below: Any, above: Any, path: str = "") -> Any:
     ``ConfigError`` for the number of a list entry that does not exist.
     """
     if isinstance(below, dict) and isinstance(above, dict):
-        if path in (*_NAMED, "fleet") and above.get("name", below.get("name")) != below.get("name"):
+        named = path in (*_NAMED, "fleet") or path.startswith("models.")
+        if named and above.get("name", below.get("name")) != below.get("name"):
             return above
         prefix = f"{path}." if path else ""
         return below | {
@@ -120,12 +129,13 @@ def merge(below: Any, above: Any, path: str = "") -> Any:
 
 def _apply(layer: dict[str, Any], path: str, change: Any) -> None:
     """Replace the value at ``path``, if there is one, by ``change(value)``; mappings that contain it are copied."""
-    section, _, field = path.rpartition(".")
+    *sections, field = path.split(".")
     holder: Any = layer
-    if section:
-        if not isinstance(layer.get(section), Mapping):
+    for section in sections:
+        if not isinstance(holder.get(section), Mapping):
             return
-        holder = layer[section] = dict(layer[section])
+        holder[section] = dict(holder[section])
+        holder = holder[section]
     if field in holder:
         value = holder[field]
         # A single entry stands for a list of one; a mapping of numbers sets list entries of the layer below.

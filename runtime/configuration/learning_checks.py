@@ -38,9 +38,21 @@ def check_learning(config: Config, workload: Workload) -> None:
         )
     samples, transform, field = _first_samples(config, workload)
     output = try_model(workload.blocks.model, apply_checked(transform, samples.x, field=field), config.training)
+    for family in workload.families[1:]:
+        inputs = apply_checked(transform, samples.x, field=field)
+        given = try_model(workload.family(family).blocks.model, inputs, config.training)
+        if _shape(given) != _shape(output):
+            raise ValueError(
+                f"models.{family} gives {_shape(given)} where model gives {_shape(output)}; they must be alike"
+            )
     check_targets(workload.data, loss=config.training.loss, output=output)
     _try_figures(config, output, samples.y, metrics)
     _check_alone(config, workload)
+
+
+def _shape(output: Any) -> Any:
+    """The shape of an output, or its type."""
+    return tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
 
 
 def few_samples_notice(workload: Workload) -> list[str]:
@@ -52,7 +64,7 @@ def few_samples_notice(workload: Workload) -> list[str]:
     shown = ", ".join(alone[:10]) + (", ..." if len(alone) > 10 else "")
     return [
         f"{len(alone)} of {len(counts)} devices have one training sample, on which the model cannot be trained "
-        f"({workload.alone_fault}), and are left out: {shown}"
+        f"({workload.family('').alone_fault}), and are left out: {shown}"
     ]
 
 
@@ -152,7 +164,9 @@ def _try_figures(config: Config, output: Any, targets: Tensor, metrics: Mapping[
 def _check_alone(config: Config, workload: Workload) -> None:
     """Refuse settings or data under which a model must train on single samples but cannot. Raises ``ValueError``."""
     training = config.training
-    if largest_micro_batch(training.batch_size, training.accumulation) == 1 and (fault := workload.alone_fault):
+    if largest_micro_batch(training.batch_size, training.accumulation) == 1 and (
+        fault := workload.family("").alone_fault
+    ):
         settings = f"training.batch_size is {training.batch_size} and training.accumulation {training.accumulation}"
         raise ValueError(
             f"{settings}, which trains on one sample at a time; the model cannot ({fault}); allowed: a batch_size of twice the "
@@ -160,6 +174,7 @@ def _check_alone(config: Config, workload: Workload) -> None:
         )
     counts = [workload.data.num_samples(device) for device in range(workload.settings.num_devices)]
     if max(counts) < workload.min_samples:
+        fault = workload.family("").alone_fault
         raise ValueError(
-            f"data: no device has more than one training sample, and the model cannot be trained on one: {workload.alone_fault}"
+            f"data: no device has more than one training sample, and the model cannot be trained on one: {fault}"
         )

@@ -123,10 +123,12 @@ def check_cuts(policy: Policy, workload: "Workload", training: Training) -> None
     """
     names = workload.spec.block_names
     for who, stated in _stated(policy):
-        if "split" in stated.written and (fault := workload.cut_fault):
+        if "split" in stated.written and (fault := workload.family("").cut_fault):
             raise ConfigError(f"{who} cuts the model, which cannot be cut: {fault}")
         if unknown := [cut for cut in stated.cuts if cut not in names[:-1]]:
-            fronts = [(cut, workload.boundary(names[: names.index(cut) + 1], training)) for cut in names[:-1]]
+            fronts = [
+                (cut, workload.family("").boundary(names[: names.index(cut) + 1], training)) for cut in names[:-1]
+            ]
             clean = ", ".join(f"{cut} ({'x'.join(map(str, boundary.shape))})" for cut, boundary in fronts)
             raise ConfigError(f"{who} cuts behind {unknown[0]!r}; the clean cuts are: {clean}")
         for before, after in pairwise(stated.cuts):

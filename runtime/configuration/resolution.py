@@ -6,18 +6,23 @@ the first round, and becomes part of the run: it is in the first event (``RunSta
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec.structs import replace
 
-from ...learning.parts.part import Part
+from ...clusters.profile import DeviceProfile
+from ...learning.parts.part import Part, whole
 from ...learning.seeds import derive
 from ...learning.workload_settings import WorkloadSettings
 from ...policies.plan import Plan, Upload
 from ...policies.policy import Chain, Identity, Policy
 from ...policies.resolve_policy import BUILT_IN
 from .config import Config
+
+if TYPE_CHECKING:
+    from ...learning.workload import Workload  # which imports torch
 
 
 class MachineMeasurements(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -75,19 +80,27 @@ def workload_settings(config: Config, *, num_devices: int) -> WorkloadSettings:
         seed=config.seed,
         batch_statistics=config.server.statistics == "batch",
         init=init,
+        models=config.models,
+        public=config.server.public,
     )
 
 
 class DefaultPlan:
     """Makes the plan that a policy starts from: whole model, configured codecs, training at the round's learning rate."""
 
-    def __init__(self, config: Config, part: Part) -> None:
-        """``part``: of every plan."""
+    def __init__(self, config: Config, parts: Mapping[str, Part], families: Sequence[str]) -> None:
+        """``parts``: the whole model of each family. ``families``: [device] the family that it trains."""
         self._config = config
-        self._part = part
+        self._parts, self._families = parts, families
         self._version = -1
         self._training = config.training
         self._upload = Upload(statistics=config.server.statistics == "average")
+
+    @classmethod
+    def of(cls, config: Config, workload: "Workload", profiles: Sequence[DeviceProfile]) -> "DefaultPlan":
+        """The plans of a fleet's devices, each of the family that its class names."""
+        parts = {name: whole(workload.family(name).spec, model=name) for name in workload.families}
+        return cls(config, parts, [profile.model for profile in profiles])
 
     def __call__(self, device: int, version: int, earlier: int) -> Plan:
         """``earlier``: plans that the device had before in this version; with equal seeds their updates would be equal."""
@@ -102,7 +115,7 @@ class DefaultPlan:
             id=0,
             device=device,
             version=version,
-            part=self._part,
+            part=self._parts[self._families[device]],
             training=self._training,
             seed=derive(config.seed, "plan", device, version, *([earlier] if earlier else [])),
             upload=self._upload,

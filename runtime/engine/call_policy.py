@@ -7,7 +7,7 @@ from typing import Any
 
 from ...actors.support import PlanRefused, check_plan
 from ...clusters.profile import DeviceProfile
-from ...learning.parts.structure import ModelSpec
+from ...learning.workload import Workload
 from ...policies.checks.answer import BadAnswer, check_answer, check_state
 from ...policies.decision import Decision
 from ...policies.plan import Plan
@@ -47,7 +47,7 @@ def check_sendable(
     busy: Mapping[int, Plan],
     profiles: Sequence[DeviceProfile],
     hosts: int,
-    spec: ModelSpec,
+    workload: Workload,
 ) -> None:
     """Raise ``PlanRefused`` if a plan of a policy cannot be sent now: its device, its version, its host, or what it asks for.
 
@@ -63,7 +63,7 @@ def check_sendable(
         )
     if plan.split is not None and plan.split.host not in range(hosts):
         raise PlanRefused(f"split.host is {plan.split.host}; hosts are 0 to {hosts - 1}")
-    check_plan(plan, spec=spec, profile=profiles[plan.device])
+    check_plan(plan, workload, profile=profiles[plan.device])
 
 
 def _name(policy: Policy) -> str:
@@ -85,8 +85,9 @@ def _as_run_errors(*, round_: int | None, stage: str) -> Iterator[None]:
 
 def _problem(decision: Decision) -> str:
     """The first thing in a decision that cannot be carried out; "" if there is none."""
-    if decision.tasks:
-        return f"the policy asks for the server task {type(decision.tasks[0]).__name__}; no task can be carried out yet"
+    if len(decision.tasks) > 1:
+        names = ", ".join(type(task).__name__ for task in decision.tasks)
+        return f"the policy asks for {len(decision.tasks)} tasks in one version: {names}; it must be one at most"
     if decision.close_at is not None and decision.close_at < 1:
         return f"the policy set close_at to {decision.close_at}; it must be 1 or more"
     if decision.close_after_s is not None and not decision.close_after_s > 0:

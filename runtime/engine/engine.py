@@ -12,9 +12,11 @@ import msgspec
 import torch
 
 from ...actors.device.device import Device
+from ...actors.distiller.distiller import Distiller, InlineDistiller
 from ...actors.host.partition_host import PartitionHost
 from ...actors.inline_pool import InlinePool
 from ...actors.lifecycle import PlanLifecycle
+from ...actors.messages.distiller_messages import DistillerClient
 from ...actors.pool import Pool
 from ...actors.replay.replay_index import ReplayIndex
 from ...actors.server.server import Server
@@ -24,17 +26,18 @@ from ...clusters.scratch import Scratch
 from ...comms.channel import Channel, LocalChannel
 from ...comms.codecs.make_codec import make_codec
 from ...comms.ledger import Ledger
-from ...learning.parts.part import Part, down_tensors, up_tensors, whole
+from ...learning.parts.part import Part, whole
 from ...learning.parts.structure import ModelSpec
 from ...learning.training.losses import make_loss
 from ...learning.workload import Workload
 from ...learning.workload_settings import WorkloadSettings
+from ...policies.checks.statements import statements_of
 from ...policies.checks.type_check import mismatch
 from ...policies.policy import Policy
 from ..advice.comparison import Comparison, advice, check_replay
 from ..configuration.config import Config
 from ..configuration.learning_checks import check_learning, few_samples_notice
-from ..configuration.policy_checks import check_cuts
+from ..configuration.policy_checks import check_cuts, links
 from ..configuration.resolution import DefaultPlan, apply_measurements, measure, measurement_notices, workload_settings
 from ..errors import Damaged
 from ..events import AnyEvent, Notice, RunStarted
@@ -46,6 +49,7 @@ from .evaluator import Evaluator
 from .loop import Loop
 from .saved_loop import state_problem
 from .saved_state import check, collect, restore
+from .server_tasks import ServerTasks
 
 
 class Engine:
@@ -59,12 +63,14 @@ class Engine:
         settings: WorkloadSettings | None = None,
         pool: Pool | None = None,
         channel: Channel | None = None,
+        distiller: DistillerClient | None = None,
         scratch: Scratch | None = None,
     ) -> None:
         """Build data, model, server, clock and loop. A configuration that cannot be carried out raises ``ValueError``.
 
         ``settings``: of the workload, as the workers of ``pool`` have them (None: from ``config``). ``pool``: its workers may
-        still be starting; None runs the devices in this process. ``scratch``: folder of temporary files.
+        still be starting; None runs the devices in this process, and with them the ``distiller``, if there are tasks for one.
+        ``scratch``: folder of temporary files.
         """
         self.channel = channel or LocalChannel()
         fleet = config.load_fleet()
@@ -94,20 +100,33 @@ class Engine:
         self.pool = pool or self._inline_pool(settings, fleet, scratch)
         self.pool.ready()
         self._fleet = fleet
+        has_tasks = any("tasks" in statements_of(link).written for link in links(policy))
+        if has_tasks and pool is None:
+            distiller = InlineDistiller(Distiller(settings))
+        self._distiller = distiller
         self.replay = ReplayIndex(config.replay, num_hosts=fleet.hosts.count, settle=self.pool.settle)
         ledger = Ledger()
+        tasks = ServerTasks(
+            config,
+            server=self.server,
+            costs=costs,
+            ledger=ledger,
+            distiller=distiller,
+            flop_per_s=fleet.server.flop_per_s,
+        )
         self._loop = Loop(
             config,
             fleet=fleet,
             policy=policy,
             server=self.server,
-            lifecycle=PlanLifecycle(server=self.server, replay=self.replay),
+            lifecycle=PlanLifecycle(server=self.server, replay=self.replay, maps=self.server.maps),
             pool=self.pool,
             clock=self._clock(fleet, costs),
             costs=costs,
             evaluator=Evaluator(config, fleet=fleet, server=self.server, pool=self.pool, ledger=ledger),
             ledger=ledger,
-            new_plan=DefaultPlan(config, part),
+            tasks=tasks,
+            new_plan=DefaultPlan.of(config, self.workload, fleet.profiles()),
         )
 
     def _inline_pool(self, settings: WorkloadSettings, fleet: Fleet, scratch: Scratch | None) -> InlinePool:
@@ -119,7 +138,7 @@ class Engine:
         """The costs of plans. Raises ``ValueError`` if the model cannot be trained, sent or cut as configured."""
         config, spec = self.config, self.workload.spec
         check_trainable(spec)
-        check_chains(config, spec, part)
+        check_chains(config, self.workload, part)
         check_cuts(policy, self.workload, config.training)
         costs = Costs(self.workload, fleet, self.server.links)
         # Raises if the model does not fit the data. Computed now, since it takes longer than a decision should.
@@ -166,7 +185,7 @@ class Engine:
         problem = state_problem(
             saved["loop"],
             model=self.server.store["model"],
-            spec=self.workload.spec,
+            workload=self.workload,
             profiles=self._fleet.profiles(),
             hosts=self.num_hosts,
         )
@@ -214,6 +233,8 @@ class Engine:
 
     def close(self) -> None:
         """Stop the pool's workers, and remove the memory of links from disk."""
+        if self._distiller is not None:
+            self._distiller.close()
         self.pool.close()
         self.server.close()
 
@@ -264,10 +285,11 @@ def check_trainable(spec: ModelSpec) -> None:
         )
 
 
-def check_chains(config: Config, spec: ModelSpec, part: Part) -> None:
+def check_chains(config: Config, workload: Workload, part: Part) -> None:
     """Refuse codec chains that cannot code the tensors of this model."""
-    up = up_tensors(spec, part, statistics=config.server.statistics == "average")
-    for direction, tensors in (("down", down_tensors(spec, part)), ("up", up)):
+    submodel = workload.submodel(part)
+    up = submodel.up(statistics=config.server.statistics == "average")
+    for direction, tensors in (("down", submodel.down), ("up", up)):
         try:
             chain_layout(getattr(config.codecs, direction), tensors)
         except ValueError as error:

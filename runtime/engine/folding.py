@@ -1,5 +1,7 @@
 """Whether an update is folded, and with which weight: samples x share of the work done x the weight of its staleness."""
 
+from collections.abc import Callable
+
 import msgspec
 import numpy as np
 
@@ -28,10 +30,12 @@ def fold_update(
     behind: int,
     num_samples: int,
     staleness: Staleness | None,
+    before: Callable[..., None],
 ) -> Report:
     """Fold the update of a plan, and return its report; an update that is not valid makes the outcome ``rejected``.
 
-    ``num_samples``: training samples of the device. Raises ``RunError`` for an error in the fold itself.
+    ``num_samples``: training samples of the device. ``before``: called with plan, opened update, report and ``scale`` before
+    the update is folded. Raises ``RunError`` for an error in the fold itself.
     """
     plan = report.plan
     if plan.objective.kind == "evaluate":  # its metrics are in the report; there is nothing to fold
@@ -53,6 +57,7 @@ def fold_update(
     if problem:
         return msgspec.structs.replace(report, outcome=Outcome.REJECTED, stage="fold", error=problem)
     try:
+        before(plan, opened, report, scale=scale)
         server.fold(plan, opened, weight=report.samples * share, scale=scale)
     except Exception as error:  # an error of this library; a partial fold must not become a version
         raise RunError.of(error, device=plan.device, round_=plan.version, stage="fold") from error

@@ -48,6 +48,7 @@ from .evaluator import Evaluator
 from .folding import fold_update, is_folded
 from .round import Round
 from .run_history import DeviceHistory, OutcomeCounts
+from .server_tasks import ServerTasks
 from .stopping import Stopping
 from .traffic import TrafficRecorder
 
@@ -66,6 +67,7 @@ class Loop:
         "_device_history": DeviceHistory,
         "_outcome_counts": OutcomeCounts,
         "_traffic": TrafficRecorder,
+        "_tasks": ServerTasks,
         "_policy_state": Any,
         "_in_flight": dict[int, Plan],
         "_busy": dict[int, Plan],
@@ -91,12 +93,13 @@ class Loop:
         costs: Costs,
         evaluator: Evaluator,
         ledger: Ledger,
+        tasks: ServerTasks,
         new_plan: Callable[[int, int, int], Plan],
     ) -> None:
         """``new_plan``: the experiment's default plan for (device, version, number of its earlier plans of that version)."""
         self._config, self._fleet, self._policy = config, fleet, policy
         self._server, self._lifecycle, self._pool, self._clock, self._costs = server, lifecycle, pool, clock, costs
-        self._evaluator, self._ledger, self._new_plan = evaluator, ledger, new_plan
+        self._evaluator, self._ledger, self._tasks, self._new_plan = evaluator, ledger, tasks, new_plan
         self._profiles = fleet.profiles()
         self._samples = [server.workload.data.num_samples(device) for device in range(fleet.num_devices)]
         self._policy_state = first_state(policy)
@@ -182,6 +185,11 @@ class Loop:
         decision, self._policy_state = call_policy(self._policy, self._view(), self._policy_state)
         self._decisions += 1
         self._round.decided(decision)
+        for task in decision.tasks:
+            try:
+                self._tasks.begin(task)
+            except ValueError as error:
+                raise RunError(str(error), round_=self._version, stage="task") from error
         for plan in decision.plans:
             self._dispatch(plan)
         if decision.plans:
@@ -228,7 +236,7 @@ class Loop:
                 busy=self._busy,
                 profiles=self._profiles,
                 hosts=self._fleet.hosts.count,
-                spec=self._server.workload.spec,
+                workload=self._server.workload,
             )
             self._lifecycle.check(plan, self._in_flight.values())
             plan = self._clock.stop_early(plan, self._costs)
@@ -254,12 +262,13 @@ class Loop:
     def _submit(self, sent: Dispatch) -> int:
         """Submit a plan to the pool; returns the bytes of its plan message."""
         plan = sent.plan
+        group = self._fleet.group_of(plan.device)
         return self._pool.submit(
             Task(
                 plan=plan,
-                packets=sent.packets,
+                packets=sent.packets if group else (*sent.held, *sent.packets),
                 state=sent.state,
-                group=self._fleet.group_of(plan.device),
+                group=group,
                 host_packets=tuple(message.reference for message in sent.host_messages),
                 num_samples=self._samples[plan.device],
                 **self._lifecycle.task_fields(plan),
@@ -291,7 +300,15 @@ class Loop:
             report = msgspec.structs.replace(report, outcome=Outcome.LATE, error="its version had closed")
         if report.outcome == Outcome.DONE:
             known = self._samples[plan.device]
-            report = fold_update(self._server, report, finished, behind=behind, num_samples=known, staleness=staleness)
+            report = fold_update(
+                self._server,
+                report,
+                finished,
+                behind=behind,
+                num_samples=known,
+                staleness=staleness,
+                before=self._tasks.folded,
+            )
         if report.outcome == Outcome.LOST:  # it is not known whether the device holds what was sent
             self._lifecycle.released(plan)
         else:
@@ -321,10 +338,15 @@ class Loop:
             text = f"round {version} closed with nothing folded: {round_.describe_outcomes()}"
             yield Notice(time_s=self._clock.time_s, text=text)
         try:
-            self._server.close_version(in_flight={plan.version for plan in self._in_flight.values()})
+            in_flight = {plan.version for plan in self._in_flight.values()}
+            self._server.close_version(in_flight=in_flight, refine=self._tasks.refine)
         except NotFinite as error:
             raise RunError(str(error), round_=version, stage="close") from error
         self._round = self._open_round()
+        task = self._tasks.ended()
+        if task is not None:
+            self._clock.spend(task.seconds)
+            yield msgspec.structs.replace(task, time_s=self._clock.time_s)
         yield VersionClosed(
             time_s=self._clock.time_s,
             version=self._version,
@@ -376,7 +398,7 @@ class Loop:
 
     def _notices(self) -> Iterator[AnyEvent]:
         """Notices of workers, hosts and links since the last call."""
-        for text in (*self._pool.notices(), *self._lifecycle.notices()):
+        for text in (*self._pool.notices(), *self._tasks.notices(), *self._lifecycle.notices()):
             yield Notice(time_s=self._clock.time_s, text=text)
 
     def _stop_reason(self) -> str | None:

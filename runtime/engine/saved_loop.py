@@ -14,9 +14,10 @@ from ...actors.replay.replay_index import IndexedView
 from ...actors.replay.upload import ViewKey, view_key
 from ...actors.support import PlanRefused, check_plan
 from ...clusters.profile import DeviceProfile
-from ...comms.codec import Arrays
+from ...comms.codec import Array, Arrays
 from ...learning.parts.structure import ModelSpec
 from ...learning.store import same_shape_and_type
+from ...learning.workload import Workload
 from ...policies.checks.answer import BadAnswer, check_state
 from ...policies.plan import Plan
 from ..simulation.in_flight import InFlightPlan
@@ -27,7 +28,7 @@ _RESULT_KNOWN = ("stream", "up", "gone")  # stages that a plan enters once its r
 
 
 def state_problem(
-    saved: Saved, *, model: Mapping[str, Tensor], spec: ModelSpec, profiles: Sequence[DeviceProfile], hosts: int
+    saved: Saved, *, model: Mapping[str, Tensor], workload: Workload, profiles: Sequence[DeviceProfile], hosts: int
 ) -> str:
     """The first problem, in words; "" if there is none. ``model``: the tensors of this experiment's model."""
     try:
@@ -36,26 +37,33 @@ def state_problem(
         return str(error)
     server = saved["_server"]
     checks = (
-        _store(server["store"], model),
-        _auxiliaries(server, spec),
+        _store(server["store"], model, workload),
+        _auxiliaries(server, workload.spec),
         _fold(server),
-        _links(server["links"], server["_residual"]["_starts"], model),
-        _plans(saved, spec, profiles, hosts),
-        _replay(saved["_lifecycle"]["replay"], spec, profiles, hosts),
+        _links(server["links"], server["_residual"]["_starts"], [model, *_families(workload).values()]),
+        _plans(saved, workload, profiles, hosts),
+        _replay(saved["_lifecycle"]["replay"], workload, profiles, hosts),
         _clock(saved["_clock"], saved["_in_flight"]),
     )
     return next((problem for check in checks for problem in check), "")
 
 
-def _store(store: Mapping[str, Mapping[str, Tensor]], model: Mapping[str, Tensor]) -> Iterator[str]:
-    """The model must have the tensors that it was built with, and all other sections must have their shapes."""
+def _store(store: Mapping[str, Mapping[str, Tensor]], model: Mapping[str, Tensor], workload: Workload) -> Iterator[str]:
+    """The models must have the tensors that they were built with, and all other sections must have their shapes."""
+    expected = {
+        f"{family}:{name}": tensor for family, state in _families(workload).items() for name, tensor in state.items()
+    }
+    families = store["families"]
+    if list(families) != list(expected) or not all(same_shape_and_type(families[n], expected[n]) for n in expected):
+        yield "the families of models are not those of this experiment"
     if list(store["model"]) != list(model):
         yield f"the model's tensors are {', '.join(store['model'])[:200]}; they must be {', '.join(model)[:200]}"
     for section in ("model", "pending"):
         for name, tensor in store[section].items():
-            if name not in model or not same_shape_and_type(tensor, model[name]):
+            known = expected.get(name, model.get(name))
+            if known is None or not same_shape_and_type(tensor, known):
                 yield f"{section} has a tensor {name[:80]!r}, which the model lacks or has in another shape or type"
-    tensors = {**store["model"], **store["auxiliaries"]}
+    tensors = {**store["model"], **store["auxiliaries"], **families}
     for slot, tensor in store["optimiser"].items():
         kind, _, name = slot.partition("/")
         if kind not in ("m", "v") or name not in tensors or not same_shape_and_type(tensor, tensors[name]):
@@ -65,7 +73,7 @@ def _store(store: Mapping[str, Mapping[str, Tensor]], model: Mapping[str, Tensor
 def _auxiliaries(server: Saved, spec: ModelSpec) -> Iterator[str]:
     """Auxiliary networks must be those that this model defines."""
     store = server["store"]
-    if set(server["_roles"]) != {*store["model"], *store["auxiliaries"]}:
+    if set(server["_roles"]) != {*store["model"], *store["auxiliaries"], *store["families"]}:
         yield "the tensors with a role are not those of the store"
     for name, tensor in store["auxiliaries"].items():
         try:
@@ -79,7 +87,8 @@ def _auxiliaries(server: Saved, spec: ModelSpec) -> Iterator[str]:
 
 def _fold(server: Saved) -> Iterator[str]:
     """Partial sums must be of tensors in the store."""
-    held: dict[str, Tensor] = {**server["store"]["model"], **server["store"]["auxiliaries"]}
+    store = server["store"]
+    held: dict[str, Tensor] = {**store["model"], **store["auxiliaries"], **store["families"]}
     fold, turns = server["_fold"], server["_shared_heads"]["_added"].values()
     sums = [*fold["_sums"].items(), *((name, total) for added in turns for name, (total, _) in added.items())]
     for name, total in sums:
@@ -89,7 +98,14 @@ def _fold(server: Saved) -> Iterator[str]:
         yield "the sums of the fold and their weights are not of the same tensors"
 
 
-def _links(links: Saved, starts: Mapping[Any, tuple[int, Arrays]], model: Mapping[str, Tensor]) -> Iterator[str]:
+def _families(workload: Workload) -> dict[str, Mapping[str, Tensor]]:
+    """The tensors of each family's model, as it is built, without the global model."""
+    return {name: workload.family(name).blocks.model.state_dict() for name in workload.families[1:]}
+
+
+def _links(
+    links: Saved, starts: Mapping[Any, tuple[int, Arrays]], models_of_run: Sequence[Mapping[str, Tensor]]
+) -> Iterator[str]:
     """The memory of links must hold tensors of the model, and the records of links must agree."""
     downlinks, peers = links["downlinks"], links["peers"]
     entries = peers["_entries"]
@@ -99,7 +115,7 @@ def _links(links: Saved, starts: Mapping[Any, tuple[int, Arrays]], model: Mappin
     held += [arrays for peer in entries.values() for sent in peer.memory.sent for arrays in (sent.base, sent.local)]
     for arrays in held:
         for name, array in arrays.items():
-            if name not in model or (array.shape, str(array.dtype)) != (tuple(model[name].shape), _dtype(model[name])):
+            if not any(name in model and _fits(array, model[name]) for model in models_of_run):
                 yield (
                     f"a link's memory holds an array {name[:80]!r} of shape {array.shape} and type {array.dtype}; "
                     "the model has no such tensor"
@@ -116,11 +132,13 @@ def _links(links: Saved, starts: Mapping[Any, tuple[int, Arrays]], model: Mappin
         yield "the sizes of the links' memories do not add up to their totals"
 
 
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _fits(array: Array, tensor: Tensor) -> bool:
+    """Whether an array can be a tensor of the model, or a narrowed one."""
+    narrower = array.ndim == tensor.dim() and all(a <= b for a, b in zip(array.shape, tensor.shape, strict=True))
+    return narrower and str(array.dtype) == str(tensor.dtype).removeprefix("torch.")
 
 
-def _plans(saved: Saved, spec: ModelSpec, profiles: Sequence[DeviceProfile], hosts: int) -> Iterator[str]:
+def _plans(saved: Saved, workload: Workload, profiles: Sequence[DeviceProfile], hosts: int) -> Iterator[str]:
     """Plans in flight must be valid, and each must be the plan of a busy device."""
     in_flight: Mapping[int, Plan] = saved["_in_flight"]
     devices = {*saved["_busy"], *saved["_device_history"]["reports"], *saved["_device_history"]["participation"]}
@@ -137,7 +155,7 @@ def _plans(saved: Saved, spec: ModelSpec, profiles: Sequence[DeviceProfile], hos
         elif plan.split is not None and plan.split.host not in range(hosts):
             yield f"plan {plan_id} is split with host {plan.split.host}; hosts are 0 to {hosts - 1}"
         else:
-            yield from _refused(plan, spec, profiles)
+            yield from _refused(plan, workload, profiles)
     links = saved["_server"]["links"]
     with_memory = {plan.id for plan in in_flight.values() if plan.link_down is not None or plan.link_up is not None}
     known = {plan.id for plan in in_flight.values() if plan.device in links["peers"]["_entries"]}
@@ -149,18 +167,20 @@ def _plans(saved: Saved, spec: ModelSpec, profiles: Sequence[DeviceProfile], hos
         yield "a message was sent for a plan that is not in flight"
 
 
-def _refused(plan: Plan, spec: ModelSpec, profiles: Sequence[DeviceProfile]) -> Iterator[str]:
+def _refused(plan: Plan, workload: Workload, profiles: Sequence[DeviceProfile]) -> Iterator[str]:
     """Why a plan cannot be carried out, if its device is in the fleet."""
     if plan.device in range(len(profiles)):
         # Without the fields that the runtime filled in when it sent the plan.
-        decided = replace(plan, part=replace(plan.part, cached=()), whole_steps=0, train_s=None)
+        decided = replace(
+            plan, part=replace(plan.part, cached=(), frozen="", index_map=""), whole_steps=0, train_s=None
+        )
         try:
-            check_plan(decided, spec=spec, profile=profiles[plan.device])
+            check_plan(decided, workload, profile=profiles[plan.device])
         except PlanRefused as error:
             yield str(error)
 
 
-def _replay(replay: Saved, spec: ModelSpec, profiles: Sequence[DeviceProfile], hosts: int) -> Iterator[str]:
+def _replay(replay: Saved, workload: Workload, profiles: Sequence[DeviceProfile], hosts: int) -> Iterator[str]:
     """Views must come from plans that a device of the fleet could have run, and the records of views must agree."""
     views: Mapping[ViewKey, IndexedView] = replay["_views"]
     placed = [*replay["memory"], *replay["disk"]]
@@ -173,7 +193,7 @@ def _replay(replay: Saved, spec: ModelSpec, profiles: Sequence[DeviceProfile], h
         elif key != view_key(plan, str(plan.id)):
             yield f"{key} is not the key of the view that plan {plan.id} has uploaded"
         else:
-            yield from _refused(plan, spec, profiles)
+            yield from _refused(plan, workload, profiles)
     if len(replay["_to_drop"]) != hosts:
         yield f"views are dropped at {len(replay['_to_drop'])} hosts; the fleet has {hosts}"
 

@@ -24,7 +24,7 @@ from ...comms.ledger import Direction
 from ...learning.costs.cost import PartProfile, profile
 from ...learning.costs.dry_run import DryRun
 from ...learning.data.batches import num_steps, processed_samples
-from ...learning.parts.part import Part, down_tensors
+from ...learning.parts.part import Part
 from ...learning.spec import PartCost, Training
 from ...learning.training.losses import make_loss
 from ...learning.workload import Workload
@@ -52,7 +52,7 @@ class Costs:
         self._rows: dict[tuple[Any, ...], PartCost] = {}
         self._parts: dict[tuple[Any, ...], PartProfile] = {}
         self._links = links
-        self._packets = PacketSizes(workload.spec)
+        self._packets = PacketSizes(workload.submodel)
         self._streams = StreamCosts(workload, fleet, row=self.row)
 
     def row(self, part: Part, training: Training, *, entering_gradient: bool = True, ahead: int = 1) -> PartCost:
@@ -61,7 +61,7 @@ class Costs:
         ``entering_gradient``, ``ahead``: as in ``part_cost``. Raises ``ValueError`` where the model does not fit the data.
         """
         optimiser = training.optimiser
-        part = msgspec.structs.replace(part, cached=())  # cached blocks do not change what training costs
+        part = msgspec.structs.replace(part.shape, cached=())  # cached blocks do not change what training costs
         micro_batches = training.accumulation if ahead > 1 else min(training.accumulation, 2)
         profiled = (part.key, micro_batches, training.precision, training.channels_last, entering_gradient, ahead,
                     training.checkpointing, optimiser.name, optimiser.momentum > 0, optimiser.proximal > 0,
@@ -71,13 +71,12 @@ class Costs:
             if profiled not in self._parts:  # one dry run serves all batch sizes
                 self._parts[profiled] = profile(
                     DryRun(
-                        self._workload.blocks,
-                        part,
+                        self._workload.submodel(part),
                         example=self._workload.example(),
                         training=training,
                         loss=make_loss(training.loss),
                         entering_gradient=entering_gradient,
-                        head=self._workload.empty_auxiliary(part.head) if part.head else None,
+                        head=self._workload.architecture(part).empty_auxiliary(part.head) if part.head else None,
                         ahead=ahead,
                     )
                 )
@@ -162,7 +161,7 @@ class Costs:
         newest = self._packets.num_bytes(plan, "down")
         if plan.link_down is None or self._links is None:
             return newest
-        dense = sum(spec.num_bytes for spec in array_specs(down_tensors(self._workload.spec, plan.part)))
+        dense = sum(spec.num_bytes for spec in array_specs(self._workload.submodel(plan.part.shape).down))
         return self._links.estimate_bytes(msgspec.structs.replace(plan, device=device), newest=newest, dense=dense)
 
 

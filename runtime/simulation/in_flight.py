@@ -68,7 +68,7 @@ class InFlightPlan:
         ``received``: bytes of the packet that were transferred, or packets of the stream at the host. ``processed``:
         micro-batches that the host had processed. ``planned``: the stage had reached the end that its disruption sets.
         """
-        seconds = now_s - self.began_s
+        seconds = max(0.0, now_s - self.began_s)  # a busy server has not begun to send
         if self.stage == "stream":
             return self._abort_stream(received, processed, seconds)
         received = self.num_bytes if planned else received

@@ -16,7 +16,6 @@ from ...clusters.profile import DeviceProfile
 from ...comms.codec import ArraySpec, CodecSpec
 from ...comms.codecs.make_codec import make_codec
 from ...comms.packet import sealed_bytes
-from ...learning.parts.part import complement
 from ...learning.spec import NonNegative, PartCost, Training
 from ...learning.training.split import micro_batch_schedule
 from ...learning.workload import Workload
@@ -72,10 +71,10 @@ class StreamCosts:
         split, training = plan.split, plan.training
         if split is None:
             return None
-        if fault := self._workload.cut_fault:
+        if fault := self._workload.architecture(plan.part.shape).cut_fault:
             raise ValueError(f"split.cut is {split.cut!r}, but the model cannot be cut: {fault}")
         answers = split.method.returns_gradients
-        others = complement(self._workload.spec, plan.part, frozen_to=split.depth)
+        others = self._workload.submodel(plan.part.shape).rest(frozen_to=split.depth)
         host = self._row(others, training, entering_gradient=answers)
         replay = split.replays
         device = None if replay else self._row(plan.part, training)
@@ -147,7 +146,7 @@ class StreamCosts:
         """Bytes of a micro-batch's packet: exact, as observed, or of random numbers. ``usual``: samples of most of them."""
         key = self._key(plan)
         if key not in self._streams:
-            self._streams[key] = ActivationStream(plan, self._workload)
+            self._streams[key] = ActivationStream(msgspec.structs.replace(plan, part=plan.part.shape), self._workload)
         codec, expected = make_codec(chain), self._streams[key].packets(samples)[direction]
         bound, exact = sealed_bytes(codec, expected)
         if exact:
@@ -168,7 +167,8 @@ class StreamCosts:
         """What the packet sizes of a stream depend on: cut, codecs and training setting."""
         split, training = plan.split, plan.training
         assert split is not None
-        return (plan.part.blocks, plan.part.index_map, repr(split.codec_up), repr(split.codec_down),
+        part = plan.part
+        return (part.model, part.width, part.min_channels, part.blocks, repr(split.codec_up), repr(split.codec_down),
                 split.mode, training.batch_size, training.accumulation, training.precision)  # fmt: skip
 
 

@@ -41,6 +41,7 @@ class VirtualClock:
     # In a checkpoint. What is not saved follows from the seed and the time.
     SAVED: ClassVar = {
         "time_s": NonNegative,
+        "_server_free_s": NonNegative,
         "_transfers": Transfers,
         "_streams": Streams,
         "plans_in_flight": dict[int, InFlightPlan],
@@ -53,6 +54,7 @@ class VirtualClock:
     ) -> None:
         """At second 0, with nothing in flight. ``seed``: of the run. ``disruption``: replaces those drawn from the seed."""
         self.time_s = 0.0
+        self._server_free_s = 0.0  # when the server has done its task, and sends plans again
         self._pool, self._fleet = pool, fleet
         self._transfers = Transfers(fleet)
         self._streams = Streams(up=self._transfers.up, down=self._transfers.down)
@@ -73,25 +75,26 @@ class VirtualClock:
     def dispatch(
         self, plan: Plan, *, down_bytes: int, flops: int, peak_memory_bytes: int, work: Work | None = None
     ) -> bool:
-        """Dispatch a plan now. Returns whether its result will be needed. ``work``: of a split plan."""
+        """Dispatch a plan once the server is free. Returns whether its result will be needed. ``work``: of a split plan."""
+        sent_s = max(self.time_s, self._server_free_s)
         replay = work is not None and work.replay  # on its host alone
         disruption = NO_DISRUPTION if replay else self._disruption(plan)
-        profile = self._profiles.at(plan.device, disruption, now_s=self.time_s)
-        entry = InFlightPlan(plan, profile, disruption, down_bytes, flops, peak_memory_bytes, work, began_s=self.time_s)
+        profile = self._profiles.at(plan.device, disruption, now_s=sent_s)
+        entry = InFlightPlan(plan, profile, disruption, down_bytes, flops, peak_memory_bytes, work, began_s=sent_s)
         self.plans_in_flight[plan.id] = entry
         if replay:
-            heapq.heappush(self._timers, (self.time_s, plan.id))
+            heapq.heappush(self._timers, (sent_s, plan.id))
             return True
-        if not self._availability.reachable(plan.device, self.time_s):
+        if not self._availability.reachable(plan.device, sent_s):
             entry.down_bytes = entry.flops = 0
             entry.lose(stage="down", error="the device could not be reached", stream=StreamBytes())
-            heapq.heappush(self._timers, (self.time_s, plan.id))
+            heapq.heappush(self._timers, (sent_s, plan.id))
             return False
-        if (until_s := self._availability.until_s(plan.device, self.time_s)) < math.inf:
+        if (until_s := self._availability.until_s(plan.device, sent_s)) < math.inf:
             heapq.heappush(self._leaving, (until_s, plan.id))
         if disruption.lost_in == "down":
             entry.down_bytes = int(down_bytes * disruption.share)
-        self._send(entry, "down", entry.down_bytes)
+        self._send(entry, "down", entry.down_bytes, now_s=sent_s)
         return disruption.lost_in in (None, "up") or (disruption.lost_in == "train" and work is not None)
 
     def next(self, deadline_s: float | None) -> Arrival | None:
@@ -106,6 +109,12 @@ class VirtualClock:
                 return arrival
         self.time_s = max(self.time_s, deadline_s or 0.0)
         return None
+
+    def spend(self, seconds: float) -> None:
+        """The server is busy for so long: plans are sent afterwards, while updates that are under way arrive meanwhile."""
+        self._server_free_s = self.time_s + seconds
+        if not self.plans_in_flight:
+            self.time_s = self._server_free_s
 
     def abandon(self, plan_id: int) -> Arrival | None:
         """Drop a plan, and free its links and its host. Returns what is charged for it until now; None: it has arrived."""
@@ -236,10 +245,10 @@ class VirtualClock:
         self._send(entry, "up", int(size * disruption.share) if disruption.lost_in == "up" else size)
         return None
 
-    def _send(self, entry: InFlightPlan, stage: Direction, num_bytes: int) -> None:
-        """Send a packet."""
+    def _send(self, entry: InFlightPlan, stage: Direction, num_bytes: int, *, now_s: float | None = None) -> None:
+        """Send a packet. ``now_s``: when (None: now)."""
         self._update_profile(entry)
-        ends_s = self._transfers.send(entry, stage, num_bytes, now_s=self.time_s)
+        ends_s = self._transfers.send(entry, stage, num_bytes, now_s=self.time_s if now_s is None else now_s)
         heapq.heappush(self._timers, (ends_s, entry.plan.id))
 
     def _update_profile(self, entry: InFlightPlan) -> DeviceProfile:

@@ -68,6 +68,9 @@ class WallClock:
             return None
         return Arrival(time_s=self.time_s, finished=found, virtual=self._estimate(found.plan.device, found.plan))
 
+    def spend(self, seconds: float) -> None:
+        """Nothing: the server has spent real seconds."""
+
     def abandon(self, plan_id: int) -> Arrival | None:
         """Nothing was simulated, so nothing is charged."""
         return None

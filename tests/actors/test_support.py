@@ -5,10 +5,13 @@ import pytest
 from fedbonsai.actors.support import PlanRefused, check_plan
 from fedbonsai.clusters.profile import DeviceProfile
 from fedbonsai.comms.codec import CodecSpec
-from fedbonsai.learning.parts.part import whole
+from fedbonsai.learning.parts.blocks import Blocks
+from fedbonsai.learning.parts.part import Part, whole
 from fedbonsai.learning.parts.structure import BlockSpec, ModelSpec, TensorSpec
+from fedbonsai.learning.parts.submodel import SubModel
 from fedbonsai.learning.spec import Training
 from fedbonsai.policies.plan import Objective, Plan, Sparsity, Split, Upload
+from torch import nn
 
 SPEC = ModelSpec(
     (
@@ -22,9 +25,28 @@ PHONE = DeviceProfile(name="phone", flop_per_s=1e9, memory_bytes=1, up_bytes_per
 LZ4 = (CodecSpec("lz4"),)
 
 
+class FakeWorkload:
+    """One family of models, of which only the structure is known."""
+
+    families = ("",)
+
+    spec = SPEC
+
+    def family(self, name: str) -> "FakeWorkload":
+        assert name == ""
+        return self
+
+    @property
+    def groups(self) -> None:
+        raise ValueError("this model cannot be narrowed: it has no channels")
+
+    def submodel(self, part: Part) -> SubModel:
+        return SubModel(part, Blocks(nn.Identity(), {}, SPEC), SPEC)
+
+
 def check(plan: dict[str, Any], profile: dict[str, Any] | None = None) -> None:
     check_plan(
-        msgspec.structs.replace(PLAN, **plan), spec=SPEC, profile=msgspec.structs.replace(PHONE, **(profile or {}))
+        msgspec.structs.replace(PLAN, **plan), FakeWorkload(), profile=msgspec.structs.replace(PHONE, **(profile or {}))
     )
 
 
@@ -46,8 +68,8 @@ REFUSED: dict[str, Row] = {
     "half the model": (part(blocks=("conv",), trained=()), {}, "part.blocks is conv; only all 2 blocks in order"),
     "no model": (part(blocks=(), trained=()), {}, "part.blocks is empty"),
     "another order": (part(blocks=("fc", "conv")), {}, "part.blocks is fc, conv"),
-    "width": (part(width=0.5), {}, "part.width is 0.5"),
-    "index map": (part(index_map="ab"), {}, "part.index_map 'ab'"),
+    "width": (part(width=0.5), {}, "part.width is 0.5; this model cannot be narrowed"),
+    "index map": (part(index_map="ab"), {}, "part.index_map is set; the runtime fills them in"),
     "head": (
         part(head="small"),
         {},
@@ -58,7 +80,7 @@ REFUSED: dict[str, Row] = {
         {},
         "part.head is '' and part.auxiliaries proxy; without a local loss",
     ),
-    "cached": (part(cached=(("conv", "00"),)), {}, "part.cached or part.frozen is set; the runtime fills them in"),
+    "cached": (part(cached=(("conv", "00"),)), {}, "part.cached, part.frozen or part.index_map is set"),
     "cut": ({"split": Split(cut="fc")}, {}, "split.cut is 'fc'; this model can be cut behind: conv"),
     "blocks of a cut": ({"split": Split(cut="conv")}, {}, "a plan cut behind 'conv' holds conv"),
     "a local loss without its head": (

@@ -1,9 +1,15 @@
+import numpy as np
 import pytest
 import torch
 from fedbonsai.learning.aggregation import Fold
+from numpy.typing import NDArray
 from torch import Tensor
 
-SHAPES = {"w": torch.Size([2, 3])}
+FULL = {"w": torch.zeros(2, 3)}
+
+
+def at(*indices: int) -> NDArray[np.int64]:
+    return np.array(indices, np.int64)
 
 
 def some(seed: int, *shape: int) -> Tensor:
@@ -34,8 +40,8 @@ def test_a_tensor_counts_for_those_who_trained_it() -> None:
 
 def test_overlapping_parts_by_hand() -> None:
     fold = Fold()
-    fold.scatter({"w": torch.tensor([1.0, 2.0])}, weight=1, indices={"w": torch.tensor([0, 1])}, shapes=SHAPES)
-    fold.scatter({"w": torch.tensor([8.0, 4.0])}, weight=3, indices={"w": torch.tensor([4, 1])}, shapes=SHAPES)
+    fold.add({"w": torch.tensor([[1.0, 2.0]])}, weight=1, slices={"w": (at(0), at(0, 1))}, tensors=FULL)
+    fold.add({"w": torch.tensor([[4.0], [8.0]])}, weight=3, slices={"w": (None, at(1))}, tensors=FULL)
     # position 0 is trained by the first, 1 by both, 4 by the second, the others by none
     assert fold.updates == 2
     assert fold.close()["w"].tolist() == [[1.0, (2 + 12) / 4, 0.0], [0.0, 8.0, 0.0]]
@@ -43,7 +49,7 @@ def test_overlapping_parts_by_hand() -> None:
 
 def test_what_nobody_trained_keeps_every_bit() -> None:
     fold = Fold()
-    fold.scatter({"w": torch.tensor([1.0])}, weight=2, indices={"w": torch.tensor([5])}, shapes=SHAPES)
+    fold.add({"w": torch.tensor([[1.0]])}, weight=2, slices={"w": (at(1), at(2))}, tensors=FULL)
     model = torch.tensor([[0.0, -0.0, 1.5], [-2.0, 1e-45, 3.0]])
     before = model.clone()
     model.add_(fold.close()["w"], alpha=0.3)
@@ -59,22 +65,22 @@ def test_whole_and_part_together(whole_first: bool) -> None:
         fold.add({"w": torch.full((2, 3), 2.0)}, weight=1)
 
     def part() -> None:
-        fold.scatter({"w": torch.tensor([[10.0]])}, weight=3, indices={"w": torch.tensor([[3]])}, shapes=SHAPES)
+        fold.add({"w": torch.tensor([[10.0]])}, weight=3, slices={"w": (at(1), at(0))}, tensors=FULL)
 
     for step in (whole, part) if whole_first else (part, whole):
         step()
     assert fold.close()["w"].tolist() == [[2.0, 2.0, 2.0], [8.0, 2.0, 2.0]]
 
 
-def test_a_scatter_of_all_elements_gives_the_bits_of_add() -> None:
-    added, scattered = Fold(), Fold()
-    everywhere = {"w": torch.arange(1001)}
+def test_a_slice_of_all_elements_gives_the_bits_of_the_whole() -> None:
+    added, sliced = Fold(), Fold()
+    everywhere = {"w": (np.arange(1001),)}
     for seed, weight in enumerate([0.1, 17.0, 0.7, 333.3]):
         differences = {"w": some(seed, 1001)}
         differences["w"][:3] = torch.tensor([-0.0, 0.0, 1e-45])
-        added.add(differences, weight=weight)
-        scattered.scatter(differences, weight=weight, indices=everywhere, shapes={"w": torch.Size([1001])})
-    assert same_bits(added.close()["w"], scattered.close()["w"])
+        added.add(differences, weight=weight, scale=0.7)
+        sliced.add(differences, weight=weight, scale=0.7, slices=everywhere, tensors={"w": torch.zeros(1001)})
+    assert same_bits(added.close()["w"], sliced.close()["w"])
 
 
 def test_the_order_of_arrival_fixes_the_bits() -> None:
@@ -116,19 +122,18 @@ def test_a_weight_must_be_above_zero_and_finite(weight: float) -> None:
     with pytest.raises(ValueError, match=f"weight of an update is {weight}; it must be a finite number above 0"):
         fold.add({"w": torch.ones(1)}, weight=weight)
     with pytest.raises(ValueError, match="finite number above 0"):
-        fold.scatter({"w": torch.ones(1)}, weight=weight, indices={"w": torch.tensor([0])}, shapes=SHAPES)
+        fold.add({"w": torch.ones(1, 1)}, weight=weight, slices={"w": (at(0), at(0))}, tensors=FULL)
     assert fold.updates == 0
     assert fold.close() == {}
 
 
-@pytest.mark.parametrize("scattered", [False, True])
-def test_sums_of_float16_are_float32(scattered: bool) -> None:
+@pytest.mark.parametrize("sliced", [False, True])
+def test_sums_of_float16_are_float32(sliced: bool) -> None:
     """Three updates of 0.5 with 60,000 samples: the sum is 90,000, and float16's maximum is 65,504."""
     fold, update = Fold(), {"w": torch.tensor([0.5, -0.5], dtype=torch.float16)}
     for _ in range(3):
-        if scattered:
-            places = {"w": torch.tensor([0, 1])}
-            fold.scatter(update, weight=60_000, indices=places, shapes={"w": torch.Size([2])})
+        if sliced:
+            fold.add(update, weight=60_000, slices={"w": (at(0, 1),)}, tensors=update)
         else:
             fold.add(update, weight=60_000)
     mean = fold.close()["w"]

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from fedbonsai.policies.aggregation.distillation import Distillation
 from fedbonsai.policies.compression.residuals import Residuals
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.partitioning.ecofed import EcoFed
 from fedbonsai.policies.partitioning.local_loss import LocalLoss
 from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.policy import Identity, Policy, chain
+from fedbonsai.policies.pruning.width import Width
 from fedbonsai.policies.resolve_policy import BUILT_IN, make_policy
 from fedbonsai.policies.scheduling.asynchronous import Asynchronous
 from fedbonsai.policies.scheduling.closing import Closing
@@ -55,6 +57,15 @@ POLICIES = [
     chain(All(), EcoFed(uploads="views", refresh=2)),
     chain(All(), EcoFed(depth="conv", bits=0)),
     chain(All(), Residuals(up="half_step", down="none")),
+    Width(),
+    Distillation(),
+    chain(All(), Width()),
+    chain(All(), Width(levels=(), deadline_s=2.5, channels="rolling")),
+    chain(All(), Width(rule="linear", unit="width", every=1)),
+    chain(All(), Width(rule="fixed", widths={f"d{device}": 0.5 for device in range(6)})),
+    chain(All(), SplitFed(), Width(), RandomCohort(cohort=2)),
+    chain(Asynchronous(concurrency=3, buffer=2), Width(scaled=True)),
+    chain(All(), Distillation(class_prior=1.0, every=3)),
     *SELECTIONS,
 ]
 

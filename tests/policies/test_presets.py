@@ -7,7 +7,7 @@ from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.presets import PRESETS, find_preset
 from fedbonsai.policies.resolve_policy import make_policy
 
-SECTIONS = {"policy", "training", "server"}
+SECTIONS = {"policy", "training", "server", "data"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -37,6 +37,24 @@ def test_fedprox_is_fedavg_with_a_proximal_term():
     overrides = find_preset("fedprox").overrides
     assert msgspec.convert(overrides["training"], Training).optimiser.proximal > 0
     assert overrides["policy"] == find_preset("fedavg").overrides["policy"]
+
+
+def test_the_methods_with_narrow_models_differ_in_levels_channels_and_distillation(make_view):
+    chains = {
+        name: make_policy(find_preset(name).overrides["policy"]).links for name in ("reft", "heterofl", "fedrolex")
+    }
+    narrow = {name: links[1] for name, links in chains.items()}
+    assert {name: (each.unit, each.channels, each.scaled) for name, each in narrow.items()} == {
+        "reft": ("flops", "l1", False),
+        "heterofl": ("width", "prefix", True),
+        "fedrolex": ("width", "rolling", True),
+    }
+    assert narrow["heterofl"].levels == narrow["fedrolex"].levels == (1.0, 0.5, 0.25, 0.125, 0.0625)
+    assert [len(links) for links in chains.values()] == [3, 2, 2]
+    assert chains["reft"][2].task.steps == 300
+    assert find_preset("reft").overrides["data"] == {"public_share": 0.1}
+    find_preset("heterofl").overrides["policy"][1]["levels"].append(0.01)
+    assert len(find_preset("fedrolex").overrides["policy"][1]["levels"]) == 5
 
 
 def test_an_unknown_preset_lists_the_known_ones():

@@ -150,7 +150,7 @@ def test_on_vgg_the_cost_model_cuts_different_devices_at_different_blocks():
     )
     fleet = config.load_fleet()
     workload = Workload(workload_settings(config, num_devices=2))
-    new_plan = DefaultPlan(config, whole(workload.spec))
+    new_plan = DefaultPlan.of(config, workload, config.load_fleet().profiles())
     view = View(
         time_s=0.0,
         version=0,

@@ -9,6 +9,7 @@ import torch
 from fedbonsai.learning.costs.cost import part_cost
 from fedbonsai.learning.parts.blocks import cut
 from fedbonsai.learning.parts.part import whole
+from fedbonsai.learning.parts.submodel import compile_part
 from fedbonsai.learning.spec import Training
 from fedbonsai.learning.training.pretraining import Recipe
 from fedbonsai.runtime.cli.pretrain import pretrain
@@ -160,7 +161,7 @@ def test_frozen_layers_need_no_gradients_nor_slots_and_no_backward_flops():
         blocks = cut(Two(frozen))
         example = torch.zeros(100), torch.zeros((), dtype=torch.int64)
         loss, training = nn.functional.cross_entropy, Training(batch_size=2)
-        return part_cost(blocks.model, blocks, whole(blocks.spec), example=example, training=training, loss=loss)
+        return part_cost(compile_part(whole(blocks.spec), blocks), example=example, training=training, loss=loss)
 
     free, frozen = cost(False), cost(True)
     forward = 2 * (100 * 100 + 100 * 10)

@@ -11,7 +11,6 @@ from fedbonsai.actors.messages.messages import (
 from fedbonsai.actors.messages.plan_message import plan_message, read_plan
 from fedbonsai.comms.codec import ArraySpec
 from fedbonsai.comms.packet import PacketKind, Stamp
-from fedbonsai.learning.parts.part import down_tensors
 from fedbonsai.learning.spec import Call, Optimiser, Training
 from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Plan
@@ -40,7 +39,7 @@ def test_stamps_by_hand() -> None:
 
 def test_a_packets_contents_are_the_models_tensors_with_their_roles() -> None:
     workload = Workload(IMAGES)
-    tensors = down_tensors(workload.spec, make_plan(workload).part)
+    tensors = workload.submodel(make_plan(workload).part).down
     specs = array_specs(tensors)
     assert [(s.name, s.shape, s.dtype, s.role) for s in specs] == [(t.name, t.shape, t.dtype, t.role) for t in tensors]
     assert {spec.role for spec in specs} == {"weight", "vector", "statistic"}

@@ -12,7 +12,6 @@ from fedbonsai.comms.codecs.make_codec import make_codec
 from fedbonsai.comms.errors import OutOfSync, PacketError
 from fedbonsai.comms.links.memory import DeviceEnd
 from fedbonsai.comms.links.predict import Residual, residual_specs
-from fedbonsai.learning.parts.part import up_tensors
 from fedbonsai.policies.plan import Plan
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -67,7 +66,7 @@ def remembered(peer: Peer | None) -> dict[str, Any]:
 
 def case_of(server: Server, plan: Plan, update: Array) -> Case:
     """The receiver of updates of this plan."""
-    specs = array_specs(up_tensors(server.workload.spec, plan.part, statistics=plan.upload.statistics))
+    specs = array_specs(server.workload.submodel(plan.part).up(statistics=plan.upload.statistics))
     carried_specs = residual_specs(specs, plan.link_up) if plan.link_up else specs
     chain = plan.codec_up
     symbols = make_codec(chain[:-1]).layout(carried_specs) if chain[-1].name == "entropy" else ()

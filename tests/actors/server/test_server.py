@@ -12,7 +12,7 @@ from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.comms.codec import CodecSpec
 from fedbonsai.comms.errors import CorruptPacket, MismatchedPacket, PacketError, TruncatedPacket, UnfitPacket
 from fedbonsai.learning.data.config import DataConfig
-from fedbonsai.learning.parts.part import Part, complement, up_tensors
+from fedbonsai.learning.parts.part import Part
 from fedbonsai.learning.spec import Call, ServerOptimiser
 from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Split, Upload
@@ -296,17 +296,17 @@ def test_auxiliaries_start_from_the_seed_are_averaged_and_leave_the_model_alone(
     part = Part(blocks=("conv",), trained=("conv",), head=name, auxiliaries=(name,))
     split = Split(cut="conv", mode="local_loss")
     plans = [make_plan(server.workload, device, part=part, split=split) for device in (0, 1)]
-    before, hash_before = server.workload.new_auxiliary(name).weight.detach().clone(), server.model_hash()
-    sent = open_weights(server.send(plans[0]).packets[0], plans[0], part, server.workload.spec)
+    before, hash_before = server.workload.family("").new_auxiliary(name).weight.detach().clone(), server.model_hash()
+    sent = open_weights(server.send(plans[0]).packets[0], plans[0], server.workload.submodel(part))
     assert list(sent)[-2:] == [f"{name}.weight", f"{name}.bias"]
     assert torch.equal(torch.from_numpy(sent[f"{name}.weight"].copy()), before)
     server.send(plans[1])
     for plan, (step, weight) in zip(plans, ((4.0, 1.0), (-1.0, 2.0)), strict=True):
         base = {key: torch.zeros(array.shape) for key, array in sent.items()}
         trained = base | {f"{name}.weight": torch.full(base[f"{name}.weight"].shape, step)}
-        own = seal_update(trained, base, plan, part=part, spec=server.workload.spec)
-        others = complement(server.workload.spec, part)
-        still = {t.name: torch.zeros(t.shape) for t in up_tensors(server.workload.spec, others, statistics=True)}
+        own = seal_update(trained, base, plan, submodel=server.workload.submodel(part))
+        others = server.workload.submodel(part).rest()
+        still = {t.name: torch.zeros(t.shape) for t in server.workload.submodel(others).up(statistics=True)}
         host = seal_update(still, still, plan, part=others, spec=server.workload.spec, leg=1)
         server.fold(plan, server.open(plan, own, host=host), weight=weight)
     server.close_version(in_flight=())

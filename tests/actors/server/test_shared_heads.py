@@ -82,12 +82,12 @@ def test_two_devices_on_one_host_train_its_blocks_one_after_the_other(payload: s
         loss = make_loss(TRAINING.loss)
         leg = HostLeg(
             host,
-            FRONT.blocks,
+            workload.submodel(FRONT).rest(),
             training=TRAINING,
             loss=loss,
             seed=plan.seed,
             num_samples=len(samples),
-            crossing=workload.boundary(FRONT.blocks, TRAINING),
+            crossing=workload.family("").boundary(FRONT.blocks, TRAINING),
         )
         train(
             device.model,

@@ -8,6 +8,7 @@ from fedbonsai.learning.models import build
 from fedbonsai.learning.parts.auxiliaries import LinearHead, empty_head
 from fedbonsai.learning.parts.blocks import cut
 from fedbonsai.learning.parts.part import Part, whole
+from fedbonsai.learning.parts.submodel import compile_part
 from fedbonsai.learning.spec import Call, Optimiser, PartCost, Training
 from fedbonsai.learning.training.split import boundary
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ def cost(
     """Cost of the whole model, or of some blocks."""
     blocks = cut(model)
     part = whole(blocks.spec) if not held else Part(blocks=held, trained=held if trained is None else trained)
-    return part_cost(model, blocks, part, example=example, training=Training(**training), loss=loss, ahead=ahead)
+    return part_cost(compile_part(part, blocks), example=example, training=Training(**training), loss=loss, ahead=ahead)
 
 
 def named(name: str, **kwargs: object) -> nn.Module:
@@ -57,9 +58,7 @@ def test_a_hosts_part_that_returns_no_gradient_computes_none_for_its_input():
     blocks = cut(two_layers())
     found = [
         part_cost(
-            blocks.model,
-            blocks,
-            Part(blocks=("1",), trained=("1",)),
+            compile_part(Part(blocks=("1",), trained=("1",)), blocks),
             example=VECTORS,
             training=Training(),
             loss=F.mse_loss,
@@ -90,21 +89,21 @@ def test_an_auxiliary_head_is_trained_with_its_part():
     blocks, head = cut(two_layers()), LinearHead((3,), (2,))
     part = Part(blocks=("0",), trained=("0",), head="linear@0", auxiliaries=("linear@0",))
     example, loss = VECTORS, F.mse_loss
-    found = part_cost(blocks.model, blocks, part, example=example, training=Training(), loss=loss, head=head)
+    found = part_cost(compile_part(part, blocks), example=example, training=Training(), loss=loss, head=head)
     assert (found.parameters, found.boundary_items) == (12 + 6 + 2, 2)
     assert (found.forward_flops, found.training_flops) == (
         24 + 12,
         36 + 24 + 12 + 12,
     )  # weights of both, the head's input
     shapes = empty_head((3,), (2,))  # only the sizes of the weights are used
-    assert found == part_cost(blocks.model, blocks, part, example=example, training=Training(), loss=loss, head=shapes)
+    assert found == part_cost(compile_part(part, blocks), example=example, training=Training(), loss=loss, head=shapes)
     alone = part_cost(
-        blocks.model, blocks, Part(blocks=("0",), trained=("0",)), example=example, training=Training(), loss=loss
+        compile_part(Part(blocks=("0",), trained=("0",)), blocks), example=example, training=Training(), loss=loss
     )
     assert found.peak_memory_bytes > alone.peak_memory_bytes
-    for wrong in ({"head": None}, {"head": head, "part": Part(blocks=("0",), trained=("0",))}):
-        with pytest.raises(ValueError, match="auxiliaries; costs are known for width 1 with"):
-            part_cost(blocks.model, blocks, **({"part": part} | wrong), example=example, training=Training(), loss=loss)
+    for head_given, other in ((None, part), (head, Part(blocks=("0",), trained=("0",)))):
+        with pytest.raises(ValueError, match="auxiliaries; costs are known with"):
+            part_cost(compile_part(other, blocks), head=head_given, example=example, training=Training(), loss=loss)
 
 
 def test_memory_by_hand():
@@ -334,7 +333,7 @@ def test_the_cost_of_a_large_head_is_counted_without_its_weights():
     head = empty_head((100, 10, 10), (100_000,))
     part = Part(blocks=("0",), trained=("0",), head="linear@0", auxiliaries=("linear@0",))
     example, training = (torch.zeros(1, 10, 10), torch.tensor(3)), Training(batch_size=2)
-    found = part_cost(blocks.model, blocks, part, example=example, training=training, loss=F.cross_entropy, head=head)
+    found = part_cost(compile_part(part, blocks), example=example, training=training, loss=F.cross_entropy, head=head)
     assert found.forward_flops == 2 * (100 * 100 + 10**9)
     assert found.training_flops == 2 * (2 * 100 * 100 + 3 * 10**9)  # the picture's gradient is not needed
     assert found.peak_memory_bytes == pytest.approx(3 * 4e9, rel=0.01)  # weights, gradients, momentum
@@ -351,13 +350,3 @@ def test_errors():
         cost(two_layers(), held=("1", "0"))
     with pytest.raises(ValueError, match=r"part\.trained names '1', which is not in part.blocks: 0"):
         cost(two_layers(), held=("0",), trained=("1",))
-    model = two_layers()
-    with pytest.raises(ValueError, match=r"part has width 0\.5, .*costs are known for width 1"):
-        part_cost(
-            model,
-            cut(model),
-            Part(blocks=("0", "1"), trained=("0", "1"), width=0.5),
-            example=VECTORS,
-            training=Training(),
-            loss=F.mse_loss,
-        )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from fedbonsai.learning.data.config import DataConfig
 from fedbonsai.learning.parts.auxiliaries import LinearHead, auxiliary_spec, build_head, empty_head
-from fedbonsai.learning.parts.part import Part, cut_of, down_tensors, linear_head, up_tensors
+from fedbonsai.learning.parts.part import Part, cut_of, linear_head
 from fedbonsai.learning.parts.structure import ModelSpec
 from fedbonsai.learning.spec import Call
 from fedbonsai.learning.workload import Workload
@@ -29,13 +29,12 @@ def test_a_head_maps_the_cuts_tensor_to_the_models_output():
 
 
 def test_its_tensors_are_named_after_the_cut_and_travel_behind_the_blocks():
-    spec = workload().spec
     name = linear_head("features.0")
     assert (name, cut_of(name)) == ("linear@features.0", "features.0")
     part = Part(blocks=("features.0",), trained=("features.0",), head=name, auxiliaries=(name,))
     names = ["features.0.weight", "features.0.bias", "linear@features.0.weight", "linear@features.0.bias"]
-    assert [tensor.name for tensor in down_tensors(spec, part)] == names
-    up = up_tensors(spec, part, statistics=True)
+    assert [tensor.name for tensor in workload().submodel(part).down] == names
+    up = workload().submodel(part).up(statistics=True)
     assert [(tensor.name, tensor.shape, tensor.role) for tensor in up[2:]] == [
         (names[2], (10, 16 * 8 * 8), "weight"),
         (names[3], (10,), "vector"),
@@ -45,22 +44,22 @@ def test_its_tensors_are_named_after_the_cut_and_travel_behind_the_blocks():
 def test_one_seed_gives_the_same_bits_and_each_cut_its_own():
     first, again, other = workload(), workload(), workload(seed=2)
     state = torch.random.get_rng_state()
-    bits = [made.new_auxiliary("linear@classifier.0").weight for made in (first, again, other)]
+    bits = [made.family("").new_auxiliary("linear@classifier.0").weight for made in (first, again, other)]
     assert torch.equal(bits[0], bits[1])
     assert not torch.equal(bits[0], bits[2])
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert first.new_auxiliary("linear@features.2").weight.shape == (10, 512)
+    assert first.family("").new_auxiliary("linear@features.2").weight.shape == (10, 512)
 
 
 def test_shapes_are_known_without_weights(monkeypatch):
     """Behind VGG11's first block at 224 x 224, with 1000 classes, they would take 3 GB."""
-    built, made = workload().new_auxiliary("linear@features.2"), workload()
+    built, made = workload().family("").new_auxiliary("linear@features.2"), workload()
     expected = auxiliary_spec("linear@features.2", built)
 
     def refused(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("fedbonsai.learning.workload.build_head", refused)
+    monkeypatch.setattr("fedbonsai.learning.architecture.build_head", refused)
     assert made.spec.auxiliary("linear@features.2") == expected
     assert made.empty_auxiliary("linear@features.2").weight.is_meta
     assert empty_head((10**6, 10**6), (10**6,)).weight.shape == (10**6, 10**12)

@@ -8,6 +8,8 @@ import torch
 from fedbonsai.learning.data.batches import batches, micro_batches
 from fedbonsai.learning.data.types import Samples
 from fedbonsai.learning.parts.blocks import cut
+from fedbonsai.learning.parts.part import Part
+from fedbonsai.learning.parts.submodel import compile_part
 from fedbonsai.learning.spec import Optimiser, Training
 from fedbonsai.learning.training.ahead import train_ahead
 from fedbonsai.learning.training.losses import make_loss
@@ -42,7 +44,7 @@ def run_ahead(model, place, training, data, *, window, loss=None):
     front = device.spec.block_names[: place + 1]
     leg = HostLeg(
         host,
-        front,
+        compile_part(Part(blocks=front, trained=front), host).rest(),
         training=training,
         loss=loss or make_loss(training.loss),
         seed=7,

@@ -8,6 +8,8 @@ from fedbonsai.learning.data.types import Samples
 from fedbonsai.learning.models.cnn import digits_cnn
 from fedbonsai.learning.parts.auxiliaries import build_head
 from fedbonsai.learning.parts.blocks import cut
+from fedbonsai.learning.parts.part import Part
+from fedbonsai.learning.parts.submodel import compile_part
 from fedbonsai.learning.spec import Optimiser, Training
 from fedbonsai.learning.training.losses import make_loss
 from fedbonsai.learning.training.split import (
@@ -62,7 +64,8 @@ def split(model, place, training, data):
     front = device.spec.block_names[: place + 1]
     crossing = boundary(device, front, example=data.x[0], training=training)
     loss = make_loss(training.loss)
-    leg = HostLeg(host, front, training=training, loss=loss, seed=7, num_samples=len(data), crossing=crossing)
+    back = compile_part(Part(blocks=front, trained=front), host).rest()
+    leg = HostLeg(host, back, training=training, loss=loss, seed=7, num_samples=len(data), crossing=crossing)
     result = train(
         device.model,
         data,

@@ -1,0 +1,197 @@
+"""A model of the workload at one width: its module, its blocks, what crosses its cuts, and its auxiliaries.
+
+An architecture does not depend on *which* channels a narrow part holds, only on how many: parts with other channels of the same
+numbers share it, and with it the modules of a worker.
+
+Narrow modules are built without the full one where that is possible: on torch's meta device, which has shapes and no values.
+Their parameters and running statistics are always sent by the server. A model with other buffers, whose values only its builder
+knows, is built at full width first, for a moment.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .parts.auxiliaries import LinearHead, auxiliary_spec, build_head, empty_head
+from .parts.blocks import Blocks, cut
+from .parts.channels import ChannelGroups, choose_channels
+from .parts.find_groups import find_groups
+from .parts.compare_blocks import blocks_difference
+from .parts.module_state import ModuleState
+from .parts.narrow import narrow, scale_outputs
+from .parts.part import Part, cut_of
+from .parts.slices import Slice, slices
+from .parts.structure import BlockSpec, ModelSpec
+from .randomness import seeded
+from .resolve import error_line
+from .seeds import derive
+from .spec import Training
+from .training.split import Boundary, boundary
+
+Scores = NDArray[np.float64]
+Kept = NDArray[np.bool_]  # [channel] whether it is held; the channels of all groups, one group after the other
+
+
+class Examples(NamedTuple):
+    """Access to training samples: one without batch dimension with its target, and the first few as a batch."""
+
+    one: Callable[[], tuple[Tensor, Tensor]]
+    first: Callable[[int], tuple[Tensor, Tensor]]
+
+
+class Architecture:
+    """One model at one width. Each object is built at its first use and cached."""
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        examples: Examples,
+        *,
+        seed: int,
+        full: "Architecture | None" = None,
+        part: Part | None = None,
+    ) -> None:
+        """``build``: makes the model at full width with its initial weights. ``seed``: of the run.
+
+        ``full``: the architecture that this one narrows, to the width of ``part``; None: it is the full one.
+        """
+        self._build, self._examples, self._seed = build, examples, seed
+        self._full, self._part = full, part
+        self._boundaries: dict[tuple[tuple[str, ...], str], Boundary] = {}
+        self._auxiliaries: dict[str, BlockSpec] = {}
+
+    def new_model(self) -> nn.Module:
+        """Build the model, the same bits at every call.
+
+        At full width it has its initial weights. A narrow one has zeros in their place: no plan uses them.
+        """
+        if self._full is None:
+            return self._build()
+        assert self._part is not None
+        model = self._full.skeleton()
+        narrow(model, self._full.groups, self._full.choose(self._part))
+        if self._part.scaled:
+            scale_outputs(model, self._full.groups, self._part.width)
+        if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+            model = model.to_empty(device="cpu")
+            with torch.no_grad():
+                for tensor in (*model.parameters(), *model.buffers()):
+                    tensor.zero_()
+        return model
+
+    def skeleton(self) -> nn.Module:
+        """A full model to be narrowed: on the meta device if no value is lost there, else with its values."""
+        model = self._on_meta()
+        return model if model is not None else self._build()
+
+    def _on_meta(self) -> nn.Module | None:
+        """The model on the meta device; None if that fails, or if the model has values that the server does not send."""
+        try:
+            with torch.device("meta"):
+                model = self._build()
+        except Exception:  # a user's builder may need values; it is then called without this
+            return None
+        state = model.state_dict()
+        for name, buffer in model.named_buffers():
+            sent = name in state and buffer.is_floating_point()
+            if not sent and not name.endswith("num_batches_tracked"):
+                return None
+        attributes = (value for module in model.modules() for value in vars(module).values())
+        if any(isinstance(value, Tensor) for value in attributes):
+            return None
+        return model if all(tensor.is_meta for tensor in state.values()) else None
+
+    @cached_property
+    def groups(self) -> ChannelGroups:
+        """The channels that can be removed, of the full width. Raises ``ValueError`` if there are none."""
+        assert self._full is None
+        model = self.skeleton()
+        device = next(model.parameters()).device
+        inputs, _ = self._examples.one()
+        return find_groups(model, torch.stack([inputs, inputs]).to(device))
+
+    def choose(self, part: Part, *, scores: Scores | None = None) -> Kept:
+        """As many channels of each group as ``part`` holds: those with the highest ``scores``, [channel].
+
+        Without scores: the window of its turn where its rule is ``rolling``, else the first ones.
+        """
+        turn = part.turn if part.channels == "rolling" else None
+        return choose_channels(self.groups, width=part.width, min_channels=part.min_channels, scores=scores, turn=turn)
+
+    def slices(self, kept: Kept) -> dict[str, Slice]:
+        """Where the tensors of a model with only these channels are in the full tensors."""
+        return slices(self.groups, kept)
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """The model, cut into blocks. (Of a narrow one the values mean nothing.)"""
+        return cut(self.new_model())
+
+    @cached_property
+    def cut_fault(self) -> str:
+        """Why the model cannot be cut: it is one block, or its blocks compute something else; "" if it can be cut."""
+        if len(self.blocks.modules) == 1:
+            return self.blocks.reason
+        return blocks_difference(self.blocks, self._examples.first(2)[0])
+
+    @cached_property
+    def alone_fault(self) -> str:
+        """Why the model cannot be trained on one sample at a time, as with batch normalisation; "" if it can."""
+        model = self.blocks.model
+        state = ModuleState(model, values=True)
+        try:
+            with seeded(0), torch.no_grad():
+                model.train()(self._examples.first(1)[0])
+        except Exception as error:  # a user's code may raise anything
+            return error_line(error)
+        finally:
+            state.restore()
+        return ""
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """Names, shapes and roles of the model's tensors, by block, and of its auxiliaries."""
+        return msgspec.structs.replace(self.blocks.spec, auxiliary=self._auxiliary_spec)
+
+    def boundary(self, front: tuple[str, ...], training: Training) -> Boundary:
+        """Shape and type of the tensor that crosses the cut behind the ``front`` blocks."""
+        key = front, training.precision
+        if key not in self._boundaries:
+            self._boundaries[key] = boundary(self.blocks, front, example=self._examples.one()[0], training=training)
+        return self._boundaries[key]
+
+    def new_auxiliary(self, name: str) -> LinearHead:
+        """Build an auxiliary with its initial weights: the same bits at every call. Raises as ``empty_auxiliary``."""
+        entering, leaving = self._endpoints(name)
+        seed = derive(self._seed, "auxiliary", name)
+        return build_head(entering.shape, leaving.shape, seed=seed, dtype=entering.dtype)
+
+    def empty_auxiliary(self, name: str) -> LinearHead:
+        """Build an auxiliary without weights, on the meta device. A head on a large map can be larger than its model.
+
+        Raises ``ValueError`` if the name's block is not followed by a cut, or if the cut's value or the model's output is not a
+        single tensor.
+        """
+        entering, leaving = self._endpoints(name)
+        return empty_head(entering.shape, leaving.shape, dtype=entering.dtype)
+
+    def _endpoints(self, name: str) -> tuple[Boundary, Boundary]:
+        """Input and output of an auxiliary for each sample, in the types of the model's own weights."""
+        block, names = cut_of(name), self.blocks.spec.block_names
+        if block not in names[:-1]:
+            allowed = ", ".join(names[:-1]) or "no block"
+            raise ValueError(f"part.auxiliaries names {name!r}; a head can stand behind: {allowed}")
+        entering = self.boundary(names[: names.index(block) + 1], Training())
+        leaving = self.boundary(names, Training())
+        return entering, leaving
+
+    def _auxiliary_spec(self, name: str) -> BlockSpec:
+        if name not in self._auxiliaries:
+            self._auxiliaries[name] = auxiliary_spec(name, self.empty_auxiliary(name))
+        return self._auxiliaries[name]

@@ -1,0 +1,186 @@
+"""Tries whether the channels of a model can be removed as its groups say.
+
+Two properties are tried on narrow copies with random values. They run, and their outputs have the shapes of the full model's.
+And the order of the channels of a group does not matter: if they are permuted in all tensors alike, the copy computes the same
+function. This holds for any arithmetic if, and only if, the groups are right, whereas removed channels equal channels of zeros
+only in some networks. Groups without the two properties are found by bisection.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..randomness import seeded
+from ..resolve import error_line
+from .channels import ChannelGroups
+from .narrow import narrow
+
+_PERMUTATIONS = 2  # in one of them, two small groups that are mistaken for each other may be permuted alike
+_ORDER_MATTERS = "what the model computes depends on the order of its channels"
+# Elements may differ by this share of the largest one: rounding, when sums are taken in another order.
+_TOLERANCE = {torch.float64: 1e-6}
+_LOOSE = 1e-2
+
+
+def meta_copy(model: nn.Module, *, buffers: bool = True) -> nn.Module:
+    """A copy of ``model`` with its parameters, and its ``buffers`` unless false, on the meta device. Tied ones stay tied."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(
+            torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad
+        )
+    for buffer in model.buffers() if buffers else ():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return deepcopy(model, memo)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Narrows and runs copies of ``model``. ``shapes``: of its outputs for ``inputs``."""
+
+    model: nn.Module
+    inputs: Tensor
+    shapes: Sequence[tuple[int, ...]]
+
+    def accepted(self, groups: ChannelGroups) -> ChannelGroups:
+        """The groups that can be narrowed independently of each other; the others become ``whole``."""
+        faults: dict[int, str] = {}
+
+        def admit(accepted: list[int], candidates: list[int]) -> list[int]:
+            fault = self.fault(groups, [*accepted, *candidates])
+            if not fault:
+                return [*accepted, *candidates]
+            if len(candidates) == 1:
+                faults[candidates[0]] = fault
+                return accepted
+            middle = len(candidates) // 2
+            return admit(admit(accepted, candidates[:middle]), candidates[middle:])
+
+        admit([], list(range(len(groups.sizes))))
+        return groups.without(faults)
+
+    def fault(self, groups: ChannelGroups, chosen: Sequence[int]) -> str:
+        """Why the ``chosen`` groups cannot be narrowed, the others being whole; "" if they can."""
+        for dtype in (torch.float64, None):  # some models' code, and some devices, do not run in double precision
+            fault = self._half(groups, chosen, dtype)
+            if not fault or fault == _ORDER_MATTERS:
+                break
+        if fault:
+            return fault
+        _, fault = self._run(self._narrow(groups, _random_map(groups, chosen, one=True), dtype))
+        return fault
+
+    def _half(self, groups: ChannelGroups, chosen: Sequence[int], dtype: torch.dtype | None) -> str:
+        """Why the model cannot be narrowed to half of the ``chosen`` groups' channels."""
+        kept = _random_map(groups, chosen, one=False)
+        copy = self._narrow(groups, kept, dtype)
+        before, fault = self._run(copy)
+        for seed in range(_PERMUTATIONS):
+            if not fault:
+                _permute(copy, groups, kept, seed)
+                after, fault = self._run(copy)
+                if not fault and not all(map(_equal, before, after)):
+                    fault = _ORDER_MATTERS
+        return fault
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.inputs.is_meta else self.inputs.device
+
+    def _narrow(self, groups: ChannelGroups, kept: NDArray[np.bool_], dtype: torch.dtype | None) -> nn.Module:
+        """A narrow copy in evaluation mode, with random values in place of parameters and narrowed buffers."""
+        copy = meta_copy(self.model, buffers=False)
+        narrow(copy, groups, kept)
+        generator = torch.Generator().manual_seed(0)
+        new: dict[int, Tensor] = {}
+        for path, module in copy.named_modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None and id(parameter) not in new:
+                    values = _random(parameter, generator, dtype).to(self._device)
+                    new[id(parameter)] = nn.Parameter(values, requires_grad=False)
+                    new[id(new[id(parameter)])] = new[id(parameter)]
+                if parameter is not None:
+                    module._parameters[name] = new[id(parameter)]
+            for name, buffer in module._buffers.items():
+                if buffer is not None and (buffer.is_meta or f"{path}.{name}".lstrip(".") in groups.owners):
+                    module._buffers[name] = _random(buffer, generator, dtype).to(self._device)
+                elif buffer is not None and buffer.is_floating_point():
+                    module._buffers[name] = buffer.to(self._device, dtype)
+        return copy.eval()
+
+    def _run(self, copy: nn.Module) -> tuple[list[Tensor], str]:
+        """The outputs of a copy, or why it has none of the right shapes."""
+        inputs = (
+            self.inputs.to(self._device) if not self.inputs.is_meta else torch.zeros_like(self.inputs, device="cpu")
+        )
+        if inputs.is_floating_point():
+            like = next((p.dtype for p in copy.parameters() if p.is_floating_point()), inputs.dtype)
+            generator = torch.Generator().manual_seed(1)
+            inputs = torch.randn(inputs.shape, generator=generator, dtype=torch.float64).to(inputs.device, like)
+        try:
+            with seeded(2), torch.no_grad():
+                outputs = [leaf for leaf in tree_leaves(copy(inputs)) if isinstance(leaf, Tensor)]
+        except Exception as error:  # a user's code may raise anything
+            return [], f"a narrower model fails: {error_line(error)}"
+        if [tuple(leaf.shape) for leaf in outputs] != list(self.shapes):
+            return [], "the shape of the model's outputs depends on the number of its channels"
+        return outputs, ""
+
+
+def _random_map(groups: ChannelGroups, chosen: Sequence[int], *, one: bool) -> NDArray[np.bool_]:
+    """A map with half of the channels of the ``chosen`` groups, or with one of each, drawn at random; all of the others."""
+    random = np.random.default_rng(0)
+    kept = np.ones(groups.channels, np.bool_)
+    for group in chosen:
+        start, size = groups.starts[group], groups.sizes[group]
+        count = 1 if one else (size + 1) // 2
+        kept[start : start + size] = False
+        kept[start + random.choice(size, count, replace=False)] = True
+    return kept
+
+
+def _random(like: Tensor, generator: torch.Generator, dtype: torch.dtype | None) -> Tensor:
+    """Values of the shape of ``like`` under which a network's outputs vary: positive vectors, He-normal weights."""
+    if not (like.is_floating_point() or like.is_complex()):
+        return torch.zeros(like.shape, dtype=like.dtype)
+    if like.dim() > 1:
+        scale = (2 * len(like) / max(1, like.numel())) ** 0.5
+        values = torch.randn(like.shape, generator=generator, dtype=torch.float64) * scale
+    else:
+        values = torch.rand(like.shape, generator=generator, dtype=torch.float64) + 0.5
+    return values.to(dtype if dtype is not None and like.is_floating_point() else like.dtype)
+
+
+def _permute(copy: nn.Module, groups: ChannelGroups, kept: NDArray[np.bool_], seed: int) -> None:
+    """Permute the kept channels of each group in all tensors of a narrow copy, in place."""
+    random = np.random.default_rng(seed)
+    target = np.arange(groups.channels + 1)  # the last one stands for the owner -1
+    for start, size in zip(groups.starts, groups.sizes, strict=True):
+        channels = start + np.flatnonzero(kept[start : start + size])
+        target[channels] = random.permutation(channels)
+    state = copy.state_dict(keep_vars=True)
+    for tensor in {id(state[name]): state[name] for name in groups.owners}.values():
+        (name, *_) = (name for name in groups.owners if state[name] is tensor)
+        for dimension, owner in groups.owners[name].items():
+            owner = owner[(owner < 0) | kept[owner]]
+            index = np.empty(owner.size, np.int64)
+            # The k-th index of a channel takes the values of the k-th index of the channel that is moved there.
+            index[np.argsort(owner, kind="stable")] = np.argsort(
+                target[owner] - (owner < 0) * target.size, kind="stable"
+            )
+            tensor.detach().copy_(tensor.detach().index_select(dimension, torch.from_numpy(index).to(tensor.device)))
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two outputs are equal but for rounding."""
+    if not (one.is_floating_point() or one.is_complex()):
+        return torch.equal(one, other)
+    tolerance = _TOLERANCE.get(one.dtype, _LOOSE) * float(one.abs().max()) if one.numel() else 0.0
+    return torch.allclose(one, other, rtol=0.0, atol=tolerance)
