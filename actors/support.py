@@ -200,6 +200,8 @@ def _privacy(plan: Plan, submodel: SubModel, profile: DeviceProfile) -> Iterator
     for kind in ("activations", "labels") if plan.split is not None else ():
         if kind not in profile.may_send:
             yield f"it is split and sends {kind}, and {allowed}"
+    if plan.upload.label_counts and "labels" not in profile.may_send:
+        yield f"it sends label counts (upload.label_counts is true), and {allowed}"
     sends_statistics = plan.upload.statistics and any(
         tensor.role == "statistic" for tensor in submodel.spec.tensors_of(plan.part.trained)
     )

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from .parts.auxiliaries import LinearHead, auxiliary_spec, build_head, empty_head
 from .parts.blocks import Blocks, cut
 from .parts.channels import ChannelGroups, choose_channels
-from .parts.find_groups import find_groups
 from .parts.compare_blocks import blocks_difference
+from .parts.find_groups import find_groups
 from .parts.module_state import ModuleState
 from .parts.narrow import narrow, scale_outputs
 from .parts.part import Part, cut_of

@@ -20,7 +20,8 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 
     ``seconds`` = ``down_s`` + ``compute_s`` + ``stream_s`` + ``up_s``. Bytes are those of the packets, including the stream to
     a partition host. ``stream_s``: seconds in which the device waits for packets that cross the cut, and for the host, whose
-    work is ``host_flops``. ``energy_j`` is 0 where the profile has no ``watts``.
+    work is ``host_flops``. ``parameters``: of the blocks that the device holds. ``energy_j`` is 0 where the profile has no
+    ``watts``.
     """
 
     down_s: float = 0.0
@@ -33,6 +34,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     flops: int = 0
     host_flops: int = 0
     peak_memory_bytes: int = 0
+    parameters: int = 0
     energy_j: float = 0.0
 
 
@@ -66,6 +68,7 @@ def charge(
     flops: int,
     up_bytes: int,
     peak_memory_bytes: int,
+    parameters: int = 0,
     down_s: float,
     up_s: float,
     crossing: StreamCharge = NO_STREAM,
@@ -83,5 +86,6 @@ def charge(
         flops=flops,
         host_flops=crossing.host_flops,
         peak_memory_bytes=peak_memory_bytes,
+        parameters=parameters,
         energy_j=(profile.watts or 0.0) * train_s,
     )

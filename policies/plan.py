@@ -180,7 +180,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             size += f", {len(self.part.trained)} trained"
         amount = f"{self.training.steps} steps" if self.training.steps else f"{self.training.epochs} epochs"
         amount += f" of {self.whole_steps}" if self.whole_steps else ""
-        extras = [f"width {self.part.width:g}"] if self.part.width != 1 else []
+        extras = [self.part.model] if self.part.model else []
+        if self.part.width != 1:
+            extras.append(f"width {self.part.width:.3g} by {self.part.channels}")
         if self.split:
             extras.append(f"cut {self.split.cut}")
             extras += [f"window {self.split.window}"] if self.split.window > 1 else []

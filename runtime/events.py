@@ -61,8 +61,8 @@ class PlanEnded(Event, frozen=True, kw_only=True):
 class VersionClosed(Event, frozen=True, kw_only=True):
     """A round is over: updates folded, mean training loss, bytes so far and the wall seconds of this round.
 
-    ``evaluation_bytes``, ``host_bytes``: of evaluation on devices, and between the server and partition hosts, in both
-    directions; they are not in ``up_bytes`` and ``down_bytes``. ``participation``: folded updates by fleet class.
+    ``evaluation_bytes``, ``host_bytes``, ``task_bytes``: of evaluation on devices, between the server and partition hosts, and
+    between the server and the actor of its task, in both directions; they are not in ``up_bytes`` and ``down_bytes``. ``participation``: folded updates by fleet class.
     ``staleness``: mean over the folded updates, in versions.
     """
 
@@ -75,6 +75,7 @@ class VersionClosed(Event, frozen=True, kw_only=True):
     down_bytes: int
     evaluation_bytes: int = 0
     host_bytes: int = 0
+    task_bytes: int = 0
     wall_s: float
 
 
@@ -148,6 +149,7 @@ class RunEnded(Event, frozen=True, kw_only=True):
     down_bytes: int
     evaluation_bytes: int = 0
     host_bytes: int = 0
+    task_bytes: int = 0
     up_by_kind: dict[str, int] = {}
     down_by_kind: dict[str, int] = {}
     resyncs: int = 0

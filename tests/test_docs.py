@@ -82,14 +82,15 @@ def structs_in(kind: Any) -> list[type[msgspec.Struct]]:
 
 
 def settings(kind: type[msgspec.Struct], section: str) -> Iterator[tuple[str, str, Any]]:
-    """(section, field, default) of all settings below; the fields of a named part are documented once, under ``model``."""
+    """(section, field, default) of all settings below; parts that occur often are documented once."""
     for field in msgspec.structs.fields(kind):
         default = (
             field.default_factory() if field.default is msgspec.NODEFAULT and not field.required else field.default
         )
         yield section, field.name, default
         for struct in structs_in(field.type):
-            if struct is not Call or field.name == "model":
+            elsewhere = field.name == "public" or (struct is Call and field.name != "model")
+            if not elsewhere:
                 yield from settings(struct, field.name if section == "Top level" else section)
 
 

@@ -115,9 +115,17 @@ class Device:
             steps=result.steps,
             loss=result.loss,
             loss_square=result.loss_square,
+            label_counts=self._label_counts(samples) if plan.upload.label_counts else (),
             measured=Measured(train_s=train_s),
         )
         return report, update
+
+    def _label_counts(self, samples: Samples) -> tuple[int, ...]:
+        """[class] number of a device's samples; empty if its targets are not class labels."""
+        targets, classes = samples.targets(), self.workload.data.num_classes
+        if classes is None or targets.ndim != 1 or targets.dtype.kind not in "iu":
+            return ()
+        return tuple(np.bincount(targets, minlength=classes)[:classes].tolist())
 
     def _train(self, plan: Plan, module: Module, samples: Samples, host: HostLink | None) -> TrainingResult:
         """Train the plan's part; the blocks of a split plan by way of its host."""

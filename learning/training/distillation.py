@@ -72,14 +72,14 @@ def teacher_logits(
     generator = torch.Generator().manual_seed(0)
     state, parts = ModuleState(model, values=True), list[Tensor]()
     try:
-        with torch.no_grad(), seeded(0):  # not inference_mode, whose tensors cannot be targets of a loss
+        with torch.inference_mode(), seeded(0):
             for indices in np.array_split(np.arange(count), -(-count // batch_size)):
                 inputs = transform(samples.take(indices).x, generator)
                 output = predict(model, inputs, channels_last=channels_last, precision=precision)
                 parts.append(_logits(output, len(indices)))
     finally:
         state.restore()
-    return torch.cat(parts)
+    return torch.cat(parts)  # outside of inference mode, whose tensors cannot be targets of a loss
 
 
 def adjust(logits: Tensor, label_counts: Sequence[float], strength: float) -> Tensor:
@@ -266,7 +266,7 @@ def distil(
             done, processed = done + 1, processed + len(positions)
             if done % settings.check_every == 0 or done == steps:
                 best.update(held_out.figures(student), step=done)
-                pass
+                stepper.set_modes()
                 if done - best.step >= settings.patience:
                     break
     best.restore()

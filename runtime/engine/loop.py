@@ -136,6 +136,7 @@ class Loop:
             down_bytes=self._traffic.total("down"),
             evaluation_bytes=self._traffic.evaluation_bytes,
             host_bytes=self._traffic.host_bytes,
+            task_bytes=self._traffic.task_bytes,
             up_by_kind=self._ledger.by_kind("up"),
             down_by_kind=self._ledger.by_kind("down"),
             resyncs=self._ledger.messages("down", kind="resync"),
@@ -288,7 +289,9 @@ class Loop:
     def _receive(self, arrival: Arrival) -> PlanEnded:
         """End a plan: fold its update, or count its outcome."""
         finished = arrival.finished
-        plan, report = finished.plan, msgspec.structs.replace(finished.report, virtual=arrival.virtual)
+        plan = finished.plan
+        virtual = msgspec.structs.replace(arrival.virtual, parameters=self._costs.parameters(plan))
+        report = msgspec.structs.replace(finished.report, virtual=virtual)
         self._in_flight.pop(plan.id)
         self._sent.pop(plan.id, None)
         self._busy.pop(plan.device)
@@ -358,6 +361,7 @@ class Loop:
             down_bytes=self._traffic.total("down"),
             evaluation_bytes=self._traffic.evaluation_bytes,
             host_bytes=self._traffic.host_bytes,
+            task_bytes=self._traffic.task_bytes,
             wall_s=self._round.opened_wall - round_.opened_wall,
         )
 

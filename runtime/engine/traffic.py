@@ -16,7 +16,8 @@ from ...policies.report import Outcome
 from ..simulation.costs import Costs
 from ..simulation.in_flight import Arrival
 
-_SEPARATE = ("evaluation", "host")
+TASK_KINDS = ("public", "teacher", "student", "logits")  # between the server and the actor of its task
+_SEPARATE = ("evaluation", "host", *TASK_KINDS)
 
 
 class TrafficRecorder:
@@ -51,6 +52,11 @@ class TrafficRecorder:
     def host_bytes(self) -> int:
         """Bytes between the server and the partition hosts, in both directions."""
         return self._ledger.total(kind="host")
+
+    @property
+    def task_bytes(self) -> int:
+        """Bytes between the server and the actor of its task, in both directions, the public set among them."""
+        return sum(self._ledger.total(kind=kind) for kind in TASK_KINDS)
 
     @property
     def training_bytes(self) -> int:

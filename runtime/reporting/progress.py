@@ -1,5 +1,6 @@
 """Progress of a run: a bar on a terminal, plain lines in a log, and a table of the devices at the end."""
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +11,35 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from ...policies.report import Report
 from ..configuration.config import Config
-from ..events import AnyEvent, Evaluated, Notice, PlanEnded, RunEnded, RunStarted, VersionClosed
+from ..events import (
+    AnyEvent,
+    Evaluated,
+    Notice,
+    PlanEnded,
+    RunEnded,
+    RunStarted,
+    StudentFigures,
+    TaskEnded,
+    VersionClosed,
+)
 
 _LINE_EVERY_S = 0.5  # at least, between lines of a log
-_COLUMNS = ("device", "class", "outcome", "samples", "loss", "down s", "compute s", "up s", "total s", "up", "memory")
+_COLUMNS = (
+    "device",
+    "class",
+    "model",
+    "outcome",
+    "samples",
+    "loss",
+    "down s",
+    "compute s",
+    "up s",
+    "total s",
+    "up",
+    "memory",
+)
 
 
 class Progress:
@@ -30,6 +55,7 @@ class Progress:
         self._bar: Bar | None = None
         self._task: Any = None
         self._figures = self._text = ""
+        self._distilled: list[str] = []  # a text for each student of the version that closes
         self._closed: VersionClosed | None = None
         self._last_line = 0.0
         self._skipped = ""  # the newest line, if it was not printed
@@ -67,12 +93,16 @@ class Progress:
             if event.block_reason:
                 self._console.print(f"the model is kept in one block: {event.block_reason}")
         elif isinstance(event, Evaluated):
-            self._figures = ", ".join(f"{name} {value:.4f}" for name, value in event.figures.items())
+            figures = ", ".join(f"{name} {value:.4f}" for name, value in event.figures.items())
+            self._figures = "; ".join(part for part in (self._figures, figures) if part)
             if event.num_failed:
                 self._console.print(
                     f"version {event.version}: {event.num_failed} of {event.num_failed + event.num_devices} devices could not "
                     f"evaluate it; the first: {event.first_error}"
                 )
+        elif isinstance(event, TaskEnded):
+            for family, student in event.students.items():
+                self._distilled.append(_student_text(family, student, event.teachers))
         elif isinstance(event, Notice):
             self._console.print(event.text)
         elif isinstance(event, PlanEnded) and event.report.error and event.report.outcome.value != "late":
@@ -84,8 +114,10 @@ class Progress:
             if self._closed is not None:
                 self._round(self._closed)
             self._closed = event
-            self._figures = ""
-            bytes_ = bytes_text(event.up_bytes, event.down_bytes, event.evaluation_bytes, event.host_bytes)
+            self._figures, self._distilled = "; ".join(self._distilled), []
+            bytes_ = bytes_text(
+                event.up_bytes, event.down_bytes, event.evaluation_bytes, event.host_bytes, event.task_bytes
+            )
             self._text = f"{bytes_}, {event.time_s:.1f} s simulated"
             if event.loss is not None:
                 self._text = f"train loss {event.loss:.4f}, {self._text}"
@@ -104,7 +136,7 @@ class Progress:
             if summary[name] is not None:
                 figures.append(f"{name} {summary[name]:.4f}")
         figures.append(f"{summary['virtual_s']:.1f} s simulated, {summary['wall_s']:.1f} s here")
-        figures.append(bytes_text(*(summary[f"{name}_bytes"] for name in ("up", "down", "evaluation", "host"))))
+        figures.append(bytes_text(*(summary[f"{name}_bytes"] for name in ("up", "down", "evaluation", "host", "task"))))
         self._console.print("; ".join(figures) + f" ({summary['reason']})")
         if folder is not None:
             self._console.print(f"run folder: {folder}", soft_wrap=True)
@@ -123,17 +155,28 @@ class Progress:
             self._console.print(line)
 
 
+def _student_text(family: str, student: StudentFigures, teachers: int) -> str:
+    """What distillation did to one model."""
+    if student.accuracy_after is not None and student.accuracy_before is not None:
+        figures = f"accuracy {student.accuracy_before:.4f} to {student.accuracy_after:.4f}"
+    else:
+        figures = f"loss {student.loss_before or math.nan:.4f} to {student.loss_after or math.nan:.4f}"
+    name = f"{family} " if family else ""
+    return f"{name}distilled from {teachers}: public {figures}"
+
+
 def device_table(reports: Mapping[int, PlanEnded], *, most: int = 20) -> Table:
     """The last plan of each device: simulated seconds, bytes and memory; at most ``most`` devices, slowest first."""
     table = Table(title="last plan of each device", title_justify="left", box=None, pad_edge=False)
     for column in _COLUMNS:
-        table.add_column(column, no_wrap=True, justify="left" if column in ("class", "outcome") else "right")
+        table.add_column(column, no_wrap=True, justify="left" if column in ("class", "model", "outcome") else "right")
     ordered = sorted(reports.values(), key=lambda e: -e.report.virtual.seconds)
     for event in ordered[:most]:
         report, cost, whole = event.report, event.report.virtual, event.report.plan.whole_steps
         table.add_row(
             str(report.plan.device),
             event.fleet_class,
+            _model_text(report),
             report.outcome.value + (f" ({report.steps} of {whole} steps)" if whole and report.steps else ""),
             str(report.samples),
             "" if report.loss is None else f"{report.loss:.4f}",
@@ -146,10 +189,29 @@ def device_table(reports: Mapping[int, PlanEnded], *, most: int = 20) -> Table:
     return table
 
 
-def bytes_text(up: int, down: int, evaluation: int, host: int) -> str:
+def _model_text(report: Report) -> str:
+    """The part of the model that a device holds: its family, width, blocks and parameters."""
+    part, split = report.plan.part, report.plan.split
+    names = [part.model] if part.model else []
+    names += [f"width {part.width:.3g}"] if part.width < 1 else []
+    names += [f"to {split.cut}"] if split is not None else []
+    names += [count(report.virtual.parameters)] if report.virtual.parameters else []
+    return ", ".join(names)
+
+
+def count(number: int) -> str:
+    """A number of parameters as text."""
+    for limit, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g}{unit}"
+    return str(number)
+
+
+def bytes_text(up: int, down: int, evaluation: int, host: int, task: int = 0) -> str:
     """Transferred bytes as text: those of training, then those that are counted separately."""
     separate = [f"{size(evaluation)} for evaluation"] if evaluation else []
     separate += [f"{size(host)} between server and hosts"] if host else []
+    separate += [f"{size(task)} between server and its task"] if task else []
     return f"{size(up)} up, {size(down)} down" + (f" (and {', '.join(separate)})" if separate else "")
 
 

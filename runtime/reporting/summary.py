@@ -103,6 +103,7 @@ class Summary:
             "down_bytes": latest.down_bytes if latest else 0,
             "evaluation_bytes": latest.evaluation_bytes if latest else 0,
             "host_bytes": latest.host_bytes if latest else 0,
+            "task_bytes": latest.task_bytes if latest else 0,
             "up_by_kind": ended.up_by_kind if ended else {},
             "down_by_kind": ended.down_by_kind if ended else {},
             "resyncs": ended.resyncs if ended else None,

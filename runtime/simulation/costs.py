@@ -98,6 +98,10 @@ class Costs:
         ahead = self._streams.ahead(plan, self._samples[plan.device if device is None else device])
         return self.row(plan.part, plan.training, ahead=ahead).peak_memory_bytes
 
+    def parameters(self, plan: Plan) -> int:
+        """Parameters of the blocks that a plan's device holds; 0 for a replay, which its host carries out alone."""
+        return 0 if plan.replays else self._workload.submodel(plan.part.shape).parameters
+
     def work(self, plan: Plan) -> Work | None:
         """What a split plan's device and host compute; None for a plan that is not split."""
         return self._streams.work(plan, self._samples[plan.device])
@@ -151,6 +155,7 @@ class Costs:
             flops=self.flops(plan, device=device),
             up_bytes=up_bytes if sends else 0,
             peak_memory_bytes=self.peak_memory_bytes(plan, device=device),
+            parameters=self.parameters(plan),
             down_s=0.0 if plan.replays else seconds(down_bytes, "down"),
             up_s=seconds(up_bytes, "up") if sends else 0.0,
             crossing=self._streams.crossing(plan, self._samples[device], profile),

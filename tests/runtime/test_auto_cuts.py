@@ -4,7 +4,6 @@ from collections import Counter
 
 import fedbonsai
 import pytest
-from fedbonsai.learning.parts.part import whole
 from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.partitioning.ecofed import EcoFed

@@ -88,6 +88,9 @@ def test_another_model_or_partition_does_not_inherit_arguments():
     assert load_config(raw, settings=["data.partition.alpha=0.1"]).data.partition.alpha == 0.1
     shards = load_config(raw, settings=["data.partition={name: shards, shards_per_device: 3}"]).data.partition
     assert shards.shards_per_device == 3
+    raw = {"server": {"public": {"name": "cifar100", "root": "/data"}}}
+    assert load_config(raw, settings=["server.public.download=true"]).server.public.root == "/data"
+    assert load_config(raw, settings=["server.public=mnist"]).server.public.root is None
 
 
 @pytest.mark.parametrize(
@@ -100,6 +103,11 @@ def test_another_model_or_partition_does_not_inherit_arguments():
         ({"training": {"loss": "mse"}}, {"training": {"loss": {"name": "mse"}}}),
         ({"data": {"partition": "iid"}}, {"data": {"partition": {"name": "iid"}}}),
         ({"data": {"train_transforms": ["normalize"]}}, {"data": {"train_transforms": [{"name": "normalize"}]}}),
+        ({"server": {"public": "cifar100"}}, {"server": {"public": {"name": "cifar100"}}}),
+        (
+            {"server": {"public": {"name": "cifar100", "test_transforms": "normalize"}}},
+            {"server": {"public": {"name": "cifar100", "test_transforms": [{"name": "normalize"}]}}},
+        ),
         ({"evaluation": {"metrics": "absolute_error"}}, {"evaluation": {"metrics": [{"name": "absolute_error"}]}}),
         ({"codecs": {"up": "lz4"}}, {"codecs": {"up": [{"name": "lz4", "options": {}}]}}),
         ({"codecs": {"up": [{"name": "lz4", "level": 3}]}}, {"codecs": {"up": [{"name": "lz4", "options": {"level": 3}}]}}),
@@ -111,6 +119,7 @@ def test_shorthands_mean_their_long_forms(short, long):
 
 def test_the_callers_mapping_is_not_changed():
     raw = {"model": "small", "policy": "all", "data": {"partition": "iid"}}
+    raw["server"] = {"public": {"name": "mnist", "test_transforms": "normalize"}}
     before = json.dumps(raw)
     load_config(raw, settings=["model.kwargs.num_classes=3", "policy.0.name=all", "data.partition=iid"])
     assert json.dumps(raw) == before
@@ -261,6 +270,7 @@ BAD_OBJECTS = [
     ({"data": {"kwargs": {"\udcff": 1}}}, r"data.kwargs: a key is '\udcff', which holds half of a surrogate pair; it must be text"),
     ({"out": "a\0b"}, r"out is 'a\x00b', which holds a NUL; no file can be named so"),
     ({"checkpoint": {"to": "a\0b"}}, r"checkpoint.to is 'a\x00b', which holds a NUL; no file can be named so"),
+    ({"server": {"public": {"root": "a\0b"}}}, r"server.public.root is 'a\x00b', which holds a NUL; no file can be named so"),
     ({"data": {"root": "a\0b"}}, r"data.root is 'a\x00b', which holds a NUL; no file can be named so"),
     ({"init": {"mode": "partial", "weights": "a\0b"}}, r"init.weights is 'a\x00b', which holds a NUL; no file can be named so"),
     ({"fleet": "a\0.yaml"}, r"fleet is 'a\x00.yaml', which holds a NUL; no file can be named so"),
