@@ -117,7 +117,7 @@ PRESETS: dict[str, Preset] = {
         overrides={"policy": [{"name": "random", "cohort": 1.0}, {"name": "ecofed"}]},
     ),
     "reft": Preset(
-        description="each device as wide as it trains in the fastest one's time, by L1 norms; updates teach the mean model",
+        description="slow devices hold only the channels that they train in the median time, by L1 norms; updates teach the mean model",
         source="Desai et al. 2024, arXiv 2308.13662",
         overrides={
             "policy": [
@@ -129,7 +129,7 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     "heterofl": Preset(
-        description="devices train the first 1, 1/2, ... or 1/16 of the channels, by what they can in the fastest one's time",
+        description="slow devices train the first 1/2, 1/4, 1/8 or 1/16 of the channels, by what they can in the median time",
         source="Diao et al. 2021, arXiv 2010.01264",
         overrides={
             "policy": [{"name": "random", "cohort": 1.0}, _STATIC_LEVELS | {"channels": "prefix"}],

@@ -69,8 +69,8 @@ LAYERS = {
         "plan_listener",
     ],
     "policies": [
-        "resolve_policy", "advice", "presets", "scheduling", "compression", "partitioning", "pruning", "aggregation", "selection",
-        "policy", "checks", "decision", "view", "report", "estimate", "plan",
+        "resolve_policy", "advice", "presets", "scheduling", "compression", "partitioning", "pruning", "aggregation",
+        "selection", "policy", "checks", "decision", "view", "report", "estimate", "plan",
     ],
     "comms": ["links", "codecs", "entropy", "ray_channel", "packet", "channel", "ledger", "stages", "codec", "errors"],
     "learning": [

@@ -4,7 +4,7 @@ Three published methods differ in how narrow a device's part is and in which cha
 
 - REFT (Desai, Hilal and Eldardiry, arXiv 2308.13662): each device's level follows from its capability, and the channels with
   the largest L1 norms are kept. The text of its Eq. (4) is not known to us: ``linear`` is the plain reading of it, and
-  ``deadline`` gives each device what it can train in the time that the fastest device takes.
+  ``deadline`` gives each device what it can train in a given time, by default that of the fleet's median device.
 - HeteroFL (Diao, Ding and Tarokh, ICLR 2021, arXiv 2010.01264): levels of 1 to 1/16 of the channels, always the first ones.
 - FedRolex (Alam, Liu, Yan and Zhang, NeurIPS 2022, arXiv 2212.01548): the same levels, a window of channels that moves on.
 
@@ -102,8 +102,8 @@ class _Budget:
 class Width:
     """The share of the channels that each device holds, by one of three rules, and never more than its memory allows.
 
-    ``rule`` "deadline": the widest part whose plan is estimated to take ``deadline_s`` (null: as long as the fleet's fastest
-    class takes for the whole model, at its median number of samples, by the declared profiles at the first decision).
+    ``rule`` "deadline": the widest part whose plan is estimated to take ``deadline_s`` (null: as long as the fleet's median
+    device takes for the whole model, by the declared profiles at the first decision, so that half of the devices stay whole).
     "linear": the widest part with at most the share ``1 - most_pruned (1 - speed / fastest speed)`` of the FLOPs. "fixed":
     ``widths`` gives each class of the fleet its width.
 
@@ -111,7 +111,7 @@ class Width:
     channels (``width``); (): each device its own width. A device that no level fits gets the narrowest, as long as its memory
     holds it. A level is evaluated anew ``every`` so many rounds; a device moves to a wider level only where that fits the
     budget divided by ``1 + hysteresis``, and to a narrower one at once when its own does not fit any more. Where the budget
-    follows from the fastest device (without ``deadline_s``), its own level may exceed it by the share ``hysteresis`` first.
+    follows from a device (without ``deadline_s``), that device's own level may exceed it by the share ``hysteresis`` first.
 
     ``channels``: the rule by which channels are chosen, of which each group keeps ``min_channels``. ``refresh``: rounds between
     rankings by the weights, and between steps of a rolling window. ``warm_up``: first rounds, in which a rule that ranks by
@@ -195,7 +195,7 @@ class Width:
         if self.rule == "linear":
             return _Terms(fastest=max(_speed(known, device, profile) for device, profile in enumerate(view.profiles)))
         if self.rule == "deadline":
-            return _Terms(deadline_s=self.deadline_s or kept_s or fastest_s(view))
+            return _Terms(deadline_s=self.deadline_s or kept_s or median_s(view))
         self._check_classes({profile.name for profile in view.profiles})
         return _Terms()
 
@@ -254,7 +254,7 @@ class Width:
         now = entry.get("width")
         if now is None or (alternatives and now not in alternatives):
             return fitting(1.0), version
-        # A budget that follows from the fastest device is its own cost: any noise would exceed it.
+        # A budget that follows from a device is its own cost: any noise would exceed it.
         tolerance = 1.0 if self.deadline_s is not None else 1 + self.hysteresis
         if budget.load(cost_of(now), 1 / tolerance) > 1:
             return fitting(1.0), version
@@ -283,17 +283,19 @@ class Width:
         return self.channels, (version - self.warm_up) // self.refresh
 
 
-def fastest_s(view: View) -> float:
-    """Seconds that the fleet's fastest class takes for the experiment's own plan, by its profile.
+def median_s(view: View) -> float:
+    """Seconds that the fleet's median device takes for the experiment's own plan, by its profile.
 
-    Of each class the device with the median number of samples counts: one with very few would set a deadline that no other
-    device of its class meets.
+    Every device of a class counts as the one with the median number of samples, so that classes are compared, not samples.
     """
     classes: dict[DeviceProfile, list[int]] = {}
     for device in [each for each in view.devices if view.samples[each] >= view.min_samples] or view.devices:
         classes.setdefault(view.profiles[device], []).append(device)
-    medians = [sorted(group, key=lambda device: view.samples[device])[len(group) // 2] for group in classes.values()]
-    return min(view.estimate(device, view.new_plan(device)).seconds for device in medians)
+    seconds = []
+    for group in classes.values():
+        median = sorted(group, key=lambda device: view.samples[device])[len(group) // 2]
+        seconds += [view.estimate(median, view.new_plan(median)).seconds] * len(group)
+    return sorted(seconds)[(len(seconds) - 1) // 2]
 
 
 def _speed(known: Mapping[str, Any], device: int, profile: DeviceProfile) -> float:

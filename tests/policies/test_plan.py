@@ -34,7 +34,7 @@ def test_prints_as_one_line(make_plan):
 def test_prints_what_differs_from_plain_training(full_plan):
     plan = full_plan.with_("fits").with_("fast", training=msgspec.structs.replace(full_plan.training, steps=4))
     assert str(plan) == (
-        "plan 7.1 device 3 v5: 2 blocks, 1 trained, width 0.5, cut conv, sparsity 0.9, "
+        "plan 7.1 device 3 v5: 2 blocks, 1 trained, width 0.5 by prefix, cut conv, sparsity 0.9, "
         "4 steps of batch 32, down lz4, up top_k+lz4 (fits; fast)"
     )
 

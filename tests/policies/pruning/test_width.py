@@ -5,14 +5,15 @@ import time
 from collections import Counter
 
 import pytest
+from fedbonsai.learning.spec import Training
 from fedbonsai.policies.checks.statements import chain_fault, statements_of
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.estimate import Estimate
 from fedbonsai.policies.partitioning.ecofed import EcoFed
 from fedbonsai.policies.partitioning.splitfed import SplitFed
-from fedbonsai.policies.plan import Objective
+from fedbonsai.policies.plan import Objective, Split
 from fedbonsai.policies.policy import chain
-from fedbonsai.policies.pruning.width import Width, fastest_s
+from fedbonsai.policies.pruning.width import Width, median_s
 from fedbonsai.policies.report import Measured, Outcome, Report
 from fedbonsai.policies.resolve_policy import make_policy
 from fedbonsai.policies.scheduling.asynchronous import Asynchronous
@@ -61,18 +62,17 @@ def took_part(view, decision, *, train_s=None, version=None):
 
 def test_every_device_within_five_percent_below_the_time_of_the_fastest():
     view = make_fleet()
-    decision, state = decide(Width(**EXACT), view)
+    decision, _ = decide(Width(deadline_s=1.0, **EXACT), view)
     found = seconds(view, decision)
     assert found[0] == 1.0
     assert all(0.95 <= found[device] <= 1.0 for device in (1, 2, 3, 4))
-    assert state["deadline_s"] == 1.0
     assert max(found.values()) <= 1.3 * min(found.values())  # device 4 is 16 times slower than device 0
 
 
 @pytest.mark.parametrize("fixed_s", [0.0, 0.2])
 def test_with_levels_never_above_the_budget_and_the_slowest_within_the_time_of_the_fastest(fixed_s):
     view = make_fleet(fixed_s=fixed_s)
-    decision, _ = decide(Width(min_channels=1), view)
+    decision, _ = decide(Width(deadline_s=1.0 + fixed_s, min_channels=1), view)
     found = seconds(view, decision)
     assert max(found.values()) == found[0]
     assert found[0] <= 1.3 * found[4]
@@ -81,7 +81,7 @@ def test_with_levels_never_above_the_budget_and_the_slowest_within_the_time_of_t
 
 
 def test_levels_of_the_flops_of_a_device_half_as_fast_are_half_the_flops():
-    decision, _ = decide(Width(min_channels=1), make_fleet())
+    decision, _ = decide(Width(deadline_s=1.0, min_channels=1), make_fleet())
     shares = [weights(width) / WEIGHTS for width in widths(decision).values()]
     for share, level in zip(shares, (1, 0.5, 0.25, 0.125, 0.0625), strict=True):
         assert 0.95 * level <= share <= level
@@ -89,7 +89,7 @@ def test_levels_of_the_flops_of_a_device_half_as_fast_are_half_the_flops():
 
 def test_levels_of_the_channels():
     # Weights of 1/2, 1/4, 1/8 and 1/16: 11616, 3248, 984 and 332 of 43712, so 26.6, 7.4, 2.3 and 0.8 %.
-    decision, _ = decide(Width(**CHANNELS), make_fleet(seconds=(1, 1.1, 3.7, 3.8, 13.4, 13.5, 44, 45)))
+    decision, _ = decide(Width(deadline_s=1.0, **CHANNELS), make_fleet(seconds=(1, 1.1, 3.7, 3.8, 13.4, 13.5, 44, 45)))
     assert list(widths(decision).values()) == [1.0, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125, 0.0625]
 
 
@@ -114,22 +114,24 @@ def test_a_device_that_no_level_fits_gets_the_narrowest():
     assert set(widths(exact).values()) == {1 / 1024}
 
 
-def test_the_deadline_is_that_of_the_fastest_class_at_its_median_samples():
+def test_the_deadline_is_that_of_the_median_device_each_class_at_its_median_samples():
     names = ["fast", "fast", "fast", "slow"]
     view = make_fleet(seconds=(1, 1, 1, 4), samples=(1, 20, 40, 10), names=names)
-    assert fastest_s(view) == 2.0  # 20 samples, not the 1 of device 0
+    assert median_s(view) == 2.0  # 20 samples, not the 1 of device 0
+    assert median_s(make_fleet()) == 4.0  # of 1, 2, 4, 8 and 16 s
+    assert median_s(make_fleet(seconds=(1, 2, 4, 8))) == 2.0  # the faster one of the two in the middle
     view = make_fleet(seconds=(1, 1, 4), samples=(0, 10, 10), names=["fast", "fast", "slow"])
-    assert fastest_s(view) == 1.0
-    assert fastest_s(make_fleet(seconds=(1, 2), samples=(1, 1), min_samples=2)) == 0.1  # none has enough
+    assert median_s(view) == 1.0  # device 0 has no samples
+    assert median_s(make_fleet(seconds=(1, 2), samples=(1, 1), min_samples=2)) == 0.1  # none has enough
 
 
 def test_the_deadline_does_not_move_with_the_cohort_nor_with_time():
     view = make_fleet()
     decision, state = decide(Width(**CHANNELS), view, devices=[3, 4])
-    assert widths(decision) == {3: 0.25, 4: 0.125}
+    assert widths(decision) == {3: 0.5, 4: 0.25}
     later = make_fleet(seconds=(16, 16, 16, 8, 16), **took_part(view, decision))
     decision, state = decide(Width(**CHANNELS), later, state, devices=[3])
-    assert (widths(decision), state["deadline_s"]) == ({3: 0.25}, 1.0)
+    assert (widths(decision), state["deadline_s"]) == ({3: 0.5}, 4.0)
 
 
 # Linear and fixed.
@@ -303,14 +305,14 @@ def test_under_the_wall_clock_the_measured_speed_decides():
     assert widths(decision) == {0: 1.0, 1: 0.25}
     assert state["devices"]["1"]["speed"] == pytest.approx(WHOLE_FLOPS / 4)
     assert decision.plans[1].reasons == ("width: 0.25 of the channels, 7.4 % of the FLOPs, 0.297 of 1 s",)
-    # The same report again (a selection behind has dropped the plan) changes nothing.
-    assert decide(policy, second, state)[1]["devices"]["1"] == state["devices"]["1"]
     # Then a quarter of the channels at the declared speed: the mean is 5/8 of it.
     fields = took_part(second, decision, train_s=[1.0, 3248 / WEIGHTS], version=30)
     third = make_fleet(seconds=(1, 1), clock="wall", **fields)
     decision, state = decide(policy, third, state)
     assert state["devices"]["1"]["speed"] == pytest.approx(WHOLE_FLOPS * 5 / 8)
     assert widths(decision) == {0: 1.0, 1: 0.5}  # 0.2657 / (5/8) = 0.43 s
+    # The same report again (a selection behind has dropped the plan) changes nothing.
+    assert decide(policy, third, state)[1]["devices"]["1"] == state["devices"]["1"]
 
 
 def test_under_the_virtual_clock_measurements_change_nothing():
@@ -337,18 +339,19 @@ def test_measured_speeds_count_for_the_linear_rule_too():
     [
         {"outcome": Outcome.FAILED},
         {"measured": Measured(train_s=0.0)},
-        {"plan": replace(make_plan(0), objective=Objective(kind="evaluate")), "virtual": Estimate()},
+        {"plan": make_plan(0, training=Training(epochs=0)), "virtual": Estimate()},  # nothing was trained
+        {"plan": make_plan(0, split=Split(cut="front"))},  # it waited for its host
     ],
 )
 def test_reports_that_say_nothing_of_the_speed_are_left_aside(changes):
     view = make_fleet(seconds=(1,), clock="wall")
-    plan = replace(make_plan(0), training=replace(make_plan(0).training, epochs=0)) if "plan" in changes else None
-    report = Report(plan=make_plan(0), virtual=view.estimate(0, make_plan(0)), measured=Measured(train_s=40.0))
-    report = replace(report, **(changes | ({"plan": plan} if plan else {})))
-    later = make_fleet(seconds=(1,), clock="wall", version=1, participation={0: 1}, last_reports={0: report})
-    decision, state = decide(Width(deadline_s=1.0, **CHANNELS), later)
-    assert widths(decision) == {0: 1.0}
-    assert "speed" not in state["devices"]["0"]
+    report = Report(plan=make_plan(0, id=9), virtual=view.estimate(0, make_plan(0)), measured=Measured(train_s=40.0))
+    seen = {}
+    for name, last in (("plain", report), ("changed", replace(report, **changes))):
+        later = make_fleet(seconds=(1,), clock="wall", version=1, participation={0: 1}, last_reports={0: last})
+        decision, state = decide(Width(deadline_s=1.0, **CHANNELS), later)
+        seen[name] = widths(decision)[0], "speed" in state["devices"]["0"]
+    assert seen == {"plain": (0.125, True), "changed": (1.0, False)}  # 40 s * 984/43712 = 0.9 s
 
 
 def test_of_a_plan_that_stopped_early_the_steps_that_were_made_count():
@@ -373,7 +376,7 @@ def test_of_a_plan_that_stopped_early_the_steps_that_were_made_count():
     ],
 )
 def test_rankings_and_windows_by_round(fields, expected):
-    policy = Width(scaled=True, min_channels=4, **fields)
+    policy = Width(deadline_s=1.0, scaled=True, min_channels=4, **fields)
     found = []
     for version in range(15):
         decision, _ = decide(policy, make_fleet(version=version))
@@ -418,7 +421,7 @@ def test_a_selection_before_leaves_memory_to_it_and_one_behind_narrows_its_plans
 
 
 def test_in_asynchronous_rounds():
-    policy = chain(Asynchronous(concurrency=3, buffer=1), Width(**CHANNELS))
+    policy = chain(Asynchronous(concurrency=3, buffer=1), Width(deadline_s=1.0, **CHANNELS))
     view = make_fleet()
     decision, state = policy.decide(view, policy.init(), Decision())
     assert len(decision.plans) == 3
