@@ -18,7 +18,7 @@ class PlanLifecycle(PlanListener):
     NOT_SAVED = ("_listeners",)
 
     def __init__(self, *, server: PlanListener, replay: ReplayIndex, maps: PlanListener) -> None:
-        """``server``, ``maps``: links, shared heads and index maps, which are saved with the server. ``replay``: index of views."""
+        """``server``, ``maps``: links, heads and index maps, which are saved with the server. ``replay``: index of views."""
         self.replay = replay
         self._listeners: tuple[PlanListener, ...] = (server, maps, replay)
 

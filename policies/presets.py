@@ -117,7 +117,7 @@ PRESETS: dict[str, Preset] = {
         overrides={"policy": [{"name": "random", "cohort": 1.0}, {"name": "ecofed"}]},
     ),
     "reft": Preset(
-        description="slow devices hold only the channels that they train in the median time, by L1 norms; updates teach the mean model",
+        description="slow devices hold only as many channels as they train in the median time; updates teach the mean model",
         source="Desai et al. 2024, arXiv 2308.13662",
         overrides={
             "policy": [

@@ -62,8 +62,8 @@ class VersionClosed(Event, frozen=True, kw_only=True):
     """A round is over: updates folded, mean training loss, bytes so far and the wall seconds of this round.
 
     ``evaluation_bytes``, ``host_bytes``, ``task_bytes``: of evaluation on devices, between the server and partition hosts, and
-    between the server and the actor of its task, in both directions; they are not in ``up_bytes`` and ``down_bytes``. ``participation``: folded updates by fleet class.
-    ``staleness``: mean over the folded updates, in versions.
+    between the server and the actor of its task, in both directions; they are not in ``up_bytes`` and ``down_bytes``.
+    ``participation``: folded updates by fleet class. ``staleness``: mean over the folded updates, in versions.
     """
 
     version: int

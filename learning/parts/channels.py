@@ -1,7 +1,7 @@
 """Groups of channels that can be removed from a model, and the choice of those that a narrow part keeps.
 
-All removable channels of a model are numbered, group after group (``find_groups``). A *map* is one boolean per channel, True for
-those that are kept; it fits only the groups that it was made for. Kept channels stay in their order.
+All removable channels of a model are numbered, group after group (``find_groups``). A *map* is one boolean per channel, True
+for those that are kept; it fits only the groups that it was made for. Kept channels stay in their order.
 """
 
 import hashlib
@@ -74,7 +74,7 @@ class ChannelGroups:
 
 
 def channel_counts(groups: ChannelGroups, *, width: float, min_channels: int) -> tuple[int, ...]:
-    """Channels that each group keeps: ``width`` of them, rounded up, and at least ``min_channels``, as far as it has as many."""
+    """Channels that each group keeps: ``width`` of them, rounded up; at least ``min_channels``, as far as it has as many."""
     # width * size may exceed a whole number by a rounding error, as 0.07 * 100 does.
     return tuple(min(size, max(min_channels, math.ceil(width * size - 1e-9))) for size in groups.sizes)
 
@@ -83,8 +83,8 @@ def score_channels(groups: ChannelGroups, tensors: Mapping[str, Tensor], *, rule
     """Scores by which a rule ranks the channels of each group, [channel].
 
     l1: the L1 norms of their filters (Li et al., arXiv 1608.08710); where several layers produce a group, the sum of the norms,
-    each layer's divided by its mean. batchnorm: their absolute scales (Liu et al., arXiv 1708.06519), summed likewise, and l1 in
-    groups without batch normalisation. Other rules rank by position: all scores are 0.
+    each layer's divided by its mean. batchnorm: their absolute scales (Liu et al., arXiv 1708.06519), summed likewise, and l1
+    in groups without batch normalisation. Other rules rank by position: all scores are 0.
 
     ``tensors``: the full model's state; only l1 and batchnorm read it.
     """

@@ -9,6 +9,7 @@ only in some networks. Groups without the two properties are found by bisection.
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,7 @@ from .narrow import narrow
 _PERMUTATIONS = 2  # in one of them, two small groups that are mistaken for each other may be permuted alike
 _ORDER_MATTERS = "what the model computes depends on the order of its channels"
 # Elements may differ by this share of the largest one: rounding, when sums are taken in another order.
-_TOLERANCE = {torch.float64: 1e-6}
-_LOOSE = 1e-2
+_TOLERANCE, _LOOSE_TOLERANCE = 1e-6, 1e-2  # in double precision, and in any other
 
 
 def meta_copy(model: nn.Module, *, buffers: bool = True) -> nn.Module:
@@ -99,15 +99,14 @@ class Probe:
         copy = meta_copy(self.model, buffers=False)
         narrow(copy, groups, kept)
         generator = torch.Generator().manual_seed(0)
-        new: dict[int, Tensor] = {}
+        new: dict[int, tuple[Tensor, nn.Parameter]] = {}  # by id of the old parameter, which is kept alive with it
         for path, module in copy.named_modules():
             for name, parameter in module._parameters.items():
-                if parameter is not None and id(parameter) not in new:
-                    values = _random(parameter, generator, dtype).to(self._device)
-                    new[id(parameter)] = nn.Parameter(values, requires_grad=False)
-                    new[id(new[id(parameter)])] = new[id(parameter)]
                 if parameter is not None:
-                    module._parameters[name] = new[id(parameter)]
+                    if id(parameter) not in new:
+                        values = _random(parameter, generator, dtype).to(self._device)
+                        new[id(parameter)] = parameter, nn.Parameter(values, requires_grad=False)
+                    module._parameters[name] = new[id(parameter)][1]
             for name, buffer in module._buffers.items():
                 if buffer is not None and (buffer.is_meta or f"{path}.{name}".lstrip(".") in groups.owners):
                     module._buffers[name] = _random(buffer, generator, dtype).to(self._device)
@@ -117,9 +116,7 @@ class Probe:
 
     def _run(self, copy: nn.Module) -> tuple[list[Tensor], str]:
         """The outputs of a copy, or why it has none of the right shapes."""
-        inputs = (
-            self.inputs.to(self._device) if not self.inputs.is_meta else torch.zeros_like(self.inputs, device="cpu")
-        )
+        inputs = torch.zeros_like(self.inputs, device=self._device) if self.inputs.is_meta else self.inputs
         if inputs.is_floating_point():
             like = next((p.dtype for p in copy.parameters() if p.is_floating_point()), inputs.dtype)
             generator = torch.Generator().manual_seed(1)
@@ -151,36 +148,36 @@ def _random(like: Tensor, generator: torch.Generator, dtype: torch.dtype | None)
     if not (like.is_floating_point() or like.is_complex()):
         return torch.zeros(like.shape, dtype=like.dtype)
     if like.dim() > 1:
-        scale = (2 * len(like) / max(1, like.numel())) ** 0.5
+        scale = sqrt(2 * len(like) / max(1, like.numel()))
         values = torch.randn(like.shape, generator=generator, dtype=torch.float64) * scale
     else:
         values = torch.rand(like.shape, generator=generator, dtype=torch.float64) + 0.5
-    return values.to(dtype if dtype is not None and like.is_floating_point() else like.dtype)
+    wanted = dtype if dtype is not None and like.is_floating_point() else like.dtype
+    return values.to(wanted)
 
 
 def _permute(copy: nn.Module, groups: ChannelGroups, kept: NDArray[np.bool_], seed: int) -> None:
     """Permute the kept channels of each group in all tensors of a narrow copy, in place."""
     random = np.random.default_rng(seed)
-    target = np.arange(groups.channels + 1)  # the last one stands for the owner -1
+    target = np.append(np.arange(groups.channels), -1)  # the owner -1 of indices that stay reads the last entry
     for start, size in zip(groups.starts, groups.sizes, strict=True):
         channels = start + np.flatnonzero(kept[start : start + size])
         target[channels] = random.permutation(channels)
     state = copy.state_dict(keep_vars=True)
-    for tensor in {id(state[name]): state[name] for name in groups.owners}.values():
-        (name, *_) = (name for name in groups.owners if state[name] is tensor)
-        for dimension, owner in groups.owners[name].items():
-            owner = owner[(owner < 0) | kept[owner]]
+    for name in {id(state[name]): name for name in groups.owners}.values():  # tied tensors once
+        tensor = state[name].detach()
+        for dimension, every in groups.owners[name].items():
+            owner = every[(every < 0) | kept[every]]
             index = np.empty(owner.size, np.int64)
-            # The k-th index of a channel takes the values of the k-th index of the channel that is moved there.
-            index[np.argsort(owner, kind="stable")] = np.argsort(
-                target[owner] - (owner < 0) * target.size, kind="stable"
-            )
-            tensor.detach().copy_(tensor.detach().index_select(dimension, torch.from_numpy(index).to(tensor.device)))
+            # The k-th index of a channel takes the values of the k-th index of the channel that moves there.
+            index[np.argsort(owner, kind="stable")] = np.argsort(target[owner], kind="stable")
+            tensor.copy_(tensor.index_select(dimension, torch.from_numpy(index).to(tensor.device)))
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     """Whether two outputs are equal but for rounding."""
     if not (one.is_floating_point() or one.is_complex()):
         return torch.equal(one, other)
-    tolerance = _TOLERANCE.get(one.dtype, _LOOSE) * float(one.abs().max()) if one.numel() else 0.0
-    return torch.allclose(one, other, rtol=0.0, atol=tolerance)
+    share = _TOLERANCE if one.dtype == torch.float64 else _LOOSE_TOLERANCE
+    largest = float(one.abs().max()) if one.numel() else 0.0
+    return torch.allclose(one, other, rtol=0.0, atol=share * largest)

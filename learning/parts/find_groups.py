@@ -156,8 +156,8 @@ def _read(copy: nn.Module, inputs: Tensor) -> tuple[_Claims, list[tuple[int, ...
 def _block_reshapes(graph: Any) -> set[nn.Module]:
     """Stop at each reshape of ``graph`` that is not a known one; returns them.
 
-    torch-pruning takes every reshape to flatten or unflatten maps [n, channels, ...]. At others, as of windows of attention, its
-    indices are wrong, and can multiply until memory is full.
+    torch-pruning takes every reshape for one that flattens or unflattens maps [n, channels, ...]. At others, as of windows of
+    attention, its indices are wrong, and can multiply until memory is full.
     """
     found: set[nn.Module] = set()
     for module, node in graph.module2node.items():
@@ -261,7 +261,7 @@ def _group(model: nn.Module, claims: _Claims) -> ChannelGroups:
         found = {
             dimension: numbers[owners[names[0], dimension]] for dimension in (0, 1) if (names[0], dimension) in owners
         }
-        named |= dict.fromkeys(names, {dimension: owner for dimension, owner in found.items() if (owner >= 0).any()})
+        named |= {name: {d: owner for d, owner in found.items() if (owner >= 0).any()} for name in names}
     groups = ChannelGroups(
         names=tuple(weights[False][group][0].rpartition(".")[0] for group in members),
         sizes=tuple(len(group) for group in members.values()),

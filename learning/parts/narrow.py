@@ -17,7 +17,8 @@ def narrow(model: nn.Module, groups: ChannelGroups, kept: NDArray[np.bool_]) -> 
     """Remove from ``model`` the channels that the map ``kept`` leaves out, in place.
 
     ``model`` has the full width, and the structure that ``groups`` were found in; it may be on the meta device. Its narrowed
-    parameters and buffers are new tensors, tied ones stay tied. Raises ``ValueError`` if the map does not fit.
+    parameters and buffers are new tensors, tied ones stay tied. A model is narrowed before it is cut into blocks, which may
+    refer to the old ones. Raises ``ValueError`` if the map does not fit.
     """
     new: dict[int, tuple[Tensor, Tensor]] = {}  # by id of the old tensor, which is kept alive with it
     made: set[int] = set()
@@ -73,8 +74,8 @@ class _Divide:
 def scale_outputs(model: nn.Module, groups: ChannelGroups, width: float) -> None:
     """Divide the outputs of the layers that produce groups by ``width`` while they are in training mode, by forward hooks.
 
-    This is HeteroFL's scaler (Diao et al., arXiv 2010.01264, sec. 3), which keeps a narrow layer's outputs, as the full model
-    sees them in evaluation, as large as a full one's.
+    This is HeteroFL's scaler (Diao et al., arXiv 2010.01264). A narrow layer adds up fewer products than the full one; the
+    division makes up for it, so that models of all widths train weights of the same size.
     """
     layers = {name.rpartition(".")[0] for names in groups.producers for name in names}
     for module in {model.get_submodule(layer): None for layer in sorted(layers)}:

@@ -47,9 +47,6 @@ class Distillation:
     needs: ClassVar[Mapping[str, str]] = NEEDS_PLANS
     forbids_before: ClassVar[Mapping[str, str]] = _ONE_TASK
     forbids_behind: ClassVar[Mapping[str, str]] = _ONE_TASK
-    needs_settings: ClassVar[Mapping[str, str]] = {
-        "data.public_share": "distils on the public set; allowed: a share above 0, such as 0.1"
-    }
 
     def __post_init__(self) -> None:
         """Check the fields."""

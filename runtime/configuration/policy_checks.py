@@ -50,6 +50,7 @@ def check_policy(policy: Policy, config: Config, fleet: Fleet) -> None:
         _check_kinds(who, stated, fleet)
         _check_replaced(who, stated, config)
         _check_settings(who, stated, config)
+        _check_tasks(who, stated, config)
 
 
 def _stated(policy: Policy) -> list[tuple[str, Statements]]:
@@ -62,6 +63,15 @@ def _stated(policy: Policy) -> list[tuple[str, Statements]]:
         except ValueError as error:
             raise ConfigError(str(error)) from error
     return found
+
+
+def _check_tasks(who: str, stated: Statements, config: Config) -> None:
+    """A policy that gives the server tasks needs a public set."""
+    if "tasks" in stated.written and not config.data.public_share and config.server.public is None:
+        raise ConfigError(
+            f"data.public_share is 0 and server.public is null; {who} distils on a public set: allowed are a share above 0, such "
+            "as 0.1, or another data set"
+        )
 
 
 def _check_codecs(who: str, stated: Statements, fleet: Fleet) -> None:

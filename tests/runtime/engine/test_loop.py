@@ -469,7 +469,7 @@ def test_a_plan_that_would_send_what_its_device_may_not_is_refused():
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        (lambda view: (Decision(tasks=(Distil(),)), None), "the policy asks for the server task Distil; no task can be carried out yet"),
+        (lambda view: (Decision(tasks=(Distil(), Distil())), None), "the policy asks for 2 tasks in one version: Distil, Distil; it must be one at most"),
         (lambda view: (Decision(close_at=0), None), "the policy set close_at to 0; it must be 1 or more"),
         (lambda view: (Decision(close_after_s=-1.0), None), "the policy set close_after_s to -1; it must be above 0"),
         (lambda view: Decision(), "the policy Answers returned a Decision; it must return a pair, a Decision and its new state"),
