@@ -56,7 +56,7 @@ class ChannelGroups:
         """The same without the groups that are listed, whose layers stay whole for the given reasons."""
         left = [group for group in range(len(self.sizes)) if group not in reasons]
         numbers = np.full(self.channels + 1, -1, np.int32)  # the last one stands for the owner -1
-        kept = np.repeat([group not in reasons for group in range(len(self.sizes))], self.sizes)
+        kept = np.repeat(np.array([group not in reasons for group in range(len(self.sizes))], np.bool_), self.sizes)
         numbers[:-1][kept] = np.arange(kept.sum())
         owners = {
             name: {d: numbers[owner] for d, owner in dimensions.items() if (numbers[owner] >= 0).any()}

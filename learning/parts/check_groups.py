@@ -3,7 +3,8 @@
 Two properties are tried on narrow copies with random values. They run, and their outputs have the shapes of the full model's.
 And the order of the channels of a group does not matter: if they are permuted in all tensors alike, the copy computes the same
 function. This holds for any arithmetic if, and only if, the groups are right, whereas removed channels equal channels of zeros
-only in some networks. Groups without the two properties are found by bisection.
+only in some networks. Groups without the two properties are found by bisection. All of it runs on the CPU, mostly in double
+precision, so that every process finds the same groups, whatever its processor.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,6 @@ from ..resolve import error_line
 from .channels import ChannelGroups
 from .narrow import narrow
 
-_PERMUTATIONS = 2  # in one of them, two small groups that are mistaken for each other may be permuted alike
 _ORDER_MATTERS = "what the model computes depends on the order of its channels"
 # Elements may differ by this share of the largest one: rounding, when sums are taken in another order.
 _TOLERANCE, _LOOSE_TOLERANCE = 1e-6, 1e-2  # in double precision, and in any other
@@ -68,7 +68,7 @@ class Probe:
 
     def fault(self, groups: ChannelGroups, chosen: Sequence[int]) -> str:
         """Why the ``chosen`` groups cannot be narrowed, the others being whole; "" if they can."""
-        for dtype in (torch.float64, None):  # some models' code, and some devices, do not run in double precision
+        for dtype in (torch.float64, None):  # some models' code does not run in double precision
             fault = self._half(groups, chosen, dtype)
             if not fault or fault == _ORDER_MATTERS:
                 break
@@ -82,17 +82,15 @@ class Probe:
         kept = _random_map(groups, chosen, one=False)
         copy = self._narrow(groups, kept, dtype)
         before, fault = self._run(copy)
-        for seed in range(_PERMUTATIONS):
+        # In the first round all groups are permuted; of any two groups, another round permutes only one.
+        for bit in range(-1, (len(chosen) - 1).bit_length()):
+            permuted = [group for number, group in enumerate(chosen) if bit < 0 or number >> bit & 1]
             if not fault:
-                _permute(copy, groups, kept, seed)
+                _permute(copy, groups, kept, permuted)
                 after, fault = self._run(copy)
                 if not fault and not all(map(_equal, before, after)):
                     fault = _ORDER_MATTERS
         return fault
-
-    @property
-    def _device(self) -> torch.device:
-        return torch.device("cpu") if self.inputs.is_meta else self.inputs.device
 
     def _narrow(self, groups: ChannelGroups, kept: NDArray[np.bool_], dtype: torch.dtype | None) -> nn.Module:
         """A narrow copy in evaluation mode, with random values in place of parameters and narrowed buffers."""
@@ -104,23 +102,25 @@ class Probe:
             for name, parameter in module._parameters.items():
                 if parameter is not None:
                     if id(parameter) not in new:
-                        values = _random(parameter, generator, dtype).to(self._device)
+                        values = _random(parameter, generator, dtype)
                         new[id(parameter)] = parameter, nn.Parameter(values, requires_grad=False)
                     module._parameters[name] = new[id(parameter)][1]
             for name, buffer in module._buffers.items():
                 if buffer is not None and (buffer.is_meta or f"{path}.{name}".lstrip(".") in groups.owners):
-                    module._buffers[name] = _random(buffer, generator, dtype).to(self._device)
-                elif buffer is not None and buffer.is_floating_point():
-                    module._buffers[name] = buffer.to(self._device, dtype)
+                    module._buffers[name] = _random(buffer, generator, dtype)
+                elif buffer is not None:
+                    module._buffers[name] = buffer.to("cpu", dtype if buffer.is_floating_point() else None)
         return copy.eval()
 
     def _run(self, copy: nn.Module) -> tuple[list[Tensor], str]:
         """The outputs of a copy, or why it has none of the right shapes."""
-        inputs = torch.zeros_like(self.inputs, device=self._device) if self.inputs.is_meta else self.inputs
-        if inputs.is_floating_point():
-            like = next((p.dtype for p in copy.parameters() if p.is_floating_point()), inputs.dtype)
-            generator = torch.Generator().manual_seed(1)
-            inputs = torch.randn(inputs.shape, generator=generator, dtype=torch.float64).to(inputs.device, like)
+        if self.inputs.is_floating_point():
+            dtype = next((p.dtype for p in copy.parameters() if p.is_floating_point()), self.inputs.dtype)
+            inputs = torch.randn(
+                self.inputs.shape, generator=torch.Generator().manual_seed(1), dtype=dtype, device="cpu"
+            )
+        else:
+            inputs = torch.zeros_like(self.inputs, device="cpu") if self.inputs.is_meta else self.inputs.cpu()
         try:
             with seeded(2), torch.no_grad():
                 outputs = [leaf for leaf in tree_leaves(copy(inputs)) if isinstance(leaf, Tensor)]
@@ -132,12 +132,13 @@ class Probe:
 
 
 def _random_map(groups: ChannelGroups, chosen: Sequence[int], *, one: bool) -> NDArray[np.bool_]:
-    """A map with half of the channels of the ``chosen`` groups, or with one of each, drawn at random; all of the others."""
+    """A map with about half of the channels of each of the ``chosen`` groups, or with ``one``; and with all of the others."""
     random = np.random.default_rng(0)
     kept = np.ones(groups.channels, np.bool_)
     for group in chosen:
         start, size = groups.starts[group], groups.sizes[group]
-        count = 1 if one else (size + 1) // 2
+        # Of two or three channels the order may happen not to matter, as to a normalisation over neighbours.
+        count = 1 if one else min(size - 1, max((size + 1) // 2, 8))
         kept[start : start + size] = False
         kept[start + random.choice(size, count, replace=False)] = True
     return kept
@@ -146,23 +147,25 @@ def _random_map(groups: ChannelGroups, chosen: Sequence[int], *, one: bool) -> N
 def _random(like: Tensor, generator: torch.Generator, dtype: torch.dtype | None) -> Tensor:
     """Values of the shape of ``like`` under which a network's outputs vary: positive vectors, He-normal weights."""
     if not (like.is_floating_point() or like.is_complex()):
-        return torch.zeros(like.shape, dtype=like.dtype)
+        return torch.zeros(like.shape, dtype=like.dtype, device="cpu")
     if like.dim() > 1:
         scale = sqrt(2 * len(like) / max(1, like.numel()))
-        values = torch.randn(like.shape, generator=generator, dtype=torch.float64) * scale
+        values = torch.randn(like.shape, generator=generator, dtype=torch.float64, device="cpu") * scale
     else:
-        values = torch.rand(like.shape, generator=generator, dtype=torch.float64) + 0.5
+        values = torch.rand(like.shape, generator=generator, dtype=torch.float64, device="cpu") + 0.5
     wanted = dtype if dtype is not None and like.is_floating_point() else like.dtype
     return values.to(wanted)
 
 
-def _permute(copy: nn.Module, groups: ChannelGroups, kept: NDArray[np.bool_], seed: int) -> None:
-    """Permute the kept channels of each group in all tensors of a narrow copy, in place."""
-    random = np.random.default_rng(seed)
+def _permute(copy: nn.Module, groups: ChannelGroups, kept: NDArray[np.bool_], permuted: Sequence[int]) -> None:
+    """Permute the kept channels of the ``permuted`` groups in all tensors of a narrow copy, in place."""
+    random = np.random.default_rng(0)
     target = np.append(np.arange(groups.channels), -1)  # the owner -1 of indices that stay reads the last entry
-    for start, size in zip(groups.starts, groups.sizes, strict=True):
+    for group in permuted:
+        start, size = groups.starts[group], groups.sizes[group]
         channels = start + np.flatnonzero(kept[start : start + size])
-        target[channels] = random.permutation(channels)
+        moved = random.permutation(channels)
+        target[channels] = np.roll(channels, 1) if (moved == channels).all() else moved
     state = copy.state_dict(keep_vars=True)
     for name in {id(state[name]): name for name in groups.owners}.values():  # tied tensors once
         tensor = state[name].detach()
@@ -171,7 +174,7 @@ def _permute(copy: nn.Module, groups: ChannelGroups, kept: NDArray[np.bool_], se
             index = np.empty(owner.size, np.int64)
             # The k-th index of a channel takes the values of the k-th index of the channel that moves there.
             index[np.argsort(owner, kind="stable")] = np.argsort(target[owner], kind="stable")
-            tensor.copy_(tensor.index_select(dimension, torch.from_numpy(index).to(tensor.device)))
+            tensor.copy_(tensor.index_select(dimension, torch.from_numpy(index)))
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

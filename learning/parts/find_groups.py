@@ -7,11 +7,11 @@ the same dimensions become one group. Only layers whose arithmetic is known are 
 """
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ def find_groups(model: nn.Module, inputs: Tensor) -> ChannelGroups:
 
     Raises ``ValueError`` if no channel can be removed, or if torch-pruning fails on the model.
     """
-    with preserved_rng(), warnings.catch_warnings():
+    with preserved_rng(), warnings.catch_warnings(), torch.inference_mode(False):
         warnings.simplefilter("ignore")  # from the model's code, which repeats them in training, and from torch-pruning
         claims, shapes = _trace(model, inputs)
         groups = _group(model, claims)
@@ -60,7 +60,7 @@ class _Claims:
 
     ``names``: all names of each tensor, by ``id``, in the order of the state dict. ``pairs``: arrays of indices and of the
     channels that claim them. ``sizes``: of each claimed dimension. ``layers``, ``reasons``: of each channel the layer where it
-    was found, and why it must stay, or "".
+    was found, and why it must stay, or "". ``seen``: output channels of each layer that belong to a group.
     """
 
     names: dict[int, list[str]]
@@ -68,6 +68,7 @@ class _Claims:
     sizes: dict[Dimension, int] = field(default_factory=dict)
     layers: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+    seen: dict[nn.Module, set[int]] = field(default_factory=dict)
 
     def add(self, tensor: Tensor, dimension: int, index: Index, channel: Index) -> str:
         """Add claims. Returns why they are not possible; "" if they are."""
@@ -79,11 +80,6 @@ class _Claims:
         self.pairs.setdefault(key, []).append((index, channel))
         self.sizes[key] = size
         return ""
-
-    def has_all(self, weight: Tensor) -> bool:
-        """Whether all of a layer's output channels are claimed."""
-        pairs = self.pairs.get((self.names[id(weight)][0], 0), [])
-        return len({index for indices, _ in pairs for index in indices.tolist()}) == len(weight)
 
     def owners(self) -> dict[Dimension, Index]:
         """The channel of each index, or -1, in the order of the state dict.
@@ -111,12 +107,12 @@ class _Claims:
 def _trace(model: nn.Module, inputs: Tensor) -> tuple[_Claims, list[tuple[int, ...]]]:
     """The claims of the model's channels, and the shapes of its outputs."""
     try:
-        return _read(meta_copy(model), inputs.to("meta"))
+        return _read(meta_copy(model), torch.empty_like(inputs, device="meta"))
     except Exception as error:  # a user's code may raise anything, and torch-pruning raises many types itself
         fault = error
     if not inputs.is_meta:  # the model's code may need values
         try:
-            return _read(deepcopy(model), inputs)
+            return _read(deepcopy(model), inputs.clone())
         except Exception as error:
             fault = error
     raise ValueError(f"this model cannot be narrowed: its channels cannot be followed: {error_line(fault)}") from fault
@@ -136,7 +132,7 @@ def _read(copy: nn.Module, inputs: Tensor) -> tuple[_Claims, list[tuple[int, ...
         # The product is an operation of its own: what is an output is not at the same time a value inside the model.
         return [leaf * 1 for leaf in leaves if leaf.requires_grad]
 
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         graph = DependencyGraph().build_dependency(
             copy, inputs, forward_fn=lambda module, x: module(x), output_transform=outputs, verbose=False
         )
@@ -146,10 +142,9 @@ def _read(copy: nn.Module, inputs: Tensor) -> tuple[_Claims, list[tuple[int, ...
     layers, opaque = {module: name for name, module in copy.named_modules()}, _block_reshapes(graph)
     for module in layers:
         # A layer with a single output channel would claim the first channel only of a layer that it is multiplied with.
-        if module in graph.module2node and isinstance(module, _ConvNd | nn.Linear) and _num_outputs(module) > 1:
-            weight = module._parameters.get("weight")
-            if weight is None or not claims.has_all(weight):
-                _read_group(claims, graph, module, layers, opaque)
+        size = _num_outputs(module) if isinstance(module, _ConvNd | nn.Linear) and module in graph.module2node else 0
+        if size > 1 and len(claims.seen.get(module, ())) < size:
+            _read_group(claims, graph, module, layers, opaque)
     return claims, shapes
 
 
@@ -164,38 +159,73 @@ def _block_reshapes(graph: Any) -> set[nn.Module]:
         mappings = [mapping for dependency in node.dependencies for mapping in dependency.index_mapping]
         strides = {mapping._stride for mapping in mappings if hasattr(mapping, "_stride")}
         sizes = getattr(node.grad_fn, "_saved_self_sym_sizes", ())
-        if strides and len(sizes) != 2 and strides != {prod(sizes[2:])}:
+        is_reshape = type(module).__name__ == "_ReshapeOp"  # its neighbours have mappings too
+        if is_reshape and strides and len(sizes) != 2 and strides != {prod(sizes[2:])}:
             node.dependencies.clear()
             found.add(module)
     return found
 
 
-def _num_outputs(module: _ConvNd | nn.Linear) -> int:
-    return module.out_channels if isinstance(module, _ConvNd) else module.out_features
+def _num_outputs(module: nn.Module) -> int:
+    size = module.out_channels if isinstance(module, _ConvNd) else module.out_features
+    assert isinstance(size, int)
+    return size
 
 
 def _read_group(
-    claims: _Claims,
-    graph: Any,
-    module: _ConvNd | nn.Linear,
-    layers: Mapping[nn.Module, str],
-    opaque: Collection[nn.Module],
+    claims: _Claims, graph: Any, module: nn.Module, layers: Mapping[nn.Module, str], opaque: Collection[nn.Module]
 ) -> None:
     """Add the claims of the output channels of ``module``."""
     first, size, reasons = len(claims.reasons), _num_outputs(module), list[str]()
-    prune = graph.get_pruner_of_module(module).prune_out_channels
-    for item in graph.get_pruning_group(module, prune, list(range(size))):
-        target = item.dep.target.module
-        fields, reason = _dimensions(target, layers.get(target, ""), out=item.dep.handler.__name__ == prune.__name__)
+    for target, is_output, index, channel in _follow(graph, module):
+        fields, reason = _dimensions(target, layers.get(target, ""), out=is_output)
         reasons.append("its channels are reshaped in an unknown way" if target in opaque else reason)
-        index = np.asarray(item.idxs, dtype=np.int64)
-        channel = np.asarray(item.root_idxs, dtype=np.int64) + first
+        if is_output:
+            claims.seen.setdefault(target, set()).update(index.tolist())
         for name, dimension in fields.items():
             if (tensor := getattr(target, name)) is not None:
-                reasons.append(claims.add(tensor, dimension, index, channel))
+                reasons.append(claims.add(tensor, dimension, index, channel + first))
     reason = _OUTPUTS if _OUTPUTS in reasons else next(filter(None, reasons), "")
     claims.reasons += [reason] * size
     claims.layers += [layers[module]] * size
+
+
+class _Pair(NamedTuple):
+    """An index and the channel that it belongs to, by the names that torch-pruning's mappings of indices use."""
+
+    idx: int
+    root_idx: int
+
+
+def _follow(graph: Any, module: nn.Module) -> Iterator[tuple[Any, bool, Index, Index]]:
+    """Follow the output channels of ``module`` through the graph.
+
+    Returns each module that they reach, whether its outputs or its inputs hold them, and pairs of an index there and a channel.
+    (torch-pruning's own groups name a single channel for each index, even if several are coupled there.)
+    """
+    size, pruner = _num_outputs(module), graph.get_pruner_of_module(module)
+    reached: dict[tuple[Any, Any], Index] = {}  # by node and pruning function: pairs as numbers
+    waiting = [(graph.module2node[module], pruner.prune_out_channels, np.arange(size) * (size + 1))]
+    while waiting:
+        node, function, pairs = waiting.pop()
+        known = reached.get((node, function), pairs[:0])
+        fresh = np.setdiff1d(pairs, known)
+        if not fresh.size:
+            continue
+        reached[node, function] = np.concatenate([known, fresh])
+        for dependency in node.dependencies:
+            if dependency.is_triggered_by(function):
+                waiting.append((dependency.target, dependency.handler, _mapped(fresh, size, dependency.index_mapping)))
+    for (node, function), pairs in reached.items():
+        yield node.module, function.__name__ == pruner.prune_out_channels.__name__, *np.divmod(pairs, size)
+
+
+def _mapped(pairs: Index, size: int, mappings: Iterable[Any]) -> Index:
+    """Pairs (index * size + channel) after one of torch-pruning's mappings of indices or several."""
+    for mapping in filter(None, mappings):
+        mapped = mapping([_Pair(*divmod(pair, size)) for pair in pairs.tolist()])
+        pairs = np.array([pair.idx * size + pair.root_idx for pair in mapped], dtype=np.int64)
+    return pairs
 
 
 def _dimensions(target: Any, name: str, *, out: bool) -> tuple[dict[str, int], str]:
@@ -238,10 +268,8 @@ def _group(model: nn.Module, claims: _Claims) -> ChannelGroups:
         np.add.at(sums, owner[owner >= 0], sign)
     whole = {layer: why for layer, why in zip(claims.layers, claims.reasons, strict=True) if why}
     members: dict[int, dict[int, None]] = {}
-    weights: dict[bool, dict[int, list[str]]] = {
-        False: {},
-        True: {},
-    }  # of each group, those of batch normalisations or not
+    producers: dict[int, list[str]] = {}
+    scales: dict[int, list[str]] = {}
     for (name, dimension), owner in owners.items():
         layer, _, tensor = name.rpartition(".")
         module = model.get_submodule(layer)
@@ -251,23 +279,22 @@ def _group(model: nn.Module, claims: _Claims) -> ChannelGroups:
                 if why := claims.reasons[channel]:
                     whole.setdefault(layer, why)
                     continue
-                members.setdefault(int(sums[channel]), {})[channel] = None
-                names = weights[isinstance(module, _BatchNorm)].setdefault(int(sums[channel]), [])
+                group = int(sums[channel])
+                members.setdefault(group, {})[channel] = None
+                names = (scales if isinstance(module, _BatchNorm) else producers).setdefault(group, [])
                 names += [] if name in names else [name]
     numbers = np.full(len(claims.reasons) + 1, -1, np.int32)  # the last one stands for the owner -1
     numbers[[channel for group in members.values() for channel in group]] = np.arange(sum(map(len, members.values())))
     named: dict[str, dict[int, NDArray[np.int32]]] = {}
     for names in claims.names.values():
-        found = {
-            dimension: numbers[owners[names[0], dimension]] for dimension in (0, 1) if (names[0], dimension) in owners
-        }
+        found = {d: numbers[owners[names[0], d]] for d in (0, 1) if (names[0], d) in owners}
         named |= {name: {d: owner for d, owner in found.items() if (owner >= 0).any()} for name in names}
     groups = ChannelGroups(
-        names=tuple(weights[False][group][0].rpartition(".")[0] for group in members),
+        names=tuple(producers[group][0].rpartition(".")[0] for group in members),
         sizes=tuple(len(group) for group in members.values()),
         owners={name: dimensions for name, dimensions in named.items() if dimensions},
-        producers=tuple(tuple(weights[False][group]) for group in members),
-        scales=tuple(tuple(weights[True].get(group, ())) for group in members),
+        producers=tuple(tuple(producers[group]) for group in members),
+        scales=tuple(tuple(scales.get(group, ())) for group in members),
         whole=whole,
     )
     single = [group for group, size in enumerate(groups.sizes) if size == 1]
