@@ -43,11 +43,15 @@ class Store:
         return self._sections
 
     def restore(self, sections: Mapping[Section, Mapping[str, Tensor]]) -> None:
-        """Restore saved sections. The model's tensors are changed in place, since a module may share them."""
+        """Restore saved sections. The models' tensors are changed in place, since modules may share them."""
+        in_place: tuple[Section, ...] = ("model", "families")
         with torch.no_grad():
-            for name, tensor in sections["model"].items():
-                self["model"][name].copy_(tensor)
-        for section in SECTIONS[1:]:
+            for section in in_place:
+                for name, tensor in sections[section].items():
+                    self[section][name].copy_(tensor)
+        for section in SECTIONS:
+            if section in in_place:
+                continue
             self[section].clear()
             self[section].update(sections[section])
 

@@ -123,22 +123,31 @@ class Run:
             self._summary.status = "interrupted"
         self._close_folder()
 
-    def weights(self, which: str = "final") -> "dict[str, torch.Tensor]":
-        """The tensors of the "final" or the "best" model, when the run is over. Raises ``RuntimeError`` before."""
+    def weights(self, which: str = "final", *, family: str = "") -> "dict[str, torch.Tensor]":
+        """The tensors of the "final" or the "best" model, when the run is over. ``family``: a name in ``models``.
+
+        Raises ``RuntimeError`` before the end, and ``ValueError`` for a family that the run does not have.
+        """
         import safetensors.torch
 
         if which not in self._weights:
             raise RuntimeError(f"the run has no {which!r} weights yet; iterate it to its end first")
+        if family and family not in self.config.models:
+            raise ValueError(f"family is {family!r}; the families in models: {', '.join(self.config.models) or 'none'}")
         tensors: dict[str, torch.Tensor] = safetensors.torch.load(self._weights[which].tobytes())
-        return tensors
+        prefixes = tuple(f"{name}:" for name in self.config.models)
+        if not family:
+            return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
+        return {n.removeprefix(f"{family}:"): tensor for n, tensor in tensors.items() if n.startswith(f"{family}:")}
 
-    def model(self, which: str = "final") -> "nn.Module":
-        """The "final" or the "best" model in evaluation mode, when the run is over. Raises ``RuntimeError`` before."""
+    def model(self, which: str = "final", *, family: str = "") -> "nn.Module":
+        """The "final" or the "best" model in evaluation mode, when the run is over. Raises as ``weights``."""
         from ..learning.workload import Workload
 
-        weights = self.weights(which)
+        weights = self.weights(which, family=family)
         config = msgspec.structs.replace(self.config, init=Initialisation())  # its file may be gone
-        model = Workload(workload_settings(config, num_devices=config.load_fleet().num_devices)).new_model()
+        workload = Workload(workload_settings(config, num_devices=config.load_fleet().num_devices))
+        model = workload.family(family).new_model()
         model.load_state_dict(weights)
         return model.eval()
 

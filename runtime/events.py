@@ -82,7 +82,8 @@ class VersionClosed(Event, frozen=True, kw_only=True):
 class Evaluated(Event, frozen=True, kw_only=True):
     """The global model was evaluated.
 
-    ``server``: metrics on the server's test set. ``devices``: for each metric mean, spread (standard deviation), worst
+    ``server``: metrics on the server's test set; ``families``: the same of each family of models. ``devices``: for each
+    metric mean, spread (standard deviation), worst
     and worst_10 (mean over the worst tenth) over the devices' own test shares, ``num_devices`` of them; ``num_failed`` more
     could not evaluate, the first of them because of ``first_error``. ``best``: no earlier evaluation of the run was as good.
     A figure that is not finite is None in events.jsonl, since JSON lacks such numbers.
@@ -90,6 +91,7 @@ class Evaluated(Event, frozen=True, kw_only=True):
 
     version: int
     server: Mapping[str, float | None] = {}
+    families: Mapping[str, Mapping[str, float | None]] = {}
     devices: Mapping[str, Mapping[str, float | None]] = {}
     num_devices: int = 0
     num_failed: int = 0

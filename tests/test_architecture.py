@@ -65,8 +65,8 @@ LAYERS = {
         "events", "errors",
     ],
     "actors": [
-        "ray_backend", "inline_pool", "pool", "lifecycle", "host", "device", "server", "support", "replay", "messages",
-        "plan_listener",
+        "ray_backend", "inline_pool", "pool", "lifecycle", "distiller", "host", "device", "server", "support", "replay",
+        "messages", "plan_listener",
     ],
     "policies": [
         "resolve_policy", "advice", "presets", "scheduling", "compression", "partitioning", "pruning", "aggregation",
@@ -74,7 +74,8 @@ LAYERS = {
     ],
     "comms": ["links", "codecs", "entropy", "ray_channel", "packet", "channel", "ledger", "stages", "codec", "errors"],
     "learning": [
-        "workload", "pretrained", "costs", "training", "models", "parts", "workload_settings", "data",
+        "workload", "pretrained", "architecture", "aggregation", "costs", "training", "models", "parts", "workload_settings",
+        "data",
     ],
     "clusters": ["ray_backend", "fleet"],
 }  # fmt: skip

@@ -60,7 +60,7 @@ class Server(PlanListener):
     SAVED: ClassVar = {"version": CountOrZero, "store": Store, "links": ServerLinks, "_fold": Fold, "_dense": DenseDownlink,
                        "_shared_heads": SharedHeads, "_hashes": BlockHashes, "_roles": dict[str, Role],
                        "_residual": ResidualRoute, "maps": IndexMaps}  # fmt: skip
-    NOT_SAVED = ("workload", "_optimiser", "_model", "tensors", "_test", "_routes")
+    NOT_SAVED = ("workload", "_optimiser", "_models", "tensors", "_test", "_routes")
 
     def __init__(
         self,
@@ -79,15 +79,16 @@ class Server(PlanListener):
         self.workload = workload
         self.version = 0
         self._optimiser = optimiser
-        self._model = workload.new_model()
-        self.store = Store(self._model.state_dict())
+        model = workload.new_model()
+        self.store = Store(model.state_dict())
         if unfit := next((name for name, tensor in self.store["model"].items() if not _finite(tensor)), None):
             raise ValueError(
                 f"model: {unfit!r} holds values that are not finite before the first round, so every update would be refused; "
                 "a constant that must (a mask) is to be registered with persistent=False"
             )
-        # The module for evaluation shares the store's tensors, so it always holds the current version.
-        self._model.load_state_dict(self.store["model"], assign=True)
+        # The modules for evaluation share the store's tensors, so they always hold the current version.
+        model.load_state_dict(self.store["model"], assign=True)
+        self._models = {"": model}
         self._roles = {t.name: t.role for block in workload.spec.blocks for t in block.tensors}
         for family in workload.families[1:]:
             self._add_family(family)
@@ -118,11 +119,14 @@ class Server(PlanListener):
                 f"models.{family} has parameters that are frozen (requires_grad is False); only the global model may have some"
             )
         roles = {t.name: t.role for block in architecture.spec.blocks for t in block.tensors}
-        for name, tensor in architecture.new_model().state_dict().items():
+        model = self._models[family] = architecture.new_model()
+        state = Store(model.state_dict())["model"]
+        for name, tensor in state.items():
             if not _finite(tensor):
                 raise ValueError(f"models.{family}: {name!r} holds values that are not finite before the first round")
-            self.store["families"][f"{family}:{name}"] = tensor.detach().clone()
+            self.store["families"][f"{family}:{name}"] = tensor
             self._roles[f"{family}:{name}"] = roles.get(name, "counter")
+        model.load_state_dict(state, assign=True)
 
     def send(self, plan: Plan) -> Dispatch:
         """The packets with which the plan's device reaches the current version. Plans of equal part and codecs share one."""
@@ -230,7 +234,9 @@ class Server(PlanListener):
         with torch.no_grad():
             for name, value in self._stepped().items():
                 self._set(name, value)
-            for name, value in refine().items():
+        refined = refine()
+        with torch.no_grad():
+            for name, value in refined.items():
                 self._set(name, value)
         self.version += 1
         received = self.links.advance(as_arrays(model), self.version)
@@ -266,13 +272,16 @@ class Server(PlanListener):
                 )
         return stepped
 
-    def evaluate(self, training: Training, *, batch_size: int) -> dict[str, float]:
-        """Metrics of the current model on the server's test set; empty if the server has none. The model is unchanged."""
+    def evaluate(self, training: Training, *, batch_size: int, family: str = "") -> dict[str, float]:
+        """Metrics of the current model on the server's test set; empty if the server has none. The model is unchanged.
+
+        ``family``: of the model; "" is the global one.
+        """
         samples = self._test
         if samples is None:
             return {}
         return evaluate(
-            self._model,
+            self._models[family],
             samples,
             loss=make_loss(training.loss),
             metrics=self.workload.metrics,
@@ -288,8 +297,9 @@ class Server(PlanListener):
         return self.workload.data.server_test()
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """A copy of the current model, counters included."""
-        return {name: tensor.clone() for name, tensor in self.store["model"].items()}
+        """A copy of the current model, counters included, and of the families' models, whose names have their prefix."""
+        tensors = {**self.store["model"], **self.store["families"]}
+        return {name: tensor.clone() for name, tensor in tensors.items()}
 
     def model_hash(self) -> str:
         """The hash of the current model."""

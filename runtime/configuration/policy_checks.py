@@ -69,8 +69,8 @@ def _check_tasks(who: str, stated: Statements, config: Config) -> None:
     """A policy that gives the server tasks needs a public set."""
     if "tasks" in stated.written and not config.data.public_share and config.server.public is None:
         raise ConfigError(
-            f"data.public_share is 0 and server.public is null; {who} distils on a public set: allowed are a share above 0, such "
-            "as 0.1, or another data set"
+            f"data.public_share is 0 and server.public is null; {who} distils on a public set: allowed are a share above 0, "
+            "such as 0.1, or another data set"
         )
 
 

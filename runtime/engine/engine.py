@@ -80,39 +80,21 @@ class Engine:
         settings = settings or workload_settings(config, num_devices=fleet.num_devices)
         self.workload = Workload(settings)
         check_learning(config, self.workload)
-        self.server = Server(
-            self.workload,
-            channel=self.channel,
-            optimiser=config.server.optimiser,
-            link_memory_bytes=config.server.link_memory_bytes,
-            link_disk_bytes=config.server.link_disk_bytes,
-            scratch=scratch,
-        )
+        self.server = self._server(scratch)
         part = whole(self.workload.spec)
         costs = self._costs(policy, fleet, part)
         comparison = Comparison(config, self.workload, fleet, costs)
         check_replay(policy, config, comparison)
-        self._advice = [
-            *measurement_notices(config, self._measured),
-            *few_samples_notice(self.workload),
-            *advice(policy, config, comparison),
-        ]
+        notices = (*measurement_notices(config, self._measured), *few_samples_notice(self.workload))
+        self._advice = [*notices, *advice(policy, config, comparison)]
         self.pool = pool or self._inline_pool(settings, fleet, scratch)
         self.pool.ready()
         self._fleet = fleet
-        has_tasks = any("tasks" in statements_of(link).written for link in links(policy))
-        if has_tasks and pool is None:
-            distiller = InlineDistiller(Distiller(settings))
-        self._distiller = distiller
+        self._distiller = distiller if pool is not None else self._inline_distiller(settings, policy)
         self.replay = ReplayIndex(config.replay, num_hosts=fleet.hosts.count, settle=self.pool.settle)
         ledger = Ledger()
         tasks = ServerTasks(
-            config,
-            server=self.server,
-            costs=costs,
-            ledger=ledger,
-            distiller=distiller,
-            flop_per_s=fleet.server.flop_per_s,
+            config, server=self.server, costs=costs, ledger=ledger, distiller=self._distiller, fleet=fleet
         )
         self._loop = Loop(
             config,
@@ -128,6 +110,23 @@ class Engine:
             tasks=tasks,
             new_plan=DefaultPlan.of(config, self.workload, fleet.profiles()),
         )
+
+    def _server(self, scratch: Scratch | None) -> Server:
+        """The server, with the initial models."""
+        settings = self.config.server
+        return Server(
+            self.workload,
+            channel=self.channel,
+            optimiser=settings.optimiser,
+            link_memory_bytes=settings.link_memory_bytes,
+            link_disk_bytes=settings.link_disk_bytes,
+            scratch=scratch,
+        )
+
+    def _inline_distiller(self, settings: WorkloadSettings, policy: Policy) -> InlineDistiller | None:
+        """A distiller in this process, for a chain that gives the server tasks."""
+        has_tasks = any("tasks" in statements_of(link).written for link in links(policy))
+        return InlineDistiller(Distiller(settings)) if has_tasks else None
 
     def _inline_pool(self, settings: WorkloadSettings, fleet: Fleet, scratch: Scratch | None) -> InlinePool:
         """A pool of devices and partition hosts in this process."""

@@ -53,12 +53,14 @@ class Evaluator:
         """
         where = self._config.evaluation.where
         server: dict[str, float] = {}
+        families: dict[str, dict[str, float]] = {}
         devices: dict[str, dict[str, float]] = {}
         metrics: list[dict[str, float]] = []
         faults: list[str] = []
         if where in ("server", "both"):
             try:
-                server = self._server.evaluate(self._config.training, batch_size=self._config.evaluation.batch_size)
+                server = self._evaluate_on_server("")
+                families = {name: self._evaluate_on_server(name) for name in self._config.models}
             except Exception as error:  # user code may raise anything
                 raise RunError.of(error, round_=version, stage="evaluate") from error
         if where in ("devices", "both"):
@@ -75,11 +77,17 @@ class Evaluator:
             time_s=time_s,
             version=version,
             server=server,
+            families=families,
             devices=devices,
             num_devices=len(metrics),
             num_failed=len(faults),
             first_error=faults[0] if faults else "",
         )
+
+    def _evaluate_on_server(self, family: str) -> dict[str, float]:
+        """The figures of one family's model on the server's test set."""
+        batch_size = self._config.evaluation.batch_size
+        return self._server.evaluate(self._config.training, batch_size=batch_size, family=family)
 
     def _evaluate_devices(self, version: int, devices: Iterable[int]) -> tuple[list[dict[str, float]], list[str]]:
         """Metrics of each device on its own test share, and the errors of devices that failed.
@@ -117,13 +125,17 @@ class Evaluator:
         return name == "loss" or lower_is_better(self._server.workload.metrics[name])
 
     def _plan(self, device: int, version: int) -> Plan:
-        """A plan that evaluates the whole model, with the batch size of evaluation, on which batch statistics depend."""
+        """A plan that evaluates the whole model of the device's family, with the batch size of evaluation.
+
+        Batch statistics depend on that size.
+        """
         self._next_id += 1
+        family = self._fleet.class_of(device).model
         return Plan(
             id=self._next_id,
             device=device,
             version=version,
-            part=whole(self._server.workload.spec),
+            part=whole(self._server.workload.family(family).spec, model=family),
             training=self._training,
             seed=derive(self._config.seed, "evaluation", device, version),
             objective=Objective(kind="evaluate"),

@@ -22,6 +22,7 @@ from ...actors.messages.distiller_messages import (
 from ...actors.messages.model_packets import open_model, seal_model
 from ...actors.server.routes import Opened
 from ...actors.server.server import Server
+from ...clusters.fleet import Fleet
 from ...comms.ledger import Ledger
 from ...learning.parts.part import whole
 from ...learning.seeds import derive
@@ -155,10 +156,11 @@ class ServerTasks:
         costs: Costs,
         ledger: Ledger,
         distiller: DistillerClient | None,
-        flop_per_s: float,
+        fleet: Fleet,
     ) -> None:
-        """``distiller``: None for a chain of policies that states no task. ``flop_per_s``: of the server."""
-        self.config, self.server, self.costs, self.flop_per_s = config, server, costs, flop_per_s
+        """``distiller``: None for a chain of policies that states no task. ``fleet``: for the speed of the server."""
+        self.config, self.server, self.costs = config, server, costs
+        self.flop_per_s = fleet.server.flop_per_s
         self._distiller, self._ledger = distiller, ledger
         self.public_samples = 0
         self._open: TaskInRound | None = None

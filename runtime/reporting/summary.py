@@ -113,6 +113,7 @@ class Summary:
             "participation": self._participation(),
             "evaluation": {
                 "server": last.server if last else {},
+                "families": last.families if last else {},
                 "devices": last.devices if last else {},
                 "num_devices": last.num_devices if last else 0,
                 "num_failed": last.num_failed if last else 0,

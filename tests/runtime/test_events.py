@@ -15,6 +15,8 @@ from fedbonsai.runtime.events import (
     RoundStarted,
     RunEnded,
     RunStarted,
+    StudentFigures,
+    TaskEnded,
     VersionClosed,
     read_event,
 )
@@ -39,6 +41,15 @@ def examples_fixture(make_plan):
         RoundStarted(time_s=1.5, version=1, plans=2, left_out={"memory": 1}),
         PlanEnded(time_s=0.1, report=report, fleet_class="b"),
         VersionClosed(time_s=3.0, version=2, folded=1, loss=None, up_bytes=5, down_bytes=6, wall_s=0.25),
+        TaskEnded(
+            time_s=3.0,
+            version=2,
+            task="distil",
+            teachers=2,
+            students={"": StudentFigures(steps=9, best_step=4, loss_before=2.0, loss_after=1.0, accuracy_before=0.5)},
+            flops=12,
+            seconds=0.5,
+        ),
         Evaluated(time_s=3.0, version=2, server={"loss": 0.5}, devices={"loss": {"mean": 1.0}}, num_devices=2, best=True),
         Notice(time_s=3.0, text="a worker died"),
         RunEnded(time_s=4.0, reason="2 rounds", version=2, model_hash="ab", up_bytes=5, down_bytes=6, up_by_kind={"w": 5}),
@@ -47,7 +58,12 @@ def examples_fixture(make_plan):
 
 def test_there_is_an_example_of_each(examples):
     assert {type(event) for event in examples} == set(AnyEvent.__args__)
-    assert set(events.__all__) == {"AnyEvent", "Event", *(kind.__name__ for kind in AnyEvent.__args__)}
+    assert set(events.__all__) == {
+        "AnyEvent",
+        "Event",
+        "StudentFigures",
+        *(kind.__name__ for kind in AnyEvent.__args__),
+    }
 
 
 @pytest.mark.parametrize("codec", [msgspec.json, msgspec.msgpack])
@@ -64,6 +80,7 @@ def test_the_type_is_named_in_the_line(examples):
         "RoundStarted",
         "PlanEnded",
         "VersionClosed",
+        "TaskEnded",
         "Evaluated",
         "Notice",
         "RunEnded",

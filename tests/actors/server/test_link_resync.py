@@ -192,7 +192,7 @@ def test_an_acknowledged_version_is_kept_though_the_plan_failed(
         assert all(message.kind != "resync" for message in sent.messages)
         with monkeypatch.context() as patch:
             if number == 2:
-                patch.setattr(device, "_module", no_memory)
+                patch.setattr(device._modules, "get", no_memory)
             report = finish(server, sent, carry_out(device, sent), fold=number != 2)
         assert (report.outcome == Outcome.OUT_OF_MEMORY) == (number == 2)
         assert report.held == sent.plan.version

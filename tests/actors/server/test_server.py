@@ -307,7 +307,7 @@ def test_auxiliaries_start_from_the_seed_are_averaged_and_leave_the_model_alone(
         own = seal_update(trained, base, plan, submodel=server.workload.submodel(part))
         others = server.workload.submodel(part).rest()
         still = {t.name: torch.zeros(t.shape) for t in server.workload.submodel(others).up(statistics=True)}
-        host = seal_update(still, still, plan, part=others, spec=server.workload.spec, leg=1)
+        host = seal_update(still, still, plan, submodel=server.workload.submodel(others), leg=1)
         server.fold(plan, server.open(plan, own, host=host), weight=weight)
     server.close_version(in_flight=())
     after = server.store["auxiliaries"][f"{name}.weight"]

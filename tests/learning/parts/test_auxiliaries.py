@@ -61,7 +61,7 @@ def test_shapes_are_known_without_weights(monkeypatch):
 
     monkeypatch.setattr("fedbonsai.learning.architecture.build_head", refused)
     assert made.spec.auxiliary("linear@features.2") == expected
-    assert made.empty_auxiliary("linear@features.2").weight.is_meta
+    assert made.family("").empty_auxiliary("linear@features.2").weight.is_meta
     assert empty_head((10**6, 10**6), (10**6,)).weight.shape == (10**6, 10**12)
 
 

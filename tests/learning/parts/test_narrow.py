@@ -10,7 +10,7 @@ import torch
 from fedbonsai.learning.costs.flops import FlopCounter
 from fedbonsai.learning.models import build
 from fedbonsai.learning.parts.blocks import cut
-from fedbonsai.learning.parts.channels import channel_counts, choose_channels
+from fedbonsai.learning.parts.channels import channel_counts, choose_channels, score_channels
 from fedbonsai.learning.parts.find_groups import find_groups
 from fedbonsai.learning.parts.narrow import narrow, scale_outputs
 from fedbonsai.learning.parts.slices import gather, put, slices
@@ -26,6 +26,13 @@ CASES = {
     "mobilenet_v3_small": ({}, (3, 32, 32)),
     "densenet121": ({"stem": "cifar"}, (3, 32, 32)),
 }
+
+
+def chosen(groups, tensors, *, rule, width, min_channels, turn=0):
+    """The map that a rule chooses."""
+    scores = score_channels(groups, tensors, rule=rule) if rule in ("l1", "batchnorm") else None
+    turn = turn if rule == "rolling" else None
+    return choose_channels(groups, width=width, min_channels=min_channels, scores=scores, turn=turn)
 
 
 @functools.cache
@@ -62,7 +69,7 @@ def silenced(model, groups, kept):
 @pytest.mark.parametrize("name", CASES)
 def test_a_narrow_model_equals_the_full_one_with_removed_channels_silenced(name, rule):
     model, groups, inputs = case(name)
-    kept = choose_channels(groups, model.state_dict(), rule=rule, width=0.5, min_channels=1)
+    kept = chosen(groups, model.state_dict(), rule=rule, width=0.5, min_channels=1)
     with torch.no_grad():
         small, expected = narrowed(model, groups, kept)(inputs), silenced(model, groups, kept)(inputs)
     assert float((small - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
@@ -73,7 +80,7 @@ def test_a_narrow_model_equals_the_full_one_with_removed_channels_silenced(name,
 def test_tensors_that_are_taken_out_and_put_back_change_nothing(name):
     model, groups, _ = case(name)
     state = model.state_dict()
-    kept = choose_channels(groups, state, rule="batchnorm", width=0.3, min_channels=2)
+    kept = chosen(groups, state, rule="batchnorm", width=0.3, min_channels=2)
     small = narrowed(model, groups, kept).state_dict()
     parts = slices(groups, kept)
     assert small.keys() == state.keys()
@@ -92,7 +99,7 @@ def test_torch_pruning_removes_the_same_elements(name):
     from torch_pruning import DependencyGraph
 
     model, groups, inputs = case(name)
-    kept = choose_channels(groups, model.state_dict(), rule="l1", width=0.4, min_channels=1)
+    kept = chosen(groups, model.state_dict(), rule="l1", width=0.4, min_channels=1)
     twin = copy.deepcopy(model)
     for tensor in [*twin.parameters(), *twin.buffers()]:
         tensor.data.copy_(torch.arange(tensor.numel()).view(tensor.shape))
@@ -113,7 +120,7 @@ def test_torch_pruning_removes_the_same_elements(name):
 )
 def test_parameters_and_multiplications_of_vgg16(width, parameters, flops):
     model, groups, inputs = vgg16_on_meta()
-    kept = choose_channels(groups, {}, rule="prefix", width=width, min_channels=1)
+    kept = chosen(groups, {}, rule="prefix", width=width, min_channels=1)
     small = narrowed(model, groups, kept)
     assert all(tensor.is_meta for tensor in small.state_dict().values())
     assert f"{sum(p.numel() for p in small.parameters()) / 1e6:.2f}M" == parameters
@@ -134,7 +141,7 @@ def vgg16_on_meta():
 def test_a_narrow_model_has_the_blocks_of_the_full_one(name):
     model, groups, inputs = case(name)
     small = narrowed(
-        model, groups, choose_channels(groups, model.state_dict(), rule="rolling", width=0.4, min_channels=1, turn=3)
+        model, groups, chosen(groups, model.state_dict(), rule="rolling", width=0.4, min_channels=1, turn=3)
     )
     blocks, full = cut(small), cut(copy.deepcopy(model))
     assert blocks.spec.block_names == full.spec.block_names
@@ -149,7 +156,7 @@ def test_sizes_modes_and_gradients():
     model = copy.deepcopy(model).train()
     model.features[0].requires_grad_(False)
     model.features[2].eval()
-    kept = choose_channels(groups, model.state_dict(), rule="prefix", width=0.25, min_channels=8)
+    kept = chosen(groups, model.state_dict(), rule="prefix", width=0.25, min_channels=8)
     small = narrowed(model, groups, kept)
     assert channel_counts(groups, width=0.25, min_channels=8)[:2] == (8, 8)
     depthwise = small.features[1].block[0][0]
@@ -185,7 +192,7 @@ def test_outputs_are_scaled_in_training_only():
 
 def test_a_scaled_model_is_cut_into_the_same_blocks():
     model, groups, inputs = case("resfed_cnn")
-    kept = choose_channels(groups, {}, rule="prefix", width=0.5, min_channels=1)
+    kept = chosen(groups, {}, rule="prefix", width=0.5, min_channels=1)
     small = narrowed(model, groups, kept)
     names = cut(copy.deepcopy(small)).spec.block_names
     scale_outputs(small, groups, 0.5)

@@ -84,7 +84,6 @@ def test_statements():
     plain, counting = statements_of(Distillation()), statements_of(Distillation(class_prior=0.1))
     assert (tuple(plain.written), tuple(plain.needs_kinds)) == (("tasks",), ())
     assert (tuple(counting.written), tuple(counting.needs_kinds)) == (("tasks", "upload"), ("labels",))
-    assert "data.public_share" in plain.needs_settings
     assert fault(Distillation()).startswith("Distillation only changes plans of the policies before it")
     assert not fault(All(), Distillation(), RandomCohort(cohort=2))
     assert fault(All(), Distillation(), Distillation(steps=1)) == (

@@ -252,6 +252,6 @@ def test_heads_are_compared_without_their_weights(monkeypatch):
     def refused(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("fedbonsai.learning.workload.build_head", refused)
+    monkeypatch.setattr("fedbonsai.learning.architecture.build_head", refused)
     found, _ = rows(model="digits_cnn", shape=[1, 8, 8], samples=50)
     assert sum(found["local loss"].cuts.values()) == 4

@@ -53,7 +53,7 @@ def test_a_run_prints_a_table_and_names_its_folder(call, experiment, tmp_path):
     lines = out.splitlines()
     assert lines[0].startswith("test: fedavg on 3 devices (1 classes), 38,282 parameters")
     assert lines[1].startswith("round 1/1: loss ")
-    assert [line.split()[:3] for line in lines[4:7]] == [[device, "board", "done"] for device in "012"]
+    assert [line.split()[:4] for line in lines[4:7]] == [[device, "board", "38.3k", "done"] for device in "012"]
     assert lines[-1] == f"run folder: {tmp_path / 'run'}"
 
 

@@ -84,6 +84,7 @@ def test_the_attributes_of_services_and_savers_are_known(tmp_path):
         "_advice",
         "pool",
         "replay",
+        "_distiller",
         "_fleet",
         "_loop",
         "_measured",

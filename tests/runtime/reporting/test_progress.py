@@ -116,7 +116,15 @@ def test_the_end_shows_devices_figures_and_folder(capsys, make_plan):
         plan=make_plan(1, 2),
         samples=5,
         loss=0.25,
-        virtual=Estimate(seconds=3.0, down_s=1.0, compute_s=1.5, up_s=0.5, up_bytes=2000, peak_memory_bytes=3 * 10**6),
+        virtual=Estimate(
+            seconds=3.0,
+            down_s=1.0,
+            compute_s=1.5,
+            up_s=0.5,
+            up_bytes=2000,
+            peak_memory_bytes=3 * 10**6,
+            parameters=38_282,
+        ),
     )
     shown = show()
     summary = {
@@ -129,16 +137,30 @@ def test_the_end_shows_devices_figures_and_folder(capsys, make_plan):
         "down_bytes": 5000,
         "evaluation_bytes": 1_500_000,
         "host_bytes": 0,
+        "task_bytes": 0,
     }
     shown.finish(
         summary | {"reason": "2 rounds"}, {2: PlanEnded(report=report, fleet_class="b")}, folder=Path("runs/a")
     )
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert re.split(" {2,}", lines[1]) == [
-        *("device", "class", "outcome", "samples", "loss", "down s", "compute s", "up s", "total s", "up", "memory")
+        *(
+            "device",
+            "class",
+            "model",
+            "outcome",
+            "samples",
+            "loss",
+            "down s",
+            "compute s",
+            "up s",
+            "total s",
+            "up",
+            "memory",
+        )
     ]
     assert re.split(" {2,}", lines[2].strip()) == [
-        *("2", "b", "done", "5", "0.2500", "1.00", "1.50", "0.50", "3.00", "2.0 kB", "3.0 MB")
+        *("2", "b", "38.3k", "done", "5", "0.2500", "1.00", "1.50", "0.50", "3.00", "2.0 kB", "3.0 MB")
     ]
     figures = "2 rounds; accuracy 0.5000; 3.0 s simulated, 1.0 s here"
     figures += "; 10 B up, 5.0 kB down (and 1.5 MB for evaluation) (2 rounds)"
@@ -158,7 +180,7 @@ def test_a_table_of_many_devices_shows_the_slowest(make_plan):
 def test_a_device_that_stopped_early_is_marked(make_plan):
     report = Report(plan=make_plan(1, 1, whole_steps=5), steps=2)
     table = device_table({1: PlanEnded(report=report, fleet_class="b")})
-    assert list(table.columns[2].cells) == ["done (2 of 5 steps)"]
+    assert list(table.columns[3].cells) == ["done (2 of 5 steps)"]
 
 
 def test_bytes_that_are_counted_separately_are_shown_beside_the_totals():
