@@ -19,7 +19,7 @@ from .replay.upload import ViewKey
 
 
 class WorkerFailure(Exception):
-    """No worker could be started, or none is left. One sentence says why."""
+    """An actor that a run needs could not be started, or none is left of them. One sentence says why."""
 
 
 @dataclass(frozen=True, kw_only=True)

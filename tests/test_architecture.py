@@ -33,9 +33,11 @@ RAY = {
     "comms/ray_channel.py",
     "actors/ray_backend/actor_group.py",
     "actors/ray_backend/actor_placement.py",
+    "actors/ray_backend/distiller_actor.py",
     "actors/ray_backend/failures.py",
     "actors/ray_backend/host_actor.py",
     "actors/ray_backend/partition_hosts.py",
+    "actors/ray_backend/ray_distiller.py",
     "actors/ray_backend/ray_pool.py",
     "actors/ray_backend/worker_actor.py",
     "actors/ray_backend/worker_group.py",
@@ -65,7 +67,7 @@ LAYERS = {
         "events", "errors",
     ],
     "actors": [
-        "ray_backend", "inline_pool", "pool", "lifecycle", "distiller", "host", "device", "server", "support", "replay",
+        "ray_backend", "inline_pool", "pool", "lifecycle", "host", "distiller", "device", "server", "support", "replay",
         "messages", "plan_listener",
     ],
     "policies": [

@@ -1,4 +1,4 @@
-"""The pool on Ray: supervised worker and partition host actors, real devices, and the scheduling of tasks on them.
+"""Actors on Ray: supervised workers, partition hosts and a distiller, real devices, and the scheduling of tasks on them.
 
 Nothing outside this package imports Ray in ``actors``.
 
@@ -8,4 +8,6 @@ Nothing outside this package imports Ray in ``actors``.
     │   └── HangDetector   workers that are at one plan for too long
     └── PartitionHosts     an ActorGroup of partition hosts, and the calls to them
         └── Heartbeats     a HangDetector fed by heartbeats: hosts that do not answer
+    RayDistiller           an ActorGroup of one distiller, and a HangDetector
+    └── RequestQueue       the requests that it has not answered
 """

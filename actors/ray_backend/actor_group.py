@@ -9,7 +9,7 @@
 
 A bundle whose node has died has no place until Ray finds one, which may take an autoscaler minutes, or never happen. The other
 actors go on working meanwhile. The workers of a run, those of real devices among them, are one such group, its partition hosts
-are another. What a failed actor means for the run is decided by the owner of the group.
+another, its distiller a third. What a failed actor means for the run is decided by the owner of the group.
 """
 
 import time
@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.exceptions import RayTaskError
 
+from ..pool import WorkerFailure
 from .actor_placement import ActorPlacement
 from .failures import ACTOR_DIED, first_line
 
@@ -65,6 +66,12 @@ class StartFailure:
     def __str__(self) -> str:
         """One sentence."""
         return f"{self.placement.name} {self.predicate}"
+
+    def error(self) -> Exception:
+        """The error that ends a run that needs the actor: a ``ValueError`` that the actor raised is the user's mistake."""
+        if isinstance(self.cause, RayTaskError):
+            return self.cause.cause if isinstance(self.cause.cause, ValueError) else self.cause
+        return WorkerFailure(str(self))
 
 
 @dataclass

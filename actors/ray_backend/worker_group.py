@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 
 from ...clusters.ray_backend.checks import versions_here
 from ...clusters.ray_backend.real_devices import RealDevice
 from ...learning.workload_settings import WorkloadSettings
 from ...policies.plan import Plan
 from ..pool import WorkerFailure
-from .actor_group import ActorGroup, GroupMember, StartFailure
+from .actor_group import ActorGroup, GroupMember
 from .actor_placement import ActorPlacement
 from .device_registry import DeviceRegistry
 from .failures import ACTOR_DIED, earliest
@@ -246,7 +245,7 @@ class WorkerGroup:
         for failure in self._group.take_failed():
             device = failure.placement.device
             if starting and (device is None or not isinstance(failure.cause, ACTOR_DIED)):
-                raise _start_error(failure) from None
+                raise failure.error() from None
             if device is not None:
                 self._lose_device(device, f"its worker {failure.predicate}")
             else:
@@ -258,10 +257,3 @@ class WorkerGroup:
         self._devices.remove(device, reason)
         self._reported_missing.add(device.number)
         self._report(f"{device.name} cannot be reached: {reason}")
-
-
-def _start_error(failure: StartFailure) -> Exception:
-    """The error that ends a run whose worker cannot start: a ``ValueError`` that the worker raised is the user's mistake."""
-    if isinstance(raised := failure.cause, RayTaskError):
-        return raised.cause if isinstance(raised.cause, ValueError) else raised
-    return WorkerFailure(str(failure))

@@ -91,10 +91,11 @@ class RayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Where the actors run. ``address``: a cluster to join (None: start a local Ray, and stop it afterwards).
 
     ``cpus``, ``memory_bytes``: of each worker's bundle (cpus None: the local cores divided among the workers).
-    ``server_cpus``, ``host_cpus``: of the server's bundle and of each partition host's; reservations, not limits.
+    ``server_cpus``, ``host_cpus``, ``distiller_cpus``: of the server's bundle, of each partition host's, and of the distiller's
+    in runs that have one; reservations, not limits.
     ``placement_timeout_s``: how long an autoscaler may take to provide resources. ``min_real_devices``: number of the fleet's
     real devices that must have joined before round 1 (None: all). ``stuck_after_s``: real seconds after which a worker that
-    is still executing one plan, or a host that does not answer, is killed and replaced (None: never).
+    is still executing one plan, a distiller one request, or a host that does not answer, is killed and replaced (None: never).
     ``object_store_bytes``: None: a default size. ``preallocate``: touch the whole store at the start, for faster first rounds.
     """
 
@@ -103,6 +104,7 @@ class RayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     memory_bytes: Count | None = None
     server_cpus: Positive = 0.1
     host_cpus: Positive = 0.01
+    distiller_cpus: Positive = 0.1
     placement_timeout_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
     min_real_devices: CountOrZero | None = None
     stuck_after_s: Positive | None = None

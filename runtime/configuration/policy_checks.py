@@ -13,6 +13,7 @@ from ...learning.spec import Training
 from ...policies.checks.statements import Statements, chain_fault, statements_of
 from ...policies.policy import Chain, Identity, Policy
 from ...policies.resolve_policy import check_policy_object, make_policy
+from ...policies.tasks import ServerTask
 from ..errors import ConfigError
 from .config import Config
 from .resolution import describe_policy
@@ -149,6 +150,17 @@ def check_cuts(policy: Policy, workload: "Workload", training: Training) -> None
                 workload.spec.auxiliary(auxiliary)
             except ValueError as error:
                 raise ConfigError(f"{who} needs {auxiliary!r}, and there can be none: {error}") from error
+
+
+def gives_tasks(policy: Policy) -> bool:
+    """Whether a policy of the chain states that it gives the server tasks, for which the run has a distiller."""
+    return any("tasks" in statements_of(link).written for link in links(policy))
+
+
+def known_tasks(policy: Policy) -> list[ServerTask]:
+    """The tasks that are known before the first decision: of policies with an attribute ``task``, the one that they give."""
+    tasks = [getattr(link, "task", None) for link in links(policy)]
+    return [task for task in tasks if isinstance(task, ServerTask)]
 
 
 def links(policy: Policy) -> list[Policy]:

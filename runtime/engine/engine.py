@@ -31,13 +31,12 @@ from ...learning.parts.structure import ModelSpec
 from ...learning.training.losses import make_loss
 from ...learning.workload import Workload
 from ...learning.workload_settings import WorkloadSettings
-from ...policies.checks.statements import statements_of
 from ...policies.checks.type_check import mismatch
 from ...policies.policy import Policy
 from ..advice.comparison import Comparison, advice, check_replay
 from ..configuration.config import Config
 from ..configuration.learning_checks import check_learning, few_samples_notice
-from ..configuration.policy_checks import check_cuts, links
+from ..configuration.policy_checks import check_cuts, gives_tasks, known_tasks
 from ..configuration.resolution import DefaultPlan, apply_measurements, measure, measurement_notices, workload_settings
 from ..errors import Damaged
 from ..events import AnyEvent, Notice, RunStarted
@@ -69,7 +68,7 @@ class Engine:
         """Build data, model, server, clock and loop. A configuration that cannot be carried out raises ``ValueError``.
 
         ``settings``: of the workload, as the workers of ``pool`` have them (None: from ``config``). ``pool``: its workers may
-        still be starting; None runs the devices in this process, and with them the ``distiller``, if there are tasks for one.
+        still be starting; None runs the devices in this process, and with them the ``distiller``, if the policy gives tasks.
         ``scratch``: folder of temporary files.
         """
         self.channel = channel or LocalChannel()
@@ -80,7 +79,7 @@ class Engine:
         settings = settings or workload_settings(config, num_devices=fleet.num_devices)
         self.workload = Workload(settings)
         check_learning(config, self.workload)
-        self.server = self._server(scratch)
+        self.server = self._new_server(scratch)
         part = whole(self.workload.spec)
         costs = self._costs(policy, fleet, part)
         comparison = Comparison(config, self.workload, fleet, costs)
@@ -90,12 +89,12 @@ class Engine:
         self.pool = pool or self._inline_pool(settings, fleet, scratch)
         self.pool.ready()
         self._fleet = fleet
-        self._distiller = distiller if pool is not None else self._inline_distiller(settings, policy)
+        if pool is None and gives_tasks(policy):
+            distiller = InlineDistiller(Distiller(settings))
+        self._distiller = distiller
         self.replay = ReplayIndex(config.replay, num_hosts=fleet.hosts.count, settle=self.pool.settle)
         ledger = Ledger()
-        tasks = ServerTasks(
-            config, server=self.server, costs=costs, ledger=ledger, distiller=self._distiller, fleet=fleet
-        )
+        tasks = self._tasks(policy, costs, ledger)
         self._loop = Loop(
             config,
             fleet=fleet,
@@ -111,8 +110,8 @@ class Engine:
             new_plan=DefaultPlan.of(config, self.workload, fleet.profiles()),
         )
 
-    def _server(self, scratch: Scratch | None) -> Server:
-        """The server, with the initial models."""
+    def _new_server(self, scratch: Scratch | None) -> Server:
+        """The server with the initial model."""
         settings = self.config.server
         return Server(
             self.workload,
@@ -123,15 +122,24 @@ class Engine:
             scratch=scratch,
         )
 
-    def _inline_distiller(self, settings: WorkloadSettings, policy: Policy) -> InlineDistiller | None:
-        """A distiller in this process, for a chain that gives the server tasks."""
-        has_tasks = any("tasks" in statements_of(link).written for link in links(policy))
-        return InlineDistiller(Distiller(settings)) if has_tasks else None
-
     def _inline_pool(self, settings: WorkloadSettings, fleet: Fleet, scratch: Scratch | None) -> InlinePool:
         """A pool of devices and partition hosts in this process."""
         hosts = [PartitionHost(settings, self.config.replay, scratch) for _ in range(fleet.hosts.count)]
         return InlinePool(Device(settings), self.channel, hosts)
+
+    def _tasks(self, policy: Policy, costs: Costs, ledger: Ledger) -> ServerTasks:
+        """The tasks of the server. Raises ``ValueError`` if one that is known before the first decision cannot be done."""
+        tasks = ServerTasks(
+            self.config,
+            server=self.server,
+            costs=costs,
+            ledger=ledger,
+            distiller=self._distiller,
+            flop_per_s=self._fleet.server.flop_per_s,
+        )
+        for task in known_tasks(policy) if self._distiller is not None else ():
+            tasks.prepare(task)
+        return tasks
 
     def _costs(self, policy: Policy, fleet: Fleet, part: Part) -> Costs:
         """The costs of plans. Raises ``ValueError`` if the model cannot be trained, sent or cut as configured."""

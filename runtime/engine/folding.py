@@ -59,6 +59,8 @@ def fold_update(
     try:
         before(plan, opened, report, scale=scale)
         server.fold(plan, opened, weight=report.samples * share, scale=scale)
+    except RunError:
+        raise
     except Exception as error:  # an error of this library; a partial fold must not become a version
         raise RunError.of(error, device=plan.device, round_=plan.version, stage="fold") from error
     return report

@@ -7,7 +7,8 @@ which is taken there, holds nothing of it. The virtual clock charges its FLOPs a
 version has closed: plans of the next version are sent when the task is done.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import ClassVar, Protocol
 
 from torch import Tensor
@@ -20,9 +21,10 @@ from ...actors.messages.distiller_messages import (
     TeacherRequest,
 )
 from ...actors.messages.model_packets import open_model, seal_model
+from ...actors.pool import WorkerFailure
 from ...actors.server.routes import Opened
 from ...actors.server.server import Server
-from ...clusters.fleet import Fleet
+from ...comms.errors import StoreFull
 from ...comms.ledger import Ledger
 from ...learning.parts.part import whole
 from ...learning.seeds import derive
@@ -33,6 +35,7 @@ from ...policies.plan import Plan
 from ...policies.report import Report
 from ...policies.tasks import Distil, ServerTask
 from ..configuration.config import Config
+from ..errors import RunError
 from ..events import StudentFigures, TaskEnded
 from ..simulation.costs import Costs
 
@@ -85,7 +88,8 @@ class DistillationInRound:
             class_prior=self._task.class_prior,
         )
         self._tasks.send_bytes("teacher", packet.nbytes)
-        self._tasks.distiller.teach(request, packet)
+        with self._tasks.distiller() as distiller:
+            distiller.teach(request, packet)
         cost = self._tasks.costs.row(submodel.part.shape, plan.training)
         self._flops += cost.forward_flops * self._tasks.public_samples
         self._weights.append(scale * (report.samples if self._task.weighting == "samples" else 1.0))
@@ -107,7 +111,8 @@ class DistillationInRound:
         submodels = [workload.submodel(part) for part in parts]
         packets = [seal_model(submodel.gather(server.tensors), submodel) for submodel in submodels]
         targets = as_arrays({"targets": self._mean.mean()})["targets"]
-        results, models = self._tasks.distiller.distil(request, targets, packets)
+        with self._tasks.distiller() as distiller:
+            results, models = distiller.distil(request, targets, packets)
         changed: dict[str, Tensor] = {}
         for part, submodel, packet, result, model in zip(parts, submodels, packets, results, models, strict=True):
             self._tasks.send_bytes("student", packet.nbytes)
@@ -132,7 +137,9 @@ class DistillationInRound:
 
     def _add(self, *, wait: bool) -> None:
         """Add logits of teachers to their mean, in the order of arrival."""
-        for logits in self._tasks.distiller.logits(wait=wait):
+        with self._tasks.distiller() as distiller:
+            known = distiller.logits(wait=wait)
+        for logits in known:
             self._tasks.receive_bytes("logits", logits.nbytes)
             self._mean.add(as_tensors({"logits": logits})["logits"], self._weights.pop(0))
 
@@ -156,21 +163,28 @@ class ServerTasks:
         costs: Costs,
         ledger: Ledger,
         distiller: DistillerClient | None,
-        fleet: Fleet,
+        flop_per_s: float,
     ) -> None:
-        """``distiller``: None for a chain of policies that states no task. ``fleet``: for the speed of the server."""
-        self.config, self.server, self.costs = config, server, costs
-        self.flop_per_s = fleet.server.flop_per_s
+        """``distiller``: None for a chain of policies that states no task. ``flop_per_s``: of the server."""
+        self.config, self.server, self.costs, self.flop_per_s = config, server, costs, flop_per_s
         self._distiller, self._ledger = distiller, ledger
         self.public_samples = 0
         self._open: TaskInRound | None = None
         self._counted = False  # whether the distribution of the public set is in the ledger
 
-    @property
-    def distiller(self) -> DistillerClient:
-        """The distiller of a run that has one."""
+    @contextmanager
+    def distiller(self) -> Iterator[DistillerClient]:
+        """The distiller of a run that has one, for one call. Raises ``RunError`` if it cannot answer."""
         assert self._distiller is not None
-        return self._distiller
+        try:
+            yield self._distiller
+        except (ValueError, WorkerFailure, StoreFull) as error:
+            raise RunError(str(error), round_=self.server.version, stage="task") from error
+
+    def prepare(self, task: ServerTask) -> None:
+        """Load the public set for a task that is expected. Raises ``ValueError`` if the task cannot be carried out."""
+        assert self._distiller is not None
+        self._distiller.public(task.held_out)
 
     def begin(self, task: ServerTask) -> None:
         """Begin the task of the open version. Raises ``ValueError`` if it cannot be carried out."""
@@ -186,12 +200,15 @@ class ServerTasks:
         self._open = TASKS[type(task)](task, self)
 
     def folded(self, plan: Plan, update: Opened, report: Report, *, scale: float) -> None:
-        """An update is about to be folded into the open version."""
+        """An update is about to be folded into the open version. Raises ``RunError`` if the task cannot go on."""
         if self._open is not None:
             self._open.folded(plan, update, report, scale=scale)
 
     def refine(self) -> Mapping[str, Tensor]:
-        """The tensors that the open version's task changes, after its updates were averaged."""
+        """The tensors that the open version's task changes, after its updates were averaged.
+
+        Raises ``RunError`` if the task cannot go on.
+        """
         return self._open.refine(self.server.version) if self._open is not None else {}
 
     def ended(self) -> TaskEnded | None:

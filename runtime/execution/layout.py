@@ -13,14 +13,16 @@ from .ray_connection import cores
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Placements of the actors of a run: server, workers and partition hosts; and the real devices.
+    """Placements of the actors of a run: server, workers, partition hosts and distiller; and the real devices.
 
-    ``min_devices``: real devices without which the run does not begin.
+    ``distiller``: None in a run without tasks of the server. ``min_devices``: real devices without which the run does not
+    begin.
     """
 
     server: ActorPlacement
     workers: Sequence[ActorPlacement]
     hosts: Sequence[ActorPlacement]
+    distiller: ActorPlacement | None = None
     devices: Sequence[RealDevice] = ()
     min_devices: int = 0
 
@@ -58,28 +60,42 @@ def min_devices(devices: Sequence[RealDevice], config: Config, *, replaces: bool
 
 
 class Bundles:
-    """The bundles of server, workers and partition hosts, in this order, as they are numbered in notices."""
+    """The bundles of server, workers, partition hosts and distiller, in this order, as they are numbered in notices."""
 
     def __init__(
-        self, config: Config, devices: Sequence[RealDevice], sites: Mapping[int, Site], *, replaces: bool
+        self,
+        config: Config,
+        devices: Sequence[RealDevice],
+        sites: Mapping[int, Site],
+        *,
+        has_distiller: bool,
+        replaces: bool,
     ) -> None:
-        """Reserve the bundles, if possible not on the nodes of real devices (``sites``). ``replaces``: a server is replaced."""
+        """Reserve the bundles, if possible not on the nodes of real devices (``sites``).
+
+        ``has_distiller``: whether the policy gives the server tasks. ``replaces``: a server is replaced.
+        """
         options, fleet = config.ray, config.load_fleet()
         self._config, self._devices, self._replaces = config, devices, replaces
-        num_workers, num_hosts = config.workers or cores(), fleet.hosts.count
-        spare = max(float(cores()), 1.0) - options.server_cpus - options.host_cpus * num_hosts
+        num_workers, num_hosts, num_distillers = config.workers or cores(), fleet.hosts.count, int(has_distiller)
+        reserved = options.server_cpus + options.host_cpus * num_hosts + options.distiller_cpus * num_distillers
+        spare = max(float(cores()), 1.0) - reserved
         self._worker_cpus = options.cpus or spare / num_workers
         of_worker = {"CPU": self._worker_cpus}
         if options.memory_bytes:
             of_worker["memory"] = float(options.memory_bytes)
         self._num_workers = num_workers if len(devices) < fleet.num_devices else 0
-        server, host = {"CPU": options.server_cpus}, {"CPU": options.host_cpus}
-        requests = [Request("server", server)]
-        requests += [Request("worker", of_worker)] * self._num_workers + [Request("partition host", host)] * num_hosts
-        # A server that replaces another needs its hosts before any worker.
-        hosts_first = [0, *range(1 + self._num_workers, len(requests)), *range(1, 1 + self._num_workers)]
+        self._num_hosts = num_hosts
+        requests = [
+            Request("server", {"CPU": options.server_cpus}),
+            *[Request("worker", of_worker)] * self._num_workers,
+            *[Request("partition host", {"CPU": options.host_cpus})] * num_hosts,
+            *[Request("distiller", {"CPU": options.distiller_cpus})] * num_distillers,
+        ]
+        # A server that replaces another needs its hosts and its distiller before any worker.
+        workers_last = [0, *range(1 + self._num_workers, len(requests)), *range(1, 1 + self._num_workers)]
         self._reservation = Reservation(
-            requests, keep_off={site.node for site in sites.values()}, order=hosts_first if replaces else None
+            requests, keep_off={site.node for site in sites.values()}, order=workers_last if replaces else None
         )
 
     def wait(self, notices: list[str]) -> Iterator[str]:
@@ -100,6 +116,7 @@ class Bundles:
         """The placements in these bundles."""
         options = self._config.ray
         server, *others = self._reservation.groups
+        first_host, first_distiller = self._num_workers, self._num_workers + self._num_hosts
         workers = [
             ActorPlacement(
                 name=f"worker of bundle {number}",
@@ -107,7 +124,7 @@ class Bundles:
                 memory_bytes=options.memory_bytes,
                 bundle=bundle,
             )
-            for number, bundle in enumerate(others[: self._num_workers], start=1)
+            for number, bundle in enumerate(others[:first_host], start=1)
         ]
         hosts = [
             ActorPlacement(
@@ -117,12 +134,19 @@ class Bundles:
                 bundle=bundle,
                 fallback=server,
             )
-            for number, bundle in enumerate(others[self._num_workers :])
+            for number, bundle in enumerate(others[first_host:first_distiller])
+        ]
+        distillers = [
+            ActorPlacement(
+                name="distiller", group="distiller", cpus=options.distiller_cpus, bundle=bundle, fallback=server
+            )
+            for bundle in others[first_distiller:]
         ]
         return Layout(
             server=ActorPlacement(name="server", cpus=options.server_cpus, bundle=server),
             workers=workers,
             hosts=hosts,
+            distiller=distillers[0] if distillers else None,
             devices=self._devices,
             min_devices=min_devices(self._devices, self._config, replaces=self._replaces),
         )

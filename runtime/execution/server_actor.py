@@ -9,6 +9,7 @@ from ...actors.ray_backend.actor import prepare_process, remote_method
 from ...actors.ray_backend.actor_placement import ActorPlacement
 from ...actors.ray_backend.device_registry import DeviceRegistry
 from ...actors.ray_backend.partition_hosts import PartitionHosts
+from ...actors.ray_backend.ray_distiller import RayDistiller
 from ...actors.ray_backend.ray_pool import RayPool
 from ...clusters.scratch import Scratch
 from ...comms.codec import Array
@@ -67,7 +68,7 @@ class ServerActor:
 
     @remote_method
     def close(self) -> None:
-        """End the workers and partition hosts."""
+        """End the workers, the partition hosts and the distiller."""
         self._service.close()
 
 
@@ -100,15 +101,36 @@ def _make_service(
         hosts=hosts,
         stuck_after_s=options.stuck_after_s,
     )
+    distiller = None
+    if layout.distiller is not None:
+        distiller = RayDistiller(
+            settings,
+            placement=layout.distiller,
+            placement_timeout_s=options.placement_timeout_s,
+            stuck_after_s=options.stuck_after_s,
+        )
     try:
+        if distiller is not None:
+            distiller.start()
+
         import torch  # only now, while the first worker starts
 
         from ..engine.engine import Engine
         from .service import Service
 
         torch.set_num_threads(1)
-        engine = Engine(config, policy, settings=settings, pool=pool, channel=RayChannel(), scratch=scratch)
+        engine = Engine(
+            config,
+            policy,
+            settings=settings,
+            pool=pool,
+            channel=RayChannel(),
+            distiller=distiller,
+            scratch=scratch,
+        )
         return Service(engine, save, notices)
     except BaseException:
+        if distiller is not None:
+            distiller.close()
         pool.close()
         raise

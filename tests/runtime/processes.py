@@ -12,7 +12,7 @@ from pathlib import Path
 import fedbonsai
 from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
 
-ACTORS = ("WorkerActor", "PartitionHostActor", "ServerActor")
+ACTORS = ("WorkerActor", "PartitionHostActor", "DistillerActor", "ServerActor")
 LIMIT_S = (
     300  # for what takes seconds on an idle machine; longer than any slow machine needs, so that what exceeds it hangs
 )
