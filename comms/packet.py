@@ -42,6 +42,7 @@ class PacketKind(IntEnum):
     RESIDUAL = 7  # of a model, against the prediction from the receiver's memory
     AGREED = 8  # no payload: the receiver makes the model from the seed and checks its hash
     INDEX_MAP = 9  # which channels narrow parts hold
+    PATCH = 10  # what a model in the receiver's memory lacks at other channels
 
 
 class Stamp(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ from .spec import CountOrZero
 from .tensors import at_least_float32
 
 # Adding -0.0 changes no bit of any number, whereas adding 0.0 turns -0.0 into 0.0.
-_NEGATIVE_ZERO = -0.0
+NEGATIVE_ZERO = -0.0
 
 
 class Fold:
@@ -82,7 +82,7 @@ class Fold:
     ) -> None:
         """Add a difference to a slice of a sum of this full ``shape``."""
         if name not in self._sums:
-            self._sums[name] = difference.new_full(shape, _NEGATIVE_ZERO)
+            self._sums[name] = difference.new_full(shape, NEGATIVE_ZERO)
         total = self._sums[name]
         # add_ with alpha, as for whole tensors: other operations round each product before adding it.
         put(total, part, gather(total, part).add_(difference, alpha=weight * scale))
@@ -100,7 +100,7 @@ class Fold:
             weight = self._weights[name]
             if isinstance(weight, Tensor):
                 mean = total / weight.to(total.dtype)
-                means[name] = torch.where(weight > 0, mean, _NEGATIVE_ZERO)
+                means[name] = torch.where(weight > 0, mean, NEGATIVE_ZERO)
             else:
                 means[name] = total.div_(weight)
         self.updates, self._sums, self._weights = 0, {}, {}

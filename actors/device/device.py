@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...comms.codec import Array, Arrays, ArraySpec
 from ...comms.codecs.make_codec import make_codec
 from ...comms.errors import MismatchedPacket, OutOfSync, UnfitPacket
-from ...comms.links.memory import DeviceEnd, LinkState, PendingUpdate, history_lengths
+from ...comms.links.memory import DeviceEnd, LinkMemory, LinkState, PendingUpdate, history_lengths
 from ...comms.links.predict import hash_arrays, residual_specs, restore
 from ...comms.links.receive import receive_models, sent_update, unsent_error, update_residual
 from ...comms.packet import seal
@@ -32,6 +32,7 @@ from ...policies.report import Measured, Outcome, Report
 from ..messages.dense_packets import open_weights, seal_update
 from ..messages.host_messages import HostLink
 from ..messages.messages import array_specs, update_context, update_stamp
+from ..messages.places import Places
 from ..messages.plan_message import read_plan
 from ..messages.trunk import Trunk
 from .device_leg import train_front, upload
@@ -55,6 +56,7 @@ class Device:
         self._modules = Modules()
         self._trunk = Trunk(self.workload)
         self._maps = HeldMaps(self.workload)
+        self._places = Places(self.workload)
         # Of the current plan: its stage, the version that the device holds, and its end of the link.
         self._stage = "open"
         self._held: int | None = None
@@ -158,6 +160,8 @@ class Device:
         codec, end = make_codec(plan.codec_down), self._end
         end.acknowledge(plan.acknowledged)
         end.memory.trim(plan.link_down, plan.link_up)
+        place = self._places.of(plan.part) if plan.link_down is not None or plan.link_up is not None else end.place
+        move = self._places.move(end.place, place) if place != end.place else None
         if plan.link_down is None:
             if len(packets) != (1 if expected else 0):
                 raise MismatchedPacket(
@@ -166,6 +170,8 @@ class Device:
             if not expected:
                 return {}
             arrays = open_weights(packets[0], plan, submodel)
+            if place != end.place:  # without a patch, the models of another downlink are of no use
+                end.move(place, move, LinkMemory(sent=end.memory.sent).moved(move))
             self._held = plan.version if plan.link_up is not None else None
             return arrays
         model = receive_models(
@@ -176,6 +182,8 @@ class Device:
             codec=codec,
             expected=expected,
             agreed=lambda: as_arrays(self.workload.new_model().state_dict()),
+            place=place,
+            move=move,
         )
         self._held = model.version
         return model.arrays

@@ -13,11 +13,15 @@ from ...policies.plan import Plan
 
 @dataclass(frozen=True)
 class Message:
-    """One packet down: its reference in the channel, its size, and the kind under which the ledger counts it."""
+    """One packet down: its reference in the channel, its size, and the kind under which the ledger counts it.
+
+    ``typical``: whether it is of the format of the plan's later packets, so that their sizes are estimated by it.
+    """
 
     reference: Any
     num_bytes: NumBytes
     kind: str
+    typical: bool = True
 
 
 @dataclass(frozen=True)

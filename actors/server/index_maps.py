@@ -17,7 +17,9 @@ from torch import Tensor
 from ...comms.channel import Channel
 from ...comms.codec import Array
 from ...comms.links.memory import LinkState
+from ...learning.architecture import Kept
 from ...learning.parts.channels import score_channels
+from ...learning.parts.part import Part
 from ...learning.workload import Workload
 from ...policies.plan import Plan
 from ...policies.report import Report
@@ -41,7 +43,7 @@ class IndexMaps(PlanListener):
         "_sent": dict[int, str],
     }
     SAVED_AS: ClassVar = SAVED
-    NOT_SAVED = ("_channel", "_workload", "_tensors")
+    NOT_SAVED = ("_channel", "_workload", "_tensors", "_expected")
 
     def __init__(self, channel: Channel, workload: Workload, tensors: Mapping[str, Tensor]) -> None:
         """``tensors``: the server's, of the current version; they change in place."""
@@ -53,18 +55,40 @@ class IndexMaps(PlanListener):
         self._messages: dict[str, Message] = {}
         self._held: dict[int, set[str]] = {}  # by device, the maps that it has acknowledged
         self._sent: dict[int, str] = {}  # by plan in flight, its map
+        self._expected: dict[tuple[str, str, int], Array] = {}  # rankings of this version that no plan has used yet
+
+    def channels(self, part: Part) -> Kept:
+        """The channels that a plan with this narrow part would be sent now. Nothing that decides later plans is changed."""
+        if part.index_map or part.channels not in _RANKED:
+            return self._workload.channels(part)
+        key = part.model, part.channels, part.turn
+        if key in self._rankings:
+            scores = self._rankings[key]
+        else:
+            if key not in self._expected:
+                self._expected[key] = self._scores(part)
+            scores = self._expected[key]
+        return self._workload.family(part.model).choose(part, scores=scores)
+
+    def version_closed(self) -> None:
+        """The model has changed: rankings that no plan has used are out of date."""
+        self._expected.clear()
+
+    def _scores(self, part: Part) -> Array:
+        """The ranking by the model of now, [channel]."""
+        groups = self._workload.family(part.model).groups
+        prefix = f"{part.model}:" if part.model else ""
+        tensors = {name: self._tensors[prefix + name] for name in groups.owners}
+        return score_channels(groups, tensors, rule=part.channels)
 
     def named(self, plan: Plan) -> Plan:
         """The plan with the index map that its rule chooses now; unchanged where there is none."""
         part = plan.part
         if part.width == 1 or part.channels not in _RANKED:
             return plan
-        groups = self._workload.family(part.model).groups
         key = part.model, part.channels, part.turn
         if key not in self._rankings:
-            prefix = f"{part.model}:" if part.model else ""
-            tensors = {name: self._tensors[prefix + name] for name in groups.owners}
-            self._rankings[key] = score_channels(groups, tensors, rule=part.channels)
+            self._rankings[key] = self._scores(part)
             if len(self._rankings) > _MAX_RANKINGS:
                 self._rankings.popitem(last=False)
         kept = self._workload.family(part.model).choose(part, scores=self._rankings[key])
@@ -90,6 +114,13 @@ class IndexMaps(PlanListener):
         if name in self._held.get(dispatch.plan.device, ()):
             return dataclasses.replace(dispatch, held=(message.reference,))
         return dataclasses.replace(dispatch, messages=(message, *dispatch.messages))
+
+    def to_evaluate(self, dispatch: Dispatch) -> Dispatch | None:
+        """A dispatch that evaluates, with the map of its part, which the device has; None if the map was dropped here."""
+        name = dispatch.plan.part.index_map
+        if not name:
+            return dispatch
+        return dataclasses.replace(dispatch, held=(self._messages[name].reference,)) if name in self._messages else None
 
     def ended(self, plan: Plan, report: Report, state: LinkState | None) -> None:
         """The device has the plan's map now; one that misses a map has none for certain."""

@@ -14,25 +14,37 @@ from ...comms.channel import Channel
 from ...comms.codec import Array, Arrays, ArraySpec
 from ...comms.codecs.make_codec import make_codec
 from ...comms.errors import MismatchedPacket, OutOfSync
-from ...comms.links.memory import FORGET, HeldModel, LinkMemory, LinkState, SentUpdate, copy_state, history_lengths
+from ...comms.links.memory import (
+    FORGET,
+    WHOLE,
+    HeldModel,
+    LinkMemory,
+    LinkState,
+    SentUpdate,
+    copy_state,
+    history_lengths,
+)
 from ...comms.links.predict import Residual, hash_arrays
 from ...comms.links.receive import receive_update
+from ...learning.parts.part import Part
 from ...policies.plan import Plan
 from ...policies.report import Report
 from ..messages.messages import Message, update_context, update_stamp
-from .downlinks import Downlinks, has_own_residuals, holds_initial_model, stream_key
-from .peers import Peer, Peers
+from ..messages.places import Places
+from .downlinks import Downlinks, has_own_residuals
+from .peers import MovedLink, Peer, Peers
 
 
 class ServerLinks:
     """Downlinks and uplinks of residuals."""
 
     SAVED: ClassVar = {"downlinks": Downlinks, "peers": Peers, "_sent": dict[int, HeldModel]}  # by a checkpoint
-    NOT_SAVED = ()
+    NOT_SAVED = ("_places",)
 
     def __init__(
         self,
         channel: Channel,
+        places: Places,
         *,
         first: Mapping[str, Array],
         memory_bytes: int,
@@ -40,19 +52,14 @@ class ServerLinks:
         scratch: Scratch | None = None,
     ) -> None:
         """``first``: the model of version 0, which both ends build from the seed. ``scratch``: where temporary files go."""
-        self.downlinks = Downlinks(channel, first=first)
+        self._places = places
+        self.downlinks = Downlinks(channel, places, first=first)
         self.peers = Peers(memory_bytes=memory_bytes, disk_bytes=disk_bytes, scratch=scratch)
         self._sent: dict[int, HeldModel] = {}  # by plan in flight: the model that it was sent
 
     def send(self, plan: Plan, model: Callable[[], Arrays], expected: tuple[ArraySpec, ...]) -> list[Message]:
         """The packets with which the plan's device reaches ``model``, which is of the plan's version."""
-        stream = stream_key(plan)
-        peer = self.peers.get(plan.device) or Peer(stream=stream)
-        if peer.stream != stream:
-            peer.lost = peer.lost or not holds_initial_model(peer)
-            if not has_own_residuals(plan):
-                peer.held = None  # it may hold another part of the initial model, or none
-            peer.stream = stream
+        peer = self.peers.get(plan.device) or Peer()
         messages, sent = self.downlinks.send(plan, peer, model, expected)
         peer.in_flight = self._sent[plan.id] = sent
         self.peers.put(plan.device, peer)
@@ -64,17 +71,21 @@ class ServerLinks:
         Returns plan and message as they must be sent. If the link is lost, the plan has its device drop its memory, and the
         message, a dense model in any case, counts as a resynchronisation.
         """
-        peer = self.peers.get(plan.device) or Peer()
+        place = self._places.of(plan.part)
+        peer = self.peers.get(plan.device) or Peer(place=place)
         if peer.lost:
-            peer.memory, peer.held, peer.resync_plan = LinkMemory(), None, plan.id
+            peer.memory, peer.held, peer.resync_plan, peer.place = LinkMemory(), None, plan.id, place
             plan, message = replace(plan, acknowledged=FORGET), Message(message.reference, message.num_bytes, "resync")
+        elif peer.place != place:
+            memory = LinkMemory(sent=peer.memory.sent).moved(self._places.move(peer.place, place))
+            peer.moved = MovedLink("", place, plan.part, memory)
         peer.in_flight = self._sent[plan.id] = HeldModel(plan.version, 0, base)
         self.peers.put(plan.device, peer)
         return plan, message
 
-    def advance(self, model: Arrays, version: int) -> Arrays | None:
+    def advance(self, gather: Callable[[Part], Arrays], version: int) -> tuple[Part, Arrays] | None:
         """Start a version; see ``Downlinks.advance`` and ``Downlinks.keep``."""
-        received = self.downlinks.advance(model, version)
+        received = self.downlinks.advance(gather, version)
         self.downlinks.keep(self.peers.streams())
         return received
 
@@ -92,7 +103,8 @@ class ServerLinks:
         assert plan.link_up is not None
         peer, base = self._peer(plan), self.sent(plan).arrays
         names = [spec.name for spec in expected]
-        prediction = peer.memory.predict_up(plan.link_up, base, names)
+        memory = peer.memory if peer.moved is None else peer.moved.memory
+        prediction = memory.predict_up(plan.link_up, base, names)
         anchored = all(prediction[name] is base[name] for name in names) and plan.link_up.arithmetic == "float"
         try:
             residuals, local = receive_update(
@@ -112,6 +124,7 @@ class ServerLinks:
     def folded(self, plan: Plan, local: Arrays) -> None:
         """The update of ``plan`` was folded: acknowledge ``local``, the model that its device had trained."""
         peer = self._peer(plan)
+        peer.move()
         peer.folded = plan.id
         peer.memory.trim(plan.link_down, plan.link_up)
         if history_lengths(plan.link_down, plan.link_up)[1]:
@@ -127,6 +140,7 @@ class ServerLinks:
         if report.out_of_sync or (report.held is not None and report.held != plan.version):
             peer.lost = True
         elif report.held is not None:
+            peer.move()
             peer.lost = peer.lost and peer.resync_plan != plan.id
             if plan.link_down is not None:
                 peer.held = report.held
@@ -137,13 +151,14 @@ class ServerLinks:
             if has_own_residuals(plan) and (not peer.memory.models or peer.memory.models[-1] is not sent):
                 depth, _ = history_lengths(plan.link_down, plan.link_up)
                 peer.memory.models = [*peer.memory.models, sent][-depth:]
+        peer.moved = None
         self.peers.put(plan.device, peer)
 
     def released(self, plan: Plan) -> None:
         """A plan without a result: the model that it was sent is not acknowledged."""
         if self._sent.pop(plan.id, None) is not None:
             peer = self._peer(plan)
-            peer.in_flight = None
+            peer.in_flight = peer.moved = None
             self.peers.put(plan.device, peer)
 
     @property
@@ -152,14 +167,15 @@ class ServerLinks:
         return any(self.peers.streams())
 
     def evaluation_of_held_model(self, plan: Plan) -> tuple[Plan, LinkState] | None:
-        """The plan by which a device evaluates the model in its downlink's memory, and the device's state.
+        """The plan by which a device evaluates the model, or the part of it, in its downlink's memory, and the device's state.
 
         None if the device holds no known model. It does not count as a use of the record.
         """
         peer = self.peers.read(plan.device)
         if peer is None or peer.held is None or peer.lost or not peer.stream or peer.state is None:
             return None
-        return replace(plan, version=peer.held, link_down=Residual(rule="stationary")), peer.state
+        part = plan.part if peer.place == WHOLE or peer.part is None else peer.part
+        return replace(plan, part=part, version=peer.held, link_down=Residual(rule="stationary")), peer.state
 
     def lose(self, device: int) -> None:
         """A device has lost its memory: if it has a record, it is resynchronised with its next plan."""
@@ -177,9 +193,9 @@ class ServerLinks:
         peer = self.peers.get(device)
         return peer.folded if peer is not None else 0
 
-    def estimate_bytes(self, plan: Plan, *, newest: int, dense: int) -> int:
+    def estimate_bytes(self, plan: Plan, *, newest: int, expected: tuple[ArraySpec, ...]) -> int:
         """Estimated bytes down for a plan; see ``Downlinks.estimate_bytes``."""
-        return self.downlinks.estimate_bytes(plan, self.peers.peek(plan.device), newest=newest, dense=dense)
+        return self.downlinks.estimate_bytes(plan, self.peers.peek(plan.device), newest=newest, expected=expected)
 
     def _peer(self, plan: Plan) -> Peer:
         """The record of a plan's device, which exists since the plan was dispatched."""

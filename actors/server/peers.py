@@ -20,19 +20,34 @@ from ...clusters.scratch import Scratch, ScratchFolder
 from ...comms.channel import StoredBytes
 from ...comms.codec import NumBytes
 from ...comms.errors import OutOfSync
-from ...comms.links.memory import DeviceEnd, HeldModel, LinkMemory, LinkState, state_bytes
+from ...comms.links.memory import WHOLE, DeviceEnd, HeldModel, LinkMemory, LinkState, state_bytes
+from ...learning.parts.part import Part
 
 _MEMORY, _STATE = "memory:", "state:"
+
+
+@dataclass(frozen=True)
+class MovedLink:
+    """What a record becomes once the device has acknowledged a plan at another place (``comms.links.memory``).
+
+    ``stream``: "" if the plan's downlink has no memory.
+    """
+
+    stream: str
+    place: bytes
+    part: Part
+    memory: LinkMemory
 
 
 @dataclass
 class Peer:
     """The server's record of one device's link.
 
-    ``stream``: key of the downlink's settings; models of another stream do not count. ``held``: version that the device has
-    acknowledged; None before its first report. ``folded``: its newest plan whose update was folded (0: none). ``in_flight``:
-    the model that its plan in flight was sent. ``lost``: the ends do not agree on what the device holds; ``resync_plan``: the
-    plan that resynchronises it with a dense model.
+    ``stream``: key of the downlink's settings; models of another stream do not count. ``place``: of the memories at both ends,
+    and ``part``: the part that the device holds (None: not known yet). ``moved``: what a plan in flight changes of these.
+    ``held``: version that the device has acknowledged; None before its first report. ``folded``: its newest plan whose update
+    was folded (0: none). ``in_flight``: the model that its plan in flight was sent. ``lost``: the ends do not agree on what the
+    device holds; ``resync_plan``: the plan that resynchronises it with a dense model.
     """
 
     stream: str = ""
@@ -43,6 +58,18 @@ class Peer:
     in_flight: HeldModel | None = None
     lost: bool = False
     resync_plan: int = 0
+    place: bytes = WHOLE
+    part: Part | None = None
+    moved: MovedLink | None = None
+
+    def move(self) -> None:
+        """The device has moved to the place of its plan."""
+        if self.moved is None:
+            return
+        self.stream, self.place, self.part = self.moved.stream, self.moved.place, self.moved.part
+        self.memory, self.moved = self.moved.memory, None
+        if not self.stream:
+            self.held = None  # without a patch it has dropped its models
 
     @property
     def num_bytes(self) -> int:
@@ -129,8 +156,9 @@ class Peers:
         self._keep_budget()
 
     def streams(self) -> set[str]:
-        """Keys of the downlinks that devices follow."""
-        return {peer.stream for peer in self._entries.values()}
+        """Keys of the downlinks that devices follow, or will follow after their plans in flight."""
+        peers = self._entries.values()
+        return {peer.stream for peer in peers} | {peer.moved.stream for peer in peers if peer.moved is not None}
 
     def saved(self) -> dict[str, Any]:
         """The state for a checkpoint, with the files of peers on disk, by device."""

@@ -21,11 +21,13 @@ from torch import Tensor
 
 from ...clusters.scratch import Scratch
 from ...comms.channel import Channel
-from ...comms.codec import Array
+from ...comms.codec import Array, Arrays
 from ...comms.errors import MismatchedPacket
 from ...comms.links.memory import LinkState
-from ...learning.aggregation import Fold
+from ...learning.aggregation import NEGATIVE_ZERO, Fold
 from ...learning.data.types import Samples
+from ...learning.parts.part import Part
+from ...learning.parts.slices import gather, put
 from ...learning.parts.structure import Role
 from ...learning.parts.submodel import SubModel
 from ...learning.spec import CountOrZero, ServerOptimiser, Training
@@ -38,6 +40,7 @@ from ...learning.workload import Workload
 from ...policies.plan import Plan
 from ...policies.report import Report
 from ..messages.messages import Dispatch
+from ..messages.places import Places
 from ..messages.trunk import BlockHashes
 from ..plan_listener import PlanListener
 from .dense_downlink import DenseDownlink
@@ -98,6 +101,7 @@ class Server(PlanListener):
         self._hashes = BlockHashes(workload.spec, self.store["model"])
         self.links = ServerLinks(
             channel,
+            Places(workload, choose=lambda part: self.maps.channels(part)),
             first={name: array.copy() for name, array in as_arrays(self.store["model"]).items()},
             memory_bytes=link_memory_bytes,
             disk_bytes=link_disk_bytes,
@@ -143,13 +147,13 @@ class Server(PlanListener):
         """The packets of a plan that evaluates; no state of the run changes.
 
         The device evaluates the current model. If downlinks have a memory, it evaluates the version that it has acknowledged,
-        and nothing is sent; None if it holds no version.
+        of the part that it holds, and nothing is sent; None if it holds no version.
         """
         plan = add_hashes(plan, self.workload.submodel(plan.part), self._hashes)
         if not self.links.downlinks_have_memory:
             return self._routes[-1].send(plan)
         evaluation = self.links.evaluation_of_held_model(plan)
-        return Dispatch(evaluation[0], (), evaluation[1]) if evaluation is not None else None
+        return self.maps.to_evaluate(Dispatch(evaluation[0], (), evaluation[1])) if evaluation is not None else None
 
     def open(self, plan: Plan, packet: Array | None, *, host: Array | None = None) -> Opened:
         """Open and check an update; raises a ``PacketError`` if it is not valid.
@@ -227,9 +231,10 @@ class Server(PlanListener):
         ``refine``: called after the update; the tensors that it returns, by name, replace those of the new version.
 
         Behind a lossy downlink with feedback the model is the one that its receivers hold; the rest is pending and sent later.
+        Where their part is narrow, that applies to the elements of the part.
         Raises ``NotFinite`` if the next version would hold NaN or infinity: the version stays open, and the model unchanged.
         """
-        model, pending = self.store["model"], self.store["pending"]
+        pending = self.store["pending"]
         self._shared_heads.close(self._fold)
         with torch.no_grad():
             for name, value in self._stepped().items():
@@ -239,15 +244,32 @@ class Server(PlanListener):
             for name, value in refined.items():
                 self._set(name, value)
         self.version += 1
-        received = self.links.advance(as_arrays(model), self.version)
+        received = self.links.advance(self._gather, self.version)
         pending.clear()
-        for name, tensor in as_tensors(received or {}).items():
-            if not torch.equal(model[name], tensor):
-                pending[name] = at_least_float32(model[name]) - tensor
-                model[name].copy_(tensor)
+        if received is not None:
+            self._set_received(*received)
+        self.maps.version_closed()
         keep = set(in_flight)
         self._dense.keep(keep)
         self._residual.keep(keep)
+
+    def _gather(self, part: Part) -> Arrays:
+        """The current tensors of a part."""
+        return as_arrays(self.workload.submodel(part).gather(self.tensors))
+
+    def _set_received(self, part: Part, arrays: Arrays) -> None:
+        """Set the elements of a part to what its receivers hold; the differences are pending."""
+        submodel = self.workload.submodel(part)
+        for name, tensor in as_tensors(arrays).items():
+            server_name, where = submodel.prefix + name, submodel.slices.get(name, ())
+            full = self.tensors[server_name]
+            current = gather(full, where) if where else full
+            if not torch.equal(current, tensor):
+                rest = at_least_float32(full).new_full(full.shape, NEGATIVE_ZERO)
+                put(rest, where, at_least_float32(current) - tensor)
+                self.store["pending"][server_name] = rest
+                self._hashes.changed(server_name)
+                put(full, where, tensor)
 
     def _set(self, name: str, value: Tensor) -> None:
         """Change a tensor of the current version."""

@@ -6,6 +6,9 @@
 Receivers hold the *reconstruction*. The residual is taken between the server's model and the reconstruction, so entries that
 top-k left out are part of the next residual. A device that missed rounds gets the packets that it missed. The ring holds
 packets up to the size of one dense model in total, but always the newest; a device with a longer gap gets a dense model.
+
+A sequence for other channels can grow out of another one: it starts with the newest model of that one, moved there, and a patch
+leads devices that hold this model from one sequence to the other.
 """
 
 from collections import deque
@@ -15,7 +18,8 @@ from typing import Any, ClassVar
 
 from ..codec import Array, Arrays, Codec, Context, IdentityCodec, NumBytes
 from ..packet import PacketKind, Stamp, seal
-from .memory import HeldModel, LinkMemory
+from .memory import WHOLE, HeldModel, LinkMemory, Move
+from .patch import seal_patch
 from .predict import Residual, residuals_of, restore
 
 
@@ -29,21 +33,37 @@ class SealedPacket:
     end: int
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The sequence that another one has grown out of, by its key, and the patch that leads from the one to the other."""
+
+    key: str
+    patch: SealedPacket
+
+
 class Broadcast:
-    """One sequence of broadcast residuals. ``held``: the newest model, as receivers hold it."""
+    """One sequence of broadcast residuals.
+
+    ``held``: the newest model, as receivers hold it. ``place``: of its models. ``origin``: None if it grew out of no other.
+    """
 
     # Saved by a checkpoint.
     SAVED: ClassVar = {
         "held": HeldModel,
+        "place": bytes,
+        "origin": Origin | None,
         "_ring": deque[SealedPacket],
         "_ring_bytes": NumBytes,
         "_dense": SealedPacket | None,
     }
     NOT_SAVED = ("_put",)
 
-    def __init__(self, first: HeldModel, *, put: Callable[[Array], Any]) -> None:
+    def __init__(
+        self, first: HeldModel, *, put: Callable[[Array], Any], place: bytes = WHOLE, origin: Origin | None = None
+    ) -> None:
         """``first``: the model that both ends make without a message. ``put``: stores a packet, returns its reference."""
         self.held = first
+        self.place, self.origin = place, origin
         self._put = put
         self._ring: deque[SealedPacket] = deque()
         self._ring_bytes = 0
@@ -66,15 +86,26 @@ class Broadcast:
             self._ring_bytes -= self._ring.popleft().num_bytes
         return sealed
 
-    def since(self, version: int) -> list[SealedPacket] | None:
-        """The packets from ``version`` to the newest, oldest first; None if the ring does not reach back to ``version``."""
-        packets = [sealed for sealed in self._ring if sealed.start >= version]
+    def grow(self, key: str, place: bytes, move: Move, model: Arrays) -> "Broadcast":
+        """A sequence at another place that starts with the newest model of this one, whose key is ``key``.
+
+        ``model``: the current model there, of which elements that are new there have their values.
+        """
+        packet, moved = seal_patch(LinkMemory(models=[self.held]), move, model)
+        version = self.held.version
+        patch = SealedPacket(self._put(packet), packet.nbytes, version, version)
+        return Broadcast(moved.models[-1], put=self._put, place=place, origin=Origin(key, patch))
+
+    def since(self, version: int, *, until: int | None = None) -> list[SealedPacket] | None:
+        """The packets from ``version`` to the newest one or to ``until``, oldest first; None if the ring does not hold them."""
+        until = self.held.version if until is None else until
+        packets = [sealed for sealed in self._ring if sealed.start >= version and sealed.end <= until]
         reached = version
         for sealed in packets:
             if sealed.start != reached:
                 return None
             reached = sealed.end
-        return packets if reached == self.held.version else None
+        return packets if reached == until else None
 
     def dense(self, *, codec: Codec, context: Context) -> SealedPacket:
         """A dense packet of ``held``, for a device that the ring cannot bring there. Sealed once per version."""

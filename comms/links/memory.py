@@ -11,10 +11,16 @@ Each message states the version and the hash of the state that it builds on. Onl
 Histories are as long as the rules of the current plan need, and are cut at both ends at the same time. If the two ends
 differ, both start from empty histories: with a dense model sent on the downlink, or, if the downlink has no memory, with a
 plan that acknowledges ``FORGET``.
+
+A memory belongs to a *place*: a family of models, and the channels of it that the device holds. Where a plan's part is at
+another place, both ends move their memories before they use them: elements that both places have keep their values. What only
+the new one has is zero in the uplink's history and in the unsent error; in the downlink's models a patch sets it (``patch``).
+The server's record moves when a report or an update shows that the device has opened the plan.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import msgspec
 import numpy as np
@@ -27,6 +33,10 @@ FORGET = -1  # acknowledged in place of a folded plan: both ends drop their hist
 LinkState = Mapping[
     str, Array
 ]  # a simulated device's end as named arrays, sent with its plan and returned with its report
+WHOLE = b""  # the place of all channels of the global model; other places are named by bytes that have no meaning here
+# A tensor of the old place, by name, as one of the new place: what both have is copied, the rest is zero (False). Where nothing
+# changes it is the array itself.
+Move = Callable[[str, Array], Array]
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,25 @@ class LinkMemory:
     models: list[HeldModel] = field(default_factory=list)
     sent: list[SentUpdate] = field(default_factory=list)
 
+    def moved(
+        self, move: Move | None, *, added: Mapping[str, tuple[Array, Array]] = MappingProxyType({})
+    ) -> "LinkMemory":
+        """The memory at another place. ``move``: None if the two have nothing in common; the memory is then empty.
+
+        ``added``: by tensor, flat indices of elements that are new in the moved tensor, and their values in the global models.
+        """
+        if move is None:
+            return LinkMemory()
+        models = []
+        for model in self.models:
+            arrays = moved_arrays(model.arrays, move)
+            for name, (indices, values) in added.items():
+                arrays[name] = np.array(arrays[name], order="C")
+                arrays[name].reshape(-1)[indices] = values
+            models.append(HeldModel.of(model.version, arrays))
+        sent = [SentUpdate(moved_arrays(each.base, move), moved_arrays(each.local, move)) for each in self.sent]
+        return LinkMemory(models=models, sent=sent)
+
     def trim(self, down: Residual | None, up: Residual | None) -> None:
         """Drops what the rules of a plan do not need. The newest global model always stays."""
         num_models, num_sent = history_lengths(down, up)
@@ -73,6 +102,11 @@ class LinkMemory:
         """Predicts the device's model after training from ``base``."""
         other = [*(sent.base for sent in self.sent), base]
         return predict(residual, own=[sent.local for sent in self.sent], other=other, start=base, names=names)
+
+
+def moved_arrays(arrays: Arrays, move: Move) -> dict[str, Array]:
+    """Named arrays at another place."""
+    return {name: move(name, array) for name, array in arrays.items()}
 
 
 def history_lengths(down: Residual | None, up: Residual | None) -> tuple[int, int]:
@@ -95,11 +129,15 @@ class PendingUpdate:
 
 @dataclass
 class DeviceEnd:
-    """The device's end of its link: acknowledged memory, the error that feedback carries, and the pending update."""
+    """The device's end of its link: acknowledged memory, the error that feedback carries, and the pending update.
+
+    ``place``: that of all of these.
+    """
 
     memory: LinkMemory = field(default_factory=LinkMemory)
     error: Arrays = field(default_factory=dict)
     pending: PendingUpdate | None = None
+    place: bytes = WHOLE
 
     def acknowledge(self, plan: int) -> None:
         """Adds the pending update to the memory if it was folded, else drops it.
@@ -114,12 +152,15 @@ class DeviceEnd:
                 self.memory.sent.append(self.pending.sent)
         self.pending = None
 
-    def restart(self, model: HeldModel) -> None:
-        """Replaces the memory by one model, received dense or made from the seed. The server's end does the same.
+    def move(self, place: bytes, move: Move | None, memory: LinkMemory) -> None:
+        """Moves the error to ``place``, and replaces the memory by ``memory``, which is there already.
 
-        The error stays: only the device's end holds it.
+        ``move``: as in ``LinkMemory.moved``. The newest plan must have been acknowledged: a pending update would not be moved.
         """
-        self.memory = LinkMemory(models=[model])
+        assert self.pending is None or place == self.place
+        if place != self.place:
+            self.error = moved_arrays(self.error, move) if move is not None else {}
+        self.place, self.memory = place, memory
 
     def to_state(self) -> LinkState:
         """The end as named arrays."""
@@ -129,6 +170,7 @@ class DeviceEnd:
             sent=len(memory.sent),
             pending=pending.plan if pending else None,
             pending_sent=pending is not None and pending.sent is not None,
+            place=self.place,
         )
         arrays: dict[str, Array] = {"head": np.frombuffer(msgspec.msgpack.encode(head), np.uint8)}
         for i, model in enumerate(memory.models):
@@ -170,7 +212,7 @@ class DeviceEnd:
         if head.pending is not None:
             sent = SentUpdate(groups["pending_base"], groups["pending_local"]) if head.pending_sent else None
             pending = PendingUpdate(head.pending, sent, groups.get("pending_error", {}))
-        return cls(memory=memory, error=groups.get("error", {}), pending=pending)
+        return cls(memory=memory, error=groups.get("error", {}), pending=pending, place=head.place)
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -180,6 +222,7 @@ class _Head(msgspec.Struct, frozen=True):
     sent: int
     pending: int | None
     pending_sent: bool
+    place: bytes
 
 
 def _put(arrays: dict[str, Array], group: str, named: Arrays) -> None:

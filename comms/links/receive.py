@@ -6,12 +6,14 @@ A packet is used only if its version and the hash of the state that it builds on
 
 from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 
 from ..codec import Array, Arrays, ArraySpec, Codec, Context, IdentityCodec
 from ..errors import MismatchedPacket, OutOfSync, UnfitPacket
 from ..packet import PacketKind, Stamp, read_stamp, unseal
-from .memory import DeviceEnd, HeldModel, SentUpdate, history_lengths
+from .memory import WHOLE, DeviceEnd, HeldModel, LinkMemory, Move, SentUpdate, history_lengths
+from .patch import apply_patch
 from .predict import Residual, hash_arrays, residual_specs, residuals_of, restore
 
 
@@ -24,46 +26,71 @@ def receive_models(
     codec: Codec,
     expected: tuple[ArraySpec, ...],
     agreed: Callable[[], Arrays],
+    place: bytes = WHOLE,
+    move: Move | None = None,
 ) -> HeldModel:
     """Advances a device's end to ``version`` by the packets of one message, in their order. Returns the new model.
 
     Of the intermediate models, only as many are kept as the rule needs. ``agreed``: makes the first model from the seed.
-    Raises a ``PacketError`` and leaves the end unchanged.
+    ``place``: of the plan's part, to which the end moves. ``move``: leads there from the end's own place; None if that is the
+    same, or if the two have nothing in common. Raises a ``PacketError`` and leaves the end unchanged.
     """
-    models, (depth, _) = list(end.memory.models), history_lengths(residual, None)
-    restarted = False
+    depth, _ = history_lengths(residual, None)
+    memory, at, restarted = LinkMemory(list(end.memory.models), list(end.memory.sent)), end.place, False
     for packet in packets:
         stamp = read_stamp(packet)
+        if stamp.kind in (PacketKind.RESIDUAL, PacketKind.PATCH) and not memory.models:
+            what = "a residual to" if stamp.kind == PacketKind.RESIDUAL else "a patch of"
+            raise OutOfSync(f"{what} version {stamp.version} was sent to a device that holds no model")
         if stamp.kind == PacketKind.RESIDUAL:
-            if not models:
-                raise OutOfSync(f"a residual to version {stamp.version} was sent to a device that holds no model")
-            end.memory.models, kept = models, end.memory.models
-            try:
-                model = _next_model(end, packet, stamp, residual=residual, codec=codec, expected=expected)
-            finally:
-                end.memory.models = kept
-            models = [*models, model][-depth:]
+            specs = expected if at == place else _specs_there(memory.models[-1], expected)
+            model = _next_model(memory, packet, stamp, residual=residual, codec=codec, expected=specs)
+            memory.models = [*memory.models, model][-depth:]
+        elif stamp.kind == PacketKind.PATCH:
+            if at == place or move is None:
+                raise OutOfSync(
+                    "a patch was sent to a device that holds the channels of its plan, or none that it could move"
+                )
+            memory, at = apply_patch(packet, stamp, memory, move), place
+            _check_fits(memory.models[-1], expected)
         elif stamp.kind in (PacketKind.WEIGHTS, PacketKind.AGREED):
-            models, restarted = [_whole_model(packet, stamp, expected=expected, agreed=agreed)], True
+            memory = LinkMemory(models=[_whole_model(packet, stamp, expected=expected, agreed=agreed)])
+            at, restarted = place, True
         else:
             raise MismatchedPacket(f"a packet of kind {stamp.kind.name} cannot start a plan")
+    models = memory.models
     if not models or models[-1].version != version:
         found = models[-1].version if models else "none"
         raise OutOfSync(f"the device would hold version {found} after this message; its plan starts from {version}")
+    if at != place:
+        raise OutOfSync("the device holds other channels than its plan, and was sent neither a patch nor a dense model")
     if not packets:
         _check_unchanged(models[-1], expected)
-    if restarted:
-        end.restart(models[-1])
+    if place != end.place or restarted:
+        end.move(place, move, memory)
     end.memory.models = models
     return models[-1]
 
 
+def _specs_there(model: HeldModel, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
+    """The specifications of the same tensors at the place of ``model``. Raises ``OutOfSync`` if it lacks one."""
+    if missing := [spec.name for spec in expected if spec.name not in model.arrays]:
+        raise OutOfSync(f"the device holds no {missing[0]!r}")
+    return tuple(msgspec.structs.replace(spec, shape=model.arrays[spec.name].shape) for spec in expected)
+
+
 def _next_model(
-    end: DeviceEnd, packet: Array, stamp: Stamp, *, residual: Residual, codec: Codec, expected: tuple[ArraySpec, ...]
+    memory: LinkMemory,
+    packet: Array,
+    stamp: Stamp,
+    *,
+    residual: Residual,
+    codec: Codec,
+    expected: tuple[ArraySpec, ...],
 ) -> HeldModel:
     """Opens a residual packet and returns the model of its version."""
-    _check_fits(end.memory.models[-1], expected)
-    prediction = end.memory.predict_down(residual, [spec.name for spec in expected])
+    _check_fits(memory.models[-1], expected)
+    prediction = memory.predict_down(residual, [spec.name for spec in expected])
     if (found := hash_arrays(prediction)) != stamp.state_hash:
         raise OutOfSync(
             f"a residual to version {stamp.version} builds on state {stamp.state_hash:016x}; the device predicts {found:016x}"

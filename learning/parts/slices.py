@@ -105,6 +105,19 @@ def gather_array(full: Array, part: Slice) -> Array:
     return np.ascontiguousarray(taken) if scattered else taken.copy(order="C")
 
 
+def shared_items(shape: Sequence[int], one: Slice, other: Slice) -> int:
+    """The number of elements of a tensor of ``shape`` that two slices both hold; () as a slice is the whole tensor."""
+    count = 1
+    for dimension, size in enumerate(shape):
+        held = [part[dimension] for part in (one, other) if dimension < len(part)]
+        indices = [index for index in held if index is not None]
+        if len(indices) == 2:
+            count *= np.intersect1d(indices[0], indices[1], assume_unique=True).size
+        else:
+            count *= indices[0].size if indices else size
+    return count
+
+
 def move_array(old: Array, old_part: Slice, new_part: Slice, *, shape: Sequence[int]) -> Array:
     """The values of one slice of a tensor as those of another one: elements that both hold are copied, the others are 0.
 

@@ -17,11 +17,12 @@ from ...actors.messages.messages import Dispatch, Message
 from ...actors.pool import Finished, StreamBytes
 from ...actors.replay.replay_index import IndexedView
 from ...actors.replay.upload import ViewKey
-from ...actors.server.peers import Peer
+from ...actors.server.peers import MovedLink, Peer
 from ...clusters.profile import DeviceProfile
 from ...comms.codec import ArraySpec
-from ...comms.links.broadcast import SealedPacket
+from ...comms.links.broadcast import Origin, SealedPacket
 from ...comms.links.memory import HeldModel, LinkMemory, SentUpdate
+from ...learning.parts.part import Part
 from ...policies.estimate import StreamCharge
 from ...policies.plan import Plan
 from ...policies.report import Outcome, Report
@@ -54,6 +55,7 @@ STRUCTS: Mapping[str, type[msgspec.Struct]] = {
     "array-spec": ArraySpec,
     "device-profile": DeviceProfile,
     "evaluated": Evaluated,
+    "part": Part,
     "plan": Plan,
     "report": Report,
     "view-key": ViewKey,
@@ -111,6 +113,8 @@ DATACLASSES: Mapping[str, SavedDataclass] = {
     "packet-queue": SavedDataclass(PacketQueue),
     "link-memory": SavedDataclass(LinkMemory),
     "link-model": SavedDataclass(HeldModel),
+    "link-moved": SavedDataclass(MovedLink),
+    "link-origin": SavedDataclass(Origin),
     "link-sent": SavedDataclass(SentUpdate),
     "load": SavedDataclass(Load),
     "message": SavedDataclass(Message, packet="reference"),

@@ -10,11 +10,13 @@ from typing import Any
 from msgspec.structs import replace
 from torch import Tensor
 
+from ...actors.messages.places import Places
 from ...actors.replay.replay_index import IndexedView
 from ...actors.replay.upload import ViewKey, view_key
 from ...actors.support import PlanRefused, check_plan
 from ...clusters.profile import DeviceProfile
 from ...comms.codec import Array, Arrays
+from ...comms.links.memory import LinkMemory
 from ...learning.parts.structure import ModelSpec
 from ...learning.store import same_shape_and_type
 from ...learning.workload import Workload
@@ -41,6 +43,7 @@ def state_problem(
         _auxiliaries(server, workload.spec),
         _fold(server),
         _links(server["links"], server["_residual"]["_starts"], [model, *_families(workload).values()]),
+        _places(server["links"], workload),
         _plans(saved, workload, profiles, hosts),
         _replay(saved["_lifecycle"]["replay"], workload, profiles, hosts),
         _clock(saved["_clock"], saved["_in_flight"]),
@@ -109,10 +112,12 @@ def _links(
     """The memory of links must hold tensors of the model, and the records of links must agree."""
     downlinks, peers = links["downlinks"], links["peers"]
     entries = peers["_entries"]
+    memories = [peer.memory for peer in entries.values()]
+    memories += [peer.moved.memory for peer in entries.values() if peer.moved is not None]
     models = [*links["_sent"].values(), *(broadcast["held"] for broadcast in downlinks["broadcasts"].values())]
-    models += [model for peer in entries.values() for model in peer.memory.models]
+    models += [model for memory in memories for model in memory.models]
     held: list[Arrays] = [each.arrays for each in models] + [arrays for _, arrays in starts.values()]
-    held += [arrays for peer in entries.values() for sent in peer.memory.sent for arrays in (sent.base, sent.local)]
+    held += [arrays for memory in memories for sent in memory.sent for arrays in (sent.base, sent.local)]
     for arrays in held:
         for name, array in arrays.items():
             if not any(name in model and _fits(array, model[name]) for model in models_of_run):
@@ -130,6 +135,30 @@ def _links(
     totals = sum(peers["_sizes"].values()), sum(peers["_files"].values())
     if totals != (peers["_total"], peers["_files_total"]):
         yield "the sizes of the links' memories do not add up to their totals"
+
+
+def _places(links: Saved, workload: Workload) -> Iterator[str]:
+    """The memory of each link must be of channels that the model has, and in their number."""
+    places, entries = Places(workload), links["peers"]["_entries"].values()
+    found = [
+        (broadcast["place"], [broadcast["held"].arrays]) for broadcast in links["downlinks"]["broadcasts"].values()
+    ]
+    found += [(peer.place, _arrays(peer.memory)) for peer in entries]
+    found += [(peer.moved.place, _arrays(peer.moved.memory)) for peer in entries if peer.moved is not None]
+    for place, held in found:
+        for arrays in held or [{}]:
+            if problem := places.problem(place, {name: array.shape for name, array in arrays.items()}):
+                yield problem
+    parts = [peer.part for peer in entries if peer.part is not None]
+    parts += [peer.moved.part for peer in entries if peer.moved is not None]
+    if unknown := {part.model for part in parts} - set(workload.families):
+        yield f"a link is of the family {min(unknown)[:80]!r}, which this experiment does not have"
+
+
+def _arrays(memory: LinkMemory) -> list[Arrays]:
+    """All models of a link's memory."""
+    sent = [arrays for each in memory.sent for arrays in (each.base, each.local)]
+    return [*(model.arrays for model in memory.models), *sent]
 
 
 def _fits(array: Array, tensor: Tensor) -> bool:

@@ -69,7 +69,7 @@ class TrafficRecorder:
         self._down_packets[plan.id] = tuple((message.kind, message.num_bytes) for message in sent.messages)
         for message in sent.host_messages:
             self._ledger.record("down", kind="host", device=plan.device, num_bytes=message.num_bytes)
-        if sent.messages and sent.messages[-1].kind == "weights":
+        if sent.messages and sent.messages[-1].kind == "weights" and sent.messages[-1].typical:
             self._costs.observe(plan, "down", sent.messages[-1].num_bytes)
         if not plan.replays:  # a replay sends nothing to the device
             self._ledger.record("down", kind="control", device=plan.device, num_bytes=control)

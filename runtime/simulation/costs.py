@@ -166,8 +166,10 @@ class Costs:
         newest = self._packets.num_bytes(plan, "down")
         if plan.link_down is None or self._links is None:
             return newest
-        dense = sum(spec.num_bytes for spec in array_specs(self._workload.submodel(plan.part.shape).down))
-        return self._links.estimate_bytes(msgspec.structs.replace(plan, device=device), newest=newest, dense=dense)
+        expected = array_specs(self._workload.submodel(plan.part.shape).down)
+        return self._links.estimate_bytes(
+            msgspec.structs.replace(plan, device=device), newest=newest, expected=expected
+        )
 
 
 def stop_early(plan: Plan, *, num_samples: int, estimate: Callable[[Plan], Estimate], share: float = 1.0) -> Plan:

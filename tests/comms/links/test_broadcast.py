@@ -74,6 +74,11 @@ def test_a_sequence_may_skip_versions() -> None:
     assert versions_since(broadcast, 0) == [(0, 1), (1, 4)]
     assert versions_since(broadcast, 1) == [(1, 4)]
     assert versions_since(broadcast, 4) == []
+    # A device may go on to another sequence, which grew out of this one at an earlier version.
+    assert [sealed.end for sealed in broadcast.since(0, until=1) or []] == [1]
+    assert broadcast.since(1, until=1) == []
+    assert broadcast.since(4, until=1) is None
+    assert broadcast.since(0, until=3) is None
     for between in (2, 3, 5):  # no packet of this sequence leads to such a version
         assert versions_since(broadcast, between) is None
 

@@ -6,6 +6,7 @@ from fedbonsai.comms.codec import Arrays
 from fedbonsai.comms.errors import OutOfSync
 from fedbonsai.comms.links.memory import (
     FORGET,
+    WHOLE,
     DeviceEnd,
     HeldModel,
     LinkMemory,
@@ -225,7 +226,7 @@ def test_a_state_that_lacks_a_group_is_out_of_sync(group: str) -> None:
 
 def test_a_restart_drops_the_histories_and_keeps_the_error() -> None:
     end, model = pending_end(), HeldModel.of(9, named(3))
-    end.restart(model)
+    end.move(WHOLE, None, LinkMemory(models=[model]))
     assert end.memory.models == [model]
     assert not end.memory.sent
     assert_same(end.error, named(6))

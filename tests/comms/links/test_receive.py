@@ -257,7 +257,7 @@ def test_kinds_and_contents_that_cannot_start_a_plan() -> None:
     torn[60] ^= 1
     infinite = tensors(np.inf)
     assert_refused(device_end(0), torn, version=1, error=CorruptPacket, words="checksum")
-    for kind in set(PacketKind) - {PacketKind.WEIGHTS, PacketKind.RESIDUAL, PacketKind.AGREED}:
+    for kind in set(PacketKind) - {PacketKind.WEIGHTS, PacketKind.RESIDUAL, PacketKind.AGREED, PacketKind.PATCH}:
         packet = sealed(tensors(1), kind=kind, version=1)
         assert_refused(
             device_end(0), packet, version=1, error=MismatchedPacket, words=f"kind {kind.name} cannot start a plan"
