@@ -10,13 +10,14 @@ knows, is built at full width first, for a moment.
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .parts.auxiliaries import LinearHead, auxiliary_spec, build_head, empty_head
 from .parts.blocks import Blocks, cut
@@ -43,6 +44,18 @@ class Examples(NamedTuple):
 
     one: Callable[[], tuple[Tensor, Tensor]]
     first: Callable[[int], tuple[Tensor, Tensor]]
+
+
+_INITIALISERS = {"normal_", "uniform_", "trunc_normal_", "random_", "fill_", "zero_", "copy_"}
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Leaves meta tensors as they are: their initialisers would load torch's kernels in Python, which takes seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in _INITIALISERS and isinstance(args[0], Tensor) and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 class Architecture:
@@ -93,7 +106,7 @@ class Architecture:
     def _on_meta(self) -> nn.Module | None:
         """The model on the meta device; None if that fails, or if the model has values that the server does not send."""
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _NoInitialValues():
                 model = self._build()
         except Exception:  # a user's builder may need values; it is then called without this
             return None

@@ -54,7 +54,7 @@ def dense(tensor: Tensor) -> Tensor:
 
 def numpy_name(dtype: torch.dtype) -> str:
     """numpy's name of a torch type, e.g. ``<f4``. Raises ``TypeError`` for a type that numpy does not have."""
-    return np.dtype(torch.empty(0, dtype=dtype).numpy().dtype).str
+    return np.dtype(torch.empty(0, dtype=dtype, device="cpu").numpy().dtype).str
 
 
 def axis_order(tensor: Tensor) -> int:

@@ -123,7 +123,7 @@ PRESETS: dict[str, Preset] = {
             "policy": [
                 {"name": "random", "cohort": 1.0},
                 {"name": "width", "rule": "deadline", "channels": "l1"},
-                {"name": "distillation", "steps": 300},
+                {"name": "distillation", "steps": 300, "class_prior": 1.0},
             ],
             "data": {"public_share": 0.1},
         },

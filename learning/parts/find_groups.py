@@ -25,10 +25,11 @@ from torch.utils._pytree import tree_leaves
 from ..randomness import preserved_rng
 from ..resolve import error_line
 from .channels import ChannelGroups
-from .check_groups import Probe, meta_copy
+from .check_groups import Probe, hollow_copy, meta_copy
 
 Index = NDArray[np.int64]
 Dimension = tuple[str, int]  # a tensor's first name, and one of its dimensions
+_MOST_ELEMENTS = 1 << 22  # of a weight that an operation may copy densely while the model is followed
 _OUTPUTS = "its channels are the model's outputs"
 
 
@@ -106,10 +107,17 @@ class _Claims:
 
 def _trace(model: nn.Module, inputs: Tensor) -> tuple[_Claims, list[tuple[int, ...]]]:
     """The claims of the model's channels, and the shapes of its outputs."""
-    try:
-        return _read(meta_copy(model), torch.empty_like(inputs, device="meta"))
-    except Exception as error:  # a user's code may raise anything, and torch-pruning raises many types itself
-        fault = error
+    largest = max((parameter.numel() for parameter in model.parameters()), default=0)
+    tries: list[tuple[Callable[[nn.Module], nn.Module], Tensor]] = [
+        (meta_copy, torch.empty_like(inputs, device="meta"))
+    ]
+    if largest <= _MOST_ELEMENTS:
+        tries.insert(0, (hollow_copy, torch.zeros_like(inputs, device="cpu")))
+    for copied, values in tries:
+        try:
+            return _read(copied(model), values)
+        except Exception as error:  # a user's code may raise anything, and torch-pruning raises many types itself
+            fault = error
     if not inputs.is_meta:  # the model's code may need values
         try:
             return _read(deepcopy(model), inputs.clone())

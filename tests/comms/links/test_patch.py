@@ -201,7 +201,12 @@ def packed(values: Arrays, state_hash: int = 0, version: int = 4) -> Array:
     [
         (device_end(), [damaged(sealed()[0])], CorruptPacket, "checksum"),
         (device_end(), [], OutOfSync, "neither a patch nor a dense model"),
-        (DeviceEnd(place=OLD), [sealed()[0]], OutOfSync, "a patch of version 4 was sent to a device that holds no model"),
+        (
+            DeviceEnd(place=OLD),
+            [sealed()[0]],
+            OutOfSync,
+            "a patch of version 4 was sent to a device that holds no model",
+        ),
         # The device has moved already, which the server does not know.
         (DeviceEnd(memory=sealed()[1], place=NEW), [sealed()[0]], OutOfSync, "or none that it could move"),
         # It was elsewhere: another number of new elements, and an equal one.

@@ -1,0 +1,263 @@
+"""Narrow models: what a width costs, and what REFT, HeteroFL and FedRolex reach beside FedAvg on unequal devices.
+
+    python benchmarks/reft.py --quick               VGG-16 at four widths; digits, all rows, one seed, in under a minute
+    python benchmarks/reft.py                       the same; digits with three seeds
+    python benchmarks/reft.py --data ROOT           CIFAR-10 in place of digits, ResFed's network, one seed
+
+``widths``: VGG-16 for 32x32 images with the 4096-4096 head (33,642,442 parameters), trained on batches of 64 with one thread,
+each width in a process of its own. ``MACs``: of the forward pass for one sample, counted on the operations that run.
+``step_s``: measured, median of the steps. ``rss_MB``: measured, the process's peak resident memory beyond that after the
+imports. ``packet_MB``: of the model as it is sent to a device. ``mask``: the rival, the whole network with 79 % of its weights
+masked by L1 norm (torch.nn.utils.prune).
+
+``training``: ten devices of five classes, whose speeds are 1, 1/2, 1/4, 1/8 and 1/16, with links of 1 MB/s; labels by a
+Dirichlet distribution with alpha 0.5; a tenth of the samples is public, and no device has it in any row. All rows have the same
+training settings. ``smallest``: FedAvg with the width of the slowest class on all devices. ``seconds`` are simulated, bytes are
+those of all packets, plans and reports; ``task_MB`` is between the server and its distiller. The last line is JSON.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import fedbonsai
+from common import finish
+from fedbonsai.runtime.events import Evaluated, VersionClosed
+
+WIDTHS = (1.0, 0.75, 0.5, 0.25)
+BATCH = 64
+SPEEDS = (1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
+LEVELS = [1.0, 0.5, 0.25, 0.125, 0.0625]
+
+
+def measure(width: float, steps: int, masked: bool) -> dict[str, Any]:
+    """Figures of VGG-16 at one width, in this process, which must be new."""
+    import torch
+
+    torch.set_num_threads(1)
+    from fedbonsai.actors.device.module import Module
+    from fedbonsai.actors.messages.messages import array_specs
+    from fedbonsai.comms.codec import IdentityCodec
+    from fedbonsai.comms.packet import sealed_bytes
+    from fedbonsai.learning.costs.cost import part_cost
+    from fedbonsai.learning.data.config import DataConfig
+    from fedbonsai.learning.data.types import Samples
+    from fedbonsai.learning.parts.part import Part
+    from fedbonsai.learning.spec import Call, Optimiser, Training
+    from fedbonsai.learning.training.losses import make_loss
+    from fedbonsai.learning.training.training import train
+    from fedbonsai.learning.workload import Workload
+    from fedbonsai.learning.workload_settings import WorkloadSettings
+
+    data = DataConfig(name="synthetic", kwargs={"shape": [3, 32, 32], "classes": 10, "samples_per_device": BATCH})
+    workload = Workload(WorkloadSettings(model=Call("vgg16_bn"), data=data, metrics=(), num_devices=1, seed=0))
+    samples = Samples(torch.randn(BATCH, 3, 32, 32), torch.arange(BATCH) % 10)
+    before = _peak_rss()
+    blocks = _block_names()
+    part = Part(blocks=blocks, trained=blocks, width=width)
+    submodel = workload.submodel(part)
+    module = Module(workload.architecture(part), channels_last=False)
+    with torch.no_grad():
+        for parameter in module.model.parameters():
+            parameter.normal_(std=0.02)
+    training = Training(batch_size=BATCH, optimiser=Optimiser(learning_rate=0.001), steps=1)
+    if masked:
+        from torch.nn.utils import prune
+
+        for layer in module.model.modules():
+            if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+                prune.l1_unstructured(layer, "weight", amount=0.79)
+    seconds = []
+    for _ in range(1 + steps):
+        started = time.perf_counter()
+        train(
+            module.model,
+            samples,
+            training=training,
+            loss=make_loss(training.loss),
+            transform=lambda x, _: x,
+            seed=0,
+            trainable=None if masked else submodel.trained,
+        )
+        seconds.append(time.perf_counter() - started)
+    rss = _peak_rss() - before
+    example = samples.x[0], samples.y[0]
+    cost = part_cost(submodel, example=example, training=training, loss=make_loss(training.loss))
+    return {
+        "parameters": submodel.parameters,
+        "MiB": round(4 * submodel.parameters / 2**20, 2),
+        "MACs": cost.forward_flops // 2,
+        "step_s": round(statistics.median(seconds[1:]), 4),
+        "rss_MB": round(rss / 1e6, 1),
+        "packet_MB": round(sealed_bytes(IdentityCodec(), array_specs(submodel.down))[0] / 1e6, 2),
+    }
+
+
+def _block_names() -> tuple[str, ...]:
+    """Names of the network's blocks, from a copy without weights."""
+    import torch
+    from fedbonsai.learning.models.cnn import vgg16_bn
+    from fedbonsai.learning.parts.blocks import cut
+
+    with torch.device("meta"):
+        return cut(vgg16_bn()).spec.block_names
+
+
+def _peak_rss() -> int:
+    """The peak resident memory of this process, bytes."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+
+
+def widths(steps: int) -> dict[str, Any]:
+    """A row for each width, and one for the masked network; the processes run in turn."""
+    rows = {}
+    for name, width, masked in [*((f"{width:g}", width, False) for width in WIDTHS), ("mask", 1.0, True)]:
+        command = [sys.executable, __file__, "--measure", str(width), "--steps", str(steps)]
+        found = subprocess.run(
+            [*command, *(["--masked"] if masked else [])], capture_output=True, text=True, check=True
+        )
+        rows[name] = json.loads(found.stdout.splitlines()[-1])
+        print(f"  {name}: {rows[name]}", flush=True)
+    whole, half = rows["1"]["step_s"], rows["0.5"]["step_s"]
+    return {
+        "rows": rows,
+        "step_of_1_by_step_of_0.5": round(whole / half, 2),
+        "step_of_1_by_step_of_mask": round(whole / rows["mask"]["step_s"], 2),
+    }
+
+
+def policies(row: str) -> list[dict[str, Any]]:
+    """The policy list of a row."""
+    by_level = {"name": "width", "levels": LEVELS, "unit": "width", "min_channels": 1, "scaled": True}
+    reft = {"name": "width", "rule": "deadline"}
+    slowest = {"name": "width", "rule": "fixed", "widths": {f"class{n}": 0.25 for n in range(len(SPEEDS))}}
+    chains: dict[str, list[dict[str, Any]]] = {
+        "fedavg": [],
+        "smallest": [slowest | {"channels": "prefix"}],
+        "heterofl": [by_level | {"channels": "prefix"}],
+        "fedrolex": [by_level | {"channels": "rolling", "refresh": 1}],
+        "reft_no_distillation": [reft],
+        "reft_no_width": [{"name": "distillation", "steps": 300, "class_prior": 1.0}],
+        "reft": [reft, {"name": "distillation", "steps": 300, "class_prior": 1.0}],
+    }
+    return chains[row]
+
+
+ROWS = ("fedavg", "smallest", "heterofl", "fedrolex", "reft_no_distillation", "reft_no_width", "reft")
+DIGITS: dict[str, Any] = {
+    "model": "digits_cnn",
+    "training": {"epochs": 2, "batch_size": 16, "optimiser": {"learning_rate": 0.02}},
+    "backend": "inline",
+}
+CIFAR: dict[str, Any] = {
+    "model": "resfed_cnn",
+    "training": {"epochs": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.02}},
+    "workers": 2,
+}
+
+
+def fleet(per_class: int, flop_per_s: float) -> dict[str, Any]:
+    """Five classes of devices; ``flop_per_s``: of the fastest."""
+    link = {"up_bytes_per_s": 1e6, "down_bytes_per_s": 1e6, "memory_bytes": 10**9}
+    classes = [
+        {"name": f"class{n}", "count": per_class, "flop_per_s": speed * flop_per_s, **link}
+        for n, speed in enumerate(SPEEDS)
+    ]
+    return {"classes": classes}
+
+
+def run(row: str, config: dict[str, Any], *, cohort: float, target: float) -> dict[str, Any]:
+    """One run: its accuracy, and what it took, also until it first reached ``target``."""
+    started, closed, accuracies = time.perf_counter(), None, list[float]()
+    reached: dict[str, Any] = {"rounds_to_target": None, "seconds_to_target": None, "MB_to_target": None}
+    policy = [{"name": "random", "cohort": cohort}, *policies(row)]
+    for event in fedbonsai.run(config | {"name": row, "policy": policy}):
+        if isinstance(event, VersionClosed):
+            closed = event
+        elif isinstance(event, Evaluated) and closed is not None:
+            accuracies.append(event.figures["accuracy"])
+            if accuracies[-1] >= target and reached["rounds_to_target"] is None:
+                megabytes = round((closed.up_bytes + closed.down_bytes) / 1e6, 2)
+                reached = {"rounds_to_target": closed.version, "seconds_to_target": round(event.time_s, 1),
+                           "MB_to_target": megabytes}  # fmt: skip
+    assert closed is not None
+    return {
+        "accuracy": round(statistics.fmean(accuracies[-3:]), 4),
+        "best": round(max(accuracies), 4),
+        "seconds": round(closed.time_s, 1),
+        "up_MB": round(closed.up_bytes / 1e6, 2),
+        "down_MB": round(closed.down_bytes / 1e6, 2),
+        "task_MB": round(closed.task_bytes / 1e6, 2),
+        **reached,
+        "wall_s": round(time.perf_counter() - started, 1),
+    }
+
+
+def training(common: dict[str, Any], *, rows: list[str], seeds: range, cohort: float, target: float) -> dict[str, Any]:
+    """A row for each method: the mean over the seeds, and each seed's figures."""
+    result = {}
+    for row in rows:
+        by_seed = {}
+        for seed in seeds:
+            by_seed[str(seed)] = run(row, common | {"seed": seed}, cohort=cohort, target=target)
+            print(f"  {row}, seed {seed}: {by_seed[str(seed)]}", flush=True)
+        mean = {key: _mean([figures[key] for figures in by_seed.values()]) for key in next(iter(by_seed.values()))}
+        spread = max(f["accuracy"] for f in by_seed.values()) - min(f["accuracy"] for f in by_seed.values())
+        result[row] = mean | {"accuracy_spread": round(spread, 4), "by_seed": by_seed}
+    return result
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """The mean; None if a seed lacks the figure."""
+    known = [value for value in values if value is not None]
+    return round(statistics.fmean(known), 4) if len(known) == len(values) else None
+
+
+def main() -> None:
+    """Parse the command line, and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--data", help="folder of CIFAR-10 (data.root)")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--measure", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=5, help=argparse.SUPPRESS)
+    parser.add_argument("--masked", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure is not None:
+        print(json.dumps(measure(options.measure, options.steps, options.masked)))
+        return
+    print("VGG-16 by width", flush=True)
+    result: dict[str, Any] = {"widths": widths(2 if options.quick else 5)}
+    data = {"partition": {"name": "dirichlet", "alpha": 0.5}, "public_share": 0.1}
+    if options.data:
+        rounds, seeds, cohort, target, per_class = options.rounds or 30, range(options.seeds or 1), 0.25, 0.6, 4
+        common = CIFAR | {"data": {"name": "cifar10", "root": options.data, **data}, "fleet": fleet(per_class, 50e9)}
+    else:
+        seeds = range(options.seeds or (1 if options.quick else 3))
+        rounds, cohort, target, per_class = options.rounds or (6 if options.quick else 20), 1.0, 0.95, 2
+        common = DIGITS | {"data": {"name": "digits", **data}, "fleet": fleet(per_class, 1e9)}
+    common |= {"stop": {"rounds": rounds}, "server": {"statistics": "batch"}}
+    print(f"{common['data']['name']}, {rounds} rounds, {len(seeds)} seeds", flush=True)
+    settings = {
+        "data": common["data"]["name"],
+        "model": common["model"],
+        "rounds": rounds,
+        "seeds": len(seeds),
+        "target": target,
+    }
+    rows = training(common, rows=options.rows, seeds=seeds, cohort=cohort, target=target)
+    result["training"] = settings | {"rows": rows}
+    finish(result, name="reft_cifar" if options.data else "reft", save=options.save)
+
+
+if __name__ == "__main__":
+    main()
