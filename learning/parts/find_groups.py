@@ -7,7 +7,7 @@ the same dimensions become one group. Only layers whose arithmetic is known are 
 """
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import prod

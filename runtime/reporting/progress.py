@@ -50,7 +50,7 @@ class Progress:
         # Names and errors are printed literally: brackets in them are not markup, and ":1:" is not an emoji.
         self._console = Console(stderr=quiet, highlight=False, markup=False, emoji=False)
         if not self._console.is_terminal:
-            self._console.width = 140  # a log has no width: do not wrap tables
+            self._console.width = 200  # a log has no width: do not wrap tables
         self._rounds = config.stop.rounds
         self._bar: Bar | None = None
         self._task: Any = None
@@ -171,6 +171,9 @@ def device_table(reports: Mapping[int, PlanEnded], *, most: int = 20) -> Table:
     for column in _COLUMNS:
         table.add_column(column, no_wrap=True, justify="left" if column in ("class", "model", "outcome") else "right")
     ordered = sorted(reports.values(), key=lambda e: -e.report.virtual.seconds)
+    explained = any(_is_partial(event.report) for event in ordered)
+    if explained:
+        table.add_column("why")  # the one column that may wrap
     for event in ordered[:most]:
         report, cost, whole = event.report, event.report.virtual, event.report.plan.whole_steps
         table.add_row(
@@ -183,10 +186,21 @@ def device_table(reports: Mapping[int, PlanEnded], *, most: int = 20) -> Table:
             *(f"{seconds:.2f}" for seconds in (cost.down_s, cost.compute_s, cost.up_s, cost.seconds)),
             size(cost.up_bytes),
             size(cost.peak_memory_bytes),
+            *([_why(report)] if explained else []),
         )
     if len(ordered) > most:
         table.caption = f"and {len(ordered) - most} more"
     return table
+
+
+def _is_partial(report: Report) -> bool:
+    """Whether a device holds less than the whole model."""
+    return report.plan.part.width < 1 or report.plan.split is not None
+
+
+def _why(report: Report) -> str:
+    """The reason of the policy that decided last on a plan, as it changed the part that its device holds."""
+    return report.plan.reasons[-1] if report.plan.reasons else ""
 
 
 def _model_text(report: Report) -> str:
