@@ -6,8 +6,6 @@ replaced by another, and the request is repeated.
 
 from collections.abc import Sequence
 
-import torch
-
 from ...comms.codec import Array
 from ...learning.data.public import PublicSet
 from ...learning.parts.part import Part
@@ -60,17 +58,16 @@ class Distiller:
         for part, packet in zip(request.parts, packets, strict=True):
             submodel, module = self.workload.submodel(part), self._module(part, request.execution)
             module.load(open_model(packet, submodel))
-            with torch.enable_grad():  # in process, the server closes its version without gradients
-                done = distil(
-                    module.model,
-                    self._public(request.settings.held_out),
-                    goal,
-                    settings=request.settings,
-                    trainable=submodel.trained,
-                    seed=request.seed,
-                    precision=request.execution.precision,
-                    channels_last=request.execution.channels_last,
-                )
+            done = distil(
+                module.model,
+                self._public(request.settings.held_out),
+                goal,
+                settings=request.settings,
+                trainable=submodel.trained,
+                seed=request.seed,
+                precision=request.execution.precision,
+                channels_last=request.execution.channels_last,
+            )
             results.append(
                 StudentResult(
                     steps=done.steps,

@@ -8,6 +8,7 @@ Everything is done in ``_wait``, which the calls of the server enter; between th
 what was sent.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class RayDistiller:
         placement_timeout_s: float,
         stuck_after_s: float | None = None,
         start: Callable[[ActorPlacement], DistillerActor] = start_distiller,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is started yet. ``stuck_after_s``: an actor that is at one request for longer is replaced (None: never).
 
@@ -63,7 +65,7 @@ class RayDistiller:
         self._placement = placement
         self._notices: list[str] = []
         self._group = ActorGroup(create, _Ready, placement_timeout_s=placement_timeout_s, report=self._notices.append)
-        self._hangs = HangDetector[_Ready](stuck_after_s)
+        self._hangs = HangDetector[_Ready](stuck_after_s, now=now)
         self._requests = RequestQueue[DistillerActor]()
         self._teachers: deque[Request[DistillerActor]] = deque()  # whose logits were not returned yet
 

@@ -59,6 +59,18 @@ METHODS = {
     },
     "residuals, in flight": {"policy": [BUFFERED, {"name": "residuals"}], "server": POLYNOMIAL},
     "shared links": {"preset": "fedbuff", "fleet": SHARED},
+    "reft": {
+        "policy": [
+            {"name": "random", "cohort": 1.0},
+            {"name": "width", "rule": "deadline", "channels": "l1"},
+            {"name": "distillation", "steps": 40, "check_every": 10, "held_out": 0.2},
+        ],
+        "data": {
+            "name": "digits",
+            "partition": {"name": "dirichlet", "alpha": 0.3, "min_samples": 8},
+            "public_share": 0.3,
+        },
+    },
 }
 
 
