@@ -105,6 +105,8 @@ def _split(plan: Plan, split: Split) -> Iterator[str]:
         yield f"split.head is {split.head!r}; under {split.mode!r} every device has a copy of the host's blocks: 'slots'"
     if split.replays and split.method.trains_front:
         yield f"split.view is {split.view!r}; {split.mode!r} buffers no views"
+    if plan.part.model and not split.method.trains_front:
+        yield f"part.model is {plan.part.model!r}; under {split.mode!r} the frozen trunk is that of the global model"
     if plan.link_down is not None or plan.link_up is not None:
         yield "link_down or link_up is set; the links of a split plan cannot have a memory yet"
     if plan.training.optimiser.clip_norm is not None:

@@ -25,7 +25,9 @@ Against the other policies of the chain. Names are those of fields of ``Plan`` a
 that the user gets:
 
     writes            fields that it sets ("split", "codec_up", "close_at", ...); "plans": it chooses devices. ``left_out`` and
-                      ``reasons`` need not be named. Missing: ("plans",), or () for a policy that needs "plans"
+                      ``reasons`` need not be named. Missing: ("plans",), or () for a policy that needs "plans". A policy that
+                      changes one field of a part, a split or an upload only may name that field: "part.width". To need or
+                      forbid "part" is to need or forbid each of its fields
     needs             {field: reason}: fields that a policy before it must have written. The sentence is
                       "<this policy> <reason>". ``NEEDS_PLANS`` is that of a policy which only changes plans
     forbids_before    {field: reason}: fields that no policy before it may write. The sentence is
@@ -40,6 +42,8 @@ Against the configuration, the fleet and the model:
     replaces          "codec_down", "codec_up": codec chains that it sets in every plan, whatever ``codecs`` says
     needs_codecs      names of codecs that every class of the fleet must be able to run
     needs_kinds       kinds of data that every class of the fleet must be allowed to send (``may_send``)
+    by_class          {field: names}: fields of the policy that hold a value for each class of the fleet, and the classes that
+                      they name, which must be all classes and no other
     cuts              names of blocks behind which it may cut the model, in the model's order
     auxiliaries       method: given the names of the model's blocks, names of the auxiliaries that its plans may train
 

@@ -5,6 +5,7 @@ from collections.abc import MutableMapping
 import msgspec
 from torch import Tensor
 
+from ...learning.parts.part import Part
 from ...learning.parts.structure import Role
 from ...learning.parts.submodel import SubModel
 from ...learning.workload import Workload
@@ -41,16 +42,17 @@ def plan_for_host(plan: Plan, submodel: SubModel, hashes: BlockHashes) -> Plan:
 
 
 def add_auxiliaries(
-    names: tuple[str, ...],
+    part: Part,
     workload: Workload,
     *,
     tensors: MutableMapping[str, Tensor],
     roles: MutableMapping[str, Role],
 ) -> None:
-    """Add the initial tensors of these auxiliaries to ``tensors`` (a section of the store) and ``roles``, unless present."""
-    for name in names:
-        specs = workload.spec.auxiliary(name).tensors
-        if specs[0].name not in tensors:
-            state = workload.family("").new_auxiliary(name).state_dict()
-            tensors.update({f"{name}.{key}": tensor for key, tensor in state.items()})
-            roles.update({tensor.name: tensor.role for tensor in specs})
+    """Add the initial tensors of a part's auxiliaries to ``tensors`` (a section of the store) and ``roles``, unless present."""
+    architecture, prefix = workload.family(part.model), f"{part.model}:" if part.model else ""
+    for name in part.auxiliaries:
+        specs = architecture.spec.auxiliary(name).tensors
+        if prefix + specs[0].name not in tensors:
+            state = architecture.new_auxiliary(name).state_dict()
+            tensors.update({f"{prefix}{name}.{key}": tensor for key, tensor in state.items()})
+            roles.update({prefix + tensor.name: tensor.role for tensor in specs})

@@ -108,7 +108,7 @@ class Server(PlanListener):
             scratch=scratch,
         )
         self._dense = DenseDownlink(channel, workload.submodel)
-        self._shared_heads = SharedHeads(channel, workload.submodel, self.store["model"])
+        self._shared_heads = SharedHeads(channel, workload.submodel, self.tensors)
         self.maps = IndexMaps(channel, workload, self.tensors)
         dense = DenseRoute(self._dense, self.tensors, workload.submodel)
         self._residual = ResidualRoute(dense, self.links, self.store)
@@ -138,7 +138,7 @@ class Server(PlanListener):
             raise AssertionError(f"a plan of version {plan.version} cannot start at version {self.version}")
         if plan.objective.kind != "evaluate":
             self.links.downlinks.count()
-        add_auxiliaries(plan.part.auxiliaries, self.workload, tensors=self.store["auxiliaries"], roles=self._roles)
+        add_auxiliaries(plan.part, self.workload, tensors=self.store["auxiliaries"], roles=self._roles)
         plan = self.maps.named(normal(plan))
         plan = add_hashes(plan, self.workload.submodel(plan.part), self._hashes)
         return self.maps.attached(self._route(plan).send(plan))

@@ -29,7 +29,7 @@ class SharedHeads:
     NOT_SAVED = ("_channel", "_submodel", "_model")
 
     def __init__(self, channel: Channel, submodel: Compile, model: Mapping[str, Tensor]) -> None:
-        """``model``: the tensors of the current version; they change in place."""
+        """``model``: the tensors of the current version, by the server's names; they change in place."""
         self._channel, self._submodel, self._model = channel, submodel, model
         self._sent: dict[int, Message] = {}  # by plan that trains a shared head now
         self._added: dict[int, dict[str, tuple[Tensor, float]]] = {}
@@ -64,11 +64,11 @@ class SharedHeads:
         """
         self.check_open(plan)
         self.ended(plan)
-        own = {t.name for t in self._submodel(plan.part).up(statistics=plan.upload.statistics)}
+        submodel = self._submodel(plan.part)
+        own = {t.name for t in submodel.up(statistics=plan.upload.statistics)}
         added = self._added.setdefault(_host(plan), {})
-        for name, difference in update.items():
-            if name in own:
-                continue
+        others = {name: difference for name, difference in update.items() if name not in own}
+        for name, difference in submodel.server_names(others).items():
             total, total_weight = added.get(name, (None, 0.0))
             # Sums are float32 at least, as in the fold.
             total = at_least_float32(difference).clone() if total is None else total.add_(difference)

@@ -6,20 +6,28 @@ decisions, and no policy by name.
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from ...clusters.profile import Kind
+from ...learning.parts.part import Part
 from ..decision import Decision
-from ..plan import Plan
+from ..plan import Plan, Split, Upload
 from .type_check import mismatch
 
 WRITABLE = (*Decision.__struct_fields__, *Plan.__struct_fields__)
+# Fields of fields, for policies of which only these matter to others.
+_INNER = {
+    f"{field}.{name}": None
+    for field, struct in (("part", Part), ("split", Split), ("upload", Upload))
+    for name in struct.__struct_fields__
+}
 # What a policy does that writes a field, as sentences say it; of all other fields, that it sets them.
 _DEEDS = {
     "plans": "chooses devices",
     "split": "cuts the model",
+    "part.width": "narrows the model",
     "link_down": "gives links a memory",
     "link_up": "gives links a memory",
     "deadline_s": "has devices stop early",
@@ -53,6 +61,7 @@ class Statements:
     replaces: Sequence[Literal["codec_down", "codec_up"]] = ()
     needs_codecs: Sequence[str] = ()
     needs_kinds: Sequence[Kind] = ()
+    by_class: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     cuts: Sequence[str] = ()
     auxiliaries: Callable[[Sequence[str]], Sequence[str]] | None = None
     fits_plans: bool = False
@@ -81,11 +90,12 @@ def statements_of(policy: Any, who: str = "the policy") -> Statements:
         raise ValueError(f"{wrong[0]} of {who} {wrong[1]}")
     for name in ("writes", "needs", "forbids_before", "forbids_behind"):
         for field in getattr(stated, name) or ():
-            if field not in WRITABLE:
-                close = difflib.get_close_matches(field, WRITABLE, n=1)
+            if field not in WRITABLE and field not in _INNER:
+                close = difflib.get_close_matches(field, (*WRITABLE, *_INNER), n=1)
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
                 raise ValueError(
-                    f"{name} of {who} names {field!r}{hint}; allowed: fields of a decision or a plan, {', '.join(WRITABLE)}"
+                    f"{name} of {who} names {field!r}{hint}; allowed: fields of a decision or a plan, {', '.join(WRITABLE)}, "
+                    "or a field of part, split or upload, as in part.width"
                 )
     return stated
 
@@ -98,16 +108,35 @@ def chain_fault(chain: Sequence[tuple[str, Statements]]) -> str:
     for position, (who, later) in enumerate(chain):
         before = chain[:position]
         for field, reason in later.needs.items():
-            if not any(field in earlier.written for _, earlier in before):
+            if not any(_written(earlier, field) for _, earlier in before):
                 return f"{who} {reason}"
         for other, earlier in before:
-            for field, reason in earlier.forbids_behind.items():
-                if field in later.written:
-                    return f"{who} {_deed(field)} behind {other}, {reason}"
+            # What the later one forbids comes first: where it forbids both orders, the earlier one must not advise the other.
             for field, reason in later.forbids_before.items():
-                if field in earlier.written:
-                    return f"{other} {_deed(field)} before {who}, {reason}"
+                if written := _written(earlier, field):
+                    return f"{other} {_deed(written)} before {who}, {reason}"
+            for field, reason in earlier.forbids_behind.items():
+                if written := _written(later, field):
+                    return f"{who} {_deed(written)} behind {other}, {reason}"
     return ""
+
+
+def class_fault(field: str, named: Collection[str], classes: Collection[str]) -> str:
+    """Why a field that has a value for each class of the fleet does not fit the ``classes``, in one sentence; "" if it does.
+
+    ``named``: the classes that the field names.
+    """
+    known = ", ".join(sorted(classes))
+    if unknown := sorted(set(named) - set(classes)):
+        return f"{field} names the class {unknown[0]!r}, which the fleet does not have; allowed: {known}"
+    if missing := sorted(set(classes) - set(named)):
+        return f"{field} has no {field.removesuffix('s')} for the class {missing[0]!r}; it must name all of: {known}"
+    return ""
+
+
+def _written(stated: Statements, field: str) -> str:
+    """The name under which a policy writes a field, or the first of its fields; "" if it does not."""
+    return next((name for name in stated.written if name == field or name.startswith(f"{field}.")), "")
 
 
 def _deed(field: str) -> str:

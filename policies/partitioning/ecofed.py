@@ -17,7 +17,6 @@ import numpy as np
 from msgspec.structs import replace
 
 from ...comms.codec import CodecSpec
-from ...learning.parts.part import Part
 from ...learning.spec import Count
 from ..checks.fields import check_fields
 from ..checks.statements import UploadPeriod
@@ -27,6 +26,11 @@ from ..policy import NEEDS_PLANS, State
 from ..selection.candidates import uniform_order
 from ..view import View
 from .cuts import AUTO, ONE_CUT, WHOLE_GRADIENT, Bits, activation_codec, allowed_cuts, cheapest, check_bits
+
+_ONE_TRUNK = {
+    "part.width": "whose frozen trunk is the same on all devices; allowed: one of the two",
+    "tasks": "whose trunk is frozen, and the task would train it; allowed: one of the two",
+}
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,13 @@ class EcoFed:
 
     writes: ClassVar[tuple[str, ...]] = ("part", "split", "plans")  # it chooses the devices of the replays
     needs: ClassVar[Mapping[str, str]] = NEEDS_PLANS
-    forbids_before: ClassVar[Mapping[str, str]] = ONE_CUT | {
+    forbids_before: ClassVar[Mapping[str, str]] = ONE_CUT | _ONE_TRUNK | {
         "deadline_s": "which has some of them upload views, and a view must be whole; allowed: the other order"
     }
-    forbids_behind: ClassVar[Mapping[str, str]] = ONE_CUT
-    forbids_settings: ClassVar[Mapping[str, str]] = WHOLE_GRADIENT
+    forbids_behind: ClassVar[Mapping[str, str]] = ONE_CUT | _ONE_TRUNK
+    forbids_settings: ClassVar[Mapping[str, str]] = WHOLE_GRADIENT | {
+        "models": "has one frozen trunk, which is the global model's; allowed: empty"
+    }
     fits_plans: ClassVar[bool] = True
     freezes: ClassVar[bool] = True
     needs_kinds: ClassVar[tuple[str, ...]] = ("activations", "labels")
@@ -197,7 +203,7 @@ class EcoFed:
             view=name,
             codec_up=self._codec,
         )
-        return replace(plan, part=Part(blocks=front, trained=()), split=split)
+        return replace(plan, part=replace(plan.part, blocks=front, trained=()), split=split)
 
     @property
     def _codec(self) -> tuple[CodecSpec, ...]:

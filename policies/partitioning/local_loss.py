@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...learning.parts.part import Part, linear_head
+from msgspec.structs import replace
+
+from ...learning.parts.part import linear_head
 from ...learning.spec import Count
 from ..checks.fields import check_fields
 from ..decision import Decision
@@ -20,6 +22,8 @@ from ..plan import Plan, Split
 from ..policy import NEEDS_PLANS, State
 from ..view import View
 from .cuts import AUTO, ONE_CUT, WHOLE_GRADIENT, Bits, activation_codec, allowed_cuts, check_bits, choose_cuts
+
+_ONE_WIDTH = {"part.width": "whose heads at the cut have the size of whole blocks; allowed: one of the two"}
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,8 @@ class LocalLoss:
 
     writes: ClassVar[tuple[str, ...]] = ("part", "split")
     needs: ClassVar[Mapping[str, str]] = NEEDS_PLANS
-    forbids_before: ClassVar[Mapping[str, str]] = ONE_CUT
-    forbids_behind: ClassVar[Mapping[str, str]] = ONE_CUT
+    forbids_before: ClassVar[Mapping[str, str]] = ONE_CUT | _ONE_WIDTH
+    forbids_behind: ClassVar[Mapping[str, str]] = ONE_CUT | _ONE_WIDTH
     forbids_settings: ClassVar[Mapping[str, str]] = WHOLE_GRADIENT
     fits_plans: ClassVar[bool] = True
     needs_kinds: ClassVar[tuple[str, ...]] = ("activations", "labels", "weights")
@@ -82,7 +86,7 @@ class LocalLoss:
         head = linear_head(cut)
         return plan.with_(
             f"local_loss: cut behind {cut}",
-            part=Part(blocks=front, trained=front, head=head, auxiliaries=(head,)),
+            part=replace(plan.part, blocks=front, trained=front, head=head, auxiliaries=(head,)),
             split=Split(
                 cut=cut,
                 host=plan.device % hosts,

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ...learning.parts.part import Part
+from msgspec.structs import replace
+
 from ...learning.spec import Count
 from ..checks.fields import check_fields
 from ..decision import Decision
@@ -19,6 +20,9 @@ from .cuts import AUTO, ONE_CUT, WHOLE_GRADIENT, allowed_cuts, choose_cuts
 from .shared_head import in_turn
 
 _IN_TURN = {"deadline_s": "which sends the plans of a round one after another; allowed: one of the two"}
+_ONE_WIDTH = {
+    "part.width": "whose devices train one copy of a host's blocks, which has one width; allowed: head: slots, or one of the two"
+}
 _ONE_TURN = {
     "plans": "which sends plans one after another, so that only those of one turn could be chosen from; "
     "allowed: a selection before it"
@@ -65,13 +69,13 @@ class SplitFed:
 
     @property
     def forbids_before(self) -> Mapping[str, str]:
-        """With a shared head no deadline for devices: their plans are sent one after another in the same round."""
-        return ONE_CUT if self.head == "slots" else ONE_CUT | _IN_TURN
+        """With a shared head no widths, and no deadline for devices: their plans are sent one after another in a round."""
+        return ONE_CUT if self.head == "slots" else ONE_CUT | _IN_TURN | _ONE_WIDTH
 
     @property
     def forbids_behind(self) -> Mapping[str, str]:
         """With a shared head also no selection: it would receive the plans of one turn only."""
-        return ONE_CUT if self.head == "slots" else ONE_CUT | _IN_TURN | _ONE_TURN
+        return ONE_CUT if self.head == "slots" else ONE_CUT | _IN_TURN | _ONE_WIDTH | _ONE_TURN
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -103,6 +107,6 @@ class SplitFed:
         front = names[: names.index(cut) + 1]
         return plan.with_(
             f"splitfed: cut behind {cut}",
-            part=Part(blocks=front, trained=front),
+            part=replace(plan.part, blocks=front, trained=front),
             split=Split(cut=cut, host=plan.device % hosts, head=self.head, window=self.window),
         )

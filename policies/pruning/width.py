@@ -13,7 +13,7 @@ and the host's, are then as wide as the device allows. A second selection may fo
 """
 
 import math
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -25,6 +25,7 @@ from ...learning.data.batches import num_steps
 from ...learning.parts.part import ChannelRule
 from ...learning.spec import Count, CountOrZero, NonNegative, Positive
 from ..checks.fields import check_fields
+from ..checks.statements import class_fault
 from ..decision import Decision
 from ..estimate import Estimate
 from ..plan import Plan
@@ -135,7 +136,6 @@ class Width:
     scaled: bool = False
     smoothing: Share = 0.5
 
-    writes: ClassVar[tuple[str, ...]] = ("part",)
     needs: ClassVar[Mapping[str, str]] = NEEDS_PLANS
     forbids_behind: ClassVar[Mapping[str, str]] = _BEHIND
     fits_plans: ClassVar[bool] = True
@@ -149,6 +149,16 @@ class Width:
             raise ValueError(f"widths is {dict(self.widths)!r}; it counts only where rule is 'fixed'")
         if self.rule == "fixed" and not self.widths:
             raise ValueError("rule is 'fixed' and widths is empty; it must give each class of the fleet its width")
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The width of parts, unless all are whole."""
+        return () if self.widths and set(self.widths.values()) == {1} else ("part.width",)
+
+    @property
+    def by_class(self) -> Mapping[str, Sequence[str]]:
+        """``widths`` has a value for each class of the fleet."""
+        return {"widths": tuple(self.widths)} if self.widths else {}
 
     def init(self) -> State:
         """``deadline_s``: where it follows from the fleet. ``devices``: {device: its width, and since which version}.
@@ -196,17 +206,9 @@ class Width:
             return _Terms(fastest=max(_speed(known, device, profile) for device, profile in enumerate(view.profiles)))
         if self.rule == "deadline":
             return _Terms(deadline_s=self.deadline_s or kept_s or median_s(view))
-        self._check_classes({profile.name for profile in view.profiles})
+        if fault := class_fault("widths", self.widths or {}, {profile.name for profile in view.profiles}):
+            raise ValueError(fault)
         return _Terms()
-
-    def _check_classes(self, classes: Set[str]) -> None:
-        """Raise ``ValueError`` unless ``widths`` names every class of the fleet and no other."""
-        widths = self.widths or {}
-        names = ", ".join(sorted(classes))
-        if unknown := sorted(widths.keys() - classes):
-            raise ValueError(f"widths names the class {unknown[0]!r}, which the fleet does not have; allowed: {names}")
-        if missing := sorted(classes - widths.keys()):
-            raise ValueError(f"widths has no width for the class {missing[0]!r}; it must name all of: {names}")
 
     def _measured(self, view: View, plan: Plan, entry: Mapping[str, Any]) -> dict[str, Any]:
         """A device's entry with its measured speed, under the wall clock and where its last report is new."""

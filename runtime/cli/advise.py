@@ -14,7 +14,7 @@ from ...policies.resolve_policy import make_policy
 from ..advice.comparison import Comparison, check_replay
 from ..configuration.config import Config
 from ..configuration.learning_checks import check_learning
-from ..configuration.policy_checks import check_cuts, check_policy
+from ..configuration.policy_checks import check_models, check_policy
 from ..configuration.resolution import apply_measurements, measure, workload_settings
 from ..engine.engine import check_chains, check_names, check_trainable
 from ..errors import ConfigError
@@ -55,7 +55,7 @@ def _advise(config: Config, note: Note) -> Advice:
         part, costs = whole(workload.spec), Costs(workload, fleet)
         check_trainable(workload.spec)
         check_chains(config, workload, part)
-        check_cuts(policy, workload, config.training)
+        check_models(policy, workload, fleet, config.training)
         costs.row(part, config.training)  # refuses a model that does not fit the data
         comparison = Comparison(config, workload, fleet, costs)
         check_replay(policy, config, comparison)

@@ -4,13 +4,14 @@ A combination that cannot work, or in which a setting would be ignored, is refus
 statements, which may all be missing. Plans that contradict what their policy states are found at dispatch.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ...clusters.fleet import Fleet
 from ...clusters.units import shown
 from ...learning.spec import Training
-from ...policies.checks.statements import Statements, chain_fault, statements_of
+from ...policies.checks.statements import Statements, chain_fault, class_fault, statements_of
 from ...policies.policy import Chain, Identity, Policy
 from ...policies.resolve_policy import check_policy_object, make_policy
 from ...policies.tasks import ServerTask
@@ -52,6 +53,8 @@ def check_policy(policy: Policy, config: Config, fleet: Fleet) -> None:
         _check_replaced(who, stated, config)
         _check_settings(who, stated, config)
         _check_tasks(who, stated, config)
+        _check_classes(who, stated, fleet)
+    _check_families([stated for _, stated in chain], config, fleet)
 
 
 def _stated(policy: Policy) -> list[tuple[str, Statements]]:
@@ -72,6 +75,24 @@ def _check_tasks(who: str, stated: Statements, config: Config) -> None:
         raise ConfigError(
             f"data.public_share is 0 and server.public is null; {who} distils on a public set: allowed are a share above 0, "
             "such as 0.1, or another data set"
+        )
+
+
+def _check_classes(who: str, stated: Statements, fleet: Fleet) -> None:
+    """A field of the policy with a value for each class must name all classes of the fleet, and no other."""
+    for field, named in stated.by_class.items():
+        if fault := class_fault(field, named, [device_class.name for device_class in fleet.classes]):
+            raise ConfigError(f"{who}: {fault}")
+
+
+def _check_families(chain: Sequence[Statements], config: Config, fleet: Fleet) -> None:
+    """Each family of models must be trained: by a class of the fleet, or by a task of the server."""
+    used = {device_class.model for device_class in fleet.classes}
+    unused = [name for name in config.models if name not in used]
+    if unused and not any("tasks" in stated.written for stated in chain):
+        raise ConfigError(
+            f"models names {unused[0]!r}, which would never be trained: it is the model of no class of the fleet; "
+            "allowed: names that classes have as their model, or a policy that distils, such as {name: distillation}"
         )
 
 
@@ -126,30 +147,51 @@ def _setting(setting: str, who: str, config: Config) -> Any:
     return value
 
 
-def check_cuts(policy: Policy, workload: "Workload", training: Training) -> None:
-    """Raise ``ConfigError`` where a policy cannot cut this model as it states.
-
-    The blocks behind which it cuts must be of the model, not its last, and in its order; the auxiliaries that it trains there
-    must be possible.
-    """
-    names = workload.spec.block_names
+def check_models(policy: Policy, workload: "Workload", fleet: Fleet, training: Training) -> None:
+    """Raise ``ConfigError`` where a policy cannot cut or narrow the models that the fleet trains as it states."""
     for who, stated in _stated(policy):
-        if "split" in stated.written and (fault := workload.family("").cut_fault):
-            raise ConfigError(f"{who} cuts the model, which cannot be cut: {fault}")
-        if unknown := [cut for cut in stated.cuts if cut not in names[:-1]]:
-            fronts = [
-                (cut, workload.family("").boundary(names[: names.index(cut) + 1], training)) for cut in names[:-1]
-            ]
-            clean = ", ".join(f"{cut} ({'x'.join(map(str, boundary.shape))})" for cut, boundary in fronts)
-            raise ConfigError(f"{who} cuts behind {unknown[0]!r}; the clean cuts are: {clean}")
-        for before, after in pairwise(stated.cuts):
-            if names.index(after) < names.index(before):
-                raise ConfigError(f"{who} cuts behind {after!r}, which must be {before!r} or a block behind it")
-        for auxiliary in stated.auxiliaries(names) if stated.auxiliaries is not None else ():
-            try:
-                workload.spec.auxiliary(auxiliary)
-            except ValueError as error:
-                raise ConfigError(f"{who} needs {auxiliary!r}, and there can be none: {error}") from error
+        for family in sorted({profile.model for profile in fleet.profiles()}):
+            _check_cuts(who, stated, workload, family, training)
+            if "part.width" in stated.written:
+                _check_narrow(who, workload, family)
+
+
+def _check_cuts(who: str, stated: Statements, workload: "Workload", family: str, training: Training) -> None:
+    """The blocks behind which a policy cuts must be of the model, not its last, and in its order.
+
+    The auxiliaries that it trains there must be possible.
+    """
+    model, of = workload.family(family), f" of models.{family}" if family else ""
+    names = model.spec.block_names
+    if "split" in stated.written and (fault := model.cut_fault):
+        which = f"the model models.{family}" if family else "the model"
+        raise ConfigError(f"{who} cuts {which}, which cannot be cut: {fault}")
+    if unknown := [cut for cut in stated.cuts if cut not in names[:-1]]:
+        fronts = [(cut, model.boundary(names[: names.index(cut) + 1], training)) for cut in names[:-1]]
+        clean = ", ".join(f"{cut} ({'x'.join(map(str, boundary.shape))})" for cut, boundary in fronts)
+        raise ConfigError(f"{who} cuts behind {unknown[0]!r}; the clean cuts{of} are: {clean}")
+    for before, after in pairwise(stated.cuts):
+        if names.index(after) < names.index(before):
+            raise ConfigError(f"{who} cuts behind {after!r}, which must be {before!r} or a block behind it")
+    for auxiliary in stated.auxiliaries(names) if stated.auxiliaries is not None else ():
+        try:
+            model.spec.auxiliary(auxiliary)
+        except ValueError as error:
+            raise ConfigError(f"{who} needs {auxiliary!r}{of}, and there can be none: {error}") from error
+
+
+def _check_narrow(who: str, workload: "Workload", family: str) -> None:
+    """A model that a policy narrows must have channels that can be removed, and no frozen parameters."""
+    which = f"models.{family}" if family else "model"
+    try:
+        _ = workload.family(family).groups
+    except ValueError as error:
+        raise ConfigError(f"{which}: {error}; {who} needs a model that can be narrowed") from error
+    if frozen := workload.family(family).spec.frozen_parameters:
+        raise ConfigError(
+            f"{which}: {frozen:,} parameters are frozen (requires_grad is False), and are not sent; {who} narrows only models "
+            "without such parameters"
+        )
 
 
 def gives_tasks(policy: Policy) -> bool:

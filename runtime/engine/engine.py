@@ -36,7 +36,7 @@ from ...policies.policy import Policy
 from ..advice.comparison import Comparison, advice, check_replay
 from ..configuration.config import Config
 from ..configuration.learning_checks import check_learning, few_samples_notice
-from ..configuration.policy_checks import check_cuts, gives_tasks, known_tasks
+from ..configuration.policy_checks import check_models, gives_tasks, known_tasks
 from ..configuration.resolution import DefaultPlan, apply_measurements, measure, measurement_notices, workload_settings
 from ..errors import Damaged
 from ..events import AnyEvent, Notice, RunStarted
@@ -146,7 +146,7 @@ class Engine:
         config, spec = self.config, self.workload.spec
         check_trainable(spec)
         check_chains(config, self.workload, part)
-        check_cuts(policy, self.workload, config.training)
+        check_models(policy, self.workload, fleet, config.training)
         costs = Costs(self.workload, fleet, self.server.links)
         # Raises if the model does not fit the data. Computed now, since it takes longer than a decision should.
         costs.row(part, config.training)

@@ -17,7 +17,6 @@ from ...actors.support import PlanRefused, check_plan
 from ...clusters.profile import DeviceProfile
 from ...comms.codec import Array, Arrays
 from ...comms.links.memory import LinkMemory
-from ...learning.parts.structure import ModelSpec
 from ...learning.store import same_shape_and_type
 from ...learning.workload import Workload
 from ...policies.checks.answer import BadAnswer, check_state
@@ -40,7 +39,7 @@ def state_problem(
     server = saved["_server"]
     checks = (
         _store(server["store"], model, workload),
-        _auxiliaries(server, workload.spec),
+        _auxiliaries(server, workload),
         _fold(server),
         _links(server["links"], server["_residual"]["_starts"], [model, *_families(workload).values()]),
         _places(server["links"], workload),
@@ -73,18 +72,20 @@ def _store(store: Mapping[str, Mapping[str, Tensor]], model: Mapping[str, Tensor
             yield f"the optimiser's slot {slot[:80]!r} belongs to no tensor of the store, or has another shape or type"
 
 
-def _auxiliaries(server: Saved, spec: ModelSpec) -> Iterator[str]:
-    """Auxiliary networks must be those that this model defines."""
+def _auxiliaries(server: Saved, workload: Workload) -> Iterator[str]:
+    """Auxiliary networks must be those that the models define."""
     store = server["store"]
     if set(server["_roles"]) != {*store["model"], *store["auxiliaries"], *store["families"]}:
         yield "the tensors with a role are not those of the store"
     for name, tensor in store["auxiliaries"].items():
+        family = next((each for each in workload.families[1:] if name.startswith(f"{each}:")), "")
+        own = name.removeprefix(f"{family}:") if family else name
         try:
-            specs = {t.name: t for t in spec.auxiliary(name.rpartition(".")[0]).tensors}
+            specs = {t.name: t for t in workload.family(family).spec.auxiliary(own.rpartition(".")[0]).tensors}
         except ValueError as error:
             yield str(error)
             return
-        if name not in specs or tuple(tensor.shape) != specs[name].shape:
+        if own not in specs or tuple(tensor.shape) != specs[own].shape:
             yield f"the auxiliary {name[:80]!r} is not one of this model, or has another shape"
 
 
