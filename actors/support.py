@@ -46,16 +46,29 @@ def _part(part: Part, split: Split | None, workload: Workload) -> Iterator[str]:
         yield f"part.trained names {extra[0]!r}, which is not among part.blocks"
     if split is not None:
         yield from _cut(part, split, names)
+        yield from _tensors_of_cut(part, split)
     elif part.blocks != names:
         yield f"part.blocks is {', '.join(part.blocks) or 'empty'}; only all {len(names)} blocks in order can be held yet"
     if part.cached or part.frozen or part.index_map:
         yield "part.cached, part.frozen or part.index_map is set; the runtime fills them in"
     yield from _auxiliaries(part, split)
     if part.width != 1:
-        yield from _width(part, split, workload)
+        yield from _width(part, workload)
 
 
-def _width(part: Part, split: Split | None, workload: Workload) -> Iterator[str]:
+def _tensors_of_cut(part: Part, split: Split) -> Iterator[str]:
+    """Trunks, auxiliaries and shared heads are of the global model at its whole width."""
+    if split.method.trains_front and not split.method.local_head and not split.shares_head:
+        return
+    where = f"under {split.mode!r} with head {split.head!r}"
+    needed = "each device has its own copy of all blocks, and gradients come back"
+    if part.model:
+        yield f"part.model is {part.model!r} {where}; a family of models can be cut only where {needed}"
+    if part.width != 1:
+        yield f"part.width is {part.width:g} {where}; a cut model can be narrow only where {needed}"
+
+
+def _width(part: Part, workload: Workload) -> Iterator[str]:
     """Problems with a narrow part."""
     try:
         _ = workload.family(part.model).groups
@@ -63,11 +76,6 @@ def _width(part: Part, split: Split | None, workload: Workload) -> Iterator[str]
         yield f"part.width is {part.width:g}; {error}"
     if workload.family(part.model).spec.frozen_parameters:
         yield f"part.width is {part.width:g}; a model with frozen parameters, which are not sent, is trained at width 1 only"
-    if split is not None and (not split.method.trains_front or split.method.local_head or split.shares_head):
-        yield (
-            f"part.width is {part.width:g} under {split.mode!r} with head {split.head!r}; a cut model can be narrow only where "
-            "each device has its own copy of all blocks, and gradients come back"
-        )
 
 
 def _auxiliaries(part: Part, split: Split | None) -> Iterator[str]:

@@ -4,11 +4,11 @@ An architecture does not depend on *which* channels a narrow part holds, only on
 numbers share it, and with it the modules of a worker.
 
 Narrow modules are built without the full one where that is possible: on torch's meta device, which has shapes and no values.
-Their parameters and running statistics are always sent by the server. A model with other buffers, whose values only its builder
-knows, is built at full width first, for a moment.
+Their parameters and running statistics are always sent by the server. A model with other tensors, whose values only its builder
+knows, and one whose builder needs values, are built at full width first, for a moment.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -67,14 +67,16 @@ class Architecture:
         examples: Examples,
         *,
         seed: int,
+        structure: Callable[[], nn.Module] | None = None,
         full: "Architecture | None" = None,
         part: Part | None = None,
     ) -> None:
         """``build``: makes the model at full width with its initial weights. ``seed``: of the run.
 
-        ``full``: the architecture that this one narrows, to the width of ``part``; None: it is the full one.
+        ``structure``: the same without reading weights from a file (None: as ``build``). ``full``: the architecture that this
+        one narrows, to the width of ``part``; None: it is the full one.
         """
-        self._build, self._examples, self._seed = build, examples, seed
+        self._build, self._structure, self._examples, self._seed = build, structure or build, examples, seed
         self._full, self._part = full, part
         self._boundaries: dict[tuple[tuple[str, ...], str], Boundary] = {}
         self._auxiliaries: dict[str, BlockSpec] = {}
@@ -82,7 +84,7 @@ class Architecture:
     def new_model(self) -> nn.Module:
         """Build the model, the same bits at every call.
 
-        At full width it has its initial weights. A narrow one has zeros in their place: no plan uses them.
+        At full width it has its initial weights. Those of a narrow one mean nothing: every plan sets them.
         """
         if self._full is None:
             return self._build()
@@ -95,19 +97,19 @@ class Architecture:
             model = model.to_empty(device="cpu")
             with torch.no_grad():
                 for tensor in (*model.parameters(), *model.buffers()):
-                    tensor.zero_()
+                    tensor.zero_()  # memory that was freed before may hold anything
         return model
 
     def skeleton(self) -> nn.Module:
-        """A full model to be narrowed: on the meta device if no value is lost there, else with its values."""
+        """A full model to be narrowed: on the meta device if no value is lost there, else with its builder's values."""
         model = self._on_meta()
-        return model if model is not None else self._build()
+        return model if model is not None else self._structure()
 
     def _on_meta(self) -> nn.Module | None:
         """The model on the meta device; None if that fails, or if the model has values that the server does not send."""
         try:
             with torch.device("meta"), _NoInitialValues():
-                model = self._build()
+                model = self._structure()
         except Exception:  # a user's builder may need values; it is then called without this
             return None
         state = model.state_dict()
@@ -115,8 +117,7 @@ class Architecture:
             sent = name in state and buffer.is_floating_point()
             if not sent and not name.endswith("num_batches_tracked"):
                 return None
-        attributes = (value for module in model.modules() for value in vars(module).values())
-        if any(isinstance(value, Tensor) for value in attributes):
+        if any(_holds_tensor(value) for module in model.modules() for value in _own_attributes(module)):
             return None
         return model if all(tensor.is_meta for tensor in state.values()) else None
 
@@ -148,7 +149,12 @@ class Architecture:
 
     @cached_property
     def cut_fault(self) -> str:
-        """Why the model cannot be cut: it is one block, or its blocks compute something else; "" if it can be cut."""
+        """Why the model cannot be cut: it is one block, or its blocks compute something else; "" if it can be cut.
+
+        Of a narrow model, whose values mean nothing, it is the full one that is tried.
+        """
+        if self._full is not None:
+            return self._full.cut_fault
         if len(self.blocks.modules) == 1:
             return self.blocks.reason
         return blocks_difference(self.blocks, self._examples.first(2)[0])
@@ -208,3 +214,18 @@ class Architecture:
         if name not in self._auxiliaries:
             self._auxiliaries[name] = auxiliary_spec(name, self.empty_auxiliary(name))
         return self._auxiliaries[name]
+
+
+def _own_attributes(module: nn.Module) -> Iterator[object]:
+    """The attributes of a module besides its parameters, buffers and submodules."""
+    registered = ("_parameters", "_buffers", "_modules")
+    return (value for name, value in vars(module).items() if name not in registered)
+
+
+def _holds_tensor(value: object) -> bool:
+    """Whether a value is a tensor, or a container with one."""
+    if isinstance(value, Mapping):
+        return any(map(_holds_tensor, value.values()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(map(_holds_tensor, value))
+    return isinstance(value, Tensor)

@@ -99,7 +99,8 @@ class Workload:
             raise ValueError(f"part.model is {name!r}; allowed: '' for the global model, or a name in models: {known}")
         if name not in self._families:
             examples, seed = Examples(self.example, self.first_samples), self.settings.seed
-            self._families[name] = Architecture(partial(self._build, name), examples, seed=seed)
+            structure = partial(self._build, name, weights=False)
+            self._families[name] = Architecture(partial(self._build, name), examples, seed=seed, structure=structure)
         return self._families[name]
 
     def architecture(self, part: Part) -> Architecture:
@@ -158,24 +159,29 @@ class Workload:
         self._maps.pop(name, None)
         self._parts = OrderedDict((key, each) for key, each in self._parts.items() if each.part.index_map != name)
 
-    def _build(self, family: str) -> nn.Module:
-        """The model of a family with its initial weights."""
+    def _build(self, family: str, *, weights: bool = True) -> nn.Module:
+        """The model of a family with its initial weights. ``weights``: whether to read pretrained ones, if it has some."""
         settings = self.settings
         call = settings.models[family] if family else settings.model
         path = ("model", family) if family else ("model",)
         model = build(call, seed=derive(settings.seed, *path), outputs=self.data.num_classes)
         if settings.batch_statistics:
             use_batch_statistics(model)
-        if settings.init.mode != "random" and not family:
-            weights = read_weights(settings.init, model=settings.model.name)
-            self.left_random = initialise(model, weights, settings.init)
+        if weights and settings.init.mode != "random" and not family:
+            pretrained = read_weights(settings.init, model=settings.model.name)
+            self.left_random = initialise(model, pretrained, settings.init)
         return model
 
     @cached_property
     def min_samples(self) -> int:
-        """Training samples that a device needs to take part: 2 if some device has one and the model cannot be trained on it."""
+        """Training samples that a device needs to take part: 2 if some device has one and a model cannot be trained on it."""
         counts = (self.data.num_samples(device) for device in range(self.settings.num_devices))
-        return 2 if 1 in counts and self.family("").alone_fault else 1
+        return 2 if 1 in counts and self.alone_fault else 1
+
+    @cached_property
+    def alone_fault(self) -> str:
+        """Why the first model of all families that cannot be trained on one sample at a time cannot; "" if all can."""
+        return next((fault for name in self.families if (fault := self.family(name).alone_fault)), "")
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:

@@ -13,7 +13,7 @@ import fedbonsai
 import pytest
 from fedbonsai.learning.store import model_hash
 from fedbonsai.runtime.errors import ConfigError
-from fedbonsai.runtime.events import PlanEnded, RunStarted, TaskEnded, VersionClosed
+from fedbonsai.runtime.events import PlanEnded, TaskEnded, VersionClosed
 
 ROUNDS = 3
 LINK = {"memory_bytes": 10**9, "up_bytes_per_s": 10**6, "down_bytes_per_s": 10**6, "latency_s": 0.01}
@@ -57,8 +57,9 @@ def cut_by(mode, head):
 
 
 def folds(number):
-    return lambda events: max(event.folded for event in events if isinstance(event, VersionClosed)) <= number and any(
-        event.staleness for event in events if isinstance(event, PlanEnded)
+    return lambda events: (
+        max(event.folded for event in events if isinstance(event, VersionClosed)) <= number
+        and any(event.staleness for event in events if isinstance(event, PlanEnded))
     )
 
 
@@ -79,7 +80,14 @@ class Method:
 
 
 LEVELS = {"name": "width", "rule": "linear", "levels": [1.0, 0.5, 0.25, 0.125], "unit": "width", "min_channels": 1}
-DISTIL = {"name": "distillation", "steps": 4, "batch_size": 32, "check_every": 2, "learning_rate": 0.001, "held_out": 0.2}
+DISTIL = {
+    "name": "distillation",
+    "steps": 4,
+    "batch_size": 32,
+    "check_every": 2,
+    "learning_rate": 0.001,
+    "held_out": 0.2,
+}
 STALE = {"server": {"staleness": {"rule": "polynomial"}}}
 METHODS = {
     "fedbuff": Method(0, folds(2), ({"name": "asynchronous", "buffer": 2},), STALE),
@@ -96,7 +104,9 @@ METHODS = {
         (LEVELS | {"channels": "l1", "warm_up": 0, "refresh": 1}, DISTIL),
     ),
     "distillation": Method(3, teaches, (DISTIL | {"class_prior": 1.0},)),
-    "residuals": Method(4, lambda events: all(plan.link_up and plan.link_down for plan in plans(events)), ("residuals",)),
+    "residuals": Method(
+        4, lambda events: all(plan.link_up and plan.link_down for plan in plans(events)), ("residuals",)
+    ),
     "partial work": Method(
         5,
         lambda events: any(plan.whole_steps or not plan.trains_on_device for plan in plans(events)),
@@ -143,11 +153,16 @@ TWO_WIDTHS = (
     "policy[{}] (width) narrows the model behind policy[1] (width), which sets the widths of the parts that it is given; "
     "allowed: one policy that sets widths, behind the others"
 )
-ONE_COPY = "whose devices train one copy of a host's blocks, which has one width; allowed: head: slots, or one of the two"
+ONE_COPY = (
+    "whose devices train one copy of a host's blocks, which has one width; allowed: head: slots, or one of the two"
+)
 HEADS = "whose heads at the cut have the size of whole blocks; allowed: one of the two"
 TRUNK = "whose frozen trunk is the same on all devices; allowed: one of the two"
 REFUSED = {
-    ("fedbuff", "fedasync"): "policy[0] (asynchronous) sets the number of updates that closes a version before policy[1] "
+    (
+        "fedbuff",
+        "fedasync",
+    ): "policy[0] (asynchronous) sets the number of updates that closes a version before policy[1] "
     "(asynchronous), which sets it too; allowed: one of the two",
     ("splitfed", "shared head"): two_cuts("splitfed", "splitfed"),
     ("splitfed", "local loss"): two_cuts("splitfed", "local_loss"),
@@ -158,17 +173,31 @@ REFUSED = {
     ("heterofl", "fedrolex"): TWO_WIDTHS.format(2),
     ("heterofl", "reft"): TWO_WIDTHS.format(2),
     ("fedrolex", "reft"): TWO_WIDTHS.format(2),
-    ("reft", "distillation"): "policy[2] (distillation) gives the server a task before policy[3] (distillation), which changes "
+    (
+        "reft",
+        "distillation",
+    ): "policy[2] (distillation) gives the server a task before policy[3] (distillation), which changes "
     "the model of a round too; allowed: one of the two",
     **{("shared head", width): no_width("splitfed", ONE_COPY) for width in WIDTHS},
     **{("local loss", width): no_width("local_loss", HEADS) for width in WIDTHS},
     **{("ecofed", width): no_width("ecofed", TRUNK) for width in WIDTHS},
-    ("ecofed", "distillation"): "policy[2] (distillation) gives the server a task behind policy[1] (ecofed), whose trunk is "
+    (
+        "ecofed",
+        "distillation",
+    ): "policy[2] (distillation) gives the server a task behind policy[1] (ecofed), whose trunk is "
     "frozen, and the task would train it; allowed: one of the two",
-    **{(cut, "residuals"): no_memory(name) for cut, name in zip(CUTS, ("splitfed", "splitfed", "local_loss", "ecofed"))},
-    ("shared head", "partial work"): "policy[2] (closing) has devices stop early behind policy[1] (splitfed), which sends the "
+    **{
+        (cut, "residuals"): no_memory(name) for cut, name in zip(CUTS, ("splitfed", "splitfed", "local_loss", "ecofed"))
+    },
+    (
+        "shared head",
+        "partial work",
+    ): "policy[2] (closing) has devices stop early behind policy[1] (splitfed), which sends the "
     "plans of a round one after another; allowed: one of the two",
-    ("ecofed", "families"): "models is {'small': Call(name='small', kwargs={'in_channels': 1, 'image_size': 8})}; policy[1] "
+    (
+        "ecofed",
+        "families",
+    ): "models is {'small': Call(name='small', kwargs={'in_channels': 1, 'image_size': 8})}; policy[1] "
     "(ecofed) has one frozen trunk, which is the global model's; allowed: empty",
 }
 PAIRS = tuple(combinations(METHODS, 2))
@@ -190,7 +219,16 @@ TOGETHER = (
 
 def told(run):
     """What must be the same in process and on Ray."""
-    names = ("up_bytes", "down_bytes", "up_by_kind", "down_by_kind", "task_bytes", "host_bytes", "virtual_s", "outcomes")
+    names = (
+        "up_bytes",
+        "down_bytes",
+        "up_by_kind",
+        "down_by_kind",
+        "task_bytes",
+        "host_bytes",
+        "virtual_s",
+        "outcomes",
+    )
     return {"weights": model_hash(run.weights())} | {name: run.summary[name] for name in ("model_hash", *names)}
 
 

@@ -90,9 +90,14 @@ class Device:
         changed = self._held is not None or not readable
         return msgspec.msgpack.encode(report.answer()), update, self._end.to_state() if changed else None
 
-    def warm_up(self) -> None:
-        """Load data and model now, so that the measured time of the first plan does not include it."""
-        self._modules.get(self.workload.family(""), channels_last=False)
+    def warm_up(self, *, model: bool = True) -> None:
+        """Load data and model now, so that the measured time of the first plan does not include it.
+
+        ``model``: false for a real device, which may have no room for more than a narrow part.
+        """
+        _ = self.workload.data
+        if model:
+            self._modules.get(self.workload.family(""), channels_last=False)
 
     def _carry_out(self, plan: Plan, packets: Sequence[Array], host: HostLink | None) -> tuple[Report, Array | None]:
         """Open, then train and seal, or evaluate, or upload a view."""

@@ -8,9 +8,7 @@ from ...comms.errors import OutOfSync
 from ...comms.packet import PacketKind, read_stamp
 from ...learning.parts.part import Part
 from ...learning.workload import Workload
-from ..messages.index_map import open_map
-
-MAX_MAPS = 1024  # the server remembers fewer for each device
+from ..messages.index_map import MAX_MAPS, open_map
 
 
 class HeldMaps:

@@ -18,7 +18,7 @@ from ...learning.parts.blocks import Blocks, cut
 from ...learning.parts.submodel import SubModel
 from ..messages.trunk import content_hash
 
-_MAX_MODULES = 4  # of different widths, families and memory formats
+_MAX_MODULES = 8  # of different widths, families and memory formats
 
 
 class Module:

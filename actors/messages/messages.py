@@ -28,24 +28,28 @@ class Message:
 class Dispatch:
     """A plan as it is dispatched: the plan with all fields filled in, its packets, and the state of its simulated device.
 
-    ``held``: references of packets that the device has from earlier plans, such as an index map. They are not sent; workers of
-    simulated devices, which keep nothing, read them again.
+    ``held``: packets that the device has from earlier plans, such as an index map. They are not sent; workers of simulated
+    devices, which keep nothing, read them again.
     """
 
     plan: Plan
     messages: tuple[Message, ...]
     state: LinkState | None
     host_messages: tuple[Message, ...] = ()  # packets for the host of a split plan
-    held: tuple[Any, ...] = ()
+    held: tuple[Message, ...] = ()
 
     @property
     def packets(self) -> tuple[Any, ...]:
-        """References of the device's packets, in the order in which they must be read."""
+        """References of the packets that are sent to the device, in the order in which they must be read."""
         return tuple(message.reference for message in self.messages)
+
+    def packets_for(self, *, simulated: bool) -> tuple[Any, ...]:
+        """References of the packets that the device's worker reads; that of a ``simulated`` device reads held ones too."""
+        return (*(message.reference for message in self.held), *self.packets) if simulated else self.packets
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the device's packets."""
+        """Bytes that are sent to the device."""
         return sum(message.num_bytes for message in self.messages)
 
 

@@ -28,10 +28,13 @@ class WorkerActor:
         self._device = Device(settings)
 
     @remote_method
-    def warm_up(self, versions: Mapping[str, str]) -> str:
-        """Load data and model; the id of the node. Raises ``ValueError`` if the node's ``versions`` are not the server's."""
+    def warm_up(self, versions: Mapping[str, str], model: bool) -> str:
+        """Load the data and, if ``model``, the global model; the id of the node.
+
+        Raises ``ValueError`` if the node's ``versions`` are not the server's.
+        """
         check_versions(versions)
-        self._device.warm_up()
+        self._device.warm_up(model=model)
         node: str = ray.get_runtime_context().get_node_id()
         return node
 

@@ -81,7 +81,7 @@ class WorkerGroup:
         def start(placement: ActorPlacement) -> tuple[Any, Any]:
             site = devices.sites[placement.device.number] if placement.device is not None else None
             worker = start_worker(settings, placement, site)
-            return worker, worker.warm_up.remote(versions)
+            return worker, worker.warm_up.remote(versions, placement.device is None)
 
         self._group = ActorGroup(start, Worker, placement_timeout_s=placement_timeout_s, report=report)
         self._devices, self._min_devices, self._report = devices, min_devices, report

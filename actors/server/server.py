@@ -324,8 +324,8 @@ class Server(PlanListener):
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
     def model_hash(self) -> str:
-        """The hash of the current model."""
-        return model_hash(self.store["model"])
+        """The hash of the current model, and of the families' models if there are any."""
+        return model_hash({**self.store["model"], **self.store["families"]})
 
 
 def _largest(tensor: Tensor) -> float:

@@ -76,9 +76,11 @@ class EcoFed:
 
     writes: ClassVar[tuple[str, ...]] = ("part", "split", "plans")  # it chooses the devices of the replays
     needs: ClassVar[Mapping[str, str]] = NEEDS_PLANS
-    forbids_before: ClassVar[Mapping[str, str]] = ONE_CUT | _ONE_TRUNK | {
-        "deadline_s": "which has some of them upload views, and a view must be whole; allowed: the other order"
-    }
+    forbids_before: ClassVar[Mapping[str, str]] = (
+        ONE_CUT
+        | _ONE_TRUNK
+        | {"deadline_s": "which has some of them upload views, and a view must be whole; allowed: the other order"}
+    )
     forbids_behind: ClassVar[Mapping[str, str]] = ONE_CUT | _ONE_TRUNK
     forbids_settings: ClassVar[Mapping[str, str]] = WHOLE_GRADIENT | {
         "models": "has one frozen trunk, which is the global model's; allowed: empty"

@@ -4,6 +4,7 @@ Layers, later ones win: defaults, the preset that the YAML names, the YAML, the 
 and values from Python or from flags such as ``--seed`` (``layers`` merges them).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -137,7 +138,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ``models``: families of models beside the global one, by name; a class of the fleet names its own (``model``).
     ``max_failures``: number of plans that may fail, be rejected, or be lost with their workers before the run ends (None: any).
 
-    Raises ``ValueError`` for a target of ``stop`` that no evaluation could reach, and for paths that no file can have.
+    Raises ``ValueError`` for a target of ``stop`` that no evaluation could reach, for paths that no file can have, and for
+    names of ``models`` that are none.
     """
 
     name: str = "run"
@@ -172,6 +174,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         for name, path in (paths | {"init.weights": self.init.weights, "fleet": self.fleet}).items():
             if isinstance(path, str) and (problem := path_problem(path)):
                 raise ValueError(f"{name} is {shown(path)}, {problem}")
+        for name in self.models:
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise ValueError(f"models names {shown(name)}; a name consists of letters, digits, '_' and '-'")
         for name in ("accuracy", "loss", "patience"):
             value = getattr(self.stop, name)
             if value is not None and self.evaluation.where == "none":

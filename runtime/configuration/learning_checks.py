@@ -64,7 +64,7 @@ def few_samples_notice(workload: Workload) -> list[str]:
     shown = ", ".join(alone[:10]) + (", ..." if len(alone) > 10 else "")
     return [
         f"{len(alone)} of {len(counts)} devices have one training sample, on which the model cannot be trained "
-        f"({workload.family('').alone_fault}), and are left out: {shown}"
+        f"({workload.alone_fault}), and are left out: {shown}"
     ]
 
 
@@ -164,9 +164,7 @@ def _try_figures(config: Config, output: Any, targets: Tensor, metrics: Mapping[
 def _check_alone(config: Config, workload: Workload) -> None:
     """Refuse settings or data under which a model must train on single samples but cannot. Raises ``ValueError``."""
     training = config.training
-    if largest_micro_batch(training.batch_size, training.accumulation) == 1 and (
-        fault := workload.family("").alone_fault
-    ):
+    if largest_micro_batch(training.batch_size, training.accumulation) == 1 and (fault := workload.alone_fault):
         settings = f"training.batch_size is {training.batch_size} and training.accumulation {training.accumulation}"
         raise ValueError(
             f"{settings}, which trains on one sample at a time; the model cannot ({fault}); allowed: a batch_size of twice the "
@@ -174,7 +172,7 @@ def _check_alone(config: Config, workload: Workload) -> None:
         )
     counts = [workload.data.num_samples(device) for device in range(workload.settings.num_devices)]
     if max(counts) < workload.min_samples:
-        fault = workload.family("").alone_fault
+        fault = workload.alone_fault
         raise ValueError(
             f"data: no device has more than one training sample, and the model cannot be trained on one: {fault}"
         )

@@ -147,7 +147,7 @@ class Engine:
         check_trainable(spec)
         check_chains(config, self.workload, part)
         check_models(policy, self.workload, fleet, config.training)
-        costs = Costs(self.workload, fleet, self.server.links)
+        costs = Costs(self.workload, fleet, self.server.links, self.server.maps)
         # Raises if the model does not fit the data. Computed now, since it takes longer than a decision should.
         costs.row(part, config.training)
         return costs

@@ -101,7 +101,8 @@ class Evaluator:
             if sent is None:
                 continue
             group = self._fleet.group_of(device)
-            control = self._pool.submit(Task(plan=sent.plan, packets=sent.packets, state=sent.state, group=group))
+            packets = sent.packets_for(simulated=not group)
+            control = self._pool.submit(Task(plan=sent.plan, packets=packets, state=sent.state, group=group))
             self._ledger.record("down", kind="evaluation", device=device, num_bytes=sent.num_bytes + control)
             plans.append(sent.plan)
         metrics: list[dict[str, float]] = []

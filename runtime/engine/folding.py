@@ -34,8 +34,8 @@ def fold_update(
 ) -> Report:
     """Fold the update of a plan, and return its report; an update that is not valid makes the outcome ``rejected``.
 
-    ``num_samples``: training samples of the device. ``before``: called with plan, opened update, report and ``scale`` before
-    the update is folded. Raises ``RunError`` for an error in the fold itself.
+    ``num_samples``: training samples of the device. ``before``: called with plan, opened update, report, ``weight`` and
+    ``scale`` before the update is folded. Raises ``RunError`` for an error in the fold itself.
     """
     plan = report.plan
     if plan.objective.kind == "evaluate":  # its metrics are in the report; there is nothing to fold
@@ -49,6 +49,8 @@ def fold_update(
         problem = f"it reports {report.samples} samples; the device has {num_samples}, and at least 1 must be used"
     elif not (share := share_done(report, num_samples=num_samples)) > 0:
         problem = f"it reports {report.steps} steps; a device that stops early makes at least one"
+    elif report.label_counts and not _counts_fit(report, server.workload.data.num_classes):
+        problem = f"it reports the label counts {list(report.label_counts)[:20]}, which do not fit the data's classes"
     else:
         try:
             opened = server.open(plan, update, host=finished.host_update)
@@ -57,10 +59,16 @@ def fold_update(
     if problem:
         return msgspec.structs.replace(report, outcome=Outcome.REJECTED, stage="fold", error=problem)
     try:
-        before(plan, opened, report, scale=scale)
-        server.fold(plan, opened, weight=report.samples * share, scale=scale)
+        weight = report.samples * share
+        before(plan, opened, report, weight=weight, scale=scale)
+        server.fold(plan, opened, weight=weight, scale=scale)
     except RunError:
         raise
     except Exception as error:  # an error of this library; a partial fold must not become a version
         raise RunError.of(error, device=plan.device, round_=plan.version, stage="fold") from error
     return report
+
+
+def _counts_fit(report: Report, num_classes: int | None) -> bool:
+    """Whether a report counts some samples of the data's classes."""
+    return len(report.label_counts) == num_classes and any(report.label_counts)

@@ -258,7 +258,7 @@ class Loop:
             self._sent[plan.id] = sent
         self._busy[plan.device] = plan
         self._outcome_counts.sent(plan)
-        self._round.sent(plan, time_s=self._clock.time_s)
+        self._round.sent(plan, time_s=self._clock.sends_s)
 
     def _submit(self, sent: Dispatch) -> int:
         """Submit a plan to the pool; returns the bytes of its plan message."""
@@ -267,7 +267,7 @@ class Loop:
         return self._pool.submit(
             Task(
                 plan=plan,
-                packets=sent.packets if group else (*sent.held, *sent.packets),
+                packets=sent.packets_for(simulated=not group),
                 state=sent.state,
                 group=group,
                 host_packets=tuple(message.reference for message in sent.host_messages),

@@ -17,6 +17,7 @@ from ...actors.support import PlanRefused, check_plan
 from ...clusters.profile import DeviceProfile
 from ...comms.codec import Array, Arrays
 from ...comms.links.memory import LinkMemory
+from ...learning.parts.channels import check_map, map_hash
 from ...learning.store import same_shape_and_type
 from ...learning.workload import Workload
 from ...policies.checks.answer import BadAnswer, check_state
@@ -44,6 +45,7 @@ def state_problem(
         _links(server["links"], server["_residual"]["_starts"], [model, *_families(workload).values()]),
         _places(server["links"], workload),
         _plans(saved, workload, profiles, hosts),
+        _maps(server["maps"], saved["_in_flight"], workload),
         _replay(saved["_lifecycle"]["replay"], workload, profiles, hosts),
         _clock(saved["_clock"], saved["_in_flight"]),
     )
@@ -195,6 +197,27 @@ def _plans(saved: Saved, workload: Workload, profiles: Sequence[DeviceProfile], 
         yield "the packets in flight are not those of the plans in flight"
     if any(sent.plan.id != plan_id or plan_id not in in_flight for plan_id, sent in saved["_sent"].items()):
         yield "a message was sent for a plan that is not in flight"
+
+
+def _maps(maps: Saved, in_flight: Mapping[int, Plan], workload: Workload) -> Iterator[str]:
+    """Index maps must have the names of their contents, and those of plans in flight must be there and fit their models."""
+    held: Mapping[str, Array] = maps["_maps"]
+    if set(maps["_messages"]) != set(held) or any(map_hash(kept) != name for name, kept in held.items()):
+        yield "the index maps are not those that were sent"
+    named = {plan.id: plan.part for plan in in_flight.values() if plan.part.index_map}
+    if maps["_sent"] != {plan_id: part.index_map for plan_id, part in named.items()}:
+        yield "the index maps in use are not those of the plans in flight"
+    for plan_id, part in named.items():
+        try:
+            if part.index_map not in held:
+                yield f"plan {plan_id} is in flight with the index map {part.index_map[:80]!r}, which is not saved"
+            else:
+                check_map(workload.family(part.model).groups, held[part.index_map])
+        except ValueError as error:
+            yield f"plan {plan_id} is in flight with an index map that does not fit: {error}"
+    for (family, rule, _), scores in maps["_rankings"].items():
+        if family not in workload.families or scores.shape != (workload.family(family).groups.channels,):
+            yield f"a ranking of channels by {rule[:80]!r} is of no model of this experiment"
 
 
 def _refused(plan: Plan, workload: Workload, profiles: Sequence[DeviceProfile]) -> Iterator[str]:

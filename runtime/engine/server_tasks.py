@@ -45,8 +45,8 @@ _SERVER = -1  # in the ledger, in place of a device
 class TaskInRound(Protocol):
     """A task of the open version."""
 
-    def folded(self, plan: Plan, update: Opened, report: Report, *, scale: float) -> None:
-        """An update is about to be folded. ``scale``: its factor by staleness."""
+    def folded(self, plan: Plan, update: Opened, report: Report, *, weight: float, scale: float) -> None:
+        """An update is about to be folded. ``weight``: in the mean. ``scale``: its factor by staleness."""
         ...
 
     def refine(self, version: int) -> Mapping[str, Tensor]:
@@ -66,7 +66,7 @@ class DistillationInRound:
         self._task, self._tasks = task, tasks
         self._settings = Distillation(**{name: getattr(task, name) for name in Distillation.__struct_fields__})
         self._mean = TeacherMean()
-        self._weights: list[float] = []  # of teachers whose logits are not known yet
+        self._waiting: list[tuple[int, float]] = []  # device and weight of each teacher whose logits are not known yet
         self._flops = 0
         self._families: dict[str, StudentResult] = {}
         config = tasks.config
@@ -76,8 +76,19 @@ class DistillationInRound:
             batch_size=config.evaluation.batch_size,
         )
 
-    def folded(self, plan: Plan, update: Opened, report: Report, *, scale: float) -> None:
-        """Send the updated model of the device to the distiller, and add the logits that are known."""
+    def folded(self, plan: Plan, update: Opened, report: Report, *, weight: float, scale: float) -> None:
+        """Send the updated model of the device to the distiller, and add the logits that are known.
+
+        Raises ``RunError`` where classes are to be corrected for, and the report has no label counts.
+        """
+        if self._task.class_prior and not report.label_counts:
+            raise RunError(
+                f"the task has class_prior {self._task.class_prior:g}, and the device's report has no label counts; it needs "
+                "plans with upload.label_counts, and targets that are class labels",
+                device=plan.device,
+                round_=plan.version,
+                stage="task",
+            )
         submodel, tensors = self._tasks.server.trained_model(plan, update)
         packet = seal_model(tensors, submodel)
         request = TeacherRequest(
@@ -92,14 +103,15 @@ class DistillationInRound:
             distiller.teach(request, packet)
         cost = self._tasks.costs.row(submodel.part.shape, plan.training)
         self._flops += cost.forward_flops * self._tasks.public_samples
-        self._weights.append(scale * (report.samples if self._task.weighting == "samples" else 1.0))
+        self._waiting.append((plan.device, scale * (weight if self._task.weighting == "samples" else 1.0)))
         self._add(wait=False)
 
     def refine(self, version: int) -> Mapping[str, Tensor]:
         """Distil the teachers into the averaged models."""
-        if not self._mean.num_teachers and not self._weights:
+        if self._waiting:
+            self._add(wait=True)
+        if not self._mean.num_teachers:
             return {}
-        self._add(wait=True)
         server, workload = self._tasks.server, self._tasks.server.workload
         parts = tuple(whole(workload.family(name).spec, model=name) for name in workload.families)
         request = DistilRequest(
@@ -136,12 +148,16 @@ class DistillationInRound:
         )
 
     def _add(self, *, wait: bool) -> None:
-        """Add logits of teachers to their mean, in the order of arrival."""
+        """Add logits of teachers to their mean, in the order of arrival. Those that are not finite are left out."""
         with self._tasks.distiller() as distiller:
             known = distiller.logits(wait=wait)
-        for logits in known:
-            self._tasks.receive_bytes("logits", logits.nbytes)
-            self._mean.add(as_tensors({"logits": logits})["logits"], self._weights.pop(0))
+        for array in known:
+            self._tasks.receive_bytes("logits", array.nbytes)
+            device, weight = self._waiting.pop(0)
+            try:
+                self._mean.add(as_tensors({"logits": array})["logits"], weight)
+            except ValueError as error:  # a model that has diverged: one of many should not end the run
+                self._tasks.note(f"the update of device {device} does not teach the models: {error}")
 
 
 TASKS = {Distil: DistillationInRound}
@@ -152,7 +168,7 @@ class ServerTasks:
 
     SAVED: ClassVar = {"_counted": bool}  # in a checkpoint
     NOT_SAVED = (
-        "config", "server", "costs", "flop_per_s", "public_samples", "_distiller", "_ledger", "_open"
+        "config", "server", "costs", "flop_per_s", "public_samples", "_distiller", "_ledger", "_open", "_notices"
     )  # fmt: skip
 
     def __init__(
@@ -170,6 +186,7 @@ class ServerTasks:
         self._distiller, self._ledger = distiller, ledger
         self.public_samples = 0
         self._open: TaskInRound | None = None
+        self._notices: list[str] = []
         self._counted = False  # whether the distribution of the public set is in the ledger
 
     @contextmanager
@@ -187,7 +204,11 @@ class ServerTasks:
         self._distiller.public(task.held_out)
 
     def begin(self, task: ServerTask) -> None:
-        """Begin the task of the open version. Raises ``ValueError`` if it cannot be carried out."""
+        """Begin the task of the open version. Raises ``ValueError`` if it cannot be carried out, or if there is one."""
+        if self._open is not None:
+            raise ValueError(
+                f"the policy asks for the task {type(task).__name__} in a version that has one already; it must be one at most"
+            )
         if self._distiller is None:
             raise ValueError(
                 f"the policy asks for the task {type(task).__name__}, and no policy of the chain states that it writes 'tasks'"
@@ -199,27 +220,40 @@ class ServerTasks:
             self._counted = True
         self._open = TASKS[type(task)](task, self)
 
-    def folded(self, plan: Plan, update: Opened, report: Report, *, scale: float) -> None:
+    def folded(self, plan: Plan, update: Opened, report: Report, *, weight: float, scale: float) -> None:
         """An update is about to be folded into the open version. Raises ``RunError`` if the task cannot go on."""
         if self._open is not None:
-            self._open.folded(plan, update, report, scale=scale)
+            self._open.folded(plan, update, report, weight=weight, scale=scale)
 
     def refine(self) -> Mapping[str, Tensor]:
         """The tensors that the open version's task changes, after its updates were averaged.
 
         Raises ``RunError`` if the task cannot go on.
         """
-        return self._open.refine(self.server.version) if self._open is not None else {}
+        if self._open is None:
+            return {}
+        try:
+            return self._open.refine(self.server.version)
+        except RunError:
+            raise
+        except Exception as error:  # a user's model or transform may raise anything
+            raise RunError.of(error, round_=self.server.version, stage="task") from error
 
     def ended(self) -> TaskEnded | None:
         """End the task of the version that has closed; None if it had none."""
-        ended = self._open.ended(self.server.version) if self._open is not None else None
-        self._open = None
+        if self._open is None:
+            return None
+        ended, self._open = self._open.ended(self.server.version), None
         return ended
 
     def notices(self) -> list[str]:
-        """Notices of the distiller since the last call."""
-        return self._distiller.notices() if self._distiller is not None else []
+        """Notices of the distiller and of tasks since the last call."""
+        own, self._notices = self._notices, []
+        return [*own, *(self._distiller.notices() if self._distiller is not None else [])]
+
+    def note(self, text: str) -> None:
+        """Add a notice: one sentence."""
+        self._notices.append(text)
 
     def send_bytes(self, kind: str, num_bytes: int) -> None:
         """Record bytes from the server to the actor of a task."""

@@ -160,7 +160,8 @@ def _student_text(family: str, student: StudentFigures, teachers: int) -> str:
     if student.accuracy_after is not None and student.accuracy_before is not None:
         figures = f"accuracy {student.accuracy_before:.4f} to {student.accuracy_after:.4f}"
     else:
-        figures = f"loss {student.loss_before or math.nan:.4f} to {student.loss_after or math.nan:.4f}"
+        before, after = (math.nan if loss is None else loss for loss in (student.loss_before, student.loss_after))
+        figures = f"loss {before:.4f} to {after:.4f}"
     name = f"{family} " if family else ""
     return f"{name}distilled from {teachers}: public {figures}"
 

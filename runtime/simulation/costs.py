@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from ...actors.messages.messages import array_specs
+from ...actors.server.index_maps import IndexMaps
 from ...actors.server.links import ServerLinks
 from ...clusters.fleet import Fleet
 from ...clusters.profile import DeviceProfile
@@ -41,17 +42,23 @@ class Costs:
     """Costs by part and training setting, and packet sizes. Parts and settings that are equal share a row."""
 
     SAVED: ClassVar = {"_packets": PacketSizes, "_streams": StreamCosts}  # in a checkpoint
-    NOT_SAVED = ("_workload", "_fleet", "_profiles", "_samples", "_rows", "_parts", "_links")
+    NOT_SAVED = ("_workload", "_fleet", "_profiles", "_samples", "_rows", "_parts", "_links", "_maps")
 
-    def __init__(self, workload: Workload, fleet: Fleet, links: ServerLinks | None = None) -> None:
-        """An empty table. ``links``: estimates what a device behind a link with memory has missed (None: there are no such)."""
+    def __init__(
+        self, workload: Workload, fleet: Fleet, links: ServerLinks | None = None, maps: IndexMaps | None = None
+    ) -> None:
+        """An empty table.
+
+        ``links``: estimates what a device behind a link with memory has missed. ``maps``: estimates index maps that a device
+        lacks. None: there are no such.
+        """
         self._workload = workload
         self._fleet = fleet
         self._profiles = fleet.profiles()
         self._samples = [workload.data.num_samples(device) for device in range(fleet.num_devices)]
         self._rows: dict[tuple[Any, ...], PartCost] = {}
         self._parts: dict[tuple[Any, ...], PartProfile] = {}
-        self._links = links
+        self._links, self._maps = links, maps
         self._packets = PacketSizes(workload.submodel)
         self._streams = StreamCosts(workload, fleet, row=self.row)
 
@@ -162,14 +169,14 @@ class Costs:
         )
 
     def _down_bytes(self, device: int, plan: Plan) -> int:
-        """Bytes that bring a device to the plan's version, including versions that it has missed."""
+        """Bytes that bring a device to the plan's version: with versions that it has missed, and an index map that it lacks."""
         newest = self._packets.num_bytes(plan, "down")
+        index_map = self._maps.num_bytes(plan.part, device) if self._maps is not None else 0
         if plan.link_down is None or self._links is None:
-            return newest
+            return newest + index_map
         expected = array_specs(self._workload.submodel(plan.part.shape).down)
-        return self._links.estimate_bytes(
-            msgspec.structs.replace(plan, device=device), newest=newest, expected=expected
-        )
+        on_device = msgspec.structs.replace(plan, device=device)
+        return self._links.estimate_bytes(on_device, newest=newest, expected=expected) + index_map
 
 
 def stop_early(plan: Plan, *, num_samples: int, estimate: Callable[[Plan], Estimate], share: float = 1.0) -> Plan:

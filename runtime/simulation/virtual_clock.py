@@ -66,17 +66,22 @@ class VirtualClock:
         self._timers: list[tuple[float, int]] = []
         self._leaving: list[tuple[float, int]] = []  # (second, plan id): when a plan's device becomes unreachable
 
+    @property
+    def sends_s(self) -> float:
+        """When a plan that is dispatched now is sent: once the server is free."""
+        return max(self.time_s, self._server_free_s)
+
     def stop_early(self, plan: Plan, costs: Costs) -> Plan:
         """The plan shortened to what its device has time for, before it is sent."""
         disruption = self._disruption(plan)
-        profile = self._profiles.at(plan.device, disruption, now_s=self.time_s)
+        profile = self._profiles.at(plan.device, disruption, now_s=self.sends_s)
         return costs.stop_early(plan, profile, share=disruption.steps)
 
     def dispatch(
         self, plan: Plan, *, down_bytes: int, flops: int, peak_memory_bytes: int, work: Work | None = None
     ) -> bool:
         """Dispatch a plan once the server is free. Returns whether its result will be needed. ``work``: of a split plan."""
-        sent_s = max(self.time_s, self._server_free_s)
+        sent_s = self.sends_s
         replay = work is not None and work.replay  # on its host alone
         disruption = NO_DISRUPTION if replay else self._disruption(plan)
         profile = self._profiles.at(plan.device, disruption, now_s=sent_s)

@@ -39,6 +39,11 @@ class WallClock:
         """Seconds since the start of the run."""
         return self._before_s + self._now()
 
+    @property
+    def sends_s(self) -> float:
+        """When a plan that is dispatched now is sent: at once."""
+        return self.time_s
+
     def saved(self) -> float:
         """What a checkpoint holds: the time."""
         return self.time_s

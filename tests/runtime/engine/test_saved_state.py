@@ -86,7 +86,6 @@ def test_the_attributes_of_services_and_savers_are_known(tmp_path):
         "replay",
         "_distiller",
         "_fleet",
-        "_distiller",
         "_loop",
         "_measured",
     }
