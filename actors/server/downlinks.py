@@ -243,10 +243,11 @@ class Downlinks:
         """
         if peer.stream not in self._broadcasts:
             return ""
-        version, (settings, channels) = self._broadcasts[peer.stream].held.version, _settings(stream)
-        for key, each in reversed(self._broadcasts.items()):
-            if _settings(key) == (settings, channels) and each.held.version >= version:
-                return key
+        if _settings(peer.stream) != (settings := _settings(stream)):
+            version = self._broadcasts[peer.stream].held.version
+            for key, each in reversed(self._broadcasts.items()):
+                if _settings(key) == settings and each.held.version >= version:
+                    return key
         return peer.stream
 
     def _estimate_move(self, plan: Plan, peer: Peer, stream: str, place: bytes, newest: int, expected: Specs) -> int:
@@ -359,8 +360,8 @@ def stream_key(plan: Plan, place: bytes) -> str:
 
 def _settings(stream: str) -> tuple[str, str]:
     """What a stream's key says besides which channels it is of: settings, and how many channels."""
-    count, _, settings = stream.split(" ", 2)
-    return settings, count
+    fields = stream.split(" ", 2)
+    return fields[-1], fields[0]
 
 
 def _can_move(peer: Peer, stream: str, place: bytes) -> bool:

@@ -11,9 +11,10 @@ from fedbonsai.comms.entropy.bounds import most_entries
 from fedbonsai.comms.entropy.codec import Entropy
 from fedbonsai.comms.links.broadcast import seal_agreed, seal_dense, seal_model
 from fedbonsai.comms.links.memory import DeviceEnd, HeldModel, LinkMemory
+from fedbonsai.comms.links.patch import apply_patch, seal_patch
 from fedbonsai.comms.links.predict import Residual, hash_arrays, residual_specs, residuals_of
 from fedbonsai.comms.links.receive import context_for, receive_models, receive_update
-from fedbonsai.comms.packet import PacketKind, Stamp, seal, unseal
+from fedbonsai.comms.packet import PacketKind, Stamp, read_stamp, seal, unseal
 
 SHAPES = {
     "conv.weight": (8, 3, 3, 3),
@@ -105,7 +106,7 @@ def cases() -> dict[str, Case]:
         of_chain = [_plain(name, codec), _update(name, codec, FLOAT), _broadcast(name, codec)]
         found += [replace(case, symbols=symbols) for case in of_chain]
     found += [_update("lz4", make_codec(CHAINS["lz4"]), BITS), _update("identity", IdentityCodec(), BITS)]
-    found += [_start("dense"), _start("agreed")]
+    found += [_start("dense"), _start("agreed"), _patch()]
     return {case.name: case for case in found}
 
 
@@ -184,6 +185,24 @@ def _start(how: str) -> Case:
     packet = seal_dense(model, codec=IdentityCodec(), context=context) if how == "dense" else seal_agreed(model)
     read = _receiver(HeldModel.of(1, tensors(200)), DOWN, IdentityCodec(), version=2)
     return Case(f"{how} model", (packet,), read, EXPECTED, EXPECTED if how == "dense" else ())
+
+
+def _patch() -> Case:
+    """A device that holds the first two rows of a matrix, and is to hold all four."""
+    name = "dense.weight"
+    held = HeldModel.of(2, {key: array[:2] if key == name else array for key, array in tensors(200).items()})
+
+    def move(key: str, array: Array) -> Array:
+        return np.concatenate([array, np.zeros_like(array)]) if key == name else array
+
+    memory = LinkMemory(models=[held])
+    packets = tuple(seal_patch(memory, move, tensors(n))[0] for n in range(3))
+    layout = (ArraySpec(name, (512,), "<f4"),)
+
+    def read(packet: Array) -> Arrays:
+        return apply_patch(packet, read_stamp(packet), memory, move).models[-1].arrays
+
+    return Case("patch", packets, read, EXPECTED, layout)
 
 
 def _receiver(first: HeldModel, residual: Residual, codec: Codec, *, version: int) -> Callable[[Array], Arrays]:

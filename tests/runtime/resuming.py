@@ -27,6 +27,15 @@ SHARED = {
     ],
     "shared_links": {"air": {"up_bytes_per_s": 10**5, "down_bytes_per_s": 10**5}},
 }
+NARROW = {
+    "name": "width",
+    "rule": "fixed",
+    "widths": {"c0": 1.0, "c1": 0.5, "c2": 0.5},
+    "channels": "l1",
+    "refresh": 2,
+    "warm_up": 0,
+    "min_channels": 2,
+}
 UNSTEADY = {"dropout": {"before": 0.1, "during": 0.1, "after": 0.1, "early": 0.2}, "jitter": 0.2}
 METHODS = {
     "fedavg": {},
@@ -58,6 +67,11 @@ METHODS = {
         },
     },
     "residuals, in flight": {"policy": [BUFFERED, {"name": "residuals"}], "server": POLYNOMIAL},
+    "residuals, narrow": {"policy": [{"name": "random", "cohort": 1.0}, NARROW, {"name": "residuals"}]},
+    "residuals, narrow, in flight": {
+        "policy": [BUFFERED, NARROW | {"channels": "rolling"}, {"name": "residuals", "down": "half_step"}],
+        "server": POLYNOMIAL | {"link_memory_bytes": 60_000},
+    },
     "shared links": {"preset": "fedbuff", "fleet": SHARED},
     "reft": {
         "policy": [

@@ -13,7 +13,8 @@ APART = (
     "host",
 )  # the clock charges the first as latency; the others are not part of plans of devices
 ALL = ["fedavg", "resfed", "fedbuff", "deadline, late plans", "splitfed, in flight", "ecofed, in flight",
-       "devices that come and go", "residuals, in flight", "shared links"]  # fmt: skip
+       "devices that come and go", "residuals, in flight", "residuals, narrow", "residuals, narrow, in flight",
+       "shared links"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -23,7 +23,8 @@ from fedbonsai.runtime.storage import marker
 from .forging import forge, graph, mutated
 from .resuming import BASE, METHODS, facts, started, told, uninterrupted
 
-IN_FLIGHT = ["fedbuff", "residuals, in flight", "splitfed, in flight", "ecofed, in flight", "deadline, late plans"]
+IN_FLIGHT = ["fedbuff", "residuals, in flight", "residuals, narrow, in flight", "splitfed, in flight", "ecofed, in flight",
+             "deadline, late plans"]  # fmt: skip
 
 
 def newest(folder):
@@ -98,9 +99,12 @@ GRAPHS = {
     "a negative size": ([2], [["tuple", -1], ["tuple"], ["stream-bytes", "up", [0], "down", [1]]]),
     "a packet of another length": (
         [1],
-        [["array", ARRAY], ["message", "reference", [0], "num_bytes", 4, "kind", "weights"]],
+        [["array", ARRAY], ["message", "reference", [0], "num_bytes", 4, "kind", "weights", "typical", True]],
     ),
-    "a packet that is text": ([0], [["message", "reference", "packet", "num_bytes", 6, "kind", "weights"]]),
+    "a packet that is text": (
+        [0],
+        [["message", "reference", "packet", "num_bytes", 6, "kind", "weights", "typical", True]],
+    ),
     "an array of random bytes": ([0], [["array", b"\xff" * 16]]),
     "two arrays": ([0], [["array", safetensors.numpy.save({"": np.zeros(1), "b": np.zeros(1)})]]),
     "an array in no file": ([0], [["array", None, "/etc/passwd"]]),
@@ -144,7 +148,7 @@ def test_a_deep_graph_is_read():
 
 
 def test_a_valid_packet_passes_the_channel():
-    held = [["array", ARRAY], ["message", "reference", [0], "num_bytes", 3, "kind", "weights"]]
+    held = [["array", ARRAY], ["message", "reference", [0], "num_bytes", 3, "kind", "weights", "typical", True]]
     found = StateDecoder(LocalChannel(), files=(), read=bytes).decode(msgspec.msgpack.encode([[1], held]))
     assert isinstance(found, Message)
     assert not found.reference.flags.writeable

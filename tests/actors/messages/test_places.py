@@ -92,9 +92,8 @@ def test_new_elements_are_counted() -> None:
 def test_bytes_that_are_no_place_are_out_of_sync(old: bytes, words: str) -> None:
     places = Places(Workload(SETTINGS))
     with pytest.raises(OutOfSync, match=words):
-        move = places.move(old, family_of(old) + b"\0\xc0")
-        assert move is not None
-    assert words.split()[0] in places.problem(old, {}) or places.problem(old, {})
+        places.move(old, family_of(old) + b"\0\xc0")
+    assert places.problem(old, {})
 
 
 def test_an_array_of_another_shape_cannot_be_moved() -> None:

@@ -1,5 +1,7 @@
 """Patches: what is sent when a device's channels change, and that both ends come to the same memory by it."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from fedbonsai.comms.codec import NO_CONTEXT, Array, Arrays, IdentityCodec, specs_of
@@ -242,7 +244,7 @@ def test_after_any_moves_both_ends_hold_the_same_and_what_is_common_keeps_its_bi
     rng = np.random.default_rng(seed)
     server = LinkMemory(models=[HeldModel.of(0, at(places[0], rng.standard_normal(4).tolist()))])
     device = LinkMemory(models=list(server.models))
-    for old, new in zip(places, places[1:], strict=False):
+    for old, new in pairwise(places):
         model = at(new, rng.standard_normal(4).tolist())
         before = dict(zip(old, server.models[0].arrays["w"].tolist(), strict=True))
         packet, server = seal_patch(server, moving(old, new), model)
