@@ -11,6 +11,7 @@ needs for all devices together.
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 from msgspec.structs import replace
@@ -30,15 +31,17 @@ SIZES_PER_CLASS = 16  # where a class has more numbers of samples, one device re
 class MethodCost(msgspec.Struct, frozen=True, kw_only=True):
     """The cost of one method; means over the rounds of a run.
 
-    ``cuts``: number of devices by the block behind which they are cut, "" for whole models. ``seconds``: of a round; ``bound``:
-    the resource that limits a round with uploads. ``num_bytes``: up and down, mean over the devices. ``peak_memory_bytes``: the
-    maximum over the devices. ``unable``: (reason, number of devices) of devices that cannot take part; they are left out of all
-    other figures. ``seconds`` None: no device can take part. ``guessed``: activations are coded, so that bytes and seconds are
-    a first guess.
+    ``cuts``: number of devices by the block behind which they are cut, "" for models that are not cut. ``widths``: of a method
+    that sets the width of parts and does not cut, (width, number of devices), the narrowest first; () for other methods.
+    ``seconds``: of a round; ``bound``: the resource that limits a round with uploads. ``num_bytes``: up and down, mean over the
+    devices. ``peak_memory_bytes``: the maximum over the devices. ``unable``: (reason, number of devices) of devices that cannot
+    take part; they are left out of all other figures. ``seconds`` None: no device can take part. ``guessed``: activations are
+    coded, so that bytes and seconds are a first guess.
     """
 
     method: str
     cuts: dict[str, int]
+    widths: tuple[tuple[float, int], ...] = ()
     seconds: float | None
     bound: str
     num_bytes: float
@@ -89,13 +92,15 @@ def compare_methods(
     rounds: int,
     cohort: int | None = None,
     refusal: Callable[[Plan], str] = lambda plan: "",
+    faults: Mapping[str, str] = MappingProxyType({}),
     note: Note = no_note,
 ) -> list[MethodCost]:
     """A row for each of the ``methods``: policies that change plans, called with the view before the first round.
 
     ``rounds``: of the run, over which a row is the mean. ``cohort``: number of devices in a round (None: all); ``seconds``
     is bounded by the slowest device of the fleet even so. ``refusal``: why a plan would be refused, "" where it would not.
-    ``note``: receives a line for each device that is estimated, which may take seconds. Devices without samples are ignored.
+    ``faults``: by method, why the model does not allow it; such a method is not estimated. ``note``: receives a line for each
+    device that is estimated, which may take seconds. Devices without samples are ignored.
     """
     start = dataclasses.replace(view, version=0, dispatched=0, in_flight={}, replay=())
     counts = representatives(start)
@@ -103,16 +108,18 @@ def compare_methods(
     setting = _Setting(start, fleet, counts, share, max(1, rounds), refusal, note)
     rows = []
     for name, method in methods.items():
+        fault = faults.get(name, "")
         try:
-            rows.append(_row(name, method, setting))
+            rows.append(_impossible(name, fault, setting) if fault else _row(name, method, setting))
         except ValueError as error:  # this model has no head for a local loss, or cannot be cut there
-            unable = ((f"any: {error}", sum(counts.values())),)
-            rows.append(
-                MethodCost(
-                    method=name, cuts={}, seconds=None, bound="", num_bytes=0.0, peak_memory_bytes=0, unable=unable
-                )
-            )
+            rows.append(_impossible(name, str(error), setting))
     return rows
+
+
+def _impossible(name: str, fault: str, setting: _Setting) -> MethodCost:
+    """The row of a method that the model does not allow."""
+    unable = ((f"any: {fault}", sum(setting.represented.values())),)
+    return MethodCost(method=name, cuts={}, seconds=None, bound="", num_bytes=0.0, peak_memory_bytes=0, unable=unable)
 
 
 def representatives(view: View) -> dict[int, int]:
@@ -139,14 +146,19 @@ def _row(name: str, method: Policy, setting: _Setting) -> MethodCost:
     """The row of one method."""
     uploads, unable = _uploads(name, method, setting)
     cuts: Counter[str] = Counter()
+    widths: Counter[float] = Counter()
+    written = statements_of(method).written
     for upload in uploads:
         cuts[upload.plan.split.cut if upload.plan.split else ""] += int(upload.count)
+        if "part" in written and "split" not in written:
+            widths[upload.plan.part.width] += int(upload.count)
     seconds, bound, often = _mean(method, setting, uploads)
     able = sum(cuts.values())
     total = sum(load.count * (load.cost.up_bytes + load.cost.down_bytes) for load in uploads)
     return MethodCost(
         method=name,
         cuts=dict(cuts),
+        widths=tuple(sorted(widths.items())),
         seconds=seconds if able else None,
         bound=bound,
         num_bytes=often * total / able if able else 0.0,

@@ -1,6 +1,7 @@
 """Compares methods for one experiment, with its fleet, data and plans, by the costs that its clock charges."""
 
-from collections.abc import Collection
+import dataclasses
+from collections.abc import Collection, Mapping
 
 from ...actors.support import PlanRefused, check_plan
 from ...clusters.fleet import Fleet
@@ -16,12 +17,20 @@ from ...policies.partitioning.local_loss import LocalLoss
 from ...policies.partitioning.splitfed import SplitFed
 from ...policies.plan import Plan
 from ...policies.policy import Identity, Policy
+from ...policies.pruning.width import Width, median_s
 from ...policies.view import View
 from ..configuration.config import Config
 from ..configuration.policy_checks import links
 from ..configuration.resolution import DefaultPlan, describe_policy
 from ..errors import ConfigError
 from ..simulation.costs import Costs
+
+# With the fields of their presets that costs depend on. Channels of a window that moves on cost the same as the first ones.
+_NARROW: Mapping[str, Width] = {
+    "HeteroFL": Width(channels="prefix", unit="width", min_channels=1, scaled=True),
+    "REFT": Width(),
+}
+_BY_POSITION = ("prefix", "rolling")
 
 
 def _table(cut: str = AUTO, first: str = "") -> dict[str, Policy]:
@@ -37,7 +46,7 @@ def _table(cut: str = AUTO, first: str = "") -> dict[str, Policy]:
     }
 
 
-METHODS = tuple(_table())
+METHODS = (*_table(), *_NARROW)
 _ALTERNATIVES = (PLAIN, "SplitFed")  # with which a run of a method that replays views is compared before it starts
 
 
@@ -58,9 +67,18 @@ class Comparison:
         size = min(cohort_size(each, len(view.profiles)) for each in chosen) if chosen else None
         methods = {name: method for name, method in methods_of(policy).items() if name in names}
         if self._workload.family("").cut_fault:
-            methods = {PLAIN: methods[PLAIN]}
-        rounds = self._config.stop.rounds
-        return compare_methods(view, self._fleet, methods, rounds=rounds, cohort=size, refusal=self._refusal, note=note)
+            methods = {name: method for name, method in methods.items() if name == PLAIN or name in _NARROW}
+        narrow = [name for name in methods if name in _NARROW]
+        return compare_methods(
+            view,
+            self._fleet,
+            {name: _resolved(method, view) for name, method in methods.items()},
+            rounds=self._config.stop.rounds,
+            cohort=size,
+            refusal=self._refusal,
+            faults=dict.fromkeys(narrow, self._width_fault()) if narrow else {},
+            note=note,
+        )
 
     def compare_with_fedavg(self, link: Policy, *, name: str) -> list[MethodCost]:
         """Two rows: of whole models, as FedAvg sends them, and of the plans of one policy of a chain, called ``name``.
@@ -103,6 +121,15 @@ class Comparison:
             if random
             else ""
         )
+
+    def _width_fault(self) -> str:
+        """Why a model of the devices cannot be narrowed; "" if all can."""
+        for family in {profile.model: None for profile in self._profiles}:
+            try:
+                _ = self._workload.family(family).groups
+            except ValueError as error:
+                return f"models.{family}: {error}" if family else str(error)
+        return ""
 
     def _view(self) -> View:
         """The view before the first round."""
@@ -181,13 +208,23 @@ def _many_bytes(policy: Policy, comparison: Comparison) -> list[str]:
 def methods_of(policy: Policy) -> dict[str, Policy]:
     """The compared methods, with the fields that ``policy`` gives them.
 
-    A method that it does not contain has the cut of the one that it contains; if it contains none, an automatic cut.
+    A method that it does not contain has the cut of the one that it contains; if it contains none, an automatic cut. A policy
+    that sets widths belongs to the method that chooses channels as it does: by their weights (REFT), or by their positions.
     """
     given = {type(link): link for link in links(policy)}
     cutting = tuple(type(method) for method in _table().values() if "split" in statements_of(method).written)
     cuts = ((link.cut, link.first) for link in given.values() if isinstance(link, cutting))  # type: ignore[attr-defined]
     methods = _table(*next(cuts, ()))
-    return {name: given.get(type(method), method) for name, method in methods.items()}
+    found = {name: given.get(type(method), method) for name, method in methods.items()}
+    widths = [link for link in links(policy) if isinstance(link, Width)]
+    return found | dict(_NARROW) | {"HeteroFL" if link.channels in _BY_POSITION else "REFT": link for link in widths}
+
+
+def _resolved(method: Policy, view: View) -> Policy:
+    """A method. Widths that follow from the median device get its seconds as their deadline, once for all devices."""
+    if isinstance(method, Width) and method.rule == "deadline" and method.deadline_s is None:
+        return dataclasses.replace(method, deadline_s=median_s(view))
+    return method
 
 
 def cohorts(policy: Policy) -> list[Cohort]:

@@ -20,7 +20,15 @@ from ..engine.engine import check_chains, check_names, check_trainable
 from ..errors import ConfigError
 from ..simulation.costs import Costs
 
-COLUMNS = ("method", "cut behind", "s a round", "waits for", "MB a device and round", "peak MB", "cannot take part")
+COLUMNS = (
+    "method",
+    "cut behind, or width",
+    "s a round",
+    "waits for",
+    "MB a device and round",
+    "peak MB",
+    "cannot take part",
+)
 
 
 class Advice(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +78,7 @@ def table(rows: Sequence[MethodCost]) -> list[tuple[str, ...]]:
     return [
         (
             row.method,
-            ", ".join(f"{cut or 'nothing'} ({number})" for cut, number in row.cuts.items()),
+            _parts(row),
             "" if row.seconds is None else f"{row.seconds:.3g}",
             row.bound,
             f"{row.num_bytes / 1e6:.3g}",
@@ -79,3 +87,10 @@ def table(rows: Sequence[MethodCost]) -> list[tuple[str, ...]]:
         )
         for row in rows
     ]
+
+
+def _parts(row: MethodCost) -> str:
+    """What the devices hold: cuts or widths, each with the number of devices."""
+    if row.widths:
+        return "width " + ", ".join(f"{width:.3g} on {number}" for width, number in row.widths)
+    return ", ".join(f"{cut or 'nothing'} ({number})" for cut, number in row.cuts.items())

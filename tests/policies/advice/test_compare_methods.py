@@ -19,6 +19,7 @@ from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.plan import Plan
 from fedbonsai.policies.policy import Identity
 from fedbonsai.policies.view import View
+from msgspec.structs import replace
 
 BLOCKS = ("a", "b", "c")
 METHODS = {"FedAvg": Identity(), "SplitFed": SplitFed(cut="a"), "EcoFed": EcoFed(cut="b", period=4)}
@@ -227,6 +228,34 @@ def test_a_method_that_the_model_does_not_allow_is_not_counted():
     rows = compared((10, 20), [devices(count=2)], METHODS | {"SplitFed": SplitFed(cut="c")})
     assert [row.seconds is None for row in rows] == [False, True, False]
     assert rows[1].unable == (("any: cut is 'c'; this model can be cut behind: a, b", 2),)
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Half of the channels for devices with more than 10 samples."""
+
+    writes: ClassVar[tuple[str, ...]] = ("part",)
+
+    def init(self):
+        return None
+
+    def decide(self, view, state, decision):
+        (plan,) = decision.plans
+        width = 0.5 if view.samples[plan.device] > 10 else 1.0
+        return Decision(plans=(plan.with_("half", part=replace(plan.part, width=width)),)), state
+
+
+def test_the_widths_of_a_method_that_sets_them():
+    narrow, plain = compared((10, 20, 20), [devices(count=3)], {"narrow": Halves(), "FedAvg": Identity()})
+    assert (narrow.widths, narrow.cuts) == (((0.5, 2), (1.0, 1)), {"": 3})
+    assert plain.widths == ()
+
+
+def test_a_method_with_a_fault_is_not_estimated():
+    fleet = {"classes": [devices(count=2)], "hosts": {"flop_per_s": 1e9}}
+    world = World((10, 20), fleet)
+    (row,) = compare_methods(world.view, world.fleet, {"narrow": Halves()}, rounds=8, faults={"narrow": "no channels"})
+    assert (world.asked, row.seconds, row.unable) == (0, None, (("any: no channels", 2),))
 
 
 def test_devices_without_samples_are_not_counted():

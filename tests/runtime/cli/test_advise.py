@@ -2,6 +2,7 @@
 
 import json
 import sys
+import types
 from dataclasses import dataclass
 
 import fedbonsai
@@ -11,6 +12,7 @@ from fedbonsai.policies.partitioning.ecofed import EcoFed
 from fedbonsai.policies.partitioning.local_loss import LocalLoss
 from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.policy import chain
+from fedbonsai.policies.pruning.width import Width
 from fedbonsai.policies.selection.plain import All, RandomCohort
 from fedbonsai.runtime.advice.comparison import cohorts, methods_of
 from fedbonsai.runtime.cli import main as cli
@@ -18,6 +20,7 @@ from fedbonsai.runtime.cli.advise import advise
 from fedbonsai.runtime.configuration.config import load_config
 from fedbonsai.runtime.errors import ConfigError
 from fedbonsai.runtime.events import Notice, RunEnded
+from torch import nn
 
 BOARD = {
     "name": "board",
@@ -26,6 +29,7 @@ BOARD = {
     "up_bytes_per_s": "10 Mbit/s",
     "down_bytes_per_s": "10 Mbit/s",
 }
+METHODS = ("FedAvg", "SplitFed", "local loss", "EcoFed", "HeteroFL", "REFT")
 FLEET = {"classes": [BOARD | {"count": 4}], "hosts": {"flop_per_s": "5 TFLOP/s"}}
 ECOFED = [{"name": "random", "cohort": 1.0}, {"name": "ecofed"}]
 
@@ -92,10 +96,69 @@ def test_devices_that_cannot_take_part_are_shown():
     assert "; 1 device cannot take part in FedAvg" in verdict
 
 
-def test_a_model_that_cannot_be_cut_has_one_row():
+def test_a_model_that_can_be_neither_cut_nor_narrowed_has_one_row_with_costs():
     model = {"name": "torch.nn:Linear", "kwargs": {"in_features": 4, "out_features": 10}}
     found, verdict = rows(model=model, shape=[4], samples=50)
-    assert (list(found), verdict) == (["FedAvg"], "only FedAvg can be carried out")
+    assert (list(found), verdict) == (["FedAvg", "HeteroFL", "REFT"], "only FedAvg can be carried out")
+    why = "any: this model cannot be narrowed: it has no channels but those of its inputs and outputs"
+    assert found["HeteroFL"].unable == found["REFT"].unable == ((why, 4),)
+    assert found["REFT"].seconds is None
+
+
+SLOW = {"name": "slow", "flop_per_s": "1 GFLOP/s"}
+
+
+def test_narrow_methods_have_the_widths_of_the_devices():
+    """Three devices are 13 times as fast as the fourth, which gets what it can train in the time of the others."""
+    fleet = {"classes": [BOARD | {"count": 3}, BOARD | SLOW]}
+    found, _ = rows(model="digits_cnn", shape=[1, 8, 8], samples=50, fleet=fleet)
+    fedavg, heterofl, reft = (found[name] for name in ("FedAvg", "HeteroFL", "REFT"))
+    assert (fedavg.widths, fedavg.cuts) == ((), {"": 4})
+    # Half of the channels: convolutions of 8 and 16, linear layers 256-32-10, with their biases.
+    whole, half = 38_282, (9 * 8 + 8) + (8 * 9 * 16 + 16) + (256 * 32 + 32) + (32 * 10 + 10)
+    assert (heterofl.widths, heterofl.cuts) == (((0.5, 1), (1.0, 3)), {"": 4})
+    assert heterofl.num_bytes == pytest.approx(8 * (3 * whole + half) / 4, rel=0.03)
+    ((narrow, one), (full, three)) = reft.widths
+    assert (one, full, three) == (1, 1.0, 3)
+    assert 0.3 < narrow < 0.8
+    assert heterofl.seconds == pytest.approx(reft.seconds) == pytest.approx(0.253, rel=0.01)
+    assert fedavg.seconds > 1.2 * reft.seconds
+
+
+def test_narrow_methods_have_the_fields_of_the_configured_policy():
+    given = Width(channels="batchnorm", deadline_s=3.0)
+    methods = methods_of(chain(RandomCohort(cohort=1.0), given))
+    assert (methods["REFT"], methods["HeteroFL"].channels) == (given, "prefix")
+    rolling = Width(channels="rolling", unit="width")
+    assert methods_of(rolling)["HeteroFL"] == rolling
+    assert methods_of(rolling)["REFT"] == Width()
+    widths = {"board": 1.0, "slow": 0.5}
+    policy = ["all", {"name": "width", "rule": "fixed", "widths": widths, "channels": "prefix"}]
+    fleet = {"classes": [BOARD, BOARD | SLOW]}
+    found, _ = rows(model="digits_cnn", shape=[1, 8, 8], samples=50, fleet=fleet, policy=policy)
+    assert found["HeteroFL"].widths == ((0.5, 1), (1.0, 1))
+
+
+def test_a_device_that_cannot_hold_the_narrowest_part_is_shown():
+    fleet = {"classes": [BOARD | {"count": 2}, BOARD | {"name": "tiny", "memory_bytes": "10 kB"}]}
+    found, _ = rows(model="digits_cnn", shape=[1, 8, 8], samples=50, fleet=fleet)
+    ((reason, number),) = found["REFT"].unable
+    assert number == 1
+    assert reason.startswith("tiny: memory: needs at least 0.")
+    assert found["REFT"].widths == ((1.0, 2),)
+
+
+def test_a_family_that_cannot_be_narrowed_is_named():
+    families = {"flat": {"name": "tests_of_advise:Flat"}}
+    fleet = {"classes": [BOARD, BOARD | {"name": "other", "model": "flat"}]}
+    module = types.ModuleType("tests_of_advise")
+    module.Flat = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, module.__name__, module)
+        found, _ = rows(model="digits_cnn", shape=[1, 8, 8], samples=50, fleet=fleet, models=families)
+    ((reason, number),) = found["REFT"].unable
+    assert number == 2
+    assert reason.startswith("any: models.flat: this model cannot be narrowed: ")
 
 
 @pytest.fixture(name="call")
@@ -118,17 +181,18 @@ def test_the_command_prints_a_table_and_a_sentence(call):
     code, out, err = call(settings("digits_cnn", [1, 8, 8], 50))
     lines = [line.split("\t") for line in out.splitlines()]
     assert (code, err) == (0, "")
-    assert [line[0] for line in lines[:5]] == ["method", "FedAvg", "SplitFed", "local loss", "EcoFed"]
+    assert [line[0] for line in lines[:7]] == ["method", *METHODS]
     assert lines[1][1:5] == ["nothing (4)", lines[1][2], "device class board", "0.306"]
-    assert len(lines) == 6
-    assert "fewer bytes" in lines[5][0]
+    assert lines[5][1:5] == ["width 1 on 4", lines[1][2], "device class board", "0.306"]
+    assert len(lines) == 8
+    assert "fewer bytes" in lines[7][0]
 
 
 def test_each_estimated_device_is_a_line_of_progress():
     lines = []
     advise(load_config(settings("digits_cnn", [1, 8, 8], 50)), note=lines.append)
     assert lines[0] == "FedAvg: device class board (1/1)"
-    assert {line.partition(":")[0] for line in lines} == {"FedAvg", "SplitFed", "local loss", "EcoFed"}
+    assert {line.partition(":")[0] for line in lines} == set(METHODS)
 
 
 def test_its_json_is_one_line(call):
@@ -137,7 +201,8 @@ def test_its_json_is_one_line(call):
     )
     found = json.loads(out)
     assert (code, out.count("\n"), sorted(found)) == (0, 1, ["methods", "verdict"])
-    assert [row["method"] for row in found["methods"]] == ["FedAvg", "SplitFed", "local loss", "EcoFed"]
+    assert [row["method"] for row in found["methods"]] == [*METHODS]
+    assert found["methods"][-1]["widths"] == [[1.0, 4]]
 
 
 @pytest.mark.parametrize(
