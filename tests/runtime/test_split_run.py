@@ -2,7 +2,8 @@
 
 import fedbonsai
 import pytest
-from fedbonsai.runtime.errors import ConfigError
+import torch
+from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import PlanEnded
 
 from .processes import killed_in_mid_stream
@@ -47,6 +48,32 @@ def test_any_clean_cut_gives_the_bits_of_fedavg(fedavg, block):
 def test_the_same_holds_with_other_training_settings(training):
     changes = {"training": training, "stop": {"rounds": 1}}
     assert finished(**changes, **cut_at("features.0"))[0]["model_hash"] == finished(**changes)[0]["model_hash"]
+
+
+def family_run(policy):
+    """Devices 1 and 3 train a family of their own; its final weights, and the outcomes."""
+    classes = [{"name": f"c{i}", "flop_per_s": 1e9 / 4**i, "model": "big" if i % 2 else ""} | LINK for i in range(4)]
+    models = {"big": {"name": "small", "kwargs": {"in_channels": 1, "image_size": 8}}}
+    changes = {"fleet": BASE["fleet"] | {"classes": classes}, "models": models, "policy": policy}
+    run = fedbonsai.run(BASE | changes)
+    for _ in run:
+        pass
+    return run.weights(family="big"), run.summary["model_hash"]
+
+
+def test_a_cut_model_of_a_family_is_that_of_the_family():
+    whole, whole_hash = family_run([{"name": "random", "cohort": 1.0}])
+    cut, cut_hash = family_run(cut_at("features.0")["policy"])
+    assert cut_hash == whole_hash
+    assert all(torch.equal(cut[name], tensor) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize("policy", ["local_loss", "ecofed", {"name": "splitfed", "head": "shared"}])
+def test_a_model_of_a_family_shares_no_blocks_behind_a_cut(policy):
+    with pytest.raises(
+        RunError, match=r"part.model is 'big' under '\w+' with head '\w+'; a model of a family can be cut"
+    ):
+        family_run(["all", policy])
 
 
 def test_every_byte_that_crosses_the_cut_is_counted():
