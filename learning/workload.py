@@ -164,7 +164,10 @@ class Workload:
         settings = self.settings
         call = settings.models[family] if family else settings.model
         path = ("model", family) if family else ("model",)
-        model = build(call, seed=derive(settings.seed, *path), outputs=self.data.num_classes)
+        try:
+            model = build(call, seed=derive(settings.seed, *path), outputs=self.data.num_classes)
+        except ValueError as error:
+            raise ValueError(f"models.{family}: {error}" if family else str(error)) from error
         if settings.batch_statistics:
             use_batch_statistics(model)
         if weights and settings.init.mode != "random" and not family:

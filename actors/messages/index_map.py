@@ -4,7 +4,7 @@ from ...comms.codec import Array, ArraySpec, Context, IdentityCodec
 from ...comms.errors import MismatchedPacket
 from ...comms.packet import PacketKind, Stamp, seal, sealed_bytes, unseal
 from ...learning.architecture import Kept
-from ...learning.parts.channels import ChannelGroups, map_bytes, read_map
+from ...learning.parts.channels import ChannelGroups, map_bytes, map_hash, read_map
 
 MAX_MAPS = (
     1024  # that server and devices keep, besides those of plans in flight; the server takes a device to have far fewer
@@ -22,9 +22,12 @@ def open_map(packet: Array, name: str, groups: ChannelGroups) -> Kept:
     """The map in a packet of ``seal_map``, for a model with these groups of channels; raises a ``PacketError``."""
     opened = unseal(packet, codec=IdentityCodec(), expected=_specs(groups), context=Context(), stamp=_stamp(name))
     try:
-        return read_map(opened[_NAME], groups)
+        kept = read_map(opened[_NAME], groups)
     except ValueError as error:
         raise MismatchedPacket(f"index map {name}: {error}") from error
+    if (content := map_hash(kept)) != name:
+        raise MismatchedPacket(f"index map {name} has the content of the map {content}")
+    return kept
 
 
 def packet_bytes(groups: ChannelGroups) -> int:

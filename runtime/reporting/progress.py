@@ -126,7 +126,7 @@ class Progress:
             self._round(self._closed)
             self._closed = None
         if isinstance(event, RunEnded) and self._skipped:
-            self._console.print(self._skipped)
+            self._console.print(self._skipped, soft_wrap=True)
 
     def finish(self, summary: Mapping[str, Any], reports: Mapping[int, PlanEnded], *, folder: Path | None) -> None:
         """Print the table of the devices, and the results of the run."""
@@ -152,7 +152,7 @@ class Progress:
         self._skipped = "" if due else line
         if due:
             self._last_line = now
-            self._console.print(line)
+            self._console.print(line, soft_wrap=True)
 
 
 def _student_text(family: str, student: StudentFigures, teachers: int) -> str:

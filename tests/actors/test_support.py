@@ -26,14 +26,14 @@ LZ4 = (CodecSpec("lz4"),)
 
 
 class FakeWorkload:
-    """One family of models, of which only the structure is known."""
+    """Two families of models, of which only the structure is known."""
 
-    families = ("",)
+    families = ("", "tiny")
 
     spec = SPEC
 
     def family(self, name: str) -> "FakeWorkload":
-        assert name == ""
+        assert name in self.families
         return self
 
     @property
@@ -99,6 +99,28 @@ REFUSED: dict[str, Row] = {
         {},
         "split.head is 'shared'; under 'ecofed' every device has a copy of the host's blocks: 'slots'",
     ),
+    "one head for a family": (
+        part(blocks=("conv",), trained=("conv",), model="tiny") | {"split": Split(cut="conv", head="shared")},
+        {},
+        "part.model is 'tiny' under 'splitfed' with head 'shared'; a family of models can be cut only where each device has",
+    ),
+    "a local loss of a family": (
+        part(blocks=("conv",), trained=("conv",), head="linear@conv", auxiliaries=("linear@conv",), model="tiny")
+        | {"split": Split(cut="conv", mode="local_loss")},
+        {},
+        "part.model is 'tiny' under 'local_loss' with head 'slots'",
+    ),
+    "a trunk of a family": (
+        part(blocks=("conv",), trained=(), model="tiny") | {"split": Split(cut="conv", depth="conv", mode="ecofed")},
+        {},
+        "part.model is 'tiny' under 'ecofed' with head 'slots'",
+    ),
+    "one head for a narrow part": (
+        part(blocks=("conv",), trained=("conv",), width=0.5) | {"split": Split(cut="conv", head="shared")},
+        {},
+        "part.width is 0.5 under 'splitfed' with head 'shared'; a cut model can be narrow only where each device has its own",
+    ),
+    "unknown family": (part(model="huge"), {}, "part.model is 'huge'; the families of models are: '', 'tiny'"),
     "no trunk": (
         part(blocks=("conv",), trained=()) | {"split": Split(cut="conv", mode="ecofed")},
         {},

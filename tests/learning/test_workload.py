@@ -1,19 +1,23 @@
 """A user's own model, data, transform, loss and metric: a regression from sequences to one number, without classes."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from fedbonsai.learning.data.config import DataConfig
+from fedbonsai.learning.parts.part import Part, whole
 from fedbonsai.learning.spec import Call, Optimiser, Training
 from fedbonsai.learning.store import model_hash
 from fedbonsai.learning.training.evaluation import evaluate
 from fedbonsai.learning.training.losses import make_loss
 from fedbonsai.learning.training.training import train
 from fedbonsai.learning.workload import Workload
-from fedbonsai.learning.workload_settings import WorkloadSettings
+from fedbonsai.learning.workload_settings import Initialisation, WorkloadSettings
+from safetensors.torch import save_file
 
 MODULE = """
 import torch
@@ -35,6 +39,14 @@ def sums(*, num_devices, seed, root, steps):
     samples = Samples(x, x[:, :, 0].mean(dim=1, keepdim=True))
     train = torch.arange(40 * num_devices)
     return SamplePool(train=samples.take(train), test=samples.take(torch.arange(len(train), len(x))))
+
+class Flat(nn.Sequential):
+    def __init__(self, *, num_classes):
+        super().__init__(nn.Flatten(), nn.Linear(64, num_classes))
+
+class Normal(nn.Sequential):
+    def __init__(self, *, num_classes):
+        super().__init__(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, num_classes))
 
 def louder(x, generator, *, by):
     return x * by
@@ -168,3 +180,118 @@ def test_a_fleet_without_a_single_sample() -> None:
 class Empty:
     def num_samples(self, device: int) -> int:
         return 0
+
+
+SMALL_DATA = DataConfig(name="synthetic", kwargs={"shape": (1, 8, 8), "samples_per_device": 6, "test_samples": 4})
+FAMILIES = WorkloadSettings(
+    model=Call("digits_cnn"),
+    models={"same": Call("digits_cnn"), "linear": Call("my_sequences:Flat")},
+    data=SMALL_DATA,
+    metrics=(),
+    num_devices=2,
+    seed=1,
+)
+
+
+def test_families_have_models_of_their_own() -> None:
+    workload = Workload(FAMILIES)
+    assert workload.families == ("", "same", "linear")
+    own, same = workload.family("").new_model().state_dict(), workload.family("same").new_model().state_dict()
+    assert list(own) == list(same)
+    assert any(not torch.equal(own[name], same[name]) for name in own)  # from seeds of their own
+    assert model_hash(same) == model_hash(Workload(FAMILIES).family("same").new_model().state_dict())
+    assert workload.family("same") is workload.family("same")
+    assert workload.blocks is workload.family("").blocks
+    assert (workload.submodel(whole(workload.family("same").spec, model="same")).prefix) == "same:"
+    assert workload.submodel(whole(workload.spec)).prefix == ""
+
+
+def test_an_unknown_family_is_named_with_those_that_there_are() -> None:
+    expected = "part.model is 'tiny'; allowed: '' for the global model, or a name in models: 'same', 'linear'"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        Workload(FAMILIES).family("tiny")
+    with pytest.raises(ValueError, match="a name in models: none are configured"):
+        Workload(msgspec.structs.replace(FAMILIES, models={})).family("tiny")
+
+
+def test_pretrained_weights_are_of_the_global_model_alone(tmp_path: Path) -> None:
+    state = {name: torch.full_like(t, 2.0) for name, t in Workload(FAMILIES).new_model().state_dict().items()}
+    save_file(state, tmp_path / "weights.safetensors")
+    init = Initialisation(mode="holistic", weights=str(tmp_path / "weights.safetensors"))
+    workload = Workload(msgspec.structs.replace(FAMILIES, init=init))
+    assert all(bool((t == 2).all()) for t in workload.new_model().state_dict().values())
+    assert model_hash(workload.family("same").new_model().state_dict()) == model_hash(
+        Workload(FAMILIES).family("same").new_model().state_dict()
+    )
+    # A narrow model does not need them: the file may be gone.
+    (tmp_path / "weights.safetensors").unlink()
+    fresh = Workload(msgspec.structs.replace(FAMILIES, init=init))
+    fresh.architecture(Part(blocks=(), trained=(), width=0.5)).new_model()
+    with pytest.raises(ValueError, match="cannot be read"):
+        fresh.new_model()
+
+
+def test_parts_are_compiled_once() -> None:
+    workload = Workload(FAMILIES)
+    part = whole(workload.spec)
+    assert workload.submodel(part) is workload.submodel(msgspec.structs.replace(part))
+    narrow = msgspec.structs.replace(part, width=0.5)
+    first = workload.submodel(narrow)
+    assert workload.submodel(narrow) is first
+    for turn in range(300):  # more than are kept
+        workload.submodel(msgspec.structs.replace(narrow, channels="rolling", turn=turn))
+    assert workload.submodel(narrow) is not first
+    assert workload.submodel(narrow).down == first.down
+
+
+def test_the_architectures_that_were_used_last_are_kept() -> None:
+    workload = Workload(FAMILIES)
+    used, other = (Part(blocks=(), trained=(), width=width) for width in (0.5, 0.4))
+    first, second = workload.architecture(used), workload.architecture(other)
+    for number in range(15):
+        workload.architecture(Part(blocks=(), trained=(), width=0.01 * (number + 1)))
+        assert workload.architecture(used) is first
+    assert workload.architecture(other) is not second
+
+
+def test_index_maps_decide_the_channels_of_parts_that_name_them() -> None:
+    workload = Workload(FAMILIES)
+    groups = workload.family("").groups
+    kept = np.zeros(groups.channels, bool)
+    kept[-8:] = kept[:8] = True
+    for start in groups.starts:
+        kept[start] = True
+    name = workload.add_map(kept)
+    part = Part(blocks=workload.spec.block_names, trained=(), width=0.5, channels="l1", index_map=name)
+    assert workload.channels(part) is kept
+    assert workload.submodel(part).slices.keys() == workload.slices(part).keys()
+    unnamed = msgspec.structs.replace(part, index_map="")
+    assert workload.channels(unnamed).tolist() == workload.family("").choose(unnamed).tolist()
+    assert workload.slices(whole(workload.spec)) == {}
+
+    compiled = workload.submodel(part)
+    workload.drop_map(name)
+    with pytest.raises(ValueError, match=f"part.index_map is '{name}', a map that this process does not have"):
+        workload.channels(part)
+    assert workload.submodel(part) is not compiled
+    workload.drop_map(name)  # nothing happens
+
+
+def test_the_public_set_is_read_once_for_each_division() -> None:
+    workload = Workload(msgspec.structs.replace(FAMILIES, data=DataConfig(name="digits", public_share=0.05)))
+    assert workload.public(0.5) is workload.public(0.5)
+    assert len(workload.public(0.5).held_out) != len(workload.public(0.25).held_out)
+    assert len(workload.public(0.5)) == len(workload.public(0.25)) > 0
+    without = Workload(msgspec.structs.replace(FAMILIES, data=DataConfig(name="digits")))
+    with pytest.raises(ValueError, match=r"data.public_share is 0"):
+        without.public(0.5)
+
+
+def test_a_family_that_needs_two_samples_decides_who_can_take_part() -> None:
+    one_each = msgspec.structs.replace(SMALL_DATA, kwargs=SMALL_DATA.kwargs | {"samples_per_device": 1})
+    plain = msgspec.structs.replace(FAMILIES, model=Call("my_sequences:Flat"), models={}, data=one_each)
+    normal = msgspec.structs.replace(plain, models={"normal": Call("my_sequences:Normal")})
+    assert Workload(plain).alone_fault == ""
+    assert "more than 1 value per channel" in Workload(normal).alone_fault
+    assert [Workload(settings).data.num_samples(0) for settings in (plain, normal)] == [1, 1]
+    assert [Workload(settings).min_samples for settings in (plain, normal)] == [1, 2]

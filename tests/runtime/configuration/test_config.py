@@ -4,6 +4,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -340,3 +341,11 @@ def test_a_refused_configuration_leaves_no_run_folder(write, tmp_path, monkeypat
     assert "seed is 'x'" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["e.yaml"]
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("name", ["", "a:b", "a.b", "a b", "ä"])
+def test_names_of_families(name):
+    expected = f"models names {name!r}; a name consists of letters, digits, '_' and '-'"
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        load_config({"models": {name: "small"}})
+    assert list(load_config({"models": {"vgg-11_bn": "small"}}).models) == ["vgg-11_bn"]

@@ -8,7 +8,17 @@ import pytest
 from fedbonsai.policies.estimate import Estimate
 from fedbonsai.policies.report import Outcome, Report
 from fedbonsai.runtime.configuration.config import load_config
-from fedbonsai.runtime.events import Evaluated, Notice, PlanEnded, RoundStarted, RunEnded, RunStarted, VersionClosed
+from fedbonsai.runtime.events import (
+    Evaluated,
+    Notice,
+    PlanEnded,
+    RoundStarted,
+    RunEnded,
+    RunStarted,
+    StudentFigures,
+    TaskEnded,
+    VersionClosed,
+)
 from fedbonsai.runtime.reporting import progress
 from fedbonsai.runtime.reporting.progress import Progress, bytes_text, device_table, size
 
@@ -204,3 +214,33 @@ def test_text_that_looks_like_markup_is_printed_literally(capsys, make_plan, tex
     output = capsys.readouterr().out
     assert output.count(text) == 2
     assert "[/b]" in output
+
+
+def task(version, **students):
+    return TaskEnded(version=version, task="distil", teachers=3, students=students, flops=1, seconds=0.5)
+
+
+def student(**figures):
+    return StudentFigures(**{"steps": 3, "best_step": 2, "loss_before": 1.5, "loss_after": 0.0} | figures)
+
+
+def test_what_the_server_distilled_is_in_the_line_of_its_round(every_line, capsys):
+    both = task(1, **{"": student(accuracy_before=0.25, accuracy_after=0.5), "tiny": student()})
+    show(
+        both,
+        closed(1),
+        evaluated(1),
+        task(2),
+        closed(2),
+        evaluated(2),
+        task(3, tiny=student(loss_before=None)),
+        closed(3),
+        ENDED,
+    )
+    lines = [line.partition(":")[2].partition(", train")[0].strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "distilled from 3: public accuracy 0.2500 to 0.5000; tiny distilled from 3: public loss 1.5000 to 0.0000; "
+        "accuracy 0.5000, loss 1.0000",
+        "accuracy 0.5000, loss 1.0000",
+        "tiny distilled from 3: public loss nan to 0.0000",
+    ]

@@ -15,6 +15,8 @@ from fedbonsai.policies.partitioning.ecofed import EcoFed
 from fedbonsai.policies.partitioning.local_loss import LocalLoss
 from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.report import Outcome
+from fedbonsai.runtime.configuration.policy_checks import configured_policy
+from fedbonsai.runtime.engine.engine import Engine
 from fedbonsai.runtime.events import PlanEnded
 from fedbonsai.runtime.simulation.network_links import uncontended_rate
 from fedbonsai.runtime.simulation.virtual_clock import VirtualClock
@@ -352,3 +354,80 @@ def test_the_wall_clock_gives_the_pool_what_is_left_until_the_deadline(wall):
     clock.abandon(2)
     assert 990 < given[0] <= 1000
     assert given[1] == 0.0
+
+
+def test_while_nothing_is_in_flight_a_busy_server_takes_time(bench, make_fleet):
+    one = bench(make_fleet(10))
+    one.clock.spend(3.0)
+    assert one.clock.time_s == one.clock.sends_s == 3.0
+    one.dispatch(1, flops=20, up=50, down=100)
+    assert one.arrivals() == [(1, 3 + 1 + 2 + 0.5)]
+
+
+def test_plans_in_flight_go_on_while_the_server_is_busy(bench, make_fleet):
+    # Plan 1 arrives at 4.5 s whatever the server does; plan 2 is sent when the server is free, at 10 s.
+    two = bench(make_fleet(10, 10))
+    two.dispatch(1, 0, flops=30, up=50, down=100)
+    assert two.clock.next(2.0) is None
+    two.clock.spend(8.0)
+    assert (two.clock.time_s, two.clock.sends_s) == (2.0, 10.0)
+    two.dispatch(2, 1, flops=20, up=50, down=100)
+    assert two.arrivals() == [(1, 4.5), (2, 13.5)]
+    assert two.clock.sends_s == 13.5
+
+
+def test_waiting_for_the_server_is_not_charged_to_the_plan(bench, make_fleet):
+    two = bench(make_fleet(10, 10))
+    two.dispatch(1, 0, flops=30, up=50, down=100)
+    two.clock.spend(8.0)
+    two.dispatch(2, 1, flops=20, up=50, down=100)
+    two.clock.next(None)
+    arrival = two.clock.next(None)
+    assert arrival.time_s == 8 + 3.5
+    assert arrival.virtual == Estimate(
+        down_s=1.0, compute_s=2.0, up_s=0.5, seconds=3.5, down_bytes=100, up_bytes=50, flops=20, peak_memory_bytes=5
+    )
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_plan_that_is_abandoned_while_it_waits_for_the_server_costs_nothing(bench, make_fleet, shared):
+    air = {"up_bytes_per_s": 1000, "down_bytes_per_s": 1000}
+    links = {"shared_link": "air", "shared_links": {"air": air}} if shared else {}
+    two = bench(make_fleet(10, 10, **links))
+    two.dispatch(1, 0, flops=300, up=50, down=100)
+    two.clock.spend(8.0)
+    two.dispatch(2, 1, flops=20, up=50, down=100)
+    assert two.clock.next(4.0) is None
+    arrival = two.clock.abandon(2)
+    assert (arrival.virtual.seconds, arrival.virtual.down_bytes, arrival.virtual.flops) == (0.0, 0, 0)
+    assert [plan_id for plan_id, _ in two.arrivals()] == [1]
+    # Later it has begun: from 8 s on.
+    three = bench(make_fleet(10, 10, **links))
+    three.dispatch(1, 0, flops=300, up=50, down=100)
+    three.clock.spend(8.0)
+    three.dispatch(2, 1, flops=20, up=50, down=100)
+    assert three.clock.next(8.5) is None
+    assert three.clock.abandon(2).virtual.down_bytes == 50
+
+
+def test_a_later_task_of_the_server_replaces_an_earlier_one(bench, make_fleet):
+    one = bench(make_fleet(10))
+    one.clock.spend(3.0)
+    one.clock.spend(2.0)
+    assert one.clock.sends_s == 5.0
+
+
+def test_the_estimate_of_a_plan_is_without_what_the_server_does(bench, make_fleet):
+    """And a plan with a deadline is shortened to it, as if it were sent at once: the deadline counts from when it is sent."""
+    fleet = make_fleet(10)
+    config = fedbonsai.load_config({"fleet": msgspec.to_builtins(fleet), "backend": "inline", "stop": {"rounds": 1}})
+    engine = Engine(config, configured_policy(config))
+    loop = engine._loop
+    plan = loop._view().new_plan(0)
+    before = loop._costs.estimate(0, plan)
+    half = msgspec.structs.replace(plan, deadline_s=before.seconds / 2)
+    short = loop._clock.stop_early(half, loop._costs)
+    loop._clock.spend(1000.0)
+    assert loop._costs.estimate(0, plan) == before
+    assert loop._clock.stop_early(half, loop._costs) == short
+    assert 0 < short.training.steps < short.whole_steps
