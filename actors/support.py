@@ -57,15 +57,15 @@ def _part(part: Part, split: Split | None, workload: Workload) -> Iterator[str]:
 
 
 def _tensors_of_cut(part: Part, split: Split) -> Iterator[str]:
-    """Trunks, auxiliaries and shared heads are of the global model at its whole width."""
-    if split.method.trains_front and not split.method.local_head and not split.shares_head:
-        return
-    where = f"under {split.mode!r} with head {split.head!r}"
-    needed = "each device has its own copy of all blocks, and gradients come back"
-    if part.model:
-        yield f"part.model is {part.model!r} {where}; a family of models can be cut only where {needed}"
-    if part.width != 1:
-        yield f"part.width is {part.width:g} {where}; a cut model can be narrow only where {needed}"
+    """A trunk is of the global model; trunks, auxiliaries and shared heads are of the whole width."""
+    if part.model and not split.method.trains_front:
+        yield f"part.model is {part.model!r} under {split.mode!r}; the frozen trunk is that of the global model"
+    own_blocks = split.method.trains_front and not split.method.local_head and not split.shares_head
+    if part.width != 1 and not own_blocks:
+        yield (
+            f"part.width is {part.width:g} under {split.mode!r} with head {split.head!r}; a cut model can be narrow only where "
+            "each device has its own copy of all blocks, and gradients come back"
+        )
 
 
 def _width(part: Part, workload: Workload) -> Iterator[str]:

@@ -99,21 +99,10 @@ REFUSED: dict[str, Row] = {
         {},
         "split.head is 'shared'; under 'ecofed' every device has a copy of the host's blocks: 'slots'",
     ),
-    "one head for a family": (
-        part(blocks=("conv",), trained=("conv",), model="tiny") | {"split": Split(cut="conv", head="shared")},
-        {},
-        "part.model is 'tiny' under 'splitfed' with head 'shared'; a family of models can be cut only where each device has",
-    ),
-    "a local loss of a family": (
-        part(blocks=("conv",), trained=("conv",), head="linear@conv", auxiliaries=("linear@conv",), model="tiny")
-        | {"split": Split(cut="conv", mode="local_loss")},
-        {},
-        "part.model is 'tiny' under 'local_loss' with head 'slots'",
-    ),
     "a trunk of a family": (
         part(blocks=("conv",), trained=(), model="tiny") | {"split": Split(cut="conv", depth="conv", mode="ecofed")},
         {},
-        "part.model is 'tiny' under 'ecofed' with head 'slots'",
+        "part.model is 'tiny' under 'ecofed'; the frozen trunk is that of the global model",
     ),
     "one head for a narrow part": (
         part(blocks=("conv",), trained=("conv",), width=0.5) | {"split": Split(cut="conv", head="shared")},

@@ -3,7 +3,6 @@
 import fedbonsai
 import pytest
 import torch
-from fedbonsai.runtime.errors import RunError
 from fedbonsai.runtime.events import Evaluated, PlanEnded, TaskEnded
 
 from .resuming import started, told, uninterrupted
@@ -112,13 +111,6 @@ def test_families_with_maps_and_links_are_resumed_to_the_same_bits(tmp_path):
     resumed = fedbonsai.run(config, resume=tmp_path / "cut")
     list(resumed)
     assert told(resumed.summary) == told(expected)
-
-
-@pytest.mark.parametrize("policy", [{"name": "splitfed", "head": "shared"}, {"name": "local_loss"}, {"name": "ecofed"}])
-def test_what_only_the_global_model_can_be_is_refused_for_families(policy):
-    config = TINY | {"policy": [{"name": "all"}, policy], "data": {"name": "digits"}}
-    with pytest.raises(RunError, match=r"part.model is 'same' under .*; a family of models can be cut only where"):
-        list(fedbonsai.run(config))
 
 
 def test_a_family_can_be_cut_where_each_device_has_its_own_blocks():

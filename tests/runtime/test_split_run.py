@@ -3,7 +3,7 @@
 import fedbonsai
 import pytest
 import torch
-from fedbonsai.runtime.errors import ConfigError, RunError
+from fedbonsai.runtime.errors import ConfigError
 from fedbonsai.runtime.events import PlanEnded
 
 from .processes import killed_in_mid_stream
@@ -66,14 +66,6 @@ def test_a_cut_model_of_a_family_is_that_of_the_family():
     cut, cut_hash = family_run(cut_at("features.0")["policy"])
     assert cut_hash == whole_hash
     assert all(torch.equal(cut[name], tensor) for name, tensor in whole.items())
-
-
-@pytest.mark.parametrize("policy", ["local_loss", "ecofed", {"name": "splitfed", "head": "shared"}])
-def test_a_model_of_a_family_shares_no_blocks_behind_a_cut(policy):
-    with pytest.raises(
-        RunError, match=r"part.model is 'big' under '\w+' with head '\w+'; a model of a family can be cut"
-    ):
-        family_run(["all", policy])
 
 
 def test_every_byte_that_crosses_the_cut_is_counted():
