@@ -150,7 +150,7 @@ def _row(name: str, method: Policy, setting: _Setting) -> MethodCost:
     written = statements_of(method).written
     for upload in uploads:
         cuts[upload.plan.split.cut if upload.plan.split else ""] += int(upload.count)
-        if "part" in written and "split" not in written:
+        if {"part", "part.width"} & set(written) and "split" not in written:
             widths[upload.plan.part.width] += int(upload.count)
     seconds, bound, often = _mean(method, setting, uploads)
     able = sum(cuts.values())
