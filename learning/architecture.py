@@ -93,11 +93,7 @@ class Architecture:
         narrow(model, self._full.groups, self._full.choose(self._part))
         if self._part.scaled:
             scale_outputs(model, self._full.groups, self._part.width)
-        if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
-            model = model.to_empty(device="cpu")
-            with torch.no_grad():
-                for tensor in (*model.parameters(), *model.buffers()):
-                    tensor.zero_()  # memory that was freed before may hold anything
+        _fill(model)
         return model
 
     def skeleton(self) -> nn.Module:
@@ -214,6 +210,36 @@ class Architecture:
         if name not in self._auxiliaries:
             self._auxiliaries[name] = auxiliary_spec(name, self.empty_auxiliary(name))
         return self._auxiliaries[name]
+
+
+def _fill(model: nn.Module) -> None:
+    """Replace the tensors of a model that are on the meta device by zeros, in place. Tied ones stay tied.
+
+    (``nn.Module.to_empty`` unties them.) The zeros of a large tensor take no memory until they are written to: numpy leaves them
+    to the operating system. The server has many narrow models of which it only ever reads the shapes.
+    """
+    new: dict[int, tuple[Tensor, Tensor]] = {}  # by id of the old tensor, which is kept alive with it
+    for module in model.modules():
+        own: dict[str, Any]
+        for own in (module._parameters, module._buffers):
+            for name, tensor in own.items():
+                if tensor is None or not tensor.is_meta:
+                    continue
+                if id(tensor) not in new:
+                    zeros = _zeros(tensor)
+                    if isinstance(tensor, nn.Parameter):
+                        zeros = nn.Parameter(zeros, requires_grad=tensor.requires_grad)
+                    new[id(tensor)] = tensor, zeros
+                own[name] = new[id(tensor)][1]
+
+
+def _zeros(like: Tensor) -> Tensor:
+    """Zeros of the shape and type of a tensor, on the CPU."""
+    try:
+        dtype = torch.empty(0, dtype=like.dtype, device="cpu").numpy().dtype
+    except TypeError:  # one that numpy lacks, such as bfloat16
+        return torch.zeros(like.shape, dtype=like.dtype, device="cpu")
+    return torch.from_numpy(np.zeros(like.shape, dtype))
 
 
 def _own_attributes(module: nn.Module) -> Iterator[object]:

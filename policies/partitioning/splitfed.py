@@ -21,7 +21,8 @@ from .shared_head import in_turn
 
 _IN_TURN = {"deadline_s": "which sends the plans of a round one after another; allowed: one of the two"}
 _ONE_WIDTH = {
-    "part.width": "whose devices train one copy of a host's blocks, of one width; allowed: head: slots, or one of the two"
+    "part.width": "whose devices train one copy of a host's blocks, which has one width; allowed: head: slots, or one of the "
+    "two"
 }
 _ONE_TURN = {
     "plans": "which sends plans one after another, so that only those of one turn could be chosen from; "

@@ -157,6 +157,39 @@ def test_the_same_model_at_every_call() -> None:
         assert all(torch.equal(tensor, other[name]) for name, tensor in one_model.items())
 
 
+class Tied(nn.Module):
+    """Two layers that share a weight, and a weight in half precision that is not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.other = nn.Linear(16, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.other.weight = self.one.weight
+        self.out = nn.Linear(4, 2)
+        self.scale = nn.Parameter(torch.ones(1, dtype=torch.bfloat16), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (
+            self.out(torch.relu(self.other(torch.relu(self.one(torch.relu(self.first(x.flatten(1))))))))
+            * self.scale.float()
+        )
+
+
+def test_tied_tensors_of_a_narrow_model_stay_tied() -> None:
+    model = half(full_of(Tied)).new_model()
+    assert model.one.weight.shape == (2, 2)
+    assert model.one.weight is model.other.weight
+    assert model.one.bias is not model.other.bias
+    assert (model.scale.dtype, model.scale.requires_grad, model.one.weight.requires_grad) == (
+        torch.bfloat16,
+        False,
+        True,
+    )
+    assert isinstance(model.scale, nn.Parameter)
+    with torch.no_grad():
+        model.one.weight.fill_(2.0)
+    assert model.state_dict()["other.weight"].tolist() == [[2.0, 2.0]] * 2
+
+
 def test_structure_is_built_without_weights_from_a_file() -> None:
     def reading() -> nn.Module:
         raise AssertionError("the weights are read")

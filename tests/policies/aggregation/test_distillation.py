@@ -87,7 +87,7 @@ def test_statements():
     assert fault(Distillation()).startswith("Distillation only changes plans of the policies before it")
     assert not fault(All(), Distillation(), RandomCohort(cohort=2))
     assert fault(All(), Distillation(), Distillation(steps=1)) == (
-        "Distillation gives the server a task behind Distillation, which changes the model of a round too; "
+        "Distillation gives the server a task before Distillation, which changes the model of a round too; "
         "allowed: one of the two"
     )
 

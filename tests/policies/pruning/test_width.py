@@ -10,6 +10,7 @@ from fedbonsai.policies.checks.statements import chain_fault, statements_of
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.estimate import Estimate
 from fedbonsai.policies.partitioning.ecofed import EcoFed
+from fedbonsai.policies.partitioning.local_loss import LocalLoss
 from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.plan import Objective, Split
 from fedbonsai.policies.policy import chain
@@ -463,8 +464,12 @@ def test_what_may_stand_before_and_behind_it():
     assert fault(All(), Width(), SplitFed()) == (
         "SplitFed cuts the model behind Width, which sets the width of both sides of a cut; allowed: the other order"
     )
-    assert fault(All(), Width(), EcoFed()).startswith("EcoFed cuts the model behind Width")
-    assert fault(All(), Width(), Width()).startswith("Width sets part behind Width, which sets the widths of")
+    for cut in (EcoFed(), LocalLoss(), SplitFed(head="shared")):
+        name = type(cut).__name__
+        assert fault(All(), Width(), cut).startswith(f"Width narrows the model before {name}, whose ")
+        assert fault(All(), cut, Width()).startswith(f"Width narrows the model behind {name}, whose ")
+        assert not fault(All(), cut, Width(rule="fixed", widths={"a": 1.0, "b": 1.0}))
+    assert fault(All(), Width(), Width()).startswith("Width narrows the model behind Width, which sets the widths of")
 
 
 # Costs of the policy itself.

@@ -168,7 +168,7 @@ SHARED = {"name": "splitfed", "head": "shared"}
         ),
         (
             ["all", "splitfed", "local_loss"],
-            "policy[2] (local_loss) cuts the model behind policy[1] (splitfed), which cuts it too; allowed: one policy that "
+            "policy[1] (splitfed) cuts the model before policy[2] (local_loss), which cuts it too; allowed: one policy that "
             "cuts the model",
         ),
         (
@@ -196,7 +196,7 @@ SHARED = {"name": "splitfed", "head": "shared"}
         ),
         (
             ["asynchronous", {"name": "closing", "at": 2}],
-            "policy[1] (closing) sets the number of updates that closes a version behind policy[0] (asynchronous), which sets "
+            "policy[0] (asynchronous) sets the number of updates that closes a version before policy[1] (closing), which sets "
             "it too; allowed: one of the two",
         ),
         (
@@ -236,6 +236,7 @@ class Stating:
     forbids_behind: dict[str, str] = field(default_factory=dict)
     needs_settings: dict[str, str] = field(default_factory=dict)
     forbids_settings: dict[str, str] = field(default_factory=dict)
+    by_class: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def init(self):
         return None
@@ -267,6 +268,39 @@ def test_a_users_policy_may_forbid_what_others_write_on_either_side_of_it():
         with pytest.raises(ConfigError) as caught:
             check(policy)
         assert str(caught.value) == sentence
+
+
+def test_to_need_or_forbid_a_field_is_to_need_or_forbid_each_of_its_fields():
+    wide, whole = Stating(writes=("part.width",)), Stating(writes=("part",))
+    forbidding, exact = Stating(forbids_before={"part": "why"}), Stating(forbids_before={"part.width": "why"})
+    for policy, deed in (
+        (chain(All(), wide, forbidding), "narrows the model"),
+        (chain(All(), whole, forbidding), "sets part"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            check(policy)
+        assert str(caught.value) == f"policy[1] ({NAME}) {deed} before policy[2] ({NAME}), why"
+    check(chain(All(), whole, exact))
+    check(chain(All(), wide, Stating(needs={"part": "why"})))
+    with pytest.raises(ConfigError, match=r"^policy\[2\] .* why$"):
+        check(chain(All(), whole, Stating(needs={"part.width": "why"})))
+
+
+def test_where_each_order_is_forbidden_neither_is_advised():
+    other, none = Stating(writes=("split",), forbids_before={"part": "one"}), {"split": "the other order"}
+    with pytest.raises(ConfigError, match=r", one$"):
+        check(chain(All(), Stating(writes=("part",), forbids_behind=none), other))
+
+
+def test_a_field_by_class_names_all_classes_of_the_fleet():
+    check(chain(All(), Stating(by_class={"rates": ("a",)})))
+    for named, sentence in (
+        (("a", "b"), "rates names the class 'b', which the fleet does not have; allowed: a"),
+        ((), "rates has no rate for the class 'a'; it must name all of: a"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            check(chain(All(), Stating(by_class={"rates": named})))
+        assert str(caught.value) == f"policy[1] ({NAME}): {sentence}"
 
 
 def test_a_policy_that_states_no_writes_chooses_devices_unless_it_needs_them_chosen():
@@ -301,6 +335,11 @@ def test_settings_that_a_policy_needs_or_forbids():
         ("needs", 3, "needs of WHO is 3; it must be a dict"),
         ("needs", {"split": 1}, "needs['split'] of WHO is 1; it must be text"),
         ("writes", "split", "writes of WHO is 'split'; it must be a list or tuple or None"),
+        (
+            "writes",
+            ("part.widths",),
+            "writes of WHO names 'part.widths' (did you mean 'part.width'?); allowed: fields of a decision or a plan, ",
+        ),
         (
             "writes",
             ("splits",),

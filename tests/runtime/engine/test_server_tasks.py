@@ -247,6 +247,18 @@ def test_a_stale_update_teaches_less():
     np.testing.assert_allclose(bench.distiller.targets[1], (0.5 * 3 + 1 * 4) / 1.5, rtol=1e-6)
 
 
+def test_the_deadline_of_a_round_counts_from_when_its_plans_are_sent():
+    """The third device is still at work when the first round closes, so that the server's task takes time beside it."""
+    link = [{"name": f"c{i}", "flop_per_s": rate} | LINK for i, rate in enumerate((1e9, 1e9, 1e4))]
+    policy = [{"name": "all"}, {"name": "closing", "at": 0.6, "after_s": 5.0}, BASE["policy"][1]]
+    fleet = {"classes": link, "server": {"flop_per_s": 1e6}}
+    events = Bench(BASE | {"policy": policy, "fleet": fleet, "stop": {"rounds": 2}}).events()
+    assert only(events, TaskEnded)[0].seconds > 6
+    first, second = only(events, VersionClosed)
+    assert [closed.folded for closed in (first, second)] == [2, 2]
+    assert second.time_s - first.time_s > 6
+
+
 def test_without_teachers_nothing_is_distilled():
     """The deadline of the only round passes before any update."""
     policy = [*BASE["policy"][:1], {"name": "closing", "after_s": 1e-6}, BASE["policy"][1]]
