@@ -53,9 +53,11 @@ class _NoInitialValues(TorchFunctionMode):
     """Leaves meta tensors as they are: their initialisers would load torch's kernels in Python, which takes seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in _INITIALISERS and isinstance(args[0], Tensor) and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")  # torch.nn.init's functions name it
+        if getattr(func, "__name__", "") in _INITIALISERS and isinstance(target, Tensor) and target.is_meta:
+            return target
+        return func(*args, **kwargs)
 
 
 class Architecture:
@@ -215,13 +217,13 @@ class Architecture:
 def _fill(model: nn.Module) -> None:
     """Replace the tensors of a model that are on the meta device by zeros, in place. Tied ones stay tied.
 
-    (``nn.Module.to_empty`` unties them.) The zeros of a large tensor take no memory until they are written to: numpy leaves them
-    to the operating system. The server has many narrow models of which it only ever reads the shapes.
+    (``nn.Module.to_empty`` unties them.) The zeros of a large tensor take no memory until they are written to: numpy leaves
+    them to the operating system. The server has many narrow models of which it only ever reads the shapes.
     """
     new: dict[int, tuple[Tensor, Tensor]] = {}  # by id of the old tensor, which is kept alive with it
     for module in model.modules():
-        own: dict[str, Any]
-        for own in (module._parameters, module._buffers):
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for own in tables:
             for name, tensor in own.items():
                 if tensor is None or not tensor.is_meta:
                     continue
