@@ -6,6 +6,8 @@ replaced by another, and the request is repeated.
 
 from collections.abc import Sequence
 
+import torch
+
 from ...comms.codec import Array
 from ...learning.data.public import PublicSet
 from ...learning.parts.part import Part
@@ -58,16 +60,17 @@ class Distiller:
         for part, packet in zip(request.parts, packets, strict=True):
             submodel, module = self.workload.submodel(part), self._module(part, request.execution)
             module.load(open_model(packet, submodel))
-            done = distil(
-                module.model,
-                self._public(request.settings.held_out),
-                goal,
-                settings=request.settings,
-                trainable=submodel.trained,
-                seed=request.seed,
-                precision=request.execution.precision,
-                channels_last=request.execution.channels_last,
-            )
+            with torch.enable_grad():  # whatever the mode of the caller
+                done = distil(
+                    module.model,
+                    self._public(request.settings.held_out),
+                    goal,
+                    settings=request.settings,
+                    trainable=submodel.trained,
+                    seed=request.seed,
+                    precision=request.execution.precision,
+                    channels_last=request.execution.channels_last,
+                )
             results.append(
                 StudentResult(
                     steps=done.steps,

@@ -437,5 +437,7 @@ def test_a_device_evaluates_the_part_that_it_holds() -> None:
     sent = server.send_to_evaluate(asked)
     assert sent is not None
     assert (sent.plan.part, sent.plan.version, sent.messages, len(sent.held)) == (plan.part, 0, (), 1)
-    answer, _, _ = Device(SMALL).run(plan_message(sent.plan), (*sent.held, *sent.packets), sent.state)
+    answer, _, _ = Device(SMALL).run(
+        plan_message(sent.plan), (*(m.reference for m in sent.held), *sent.packets), sent.state
+    )
     assert b"accuracy" in answer
