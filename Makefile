@@ -30,7 +30,7 @@ run: $(BIN)/.installed ## train on the bundled digits over eight unequal devices
 
 test: $(BIN)/.installed-dev ## run the tests: those without Ray beside each other, then those on Ray
 	@trap 'exit 130' INT; failed=0; \
-	$(BIN)/python -m pytest -n 2 -m "not ray" || failed=1; \
+	$(BIN)/python -m pytest -n 2 -m "not ray and not soak" || failed=1; \
 	$(BIN)/python -m pytest -m "ray and not soak" || failed=1; \
 	exit $$failed
 

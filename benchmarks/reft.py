@@ -1,20 +1,25 @@
 """Narrow models: what a width costs, and what REFT, HeteroFL and FedRolex reach beside FedAvg on unequal devices.
 
-    python benchmarks/reft.py --quick               VGG-16 at four widths; digits, all rows, one seed, in under a minute
-    python benchmarks/reft.py                       the same; digits with three seeds
+    python benchmarks/reft.py --quick               VGG-16 by width; one round of each method; digits, a few rows and rounds
+    python benchmarks/reft.py                       the same; digits with all rows and three seeds
     python benchmarks/reft.py --data ROOT           CIFAR-10 in place of digits, ResFed's network, one seed
 
 ``widths``: VGG-16 for 32x32 images with the 4096-4096 head (33,642,442 parameters), trained on batches of 64 with one thread,
 each width in a process of its own. ``MACs``: of the forward pass for one sample, counted on the operations that run.
 ``step_s``: measured, median of the steps. ``rss_MB``: measured, the process's peak resident memory beyond that after the
-imports. ``packet_MB``: of the model as it is sent to a device. ``mask``: the rival, the whole network with 79 % of its weights
-masked by L1 norm (torch.nn.utils.prune).
+imports. ``..._MB``: of the model as it is sent to a device, without a codec, as float16, and with 8 and 4 bits for each entry.
+``identity``: taken out of the full model and put back, it leaves the model as it was, and is read back to the same bits.
+``mask``: the rival, the whole network with 79 % of its weights masked by L1 norm (torch.nn.utils.prune).
 
-``training``: devices of five classes, whose speeds are 1, 1/2, 1/4, 1/8 and 1/16, with links of 1 MB/s (digits: ten, all in
-every round; CIFAR-10: twenty, five in a round, each for 20 steps of 32 images, distillation every fourth round); labels by a
-Dirichlet distribution with alpha 0.5; a tenth of the samples is public, and no device has it in any row. All rows have the same
-training settings. ``smallest``: FedAvg with the width of the slowest class on all devices. ``seconds`` are simulated, bytes are
-those of all packets, plans and reports; ``task_MB`` is between the server and its distiller. The last line is JSON.
+``fleet``: ten devices, five of speed 1, two of 1/2, and one each of 1/4, 1/8 and 1/16. ``stragglers``: one round in which each
+has as many samples and its transfers take no time; ``spread``: simulated seconds of the slowest device by those of the median
+one; ``past_deadline``: devices of the preset ``reft`` that took longer than the median device does for the whole model.
+
+``training``: the same fleet with links of 1 MB/s (digits: all devices in every round; CIFAR-10: half of them, each for 20 steps
+of 32 images, distillation every fourth round); labels by a Dirichlet distribution with alpha 0.1; a tenth of the samples is
+public, and no device has it in any row. All rows have the same training settings. ``smallest``: FedAvg with the narrowest width
+of the row reft on all devices. ``seconds`` are simulated, bytes are those of all packets, plans and reports; ``task_MB`` is
+between the server and its distiller. The last line is JSON.
 """
 
 import argparse
@@ -28,11 +33,11 @@ from typing import Any
 
 import fedbonsai
 from common import finish
-from fedbonsai.runtime.events import Evaluated, VersionClosed
+from fedbonsai.runtime.events import Evaluated, PlanEnded, VersionClosed
 
-WIDTHS = (1.0, 0.75, 0.5, 0.25)
+WIDTHS = (1.0, 0.75, 0.5, 0.25, 0.125)
 BATCH = 64
-SPEEDS = (1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
+SPEEDS = {1.0: 5, 1 / 2: 2, 1 / 4: 1, 1 / 8: 1, 1 / 16: 1}  # and the number of devices of each
 LEVELS = [1.0, 0.5, 0.25, 0.125, 0.0625]
 
 
@@ -43,7 +48,8 @@ def measure(width: float, steps: int, masked: bool) -> dict[str, Any]:
     torch.set_num_threads(1)
     from fedbonsai.actors.device.module import Module
     from fedbonsai.actors.messages.messages import array_specs
-    from fedbonsai.comms.codec import IdentityCodec
+    from fedbonsai.comms.codec import CodecSpec
+    from fedbonsai.comms.codecs.make_codec import make_codec
     from fedbonsai.comms.packet import sealed_bytes
     from fedbonsai.learning.costs.cost import part_cost
     from fedbonsai.learning.data.config import DataConfig
@@ -89,14 +95,41 @@ def measure(width: float, steps: int, masked: bool) -> dict[str, Any]:
     rss = _peak_rss() - before
     example = samples.x[0], samples.y[0]
     cost = part_cost(submodel, example=example, training=training, loss=make_loss(training.loss))
+    codecs: dict[str, tuple[CodecSpec, ...]] = {
+        "packet": (),
+        "float16": (CodecSpec("float16"),),
+        "8_bit": (CodecSpec("uniform"),),
+        "4_bit": (CodecSpec("uniform", {"bits": 4}), CodecSpec("pack", {"bits": 4})),
+    }
+    expected = array_specs(submodel.down)
+    sent = {
+        f"{name}_MB": round(sealed_bytes(make_codec(specs), expected)[0] / 1e6, 2) for name, specs in codecs.items()
+    }
     return {
         "parameters": submodel.parameters,
         "MiB": round(4 * submodel.parameters / 2**20, 2),
         "MACs": cost.forward_flops // 2,
         "step_s": round(statistics.median(seconds[1:]), 4),
         "rss_MB": round(rss / 1e6, 1),
-        "packet_MB": round(sealed_bytes(IdentityCodec(), array_specs(submodel.down))[0] / 1e6, 2),
+        **sent,
+        "identity": _identity(workload.slices(part)),
     }
+
+
+def _identity(slices: dict[str, Any]) -> bool:
+    """Whether each slice of a random model can be taken out and put back without any change, and read back from zeros."""
+    import torch
+    from fedbonsai.learning.models.cnn import vgg16_bn
+    from fedbonsai.learning.parts.slices import gather, put
+
+    full = {name: torch.randn_like(value.float()) for name, value in vgg16_bn().state_dict().items()}
+    for name, part in slices.items():
+        taken, before, zeros = gather(full[name], part), full[name].clone(), torch.zeros_like(full[name])
+        put(full[name], part, taken)
+        put(zeros, part, taken)
+        if not torch.equal(full[name], before) or not torch.equal(gather(zeros, part), taken):
+            return False
+    return True
 
 
 def _block_names() -> tuple[str, ...]:
@@ -125,19 +158,46 @@ def widths(steps: int) -> dict[str, Any]:
         )
         rows[name] = json.loads(found.stdout.splitlines()[-1])
         print(f"  {name}: {rows[name]}", flush=True)
-    whole, half = rows["1"]["step_s"], rows["0.5"]["step_s"]
-    return {
-        "rows": rows,
-        "step_of_1_by_step_of_0.5": round(whole / half, 2),
-        "step_of_1_by_step_of_mask": round(whole / rows["mask"]["step_s"], 2),
+    whole = rows["1"]["step_s"]
+    faster = {
+        f"step_of_1_by_step_of_{name}": round(whole / rows[name]["step_s"], 2) for name in ("0.5", "0.25", "mask")
     }
+    return {"rows": rows, **faster}
+
+
+def stragglers() -> dict[str, Any]:
+    """One round of FedAvg and one of the preset ``reft``, without its distillation: the spread of the devices' seconds."""
+    link = {"up_bytes_per_s": 1e15, "down_bytes_per_s": 1e15, "memory_bytes": 10**10}
+    common: dict[str, Any] = {
+        "model": "resfed_cnn",
+        "data": {
+            "name": "synthetic",
+            "kwargs": {"shape": [3, 32, 32], "classes": 10, "samples_per_device": 8},
+        },
+        "fleet": fleet(50e9, link),
+        "training": {"epochs": 1, "batch_size": 8},
+        "evaluation": {"where": "none"},
+        "backend": "inline",
+        "stop": {"rounds": 1},
+    }
+    seconds = {}
+    for name, chain in (("fedavg", []), ("reft", [{"name": "width", "rule": "deadline"}])):
+        events = list(fedbonsai.run(common | {"policy": [{"name": "all"}, *chain]}))
+        reports = [event.report for event in events if isinstance(event, PlanEnded)]
+        assert len(reports) == sum(SPEEDS.values())
+        seconds[name] = [report.virtual.seconds for report in reports]
+    deadline = statistics.median_low(seconds["fedavg"])
+    found: dict[str, Any] = {
+        f"spread_{name}": round(max(each) / statistics.median(each), 2) for name, each in seconds.items()
+    }
+    return found | {"past_deadline": sum(each > 1.0001 * deadline for each in seconds["reft"])}
 
 
 def policies(row: str, distillation: dict[str, Any]) -> list[dict[str, Any]]:
     """The policy list of a row; ``distillation``: settings of that policy."""
     by_level = {"name": "width", "levels": LEVELS, "unit": "width", "min_channels": 1, "scaled": True}
     reft = {"name": "width", "rule": "deadline"}
-    slowest = {"name": "width", "rule": "fixed", "widths": {f"class{n}": 0.25 for n in range(len(SPEEDS))}}
+    slowest = {"name": "width", "rule": "fixed", "widths": {f"class{n}": 0.25 for n, _ in enumerate(SPEEDS)}}
     chains: dict[str, list[dict[str, Any]]] = {
         "fedavg": [],
         "smallest": [slowest | {"channels": "prefix"}],
@@ -172,12 +232,14 @@ CIFAR: dict[str, Any] = {
 }
 
 
-def fleet(per_class: int, flop_per_s: float) -> dict[str, Any]:
-    """Five classes of devices; ``flop_per_s``: of the fastest."""
-    link = {"up_bytes_per_s": 1e6, "down_bytes_per_s": 1e6, "memory_bytes": 10**9}
+MEGABYTE = {"up_bytes_per_s": 1e6, "down_bytes_per_s": 1e6, "memory_bytes": 10**9}
+
+
+def fleet(flop_per_s: float, link: dict[str, Any]) -> dict[str, Any]:
+    """Ten devices of five classes; ``flop_per_s``: of the fastest."""
     classes = [
-        {"name": f"class{n}", "count": per_class, "flop_per_s": speed * flop_per_s, **link}
-        for n, speed in enumerate(SPEEDS)
+        {"name": f"class{n}", "count": count, "flop_per_s": speed * flop_per_s, **link}
+        for n, (speed, count) in enumerate(SPEEDS.items())
     ]
     return {"classes": classes}
 
@@ -237,7 +299,7 @@ def main() -> None:
     parser.add_argument("--data", help="folder of CIFAR-10 (data.root)")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seeds", type=int)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=ROWS)
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--measure", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, default=5, help=argparse.SUPPRESS)
@@ -248,14 +310,18 @@ def main() -> None:
         return
     print("VGG-16 by width", flush=True)
     result: dict[str, Any] = {"widths": widths(2 if options.quick else 5)}
-    data = {"partition": {"name": "dirichlet", "alpha": 0.5}, "public_share": 0.1}
+    print("stragglers", flush=True)
+    result["stragglers"] = stragglers()
+    print(f"  {result['stragglers']}", flush=True)
+    data = {"partition": {"name": "dirichlet", "alpha": 0.1}, "public_share": 0.1}
     if options.data:
-        rounds, seeds, cohort, target, per_class = options.rounds or 40, range(options.seeds or 1), 0.25, 0.45, 4
-        common = CIFAR | {"data": {"name": "cifar10", "root": options.data, **data}, "fleet": fleet(per_class, 50e9)}
+        rounds, seeds, cohort, target = options.rounds or 24, range(options.seeds or 1), 0.5, 0.35
+        common = CIFAR | {"data": {"name": "cifar10", "root": options.data, **data}, "fleet": fleet(50e9, MEGABYTE)}
+        common |= {"evaluation": {"every": 4}}
     else:
         seeds = range(options.seeds or (1 if options.quick else 3))
-        rounds, cohort, target, per_class = options.rounds or (6 if options.quick else 20), 1.0, 0.95, 2
-        common = DIGITS | {"data": {"name": "digits", **data}, "fleet": fleet(per_class, 1e9)}
+        rounds, cohort, target = options.rounds or (4 if options.quick else 20), 1.0, 0.9
+        common = DIGITS | {"data": {"name": "digits", **data}, "fleet": fleet(1e9, MEGABYTE)}
     common |= {"stop": {"rounds": rounds}, "server": {"statistics": "batch"}}
     print(f"{common['data']['name']}, {rounds} rounds, {len(seeds)} seeds", flush=True)
     settings = {
@@ -265,7 +331,8 @@ def main() -> None:
         "seeds": len(seeds),
         "target": target,
     }
-    rows = training(common, rows=options.rows, seeds=seeds, cohort=cohort, target=target)
+    chosen = options.rows or (["fedavg", "heterofl", "reft"] if options.quick else list(ROWS))
+    rows = training(common, rows=chosen, seeds=seeds, cohort=cohort, target=target)
     result["training"] = settings | {"rows": rows}
     finish(result, name="reft_cifar" if options.data else "reft", save=options.save)
 

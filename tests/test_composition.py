@@ -315,17 +315,18 @@ def test_the_preset_of_reft_narrows_and_teaches():
     assert [event.teachers for event in events if isinstance(event, TaskEnded)] == [4] * ROUNDS
 
 
-RESUMED = (
+RESUMED = (("fedbuff", "reft"), ("splitfed", "reft", "families"))
+RESUMED_AT_LENGTH = (
     ("reft",),
     ("reft", "residuals"),
-    ("fedbuff", "reft"),
-    ("splitfed", "reft", "families"),
     ("fedbuff", "shared head", "families"),
     ("local loss", "families"),
 )
 
 
-@pytest.mark.parametrize("names", RESUMED, ids=" + ".join)
+@pytest.mark.parametrize(
+    "names", [*RESUMED, *(pytest.param(names, marks=pytest.mark.soak) for names in RESUMED_AT_LENGTH)], ids=" + ".join
+)
 def test_a_run_that_is_left_in_the_middle_goes_on_to_the_same_bits(names, tmp_path):
     config = composed(*names, stop={"rounds": 4}, checkpoint={"share": None})
     expected = fedbonsai.run(config, out=tmp_path / "whole")

@@ -52,8 +52,14 @@ def bits(rule: str) -> Residual:
     return Residual(rule=rule, arithmetic="bits")
 
 
-@pytest.mark.parametrize("cohort", [1.0, 0.5])
-@pytest.mark.parametrize("channels", ["rolling", "l1"])
+@pytest.mark.parametrize(
+    ("channels", "cohort"),
+    [
+        ("rolling", 0.5),
+        ("l1", 1.0),
+        *(pytest.param(*case, marks=pytest.mark.soak) for case in (("rolling", 1.0), ("l1", 0.5))),
+    ],
+)
 def test_lossless_residuals_of_narrow_parts_equal_dense_links_bit_for_bit(channels: str, cohort: float) -> None:
     before = [RandomCohort(cohort=cohort), width(channels)]
     dense, _ = finished(chained=chain(*before))
