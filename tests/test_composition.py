@@ -219,13 +219,13 @@ CARRIED_OUT = tuple(pair for pair in PAIRS if pair not in REFUSED)
 # Every row that is carried out is a pair of one of these, or of ``AT_LENGTH``.
 TOGETHER = (
     ("fedbuff", "reft", "residuals", "partial work", "families"),
-    ("fedasync", "heterofl", "distillation", "residuals", "partial work", "families"),
     ("fedasync", "splitfed", "fedrolex", "distillation", "partial work", "families"),
+)
+AT_LENGTH = (
+    ("fedasync", "heterofl", "distillation", "residuals", "partial work", "families"),
     ("fedbuff", "shared head", "distillation", "families"),
     ("fedbuff", "local loss", "distillation", "partial work", "families"),
     ("fedbuff", "ecofed", "partial work"),
-)
-AT_LENGTH = (
     ("fedasync", "splitfed", "reft", "families"),
     ("fedbuff", "splitfed", "heterofl", "distillation", "partial work"),
     ("fedbuff", "fedrolex", "residuals"),

@@ -51,7 +51,7 @@ def test_distillation_changes_the_model(expected):
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_on_ray_the_run_is_the_same(expected, workers):
     summary, notices, _ = finished(backend="ray", workers=workers)
     assert told(summary) | {"workers": 1} == told(expected)
@@ -128,6 +128,7 @@ def test_on_ray_the_run_is_the_same_when_the_distiller_is_killed_while_it_starts
     assert told(summary) == told(expected)
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("cluster")
 def test_on_ray_the_run_is_the_same_when_the_server_is_killed(tmp_path):
     config = RESUMED | METHODS["reft"] | {"stop": {"rounds": 5}}
@@ -184,7 +185,7 @@ def mine(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("mine", "cluster")
-@pytest.mark.parametrize("backend", ["inline", "ray"])
+@pytest.mark.parametrize("backend", ["inline", pytest.param("ray", marks=pytest.mark.soak)])
 def test_a_public_set_that_is_not_disjoint_is_refused_before_the_run(backend):
     config = BASE | {"server": {"public": {"name": "own_tasks:twin"}}, "backend": backend}
     events = []
@@ -201,7 +202,7 @@ def test_a_task_that_is_not_known_before_the_run_is_checked_in_its_round():
 
 
 @pytest.mark.usefixtures("mine", "cluster")
-@pytest.mark.parametrize("backend", ["inline", "ray"])
+@pytest.mark.parametrize("backend", ["inline", pytest.param("ray", marks=pytest.mark.soak)])
 def test_what_the_distiller_cannot_compute_ends_the_run_in_one_sentence(backend):
     data = BASE["data"] | {"test_transforms": [{"name": "own_tasks:ends"}]}
     with pytest.raises(RunError, match=r"^round 0, stage task: too many images$"):

@@ -82,6 +82,7 @@ def test_a_run_without_families_has_none(whole):
         run.weights(family="vgg")
 
 
+@pytest.mark.soak
 def test_it_is_resumed_to_the_same_models(whole, tmp_path):
     run, _ = whole
     with fedbonsai.run(CONFIG, out=tmp_path / "cut") as cut:

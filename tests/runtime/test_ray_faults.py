@@ -52,6 +52,7 @@ def test_a_worker_that_hangs_is_ended_and_replaced():
     assert run.summary["model_hash"] == expected.summary["model_hash"]
 
 
+@pytest.mark.soak
 def test_a_partition_host_that_hangs_is_ended_and_replaced():
     expected = fedbonsai.run(CONFIG | {"stop": {"rounds": 3}}, backend="inline")
     list(expected)

@@ -65,7 +65,7 @@ def fedavg():
     return {cohort: finished(policy=Linked(cohort=cohort))[0]["model_hash"] for cohort in (6, 4)}
 
 
-@pytest.mark.parametrize("cohort", [6, 4])
+@pytest.mark.parametrize("cohort", [pytest.param(6, marks=pytest.mark.soak), 4])
 @pytest.mark.parametrize("rule", HISTORY)
 def test_lossless_residuals_are_fedavg_bit_for_bit(fedavg, rule, cohort):
     up = Residual(rule=rule, arithmetic="bits")

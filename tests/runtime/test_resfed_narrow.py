@@ -94,6 +94,7 @@ def test_narrow_devices_over_lossy_links_need_no_resynchronisation() -> None:
     assert sum(report.virtual.up_bytes for report in ended) == sparse["up_by_kind"]["weights"]
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 def test_in_process_and_on_ray_the_bits_are_equal(shared_ray: Any) -> None:
     policy = chain_of({"name": "residuals"})

@@ -35,8 +35,8 @@ def attempt(config, out, *, dies_in):
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=out.parent)
 
 
-# In ``make soak`` alone: methods that differ from another one by settings that other tests resume with.
-AT_LENGTH = {"residuals, narrow", "deadline, late plans", "ecofed, in flight", "momentum"}
+# In ``make soak`` alone: methods whose state other rows, or rows of test_composition.py, resume too.
+AT_LENGTH = {"reft", "residuals, narrow", "deadline, late plans", "ecofed, in flight", "momentum"}
 
 
 @pytest.mark.parametrize(
