@@ -2,7 +2,7 @@
 
     python benchmarks/reft.py --quick               VGG-16 by width; one round of each method; digits, a few rows and rounds
     python benchmarks/reft.py                       the same; digits with all rows and three seeds
-    python benchmarks/reft.py --data ROOT           CIFAR-10 in place of digits, ResFed's network, one seed
+    python benchmarks/reft.py --data ROOT           training alone: CIFAR-10 in place of digits, ResFed's network, one seed
 
 ``widths``: VGG-16 for 32x32 images with the 4096-4096 head (33,642,442 parameters), trained on batches of 64 with one thread,
 each width in a process of its own. ``MACs``: of the forward pass for one sample, counted on the operations that run.
@@ -308,11 +308,13 @@ def main() -> None:
     if options.measure is not None:
         print(json.dumps(measure(options.measure, options.steps, options.masked)))
         return
-    print("VGG-16 by width", flush=True)
-    result: dict[str, Any] = {"widths": widths(2 if options.quick else 5)}
-    print("stragglers", flush=True)
-    result["stragglers"] = stragglers()
-    print(f"  {result['stragglers']}", flush=True)
+    result: dict[str, Any] = {}
+    if not options.data:
+        print("VGG-16 by width", flush=True)
+        result["widths"] = widths(2 if options.quick else 5)
+        print("stragglers", flush=True)
+        result["stragglers"] = stragglers()
+        print(f"  {result['stragglers']}", flush=True)
     data = {"partition": {"name": "dirichlet", "alpha": 0.1}, "public_share": 0.1}
     if options.data:
         rounds, seeds, cohort, target = options.rounds or 24, range(options.seeds or 1), 0.5, 0.35
