@@ -80,6 +80,14 @@ class _Budget:
         """The largest share of a limit that a plan takes, where seconds and FLOPs are multiplied by ``margin``."""
         return max(self.used(cost) * margin, cost.peak_memory_bytes / self.memory)
 
+    def misfit(self, cost: Estimate, verb: str) -> str:
+        """Why a plan takes more than its seconds or FLOPs allow. ``verb``: "needs", or "needs at least" for the narrowest."""
+        if self.seconds is not None:
+            return f"deadline: {verb} {self.seconds_of(cost):.3g} s, has {self.seconds:.3g} s"
+        return (
+            f"speed: {verb} {100 * self.share * self.used(cost):.3g} % of the FLOPs, {100 * self.share:.3g} % allowed"
+        )
+
     def reason(self, width: float, cost: Estimate, whole: Estimate) -> str:
         """The reason of a plan: its width, and the limit that it comes nearest to. ``whole``: cost of the whole width."""
         limited = self.seconds is not None or self.flops is not None
@@ -109,8 +117,8 @@ class Width:
     ``widths`` gives each class of the fleet its width.
 
     ``levels``: devices get the widest of these that fits, where ``unit`` says what they are shares of: the FLOPs, or the
-    channels (``width``); (): each device its own width. A device that no level fits gets the narrowest, as long as its memory
-    holds it. A level is evaluated anew ``every`` so many rounds; a device moves to a wider level only where that fits the
+    channels (``width``); (): each device its own width. A device that no level fits is left out, with the reason. A level is
+    evaluated anew ``every`` so many rounds; a device moves to a wider level only where that fits the
     budget divided by ``1 + hysteresis``, and to a narrower one at once when its own does not fit any more. Where the budget
     follows from a device (without ``deadline_s``), that device's own level may exceed it by the share ``hysteresis`` first.
 
@@ -130,7 +138,7 @@ class Width:
     hysteresis: NonNegative = 0.15
     every: Count = 10
     channels: ChannelRule = "l1"
-    min_channels: Count = 8
+    min_channels: Count = 2
     refresh: Count = 10
     warm_up: CountOrZero = 3
     scaled: bool = False
@@ -189,10 +197,13 @@ class Width:
             budget = self._budget(view, plan, cost_of(1.0), entry.get("speed"), terms)
             alternatives = self._alternatives(view, plan, costs)
             width, since = self._choose(view.version, entry, alternatives, budget, cost_of)
-            cost, verb = cost_of(width), "needs" if len(alternatives) == 1 else "needs at least"
-            if misfit := memory_misfit(view, plan.device, cost.peak_memory_bytes, verb=verb):
-                left_out.append((plan.device, misfit))
+            if width is None:
+                least = cost_of(alternatives[-1] if alternatives else NARROWEST)
+                verb = "needs" if len(alternatives) == 1 else "needs at least"
+                misfit = memory_misfit(view, plan.device, least.peak_memory_bytes, verb=verb)
+                left_out.append((plan.device, misfit or budget.misfit(least, verb)))
                 continue
+            cost = cost_of(width)
             known[str(plan.device)] = entry | {"width": width, "at": since}
             reason = budget.reason(width, cost, cost_of(1.0))
             plans.append(self._narrow(plan, width, view.version).with_(reason))
@@ -242,16 +253,16 @@ class Width:
 
     def _choose(
         self, version: int, entry: Mapping[str, Any], alternatives: tuple[float, ...], budget: _Budget, cost_of: CostOf
-    ) -> tuple[float, int]:
-        """The width of a plan, and the version at which it was evaluated."""
+    ) -> tuple[float | None, int]:
+        """The width of a plan, None where no level fits, and the version at which it was evaluated."""
 
-        def fitting(margin: float) -> float:
+        def fitting(margin: float) -> float | None:
             def load(width: float) -> float:
                 return budget.load(cost_of(width), margin)
 
             if not alternatives:
-                return widest(load) or NARROWEST
-            return next((width for width in alternatives if load(width) <= 1), alternatives[-1])
+                return widest(load)
+            return next((width for width in alternatives if load(width) <= 1), None)
 
         now = entry.get("width")
         if now is None or (alternatives and now not in alternatives):
@@ -262,7 +273,7 @@ class Width:
             return fitting(1.0), version
         if version - entry["at"] < self.every:
             return now, entry["at"]
-        return max(now, fitting(1 + self.hysteresis)), version
+        return max(now, fitting(1 + self.hysteresis) or now), version
 
     def _narrow(self, plan: Plan, width: float, version: int = 0) -> Plan:
         """A plan at a width; 1 changes nothing. ``version``: by which rankings are counted."""

@@ -200,8 +200,8 @@ def _is_partial(report: Report) -> bool:
 
 
 def _why(report: Report) -> str:
-    """The reason of the policy that decided last on a plan, as it changed the part that its device holds."""
-    return report.plan.reasons[-1] if report.plan.reasons else ""
+    """The reasons of a plan, without that of the selection, which is the first."""
+    return "; ".join(report.plan.reasons[1:] or report.plan.reasons)
 
 
 def _model_text(report: Report) -> str:

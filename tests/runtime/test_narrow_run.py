@@ -44,7 +44,7 @@ def test_a_device_that_is_sixteen_times_slower_finishes_with_the_others():
     slow = [{"name": "slow", "flop_per_s": 1e9 / 16} | LINK]
     fleet = {"classes": [{"name": "fast", "count": 4, "flop_per_s": 1e9} | LINK, *slow]}
     select, width = fedbonsai.load_config(preset="reft").policy[:2]
-    policy = [select, width | {"min_channels": 2}]  # of the model's layers, the first has 16
+    policy = [select, width]
     config = BASE | {"fleet": fleet, "training": {"epochs": 1}, "policy": policy, "stop": {"rounds": 2}}
     _, events = finished(config)
     seconds = {}
@@ -125,7 +125,7 @@ def test_the_whole_width_for_everyone_is_fedavg():
     for width in (
         {"rule": "deadline", "deadline_s": 1e9},
         {"rule": "fixed", "widths": {f"c{i}": 1.0 for i in range(5)}, "scaled": True},
-        {"levels": [1.0], "unit": "width", "channels": "rolling", "refresh": 1},
+        {"rule": "linear", "most_pruned": 0.0, "levels": [1.0], "unit": "width", "channels": "rolling", "refresh": 1},
     ):
         run, events = finished(BASE | {"policy": [{"name": "all"}, {"name": "width"} | width]})
         assert {report.plan.part.width for report in reports_of(events)} == {1.0}

@@ -107,12 +107,16 @@ def test_a_given_deadline():
     assert state["deadline_s"] is None
 
 
-def test_a_device_that_no_level_fits_gets_the_narrowest():
-    decision, _ = decide(Width(deadline_s=0.001, **CHANNELS), make_fleet())
-    assert set(widths(decision).values()) == {0.0625}
-    assert decision.plans[4].reasons == ("width: 0.0625 of the channels, 0.76 % of the FLOPs, 0.122 of 0.001 s",)
+def test_a_device_that_no_level_fits_is_left_out():
+    decision, state = decide(Width(deadline_s=0.1, **CHANNELS), make_fleet())
+    assert set(widths(decision)) == {0, 1, 2, 3}
+    assert decision.left_out == ((4, "deadline: needs at least 0.122 s, has 0.1 s"),)
+    assert "4" not in state["devices"]
     exact, _ = decide(Width(deadline_s=0.001, levels=(), min_channels=8), make_fleet(seconds=(1, 1)))
-    assert set(widths(exact).values()) == {1 / 1024}
+    assert not exact.plans
+    assert [device for device, _ in exact.left_out] == [0, 1]
+    slow, _ = decide(Width(rule="linear", most_pruned=0.999, levels=(0.5,), unit="width"), make_fleet())
+    assert slow.left_out[-1] == (4, "speed: needs 26.6 % of the FLOPs, 6.34 % allowed")
 
 
 def test_the_deadline_is_that_of_the_median_device_each_class_at_its_median_samples():
