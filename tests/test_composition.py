@@ -343,6 +343,7 @@ def test_a_run_that_is_left_in_the_middle_goes_on_to_the_same_bits(names, tmp_pa
 LONG = {"data": {"name": "digits", "public_share": 0.1}, "training": {"batch_size": 4}, "evaluation": {"where": "none"}}
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("cluster")
 def test_reft_on_ray_with_a_worker_killed_in_a_round():
     expected = fedbonsai.run(composed("reft", **LONG, stop={"rounds": 2}))

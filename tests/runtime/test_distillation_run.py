@@ -50,8 +50,9 @@ def test_distillation_changes_the_model(expected):
     assert finished(without)[0]["model_hash"] != expected["model_hash"]
 
 
+@pytest.mark.soak  # with the distiller killed: below
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.soak), 2])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_on_ray_the_run_is_the_same(expected, workers):
     summary, notices, _ = finished(backend="ray", workers=workers)
     assert told(summary) | {"workers": 1} == told(expected)

@@ -241,7 +241,9 @@ def test_under_the_wall_clock_a_notice_says_that_the_fleets_faults_are_ignored()
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize(("workers", "method"), [(1, "asynchronous"), (2, "ecofed")])
+@pytest.mark.parametrize(
+    ("workers", "method"), [(1, "asynchronous"), pytest.param(2, "ecofed", marks=pytest.mark.soak)]
+)
 def test_on_ray_the_run_is_the_same_with_any_number_of_workers(workers, method):
     expected, there = events_of(lossy(method), **METHODS[method])
     found, here = events_of(lossy(method), **METHODS[method], backend="ray", workers=workers)

@@ -141,6 +141,7 @@ def test_a_second_plan_for_a_shared_head_in_training_is_refused():
         small(policy=chain(All(), Impatient(head="shared")))
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("cluster")
 def test_on_ray_the_run_is_the_same_also_when_a_host_is_killed():
     changes = {
