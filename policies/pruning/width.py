@@ -118,9 +118,9 @@ class Width:
 
     ``levels``: devices get the widest of these that fits, where ``unit`` says what they are shares of: the FLOPs, or the
     channels (``width``); (): each device its own width. A device that no level fits is left out, with the reason. A level is
-    evaluated anew ``every`` so many rounds; a device moves to a wider level only where that fits the
-    budget divided by ``1 + hysteresis``, and to a narrower one at once when its own does not fit any more. Where the budget
-    follows from a device (without ``deadline_s``), that device's own level may exceed it by the share ``hysteresis`` first.
+    evaluated anew ``every`` so many rounds; a device moves to a wider level only where that fits the budget divided by
+    ``1 + hysteresis``, and to a narrower one, or out, at once when its own does not fit any more. Where the budget follows from
+    a device (without ``deadline_s``), that device's own level may exceed it by the share ``hysteresis`` first.
 
     ``channels``: the rule by which channels are chosen, of which each group keeps ``min_channels``. ``refresh``: rounds between
     rankings by the weights, and between steps of a rolling window. ``warm_up``: first rounds, in which a rule that ranks by

@@ -8,23 +8,7 @@ from fedbonsai.learning.parts.structure import BlockSpec, ModelSpec, TensorSpec
 from fedbonsai.learning.parts.submodel import SubModel
 from torch import nn
 
-SPEC = ModelSpec(
-    (
-        BlockSpec(
-            "conv",
-            (
-                TensorSpec("conv.weight", (4, 1, 3, 3), "<f4", "weight"),
-                TensorSpec("norm.weight", (4,), "<f4", "vector"),
-                TensorSpec("norm.running_mean", (4,), "<f4", "statistic"),
-                TensorSpec("norm.num_batches_tracked", (), "<i8", "counter"),
-            ),
-        ),
-        BlockSpec("hidden", (TensorSpec("hidden.weight", (2, 4), "<f4", "weight"),)),
-        BlockSpec(
-            "fc", (TensorSpec("fc.weight", (3, 2), "<f8", "weight"), TensorSpec("fc.bias", (3,), "<f8", "vector"))
-        ),
-    )
-)
+from .test_part import SPEC
 
 
 def compiled(spec: ModelSpec, part: Part) -> SubModel:
