@@ -17,10 +17,13 @@ class PlanLifecycle(PlanListener):
     SAVED: ClassVar = {"replay": ReplayIndex}  # by a checkpoint
     NOT_SAVED = ("_listeners",)
 
-    def __init__(self, *, server: PlanListener, replay: ReplayIndex, maps: PlanListener) -> None:
-        """``server``, ``maps``: links, heads and index maps, which are saved with the server. ``replay``: index of views."""
+    def __init__(self, *, server: PlanListener, replay: ReplayIndex, parts: tuple[PlanListener, ...]) -> None:
+        """``server``, ``parts``: links and heads; index maps and frozen blocks; they are saved with the server.
+
+        ``replay``: index of views.
+        """
         self.replay = replay
-        self._listeners: tuple[PlanListener, ...] = (server, maps, replay)
+        self._listeners: tuple[PlanListener, ...] = (server, *parts, replay)
 
     def check(self, plan: Plan, in_flight: Collection[Plan]) -> None:
         """Raise ``PlanRefused`` if a listener does."""

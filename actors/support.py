@@ -6,12 +6,12 @@ from ..clusters.profile import DeviceProfile
 from ..comms.codec import ArraySpec, CodecSpec
 from ..comms.codecs.make_codec import make_codec
 from ..comms.links.predict import Residual, residual_specs
-from ..learning.parts.part import Part, linear_head
+from ..learning.parts.part import Part, blocks_of, linear_head, path
 from ..learning.parts.structure import TensorSpec
 from ..learning.parts.submodel import SubModel
 from ..learning.workload import Workload
-from ..policies.plan import Objective, Plan, Split
-from .messages.messages import array_specs
+from ..policies.plan import Plan, Split
+from .messages.messages import array_specs, update_tensors
 
 
 class PlanRefused(ValueError):
@@ -28,7 +28,7 @@ def _problems(plan: Plan, workload: Workload, profile: DeviceProfile) -> Iterato
     """All problems of a plan; those of the part first, since the others need it compiled."""
     if plan.part.model not in workload.families:
         yield f"part.model is {plan.part.model!r}; the families of models are: {', '.join(map(repr, workload.families))}"
-    yield from _part(plan.part, plan.split, workload)
+    yield from _part(plan, workload)
     yield from _work(plan)
     submodel = workload.submodel(plan.part)
     yield from _codecs(plan, profile, submodel)
@@ -36,24 +36,68 @@ def _problems(plan: Plan, workload: Workload, profile: DeviceProfile) -> Iterato
     yield from _privacy(plan, submodel, profile)
 
 
-def _part(part: Part, split: Split | None, workload: Workload) -> Iterator[str]:
+def _part(plan: Plan, workload: Workload) -> Iterator[str]:
     """Problems with the part of the model."""
+    part, split = plan.part, plan.split
     spec = workload.family(part.model).spec
     names = spec.block_names
     if unknown := [name for name in (*part.blocks, *part.trained) if name not in names]:
         yield f"part names block {unknown[0]!r}; the model's blocks are: {', '.join(names)}"
     if extra := [name for name in part.trained if name not in part.blocks]:
         yield f"part.trained names {extra[0]!r}, which is not among part.blocks"
+    if extra := [name for name in part.untrained if name not in part.auxiliaries]:
+        yield f"part.untrained names {extra[0]!r}, which is not among part.auxiliaries"
     if split is not None:
         yield from _cut(part, split, names)
         yield from _tensors_of_cut(part, split)
-    elif part.blocks != names:
-        yield f"part.blocks is {', '.join(part.blocks) or 'empty'}; only all {len(names)} blocks in order can be held yet"
+        yield from _heads(part, split)
+    else:
+        yield from _path(plan, workload)
     if part.cached or part.frozen or part.index_map:
         yield "part.cached, part.frozen or part.index_map is set; the runtime fills them in"
-    yield from _auxiliaries(part, split)
     if part.width != 1:
         yield from _width(part, workload)
+
+
+def _path(plan: Plan, workload: Workload) -> Iterator[str]:
+    """Problems with the stages of a plan that is not split."""
+    part, kind = plan.part, plan.objective.kind
+    spec = workload.family(part.model).spec
+    names = spec.block_names
+    if part.head:
+        yield f"part.head is {part.head!r}; without a local loss behind a cut the head is the model's own"
+    held = tuple(name for name in names if name in part.blocks)
+    if part.blocks != held:
+        yield f"part.blocks is {', '.join(part.blocks)}; their order is: {', '.join(held)}"
+    try:
+        proxies = {name: blocks_of(name, names) for name in part.auxiliaries}
+        stages = path(part, names)
+        spec.auxiliary_tensors(part.auxiliaries)
+    except ValueError as error:
+        yield str(error)
+        return
+    if (part.trained != part.blocks or part.auxiliaries) and (part.width != 1 or part.model):
+        field = f"part.width is {part.width:g}" if part.width != 1 else f"part.model is {part.model!r}"
+        yield f"{field}; a part with frozen blocks or proxies is of the global model, at the whole width"
+    covered = {*held, *(block for blocks in proxies.values() for block in blocks)}
+    if kind in ("train", "evaluate"):
+        if missing := [name for name in names if name not in covered]:
+            yield f"part.blocks is {', '.join(part.blocks) or 'empty'}; neither {missing[0]!r} nor a proxy for it is held"
+        if unused := [name for name in part.auxiliaries if name not in stages]:
+            yield f"part.auxiliaries names {unused[0]!r}, and the part holds blocks that it stands for"
+        return
+    if covered != set(names[: len(covered)]) or not held or part.trained:
+        yield f"part.blocks is {', '.join(part.blocks) or 'empty'}; to {kind}, a part holds the first blocks, and trains none"
+    taught = [name for name in part.auxiliaries if name not in part.untrained]
+    if kind == "collect" and part.auxiliaries:
+        yield f"part.auxiliaries names {part.auxiliaries[0]!r}; statistics are collected of blocks alone"
+    if kind == "imitate" and (
+        len(taught) != 1 or part.auxiliaries != tuple(taught) or held[-1:] != proxies[taught[0]][-1:]
+    ):
+        yield (
+            f"part.auxiliaries is {', '.join(part.auxiliaries) or 'empty'}; the one proxy that learns to imitate blocks stands "
+            f"for the last ones of part.blocks"
+        )
 
 
 def _tensors_of_cut(part: Part, split: Split) -> Iterator[str]:
@@ -78,15 +122,15 @@ def _width(part: Part, workload: Workload) -> Iterator[str]:
         yield f"part.width is {part.width:g}; a model with frozen parameters, which are not sent, is trained at width 1 only"
 
 
-def _auxiliaries(part: Part, split: Split | None) -> Iterator[str]:
-    """Problems with auxiliary networks: a local loss needs its head, and no other plan may have one yet."""
-    required = linear_head(split.cut) if split is not None and split.method.local_head else ""
-    if part.head != required or part.auxiliaries != ((required,) if required else ()):
+def _heads(part: Part, split: Split) -> Iterator[str]:
+    """Problems with the auxiliaries of a split plan: a local loss needs its head, and no other plan may have one."""
+    required = linear_head(split.cut) if split.method.local_head else ""
+    if part.head != required or part.auxiliaries != ((required,) if required else ()) or part.untrained:
         values = f"part.head is {part.head!r} and part.auxiliaries {', '.join(part.auxiliaries) or 'empty'}"
         if required:
-            yield f"{values}; a local loss behind {split.cut if split else ''!r} has the head {required!r}, its one auxiliary"
+            yield f"{values}; a local loss behind {split.cut!r} has the head {required!r}, its one auxiliary"
         else:
-            yield f"{values}; without a local loss both must be empty, since nothing else can be carried out yet"
+            yield f"{values}; a split plan without a local loss has neither"
 
 
 def _cut(part: Part, split: Split, names: tuple[str, ...]) -> Iterator[str]:
@@ -132,8 +176,8 @@ def _work(plan: Plan) -> Iterator[str]:
         yield from _split(plan, plan.split)
     if plan.sparsity is not None:
         yield "sparsity is set; sparse training cannot be carried out yet"
-    if plan.objective not in (Objective(), Objective(kind="evaluate")):
-        yield "objective must be plain training or evaluation; imitation and distillation cannot be carried out yet"
+    if plan.split is not None and plan.objective.kind in ("imitate", "collect"):
+        yield f"objective.kind is {plan.objective.kind!r}; a split plan trains or evaluates"
     if plan.upload.select != "all" or plan.upload.density != 1:
         values = f"upload.select is {plan.upload.select!r} and upload.density {plan.upload.density:g}"
         yield f"{values}; only 'all' with density 1 can be sent yet"
@@ -159,7 +203,7 @@ def _deadline(plan: Plan, deadline_s: float) -> Iterator[str]:
 
 def _codecs(plan: Plan, profile: DeviceProfile, submodel: SubModel) -> Iterator[str]:
     """Problems with the codecs of either direction."""
-    up = submodel.up(statistics=plan.upload.statistics)
+    up = update_tensors(plan, submodel)
     directions = (
         ("codec_down", plan.codec_down, plan.link_down, submodel.down),
         ("codec_up", plan.codec_up, plan.link_up, up),
@@ -202,18 +246,18 @@ def _links(plan: Plan) -> Iterator[str]:
 
 def _privacy(plan: Plan, submodel: SubModel, profile: DeviceProfile) -> Iterator[str]:
     """Kinds of data that would leave the device although its profile does not allow it."""
-    if plan.objective.kind != "train":
+    if plan.objective.kind == "evaluate":
         return
     allowed = f"fleet class {profile.name!r} may send only: {', '.join(sorted(profile.may_send)) or 'nothing'}"
-    if plan.part.trained and "weights" not in profile.may_send:
+    if plan.part.learns and "weights" not in profile.may_send:
         yield f"it sends weights, and {allowed}"
     for kind in ("activations", "labels") if plan.split is not None else ():
         if kind not in profile.may_send:
             yield f"it is split and sends {kind}, and {allowed}"
     if plan.upload.label_counts and "labels" not in profile.may_send:
         yield f"it sends label counts (upload.label_counts is true), and {allowed}"
-    sends_statistics = plan.upload.statistics and any(
-        tensor.role == "statistic" for tensor in submodel.spec.tensors_of(plan.part.trained)
-    )
-    if sends_statistics and "statistics" not in profile.may_send:
-        yield f"it sends running statistics (upload.statistics is true), and {allowed}"
+    if (
+        any(tensor.role == "statistic" for tensor in update_tensors(plan, submodel))
+        and "statistics" not in profile.may_send
+    ):
+        yield f"it sends running statistics (upload.statistics is true, or it collects them), and {allowed}"

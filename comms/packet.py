@@ -43,6 +43,7 @@ class PacketKind(IntEnum):
     AGREED = 8  # no payload: the receiver makes the model from the seed and checks its hash
     INDEX_MAP = 9  # which channels narrow parts hold
     PATCH = 10  # what a model in the receiver's memory lacks at other channels
+    BLOCK = 11  # a frozen block, named by its content
 
 
 class Stamp(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ knows, and one whose builder needs values, are built at full width first, for a 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -26,7 +26,8 @@ from .parts.compare_blocks import blocks_difference
 from .parts.find_groups import find_groups
 from .parts.module_state import ModuleState
 from .parts.narrow import narrow, scale_outputs
-from .parts.part import Part, cut_of
+from .parts.part import Part, cut_of, replaced_by
+from .parts.proxies import build_proxy, check_proxy
 from .parts.slices import Slice, slices
 from .parts.structure import BlockSpec, ModelSpec
 from .randomness import seeded
@@ -183,23 +184,35 @@ class Architecture:
             self._boundaries[key] = boundary(self.blocks, front, example=self._examples.one()[0], training=training)
         return self._boundaries[key]
 
-    def new_auxiliary(self, name: str) -> LinearHead:
+    def new_auxiliary(self, name: str) -> nn.Module:
         """Build an auxiliary with its initial weights: the same bits at every call. Raises as ``empty_auxiliary``."""
-        entering, leaving = self._endpoints(name)
         seed = derive(self._seed, "auxiliary", name)
+        if replaced_by(name) is not None:
+            build = self._proxy(name)
+            with seeded(seed):
+                return build()
+        entering, leaving = self._endpoints(name)
         return build_head(entering.shape, leaving.shape, seed=seed, dtype=entering.dtype)
 
-    def empty_auxiliary(self, name: str) -> LinearHead:
+    def empty_auxiliary(self, name: str) -> nn.Module:
         """Build an auxiliary without weights, on the meta device. A head on a large map can be larger than its model.
 
-        Raises ``ValueError`` if the name's block is not followed by a cut, or if the cut's value or the model's output is not a
-        single tensor.
+        Raises ``ValueError`` if the model cannot have it: a linear head stands behind a block that is followed by a cut; a
+        proxy stands for neighbouring blocks; and what crosses the cuts is a single tensor.
         """
+        if replaced_by(name) is not None:
+            build = self._proxy(name)
+            with torch.device("meta"):
+                return build()
+        return self.empty_head(name)
+
+    def empty_head(self, name: str) -> LinearHead:
+        """A linear head without weights, on the meta device. Raises ``ValueError`` as ``empty_auxiliary``."""
         entering, leaving = self._endpoints(name)
         return empty_head(entering.shape, leaving.shape, dtype=entering.dtype)
 
     def _endpoints(self, name: str) -> tuple[Boundary, Boundary]:
-        """Input and output of an auxiliary for each sample, in the types of the model's own weights."""
+        """Input and output of a linear head for each sample, in the types of the model's own weights."""
         block, names = cut_of(name), self.blocks.spec.block_names
         if block not in names[:-1]:
             allowed = ", ".join(names[:-1]) or "no block"
@@ -207,6 +220,24 @@ class Architecture:
         entering = self.boundary(names[: names.index(block) + 1], Training())
         leaving = self.boundary(names, Training())
         return entering, leaving
+
+    def _proxy(self, name: str) -> Callable[[], nn.Module]:
+        """Builds a proxy on the device and from the random state that are then set. Raises ``ValueError`` if there is none."""
+        names, ends = self.blocks.spec.block_names, replaced_by(name)
+        assert ends is not None
+        if not set(ends) <= set(names) or not 0 < names.index(ends[0]) <= names.index(ends[1]):
+            allowed = ", ".join(names[1:]) or "no block"
+            raise ValueError(f"part.auxiliaries names {name!r}; a proxy can stand for neighbours among: {allowed}")
+        first, last = names.index(ends[0]), names.index(ends[1])
+        entering = self.boundary(names[:first], Training())
+        leaving = self.boundary(names[: last + 1], Training())
+        weights = [t for t in self.spec.tensors_of(names[first : last + 1]) if t.role == "weight"]
+        channels = weights[-1].shape[0] if weights and len(weights[-1].shape) == 4 else 0
+        try:
+            check_proxy(entering.shape, leaving.shape)
+        except ValueError as error:
+            raise ValueError(f"part.auxiliaries names {name!r}; {error}") from error
+        return partial(build_proxy, entering, leaving, channels=channels)
 
     def _auxiliary_spec(self, name: str) -> BlockSpec:
         if name not in self._auxiliaries:

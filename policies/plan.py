@@ -4,14 +4,14 @@ Policies make plans with ``view.new_plan(device)`` and change them with ``plan.w
 version of the trainer cannot carry out is refused before dispatch (``actors.support``); no field is silently ignored.
 """
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from ..comms.codec import CodecSpec
 from ..comms.links.predict import Residual
 from ..learning.parts.part import Part
-from ..learning.spec import Count, Fraction, NonNegative, Training
+from ..learning.spec import Count, Fraction, Training
 
 
 class SplitMethod(NamedTuple):
@@ -87,16 +87,14 @@ class Sparsity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Objective(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The kind of task: train on the loss, imitate one block (ProFL), or only evaluate on the device's test share.
+    """The kind of task; formulas in ``learning.training.staged``.
 
-    ``imitate``: name of the block that the part's auxiliaries learn to replace. ``distil``: weight of the distillation term
-    (0: none) at ``temperature``.
+    ``train``: on the loss. ``imitate``: the part's one trained auxiliary, a proxy, learns to do what the blocks do that it
+    stands for, which the part holds (ProFL). ``collect``: the running statistics of the part's blocks, without training.
+    ``evaluate``: metrics of the model on the device's test share.
     """
 
-    kind: Literal["train", "imitate", "evaluate"] = "train"
-    imitate: str = ""
-    distil: NonNegative = 0.0
-    temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    kind: Literal["train", "imitate", "collect", "evaluate"] = "train"
 
 
 class Upload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -165,6 +163,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.split is not None and self.split.shares_head
 
     @property
+    def sends_update(self) -> bool:
+        """Whether its device sends an update: it trains something, or collects statistics."""
+        return self.part.learns or self.objective.kind == "collect"
+
+    @property
     def trains_on_device(self) -> bool:
         """Whether its device trains blocks, so that weights travel in both directions and the device may stop early."""
         return self.split is None or self.split.method.trains_front
@@ -178,6 +181,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         size = f"{len(self.part.blocks)} blocks"
         if self.part.trained != self.part.blocks:
             size += f", {len(self.part.trained)} trained"
+        if self.objective.kind not in ("train", "evaluate"):
+            size += f", {self.objective.kind}"
+        if self.part.auxiliaries:
+            size += f", {len(self.part.auxiliaries)} auxiliaries"
         amount = f"{self.training.steps} steps" if self.training.steps else f"{self.training.epochs} epochs"
         amount += f" of {self.whole_steps}" if self.whole_steps else ""
         extras = [self.part.model] if self.part.model else []

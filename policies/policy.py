@@ -51,6 +51,7 @@ Not checked, but acted on:
 
     fits_plans        bool: it makes plans that fit their devices' memory, and leaves out devices for which there is none;
                       policies before it in a chain see ``view.fits_later``
+    distils           bool: its tasks include ensemble distillation, for which the run has a distiller and a public set
     freezes           bool: the blocks before the cut are never trained; a notice is given where their weights are random
     trunk_end         name of the last of these blocks, one of ``cuts`` (missing, "": the model's first block)
     upload_period     method: given (by keyword) the numbers of ``devices`` that can take part, devices in a ``cohort`` and

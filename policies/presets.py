@@ -128,6 +128,24 @@ PRESETS: dict[str, Preset] = {
             "data": {"public_share": 0.1},
         },
     ),
+    "profl": Preset(
+        description="block by block, shrinking and then growing: devices train what fits their memory, behind frozen blocks",
+        source="Wu, Li and Xu 2025, arXiv 2404.13349",
+        overrides={"policy": [{"name": "all"}, {"name": "profl"}, {"name": "random", "cohort": 1.0}]},
+    ),
+    "exclusive": Preset(
+        description="only devices whose memory fits the training of the whole model take part",
+        source="the baseline ExclusiveFL of Wu, Li and Xu 2025, arXiv 2404.13349",
+        overrides={"policy": [{"name": "random", "cohort": 1.0}]},
+    ),
+    "all_small": Preset(
+        description="one narrow model for all devices, which the one with the least memory can train",
+        source="the baseline AllSmall of Wu, Li and Xu 2025, arXiv 2404.13349",
+        overrides={
+            "policy": [{"name": "random", "cohort": 1.0}, {"name": "all_small"}],
+            "server": {"statistics": "batch"},
+        },
+    ),
     "heterofl": Preset(
         description="slow devices train the first 1/2, 1/4, 1/8 or 1/16 of the channels, by what they can in the median time",
         source="Diao et al. 2021, arXiv 2010.01264",

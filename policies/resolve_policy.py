@@ -26,6 +26,8 @@ from .partitioning.ecofed import EcoFed
 from .partitioning.local_loss import LocalLoss
 from .partitioning.splitfed import SplitFed
 from .policy import Chain, Policy, chain
+from .progressive.profl import ProFL
+from .pruning.common_width import AllSmall
 from .pruning.width import Width
 from .scheduling.asynchronous import Asynchronous
 from .scheduling.closing import Closing
@@ -53,6 +55,8 @@ BUILT_IN: Mapping[str, type[Policy]] = {
     "ecofed": EcoFed,
     "width": Width,
     "distillation": Distillation,
+    "profl": ProFL,
+    "all_small": AllSmall,
 }
 
 

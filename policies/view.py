@@ -28,6 +28,7 @@ class View:
     profiles        [device] declared profile; devices are numbered from 0
     samples         [device] number of local training samples
     min_samples     training samples that a device needs to take part: 2 where the model cannot be trained on a single one
+    statistics      blocks of the global model that have running statistics
     hosts           number of partition hosts, which are numbered from 0
     unreachable     devices that cannot be reached now; a plan for one of them is lost immediately
     in_flight       plans dispatched and not yet ended, by device
@@ -35,8 +36,9 @@ class View:
     last_reports    newest report of each device that has taken part
     participation   number of plans that each device has ended, for those that have taken part
     evaluation      newest evaluation of the global model: "accuracy", "loss", ... ; empty before the first
-    movement        effective movement per block (ProFL), where tracked
+    movement        effective movement by the label of the task that tracks it (ProFL)
     replay          inventory of the replay buffer (EcoFed): (trunk, cut, device, view, age in versions, bytes)
+    cached          hashes of the frozen blocks that each device has acknowledged (ProFL)
     links           acknowledged downlink version per device (ResFed), where links have memory
     memory_budgets  learned memory budget in bytes, for devices that ran out of memory below their declared one
     fits_later      a policy behind this one in the chain makes plans that fit memory, so that a selection need not check it
@@ -50,6 +52,7 @@ class View:
     profiles: Sequence[DeviceProfile]
     samples: Sequence[int]
     min_samples: int = 1
+    statistics: Set[str] = frozenset()
     hosts: int = 1
     unreachable: Set[int] = frozenset()
     in_flight: Mapping[int, Plan] = field(default_factory=lambda: MappingProxyType({}))
@@ -59,6 +62,7 @@ class View:
     evaluation: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     movement: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     replay: Sequence[tuple[str, str, int, str, int, int]] = ()
+    cached: Mapping[int, Set[str]] = field(default_factory=lambda: MappingProxyType({}))
     links: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
     memory_budgets: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
     fits_later: bool = False

@@ -83,9 +83,10 @@ class Evaluated(Event, frozen=True, kw_only=True):
     """The global model was evaluated.
 
     ``server``: metrics on the server's test set; ``families``: the same of each family of models. ``devices``: for each
-    metric mean, spread (standard deviation), worst
-    and worst_10 (mean over the worst tenth) over the devices' own test shares, ``num_devices`` of them; ``num_failed`` more
-    could not evaluate, the first of them because of ``first_error``. ``best``: no earlier evaluation of the run was as good.
+    metric mean, spread (standard deviation), worst and worst_10 (mean over the worst tenth) over the devices' own test shares,
+    ``num_devices`` of them; ``num_failed`` more could not evaluate, the first of them because of ``first_error``. ``best``: no
+    earlier evaluation of the run was as good. ``stages``: blocks and proxies of the model that was evaluated, where it is not
+    the whole global model (``Decision.path``).
     A figure that is not finite is None in events.jsonl, since JSON lacks such numbers.
     """
 
@@ -97,6 +98,7 @@ class Evaluated(Event, frozen=True, kw_only=True):
     num_failed: int = 0
     first_error: str = ""
     best: bool = False
+    stages: tuple[str, ...] = ()
 
     @property
     def figures(self) -> dict[str, float]:
@@ -135,6 +137,14 @@ class TaskEnded(Event, frozen=True, kw_only=True):
     seconds: float
 
 
+class BlocksMoved(Event, frozen=True, kw_only=True):
+    """The effective movement of some blocks over the last versions, from 0 to 1; see ``learning.movement``."""
+
+    version: int
+    label: str
+    movement: float
+
+
 class Notice(Event, frozen=True, kw_only=True):
     """Something an operator should know, such as a worker that died and is replaced."""
 
@@ -157,7 +167,9 @@ class RunEnded(Event, frozen=True, kw_only=True):
     resyncs: int = 0
 
 
-AnyEvent = RunStarted | RoundStarted | PlanEnded | VersionClosed | TaskEnded | Evaluated | Notice | RunEnded
+AnyEvent = (
+    RunStarted | RoundStarted | PlanEnded | VersionClosed | TaskEnded | BlocksMoved | Evaluated | Notice | RunEnded
+)
 
 
 def read_event(line: bytes) -> AnyEvent:
@@ -175,6 +187,7 @@ def read_event(line: bytes) -> AnyEvent:
 
 __all__ = [
     "AnyEvent",
+    "BlocksMoved",
     "Evaluated",
     "Event",
     "Notice",

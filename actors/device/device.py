@@ -24,20 +24,21 @@ from ...learning.parts.submodel import SubModel
 from ...learning.tensors import as_arrays, as_tensors
 from ...learning.training.evaluation import evaluate
 from ...learning.training.losses import make_loss
-from ...learning.training.training import TrainingResult, train
+from ...learning.training.training import TrainingResult
 from ...learning.workload import Workload
 from ...learning.workload_settings import WorkloadSettings
 from ...policies.plan import Plan
 from ...policies.report import Measured, Outcome, Report
 from ..messages.dense_packets import open_weights, seal_update
 from ..messages.host_messages import HostLink
-from ..messages.messages import array_specs, update_context, update_stamp
+from ..messages.messages import array_specs, update_context, update_stamp, update_tensors
 from ..messages.places import Places
 from ..messages.plan_message import read_plan
-from ..messages.trunk import Trunk
 from .device_leg import train_front, upload
+from .held_blocks import HeldBlocks
 from .held_maps import HeldMaps
 from .module import Module, Modules
+from .objectives import OBJECTIVES
 from .resource_usage import ResourceUsage
 
 _OUT_OF_MEMORY_WORDS = ("DefaultCPUAllocator", "can't allocate memory", "out of memory")
@@ -54,7 +55,7 @@ class Device:
         """Data and model are loaded at the first plan."""
         self.workload = Workload(settings)
         self._modules = Modules()
-        self._trunk = Trunk(self.workload)
+        self._blocks = HeldBlocks(self.workload)
         self._maps = HeldMaps(self.workload)
         self._places = Places(self.workload)
         # Of the current plan: its stage, the version that the device holds, and its end of the link.
@@ -138,23 +139,15 @@ class Device:
         """Train the plan's part; the blocks of a split plan by way of its host."""
         if plan.split is not None:
             return train_front(plan, module, samples, host, self.workload, over=_time_limit(plan))
-        return train(
-            module.model,
-            samples,
-            training=plan.training,
-            loss=make_loss(plan.training.loss),
-            transform=self.workload.data.train_transform,
-            seed=plan.seed,
-            trainable=self.workload.submodel(plan.part).trained,
-            over=_time_limit(plan),
-        )
+        return OBJECTIVES[plan.objective.kind](plan, module, samples, self.workload, _time_limit(plan))
 
     def _open(self, plan: Plan, packets: Sequence[Array]) -> tuple[Module, dict[str, Tensor]]:
         """The module with the received tensors, and these tensors, to which the update is the difference."""
         submodel = self.workload.submodel(plan.part)
-        packets = self._maps.take(plan.part, packets)
-        base = as_tensors(self._receive(plan, submodel, packets)) | self._trunk.tensors(plan.part)
-        module = self._modules.get(self.workload.architecture(plan.part), channels_last=plan.training.channels_last)
+        packets = self._blocks.take(plan.part, self._maps.take(plan.part, packets))
+        base = as_tensors(self._receive(plan, submodel, packets)) | self._blocks.tensors(plan.part)
+        architecture = self.workload.architecture(plan.part)
+        module = self._modules.get(architecture, channels_last=plan.training.channels_last, part=plan.part)
         module.check_frozen(submodel, plan.part.frozen)
         module.load(base, plan.part.auxiliaries)
         return module, base
@@ -197,7 +190,7 @@ class Device:
         """The update packet: differences to what was received, weights, or residuals."""
         if plan.link_up is None:
             return seal_update(trained, base, plan, submodel=self.workload.submodel(plan.part))
-        specs = array_specs(self.workload.submodel(plan.part).up(statistics=plan.upload.statistics))
+        specs = array_specs(update_tensors(plan, self.workload.submodel(plan.part)))
         values = as_arrays({spec.name: trained[spec.name] for spec in specs})
         return self._seal_residual(values, as_arrays(base), specs, plan)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...comms.errors import OutOfSync
 from ...learning.architecture import Architecture
 from ...learning.parts.blocks import Blocks, cut
+from ...learning.parts.part import Part
 from ...learning.parts.submodel import SubModel
 from ..messages.trunk import content_hash
 
@@ -24,9 +25,13 @@ _MAX_MODULES = 8  # of different widths, families and memory formats
 class Module:
     """A module of one architecture, with its initial buffers and the auxiliaries that plans name."""
 
-    def __init__(self, architecture: Architecture, *, channels_last: bool) -> None:
-        """Build the model."""
+    def __init__(
+        self, architecture: Architecture, *, channels_last: bool, blocks: tuple[str, ...] | None = None
+    ) -> None:
+        """Build the model. ``blocks``: those that are held (None: all); the parameters of the others take no memory."""
         model = architecture.new_model()
+        if blocks is not None:
+            _empty(model, architecture, without=blocks)
         if channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
@@ -80,19 +85,34 @@ class Module:
                 state[name].copy_(tensor)
 
 
+def _empty(model: nn.Module, architecture: Architecture, *, without: tuple[str, ...]) -> None:
+    """Replace parameters and running statistics of all blocks but these by empty tensors; their dimensions say where to cut."""
+    spec = architecture.blocks.spec
+    held = {tensor.name for tensor in spec.tensors_of(without)}
+    others = {t.name for block in spec.blocks for t in block.tensors if t.role != "counter"} - held
+    for prefix, module in model.named_modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if f"{prefix}.{name}".lstrip(".") in others:
+                parameter.data = parameter.new_empty((0,) * parameter.dim())
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if f"{prefix}.{name}".lstrip(".") in others:
+                module._buffers[name] = buffer.new_empty((0,) * buffer.dim())
+
+
 class Modules:
-    """The modules of a worker, by architecture and memory format. The most recently used few are kept."""
+    """The modules of a worker, by architecture, memory format and blocks. The most recently used few are kept."""
 
     def __init__(self) -> None:
         """No module."""
-        self._kept: OrderedDict[tuple[Architecture, bool], Module] = OrderedDict()
+        self._kept: OrderedDict[tuple[Architecture, bool, tuple[str, ...] | None], Module] = OrderedDict()
 
-    def get(self, architecture: Architecture, *, channels_last: bool) -> Module:
-        """The module of an architecture; built when it is first needed."""
-        key = architecture, channels_last
+    def get(self, architecture: Architecture, *, channels_last: bool, part: Part | None = None) -> Module:
+        """The module of an architecture, with the blocks of ``part``; built when it is first needed."""
+        blocks = None if part is None or part.blocks == architecture.blocks.spec.block_names else part.blocks
+        key = architecture, channels_last, blocks
         if key not in self._kept:
             if len(self._kept) >= _MAX_MODULES:  # before the new one is built: a worker may have room for few
                 self._kept.popitem(last=False)
-            self._kept[key] = Module(architecture, channels_last=channels_last)
+            self._kept[key] = Module(architecture, channels_last=channels_last, blocks=blocks)
         self._kept.move_to_end(key)
         return self._kept[key]

@@ -80,7 +80,10 @@ class SlotMaker:
         if len(packets) != expected:
             raise MismatchedPacket(f"{len(packets)} packets with the host's blocks were received; {expected} expected")
         arrays = open_weights(packets[0], plan, submodel) if packets else {}
-        base, channels_last = as_tensors(arrays) | self._trunk.tensors(submodel.part), plan.training.channels_last
+        base, channels_last = (
+            as_tensors(arrays) | self._trunk.tensors(submodel.part.cached),
+            plan.training.channels_last,
+        )
         architecture = self.workload.architecture(submodel.part)
         free = self._free.setdefault((architecture, channels_last), [])
         module = free.pop() if free else Module(architecture, channels_last=channels_last)

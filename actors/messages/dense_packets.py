@@ -11,7 +11,7 @@ from ...comms.packet import seal, unseal
 from ...learning.parts.submodel import SubModel
 from ...learning.tensors import as_arrays
 from ...policies.plan import Plan
-from .messages import array_specs, update_context, update_stamp, weights_stamp
+from .messages import array_specs, update_context, update_stamp, update_tensors, weights_stamp
 
 
 def seal_weights(plan: Plan, tensors: Mapping[str, Tensor], submodel: SubModel) -> Array:
@@ -48,7 +48,7 @@ def seal_update(
 
     ``trained``, ``base``: tensors by name, after training and as they were received.
     """
-    specs = array_specs(submodel.up(statistics=plan.upload.statistics))
+    specs = array_specs(update_tensors(plan, submodel))
     values = as_arrays({tensor.name: trained[tensor.name] for tensor in specs})
     packet, _ = seal(
         values,
@@ -65,7 +65,7 @@ def open_update(packet: Array, plan: Plan, submodel: SubModel, *, leg: int = 0) 
 
     Raises a ``PacketError`` for a packet that is invalid or holds values that are not finite.
     """
-    specs = array_specs(submodel.up(statistics=plan.upload.statistics))
+    specs = array_specs(update_tensors(plan, submodel))
     return unseal(
         packet,
         codec=make_codec(plan.codec_up),

@@ -8,6 +8,7 @@ from ...comms.links.memory import LinkState
 from ...comms.links.receive import context_for
 from ...comms.packet import PacketKind, Stamp
 from ...learning.parts.structure import TensorSpec
+from ...learning.parts.submodel import SubModel
 from ...policies.plan import Plan
 
 
@@ -56,6 +57,13 @@ class Dispatch:
 def array_specs(tensors: tuple[TensorSpec, ...]) -> tuple[ArraySpec, ...]:
     """The arrays in a packet of these tensors, before its codec."""
     return tuple(ArraySpec(t.name, t.shape, t.dtype, role=t.role) for t in tensors)
+
+
+def update_tensors(plan: Plan, submodel: SubModel) -> tuple[TensorSpec, ...]:
+    """The tensors in a plan's update. ``submodel``: the part of one leg of the plan, compiled."""
+    if plan.objective.kind == "collect":
+        return submodel.statistics
+    return submodel.up(statistics=plan.upload.statistics)
 
 
 def weights_stamp(version: int) -> Stamp:

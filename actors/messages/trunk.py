@@ -5,7 +5,7 @@ arXiv 2304.05495).
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import ClassVar
 
@@ -82,14 +82,14 @@ class Trunk:
         """Hashes of the initial model's blocks."""
         return BlockHashes(self._workload.spec, self._first)
 
-    def tensors(self, part: Part) -> dict[str, Tensor]:
-        """The tensors of the blocks in ``part.cached``; raises ``OutOfSync`` if a hash differs from the one that it names."""
-        if not part.cached:  # a device that holds a narrow part has no need to build the full model
+    def tensors(self, cached: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+        """The tensors of these blocks, each with its hash; raises ``OutOfSync`` if a block has another hash."""
+        if not cached:  # a device that holds a narrow part has no need to build the full model
             return {}
-        for name, expected in part.cached:
+        for name, expected in cached:
             if (own := self.hashes.block(name)) != expected:
                 raise OutOfSync(f"block {name!r} of the trunk is {own} here, where the plan names {expected}")
-        names = tuple(name for name, _ in part.cached)
+        names = tuple(name for name, _ in cached)
         return {t.name: self._first[t.name] for t in self._workload.spec.tensors_of(names) if t.role != "counter"}
 
     @cached_property

@@ -24,7 +24,7 @@ from ...learning.tensors import as_arrays, as_tensors, at_least_float32, subtrac
 from ...policies.plan import Plan
 from ...policies.report import Report
 from ..messages.dense_packets import open_update
-from ..messages.messages import Dispatch, Message, array_specs
+from ..messages.messages import Dispatch, Message, array_specs, update_tensors
 from ..messages.trunk import BlockHashes
 from .dense_downlink import Compile, DenseDownlink
 from .links import ServerLinks
@@ -263,7 +263,7 @@ class ResidualRoute:
         """The residuals as differences, and the device's model; a dense update if the uplink has no memory."""
         if packet is None or plan.link_up is None:
             return self._dense.open(plan, packet, host)
-        specs = array_specs(self._dense.submodel(plan.part).up(statistics=plan.upload.statistics))
+        specs = array_specs(update_tensors(plan, self._dense.submodel(plan.part)))
         residuals, local, residuals_are_update = self._links.open_update(plan, packet, specs)
         return Opened(
             as_tensors(residuals) if residuals_are_update else subtract(local, self._links.sent(plan).arrays), local

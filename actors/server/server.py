@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...clusters.scratch import Scratch
 from ...comms.channel import Channel
@@ -26,6 +26,7 @@ from ...comms.errors import MismatchedPacket
 from ...comms.links.memory import LinkState
 from ...learning.aggregation import NEGATIVE_ZERO, Fold
 from ...learning.data.types import Samples
+from ...learning.parts.blocks import Blocks, cut
 from ...learning.parts.part import Part
 from ...learning.parts.slices import gather, put
 from ...learning.parts.structure import Role
@@ -44,6 +45,7 @@ from ..messages.places import Places
 from ..messages.trunk import BlockHashes
 from ..plan_listener import PlanListener
 from .dense_downlink import DenseDownlink
+from .frozen_blocks import FrozenBlocks
 from .index_maps import IndexMaps
 from .links import ServerLinks
 from .prepare_plan import add_auxiliaries, add_hashes, normal
@@ -62,8 +64,8 @@ class Server(PlanListener):
 
     SAVED: ClassVar = {"version": CountOrZero, "store": Store, "links": ServerLinks, "_fold": Fold, "_dense": DenseDownlink,
                        "_shared_heads": SharedHeads, "_hashes": BlockHashes, "_roles": dict[str, Role],
-                       "_residual": ResidualRoute, "maps": IndexMaps}  # fmt: skip
-    NOT_SAVED = ("workload", "_optimiser", "_models", "tensors", "_test", "_routes")
+                       "_residual": ResidualRoute, "maps": IndexMaps, "blocks": FrozenBlocks}  # fmt: skip
+    NOT_SAVED = ("workload", "_optimiser", "_models", "tensors", "_test", "_routes", "_blocks")
 
     def __init__(
         self,
@@ -110,6 +112,7 @@ class Server(PlanListener):
         self._dense = DenseDownlink(channel, workload.submodel)
         self._shared_heads = SharedHeads(channel, workload.submodel, self.tensors)
         self.maps = IndexMaps(channel, workload, self.tensors)
+        self.blocks = FrozenBlocks(channel, workload, self.store["model"], self._hashes)
         dense = DenseRoute(self._dense, self.tensors, workload.submodel)
         self._residual = ResidualRoute(dense, self.links, self.store)
         split = SplitRoute(dense, self._shared_heads, self._hashes)
@@ -140,8 +143,8 @@ class Server(PlanListener):
             self.links.downlinks.count()
         add_auxiliaries(plan.part, self.workload, tensors=self.store["auxiliaries"], roles=self._roles)
         plan = self.maps.named(normal(plan))
-        plan = add_hashes(plan, self.workload.submodel(plan.part), self._hashes)
-        return self.maps.attached(self._route(plan).send(plan))
+        plan = self.blocks.named(add_hashes(plan, self.workload.submodel(plan.part), self._hashes))
+        return self.blocks.attached(self.maps.attached(self._route(plan).send(plan)))
 
     def send_to_evaluate(self, plan: Plan) -> Dispatch | None:
         """The packets of a plan that evaluates; no state of the run changes.
@@ -160,7 +163,7 @@ class Server(PlanListener):
 
         ``packet``: None if the device trains nothing. ``host``: the update of the host's leg of a split plan.
         """
-        if (packet is None) != (not plan.part.trained):
+        if (packet is None) != (not plan.sends_update):
             problem = (
                 "its device's update is missing" if packet is None else "its device sent an update, and trains nothing"
             )
@@ -174,7 +177,7 @@ class Server(PlanListener):
         """
         names = self.workload.family(plan.part.model).spec.block_names
         part = msgspec.structs.replace(
-            plan.part, blocks=names, trained=names, cached=(), frozen="", head="", auxiliaries=()
+            plan.part, blocks=names, trained=names, cached=(), frozen="", head="", auxiliaries=(), untrained=()
         )
         submodel = self.workload.submodel(part)
         tensors, start = submodel.gather(self.tensors), self._route(plan).start(plan)
@@ -294,16 +297,18 @@ class Server(PlanListener):
                 )
         return stepped
 
-    def evaluate(self, training: Training, *, batch_size: int, family: str = "") -> dict[str, float]:
+    def evaluate(
+        self, training: Training, *, batch_size: int, family: str = "", path: Part | None = None
+    ) -> dict[str, float]:
         """Metrics of the current model on the server's test set; empty if the server has none. The model is unchanged.
 
-        ``family``: of the model; "" is the global one.
+        ``family``: of the model; "" is the global one. ``path``: the part that stands for it (None: all of it).
         """
         samples = self._test
         if samples is None:
             return {}
         return evaluate(
-            self._models[family],
+            self._model(family, path),
             samples,
             loss=make_loss(training.loss),
             metrics=self.workload.metrics,
@@ -312,6 +317,27 @@ class Server(PlanListener):
             channels_last=training.channels_last,
             precision=training.precision,
         )
+
+    def _model(self, family: str, path: Part | None) -> nn.Module:
+        """A module that shares the store's tensors: a family's model, or the stages of a part of the global one."""
+        if path is None or path.blocks == self.workload.spec.block_names:
+            return self._models[family]
+        add_auxiliaries(path, self.workload, tensors=self.store["auxiliaries"], roles=self._roles)
+        modules = []
+        for stage in self.workload.submodel(path).stages:
+            if not stage.auxiliary:
+                modules.append(self._blocks.modules[stage.name])
+                continue
+            module = self.workload.family("").empty_auxiliary(stage.name)
+            names = {name: f"{stage.name}.{name}" for name in module.state_dict()}
+            module.load_state_dict({own: self.store["auxiliaries"][name] for own, name in names.items()}, assign=True)
+            modules.append(module)
+        return nn.Sequential(*modules)
+
+    @cached_property
+    def _blocks(self) -> Blocks:
+        """The global model for evaluation, in blocks that share its tensors."""
+        return cut(self._models[""])
 
     @cached_property
     def _test(self) -> Samples | None:

@@ -16,7 +16,7 @@ from ...comms.errors import MismatchedPacket
 from ...learning.aggregation import Fold
 from ...learning.tensors import at_least_float32
 from ...policies.plan import Plan
-from ..messages.messages import Message
+from ..messages.messages import Message, update_tensors
 from ..support import PlanRefused
 from .dense_downlink import Compile, send_weights, sent_weights
 
@@ -65,7 +65,7 @@ class SharedHeads:
         self.check_open(plan)
         self.ended(plan)
         submodel = self._submodel(plan.part)
-        own = {t.name for t in submodel.up(statistics=plan.upload.statistics)}
+        own = {t.name for t in update_tensors(plan, submodel)}
         added = self._added.setdefault(_host(plan), {})
         others = {name: difference for name, difference in update.items() if name not in own}
         for name, difference in submodel.server_names(others).items():

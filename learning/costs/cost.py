@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..data.batches import largest_micro_batch
 from ..parts.auxiliaries import LinearHead
+from ..parts.part import blocks_of, replaced_by
 from ..parts.structure import frozen_modules
 from ..parts.submodel import SubModel
 from ..randomness import preserved_rng
@@ -107,14 +108,20 @@ def profile(run: DryRun) -> PartProfile:
 def _check(submodel: SubModel, head: nn.Module | None) -> None:
     part, names = submodel.part, submodel.spec.block_names
     submodel.spec.tensors_of(part.blocks)  # refuses unknown names
+    covered = set(part.blocks)
+    for auxiliary in part.auxiliaries:
+        if replaced_by(auxiliary) is not None:
+            covered |= set(blocks_of(auxiliary, names))
     start = names.index(part.blocks[0]) if part.blocks else 0
-    if not part.blocks or part.blocks != names[start : start + len(part.blocks)]:
+    neighbours = names[start : start + len(covered)]
+    if not part.blocks or covered != set(neighbours) or part.blocks != tuple(n for n in names if n in part.blocks):
         raise ValueError(f"part.blocks is {part.blocks}; it must be neighbours, in order, of these: {', '.join(names)}")
     if extra := set(part.trained) - set(part.blocks):
         raise ValueError(f"part.trained names {min(extra)!r}, which is not in part.blocks: {', '.join(part.blocks)}")
-    if (head is None) != (not part.head) or part.auxiliaries != ((part.head,) if part.head else ()):
+    heads = tuple(name for name in part.auxiliaries if replaced_by(name) is None)
+    if (head is None) != (not part.head) or heads != ((part.head,) if part.head else ()):
         raise ValueError(
-            f"part has head {part.head!r} and {len(part.auxiliaries)} auxiliaries; "
+            f"part has head {part.head!r} and {len(heads)} auxiliary heads; "
             f"costs are known with the model's own head, or one auxiliary head"
         )
 

@@ -4,10 +4,10 @@ It does the same as local training: frozen blocks before the first trained one r
 gradients, and autocast and checkpointing follow the settings. It runs on copies; the model's own tensors are not changed.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from ..parts.auxiliaries import LinearHead
+from ..parts.part import blocks_of, replaced_by
 from ..parts.submodel import SubModel
 from ..spec import Training
 from ..training.precision import autocast
+from ..training.staged import entering, imitation_loss, run_stages
 from ..training.training import densify
 from .flops import FlopCounter
 from .memory import Allocations
@@ -32,7 +34,8 @@ class DryRun:
     """Arguments of a dry run, see ``cost.part_cost``.
 
     ``head``: the auxiliary that ``part.head`` names; its weights are not used and may be on the meta device. ``ahead``: number
-    of micro-batches whose backward pass is outstanding at the same time, see ``training.ahead``.
+    of micro-batches whose backward pass is outstanding at the same time, see ``training.ahead``. ``proxies``: by name, those of
+    the part. ``objective``: see ``training.staged``.
     """
 
     submodel: SubModel
@@ -42,6 +45,12 @@ class DryRun:
     entering_gradient: bool = True
     head: LinearHead | None = None
     ahead: int = 1
+    proxies: Mapping[str, nn.Module] = field(default_factory=lambda: MappingProxyType({}))
+    objective: str = "train"
+
+    def module(self, name: str) -> nn.Module:
+        """A block or a proxy."""
+        return self.proxies[name] if name in self.proxies else self.submodel.blocks.modules[name]
 
     def prepare(self, batch: int) -> "TrialStep":
         """Set up a training step on ``batch`` copies of the example."""
@@ -56,7 +65,12 @@ class DryRun:
         if first > 0 and x.is_floating_point():
             x = x.detach().requires_grad_(self.entering_gradient)
         head = HeadCost(self.head, self.training) if self.head is not None else None
-        states = {stage.name: self._state(stage.module, trained=stage.trained) for stage in self.submodel.stages}
+        states = {
+            stage.name: self._state(self.module(stage.name), trained=stage.trained) for stage in self.submodel.stages
+        }
+        learned = {*self.submodel.part.trained_auxiliaries}
+        for name in self.proxies.keys() - states.keys():  # one that imitates blocks of the part
+            states[name] = self._state(self.proxies[name], trained=name in learned)
         return TrialStep(self, states, x, y, head)
 
     def _state(self, block: nn.Module, *, trained: bool) -> dict[str, Tensor]:
@@ -146,23 +160,34 @@ class TrialStep:
     head: HeadCost | None
 
     def forward(self) -> Any:
-        """The output of the last block, or of the head."""
-        x = self.x
-        needs_grad = x.requires_grad
-        for name, module, trained in self.run.submodel.stages:
-            needs_grad = needs_grad or trained
-            recomputed = self.run.training.checkpointing and trained
-            with nullcontext() if needs_grad else torch.no_grad(), autocast(self.run.training.precision):
-                call = partial(functional_call, module, self.states[name])
-                x = checkpoint(call, (x,), use_reentrant=False, preserve_rng_state=False) if recomputed else call((x,))
+        """The output of the last stage, or of the head; of a proxy that imitates blocks, its output and theirs."""
+        stages, x = self.run.submodel.stages, self.x
+        with autocast(self.run.training.precision):
+            if self.run.objective == "imitate":
+                (student,) = self.states.keys() - {stage.name for stage in stages}
+                before, blocks = entering(stages, blocks_of(student, self.run.submodel.spec.block_names))
+                h = run_stages(before, self._call, x)
+                return self._call(student, h), run_stages(blocks, self._call, h)
+            x = run_stages(stages, self._call, x, learning=x.requires_grad)
         return x if self.head is None else self.head(x)
+
+    def _call(self, name: str, x: Any) -> Any:
+        """The output of one stage; of a trained one, recomputed in the backward pass under ``training.checkpointing``."""
+        call = partial(functional_call, self.run.module(name), self.states[name])
+        trained = {*self.run.submodel.part.trained, *self.run.submodel.part.trained_auxiliaries}
+        if self.run.training.checkpointing and name in trained:
+            return checkpoint(call, (x,), use_reentrant=False, preserve_rng_state=False)
+        return call((x,))
 
     def backward(self, output: Any) -> None:
         """Backward pass from the loss, or from the sum of the part's output; does nothing if nothing is trained."""
         if not self.trained and self.head is None:
             return
+        stages = self.run.submodel.stages
         with autocast(self.run.training.precision):
-            if self.head is not None or self.run.submodel.part.blocks[-1] == self.run.submodel.spec.block_names[-1]:
+            if self.run.objective == "imitate":
+                value = imitation_loss(*output)
+            elif self.head is not None or stages[-1].name in _last_stages(self.run.submodel):
                 value = self.run.loss(output, self.y)
             else:
                 value = torch.stack([t.sum() for t in tree_leaves(output) if isinstance(t, Tensor)]).sum()
@@ -185,3 +210,10 @@ class TrialStep:
     def trained(self) -> list[Tensor]:
         """Tensors that get gradients."""
         return list({id(t): t for state in self.states.values() for t in state.values() if t.requires_grad}.values())
+
+
+def _last_stages(submodel: SubModel) -> set[str]:
+    """The stages whose output is the model's: the last block, and a proxy that stands for it."""
+    last = submodel.spec.block_names[-1]
+    ends = {name: replaced_by(name) for name in submodel.part.auxiliaries}
+    return {last, *(name for name, end in ends.items() if end is not None and end[1] == last)}

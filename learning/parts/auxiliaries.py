@@ -1,9 +1,9 @@
 """Auxiliaries: small networks that are trained in addition to the model, and do not belong to it.
 
-A *linear head* at a cut replaces all blocks behind it, so that the blocks before it can be trained by a local loss (local
-losses in split learning: Han et al. 2021, in EcoFed's code one fully connected layer behind the second block; Wu et al., IEEE
-TPDS 2024, arXiv 2304.05495). Its name is ``linear@CUT`` (``part.linear_head``), where CUT is the last block before it; its
-tensors are ``linear@CUT.weight`` and ``linear@CUT.bias``.
+They are linear heads, described here, and proxies (``proxies``). A *linear head* at a cut replaces all blocks behind it, so
+that the blocks before it can be trained by a local loss (local losses in split learning: Han et al. 2021, in EcoFed's code one
+fully connected layer behind the second block; Wu et al., IEEE TPDS 2024, arXiv 2304.05495). Its name is ``linear@CUT``
+(``part.linear_head``), where CUT is the last block before it; its tensors are ``linear@CUT.weight`` and ``linear@CUT.bias``.
 """
 
 import math

@@ -37,7 +37,9 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         scaled: while training, the outputs of narrowed layers are divided by ``width`` (HeteroFL's scaler, arXiv 2010.01264).
         index_map: content hash of the map that says which channels are held; "" until the runtime fills it in.
         head: name of an auxiliary head in place of the model's own; "" means the model's own.
-        auxiliaries: proxies and heads trained with the part, by their names in the server's ``auxiliaries`` section.
+        auxiliaries: proxies and heads that are held and sent with the part, by their names in the server's ``auxiliaries``
+            section. A proxy stands in the forward pass in place of the blocks that it names (``proxy``).
+        untrained: those of the auxiliaries that are not trained.
     """
 
     blocks: tuple[str, ...]
@@ -53,6 +55,17 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     index_map: str = ""
     head: str = ""
     auxiliaries: tuple[str, ...] = ()
+    untrained: tuple[str, ...] = ()
+
+    @property
+    def trained_auxiliaries(self) -> tuple[str, ...]:
+        """The auxiliaries that are trained."""
+        return tuple(name for name in self.auxiliaries if name not in self.untrained)
+
+    @property
+    def learns(self) -> bool:
+        """Whether anything is trained."""
+        return bool(self.trained or self.trained_auxiliaries)
 
     @property
     def sent(self) -> tuple[str, ...]:
@@ -75,6 +88,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 _LINEAR = "linear@"
+_PROXY = "proxy@"
+_TO = ".."
 
 
 def linear_head(cut: str) -> str:
@@ -83,10 +98,52 @@ def linear_head(cut: str) -> str:
 
 
 def cut_of(auxiliary: str) -> str:
-    """The last block before an auxiliary. Raises ``ValueError`` if ``auxiliary`` is not the name of one."""
-    if not auxiliary.startswith(_LINEAR):
-        raise ValueError(f"part.auxiliaries names {auxiliary!r}; allowed: {_LINEAR}CUT, a linear head behind block CUT")
-    return auxiliary.removeprefix(_LINEAR)
+    """The last block before an auxiliary head; "" if ``auxiliary`` is not the name of one."""
+    return auxiliary.removeprefix(_LINEAR) if auxiliary.startswith(_LINEAR) else ""
+
+
+def proxy(first: str, last: str) -> str:
+    """The name of the proxy that stands in place of the blocks from ``first`` to ``last``."""
+    return f"{_PROXY}{first}{_TO}{last}"
+
+
+def replaced_by(auxiliary: str) -> tuple[str, str] | None:
+    """The first and the last block that a proxy stands for; None if ``auxiliary`` is not the name of one."""
+    first, found, last = auxiliary.removeprefix(_PROXY).partition(_TO)
+    return (first, last) if auxiliary.startswith(_PROXY) and found else None
+
+
+def blocks_of(auxiliary: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The blocks that a proxy stands for; ``names``: the model's. Raises ``ValueError`` if it is no proxy of such blocks."""
+    ends = replaced_by(auxiliary)
+    if ends is None or not set(ends) <= set(names) or names.index(ends[0]) > names.index(ends[1]):
+        raise ValueError(
+            f"part.auxiliaries names {auxiliary!r}; a proxy stands for neighbouring blocks of: {', '.join(names)}"
+        )
+    return names[names.index(ends[0]) : names.index(ends[1]) + 1]
+
+
+def path(part: Part, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The stages of a part's forward pass, blocks and proxies, in order. ``names``: the model's blocks.
+
+    Blocks behind the last stage are left out: they run on a host, or an auxiliary head replaces them. Raises ``ValueError`` if
+    a proxy is of blocks that the model does not have, or if blocks in between are missing or covered twice.
+    """
+    stages, covered = list[str](), dict[str, str]()
+    for name in part.auxiliaries:
+        if replaced_by(name) is None:
+            continue
+        for block in blocks_of(name, names):
+            if block in covered:
+                raise ValueError(
+                    f"part.auxiliaries names {covered[block]!r} and {name!r}, which both stand for {block!r}"
+                )
+            covered[block] = name
+    for block in names:
+        stage = block if block in part.blocks else covered.get(block, "")
+        if stage and stage not in stages[-1:]:
+            stages.append(stage)
+    return tuple(stages)
 
 
 def whole(spec: ModelSpec, *, model: str = "") -> Part:

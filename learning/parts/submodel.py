@@ -15,20 +15,23 @@ from functools import cached_property
 from typing import NamedTuple
 
 import msgspec
-from torch import Tensor, nn
+from torch import Tensor
 
 from .blocks import Blocks
-from .part import Part
+from .part import Part, path
 from .slices import Slice, gather
 from .structure import ModelSpec, TensorSpec
 
 
 class Stage(NamedTuple):
-    """One step of a part's forward pass: a block of the model, and whether it is trained."""
+    """One step of a part's forward pass: a block of the model or a proxy, and whether it is trained.
+
+    ``auxiliary``: whether it is a proxy; its module is not part of ``SubModel.blocks``.
+    """
 
     name: str
-    module: nn.Module
     trained: bool
+    auxiliary: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +59,10 @@ class SubModel:
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """The blocks that are held, in the order of the forward pass."""
-        return tuple(Stage(name, self.blocks.modules[name], name in self.part.trained) for name in self.part.blocks)
+        """Blocks that are held, and the proxies in place of others, in the order of the forward pass."""
+        learns = {*self.part.trained, *self.part.trained_auxiliaries}
+        names = path(self.part, self.spec.block_names)
+        return tuple(Stage(name, name in learns, name in self.part.auxiliaries) for name in names)
 
     @cached_property
     def down(self) -> tuple[TensorSpec, ...]:
@@ -68,8 +73,14 @@ class SubModel:
     def up(self, *, statistics: bool) -> tuple[TensorSpec, ...]:
         """Tensors sent back: those of trained blocks and auxiliaries; running statistics only if ``statistics``."""
         excluded = {"counter"} if statistics else {"counter", "statistic"}
-        tensors = (*self.spec.tensors_of(self.part.trained), *self.spec.auxiliary_tensors(self.part.auxiliaries))
+        learned = self.spec.auxiliary_tensors(self.part.trained_auxiliaries)
+        tensors = (*self.spec.tensors_of(self.part.trained), *learned)
         return tuple(t for t in tensors if t.role not in excluded and not t.frozen)
+
+    @cached_property
+    def statistics(self) -> tuple[TensorSpec, ...]:
+        """Running statistics of the blocks that are held, in model order: what a plan that collects them sends back."""
+        return tuple(t for t in self.spec.tensors_of(self.part.blocks) if t.role == "statistic" and not t.frozen)
 
     @cached_property
     def trained(self) -> tuple[str, ...]:
@@ -83,8 +94,10 @@ class SubModel:
 
     @cached_property
     def parameters(self) -> int:
-        """Number of scalars in the parameters of the blocks that are held."""
-        return sum(t.items for t in self.spec.tensors_of(self.part.blocks) if t.role in ("weight", "vector"))
+        """Number of scalars in the parameters of the blocks that are held, and of the proxies in place of others."""
+        proxies = self.spec.auxiliary_tensors(tuple(stage.name for stage in self.stages if stage.auxiliary))
+        tensors = (*self.spec.tensors_of(self.part.blocks), *proxies)
+        return sum(t.items for t in tensors if t.role in ("weight", "vector"))
 
     def rest(self, *, frozen_to: str = "") -> Part:
         """The remaining blocks of the model: the host's part of a split plan.
@@ -102,6 +115,7 @@ class SubModel:
             frozen="",
             head="",
             auxiliaries=(),
+            untrained=(),
         )
 
     def gather(self, tensors: Mapping[str, Tensor], specs: Iterable[TensorSpec] | None = None) -> dict[str, Tensor]:

@@ -45,6 +45,7 @@ class Distillation:
     from_round: CountOrZero = 0
 
     needs: ClassVar[Mapping[str, str]] = NEEDS_PLANS
+    distils: ClassVar[bool] = True
     forbids_before: ClassVar[Mapping[str, str]] = _ONE_TASK
     forbids_behind: ClassVar[Mapping[str, str]] = _ONE_TASK
 

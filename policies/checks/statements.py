@@ -33,6 +33,8 @@ _DEEDS = {
     "deadline_s": "has devices stop early",
     "close_at": "sets the number of updates that closes a version",
     "tasks": "gives the server a task",
+    "part": "sets what part of the model is trained",
+    "path": "sets what stands for the model",
     "keep_open": "keeps versions open for plans to come",
 }
 
@@ -65,6 +67,7 @@ class Statements:
     cuts: Sequence[str] = ()
     auxiliaries: Callable[[Sequence[str]], Sequence[str]] | None = None
     fits_plans: bool = False
+    distils: bool = False
     freezes: bool = False
     trunk_end: str = ""
     upload_period: Callable[..., UploadPeriod] | None = None

@@ -70,8 +70,8 @@ def _stated(policy: Policy) -> list[tuple[str, Statements]]:
 
 
 def _check_tasks(who: str, stated: Statements, config: Config) -> None:
-    """A policy that gives the server tasks needs a public set."""
-    if "tasks" in stated.written and not config.data.public_share and config.server.public is None:
+    """A policy that distils needs a public set."""
+    if stated.distils and not config.data.public_share and config.server.public is None:
         raise ConfigError(
             f"data.public_share is 0 and server.public is null; {who} distils on a public set: allowed are a share above 0, "
             "such as 0.1, or another data set"
@@ -89,7 +89,7 @@ def _check_families(chain: Sequence[Statements], config: Config, fleet: Fleet) -
     """Each family of models must be trained: by a class of the fleet, or by a task of the server."""
     used = {device_class.model for device_class in fleet.classes}
     unused = [name for name in config.models if name not in used]
-    if unused and not any("tasks" in stated.written for stated in chain):
+    if unused and not any(stated.distils for stated in chain):
         raise ConfigError(
             f"models names {unused[0]!r}, which would never be trained: it is the model of no class of the fleet; "
             "allowed: names that classes have as their model, or a policy that distils, such as {name: distillation}"
@@ -163,7 +163,7 @@ def _check_cuts(who: str, stated: Statements, workload: "Workload", family: str,
     """
     model, of = workload.family(family), f" of models.{family}" if family else ""
     names = model.spec.block_names
-    if "split" in stated.written and (fault := model.cut_fault):
+    if {"split", "path"} & set(stated.written) and (fault := model.cut_fault):
         which = f"the model models.{family}" if family else "the model"
         raise ConfigError(f"{who} cuts {which}, which cannot be cut: {fault}")
     if unknown := [cut for cut in stated.cuts if cut not in names[:-1]]:
@@ -194,9 +194,9 @@ def _check_narrow(who: str, workload: "Workload", family: str) -> None:
         )
 
 
-def gives_tasks(policy: Policy) -> bool:
-    """Whether a policy of the chain states that it gives the server tasks, for which the run has a distiller."""
-    return any("tasks" in statements_of(link).written for link in links(policy))
+def distils(policy: Policy) -> bool:
+    """Whether a policy of the chain states that it distils, for which the run has a distiller."""
+    return any(statements_of(link).distils for link in links(policy))
 
 
 def known_tasks(policy: Policy) -> list[ServerTask]:

@@ -85,11 +85,12 @@ def _as_run_errors(*, round_: int | None, stage: str) -> Iterator[None]:
 
 def _problem(decision: Decision) -> str:
     """The first thing in a decision that cannot be carried out; "" if there is none."""
-    if len(decision.tasks) > 1:
-        names = ", ".join(type(task).__name__ for task in decision.tasks)
-        return f"the policy asks for {len(decision.tasks)} tasks in one version: {names}; it must be one at most"
-    if decision.close_at is not None and decision.close_at < 1:
-        return f"the policy set close_at to {decision.close_at}; it must be 1 or more"
+    kinds = [type(task).__name__ for task in decision.tasks]
+    if twice := next((kind for kind in kinds if kinds.count(kind) > 1), ""):
+        return f"the policy asks for {kinds.count(twice)} tasks {twice} in one version; it must be one at most"
+    if decision.close_at is not None and decision.close_at < (0 if not decision.plans else 1):
+        allowed = "1 or more" if decision.plans else "0 or more"
+        return f"the policy set close_at to {decision.close_at}; it must be {allowed}"
     if decision.close_after_s is not None and not decision.close_after_s > 0:
         return f"the policy set close_after_s to {decision.close_after_s:g}; it must be above 0"
     return ""

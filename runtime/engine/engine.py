@@ -36,7 +36,7 @@ from ...policies.policy import Policy
 from ..advice.comparison import Comparison, advice, check_replay
 from ..configuration.config import Config
 from ..configuration.learning_checks import check_learning, few_samples_notice
-from ..configuration.policy_checks import check_models, gives_tasks, known_tasks
+from ..configuration.policy_checks import check_models, distils, known_tasks
 from ..configuration.resolution import DefaultPlan, apply_measurements, measure, measurement_notices, workload_settings
 from ..errors import Damaged
 from ..events import AnyEvent, Notice, RunStarted
@@ -48,7 +48,7 @@ from .evaluator import Evaluator
 from .loop import Loop
 from .saved_loop import state_problem
 from .saved_state import check, collect, restore
-from .server_tasks import ServerTasks
+from .tasks.server_tasks import ServerTasks
 
 
 class Engine:
@@ -89,7 +89,7 @@ class Engine:
         self.pool = pool or self._inline_pool(settings, fleet, scratch)
         self.pool.ready()
         self._fleet = fleet
-        if pool is None and gives_tasks(policy):
+        if pool is None and distils(policy):
             distiller = InlineDistiller(Distiller(settings))
         self._distiller = distiller
         self.replay = ReplayIndex(config.replay, num_hosts=fleet.hosts.count, settle=self.pool.settle)
@@ -100,7 +100,9 @@ class Engine:
             fleet=fleet,
             policy=policy,
             server=self.server,
-            lifecycle=PlanLifecycle(server=self.server, replay=self.replay, maps=self.server.maps),
+            lifecycle=PlanLifecycle(
+                server=self.server, replay=self.replay, parts=(self.server.maps, self.server.blocks)
+            ),
             pool=self.pool,
             clock=self._clock(fleet, costs),
             costs=costs,
@@ -147,7 +149,7 @@ class Engine:
         check_trainable(spec)
         check_chains(config, self.workload, part)
         check_models(policy, self.workload, fleet, config.training)
-        costs = Costs(self.workload, fleet, self.server.links, self.server.maps)
+        costs = Costs(self.workload, fleet, self.server)
         # Raises if the model does not fit the data. Computed now, since it takes longer than a decision should.
         costs.row(part, config.training)
         return costs

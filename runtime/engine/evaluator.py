@@ -15,7 +15,8 @@ from ...actors.pool import Pool, Task
 from ...actors.server.server import Server
 from ...clusters.fleet import Fleet
 from ...comms.ledger import Ledger
-from ...learning.parts.part import whole
+from ...learning.parts.part import Part, whole
+from ...learning.parts.part import path as path_of
 from ...learning.seeds import derive
 from ...learning.spec import CountOrZero
 from ...learning.training.losses import lower_is_better
@@ -46,8 +47,12 @@ class Evaluator:
             generator = np.random.default_rng(derive(config.seed, "evaluation"))
             self._devices = sorted(generator.choice(fleet.num_devices, count, replace=False).tolist())
 
-    def evaluate(self, version: int, *, time_s: float, unreachable: Collection[int] = frozenset()) -> Evaluated | None:
+    def evaluate(
+        self, version: int, *, time_s: float, unreachable: Collection[int] = frozenset(), path: Part | None = None
+    ) -> Evaluated | None:
         """The figures of this version; None if nothing can be evaluated. Devices in ``unreachable`` are left out.
+
+        ``path``: the part that stands for the global model (None: all of it).
 
         Raises ``RunError`` if a metric or the model raises on the server, or if every device with a test share failed.
         """
@@ -59,13 +64,13 @@ class Evaluator:
         faults: list[str] = []
         if where in ("server", "both"):
             try:
-                server = self._evaluate_on_server("")
-                families = {name: self._evaluate_on_server(name) for name in self._config.models}
+                server = self._evaluate_on_server("", path)
+                families = {name: self._evaluate_on_server(name, None) for name in self._config.models}
             except Exception as error:  # user code may raise anything
                 raise RunError.of(error, round_=version, stage="evaluate") from error
         if where in ("devices", "both"):
             metrics, faults = self._evaluate_devices(
-                version, [device for device in self._devices if device not in unreachable]
+                version, [device for device in self._devices if device not in unreachable], path
             )
             for name in metrics[0] if metrics else ():
                 devices[name] = spread(
@@ -82,14 +87,17 @@ class Evaluator:
             num_devices=len(metrics),
             num_failed=len(faults),
             first_error=faults[0] if faults else "",
+            stages=self._stages(path),
         )
 
-    def _evaluate_on_server(self, family: str) -> dict[str, float]:
+    def _evaluate_on_server(self, family: str, path: Part | None) -> dict[str, float]:
         """The figures of one family's model on the server's test set."""
         batch_size = self._config.evaluation.batch_size
-        return self._server.evaluate(self._config.training, batch_size=batch_size, family=family)
+        return self._server.evaluate(self._config.training, batch_size=batch_size, family=family, path=path)
 
-    def _evaluate_devices(self, version: int, devices: Iterable[int]) -> tuple[list[dict[str, float]], list[str]]:
+    def _evaluate_devices(
+        self, version: int, devices: Iterable[int], path: Part | None
+    ) -> tuple[list[dict[str, float]], list[str]]:
         """Metrics of each device on its own test share, and the errors of devices that failed.
 
         Devices without a test share are left out, and, where downlinks have a memory, devices that hold no model.
@@ -97,7 +105,7 @@ class Evaluator:
         """
         plans = []
         for device in devices:
-            sent = self._server.send_to_evaluate(self._plan(device, version))
+            sent = self._server.send_to_evaluate(self._plan(device, version, path))
             if sent is None:
                 continue
             group = self._fleet.group_of(device)
@@ -121,22 +129,29 @@ class Evaluator:
             raise RunError(text, device=first.plan.device, round_=version, stage=first.stage or "evaluate")
         return metrics, [f"device {fault.plan.device}: {fault.error}" for fault in faults]
 
+    def _stages(self, path: Part | None) -> tuple[str, ...]:
+        """The stages of a part that stands for the model; () for the whole model."""
+        names = self._server.workload.spec.block_names
+        stages = path_of(path, names) if path is not None else names
+        return () if stages == names else stages
+
     def _less_is_better(self, name: str) -> bool:
         """Whether a lower value of a metric is better."""
         return name == "loss" or lower_is_better(self._server.workload.metrics[name])
 
-    def _plan(self, device: int, version: int) -> Plan:
+    def _plan(self, device: int, version: int, path: Part | None) -> Plan:
         """A plan that evaluates the whole model of the device's family, with the batch size of evaluation.
 
         Batch statistics depend on that size.
         """
         self._next_id += 1
         family = self._fleet.class_of(device).model
+        spec = self._server.workload.family(family).spec
         return Plan(
             id=self._next_id,
             device=device,
             version=version,
-            part=whole(self._server.workload.family(family).spec, model=family),
+            part=path if path is not None and not family else whole(spec, model=family),
             training=self._training,
             seed=derive(self._config.seed, "evaluation", device, version),
             objective=Objective(kind="evaluate"),

@@ -7,6 +7,7 @@ import numpy as np
 
 from ...actors.pool import Finished
 from ...actors.server.server import Server
+from ...learning.parts.part import Part
 from ...learning.spec import Staleness
 from ...policies.plan import Plan
 from ...policies.report import Outcome, Report
@@ -14,12 +15,21 @@ from ..errors import RunError
 from ..simulation.costs import share_done
 
 
-def is_folded(plan: Plan, *, behind: int, staleness: Staleness | None) -> bool:
-    """Whether the update of a plan is folded ``behind`` versions after its own; ``staleness``: ``server.staleness``.
+def late(plan: Plan, *, behind: int, staleness: Staleness | None, path: Part | None) -> str:
+    """Why the update of a plan is not folded ``behind`` versions after its own; "" if it is.
 
-    The update of a plan with a shared head belongs to its own version only.
+    ``staleness``: ``server.staleness``. The update of a plan with a shared head belongs to its own version only. ``path``: the
+    part that stands for the model now; what it does not train was frozen meanwhile (None: nothing).
     """
-    return not behind or (staleness is not None and staleness.counts(behind) and not plan.shares_head)
+    if behind and (staleness is None or not staleness.counts(behind) or plan.shares_head):
+        return "its version had closed"
+    if behind and path is not None and plan.objective.kind != "evaluate":
+        trained = plan.part.blocks if plan.objective.kind == "collect" else plan.part.trained
+        frozen = [name for name in trained if name not in path.trained]
+        frozen += [name for name in plan.part.trained_auxiliaries if name not in path.trained_auxiliaries]
+        if frozen:
+            return f"{frozen[0]!r} was frozen meanwhile"
+    return ""
 
 
 def fold_update(
@@ -43,7 +53,7 @@ def fold_update(
     update = finished.update
     scale = staleness.scale(behind) if staleness is not None else 1.0
     problem = ""
-    if not isinstance(update, np.ndarray) and plan.part.trained:
+    if not isinstance(update, np.ndarray) and plan.sends_update:
         problem = "it came without an update"
     elif not 1 <= report.samples <= num_samples:  # they are its weight
         problem = f"it reports {report.samples} samples; the device has {num_samples}, and at least 1 must be used"

@@ -30,6 +30,7 @@ from ...actors.pool import Pool, Task
 from ...actors.server.server import NotFinite, Server
 from ...clusters.fleet import Fleet
 from ...comms.ledger import Ledger
+from ...learning.parts.part import Part
 from ...learning.seeds import derive
 from ...learning.spec import CountOrZero
 from ...policies.plan import Plan
@@ -38,18 +39,18 @@ from ...policies.report import Outcome, Report
 from ...policies.view import View
 from ..configuration.config import Config
 from ..errors import RunError
-from ..events import AnyEvent, Evaluated, Notice, PlanEnded, RoundStarted, RunEnded, VersionClosed
+from ..events import AnyEvent, Evaluated, Notice, PlanEnded, RoundStarted, RunEnded, TaskEnded, VersionClosed
 from ..simulation.costs import Costs
 from ..simulation.in_flight import Arrival
 from ..simulation.wall_clock import Clock
 from .call_policy import call_policy, check_sendable, first_state
 from .closing import check_diverged, check_first_fault, must_close
 from .evaluator import Evaluator
-from .folding import fold_update, is_folded
+from .folding import fold_update, late
 from .round import Round
 from .run_history import DeviceHistory, OutcomeCounts
-from .server_tasks import ServerTasks
 from .stopping import Stopping
+from .tasks.server_tasks import ServerTasks
 from .traffic import TrafficRecorder
 
 
@@ -77,8 +78,9 @@ class Loop:
         "_next_id": CountOrZero,
         "_decisions": CountOrZero,
         "_round": Round,
+        "_path": Part | None,
     }
-    NOT_SAVED = ("_config", "_fleet", "_policy", "_pool", "_new_plan", "_profiles", "_samples")
+    NOT_SAVED = ("_config", "_fleet", "_policy", "_pool", "_new_plan", "_profiles", "_samples", "_statistics")
 
     def __init__(
         self,
@@ -101,6 +103,10 @@ class Loop:
         self._server, self._lifecycle, self._pool, self._clock, self._costs = server, lifecycle, pool, clock, costs
         self._evaluator, self._ledger, self._tasks, self._new_plan = evaluator, ledger, tasks, new_plan
         self._profiles = fleet.profiles()
+        spec = server.workload.spec
+        self._statistics = frozenset(
+            block.name for block in spec.blocks if any(t.role == "statistic" and not t.frozen for t in block.tensors)
+        )
         self._samples = [server.workload.data.num_samples(device) for device in range(fleet.num_devices)]
         self._policy_state = first_state(policy)
         self._in_flight: dict[int, Plan] = {}  # by plan id
@@ -113,6 +119,7 @@ class Loop:
         self._traffic = TrafficRecorder(ledger, costs)
         self._next_id = 1
         self._decisions = 0
+        self._path: Part | None = None  # the part that stands for the model; None: the whole model
         self._round = self._open_round()
 
     def events(self) -> Iterator[AnyEvent]:
@@ -161,6 +168,9 @@ class Loop:
     def _step(self) -> Iterator[AnyEvent]:
         """One decision, one arrival, and the close of the version if it is due."""
         yield from self._decide()
+        if self._round.close_at == 0:  # for its tasks alone
+            yield from self._close()
+            return
         if not self._in_flight and (not self._round.complete or self._round.keep_open) and self._wait():
             yield from self._notices()
             return
@@ -186,6 +196,7 @@ class Loop:
         decision, self._policy_state = call_policy(self._policy, self._view(), self._policy_state)
         self._decisions += 1
         self._round.decided(decision)
+        self._path = decision.path or self._path
         for task in decision.tasks:
             try:
                 self._tasks.begin(task)
@@ -220,6 +231,8 @@ class Loop:
             last_reports=MappingProxyType(self._device_history.reports),
             participation=MappingProxyType(self._device_history.participation),
             evaluation=MappingProxyType(self._evaluation),
+            movement=MappingProxyType(self._tasks.movement),
+            statistics=self._statistics,
             remaining_s=remaining,
             remaining_bytes=budget,
             plan_maker=lambda device: self._new_plan(device, version, plans_of[device]),
@@ -299,8 +312,8 @@ class Loop:
         self._lifecycle.arrived(PlanResult(plan, finished.stream.up, sound=sound, version=self._version))
         self._traffic.ended(plan, arrival)
         behind, staleness = self._version - plan.version, self._config.server.staleness
-        if report.outcome == Outcome.DONE and not is_folded(plan, behind=behind, staleness=staleness):
-            report = msgspec.structs.replace(report, outcome=Outcome.LATE, error="its version had closed")
+        if report.outcome == Outcome.DONE and (why := late(plan, behind=behind, staleness=staleness, path=self._path)):
+            report = msgspec.structs.replace(report, outcome=Outcome.LATE, error=why)
         if report.outcome == Outcome.DONE:
             known = self._samples[plan.device]
             report = fold_update(
@@ -346,10 +359,10 @@ class Loop:
         except NotFinite as error:
             raise RunError(str(error), round_=version, stage="close") from error
         self._round = self._open_round()
-        task = self._tasks.ended()
-        if task is not None:
-            self._clock.spend(task.seconds)
-            yield msgspec.structs.replace(task, time_s=self._clock.time_s)
+        for event in self._tasks.ended():
+            if isinstance(event, TaskEnded):
+                self._clock.spend(event.seconds)
+            yield msgspec.structs.replace(event, time_s=self._clock.time_s)
         yield VersionClosed(
             time_s=self._clock.time_s,
             version=self._version,
@@ -380,7 +393,9 @@ class Loop:
     def _evaluate_model(self) -> Evaluated | None:
         """The figures of the current version, which are not recorded; None if nothing can be evaluated."""
         clock = self._clock
-        return self._evaluator.evaluate(self._version, time_s=clock.time_s, unreachable=clock.unreachable())
+        return self._evaluator.evaluate(
+            self._version, time_s=clock.time_s, unreachable=clock.unreachable(), path=self._path
+        )
 
     def _abandon(self, why: str) -> Iterator[AnyEvent]:
         """End the plans still in flight as late, since the run is over."""

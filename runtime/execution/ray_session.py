@@ -31,7 +31,7 @@ from ...comms.errors import StoreFull
 from ...comms.ray_channel import raising_store_full
 from ...policies.policy import Policy
 from ..configuration.config import Config
-from ..configuration.policy_checks import gives_tasks
+from ..configuration.policy_checks import distils
 from ..configuration.user_modules import named_modules
 from ..errors import ClusterError, FedbonsaiError, RunError, ServerDied
 from .layout import Bundles, wait_for_devices
@@ -81,9 +81,7 @@ class RaySession:
             notices += check_nodes(data_root=root, versions=versions_here())
         devices = real_devices(config.load_fleet(), join_timeout_s=options.placement_timeout_s)
         sites = yield from wait_for_devices(devices, config, replaces=self._replaces, notices=notices)
-        self._bundles = Bundles(
-            config, devices, sites, has_distiller=gives_tasks(self._policy), replaces=self._replaces
-        )
+        self._bundles = Bundles(config, devices, sites, has_distiller=distils(self._policy), replaces=self._replaces)
         yield from self._bundles.wait(notices)
         layout = self._bundles.layout()
         own_env = runtime_env if not cluster.started and not joined else cluster.runtime_env

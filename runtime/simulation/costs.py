@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 import msgspec
 
 from ...actors.messages.messages import array_specs
-from ...actors.server.index_maps import IndexMaps
-from ...actors.server.links import ServerLinks
+from ...actors.server.frozen_blocks import with_cached
+from ...actors.server.server import Server
 from ...clusters.fleet import Fleet
 from ...clusters.profile import DeviceProfile
 from ...comms.ledger import Direction
@@ -42,15 +42,12 @@ class Costs:
     """Costs by part and training setting, and packet sizes. Parts and settings that are equal share a row."""
 
     SAVED: ClassVar = {"_packets": PacketSizes, "_streams": StreamCosts}  # in a checkpoint
-    NOT_SAVED = ("_workload", "_fleet", "_profiles", "_samples", "_rows", "_parts", "_links", "_maps")
+    NOT_SAVED = ("_workload", "_fleet", "_profiles", "_samples", "_rows", "_parts", "_server")
 
-    def __init__(
-        self, workload: Workload, fleet: Fleet, links: ServerLinks | None = None, maps: IndexMaps | None = None
-    ) -> None:
+    def __init__(self, workload: Workload, fleet: Fleet, server: Server | None = None) -> None:
         """An empty table.
 
-        ``links``: estimates what a device behind a link with memory has missed. ``maps``: estimates index maps that a device
-        lacks. None: there are no such.
+        ``server``: knows what devices lack: versions behind links with memory, index maps and frozen blocks. None: nothing.
         """
         self._workload = workload
         self._fleet = fleet
@@ -58,24 +55,35 @@ class Costs:
         self._samples = [workload.data.num_samples(device) for device in range(fleet.num_devices)]
         self._rows: dict[tuple[Any, ...], PartCost] = {}
         self._parts: dict[tuple[Any, ...], PartProfile] = {}
-        self._links, self._maps = links, maps
+        self._server = server
         self._packets = PacketSizes(workload.submodel)
         self._streams = StreamCosts(workload, fleet, row=self.row)
 
-    def row(self, part: Part, training: Training, *, entering_gradient: bool = True, ahead: int = 1) -> PartCost:
+    def row(
+        self,
+        part: Part,
+        training: Training,
+        *,
+        entering_gradient: bool = True,
+        ahead: int = 1,
+        objective: str = "train",
+    ) -> PartCost:
         """Cost of a part under a training setting, per sample and at its peak.
 
-        ``entering_gradient``, ``ahead``: as in ``part_cost``. Raises ``ValueError`` where the model does not fit the data.
+        ``entering_gradient``, ``ahead``, ``objective``: as in ``DryRun``. Raises ``ValueError`` where the model does not fit
+        the data.
         """
         optimiser = training.optimiser
         part = msgspec.structs.replace(part.shape, cached=())  # cached blocks do not change what training costs
         micro_batches = training.accumulation if ahead > 1 else min(training.accumulation, 2)
         profiled = (part.key, micro_batches, training.precision, training.channels_last, entering_gradient, ahead,
                     training.checkpointing, optimiser.name, optimiser.momentum > 0, optimiser.proximal > 0,
-                    repr(training.loss))  # fmt: skip
+                    repr(training.loss), objective)  # fmt: skip
         key = (*profiled, training.batch_size, training.accumulation)
         if key not in self._rows:
             if profiled not in self._parts:  # one dry run serves all batch sizes
+                architecture = self._workload.architecture(part)
+                proxies = [name for name in part.auxiliaries if name != part.head]
                 self._parts[profiled] = profile(
                     DryRun(
                         self._workload.submodel(part),
@@ -83,8 +91,10 @@ class Costs:
                         training=training,
                         loss=make_loss(training.loss),
                         entering_gradient=entering_gradient,
-                        head=self._workload.architecture(part).empty_auxiliary(part.head) if part.head else None,
+                        head=architecture.empty_head(part.head) if part.head else None,
                         ahead=ahead,
+                        proxies={name: architecture.new_auxiliary(name) for name in proxies},
+                        objective=objective,
                     )
                 )
             self._rows[key] = self._parts[profiled].cost(training)
@@ -98,12 +108,13 @@ class Costs:
         if plan.objective.kind == "evaluate" or plan.replays:
             return 0
         samples = self._samples[plan.device if device is None else device]
-        return self.row(plan.part, plan.training).training_flops * processed_samples(samples, plan.training)
+        row = self.row(plan.part, plan.training, objective=_objective(plan))
+        return row.training_flops * processed_samples(samples, plan.training)
 
     def peak_memory_bytes(self, plan: Plan, *, device: int | None = None) -> int:
         """Peak memory of a plan on its device, or on another one."""
         ahead = self._streams.ahead(plan, self._samples[plan.device if device is None else device])
-        return self.row(plan.part, plan.training, ahead=ahead).peak_memory_bytes
+        return self.row(plan.part, plan.training, ahead=ahead, objective=_objective(plan)).peak_memory_bytes
 
     def parameters(self, plan: Plan) -> int:
         """Parameters of the blocks that a plan's device holds; 0 for a replay, which its host carries out alone."""
@@ -169,14 +180,21 @@ class Costs:
         )
 
     def _down_bytes(self, device: int, plan: Plan) -> int:
-        """Bytes that bring a device to the plan's version: with versions that it has missed, and an index map that it lacks."""
+        """Bytes that bring a device to the plan's version: with what it lacks of versions, index maps and frozen blocks."""
+        plan, server = with_cached(msgspec.structs.replace(plan, device=device)), self._server
         newest = self._packets.num_bytes(plan, "down")
-        index_map = self._maps.num_bytes(plan.part, device) if self._maps is not None else 0
-        if plan.link_down is None or self._links is None:
-            return newest + index_map
+        if server is None:
+            return newest
+        rest = server.maps.num_bytes(plan.part, device) + server.blocks.num_bytes(plan)
+        if plan.link_down is None:
+            return newest + rest
         expected = array_specs(self._workload.submodel(plan.part.shape).down)
-        on_device = msgspec.structs.replace(plan, device=device)
-        return self._links.estimate_bytes(on_device, newest=newest, expected=expected) + index_map
+        return server.links.estimate_bytes(plan, newest=newest, expected=expected) + rest
+
+
+def _objective(plan: Plan) -> str:
+    """The kind of step that a plan's costs are those of; an evaluation has those of training, which bound its memory."""
+    return "train" if plan.objective.kind == "evaluate" else plan.objective.kind
 
 
 def stop_early(plan: Plan, *, num_samples: int, estimate: Callable[[Plan], Estimate], share: float = 1.0) -> Plan:

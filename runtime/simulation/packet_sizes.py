@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...actors.messages.messages import array_specs
+from ...actors.messages.messages import array_specs, update_tensors
 from ...comms.codec import ArraySpec, Codec, NumBytes
 from ...comms.codecs.make_codec import make_codec
 from ...comms.ledger import Direction
@@ -71,10 +71,11 @@ class PacketSizes:
         codec, link = (plan.codec_down, plan.link_down) if down else (plan.codec_up, plan.link_up)
         arithmetic = link.arithmetic if link else "float"
         part = plan.part.shape
-        key = direction, part.key, repr(codec), arithmetic, down or plan.upload.statistics
+        contents = "" if down else f"{plan.objective.kind} {plan.upload.statistics}"
+        key = direction, part.key, repr(codec), arithmetic, contents
         if key not in self._formats:
             submodel = self._submodel(part)
-            expected = array_specs(submodel.down if down else submodel.up(statistics=plan.upload.statistics))
+            expected = array_specs(submodel.down if down else update_tensors(plan, submodel))
             expected = residual_specs(expected, link) if link else expected
             made = make_codec(codec)
             num_bytes, exact = sealed_bytes(made, expected)

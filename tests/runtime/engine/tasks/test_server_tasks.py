@@ -23,7 +23,7 @@ from fedbonsai.runtime.configuration.policy_checks import configured_policy
 from fedbonsai.runtime.configuration.resolution import DefaultPlan, workload_settings
 from fedbonsai.runtime.engine.engine import Engine
 from fedbonsai.runtime.engine.folding import fold_update
-from fedbonsai.runtime.engine.server_tasks import ServerTasks
+from fedbonsai.runtime.engine.tasks.server_tasks import ServerTasks
 from fedbonsai.runtime.errors import RunError
 from fedbonsai.runtime.events import Notice, PlanEnded, RunEnded, TaskEnded, VersionClosed
 

@@ -1,0 +1,54 @@
+"""The frozen blocks that a device holds: those that it has received, and those of the initial model."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ...comms.codec import Array
+from ...comms.packet import PacketKind, read_stamp
+from ...learning.parts.part import Part
+from ...learning.workload import Workload
+from ..messages.block_packet import open_block
+from ..messages.trunk import Trunk
+
+MAX_BLOCKS = 64  # received blocks that are kept; the server takes a device to have no more
+
+
+class HeldBlocks:
+    """Received blocks by hash. Blocks of the initial model are never sent."""
+
+    def __init__(self, workload: Workload) -> None:
+        """No block was received."""
+        self._workload, self._trunk = workload, Trunk(workload)
+        self._held: OrderedDict[str, dict[str, Tensor]] = OrderedDict()  # the most recently used last
+
+    def take(self, part: Part, packets: Sequence[Array]) -> list[Array]:
+        """Keep the blocks among the packets of a plan; returns the other packets.
+
+        Raises a ``PacketError`` for a block that ``part`` does not name.
+        """
+        others, named = [], {int(name, 16): (block, name) for block, name in part.cached}
+        for packet in packets:
+            stamp = read_stamp(packet)
+            if stamp.kind != PacketKind.BLOCK:
+                others.append(packet)
+                continue
+            block, name = named.get(stamp.state_hash, ("", ""))
+            if name not in self._held or not block:
+                self._held[name] = open_block(packet, block, name or "0", self._workload.spec)
+        return others
+
+    def tensors(self, part: Part) -> dict[str, Tensor]:
+        """The tensors of the blocks in ``part.cached``; raises ``OutOfSync`` for a block that the device does not hold."""
+        found: dict[str, Tensor] = {}
+        initial = []
+        for block, name in part.cached:
+            if name in self._held:
+                self._held.move_to_end(name)
+                found |= self._held[name]
+            else:
+                initial.append((block, name))
+        while len(self._held) > MAX_BLOCKS:
+            self._held.popitem(last=False)
+        return found | self._trunk.tensors(initial)

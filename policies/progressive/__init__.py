@@ -1,0 +1,1 @@
+"""Policies that train the model block by block."""
