@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .narrowing.find_groups import find_groups
+from .narrowing.narrow import narrow, scale_outputs
 from .parts.auxiliaries import LinearHead, auxiliary_spec, build_head, empty_head
 from .parts.blocks import Blocks, cut
 from .parts.channels import ChannelGroups, choose_channels
 from .parts.compare_blocks import blocks_difference
-from .parts.find_groups import find_groups
 from .parts.module_state import ModuleState
-from .parts.narrow import narrow, scale_outputs
 from .parts.part import Part, cut_of, replaced_by
 from .parts.proxies import build_proxy, check_proxy
 from .parts.slices import Slice, slices

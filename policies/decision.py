@@ -14,9 +14,9 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     number of folded updates at which the version closes (None: when no plan of it is outstanding). ``close_after_s``: deadline
     in seconds after the version's first plan was dispatched. ``keep_open``: the version stays open although none of its plans
     is outstanding, because more plans will follow; it is valid until the next decision. ``close_at`` 0: the version closes at
-    once, after its tasks; such a decision has no plans. ``path``: the part that stands for the model from now on (None: as
-    before, at first the whole model): it is what is evaluated, and updates of blocks and proxies that it does not train are
-    late. The first policy of a chain receives the empty decision.
+    once, after its tasks; such a decision has tasks and no plans. ``path``: the part that stands for the model from now on
+    (None: as before, at first the whole model): it is what is evaluated, and updates of blocks and proxies that it does not
+    train are late. The first policy of a chain receives the empty decision.
     """
 
     plans: tuple[Plan, ...] = ()

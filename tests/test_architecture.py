@@ -71,13 +71,14 @@ LAYERS = {
         "messages", "plan_listener",
     ],
     "policies": [
-        "resolve_policy", "advice", "presets", "scheduling", "compression", "partitioning", "pruning", "aggregation",
-        "selection", "policy", "checks", "decision", "view", "report", "estimate", "plan",
+        "resolve_policy", "advice", "presets", "scheduling", "compression", "partitioning", "progressive", "pruning",
+        "aggregation",
+        "selection", "policy", "checks", "decision", "tasks", "view", "report", "estimate", "plan",
     ],
     "comms": ["links", "codecs", "entropy", "ray_channel", "packet", "channel", "ledger", "stages", "codec", "errors"],
     "learning": [
-        "workload", "pretrained", "architecture", "aggregation", "costs", "training", "models", "parts", "workload_settings",
-        "data",
+        "workload", "pretrained", "architecture", "aggregation", "movement", "costs", "training", "models", "narrowing",
+        "parts", "workload_settings", "data",
     ],
     "clusters": ["ray_backend", "fleet"],
 }  # fmt: skip

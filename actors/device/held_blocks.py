@@ -9,10 +9,8 @@ from ...comms.codec import Array
 from ...comms.packet import PacketKind, read_stamp
 from ...learning.parts.part import Part
 from ...learning.workload import Workload
-from ..messages.block_packet import open_block
+from ..messages.block_packet import MAX_BLOCKS, open_block
 from ..messages.trunk import Trunk
-
-MAX_BLOCKS = 64  # received blocks that are kept; the server takes a device to have no more
 
 
 class HeldBlocks:

@@ -12,6 +12,8 @@ from ...learning.tensors import as_arrays, as_tensors
 from .messages import array_specs
 from .trunk import content_hash
 
+MAX_BLOCKS = 64  # received blocks that a device keeps; the server takes it to have no more
+
 
 def seal_block(tensors: Mapping[str, Tensor], block: str, name: str, spec: ModelSpec) -> Array:
     """The packet of a block. ``tensors``: the model's. ``name``: the block's hash (``BlockHashes.block``)."""

@@ -18,8 +18,7 @@ from ...comms.links.memory import LinkState
 from ...learning.workload import Workload
 from ...policies.plan import Plan
 from ...policies.report import Report
-from ..device.held_blocks import MAX_BLOCKS
-from ..messages.block_packet import block_bytes, seal_block
+from ..messages.block_packet import MAX_BLOCKS, block_bytes, seal_block
 from ..messages.messages import Dispatch, Message
 from ..messages.trunk import BlockHashes, Trunk
 from ..plan_listener import PlanListener

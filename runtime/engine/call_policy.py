@@ -88,9 +88,9 @@ def _problem(decision: Decision) -> str:
     kinds = [type(task).__name__ for task in decision.tasks]
     if twice := next((kind for kind in kinds if kinds.count(kind) > 1), ""):
         return f"the policy asks for {kinds.count(twice)} tasks {twice} in one version; it must be one at most"
-    if decision.close_at is not None and decision.close_at < (0 if not decision.plans else 1):
-        allowed = "1 or more" if decision.plans else "0 or more"
-        return f"the policy set close_at to {decision.close_at}; it must be {allowed}"
+    least = 0 if decision.tasks and not decision.plans else 1
+    if decision.close_at is not None and decision.close_at < least:
+        return f"the policy set close_at to {decision.close_at}; it must be {least} or more"
     if decision.close_after_s is not None and not decision.close_after_s > 0:
         return f"the policy set close_after_s to {decision.close_after_s:g}; it must be above 0"
     return ""

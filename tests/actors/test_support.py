@@ -126,8 +126,21 @@ REFUSED: dict[str, Row] = {
         "it is split and sends activations, and",
     ),
     "sparsity": ({"sparsity": Sparsity(weights=0.9)}, {}, "sparsity is set"),
-    "imitation": ({"objective": Objective(kind="imitate", imitate="conv")}, {}, "objective must be plain training"),
-    "distillation": ({"objective": Objective(distil=0.5)}, {}, "objective must be plain training or evaluation"),
+    "imitation": (
+        {"objective": Objective(kind="imitate")},
+        {},
+        "to imitate, a part holds the first blocks, and trains none",
+    ),
+    "imitation without a proxy": (
+        part(blocks=("conv",), trained=()) | {"objective": Objective(kind="imitate")},
+        {},
+        "part.auxiliaries is empty; the one proxy that learns to imitate blocks stands for the last ones of part.blocks",
+    ),
+    "collection of trained blocks": (
+        {"objective": Objective(kind="collect")},
+        {},
+        "to collect, a part holds the first blocks",
+    ),
     "selection": ({"upload": Upload(select="top_weights")}, {}, "upload.select is 'top_weights'"),
     "density": ({"upload": Upload(density=0.1)}, {}, "upload.density 0.1; only 'all' with density 1"),
     "checkpointing": ({"training": Training(checkpointing=True)}, {}, "training.checkpointing is true"),

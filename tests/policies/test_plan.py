@@ -19,7 +19,7 @@ def full_plan(make_plan):
         part=Part(blocks=("conv", "fc"), trained=("fc",), cached=(("conv", "ab"),), width=0.5, index_map="cd"),
         split=Split(cut="conv", mode="ecofed", view="v1"),
         sparsity=Sparsity(weights=0.9, activations=0.9),
-        objective=Objective(distil=0.5),
+        objective=Objective(kind="imitate"),
         upload=Upload(select="top_difference", density=0.1),
         codec_down=(CodecSpec("lz4"),),
         codec_up=(CodecSpec("top_k", {"density": 0.1}), CodecSpec("lz4")),
@@ -34,7 +34,7 @@ def test_prints_as_one_line(make_plan):
 def test_prints_what_differs_from_plain_training(full_plan):
     plan = full_plan.with_("fits").with_("fast", training=msgspec.structs.replace(full_plan.training, steps=4))
     assert str(plan) == (
-        "plan 7.1 device 3 v5: 2 blocks, 1 trained, width 0.5 by prefix, cut conv, sparsity 0.9, "
+        "plan 7.1 device 3 v5: 2 blocks, 1 trained, imitate, width 0.5 by prefix, cut conv, sparsity 0.9, "
         "4 steps of batch 32, down lz4, up top_k+lz4 (fits; fast)"
     )
 

@@ -116,7 +116,7 @@ def test_another_part_of_the_initial_model_is_agreed_on_again() -> None:
     server, device = make_server(IMAGES), Device(IMAGES)
     blocks = server.workload.spec.block_names
     last = linked(server, 0, 1)
-    one_round(server, device, replace(last, part=replace(last.part, blocks=blocks[-1:], trained=blocks[-1:])))
+    one_round(server, device, replace(last, part=replace(last.part, trained=blocks[-1:])))
     sent = server.send(linked(server, 0, 2))
     assert kinds(sent) == [PacketKind.AGREED, PacketKind.RESIDUAL]
     assert finish(server, sent, carry_out(device, sent), fold=True).outcome == Outcome.DONE
@@ -127,7 +127,7 @@ def test_another_part_of_the_initial_model_is_no_base_for_own_residuals() -> Non
     server, device = make_server(IMAGES), Device(IMAGES)
     blocks, own = server.workload.spec.block_names, {"link_down": Residual(rule="half_step")}
     last = linked(server, 0, 1, **own)
-    one_round(server, device, replace(last, part=replace(last.part, blocks=blocks[-1:], trained=blocks[-1:])))
+    one_round(server, device, replace(last, part=replace(last.part, trained=blocks[-1:])))
     sent = server.send(linked(server, 0, 2, **own))
     assert [message.kind for message in sent.messages] == ["resync"]
     assert finish(server, sent, carry_out(device, sent), fold=True).outcome == Outcome.DONE

@@ -121,7 +121,7 @@ def test_updates_of_changing_tensors_are_folded(rule: str) -> None:
             plan = replace(plan, part=replace(plan.part, trained=blocks[-1:]))
         before = error_of(server, 0) if number > 1 else {}
         sent = server.send(plan)
-        assert [message.kind for message in sent.messages] == ["weights"]
+        assert [message.kind for message in sent.messages if message.kind != "block"] == ["weights"]
         assert finish(server, sent, carry_out(device, sent), fold=True).outcome == Outcome.DONE
         server.close_version(in_flight=())
         after = error_of(server, 0)
@@ -140,7 +140,7 @@ def test_parts_that_differ_within_a_version_are_folded_without_feedback_too() ->
         for device_id in range(2):
             plan = linked(server, device_id, 10 * version + device_id + 1, link_down=Residual(rule="stationary"))
             if device_id == 0:
-                plan = replace(plan, part=replace(plan.part, blocks=blocks[-1:], trained=blocks[-1:]))
+                plan = replace(plan, part=replace(plan.part, trained=blocks[-1:]))
             sent = server.send(plan)
             finish(server, sent, carry_out(device, sent), fold=True)
             assert in_step(server, device_id)

@@ -102,7 +102,7 @@ def test_an_auxiliary_head_is_trained_with_its_part():
     )
     assert found.peak_memory_bytes > alone.peak_memory_bytes
     for head_given, other in ((None, part), (head, Part(blocks=("0",), trained=("0",)))):
-        with pytest.raises(ValueError, match="auxiliaries; costs are known with"):
+        with pytest.raises(ValueError, match="auxiliary heads; costs are known with"):
             part_cost(compile_part(other, blocks), head=head_given, example=example, training=Training(), loss=loss)
 
 

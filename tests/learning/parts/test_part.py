@@ -37,6 +37,7 @@ def test_equal_parts_have_one_key_and_every_field_counts() -> None:
         {"index_map": "ab"},
         {"head": "small"},
         {"auxiliaries": ("proxy",)},
+        {"untrained": ("proxy",)},
     ]
     assert {field for other in others for field in other} == set(Part.__struct_fields__) - {"frozen"}
     keys = {msgspec.structs.replace(part, **other).key for other in others}

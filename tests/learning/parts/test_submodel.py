@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 from fedbonsai.learning.parts.blocks import Blocks
-from fedbonsai.learning.parts.part import Part, whole
+from fedbonsai.learning.parts.part import Part, proxy, whole
 from fedbonsai.learning.parts.slices import Slice, put
 from fedbonsai.learning.parts.structure import BlockSpec, ModelSpec, TensorSpec
 from fedbonsai.learning.parts.submodel import SubModel
+from msgspec.structs import replace
 from torch import nn
 
 from .test_part import SPEC
@@ -190,7 +191,24 @@ def test_the_rest_behind_a_trunk_trains_what_is_behind_its_depth() -> None:
 
 
 def test_stages_are_the_blocks_that_are_held_in_order() -> None:
-    modules = {name: nn.Identity() for name in SPEC.block_names}
-    submodel = SubModel(Part(blocks=("conv", "fc"), trained=("fc",)), Blocks(nn.Identity(), modules, SPEC), SPEC)
-    assert [(stage.name, stage.trained) for stage in submodel.stages] == [("conv", False), ("fc", True)]
-    assert [stage.module for stage in submodel.stages] == [modules["conv"], modules["fc"]]
+    stages = compiled(SPEC, Part(blocks=("conv", "fc"), trained=("fc",))).stages
+    assert [(stage.name, stage.trained, stage.auxiliary) for stage in stages] == [
+        ("conv", False, False),
+        ("fc", True, False),
+    ]
+
+
+def test_a_proxy_stands_where_its_blocks_were_and_gives_way_to_them() -> None:
+    name = proxy("hidden", "hidden")
+    spec = ModelSpec(
+        SPEC.blocks, auxiliary=lambda name: BlockSpec(name, (TensorSpec(f"{name}.weight", (2, 3), "<f4", "weight"),))
+    )
+    part = Part(blocks=("conv", "fc"), trained=("fc",), auxiliaries=(name,))
+    submodel = compiled(spec, part)
+    assert [stage.name for stage in submodel.stages] == ["conv", name, "fc"]
+    assert [stage.trained for stage in submodel.stages] == [False, True, True]
+    assert names(submodel.up(statistics=True)) == ["fc.weight", "fc.bias", f"{name}.weight"]
+    held = compiled(spec, replace(part, blocks=("conv", "hidden"), trained=(), untrained=(name,)))
+    assert [stage.name for stage in held.stages] == ["conv", "hidden"]
+    assert held.up(statistics=True) == ()
+    assert names(held.statistics) == ["norm.running_mean"]

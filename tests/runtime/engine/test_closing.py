@@ -3,16 +3,18 @@
 import math
 
 import pytest
+from fedbonsai.learning.parts.part import Part
 from fedbonsai.learning.spec import Staleness
-from fedbonsai.policies.plan import Split
+from fedbonsai.policies.plan import Objective, Split
 from fedbonsai.policies.report import Outcome, Report
 from fedbonsai.runtime.configuration.config import Config
 from fedbonsai.runtime.engine.closing import check_diverged, check_first_fault, must_close
-from fedbonsai.runtime.engine.folding import is_folded
+from fedbonsai.runtime.engine.folding import late
 from fedbonsai.runtime.engine.round import Round
 from fedbonsai.runtime.engine.run_history import OutcomeCounts
 from fedbonsai.runtime.errors import RunError
 from fedbonsai.runtime.events import Evaluated
+from msgspec.structs import replace
 
 
 def round_of(dispatched, ended=0, **changes):
@@ -78,10 +80,28 @@ def test_a_model_has_diverged_if_its_own_loss_is_not_finite(make_plan, not_finit
     assert problem.startswith("all 2 updates of this round hold NaN or infinity") is diverged
 
 
+CLOSED = "its version had closed"
+
+
 def test_late_updates_are_folded_by_the_rule_for_staleness(make_plan):
     plan, rule = make_plan(1), Staleness(most=2)
-    assert is_folded(plan, behind=0, staleness=None)
-    assert not is_folded(plan, behind=1, staleness=None)
-    assert [is_folded(plan, behind=behind, staleness=rule) for behind in (1, 2, 3)] == [True, True, False]
+    assert late(plan, behind=0, staleness=None, path=None) == ""
+    assert late(plan, behind=1, staleness=None, path=None) == CLOSED
+    assert [late(plan, behind=behind, staleness=rule, path=None) for behind in (1, 2, 3)] == ["", "", CLOSED]
     turn = make_plan(1, split=Split(cut="all", head="shared"))
-    assert [is_folded(turn, behind=behind, staleness=rule) for behind in (0, 1)] == [True, False]
+    assert [late(turn, behind=behind, staleness=rule, path=None) for behind in (0, 1)] == ["", CLOSED]
+
+
+def test_an_update_of_a_block_that_was_frozen_meanwhile_is_late(make_plan):
+    rule, plan = Staleness(), make_plan(1)
+    plan = replace(plan, part=Part(blocks=("a", "z"), trained=("a", "z"), auxiliaries=("proxy@b..b",)))
+    same = Part(blocks=("a", "z"), trained=("a", "z"), auxiliaries=("proxy@b..b",))
+    grown = Part(blocks=("a", "b", "z"), trained=("b", "z"))
+    assert late(plan, behind=2, staleness=rule, path=same) == ""
+    assert late(plan, behind=2, staleness=rule, path=grown) == "'a' was frozen meanwhile"
+    head = replace(plan, part=replace(plan.part, trained=("z",), untrained=plan.part.auxiliaries))
+    assert late(head, behind=2, staleness=rule, path=grown) == ""
+    proxies = replace(plan, part=replace(plan.part, trained=("z",)))
+    assert late(proxies, behind=2, staleness=rule, path=grown) == "'proxy@b..b' was frozen meanwhile"
+    statistics = replace(plan, objective=Objective(kind="collect"), part=Part(blocks=("a",), trained=()))
+    assert late(statistics, behind=1, staleness=rule, path=grown) == "'a' was frozen meanwhile"

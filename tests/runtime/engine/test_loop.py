@@ -446,7 +446,7 @@ def bad_plan(change, **decision):
         (lambda view: Decision(plans=(view.new_plan(2),)) if view.dispatched else everyone(view), "the policy chose device 2, which still has a plan in flight"),
         (start_of_round(lambda view: Decision(plans=(view.new_plan(0), view.new_plan(0)))), "which still has a plan in flight"),
         (bad_plan(lambda view: view.new_plan(0).with_("", split=Split(cut="all"))), "split.cut is 'all'; this model can be cut behind"),
-        (bad_plan(lambda view: view.new_plan(0).with_("", objective=Objective(kind="imitate"))), "objective must be"),
+        (bad_plan(lambda view: view.new_plan(0).with_("", objective=Objective(kind="imitate"))), "to imitate, a part holds the first blocks, and trains none"),
     ],
 )  # fmt: skip
 def test_a_plan_that_cannot_be_carried_out_is_refused_before_dispatch(function, sentence):
@@ -469,7 +469,7 @@ def test_a_plan_that_would_send_what_its_device_may_not_is_refused():
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        (lambda view: (Decision(tasks=(Distil(), Distil())), None), "the policy asks for 2 tasks in one version: Distil, Distil; it must be one at most"),
+        (lambda view: (Decision(tasks=(Distil(), Distil())), None), "the policy asks for 2 tasks Distil in one version; it must be one at most"),
         (lambda view: (Decision(close_at=0), None), "the policy set close_at to 0; it must be 1 or more"),
         (lambda view: (Decision(close_after_s=-1.0), None), "the policy set close_after_s to -1; it must be above 0"),
         (lambda view: Decision(), "the policy Answers returned a Decision; it must return a pair, a Decision and its new state"),

@@ -325,7 +325,7 @@ def test_a_second_task_in_a_version_is_refused():
 def test_a_task_of_a_policy_that_does_not_state_it_is_refused():
     config = load_config(BASE)
     engine = Engine(config, Asks(lambda view: (TASK,), writes=("plans",)))
-    why = "the policy asks for the task Distil, and no policy of the chain states that it writes 'tasks'"
+    why = "the policy asks for the task Distil, and no policy of the chain states that it distils"
     with pytest.raises(RunError, match=f"round 0, stage task: {why}"):
         list(engine.events())
 

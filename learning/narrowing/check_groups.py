@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..parts.channels import ChannelGroups
 from ..randomness import seeded
 from ..resolve import error_line
-from .channels import ChannelGroups
 from .narrow import narrow
 
 _ORDER_MATTERS = "what the model computes depends on the order of its channels"

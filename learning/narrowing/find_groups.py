@@ -22,9 +22,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_leaves
 
+from ..parts.channels import ChannelGroups
 from ..randomness import preserved_rng
 from ..resolve import error_line
-from .channels import ChannelGroups
 from .check_groups import Probe, hollow_copy, meta_copy
 
 Index = NDArray[np.int64]

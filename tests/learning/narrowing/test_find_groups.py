@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from fedbonsai.learning.models import build
-from fedbonsai.learning.parts.check_groups import Probe
-from fedbonsai.learning.parts.find_groups import find_groups
-from fedbonsai.learning.parts.narrow import narrow
+from fedbonsai.learning.narrowing.check_groups import Probe
+from fedbonsai.learning.narrowing.find_groups import find_groups
+from fedbonsai.learning.narrowing.narrow import narrow
 from fedbonsai.learning.spec import Call
 from torch import Tensor, nn
 

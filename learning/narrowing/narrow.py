@@ -9,8 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from .channels import ChannelGroups
-from .slices import gather, slices
+from ..parts.channels import ChannelGroups
+from ..parts.slices import gather, slices
 
 
 def narrow(model: nn.Module, groups: ChannelGroups, kept: NDArray[np.bool_]) -> None:

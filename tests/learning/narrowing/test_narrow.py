@@ -9,10 +9,10 @@ import pytest
 import torch
 from fedbonsai.learning.costs.flops import FlopCounter
 from fedbonsai.learning.models import build
+from fedbonsai.learning.narrowing.find_groups import find_groups
+from fedbonsai.learning.narrowing.narrow import narrow, scale_outputs
 from fedbonsai.learning.parts.blocks import cut
 from fedbonsai.learning.parts.channels import channel_counts, choose_channels, score_channels
-from fedbonsai.learning.parts.find_groups import find_groups
-from fedbonsai.learning.parts.narrow import narrow, scale_outputs
 from fedbonsai.learning.parts.slices import gather, put, slices
 from fedbonsai.learning.spec import Call
 from torch import nn
