@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 
 from msgspec.structs import replace
 
-from ...learning.parts.part import proxy
+from ...learning.parts.part import Part, proxy
 from ...learning.spec import Count, NonNegative, Positive, Training
 from ..checks.fields import check_fields
 from ..decision import Decision
@@ -152,13 +152,22 @@ class ProFL:
             state = self._advance(state, view.version, groups)
             decision = replace(decision, tasks=self._tasks(state, groups))
 
+    def groups(self, view: View, plan: Plan) -> Groups:
+        """The groups of the model's blocks. ``plan``: of the whole model."""
+        names = plan.part.blocks
+        if self.blocks != "auto":
+            return grouped(names, self.blocks)
+        whole: Groups = (names[:-1],)
+        return choose_groups(
+            names,
+            self.most_groups,
+            peak=lambda each, stage: _peak(view, plan, train_part(each, names[-1], stage)),
+            frozen=_peak(view, plan, head_part(whole, names[-1], 0)),
+        )
+
     def _begin(self, view: View, state: State, plan: Plan) -> State:
         """The state with groups and first phase. ``plan``: of the whole model."""
-        names = plan.part.blocks
-        if self.blocks == "auto":
-            groups = choose_groups(names, self.most_groups, lambda each, stage: _peak(view, plan, each, stage))
-        else:
-            groups = grouped(names, self.blocks)
+        groups = self.groups(view, plan)
         phase: Phase = "grow"
         if self.shrinking:
             untrained = {name for group in groups[:-1] for name in group}
@@ -297,9 +306,8 @@ def _micro(training: Training) -> int:
     return -(-training.batch_size // training.accumulation)
 
 
-def _peak(view: View, plan: Plan, groups: Groups, stage: int) -> int:
-    """Peak memory of training in a stage of a division into groups."""
-    part = train_part(groups, plan.part.blocks[-1], stage)
+def _peak(view: View, plan: Plan, part: Part) -> int:
+    """Peak memory of training a part."""
     return view.estimate(plan.device, replace(plan, part=part)).peak_memory_bytes
 
 

@@ -62,39 +62,42 @@ def _joined(groups: Groups) -> tuple[str, ...]:
     return tuple(name for group in groups for name in group)
 
 
-def choose_groups(names: Sequence[str], most: int, peak: Callable[[Groups, int], int]) -> Groups:
+def choose_groups(names: Sequence[str], most: int, *, peak: Callable[[Groups, int], int], frozen: int) -> Groups:
     """The division into at most ``most`` groups whose worst stage needs the least memory.
 
     ``names``: of the model's blocks, the head last. ``peak``: memory of a stage of a division, which is a dry run of training.
-    A stage's peak depends on the groups behind it only through their proxies, which are small. So a first search, exact by
-    dynamic programming, takes one proxy for all of them, n^2 / 2 dry runs for n blocks. Then single boundaries move as long as
-    that lowers the true worst peak. Ties: the fewest groups.
+    ``frozen``: memory with the head alone trained. What each block adds to that is measured in a group of its own, with one
+    proxy for all blocks behind it; a longer group is taken to need the sum, and the best division by these sums is found by
+    dynamic programming, for each number of groups. Then single boundaries move as long as that lowers the true worst peak. So n
+    blocks take a few times n dry runs and not n^2. Ties: the fewest groups.
     """
     body = tuple(names[:-1])
     count = len(body)
-    alone = [[0] * (count + 1) for _ in range(count)]
-    for start in range(count):
-        for end in range(start + 1, count + 1):
-            before, behind = (body[:start],) if start else (), (body[end:],) if end < count else ()
-            alone[start][end] = peak((*before, body[start:end], *behind), len(before))
-    worst = [alone[start][count] for start in range(count)]
+    added = []
+    for number in range(count):
+        before = (body[:number],) if number else ()
+        behind = (body[number + 1 :],) if number + 1 < count else ()
+        added.append(max(0, peak((*before, (body[number],), *behind), len(before)) - frozen))
+    worst = [sum(added[start:]) for start in range(count)]  # of the blocks from ``start`` on, in so many groups
     starts: list[tuple[int, ...]] = [(start,) for start in range(count)]
-    found = worst[0], starts[0]
-    for _ in range(min(most, count) - 1):
+    found = [_improved(body, starts[0][1:], peak)]
+    for size in range(2, min(most, count) + 1):
+        last = count - size + 1  # where the first of these groups begins at the latest
         options = [
-            [(max(alone[start][end], worst[end]), (start, *starts[end])) for end in range(start + 1, count)]
-            for start in range(count)
+            [(max(sum(added[start:end]), worst[end]), (start, *starts[end])) for end in range(start + 1, last + 1)]
+            for start in range(last)
         ]
-        best = [
-            min([(worst[start], starts[start]), *options[start]], key=lambda each: each[0]) for start in range(count)
-        ]
+        best = [min(each, key=lambda option: option[0]) for each in options]
         worst, starts = [each[0] for each in best], [each[1] for each in best]
-        found = min(found, (worst[0], starts[0]), key=lambda each: each[0])
-    return _improved(body, list(found[1][1:]), peak)
+        found.append(_improved(body, starts[0][1:], peak))
+    return min(found, key=lambda each: each[0])[1]
 
 
-def _improved(body: tuple[str, ...], bounds: list[int], peak: Callable[[Groups, int], int]) -> Groups:
-    """Move one boundary by one block at a time as long as the worst peak falls. ``bounds``: where the later groups begin."""
+def _improved(body: tuple[str, ...], bounds: Sequence[int], peak: Callable[[Groups, int], int]) -> tuple[int, Groups]:
+    """Move one boundary by one block at a time as long as the worst peak falls; returns that and the division.
+
+    ``bounds``: where the later groups begin.
+    """
     known: dict[tuple[int, ...], int] = {}
 
     def divided(inner: Sequence[int]) -> Groups:
@@ -116,5 +119,5 @@ def _improved(body: tuple[str, ...], bounds: list[int], peak: Callable[[Groups, 
                     neighbours.append(moved)
         better = min(neighbours, key=worst, default=bounds)
         if worst(better) >= worst(bounds):
-            return divided(bounds)
+            return worst(bounds), divided(bounds)
         bounds = better

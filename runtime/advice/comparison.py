@@ -17,6 +17,8 @@ from ...policies.partitioning.local_loss import LocalLoss
 from ...policies.partitioning.splitfed import SplitFed
 from ...policies.plan import Plan
 from ...policies.policy import Identity, Policy
+from ...policies.progressive.costliest import costliest_stage
+from ...policies.progressive.profl import ProFL
 from ...policies.pruning.width import Width, median_s
 from ...policies.view import View
 from ..configuration.config import Config
@@ -46,7 +48,8 @@ def _table(cut: str = AUTO, first: str = "") -> dict[str, Policy]:
     }
 
 
-METHODS = (*_table(), *_NARROW)
+_PROGRESSIVE = "ProFL"
+METHODS = (*_table(), *_NARROW, _PROGRESSIVE)
 _ALTERNATIVES = (PLAIN, "SplitFed")  # with which a run of a method that replays views is compared before it starts
 
 
@@ -217,11 +220,19 @@ def methods_of(policy: Policy) -> dict[str, Policy]:
     methods = _table(*next(cuts, ()))
     found = {name: given.get(type(method), method) for name, method in methods.items()}
     widths = [link for link in links(policy) if isinstance(link, Width)]
-    return found | dict(_NARROW) | {"HeteroFL" if link.channels in _BY_POSITION else "REFT": link for link in widths}
+    staged = {_PROGRESSIVE: given.get(ProFL, ProFL())}
+    return (
+        found
+        | dict(_NARROW)
+        | staged
+        | {"HeteroFL" if link.channels in _BY_POSITION else "REFT": link for link in widths}
+    )
 
 
 def _resolved(method: Policy, view: View) -> Policy:
-    """A method. Widths that follow from the median device get its seconds as their deadline, once for all devices."""
+    """A method. What follows from the fleet or the model is found once for all devices: a deadline, the costliest stage."""
+    if isinstance(method, ProFL):
+        return costliest_stage(method, view)
     if isinstance(method, Width) and method.rule == "deadline" and method.deadline_s is None:
         return dataclasses.replace(method, deadline_s=median_s(view))
     return method

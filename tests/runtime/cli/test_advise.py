@@ -29,7 +29,7 @@ BOARD = {
     "up_bytes_per_s": "10 Mbit/s",
     "down_bytes_per_s": "10 Mbit/s",
 }
-METHODS = ("FedAvg", "SplitFed", "local loss", "EcoFed", "HeteroFL", "REFT")
+METHODS = ("FedAvg", "SplitFed", "local loss", "EcoFed", "HeteroFL", "REFT", "ProFL")
 FLEET = {"classes": [BOARD | {"count": 4}], "hosts": {"flop_per_s": "5 TFLOP/s"}}
 ECOFED = [{"name": "random", "cohort": 1.0}, {"name": "ecofed"}]
 
