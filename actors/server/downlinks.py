@@ -392,8 +392,8 @@ def has_own_residuals(plan: Plan) -> bool:
 
 
 def _agrees(plan: Plan) -> bool:
-    """Whether a device can make the initial tensors of a plan's part from the seed."""
-    return plan.part.width == 1 and not plan.part.model
+    """Whether a device can make the initial tensors of a plan's part from the seed; proxies are sent to it."""
+    return plan.part.width == 1 and not plan.part.model and not plan.part.auxiliaries
 
 
 def _copied(model: Callable[[], Arrays], version: int) -> HeldModel:

@@ -79,9 +79,11 @@ class Residuals:
         return {}
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
-        """Set the link rules and codecs of the plans."""
+        """Set the link rules and codecs of the plans; a plan that collects statistics sends no weights to be predicted."""
         reached = dict(state)
-        plans = tuple(self._code(plan, view, reached) for plan in decision.plans)
+        plans = tuple(
+            plan if plan.objective.kind == "collect" else self._code(plan, view, reached) for plan in decision.plans
+        )
         return replace(decision, plans=plans), reached
 
     def _code(self, plan: Plan, view: View, reached: dict[str, int]) -> Plan:

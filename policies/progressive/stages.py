@@ -68,8 +68,8 @@ def choose_groups(names: Sequence[str], most: int, *, peak: Callable[[Groups, in
     ``names``: of the model's blocks, the head last. ``peak``: memory of a stage of a division, which is a dry run of training.
     ``frozen``: memory with the head alone trained. What each block adds to that is measured in a group of its own, with one
     proxy for all blocks behind it; a longer group is taken to need the sum, and the best division by these sums is found by
-    dynamic programming, for each number of groups. Then single boundaries move as long as that lowers the true worst peak. So n
-    blocks take a few times n dry runs and not n^2. Ties: the fewest groups.
+    dynamic programming, for each number of groups. Then single boundaries move as long as that lowers the true peaks. So n blocks
+    take a few times n dry runs and not n^2. Ties: the fewest groups.
     """
     body = tuple(names[:-1])
     count = len(body)
@@ -94,20 +94,20 @@ def choose_groups(names: Sequence[str], most: int, *, peak: Callable[[Groups, in
 
 
 def _improved(body: tuple[str, ...], bounds: Sequence[int], peak: Callable[[Groups, int], int]) -> tuple[int, Groups]:
-    """Move one boundary by one block at a time as long as the worst peak falls; returns that and the division.
+    """Move one boundary by one block at a time as long as that helps; returns the worst peak and the division.
 
-    ``bounds``: where the later groups begin.
+    It helps if the worst peak falls, or, where that stays, the next one. ``bounds``: where the later groups begin.
     """
-    known: dict[tuple[int, ...], int] = {}
+    known: dict[tuple[int, ...], list[int]] = {}
 
     def divided(inner: Sequence[int]) -> Groups:
         return tuple(body[start:end] for start, end in pairwise([0, *inner, len(body)]))
 
-    def worst(inner: Sequence[int]) -> int:
+    def peaks(inner: Sequence[int]) -> list[int]:
         key = tuple(inner)
         if key not in known:
             groups = divided(inner)
-            known[key] = max(peak(groups, stage) for stage in range(len(groups)))
+            known[key] = sorted((peak(groups, stage) for stage in range(len(groups))), reverse=True)
         return known[key]
 
     while True:
@@ -117,7 +117,7 @@ def _improved(body: tuple[str, ...], bounds: Sequence[int], peak: Callable[[Grou
                 moved = [*bounds[:number], bounds[number] + step, *bounds[number + 1 :]]
                 if all(a < b for a, b in pairwise([0, *moved, len(body)])):
                     neighbours.append(moved)
-        better = min(neighbours, key=worst, default=bounds)
-        if worst(better) >= worst(bounds):
-            return worst(bounds), divided(bounds)
+        better = min(neighbours, key=peaks, default=bounds)
+        if peaks(better) >= peaks(bounds):
+            return peaks(bounds)[0], divided(bounds)
         bounds = better

@@ -15,6 +15,7 @@ from ...policies.report import Report
 from ..configuration.config import Config
 from ..events import (
     AnyEvent,
+    BlocksMoved,
     Evaluated,
     Notice,
     PlanEnded,
@@ -55,7 +56,7 @@ class Progress:
         self._bar: Bar | None = None
         self._task: Any = None
         self._figures = self._text = ""
-        self._distilled: list[str] = []  # a text for each student of the version that closes
+        self._of_tasks: list[str] = []  # what tasks tell of the version that closes
         self._closed: VersionClosed | None = None
         self._last_line = 0.0
         self._skipped = ""  # the newest line, if it was not printed
@@ -102,7 +103,9 @@ class Progress:
                 )
         elif isinstance(event, TaskEnded):
             for family, student in event.students.items():
-                self._distilled.append(_student_text(family, student, event.teachers))
+                self._of_tasks.append(_student_text(family, student, event.teachers))
+        elif isinstance(event, BlocksMoved):
+            self._of_tasks.append(f"{event.label}: movement {event.movement:.2f}")
         elif isinstance(event, Notice):
             self._console.print(event.text)
         elif isinstance(event, PlanEnded) and event.report.error and event.report.outcome.value != "late":
@@ -114,7 +117,7 @@ class Progress:
             if self._closed is not None:
                 self._round(self._closed)
             self._closed = event
-            self._figures, self._distilled = "; ".join(self._distilled), []
+            self._figures, self._of_tasks = "; ".join(self._of_tasks), []
             bytes_ = bytes_text(
                 event.up_bytes, event.down_bytes, event.evaluation_bytes, event.host_bytes, event.task_bytes
             )
