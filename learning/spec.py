@@ -49,7 +49,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     ``epochs`` passes over the local data, or exactly ``steps`` optimiser steps if given. ``accumulation`` splits each batch
     into that many micro-batches, to bound memory. ``precision`` "bf16" is autocast; weights stay float32. "auto" is allowed in
-    a configuration only: it is resolved before plans are made (``runtime.configuration.resolution``).
+    a configuration only: it is resolved before plans are made (``runtime.configuration.resolution``). ``frozen_precision`` is
+    that of frozen blocks before the first trained one: under "bf16" their weights are held in bfloat16, half of the memory.
     """
 
     loss: Call = Call("cross_entropy")
@@ -59,6 +60,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     batch_size: Count = 32
     accumulation: Count = 1
     precision: Precision = "float32"
+    frozen_precision: Literal["float32", "bf16"] = "float32"
     channels_last: bool = False
     checkpointing: bool = False
 

@@ -24,6 +24,7 @@ from ...learning.parts.submodel import SubModel
 from ...learning.tensors import as_arrays, as_tensors
 from ...learning.training.evaluation import evaluate
 from ...learning.training.losses import make_loss
+from ...learning.training.staged import frozen_before
 from ...learning.training.training import TrainingResult
 from ...learning.workload import Workload
 from ...learning.workload_settings import WorkloadSettings
@@ -147,7 +148,11 @@ class Device:
         packets = self._blocks.take(plan.part, self._maps.take(plan.part, packets))
         base = as_tensors(self._receive(plan, submodel, packets)) | self._blocks.tensors(plan.part)
         architecture = self.workload.architecture(plan.part)
-        module = self._modules.get(architecture, channels_last=plan.training.channels_last, part=plan.part)
+        in_low = plan.training.frozen_precision == "bf16" and plan.split is None
+        lowered = frozen_before(submodel.stages) if in_low else ()
+        module = self._modules.get(
+            architecture, channels_last=plan.training.channels_last, part=plan.part, lowered=lowered
+        )
         module.check_frozen(submodel, plan.part.frozen)
         module.load(base, plan.part.auxiliaries)
         return module, base

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,17 @@ class Module:
     """A module of one architecture, with its initial buffers and the auxiliaries that plans name."""
 
     def __init__(
-        self, architecture: Architecture, *, channels_last: bool, blocks: tuple[str, ...] | None = None
+        self,
+        architecture: Architecture,
+        *,
+        channels_last: bool,
+        blocks: tuple[str, ...] | None = None,
+        lowered: tuple[str, ...] = (),
     ) -> None:
-        """Build the model. ``blocks``: those that are held (None: all); the parameters of the others take no memory."""
+        """Build the model. ``blocks``: those that are held (None: all); the parameters of the others take no memory.
+
+        ``lowered``: blocks whose weights are held in bfloat16.
+        """
         model = architecture.new_model()
         if blocks is not None:
             _empty(model, architecture, without=blocks)
@@ -38,6 +47,12 @@ class Module:
         self._fresh = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self._architecture, self._auxiliaries = architecture, dict[str, nn.Module]()
         self._frozen: dict[tuple[str, ...], str] = {}  # by blocks, the hash of their frozen tensors
+        if lowered:
+            _ = self.blocks  # cut now: a block's specification is that of its own type
+            weights = {t.name for t in architecture.blocks.spec.tensors_of(lowered) if t.role == "weight"}
+            for name, parameter in model.named_parameters():
+                if name in weights:
+                    parameter.data = parameter.data.bfloat16()
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -104,15 +119,25 @@ class Modules:
 
     def __init__(self) -> None:
         """No module."""
-        self._kept: OrderedDict[tuple[Architecture, bool, tuple[str, ...] | None], Module] = OrderedDict()
+        self._kept: OrderedDict[tuple[Any, ...], Module] = OrderedDict()
 
-    def get(self, architecture: Architecture, *, channels_last: bool, part: Part | None = None) -> Module:
-        """The module of an architecture, with the blocks of ``part``; built when it is first needed."""
+    def get(
+        self,
+        architecture: Architecture,
+        *,
+        channels_last: bool,
+        part: Part | None = None,
+        lowered: tuple[str, ...] = (),
+    ) -> Module:
+        """The module of an architecture, with the blocks of ``part``; built when it is first needed.
+
+        ``lowered``: blocks whose weights are held in bfloat16.
+        """
         blocks = None if part is None or part.blocks == architecture.blocks.spec.block_names else part.blocks
-        key = architecture, channels_last, blocks
+        key = architecture, channels_last, blocks, lowered
         if key not in self._kept:
             if len(self._kept) >= _MAX_MODULES:  # before the new one is built: a worker may have room for few
                 self._kept.popitem(last=False)
-            self._kept[key] = Module(architecture, channels_last=channels_last, blocks=blocks)
+            self._kept[key] = Module(architecture, channels_last=channels_last, blocks=blocks, lowered=lowered)
         self._kept.move_to_end(key)
         return self._kept[key]

@@ -21,7 +21,7 @@ from ..parts.part import blocks_of, replaced_by
 from ..parts.submodel import SubModel
 from ..spec import Training
 from ..training.precision import autocast
-from ..training.staged import entering, imitation_loss, run_stages
+from ..training.staged import entering, frozen_before, imitation_loss, run_stages
 from ..training.training import densify
 from .flops import FlopCounter
 from .memory import Allocations
@@ -68,6 +68,9 @@ class DryRun:
         states = {
             stage.name: self._state(self.module(stage.name), trained=stage.trained) for stage in self.submodel.stages
         }
+        if self.training.frozen_precision == "bf16":
+            for name in frozen_before(self.submodel.stages):
+                states[name] = {key: _lowered(tensor) for key, tensor in states[name].items()}
         learned = {*self.submodel.part.trained_auxiliaries}
         for name in self.proxies.keys() - states.keys():  # one that imitates blocks of the part
             states[name] = self._state(self.proxies[name], trained=name in learned)
@@ -161,14 +164,14 @@ class TrialStep:
 
     def forward(self) -> Any:
         """The output of the last stage, or of the head; of a proxy that imitates blocks, its output and theirs."""
-        stages, x = self.run.submodel.stages, self.x
+        stages, x, frozen = self.run.submodel.stages, self.x, self.run.training.frozen_precision
         with autocast(self.run.training.precision):
             if self.run.objective == "imitate":
                 (student,) = self.states.keys() - {stage.name for stage in stages}
                 before, blocks = entering(stages, blocks_of(student, self.run.submodel.spec.block_names))
-                h = run_stages(before, self._call, x)
-                return self._call(student, h), run_stages(blocks, self._call, h)
-            x = run_stages(stages, self._call, x, learning=x.requires_grad)
+                h = run_stages(before, self._call, x, frozen=frozen)
+                return self._call(student, h), run_stages(blocks, self._call, h, frozen=frozen)
+            x = run_stages(stages, self._call, x, learning=x.requires_grad, frozen=frozen)
         return x if self.head is None else self.head(x)
 
     def _call(self, name: str, x: Any) -> Any:
@@ -217,3 +220,8 @@ def _last_stages(submodel: SubModel) -> set[str]:
     last = submodel.spec.block_names[-1]
     ends = {name: replaced_by(name) for name in submodel.part.auxiliaries}
     return {last, *(name for name, end in ends.items() if end is not None and end[1] == last)}
+
+
+def _lowered(tensor: Tensor) -> Tensor:
+    """A weight in bfloat16, as frozen blocks hold it; others as they are."""
+    return tensor.bfloat16() if tensor.dim() > 1 and tensor.is_floating_point() else tensor

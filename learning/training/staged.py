@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from ..data.types import Samples, Transform
 from ..parts.submodel import Stage
 from ..randomness import seeded
-from ..spec import Training
+from ..spec import Precision, Training
 from .losses import Loss, scalar_loss
 from .precision import autocast, in_memory_format
 from .training import TrainingResult
@@ -33,16 +33,29 @@ _SHORTEST = 1e-12  # squared length of a target, below which errors are not rela
 Call = Callable[[str, Tensor], Tensor]  # the output of a stage, by its name
 
 
-def run_stages(stages: Sequence[Stage], call: Call, x: Tensor, *, learning: bool = False) -> Tensor:
+def run_stages(
+    stages: Sequence[Stage], call: Call, x: Tensor, *, learning: bool = False, frozen: Precision = "float32"
+) -> Tensor:
     """The output of the last stage. Stages before the first trained one run without gradients.
 
-    ``learning``: gradients are needed from the first stage on, because the input requires them.
+    ``frozen``: precision of these; float32 leaves it at that of the others. ``learning``: gradients are needed from the first
+    stage on, because the input requires them.
     """
     for stage in stages:
         learning = learning or stage.trained
-        with nullcontext() if learning else torch.no_grad():
+        if learning:
+            x = call(stage.name, x.float() if x.dtype == torch.bfloat16 and frozen == "bf16" else x)
+            frozen = "float32"
+            continue
+        with torch.no_grad(), autocast("bf16") if frozen == "bf16" else nullcontext():
             x = call(stage.name, x)
-    return x
+    return x.float() if x.dtype == torch.bfloat16 and frozen == "bf16" else x
+
+
+def frozen_before(stages: Sequence[Stage]) -> tuple[str, ...]:
+    """The stages before the first trained one."""
+    first = next((number for number, stage in enumerate(stages) if stage.trained), len(stages))
+    return tuple(stage.name for stage in stages[:first])
 
 
 def entering(stages: Sequence[Stage], blocks: Sequence[str]) -> tuple[tuple[Stage, ...], tuple[Stage, ...]]:
@@ -71,10 +84,13 @@ class StagedModel:
         """Accumulate ``share`` times the gradient of a micro-batch; returns its loss."""
         inputs = in_memory_format(inputs, channels_last=self._training.channels_last)
         with autocast(self._training.precision):
-            value = scalar_loss(self._loss(run_stages(self._stages, self._call, inputs), targets))
+            value = scalar_loss(self._loss(self._run(inputs), targets))
         if value.requires_grad:
             (value * share if share != 1 else value).backward()  # type: ignore[no-untyped-call]
         return float(value.detach())
+
+    def _run(self, inputs: Tensor) -> Tensor:
+        return run_stages(self._stages, self._call, inputs, frozen=self._training.frozen_precision)
 
     def _call(self, name: str, x: Tensor) -> Tensor:
         output: Tensor = self._modules[name](x)
@@ -102,8 +118,9 @@ class Imitation:
         inputs = in_memory_format(inputs, channels_last=self._training.channels_last)
         with autocast(self._training.precision):
             with torch.no_grad():
-                inputs = run_stages(self._before, self._call, inputs)
-                wanted = run_stages(self._blocks, self._call, inputs)
+                frozen = self._training.frozen_precision
+                inputs = run_stages(self._before, self._call, inputs, frozen=frozen)
+                wanted = run_stages(self._blocks, self._call, inputs, frozen=frozen)
             value = imitation_loss(self._proxy(inputs), wanted)
         (value * share if share != 1 else value).backward()  # type: ignore[no-untyped-call]
         return float(value.detach())
@@ -137,7 +154,7 @@ def collect_statistics(
                 transform(samples.take(indices).x, generator), channels_last=training.channels_last
             )
             with autocast(training.precision):
-                run_stages(stages, lambda name, x: modules[name](x), inputs)
+                run_stages(stages, lambda name, x: modules[name](x), inputs, frozen=training.frozen_precision)
     return TrainingResult(steps=len(batches), processed=count)
 
 

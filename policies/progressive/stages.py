@@ -68,8 +68,8 @@ def choose_groups(names: Sequence[str], most: int, *, peak: Callable[[Groups, in
     ``names``: of the model's blocks, the head last. ``peak``: memory of a stage of a division, which is a dry run of training.
     ``frozen``: memory with the head alone trained. What each block adds to that is measured in a group of its own, with one
     proxy for all blocks behind it; a longer group is taken to need the sum, and the best division by these sums is found by
-    dynamic programming, for each number of groups. Then single boundaries move as long as that lowers the true peaks. So n blocks
-    take a few times n dry runs and not n^2. Ties: the fewest groups.
+    dynamic programming, for each number of groups. Then single boundaries move as long as that lowers the true peaks. So n
+    blocks take a few times n dry runs and not n^2. Ties: the fewest groups.
     """
     body = tuple(names[:-1])
     count = len(body)
