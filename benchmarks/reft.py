@@ -3,6 +3,7 @@
     python benchmarks/reft.py --quick               VGG-16 by width; one round of each method; digits, a few rows and rounds
     python benchmarks/reft.py                       the same; digits with all rows and three seeds
     python benchmarks/reft.py --data ROOT           training alone: CIFAR-10 in place of digits, ResFed's network, one seed
+    python benchmarks/reft.py --vgg ROOT            VGG-16 on CIFAR-10 (reft_vgg.py)
 
 ``widths``: VGG-16 for 32x32 images with the 4096-4096 head (33,642,442 parameters), trained on batches of 64 with one thread,
 each width in a process of its own. ``MACs``: of the forward pass for one sample, counted on the operations that run.
@@ -297,6 +298,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--data", help="folder of CIFAR-10 (data.root)")
+    parser.add_argument("--vgg", metavar="ROOT", help="folder of CIFAR-10: VGG-16 alone, see reft_vgg.py")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--rows", nargs="+", choices=ROWS)
@@ -307,6 +309,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.measure is not None:
         print(json.dumps(measure(options.measure, options.steps, options.masked)))
+        return
+    if options.vgg:
+        import reft_vgg
+
+        finish(reft_vgg.compare(options.vgg, rounds=options.rounds), name="reft_vgg", save=options.save)
         return
     result: dict[str, Any] = {}
     if not options.data:
