@@ -1,12 +1,13 @@
 """Narrow models: what a width costs, and what REFT, HeteroFL and FedRolex reach beside FedAvg on unequal devices.
 
     python benchmarks/reft.py --quick               VGG-16 by width; one round of each method; digits, a few rows and rounds
-    python benchmarks/reft.py                       the same; digits with all rows and three seeds
+    python benchmarks/reft.py                       the same; digits with all rows and five seeds
     python benchmarks/reft.py --data ROOT           training alone: CIFAR-10 in place of digits, ResFed's network, one seed
     python benchmarks/reft.py --vgg ROOT            VGG-16 on CIFAR-10 (reft_vgg.py)
 
 ``widths``: VGG-16 for 32x32 images with the 4096-4096 head (33,642,442 parameters), trained on batches of 64 with one thread,
-each width in a process of its own. ``MACs``: of the forward pass for one sample, counted on the operations that run.
+each width in a process of its own; in each of five repetitions all take turns, and times and ratios are medians over these
+(``..._each``: of one repetition). ``MACs``: of the forward pass for one sample, counted on the operations that run.
 ``step_s``: measured, median of the steps. ``rss_MB``: measured, the process's peak resident memory beyond that after the
 imports. ``..._MB``: of the model as it is sent to a device, without a codec, as float16, and with 8 and 4 bits for each entry.
 ``identity``: taken out of the full model and put back, it leaves the model as it was, and is read back to the same bits.
@@ -20,15 +21,20 @@ one; ``past_deadline``: devices of the preset ``reft`` that took longer than the
 of 32 images, distillation every fourth round); labels by a Dirichlet distribution with alpha 0.1; a tenth of the samples is
 public, and no device has it in any row. All rows have the same training settings. ``smallest``: FedAvg with the narrowest width
 of the row reft on all devices. ``seconds`` are simulated, bytes are those of all packets, plans and reports; ``task_MB`` is
-between the server and its distiller. The last line is JSON.
+between the server and its distiller. ``times_sooner``: FedAvg's seconds to the target by the row's, of the same seed.
+``gain_of_distillation``: accuracy with it minus that without, of narrow and of whole parts, paired by seed. Runs share the
+cores. The last line is JSON.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -149,20 +155,27 @@ def _peak_rss() -> int:
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
-def widths(steps: int) -> dict[str, Any]:
-    """A row for each width, and one for the masked network; the processes run in turn."""
-    rows = {}
-    for name, width, masked in [*((f"{width:g}", width, False) for width in WIDTHS), ("mask", 1.0, True)]:
-        command = [sys.executable, __file__, "--measure", str(width), "--steps", str(steps)]
-        found = subprocess.run(
-            [*command, *(["--masked"] if masked else [])], capture_output=True, text=True, check=True
-        )
-        rows[name] = json.loads(found.stdout.splitlines()[-1])
-        print(f"  {name}: {rows[name]}", flush=True)
-    whole = rows["1"]["step_s"]
-    faster = {
-        f"step_of_1_by_step_of_{name}": round(whole / rows[name]["step_s"], 2) for name in ("0.5", "0.25", "mask")
+def widths(steps: int, repetitions: int) -> dict[str, Any]:
+    """A row for each width, and one for the masked network: medians of the repetitions, in each of which all take turns."""
+    names = [*((f"{width:g}", width, False) for width in WIDTHS), ("mask", 1.0, True)]
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name, _, _ in names}
+    for repetition in range(repetitions):
+        for name, width, masked in names:
+            command = [sys.executable, __file__, "--measure", str(width), "--steps", str(steps)]
+            command += ["--masked"] if masked else []
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            found[name].append(json.loads(output.splitlines()[-1]))
+            print(f"  {repetition + 1}, {name}: {found[name][-1]}", flush=True)
+    rows = {
+        name: each[0] | {key: round(statistics.median(one[key] for one in each), 4) for key in ("step_s", "rss_MB")}
+        for name, each in found.items()
     }
+    faster: dict[str, Any] = {}
+    for name in ("0.75", "0.5", "0.25", "0.125", "mask"):
+        pairs = zip(found["1"], found[name], strict=True)
+        ratios = [round(whole["step_s"] / other["step_s"], 2) for whole, other in pairs]
+        faster[f"step_of_1_by_step_of_{name}"] = round(statistics.median(ratios), 2)
+        faster[f"step_of_1_by_step_of_{name}_each"] = ratios
     return {"rows": rows, **faster}
 
 
@@ -182,7 +195,7 @@ def stragglers() -> dict[str, Any]:
         "stop": {"rounds": 1},
     }
     seconds = {}
-    for name, chain in (("fedavg", []), ("reft", [{"name": "width", "rule": "deadline"}])):
+    for name, chain in (("fedavg", []), ("reft", policies("reft_no_distillation", {}))):
         events = list(fedbonsai.run(common | {"policy": [{"name": "all"}, *chain]}))
         reports = [event.report for event in events if isinstance(event, PlanEnded)]
         assert len(reports) == sum(SPEEDS.values())
@@ -197,7 +210,7 @@ def stragglers() -> dict[str, Any]:
 def policies(row: str, distillation: dict[str, Any]) -> list[dict[str, Any]]:
     """The policy list of a row; ``distillation``: settings of that policy."""
     by_level = {"name": "width", "levels": LEVELS, "unit": "width", "min_channels": 1, "scaled": True}
-    reft = {"name": "width", "rule": "deadline"}
+    reft = {"name": "width", "rule": "deadline", "too_slow": "fewer_steps"}
     slowest = {"name": "width", "rule": "fixed", "widths": {f"class{n}": 0.25 for n, _ in enumerate(SPEEDS)}}
     chains: dict[str, list[dict[str, Any]]] = {
         "fedavg": [],
@@ -273,18 +286,45 @@ def run(row: str, config: dict[str, Any], *, cohort: float, target: float) -> di
     }
 
 
-def training(common: dict[str, Any], *, rows: list[str], seeds: range, cohort: float, target: float) -> dict[str, Any]:
-    """A row for each method: the mean over the seeds, and each seed's figures."""
+def training(
+    common: dict[str, Any], *, rows: list[str], seeds: range, cohort: float, target: float, jobs: int
+) -> dict[str, Any]:
+    """A row for each method: the mean over the seeds, and each seed's figures; ``jobs`` runs at once."""
+    runs: dict[tuple[str, int], Any] = {}
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    with pool:
+        for row in rows:
+            for seed in seeds:
+                runs[row, seed] = pool.submit(run, row, common | {"seed": seed}, cohort=cohort, target=target)
+        for (row, seed), figures in runs.items():
+            print(f"  {row}, seed {seed}: {figures.result()}", flush=True)
     result = {}
     for row in rows:
-        by_seed = {}
-        for seed in seeds:
-            by_seed[str(seed)] = run(row, common | {"seed": seed}, cohort=cohort, target=target)
-            print(f"  {row}, seed {seed}: {by_seed[str(seed)]}", flush=True)
+        by_seed = {str(seed): runs[row, seed].result() for seed in seeds}
+        if "fedavg" in rows:
+            for seed, figures in by_seed.items():
+                slow, fast = runs["fedavg", int(seed)].result()["seconds_to_target"], figures["seconds_to_target"]
+                by_seed[seed] = figures | {"times_sooner": round(slow / fast, 2) if slow and fast else None}
         mean = {key: _mean([figures[key] for figures in by_seed.values()]) for key in next(iter(by_seed.values()))}
         spread = max(f["accuracy"] for f in by_seed.values()) - min(f["accuracy"] for f in by_seed.values())
         result[row] = mean | {"accuracy_spread": round(spread, 4), "by_seed": by_seed}
     return result
+
+
+def gain(of: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """What one row's accuracy is above another's, seed by seed, beside the standard deviations over the seeds."""
+    pairs = zip(of["by_seed"].values(), over["by_seed"].values(), strict=True)
+    gains = [round(one["accuracy"] - other["accuracy"], 4) for one, other in pairs]
+    return {
+        "by_seed": gains,
+        "mean": round(statistics.fmean(gains), 4),
+        "stdev": round(statistics.stdev(gains), 4) if len(gains) > 1 else None,
+        **{
+            f"accuracy_stdev_{name}": round(statistics.stdev(f["accuracy"] for f in row["by_seed"].values()), 4)
+            for name, row in (("with", of), ("without", over))
+            if len(gains) > 1
+        },
+    }
 
 
 def _mean(values: list[float | None]) -> float | None:
@@ -318,7 +358,7 @@ def main() -> None:
     result: dict[str, Any] = {}
     if not options.data:
         print("VGG-16 by width", flush=True)
-        result["widths"] = widths(2 if options.quick else 5)
+        result["widths"] = widths(*((2, 1) if options.quick else (5, 5)))
         print("stragglers", flush=True)
         result["stragglers"] = stragglers()
         print(f"  {result['stragglers']}", flush=True)
@@ -328,8 +368,8 @@ def main() -> None:
         common = CIFAR | {"data": {"name": "cifar10", "root": options.data, **data}, "fleet": fleet(50e9, MEGABYTE)}
         common |= {"evaluation": {"every": 4}}
     else:
-        seeds = range(options.seeds or (1 if options.quick else 3))
-        rounds, cohort, target = options.rounds or (4 if options.quick else 20), 1.0, 0.9
+        seeds = range(options.seeds or (1 if options.quick else 5))
+        rounds, cohort, target = options.rounds or (4 if options.quick else 50), 1.0, 0.9
         common = DIGITS | {"data": {"name": "digits", **data}, "fleet": fleet(1e9, MEGABYTE)}
     common |= {"stop": {"rounds": rounds}, "server": {"statistics": "batch"}}
     print(f"{common['data']['name']}, {rounds} rounds, {len(seeds)} seeds", flush=True)
@@ -341,8 +381,17 @@ def main() -> None:
         "target": target,
     }
     chosen = options.rows or (["fedavg", "heterofl", "reft"] if options.quick else list(ROWS))
-    rows = training(common, rows=chosen, seeds=seeds, cohort=cohort, target=target)
-    result["training"] = settings | {"rows": rows}
+    jobs = 1 if options.data else len(os.sched_getaffinity(0))  # on CIFAR-10 each run has workers of its own
+    rows = training(common, rows=chosen, seeds=seeds, cohort=cohort, target=target, jobs=jobs)
+    gains = {
+        name: gain(rows[of], rows[over])
+        for name, of, over in (
+            ("narrow", "reft", "reft_no_distillation"),
+            ("whole", "reft_no_width", "fedavg"),
+        )
+        if of in rows and over in rows
+    }
+    result["training"] = settings | {"rows": rows, "gain_of_distillation": gains}
     finish(result, name="reft_cifar" if options.data else "reft", save=options.save)
 
 

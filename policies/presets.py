@@ -122,7 +122,7 @@ PRESETS: dict[str, Preset] = {
         overrides={
             "policy": [
                 {"name": "random", "cohort": 1.0},
-                {"name": "width", "rule": "deadline", "channels": "l1"},
+                {"name": "width", "rule": "deadline", "channels": "l1", "too_slow": "fewer_steps"},
                 {"name": "distillation", "steps": 300, "class_prior": 1.0},
             ],
             "data": {"public_share": 0.1},

@@ -117,10 +117,14 @@ class Width:
     ``widths`` gives each class of the fleet its width.
 
     ``levels``: devices get the widest of these that fits, where ``unit`` says what they are shares of: the FLOPs, or the
-    channels (``width``); (): each device its own width. A device that no level fits is left out, with the reason. A level is
-    evaluated anew ``every`` so many rounds; a device moves to a wider level only where that fits the budget divided by
-    ``1 + hysteresis``, and to a narrower one, or out, at once when its own does not fit any more. Where the budget follows from
-    a device (without ``deadline_s``), that device's own level may exceed it by the share ``hysteresis`` first.
+    channels (``width``); (): each device its own width. A level is evaluated anew ``every`` so many rounds; a device moves to a
+    wider level only where that fits the budget divided by ``1 + hysteresis``, and to a narrower one, or out, at once when its
+    own does not fit any more. Where the budget follows from a device (without ``deadline_s``), that device's own level may
+    exceed it by the share ``hysteresis`` first.
+
+    ``too_slow``, under the deadline rule: a device that no level fits in time is left out, with the reason ("leave_out"), or
+    gets the narrowest level and stops at the deadline ("fewer_steps"). Its update then counts by the share of the steps that it
+    made. A device that has too little memory, or not the time for one step, is always left out.
 
     ``channels``: the rule by which channels are chosen, of which each group keeps ``min_channels``. ``refresh``: rounds between
     rankings by the weights, and between steps of a rolling window. ``warm_up``: first rounds, in which a rule that ranks by
@@ -135,6 +139,7 @@ class Width:
     widths: Mapping[str, Share] | None = field(default=None, hash=False)
     levels: tuple[Share, ...] = (1.0, 0.5, 0.25, 0.125, 0.0625)
     unit: Literal["flops", "width"] = "flops"
+    too_slow: Literal["leave_out", "fewer_steps"] = "leave_out"
     hysteresis: NonNegative = 0.15
     every: Count = 10
     channels: ChannelRule = "l1"
@@ -155,13 +160,17 @@ class Width:
             raise ValueError(f"deadline_s is {self.deadline_s:g}; it counts only where rule is 'deadline'")
         if self.widths is not None and self.rule != "fixed":
             raise ValueError(f"widths is {dict(self.widths)!r}; it counts only where rule is 'fixed'")
+        if self.too_slow == "fewer_steps" and self.rule != "deadline":
+            raise ValueError("too_slow is 'fewer_steps'; it counts only where rule is 'deadline'")
         if self.rule == "fixed" and not self.widths:
             raise ValueError("rule is 'fixed' and widths is empty; it must give each class of the fleet its width")
 
     @property
     def writes(self) -> tuple[str, ...]:
-        """The width of parts, unless all are whole."""
-        return () if self.widths and set(self.widths.values()) == {1} else ("part.width",)
+        """The width of parts, unless all are whole; and their deadline, where devices may stop early."""
+        if self.widths and set(self.widths.values()) == {1}:
+            return ()
+        return ("part.width", "deadline_s") if self.too_slow == "fewer_steps" else ("part.width",)
 
     @property
     def by_class(self) -> Mapping[str, Sequence[str]]:
@@ -176,7 +185,7 @@ class Width:
         return {"deadline_s": None, "devices": {}}
 
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
-        """Narrow the plans; devices whose memory no width fits are left out."""
+        """Narrow the plans; devices that no width fits stop early, or are left out."""
         if not decision.plans:
             return decision, state
         # A device that was narrowed but not sent (a selection behind this policy) is forgotten.
@@ -198,8 +207,14 @@ class Width:
             alternatives = self._alternatives(view, plan, costs)
             width, since = self._choose(view.version, entry, alternatives, budget, cost_of)
             if width is None:
-                least = cost_of(alternatives[-1] if alternatives else NARROWEST)
-                verb = "needs" if len(alternatives) == 1 else "needs at least"
+                narrowest = alternatives[-1] if alternatives else NARROWEST
+                least = self._least(view, plan, narrowest, cost_of)
+                if self.too_slow == "fewer_steps" and budget.load(least, 1.0) <= 1:
+                    # Its width is not kept: the tolerance is for levels that fit once.
+                    known[str(plan.device)] = {key: entry[key] for key in ("speed", "report") if key in entry}
+                    plans.append(self._shortened(plan, narrowest, view.version, budget))
+                    continue
+                verb = "needs" if len(alternatives) == 1 and self.too_slow == "leave_out" else "needs at least"
                 misfit = memory_misfit(view, plan.device, least.peak_memory_bytes, verb=verb)
                 left_out.append((plan.device, misfit or budget.misfit(least, verb)))
                 continue
@@ -210,6 +225,20 @@ class Width:
         kept = terms.deadline_s if self.deadline_s is None else None
         decided = replace(decision, plans=tuple(plans), left_out=tuple(left_out))
         return decided, {"deadline_s": kept, "devices": known}
+
+    def _least(self, view: View, plan: Plan, width: float, cost_of: CostOf) -> Estimate:
+        """The least that a plan costs at its narrowest width: whole, or one step where it may be stopped."""
+        if self.too_slow == "leave_out":
+            return cost_of(width)
+        one = replace(self._narrow(plan, width), training=replace(plan.training, steps=1), deadline_s=None)
+        return view.estimate(plan.device, one)
+
+    def _shortened(self, plan: Plan, width: float, version: int, budget: _Budget) -> Plan:
+        """The plan at a width, to stop when its seconds are over, or at its own deadline if that comes first."""
+        assert budget.seconds is not None
+        stops_s = min(budget.seconds, plan.deadline_s or math.inf)
+        narrow = self._narrow(plan, width, version)
+        return narrow.with_(f"width: {width:.3g} of the channels, stops after {stops_s:.3g} s", deadline_s=stops_s)
 
     def _terms(self, view: View, kept_s: float | None, known: Mapping[str, Any]) -> _Terms:
         """What the budgets of all devices follow from. ``kept_s``: the deadline that the state holds."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,7 @@ def device_table(reports: Mapping[int, PlanEnded], *, most: int = 20) -> Table:
     explained = any(_is_partial(event.report) for event in ordered)
     if explained:
         table.add_column("why")  # the one column that may wrap
+    common = set.intersection(*(set(event.report.plan.reasons) for event in ordered)) if ordered else set()
     for event in ordered[:most]:
         report, cost, whole = event.report, event.report.virtual, event.report.plan.whole_steps
         table.add_row(
@@ -190,7 +191,7 @@ def device_table(reports: Mapping[int, PlanEnded], *, most: int = 20) -> Table:
             *(f"{seconds:.2f}" for seconds in (cost.down_s, cost.compute_s, cost.up_s, cost.seconds)),
             size(cost.up_bytes),
             size(cost.peak_memory_bytes),
-            *([_why(report)] if explained else []),
+            *([_why(report, common)] if explained else []),
         )
     if len(ordered) > most:
         table.caption = f"and {len(ordered) - most} more"
@@ -202,9 +203,13 @@ def _is_partial(report: Report) -> bool:
     return report.plan.part.width < 1 or report.plan.split is not None
 
 
-def _why(report: Report) -> str:
-    """The reasons of a plan, without that of the selection, which is the first."""
-    return "; ".join(report.plan.reasons[1:] or report.plan.reasons)
+def _why(report: Report, common: Set[str]) -> str:
+    """The reasons of a plan, without that of the selection, which is the first, and those ``common`` to all plans.
+
+    Where none is left, all but the first.
+    """
+    reasons = report.plan.reasons[1:] or report.plan.reasons
+    return "; ".join([reason for reason in reasons if reason not in common] or reasons)
 
 
 def _model_text(report: Report) -> str:

@@ -12,7 +12,7 @@ from fedbonsai.runtime.configuration.config import load_config
 from fedbonsai.runtime.configuration.policy_checks import configured_policy
 from fedbonsai.runtime.configuration.resolution import workload_settings
 from fedbonsai.runtime.engine.engine import Engine
-from fedbonsai.runtime.events import Evaluated, PlanEnded, VersionClosed
+from fedbonsai.runtime.events import Evaluated, PlanEnded, RoundStarted, VersionClosed
 
 from .resuming import started, told, uninterrupted
 
@@ -59,6 +59,29 @@ def test_a_device_that_is_sixteen_times_slower_finishes_with_the_others():
         report for report in reports_of(finished(config | {"policy": [{"name": "all"}]})[1]) if report.plan.device == 4
     ]
     assert min(report.virtual.seconds for report in whole) > 8 * median
+
+
+def test_a_device_that_no_level_fits_in_time_makes_the_steps_that_there_is_time_for():
+    """Of equal speed but for one, which has the time for some steps at the narrowest level, and one without that for any."""
+    speeds = {"fast": 1e9, "slow": 2e7, "still": 2e5}
+    fleet = {"classes": [{"name": name, "count": 3 if name == "fast" else 1, "flop_per_s": speed} | LINK
+                         for name, speed in speeds.items()]}  # fmt: skip
+    config = BASE | {"fleet": fleet, "training": {"epochs": 1, "batch_size": 16}, "stop": {"rounds": 2}}
+    width = {"name": "width", "levels": [1.0, 0.5], "unit": "width"}
+    _, events = finished(config | {"policy": [{"name": "all"}, width | {"too_slow": "fewer_steps"}]})
+    reports = reports_of(events)
+    assert {(report.plan.device, report.outcome.value) for report in reports} == {
+        (device, "done") for device in range(4)
+    }
+    deadline = statistics.median(report.virtual.seconds for report in reports if report.plan.device < 3)
+    for report in reports:
+        stops = report.plan.device == 3
+        assert report.plan.part.width == (0.5 if stops else 1.0)
+        assert report.virtual.seconds <= 1.001 * deadline
+        assert (0 < report.steps < report.plan.whole_steps) if stops else not report.plan.whole_steps
+    assert [dict(event.left_out) for event in events if isinstance(event, RoundStarted)] == [{"deadline": 1}] * 2
+    _, without = finished(config | {"policy": [{"name": "all"}, width]})
+    assert {report.plan.device for report in reports_of(without)} == {0, 1, 2}
 
 
 def test_each_device_is_sent_its_own_part_and_each_map_once():

@@ -52,7 +52,10 @@ class Network:
         part = plan.part
         self.calls.append((device, part.width))
         held = weights(part.width, part.min_channels if part.width < 1 else 1) * len(part.blocks) // 2
-        flops = 6 * held * self.samples[device] * plan.training.epochs
+        processed = self.samples[device] * plan.training.epochs
+        if plan.training.steps is not None:
+            processed = plan.training.steps * min(plan.training.batch_size, self.samples[device])
+        flops = 6 * held * processed
         compute_s = flops / self.profiles[device].flop_per_s
         if plan.deadline_s is not None:
             compute_s = min(compute_s, plan.deadline_s)  # stops early

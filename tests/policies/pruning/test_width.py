@@ -119,6 +119,76 @@ def test_a_device_that_no_level_fits_is_left_out():
     assert slow.left_out[-1] == (4, "speed: needs 26.6 % of the FLOPs, 6.34 % allowed")
 
 
+def in_steps(device, *, version=0):
+    """A plan of five steps of two samples."""
+    return make_plan(device, version=version, training=Training(batch_size=2))
+
+
+def test_a_device_that_no_level_fits_in_time_stops_at_the_deadline():
+    # At 1/16 of the channels device 4 takes 16 * 332 / 43712 = 0.122 s for its five steps, and 0.024 s for one.
+    policy = Width(deadline_s=0.1, too_slow="fewer_steps", **CHANNELS)
+    view = make_fleet(plan_maker=in_steps)
+    decision, state = decide(policy, view)
+    kept, _ = decide(Width(deadline_s=0.1, **CHANNELS), view)
+    assert decision.plans[:4] == kept.plans
+    assert [(plan.device, plan.part.width, plan.deadline_s) for plan in decision.plans[4:]] == [(4, 0.0625, 0.1)]
+    assert decision.plans[4].reasons == ("width: 0.0625 of the channels, stops after 0.1 s",)
+    assert decision.plans[4].part == replace(kept.plans[3].part, width=0.0625)
+    assert decision.plans[4].training == view.new_plan(4).training
+    assert not decision.left_out
+    assert state["devices"]["4"] == {}
+    # It has no level, so that it is no wider, nor whole, by a tolerance that is for those that have one.
+    later = make_fleet(plan_maker=in_steps, **took_part(view, decision))
+    again, _ = decide(policy, later, state)
+    assert again.plans[4].deadline_s == 0.1
+    faster = make_fleet(seconds=(1, 2, 4, 8, 8), plan_maker=in_steps, **took_part(view, decision))
+    again, state = decide(policy, faster, state)
+    assert (again.plans[4].deadline_s, again.plans[4].part.width) == (None, 0.0625)
+    assert state["devices"]["4"] == {"width": 0.0625, "at": 1}
+
+
+@pytest.mark.parametrize(("deadline", "stops"), [(0.0244, [2.0]), (0.0242, [])])
+def test_a_device_without_the_time_for_one_step_is_left_out(deadline, stops):
+    view = make_fleet(seconds=(16,), plan_maker=in_steps)
+    decision, state = decide(Width(deadline_s=deadline, too_slow="fewer_steps", **CHANNELS), view)
+    assert [plan.deadline_s for plan in decision.plans] == [deadline] * len(stops)
+    assert decision.left_out == (() if stops else ((0, "deadline: needs at least 0.0243 s, has 0.0242 s"),))
+    assert bool(state["devices"]) == bool(stops)
+    whole, _ = decide(Width(deadline_s=0.1, too_slow="fewer_steps", **CHANNELS), make_fleet(seconds=(16,)))
+    assert whole.left_out == ((0, "deadline: needs at least 0.122 s, has 0.1 s"),)  # all of its samples are one step
+
+
+def test_a_device_without_the_memory_is_left_out_however_slow():
+    view = make_fleet(seconds=(1, 1, 16, 16), memory={1: 5_311, 3: 5_311}, plan_maker=in_steps)
+    decision, _ = decide(Width(deadline_s=0.1, too_slow="fewer_steps", **CHANNELS), view)
+    assert [plan.device for plan in decision.plans] == [0, 2]
+    reason = "memory: needs at least 0.006 MB, has 0.005 MB"
+    assert decision.left_out == ((1, reason), (3, reason))
+
+
+def test_an_earlier_deadline_of_a_plan_is_kept():
+    stops = Width(deadline_s=0.1, too_slow="fewer_steps", **CHANNELS)
+    for after_s, expected in ((0.05, 0.05), (0.2, 0.1)):
+        policy = chain(All(), Closing(after_s=after_s, partial=True), stops)
+        decision, _ = policy.decide(make_fleet(seconds=(64,), plan_maker=in_steps), policy.init(), Decision())
+        assert [plan.deadline_s for plan in decision.plans] == [expected]
+
+
+def test_by_its_measured_speed_a_device_stops_early_or_is_left_out():
+    policy = Width(deadline_s=0.1, too_slow="fewer_steps", **CHANNELS)
+    for slowness, expected in ((1, None), (2, 0.1), (10, "left out")):
+        view = make_fleet(seconds=(8,), clock="wall", plan_maker=in_steps)
+        decision, state = decide(policy, view)
+        assert decision.plans[0].deadline_s is None  # 0.061 s as declared
+        taken = {0: slowness * view.estimate(0, decision.plans[0]).compute_s}
+        fields = took_part(view, decision, train_s=taken)
+        decision, state = decide(policy, make_fleet(seconds=(8,), clock="wall", plan_maker=in_steps, **fields), state)
+        found = decision.plans[0].deadline_s if decision.plans else "left out"
+        assert found == expected
+        speed = state["devices"]["0"].get("speed")
+        assert expected == "left out" or speed == pytest.approx(WHOLE_FLOPS / 8 / slowness)
+
+
 def test_the_deadline_is_that_of_the_median_device_each_class_at_its_median_samples():
     names = ["fast", "fast", "fast", "slow"]
     view = make_fleet(seconds=(1, 1, 1, 4), samples=(1, 20, 40, 10), names=names)
@@ -193,6 +263,11 @@ def test_fixed_widths_must_name_the_classes_of_the_fleet(given, sentence):
         ({"rule": "fixed", "widths": {"a": 0.0}}, r"widths is \{'a': 0.0\}: expected `float` > 0.0"),
         ({"levels": (1.5,)}, r"levels is \(1.5,\): expected `float` <= 1.0"),
         ({"most_pruned": 1.0}, "most_pruned is 1.0: expected `float` < 1.0"),
+        ({"too_slow": "wait"}, "too_slow is 'wait'"),
+        (
+            {"rule": "linear", "too_slow": "fewer_steps"},
+            "too_slow is 'fewer_steps'; it counts only where rule is 'deadline'",
+        ),
         ({"channels": "random"}, "channels is 'random'"),
     ],
 )
@@ -474,6 +549,18 @@ def test_what_may_stand_before_and_behind_it():
         assert fault(All(), cut, Width()).startswith(f"Width narrows the model behind {name}, whose ")
         assert not fault(All(), cut, Width(rule="fixed", widths={"a": 1.0, "b": 1.0}))
     assert fault(All(), Width(), Width()).startswith("Width narrows the model behind Width, which sets the widths of")
+
+
+def test_it_states_that_it_sets_deadlines_where_it_does():
+    assert Width().writes == ("part.width",)
+    stops = Width(too_slow="fewer_steps")
+    assert stops.writes == ("part.width", "deadline_s")
+    assert not fault(All(), SplitFed(), stops, Closing(after_s=3.0, partial=True))
+    assert fault(All(), EcoFed(), stops).startswith("Width narrows the model behind EcoFed, ")
+    assert fault(All(), SplitFed(head="shared"), stops) == (
+        "Width has devices stop early behind SplitFed, which sends the plans of a round one after another; "
+        "allowed: one of the two"
+    )
 
 
 # Costs of the policy itself.

@@ -193,6 +193,23 @@ def test_a_device_that_stopped_early_is_marked(make_plan):
     assert list(table.columns[3].cells) == ["done (2 of 5 steps)"]
 
 
+def test_reasons_that_all_plans_share_are_not_repeated(make_plan):
+    def narrow(device, *reasons):
+        plan = make_plan(device, device, reasons=("random: 2 of 2", *reasons))
+        plan = msgspec.structs.replace(plan, part=msgspec.structs.replace(plan.part, width=0.5))
+        return PlanEnded(report=Report(plan=plan, virtual=Estimate(seconds=9.0 - device)), fleet_class="b")
+
+    def why(*events):
+        (column,) = (c for c in device_table(dict(enumerate(events))).columns if c.header == "why")
+        return list(column.cells)
+
+    own, labels = ["width: half, 1 of 2 s", "width: half, 2 of 2 s"], "distillation: label counts"
+    assert why(*(narrow(device, reason, labels) for device, reason in enumerate(own))) == own
+    assert why(narrow(0, own[0], labels)) == [f"{own[0]}; {labels}"]  # of one device none is repeated
+    assert why(narrow(0, own[0], labels), narrow(1, labels)) == [own[0], labels]
+    assert why(narrow(0, own[0]), narrow(1, own[0])) == [own[0]] * 2
+
+
 def test_bytes_that_are_counted_separately_are_shown_beside_the_totals():
     assert bytes_text(10, 2000, 0, 0) == "10 B up, 2.0 kB down"
     assert bytes_text(1, 2, 3, 4000) == "1 B up, 2 B down (and 3 B for evaluation, 4.0 kB between server and hosts)"
