@@ -79,6 +79,7 @@ class StagedModel:
     ) -> None:
         """``modules``: by the stages' names."""
         self._stages, self._modules, self._training, self._loss = stages, modules, training, loss
+        self._frozen = {stage.name for stage in stages if not stage.trained}
 
     def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> float:
         """Accumulate ``share`` times the gradient of a micro-batch; returns its loss."""
@@ -93,7 +94,12 @@ class StagedModel:
         return run_stages(self._stages, self._call, inputs, frozen=self._training.frozen_precision)
 
     def _call(self, name: str, x: Tensor) -> Tensor:
-        output: Tensor = self._modules[name](x)
+        module = self._modules[name]
+        if (
+            name in self._frozen
+        ):  # ``train`` leaves layers without tensors, such as dropout, in the mode of the whole model
+            module.eval()
+        output: Tensor = module(x)
         return output
 
 
