@@ -1,5 +1,8 @@
+from typing import Any
+
 import msgspec
-from fedbonsai.learning.parts.part import Part, whole
+import pytest
+from fedbonsai.learning.parts.part import Part, blocks_of, cut_of, path, proxy, replaced_by, whole
 from fedbonsai.learning.parts.structure import BlockSpec, ModelSpec, TensorSpec
 
 SPEC = ModelSpec(
@@ -50,3 +53,61 @@ def test_figures_of_a_model() -> None:
     assert SPEC.parameters == 36 + 4 + 8 + 6 + 3
     assert [(t.items, t.num_bytes) for t in SPEC.tensors_of(("conv",))] == [(36, 144), (4, 16), (4, 16), (1, 8)]
     assert SPEC.tensors_of(()) == ()
+
+
+NAMES = ("a", "b", "c", "d")
+
+
+def test_a_proxy_is_named_by_the_first_and_the_last_of_its_blocks() -> None:
+    assert proxy("b", "c") == "proxy@b..c"
+    assert replaced_by("proxy@b..c") == ("b", "c")
+    assert replaced_by(proxy("layer.0", "layer.1")) == ("layer.0", "layer.1")
+    assert [replaced_by(name) for name in ("linear@b", "b..c", "proxy@b", "")] == [None] * 4
+    assert cut_of("proxy@b..c") == ""
+    assert blocks_of("proxy@b..d", NAMES) == ("b", "c", "d")
+    assert blocks_of("proxy@b..b", NAMES) == ("b",)
+
+
+@pytest.mark.parametrize("name", ["proxy@b..x", "proxy@x..b", "proxy@c..b", "linear@b", "b"])
+def test_a_proxy_of_other_blocks_than_neighbours_is_refused(name: str) -> None:
+    sentence = f"^part.auxiliaries names {name!r}; a proxy stands for neighbouring blocks of: a, b, c, d$"
+    with pytest.raises(ValueError, match=sentence):
+        blocks_of(name, NAMES)
+
+
+def part(*blocks: str, auxiliaries: tuple[str, ...] = (), **changes: Any) -> Part:
+    return Part(**{"blocks": blocks, "trained": (), "auxiliaries": auxiliaries} | changes)
+
+
+def test_the_stages_are_blocks_and_proxies_in_the_models_order() -> None:
+    assert path(part("a", "d", auxiliaries=("proxy@b..c",)), NAMES) == ("a", "proxy@b..c", "d")
+    assert path(part("a", "d", auxiliaries=("proxy@c..c", "proxy@b..b")), NAMES) == (
+        "a",
+        "proxy@b..b",
+        "proxy@c..c",
+        "d",
+    )
+    assert path(part("a", "b", "c", "d"), NAMES) == NAMES
+    # What is behind the last stage is on a host, or an auxiliary head is in its place.
+    assert path(part("a", "b"), NAMES) == ("a", "b")
+    assert path(part("a", auxiliaries=("linear@a",)), NAMES) == ("a",)
+    # A proxy of blocks that are held is not a stage: it imitates them.
+    assert path(part("a", "b", "c", auxiliaries=("proxy@b..c",)), NAMES) == ("a", "b", "c")
+
+
+def test_two_proxies_for_one_block_are_refused() -> None:
+    sentence = "^part.auxiliaries names 'proxy@b..c' and 'proxy@c..c', which both stand for 'c'$"
+    with pytest.raises(ValueError, match=sentence):
+        path(part("a", "d", auxiliaries=("proxy@b..c", "proxy@c..c")), NAMES)
+    with pytest.raises(ValueError, match="which both stand for 'b'$"):
+        path(part("a", "d", auxiliaries=("proxy@b..b", "proxy@b..b")), NAMES)
+
+
+def test_a_part_learns_if_a_block_or_an_auxiliary_does() -> None:
+    proxies = ("proxy@b..b", "proxy@c..c")
+    assert part("a", trained=("a",)).learns
+    assert not part("a").learns
+    first = part("a", auxiliaries=proxies, untrained=proxies[1:])
+    assert (first.trained_auxiliaries, first.learns) == (proxies[:1], True)
+    none = part("a", auxiliaries=proxies, untrained=proxies)
+    assert (none.trained_auxiliaries, none.learns) == ((), False)
