@@ -29,7 +29,8 @@ class Candidates:
 
     Behind a policy that has chosen devices, the candidates are its plans: a second selection narrows the first, and keeps
     its plans. Otherwise they are all devices that no policy before has left out, each with the experiment's own plan.
-    Devices in flight, and devices that cannot be reached now, are never candidates.
+    Devices in flight, and devices that cannot be reached now, are never candidates; nor is any device in a version that closes
+    at once.
 
     ``devices``: candidates in ascending order. ``ruled_out``: (device, reason) of devices found not to fit so far.
     """
@@ -39,7 +40,7 @@ class Candidates:
         self.before = decision
         self.given = {plan.device: plan for plan in decision.plans}
         barred = {device for device, _ in decision.left_out} if not self.given else set()
-        pool: Iterable[int] = sorted(self.given) if self.given else view.devices
+        pool: Iterable[int] = sorted(self.given) if self.given else view.devices if decision.close_at != 0 else ()
         idle = [device for device in pool if device not in view.in_flight and device not in barred]
         self.devices = [device for device in idle if device not in view.unreachable]
         self.ruled_out = [(device, "unreachable: at this time") for device in idle if device in view.unreachable]
