@@ -14,6 +14,8 @@ from fedbonsai.policies.partitioning.ecofed import EcoFed
 from fedbonsai.policies.partitioning.local_loss import LocalLoss
 from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.policy import Identity, Policy, chain
+from fedbonsai.policies.progressive.profl import ProFL
+from fedbonsai.policies.pruning.common_width import AllSmall
 from fedbonsai.policies.pruning.width import Width
 from fedbonsai.policies.resolve_policy import BUILT_IN, make_policy
 from fedbonsai.policies.scheduling.asynchronous import Asynchronous
@@ -22,7 +24,7 @@ from fedbonsai.policies.selection.deadline import ByDeadline
 from fedbonsai.policies.selection.oort import Oort
 from fedbonsai.policies.selection.plain import All, Fastest, RandomCohort
 from fedbonsai.policies.selection.power_of_choice import PowerOfChoice
-from fedbonsai.policies.tasks import Distil
+from fedbonsai.policies.tasks import Distil, Restore
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -66,6 +68,11 @@ POLICIES = [
     chain(All(), SplitFed(), Width(), RandomCohort(cohort=2)),
     chain(Asynchronous(concurrency=3, buffer=2), Width(scaled=True)),
     chain(All(), Distillation(class_prior=1.0, every=3)),
+    ProFL(),
+    chain(All(), ProFL(shrinking=False, unaffordable="head_only"), RandomCohort(cohort=2)),
+    chain(Asynchronous(concurrency=3, buffer=2), ProFL(most_groups=1)),
+    AllSmall(),
+    chain(All(), AllSmall(min_channels=1)),
     *SELECTIONS,
 ]
 
@@ -163,6 +170,12 @@ def test_does_not_choose_devices_that_an_earlier_policy_left_out(policy, view):
     decision, _ = policy.decide(view, policy.init(), Decision(left_out=((1, "battery"), (3, "battery"))))
     assert {plan.device for plan in decision.plans} <= {2, 5}
     assert decision.plans
+
+
+@every_selection
+def test_chooses_no_device_in_a_version_that_closes_at_once(policy, view):
+    before = Decision(tasks=(Restore(),), close_at=0)
+    assert policy.decide(view, policy.init(), before)[0] == before
 
 
 @pytest.mark.parametrize("policy", [*SELECTIONS, Asynchronous()], ids=repr)

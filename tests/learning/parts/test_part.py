@@ -99,7 +99,7 @@ def test_two_proxies_for_one_block_are_refused() -> None:
     sentence = "^part.auxiliaries names 'proxy@b..c' and 'proxy@c..c', which both stand for 'c'$"
     with pytest.raises(ValueError, match=sentence):
         path(part("a", "d", auxiliaries=("proxy@b..c", "proxy@c..c")), NAMES)
-    with pytest.raises(ValueError, match="which both stand for 'b'$"):
+    with pytest.raises(ValueError, match=r"which both stand for 'b'$"):
         path(part("a", "d", auxiliaries=("proxy@b..b", "proxy@b..b")), NAMES)
 
 

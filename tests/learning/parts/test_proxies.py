@@ -1,7 +1,7 @@
 """Proxies: the shape of what they replace, at the size of the samples and at others; equal bits; and what cannot have one."""
 
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -97,7 +97,7 @@ def groups_of(made, count=4):
     body = made.spec.block_names[:-1]
     count = min(count, len(body))
     bounds = [len(body) * number // count for number in range(count + 1)]
-    return [body[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [body[start:end] for start, end in pairwise(bounds)]
 
 
 @dataclass

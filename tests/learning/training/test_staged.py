@@ -1,4 +1,4 @@
-"""Training behind frozen stages: equal to whole models where all is trained, and nothing of a frozen stage changes or is kept."""
+"""Training behind frozen stages: where all is trained it is training of the whole model, and frozen stages keep their bits."""
 
 import copy
 
