@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ...comms.codec import Array
+from ...comms.errors import MismatchedPacket
 from ...comms.packet import PacketKind, read_stamp
 from ...learning.parts.part import Part
 from ...learning.workload import Workload
@@ -32,9 +33,11 @@ class HeldBlocks:
             if stamp.kind != PacketKind.BLOCK:
                 others.append(packet)
                 continue
-            block, name = named.get(stamp.state_hash, ("", ""))
-            if name not in self._held or not block:
-                self._held[name] = open_block(packet, block, name or "0", self._workload.spec)
+            if stamp.state_hash not in named:
+                raise MismatchedPacket(f"a block with the hash {stamp.state_hash:016x}, which the plan does not name")
+            block, name = named[stamp.state_hash]
+            if name not in self._held:
+                self._held[name] = open_block(packet, block, name, self._workload.spec)
         return others
 
     def tensors(self, part: Part) -> dict[str, Tensor]:
