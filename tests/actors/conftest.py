@@ -51,6 +51,19 @@ class Small(nn.Module):
     def forward(self, x):
         return self.out(torch.flatten(torch.relu(self.norm(self.conv(x))), 1))
 
+class Four(nn.Module):
+    '''Blocks a, b, c and out; a and b have running statistics.'''
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.a, self.na = nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.b, self.nb = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.c, self.out = nn.Conv2d(4, 6, 2, stride=2), nn.Linear(24, num_classes)
+
+    def forward(self, x):
+        x = self.nb(self.b(self.na(self.a(x)).relu())).relu()
+        return self.out(self.c(x).relu().flatten(1))
+
 class Tied(nn.Module):
     def __init__(self, num_classes):
         super().__init__()

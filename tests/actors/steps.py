@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 from fedbonsai.actors.device.device import Device
-from fedbonsai.actors.messages.messages import update_stamp, weights_stamp
+from fedbonsai.actors.messages.messages import Dispatch, update_stamp, weights_stamp
 from fedbonsai.actors.messages.plan_message import plan_message
 from fedbonsai.actors.server.server import Server
 from fedbonsai.comms.channel import LocalChannel
@@ -29,6 +29,7 @@ IMAGES = WorkloadSettings(
     num_devices=3,
     seed=1,
 )
+FOUR = msgspec.structs.replace(IMAGES, model=Call("my_models:Four"))
 LINE = WorkloadSettings(
     model=Call("my_models:Line"), data=DataConfig(name="my_models:points"), metrics=(), num_devices=2, seed=1
 )
@@ -61,6 +62,12 @@ def one_round(server: Server, device: Device, plans: list[Plan]) -> None:
         assert update is not None, report.error
         server.fold(plan, server.open(plan, update), weight=report.samples)
     server.close_version(in_flight=())
+
+
+def carry_out(device: Device, sent: Dispatch) -> tuple[Report, Array | None]:
+    """Run a plan as it is dispatched to a simulated device; its decoded report, and the update."""
+    answer, update, _ = device.run(plan_message(sent.plan), sent.packets_for(simulated=True))
+    return Report.of(sent.plan, msgspec.msgpack.decode(answer, type=Answer)), update
 
 
 def pack(plan: Plan, tensors: Arrays) -> Array:
