@@ -143,14 +143,15 @@ class ProFL:
             state, tasks, restore = self._next_version(view, state, groups)
             if restore:
                 return replace(decision, plans=(), tasks=(*decision.tasks, Restore()), close_at=0), state
-        decision = replace(decision, tasks=(*decision.tasks, *tasks))
+        earlier = decision.tasks
+        decision = replace(decision, tasks=(*earlier, *tasks))
         head = view.new_plan(0).part.blocks[-1]
         while True:
             fitted = self._fit(view, decision, state, groups, head)
             if not self._nobody(view, decision, fitted) or self.nobody == "stop" or _is_last(state, groups):
                 return fitted, state
             state = self._advance(state, view.version, groups)
-            decision = replace(decision, tasks=self._tasks(state, groups))
+            decision = replace(decision, tasks=(*earlier, *self._tasks(state, groups)))
 
     def groups(self, view: View, plan: Plan) -> Groups:
         """The groups of the model's blocks. ``plan``: of the whole model."""
