@@ -36,6 +36,14 @@ NARROW = {
     "warm_up": 0,
     "min_channels": 2,
 }
+PROFL = {
+    "name": "profl",
+    "blocks": ["features.0", "features.2"],
+    "shrink_rounds": 1,
+    "imitate_rounds": 1,
+    "grow_rounds": 2,
+    "min_rounds": 1,
+}
 UNSTEADY = {"dropout": {"before": 0.1, "during": 0.1, "after": 0.1, "early": 0.2}, "jitter": 0.2}
 METHODS = {
     "fedavg": {},
@@ -73,6 +81,8 @@ METHODS = {
         "server": POLYNOMIAL | {"link_memory_bytes": 60_000},
     },
     "shared links": {"preset": "fedbuff", "fleet": SHARED},
+    "profl": {"policy": [{"name": "all"}, PROFL, {"name": "random", "cohort": 0.5}]},
+    "profl, in flight": {"policy": [BUFFERED, PROFL | {"shrinking": False}], "server": POLYNOMIAL},
     "reft": {
         "policy": [
             {"name": "random", "cohort": 1.0},

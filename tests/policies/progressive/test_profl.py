@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 from fedbonsai.learning.parts.part import Part
+from fedbonsai.policies.checks.answer import check_answer
 from fedbonsai.policies.checks.statements import chain_fault, statements_of
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.plan import Objective
@@ -32,6 +33,7 @@ class Played:
         if decision is None:
             decision = Decision(plans=tuple(seen.new_plan(device) for device in seen.devices))
         answer, state = self.policy.decide(seen, self.state, decision)
+        check_answer((answer, state), who="the policy")
         for written, read in (
             (msgspec.json.encode, msgspec.json.decode),
             (msgspec.msgpack.encode, msgspec.msgpack.decode),
@@ -338,6 +340,9 @@ def test_or_the_next_stage_begins():
     assert phase(decision) == "grow 2"
     assert [task.label for task in decision.tasks] == ["grow 2"]
     assert decision.left_out == ()
+    other = Played(ProFL(**GROWING, nobody="next"), memory_mb=(43, 30))
+    plans = tuple(make_view(memory_mb=(43, 30)).new_plan(device) for device in (0, 1))
+    assert other.decide(Decision(plans=plans, tasks=(Distil(),))).tasks == (Distil(), *decision.tasks)
     assert phases(played, 3) == ["grow 2", "grow 2", "grow 3"]
 
 
