@@ -39,7 +39,7 @@ from .device_leg import train_front, upload
 from .held_blocks import HeldBlocks
 from .held_maps import HeldMaps
 from .module import Module, Modules
-from .objectives import OBJECTIVES
+from .objectives import OBJECTIVES, evaluated
 from .resource_usage import ResourceUsage
 
 _OUT_OF_MEMORY_WORDS = ("DefaultCPUAllocator", "can't allocate memory", "out of memory")
@@ -106,7 +106,7 @@ class Device:
         module, base = self._open(plan, packets)
         if plan.objective.kind == "evaluate":
             self._stage = "evaluate"
-            return self._evaluate(module.model, plan), None
+            return self._evaluate(evaluated(plan, module, self.workload), plan), None
         self._stage = "train"
         started = time.perf_counter()
         samples = self.workload.data.train(plan.device)

@@ -51,6 +51,13 @@ def collect(plan: Plan, module: Module, samples: Samples, workload: Workload, ov
     )
 
 
+def evaluated(plan: Plan, module: Module, workload: Workload) -> nn.Module:
+    """What a plan that evaluates is about: the model, or, where proxies stand for blocks, the part's stages."""
+    if plan.split is None and plan.part.auxiliaries:
+        return nn.Sequential(*_modules(plan, module, workload).values())
+    return module.model
+
+
 OBJECTIVES = {"train": train_part, "imitate": imitate, "collect": collect}
 
 
