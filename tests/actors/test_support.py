@@ -17,8 +17,11 @@ SPEC = ModelSpec(
     (
         BlockSpec("conv", (TensorSpec("w", (2, 2), "<f4", "weight"), TensorSpec("mean", (2,), "<f4", "statistic"))),
         BlockSpec("fc", (TensorSpec("v", (2, 2), "<f4", "weight"),)),
-    )
+    ),
+    auxiliary=lambda name: BlockSpec(name, (TensorSpec(f"{name}.weight", (2, 2), "<f4", "weight"),)),
 )
+PROXY = "proxy@conv..conv"
+LAST = "proxy@fc..fc"
 WHOLE = whole(SPEC)
 PLAN = Plan(id=1, device=4, version=7, part=WHOLE, training=Training(), seed=0)
 PHONE = DeviceProfile(name="phone", flop_per_s=1e9, memory_bytes=1, up_bytes_per_s=1, down_bytes_per_s=1)
@@ -65,20 +68,92 @@ def may_send(*kinds: str) -> dict[str, Any]:
 REFUSED: dict[str, Row] = {
     "unknown block": (part(blocks=("conv", "head")), {}, "part names block 'head'; the model's blocks are: conv, fc"),
     "trained, not held": (part(blocks=("conv",)), {}, "part.trained names 'fc', which is not among part.blocks"),
-    "half the model": (part(blocks=("conv",), trained=()), {}, "part.blocks is conv; only all 2 blocks in order"),
-    "no model": (part(blocks=(), trained=()), {}, "part.blocks is empty"),
-    "another order": (part(blocks=("fc", "conv")), {}, "part.blocks is fc, conv"),
+    "half the model": (
+        part(blocks=("conv",), trained=()),
+        {},
+        "part.blocks is conv; neither 'fc' nor a proxy for it is held",
+    ),
+    "no model": (part(blocks=(), trained=()), {}, "part.blocks is empty; neither 'conv' nor a proxy for it is held"),
+    "another order": (part(blocks=("fc", "conv")), {}, "part.blocks is fc, conv; their order is: conv, fc"),
+    "untrained, not held": (part(untrained=(PROXY,)), {}, f"part.untrained names {PROXY!r}, which is not among"),
+    "a proxy of other blocks": (
+        part(blocks=("fc",), trained=("fc",), auxiliaries=("proxy@x..conv",)),
+        {},
+        "part.auxiliaries names 'proxy@x..conv'; a proxy stands for neighbouring blocks of: conv, fc",
+    ),
+    "two proxies of one block": (
+        part(blocks=("fc",), trained=("fc",), auxiliaries=(PROXY, "proxy@conv..fc")),
+        {},
+        f"part.auxiliaries names {PROXY!r} and 'proxy@conv..fc', which both stand for 'conv'",
+    ),
+    "a proxy of a block that is held": (
+        part(auxiliaries=(LAST,)),
+        {},
+        f"part.auxiliaries names {LAST!r}, and the part holds blocks that it stands for",
+    ),
+    "a narrow part with frozen blocks": (
+        part(trained=("fc",), width=0.5),
+        {},
+        "part.width is 0.5; a part with frozen blocks or proxies is of the global model, at the whole width",
+    ),
+    "frozen blocks of a family": (
+        part(trained=("fc",), model="tiny"),
+        {},
+        "part.model is 'tiny'; a part with frozen blocks or proxies is of the global model, at the whole width",
+    ),
+    "imitation of other blocks than the last": (
+        part(trained=(), auxiliaries=(PROXY,)) | {"objective": Objective(kind="imitate")},
+        {},
+        f"part.auxiliaries is {PROXY}; the one proxy that learns to imitate blocks stands for the last ones of part.blocks",
+    ),
+    "imitation by a proxy that is not trained": (
+        part(trained=(), auxiliaries=(LAST,), untrained=(LAST,)) | {"objective": Objective(kind="imitate")},
+        {},
+        "the one proxy that learns to imitate blocks stands for the last ones",
+    ),
+    "imitation without the first blocks": (
+        part(blocks=("fc",), trained=(), auxiliaries=(LAST,)) | {"objective": Objective(kind="imitate")},
+        {},
+        "part.blocks is fc; to imitate, a part holds the first blocks, and trains none",
+    ),
+    "collection of later blocks": (
+        part(blocks=("fc",), trained=()) | {"objective": Objective(kind="collect")},
+        {},
+        "part.blocks is fc; to collect, a part holds the first blocks, and trains none",
+    ),
+    "collection with a proxy": (
+        part(blocks=("conv",), trained=(), auxiliaries=(LAST,)) | {"objective": Objective(kind="collect")},
+        {},
+        f"part.auxiliaries names {LAST!r}; statistics are collected of blocks alone",
+    ),
+    "a split plan that collects": (
+        part(blocks=("conv",), trained=("conv",))
+        | {"split": Split(cut="conv"), "objective": Objective(kind="collect")},
+        {},
+        "objective.kind is 'collect'; a split plan trains or evaluates",
+    ),
+    "collected statistics are private": (
+        part(blocks=("conv",), trained=())
+        | {"objective": Objective(kind="collect"), "upload": Upload(statistics=False)},
+        may_send("weights"),
+        "it sends running statistics (upload.statistics is true, or it collects them), and",
+    ),
+    "the weights of a proxy are private": (
+        part(trained=(), auxiliaries=(LAST,)) | {"objective": Objective(kind="imitate")},
+        may_send("statistics"),
+        "it sends weights, and",
+    ),
     "width": (part(width=0.5), {}, "part.width is 0.5; this model cannot be narrowed"),
     "index map": (part(index_map="ab"), {}, "part.index_map is set; the runtime fills them in"),
     "head": (
         part(head="small"),
         {},
-        "part.head is 'small' and part.auxiliaries empty; without a local loss",
+        "part.head is 'small'; without a local loss behind a cut the head is the model's own",
     ),
     "auxiliaries": (
         part(auxiliaries=("proxy",)),
         {},
-        "part.head is '' and part.auxiliaries proxy; without a local loss",
+        "part.auxiliaries names 'proxy'; a proxy stands for neighbouring blocks of: conv, fc",
     ),
     "cached": (part(cached=(("conv", "00"),)), {}, "part.cached, part.frozen or part.index_map is set"),
     "cut": ({"split": Split(cut="fc")}, {}, "split.cut is 'fc'; this model can be cut behind: conv"),
@@ -177,7 +252,7 @@ REFUSED: dict[str, Row] = {
         "it sends weights, and fleet class 'phone' may send only: labels, logits",
     ),
     "all is private": ({}, may_send(), "may send only: nothing"),
-    "statistics are private": ({}, may_send("weights"), "it sends running statistics (upload.statistics is true), and"),
+    "statistics are private": ({}, may_send("weights"), "it sends running statistics (upload.statistics is true"),
 }
 
 ALLOWED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -190,6 +265,27 @@ ALLOWED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no statistics in what is trained": (
         part(trained=("fc",)),
         may_send("weights"),
+    ),
+    "a proxy": (part(blocks=("fc",), trained=("fc",), auxiliaries=(PROXY,)), {}),
+    "a proxy that is not trained": (
+        part(blocks=("fc",), trained=("fc",), auxiliaries=(PROXY,), untrained=(PROXY,)),
+        {},
+    ),
+    "imitation": (
+        part(trained=(), auxiliaries=(LAST,)) | {"objective": Objective(kind="imitate")},
+        may_send("weights"),
+    ),
+    "imitation of all blocks": (
+        part(trained=(), auxiliaries=("proxy@conv..fc",)) | {"objective": Objective(kind="imitate")},
+        {},
+    ),
+    "collection": (
+        part(blocks=("conv",), trained=()) | {"objective": Objective(kind="collect")},
+        may_send("statistics"),
+    ),
+    "evaluation of stages": (
+        part(blocks=("conv",), trained=(), auxiliaries=(LAST,)) | {"objective": Objective(kind="evaluate")},
+        may_send(),
     ),
     "weights up": ({"upload": Upload(payload="weights")}, {}),
     "a frozen trunk sends no weights": (

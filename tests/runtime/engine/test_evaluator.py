@@ -5,9 +5,16 @@ import sys
 
 import fedbonsai
 import pytest
+import torch
+from fedbonsai.learning.parts.part import Part
+from fedbonsai.policies.decision import Decision
+from fedbonsai.runtime.configuration.config import load_config
+from fedbonsai.runtime.engine.engine import Engine
 from fedbonsai.runtime.engine.evaluator import spread
 from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import Evaluated, RunEnded
+from msgspec.structs import replace
+from torch.nn import functional
 
 
 def test_spread_by_hand():
@@ -203,3 +210,58 @@ def test_a_metric_that_fails_on_the_server_during_a_run_ends_it_with_its_name_an
     with pytest.raises(RunError) as caught:
         list(fedbonsai.run(config))
     assert str(caught.value) == "round 1, stage evaluate: FigureError: metric 'once' fails: IndexError: no more"
+
+
+PATH = Part(
+    blocks=("features.0", "classifier.2"),
+    trained=("classifier.2",),
+    auxiliaries=("proxy@features.2..classifier.0",),
+)
+
+
+class OnPath:
+    """All devices train the path, which stands for the model."""
+
+    def init(self):
+        return None
+
+    def decide(self, view, state, decision):
+        if view.dispatched:
+            return Decision(), state
+        plans = tuple(replace(view.new_plan(device), part=PATH) for device in view.devices)
+        return Decision(plans=plans, path=PATH), state
+
+
+def test_server_and_devices_evaluate_the_stages_that_stand_for_the_model(digits, of_type):
+    config = load_config(digits(data={"test_share": 0.2}, evaluation={"where": "both"}))
+    engine = Engine(config, OnPath())
+    (*_, last) = of_type(engine.events(), Evaluated)
+    assert last.stages == ("features.0", "proxy@features.2..classifier.0", "classifier.2")
+    state, data = engine.server.tensors, engine.workload.data
+
+    def accuracy(samples):
+        """By the formulas of the three stages: a convolution, a linear map of its maps pooled to 4x4, and the head."""
+        x = functional.conv2d(samples.x, state["features.0.weight"], state["features.0.bias"], padding=1).relu()
+        x = functional.adaptive_avg_pool2d(x, 4).flatten(1)
+        x = functional.linear(x, *(state[f"{PATH.auxiliaries[0]}.{kind}"] for kind in ("weight", "bias")))
+        x = functional.linear(x, state["classifier.2.weight"], state["classifier.2.bias"])
+        return float((x.argmax(dim=1) == samples.y).float().mean())
+
+    assert last.server["accuracy"] == pytest.approx(accuracy(data.server_test()))
+    shares = [accuracy(data.test(device)) for device in range(3)]
+    assert last.devices["accuracy"]["mean"] == pytest.approx(sum(shares) / 3)
+    assert (last.num_devices, last.num_failed) == (3, 0)
+    before = engine.weights()
+    engine.server.evaluate(config.training, batch_size=64, path=PATH)
+    assert all(torch.equal(before[name], tensor) for name, tensor in engine.weights().items())
+    engine.close()
+
+
+def test_the_evaluation_of_a_path_changes_nothing_else(digits, of_type):
+    found = []
+    for where in ("both", "none"):
+        config = load_config(digits(data={"test_share": 0.2}, evaluation={"where": where}))
+        engine = Engine(config, OnPath())
+        found.append(of_type(engine.events(), RunEnded)[0].model_hash)
+        engine.close()
+    assert found[0] == found[1]

@@ -17,12 +17,13 @@ from fedbonsai.actors.inline_pool import InlinePool
 from fedbonsai.actors.messages.plan_message import plan_message
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.learning.aggregation import Fold
+from fedbonsai.learning.parts.part import Part
 from fedbonsai.learning.seeds import derive
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.plan import Objective, Split
 from fedbonsai.policies.policy import chain
 from fedbonsai.policies.report import Outcome
-from fedbonsai.policies.tasks import Distil
+from fedbonsai.policies.tasks import Distil, Restore, Snapshot
 from fedbonsai.runtime.configuration.config import load_config
 from fedbonsai.runtime.configuration.resolution import workload_settings
 from fedbonsai.runtime.engine.engine import Engine
@@ -884,3 +885,135 @@ def test_labels_of_a_type_that_the_loss_does_not_take_are_refused_before_the_fir
     )
     with pytest.raises(ConfigError, match=sentence):
         next(fedbonsai.run(config_of(data={"kwargs": {"labels": "int32"}})))
+
+
+# Versions for tasks alone, and what stands for the model.
+
+DIGITS = {
+    "model": "digits_cnn",
+    "data": {"name": "digits", "kwargs": {}, "test_share": 0.2},
+    "evaluation": {"where": "both"},
+    "training": {"steps": 2, "batch_size": 16},
+}
+PATH = Part(
+    blocks=("features.0", "classifier.2"),
+    trained=("classifier.2",),
+    auxiliaries=("proxy@features.2..classifier.0",),
+)
+
+
+def test_a_decision_with_tasks_alone_closes_its_version_at_once():
+    def decide(view):
+        if view.dispatched:
+            return Decision()
+        tasks = {1: (Snapshot(blocks=("all",)),), 3: (Restore(),)}.get(view.version, ())
+        if view.version == 3:
+            return Decision(tasks=tasks, close_at=0)
+        return Decision(plans=tuple(view.new_plan(device) for device in idle(view)), tasks=tasks)
+
+    config = config_of(stop={"rounds": 5}, evaluation={"where": "server"})
+    engine = Engine(load_config(config), Do(lambda view: replaced(decide(view), engine)))
+    weights, events = [engine.weights()], []
+    for event in engine.events():
+        events.append(event)
+        if isinstance(event, VersionClosed):
+            weights.append(engine.weights())
+    engine.close()
+    assert closed(events) == [(1, 3), (2, 3), (3, 3), (4, 0), (5, 3)]
+    assert [same_bits(weights[4], each) for each in weights] == [False, True, False, False, True, False]
+    (empty,) = [event for event in events if isinstance(event, VersionClosed) and event.folded == 0]
+    assert (empty.loss, empty.version) == (None, 4)
+    assert [event.version for event in events if isinstance(event, Evaluated)] == [1, 2, 3, 4, 5]
+
+
+def replaced(decision, engine):
+    """The same with the names of this model's blocks in snapshots."""
+    names = engine.workload.spec.block_names
+    tasks = tuple(Snapshot(blocks=names) if isinstance(task, Snapshot) else task for task in decision.tasks)
+    return msgspec.structs.replace(decision, tasks=tasks)
+
+
+def same_bits(first, second):
+    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_a_version_for_tasks_alone_closes_while_devices_are_at_work():
+    def decide(view):
+        if view.version == 1:
+            return Decision(tasks=(Restore(),), close_at=0)
+        return Decision(plans=tuple(view.new_plan(device) for device in idle(view)), close_at=1)
+
+    staleness = {"staleness": {"rule": "polynomial"}}
+    events, _ = run(decide, stop={"rounds": 3}, server=staleness)
+    assert closed(events) == [(1, 1), (2, 0), (3, 1)]
+    assert [version for _, version, outcome in ends(events) if outcome == "done"] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("decision", "sentence"),
+    [
+        (lambda view: Decision(tasks=(Restore(),), close_at=0, plans=(view.new_plan(0),)), "the policy set close_at to 0; it must be 1 or more"),
+        (lambda view: Decision(tasks=(Restore(),), close_at=-1), "the policy set close_at to -1; it must be 0 or more"),
+        (lambda view: Decision(tasks=(Restore(), Distil(), Restore())), "the policy asks for 2 tasks Restore in one version; it must be one at most"),
+    ],
+)  # fmt: skip
+def test_a_version_closes_at_once_only_for_tasks(decision, sentence):
+    events, error = failing(decision)
+    assert str(error) == f"round 0, stage decide: {sentence}"
+    assert closed(events) == []
+
+
+def onto_the_path(view):
+    """From version 1 on, all devices train the path, and it stands for the model."""
+    if view.dispatched:
+        return Decision()
+    plans = [view.new_plan(device) for device in idle(view)]
+    if view.version == 1:
+        plans = [msgspec.structs.replace(plan, part=PATH) for plan in plans]
+    return Decision(plans=tuple(plans), path=PATH if view.version == 1 else None)
+
+
+def test_what_stands_for_the_model_is_evaluated_until_something_else_does():
+    events, _ = run(onto_the_path, **DIGITS, stop={"rounds": 3})
+    stages = ("features.0", "proxy@features.2..classifier.0", "classifier.2")
+    assert [event.stages for event in events if isinstance(event, Evaluated)] == [(), stages, stages]
+
+
+def test_a_path_of_all_blocks_is_the_whole_model():
+    @start_of_round
+    def decide(view):
+        plans = tuple(view.new_plan(device) for device in idle(view))
+        return Decision(plans=plans, path=plans[0].part)
+
+    events, _ = run(decide, **DIGITS, stop={"rounds": 1})
+    others, _ = run(everyone, **DIGITS, stop={"rounds": 1})
+    found = [[event for event in each if isinstance(event, Evaluated)] for each in (events, others)]
+    assert found[0] == found[1]
+
+
+def test_what_stands_for_the_model_is_in_a_checkpoint_and_restored():
+    config = load_config(config_of(**DIGITS, stop={"rounds": 4}))
+    engine = Engine(config, Do(onto_the_path))
+    saved, expected = None, []
+    for event in engine.events():
+        if isinstance(event, VersionClosed) and event.version == 2:
+            saved = msgspec.msgpack.decode(msgspec.msgpack.encode(engine.saved()["loop"]["_path"]), type=Part)
+        expected += [event] if isinstance(event, Evaluated) else []
+    assert saved == PATH
+    engine.close()
+    again = Engine(config, Do(onto_the_path))
+    assert again._loop._path is None
+    other = Engine(config, Do(onto_the_path))
+    for event in other.events():
+        if isinstance(event, VersionClosed) and event.version == 2:
+            break
+    state = other.saved()
+    again.check(state)
+    again.restore(state)
+    assert again._loop._path == PATH
+    again.resume()
+    found = [event for event in again.go_on([]) if isinstance(event, Evaluated)]
+    assert [event.version for event in found] == [2, 3, 4] or [event.version for event in found] == [3, 4]
+    assert found == expected[-len(found) :]
+    for each in (again, other):
+        each.close()
