@@ -16,6 +16,7 @@ from fedbonsai.learning.training.staged import (
     StagedModel,
     collect_statistics,
     entering,
+    frozen_before,
     imitation_loss,
     run_stages,
 )
@@ -179,6 +180,27 @@ def test_dropout_is_off_in_frozen_stages_and_on_in_trained_ones(model):
     sums = {name: [x.flatten(1).sum(dim=1).sort()[0] for x in each] for name, each in outputs.items()}
     torch.testing.assert_close(*sums["a"])
     assert not torch.allclose(*sums["c"])
+
+
+def test_frozen_stages_may_run_in_bf16_and_the_trained_ones_see_float32(model):
+    blocks = cut(model.eval())
+    stages = compile_part(Part(blocks=NAMES, trained=("c", "out")), blocks).stages
+    assert frozen_before(stages) == ("a", "b")
+    entered, x = {}, samples(4).x
+
+    def call(name, z):
+        entered[name] = z
+        return blocks.modules[name](z)
+
+    output = run_stages(stages, call, x, frozen="bf16")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = blocks.modules["b"](blocks.modules["a"](x)).float()
+    assert [z.dtype for z in entered.values()][2:] == [torch.float32, torch.float32]
+    assert torch.equal(entered["c"], expected)
+    assert not torch.equal(entered["c"], blocks.modules["b"](blocks.modules["a"](x)))
+    assert output.dtype == torch.float32
+    assert frozen_before(stages[:2]) == ("a", "b")
+    assert frozen_before(stages[2:]) == ()
 
 
 # Imitation.

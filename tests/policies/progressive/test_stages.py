@@ -63,19 +63,23 @@ def test_while_a_proxy_is_taught_it_stands_for_its_group():
     assert shrunk_path(GROUPS, "head", 1).trained == ()
 
 
-def peak_of(trained, frozen, behind):
-    """Memory of a stage: each block has a size where it is trained, and one where it is frozen; each proxy ``behind``."""
+BASE = 7
+
+
+def peak_of(trained, frozen=0, behind=0):
+    """Memory of a stage: a base, the sizes of its trained blocks, so much for each frozen one and for each proxy."""
 
     def peak(groups, stage):
         blocks = [name for group in groups for name in group]
         assert blocks == [name for name in NAMES if name in blocks]
-        return (
-            sum(trained[name] for name in groups[stage])
-            + sum(frozen[name] for group in groups[:stage] for name in group)
-            + behind * len(groups[stage + 1 :])
-        )
+        held = frozen * sum(len(group) for group in groups[:stage])
+        return BASE + sum(trained[name] for name in groups[stage]) + held + behind * len(groups[stage + 1 :])
 
     return peak
+
+
+def chosen(names, most, peak):
+    return choose_groups(names, most, peak=peak, frozen=BASE)
 
 
 def worst(groups, peak):
@@ -89,40 +93,53 @@ def divisions(names, most):
             yield tuple(names[start:end] for start, end in pairwise([0, *inner, len(names)]))
 
 
-@given(
-    trained=st.lists(st.integers(0, 20), min_size=4, max_size=4),
-    frozen=st.lists(st.integers(0, 5), min_size=4, max_size=4),
-    most=st.integers(1, 6),
-)
-def test_where_proxies_take_nothing_no_other_division_needs_less(trained, frozen, most):
-    peak = peak_of(dict(zip(NAMES, trained, strict=False)), dict(zip(NAMES, frozen, strict=False)), 0)
-    found = choose_groups(NAMES, most, peak)
+def sized(sizes):
+    return dict(zip(NAMES, sizes, strict=False))
+
+
+sizes_of_four = st.lists(st.integers(0, 20), min_size=4, max_size=4).map(sized)
+
+
+@given(trained=sizes_of_four, most=st.integers(1, 6))
+def test_where_memory_is_a_sum_no_other_division_needs_less(trained, most):
+    peak = peak_of(trained)
+    found = chosen(NAMES, most, peak)
     assert tuple(name for group in found for name in group) == NAMES[:-1]
     assert len(found) <= most
     best = min(worst(groups, peak) for groups in divisions(NAMES[:-1], most))
     assert worst(found, peak) == best
-    fewest = min(len(groups) for groups in divisions(NAMES[:-1], most) if worst(groups, peak) == best)
-    assert len(found) == fewest
+    assert len(found) == min(len(groups) for groups in divisions(NAMES[:-1], most) if worst(groups, peak) == best)
+
+
+@given(trained=sizes_of_four, frozen=st.integers(0, 5), behind=st.integers(0, 5), most=st.integers(1, 6))
+def test_elsewhere_no_single_boundary_can_move_to_need_less(trained, frozen, behind, most):
+    peak = peak_of(trained, frozen, behind)
+    found = chosen(NAMES, most, peak)
+    assert tuple(name for group in found for name in group) == NAMES[:-1]
+    assert worst(found, peak) <= worst((NAMES[:-1],), peak)
+    ends = [sum(map(len, found[:number])) for number in range(len(found) + 1)]
+    for number in range(1, len(found)):
+        for step in (-1, 1):
+            moved = [*ends[:number], ends[number] + step, *ends[number + 1 :]]
+            if moved == sorted(set(moved)):
+                groups = tuple(NAMES[start:end] for start, end in pairwise(moved))
+                assert worst(groups, peak) >= worst(found, peak)
 
 
 def test_a_division_by_hand():
     # 10 | 2 3 5: the worst is 10; in three groups too, so there are two.
-    sizes = {"a": 10, "b": 2, "c": 3, "d": 5}
-    assert choose_groups(NAMES, 4, peak_of(sizes, dict.fromkeys(NAMES, 0), 0)) == (("a",), ("b", "c", "d"))
-    assert choose_groups(NAMES, 1, peak_of(sizes, dict.fromkeys(NAMES, 0), 0)) == (("a", "b", "c", "d"),)
-    # Frozen blocks take memory too: the last stage takes the least where it trains one block behind three.
-    even, light = dict.fromkeys(NAMES, 4), dict.fromkeys(NAMES, 3)
-    found = choose_groups(NAMES, 4, peak_of(even, light, 0))
-    assert worst(found, peak_of(even, light, 0)) == 3 + 3 + 3 + 4
+    sizes = sized([10, 2, 3, 5])
+    assert chosen(NAMES, 4, peak_of(sizes)) == (("a",), ("b", "c", "d"))
+    assert chosen(NAMES, 1, peak_of(sizes)) == (("a", "b", "c", "d"),)
+    # With 8 for each proxy 8 | 8 | 8 8 needs 8 + 16 at worst, as does 8 8 | 8 8, which has one group less.
+    assert chosen(NAMES, 3, peak_of(sized([8, 8, 8, 8]), behind=8)) == (("a", "b"), ("c", "d"))
 
 
-def test_a_boundary_moves_where_proxies_of_several_groups_are_large():
-    # The search counts one proxy behind each group; two behind the first take 8 more.
-    sizes = {"a": 8, "b": 8, "c": 8, "d": 8}
-    peak = peak_of(sizes, dict.fromkeys(NAMES, 0), 8)
-    found = choose_groups(NAMES, 3, peak)
-    assert worst(found, peak) <= worst((("a",), ("b",), ("c", "d")), peak) == 24
+def test_a_large_block_is_alone():
+    # 16 | 1 2 3 has 16 and 6; any other boundary has more at worst.
+    found = chosen(NAMES, 2, peak_of(sized([16, 1, 2, 3])))
+    assert found == (("a",), ("b", "c", "d"))
 
 
 def test_two_blocks_are_one_group():
-    assert choose_groups(("a", "head"), 4, lambda groups, stage: 1) == (("a",),)
+    assert chosen(("a", "head"), 4, peak_of({"a": 1})) == (("a",),)
