@@ -18,7 +18,7 @@ from fedbonsai.learning.store import model_hash
 from fedbonsai.runtime.cli.exit_codes import exit_code_of
 from fedbonsai.runtime.cli.main import app
 from fedbonsai.runtime.errors import ConfigError
-from fedbonsai.runtime.events import Notice, PlanEnded, TaskEnded, VersionClosed
+from fedbonsai.runtime.events import BlocksMoved, Notice, PlanEnded, TaskEnded, VersionClosed
 from msgspec.structs import replace
 from sklearn.datasets import load_digits
 from torch import nn
@@ -81,6 +81,18 @@ def teaches(events):
     )
 
 
+STAGE_ROUNDS = ("shrink_rounds", "imitate_rounds", "grow_rounds")
+
+
+def in_stages(events):
+    """A proxy has learned to imitate, blocks before a trained one were frozen, and movement was measured."""
+    return (
+        "imitate" in {plan.objective.kind for plan in plans(events)}
+        and any(plan.part.cached for plan in plans(events))
+        and any(isinstance(event, BlocksMoved) for event in events)
+    )
+
+
 @dataclass(frozen=True)
 class Method:
     """``place``: of its policies in a chain. ``settings``: further ones. ``sign``: whether it has acted, from the events."""
@@ -129,6 +141,7 @@ METHODS = {
         lambda events: {"", "small"} == {plan.part.model for plan in plans(events)},
         settings={"models": {"small": SMALL}, "fleet": fleet("", "small", "", "small")},
     ),
+    "profl": Method(2, in_stages, ({"name": "profl"} | dict.fromkeys(STAGE_ROUNDS, 1),)),
 }
 
 CUTS = ("splitfed", "shared head", "local loss", "ecofed")
@@ -213,6 +226,37 @@ REFUSED = {
         "families",
     ): "models is {'small': Call(name='small', kwargs={'in_channels': 1, 'image_size': 8})}; policy[1] "
     "(ecofed) has one frozen trunk, which is the global model's; allowed: empty",
+    **{
+        (
+            cut,
+            "profl",
+        ): f"policy[1] ({name}) cuts the model before policy[2] (profl), which divides the model between device "
+        "and host; allowed: one of the two"
+        for cut, name in zip(CUTS, ("splitfed", "splitfed", "local_loss", "ecofed"), strict=True)
+    },
+    **{
+        (
+            width,
+            "profl",
+        ): "policy[1] (width) narrows the model before policy[2] (profl), which says what part of the model a "
+        "device trains; allowed: one such policy"
+        for width in ("heterofl", "fedrolex")
+    },
+    (
+        "reft",
+        "profl",
+    ): "policy[1] (width) narrows the model before policy[3] (profl), which says what part of the model a "
+    "device trains; allowed: one such policy",
+    (
+        "distillation",
+        "profl",
+    ): "policy[1] (profl) gives the server a task before policy[2] (distillation), which changes the "
+    "model of a round too; allowed: one of the two",
+    (
+        "families",
+        "profl",
+    ): "models is {'small': Call(name='small', kwargs={'in_channels': 1, 'image_size': 8})}; policy[1] "
+    "(profl) trains the global model block by block; allowed: empty",
 }
 PAIRS = tuple(combinations(METHODS, 2))
 CARRIED_OUT = tuple(pair for pair in PAIRS if pair not in REFUSED)
@@ -220,6 +264,7 @@ CARRIED_OUT = tuple(pair for pair in PAIRS if pair not in REFUSED)
 TOGETHER = (
     ("fedbuff", "reft", "residuals", "partial work", "families"),
     ("fedasync", "splitfed", "fedrolex", "distillation", "partial work", "families"),
+    ("fedbuff", "residuals", "partial work", "profl"),
 )
 AT_LENGTH = (
     ("fedasync", "heterofl", "distillation", "residuals", "partial work", "families"),
@@ -232,6 +277,7 @@ AT_LENGTH = (
     ("splitfed", "reft", "partial work"),
     *(("fedasync", cut) for cut in CUTS[1:]),
     ("fedasync", "reft", "residuals"),
+    ("fedasync", "profl"),
 )
 
 
@@ -315,12 +361,13 @@ def test_the_preset_of_reft_narrows_and_teaches():
     assert [event.teachers for event in events if isinstance(event, TaskEnded)] == [4] * ROUNDS
 
 
-RESUMED = (("fedbuff", "reft"), ("splitfed", "reft", "families"))
+RESUMED = (("fedbuff", "reft"), ("splitfed", "reft", "families"), ("profl",))
 RESUMED_AT_LENGTH = (
     ("reft",),
     ("reft", "residuals"),
     ("fedbuff", "shared head", "families"),
     ("local loss", "families"),
+    ("fedbuff", "residuals", "profl"),
 )
 
 
@@ -345,10 +392,11 @@ LONG = {"data": {"name": "digits", "public_share": 0.1}, "training": {"batch_siz
 
 @pytest.mark.soak
 @pytest.mark.usefixtures("cluster")
-def test_reft_on_ray_with_a_worker_killed_in_a_round():
-    expected = fedbonsai.run(composed("reft", **LONG, stop={"rounds": 2}))
+@pytest.mark.parametrize("method", ["reft", "profl"])
+def test_a_method_on_ray_with_a_worker_killed_in_a_round(method):
+    expected = fedbonsai.run(composed(method, **LONG, stop={"rounds": 2}))
     list(expected)
-    summary = killed_in_mid_stream(composed("reft", **LONG), "WorkerActor")
+    summary = killed_in_mid_stream(composed(method, **LONG), "WorkerActor")
     same = ("model_hash", "up_by_kind", "down_by_kind", "virtual_s", "outcomes")
     assert {key: summary[key] for key in same} == {key: expected.summary[key] for key in same}
 

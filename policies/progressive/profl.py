@@ -93,6 +93,7 @@ class ProFL:
     needs: ClassVar[Mapping[str, str]] = NEEDS_PLANS
     forbids_before: ClassVar[Mapping[str, str]] = _OWN_PART
     forbids_behind: ClassVar[Mapping[str, str]] = _OWN_PART
+    forbids_settings: ClassVar[Mapping[str, str]] = {"models": "trains the global model block by block; allowed: empty"}
     fits_plans: ClassVar[bool] = True
     writes: ClassVar[tuple[str, ...]] = ("part", "objective", "training", "path", "tasks")
 

@@ -101,6 +101,6 @@ class Closing:
 
     def _in_time(self, plan: Plan) -> Plan:
         """The plan with the deadline at which its device stops early, where it may."""
-        if not self.partial or not plan.trains_on_device or plan.objective.kind != "train":
+        if not self.partial or not plan.trains_on_device or plan.objective.kind not in ("train", "imitate"):
             return plan
         return plan.with_(f"closing: stops after {self.after_s:g} s", deadline_s=self.after_s)
