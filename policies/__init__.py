@@ -61,6 +61,8 @@ _EXPORTS = {
     "EcoFed": "policies.partitioning.ecofed",
     "Width": "policies.pruning.width",
     "Distillation": "policies.aggregation.distillation",
+    "ProFL": "policies.progressive.profl",
+    "AllSmall": "policies.pruning.common_width",
     "make_policy": "policies.resolve_policy",
 }
 __all__ = sorted(_EXPORTS)

@@ -169,10 +169,13 @@ class ServerLinks:
     def evaluation_of_held_model(self, plan: Plan) -> tuple[Plan, LinkState] | None:
         """The plan by which a device evaluates the model, or the part of it, in its downlink's memory, and the device's state.
 
-        None if the device holds no known model. It does not count as a use of the record.
+        None if the device holds no known model, or one with frozen blocks or proxies, of which the link's memory has a part
+        only. It does not count as a use of the record.
         """
         peer = self.peers.read(plan.device)
         if peer is None or peer.held is None or peer.lost or not peer.stream or peer.state is None:
+            return None
+        if peer.part is not None and (peer.part.cached or peer.part.auxiliaries):
             return None
         part = plan.part if peer.place == WHOLE or peer.part is None else peer.part
         return replace(plan, part=part, version=peer.held, link_down=Residual(rule="stationary")), peer.state

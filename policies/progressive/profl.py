@@ -61,10 +61,10 @@ class ProFL:
     that the stage that needs the most memory needs as little as possible. With one group the plans are not changed.
 
     ``shrinking``: whether the first phase takes place. ``shrink_rounds``, ``grow_rounds``: a stage ends after so many rounds at
-    the latest; the last stage goes on until the run ends. ``imitate_rounds``: of teaching one proxy. ``min_rounds``: a stage
-    ends by its movement not before. ``window``: of the effective movement, in rounds. ``slope``: a movement that falls by less
-    in a round does not fall. ``fitted``: rounds from which the slope is taken. ``patience``: consecutive rounds in which a
-    stage's blocks must be calm.
+    the latest; the last stage goes on until the run ends. ``imitate_rounds``: of teaching one proxy, with gradients of norm 1
+    at most. ``min_rounds``: a stage ends by its movement not before. ``window``: of the effective movement, in rounds.
+    ``slope``: a movement that falls by less in a round does not fall. ``fitted``: rounds from which the slope is taken.
+    ``patience``: consecutive rounds in which a stage's blocks must be calm.
 
     ``tolerance``: at the end of a growing stage, the accuracy may be so much below the best of the stage; if it is lower, the
     server returns to the weights of the best version. It needs evaluations.
@@ -261,6 +261,8 @@ class ProFL:
                 plans.append(plan)
                 continue
             staged = replace(plan, part=part, objective=objective)
+            if objective.kind == "imitate" and plan.training.optimiser.clip_norm is None:
+                staged = replace(staged, training=_clipped(plan.training))
             if objective.kind == "collect":
                 staged = replace(
                     staged, training=replace(plan.training, epochs=1, steps=None), link_down=None, link_up=None
@@ -292,6 +294,11 @@ class ProFL:
     def _nobody(self, view: View, before: Decision, after: Decision) -> bool:
         """Whether no device fits the stage, though some were chosen, and none is at work."""
         return bool(before.plans) and not after.plans and not view.in_flight
+
+
+def _clipped(training: Training) -> Training:
+    """The same training with gradients of norm 1 at most: at the rate of the loss, a proxy of many inputs may diverge."""
+    return replace(training, optimiser=replace(training.optimiser, clip_norm=1.0))
 
 
 def _smaller(training: Training) -> list[Training]:
