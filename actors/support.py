@@ -181,8 +181,6 @@ def _work(plan: Plan) -> Iterator[str]:
     if plan.upload.select != "all" or plan.upload.density != 1:
         values = f"upload.select is {plan.upload.select!r} and upload.density {plan.upload.density:g}"
         yield f"{values}; only 'all' with density 1 can be sent yet"
-    if plan.training.checkpointing:
-        yield "training.checkpointing is true; activation checkpointing cannot be carried out yet"
     if plan.training.precision == "auto":
         yield "training.precision is 'auto'; of a plan it must be float32 or bf16"
     if plan.whole_steps or plan.train_s is not None:

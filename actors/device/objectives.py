@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from ...learning.data.types import Samples
+from ...learning.parts.blocks import Blocks
 from ...learning.parts.part import blocks_of
 from ...learning.training.losses import make_loss
 from ...learning.training.staged import Imitation, StagedModel, collect_statistics
@@ -22,7 +23,7 @@ def train_part(plan: Plan, module: Module, samples: Samples, workload: Workload,
     loss, gradient = make_loss(plan.training.loss), None
     if plan.part.trained != submodel.spec.block_names:
         gradient = StagedModel(submodel.stages, _modules(plan, module, workload), training=plan.training, loss=loss)
-    return _train(plan, module, samples, workload, gradient, over)
+    return _train(plan, module, samples, workload, gradient, over, module.blocks if gradient is None and plan.training.checkpointing else None)
 
 
 def imitate(plan: Plan, module: Module, samples: Samples, workload: Workload, over: Over) -> TrainingResult:
@@ -62,9 +63,15 @@ OBJECTIVES = {"train": train_part, "imitate": imitate, "collect": collect}
 
 
 def _train(
-    plan: Plan, module: Module, samples: Samples, workload: Workload, gradient: Gradient | None, over: Over
+    plan: Plan,
+    module: Module,
+    samples: Samples,
+    workload: Workload,
+    gradient: Gradient | None,
+    over: Over,
+    blocks: Blocks | None = None,
 ) -> TrainingResult:
-    """Local training with these gradients; None: those of the whole model."""
+    """Local training with these gradients; None: those of the whole model, whose ``blocks`` checkpointing recomputes."""
     for name in plan.part.untrained:
         module.auxiliary(name).requires_grad_(False).eval()
     return train(
@@ -78,6 +85,7 @@ def _train(
         gradient=gradient,
         auxiliaries=[module.auxiliary(name).requires_grad_(True) for name in plan.part.trained_auxiliaries],
         over=over,
+        blocks=blocks,
     )
 
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
 
 from ..parts.auxiliaries import LinearHead
 from ..parts.part import blocks_of, replaced_by
 from ..parts.submodel import SubModel
 from ..spec import Training
 from ..training.precision import autocast
+from ..training.recompute import recomputed
 from ..training.staged import entering, frozen_before, imitation_loss, run_stages
 from ..training.training import densify
 from .flops import FlopCounter
@@ -179,8 +179,9 @@ class TrialStep:
         call = partial(functional_call, self.run.module(name), self.states[name])
         trained = {*self.run.submodel.part.trained, *self.run.submodel.part.trained_auxiliaries}
         if self.run.training.checkpointing and name in trained:
-            return checkpoint(call, (x,), use_reentrant=False, preserve_rng_state=False)
-        return call((x,))
+            buffers = [self.states[name][key] for key, _ in self.run.module(name).named_buffers()]
+            return recomputed(call, x, buffers=buffers, precision=self.run.training.precision)
+        return call(x)
 
     def backward(self, output: Any) -> None:
         """Backward pass from the loss, or from the sum of the part's output; does nothing if nothing is trained."""

@@ -16,6 +16,7 @@ FedProx's term uses the current weights, not those of the forward pass.
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from ..parts.blocks import Blocks
 from ..randomness import seeded
 from ..spec import Training
 from .precision import autocast, in_memory_format
+from .recompute import is_trained, recomputed
 from .split import as_returned, local_micro_batches
 from .training import Stepper, TrainingResult
 
@@ -69,7 +71,11 @@ class _Front:
                 copies = {id(buffer): buffer.clone() for buffer in buffers.values()}
                 state = {name: weights.get(id(parameter), parameter) for name, parameter in named.items()}
                 state |= {name: copies[id(buffer)] for name, buffer in buffers.items()}
-                x = functional_call(module, state, (x,))
+                call = partial(functional_call, module, state)
+                if self._training.checkpointing and is_trained(module):
+                    x = recomputed(call, x, buffers=list(copies.values()), precision=self._training.precision)
+                else:
+                    x = call(x)
                 with torch.no_grad():
                     for name, buffer in buffers.items():
                         buffer.copy_(state[name])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..data.batches import batches
 from ..data.types import FederatedData
+from ..parts.blocks import cut
 from ..seeds import derive
 from ..spec import Count, Fraction, NonNegative, Optimiser, Positive, Training
 from .evaluation import evaluate
@@ -69,12 +70,14 @@ def pretrain(
     """Train ``model`` in place on the samples of device 0 of ``data``, and yield the result of each epoch.
 
     At the end the model has the weights of its best epoch. An epoch whose loss is not finite is never the best; if there is no
-    other, the model has its initial weights. ``training``: for loss, precision and memory format.
+    other, the model has its initial weights. ``training``: for loss, precision, memory format and
+    checkpointing.
     """
     samples, training = data.train(0), recipe.training(training)
     metrics = {call.name: make_metric(call) for call in default_metrics(training.loss, samples.y[0])}
+    blocks = cut(model) if training.checkpointing else None
     stepper = Stepper(model, training=training, trainable=None)
-    gradient = WholeModel(model, training=training, loss=loss)
+    gradient = WholeModel(model, training=training, loss=loss, blocks=blocks)
     best, best_state = (-math.inf, -math.inf), _copy(model)
     for number in range(recipe.epochs):
         epoch_seed = derive(seed, "epoch", number)

@@ -27,6 +27,7 @@ from ..randomness import seeded
 from ..spec import Precision, Training
 from .losses import Loss, scalar_loss
 from .precision import autocast, in_memory_format
+from .recompute import recomputed
 from .training import TrainingResult
 
 _SHORTEST = 1e-12  # squared length of a target, below which errors are not relative to it
@@ -95,10 +96,11 @@ class StagedModel:
 
     def _call(self, name: str, x: Tensor) -> Tensor:
         module = self._modules[name]
-        if (
-            name in self._frozen
-        ):  # ``train`` leaves layers without tensors, such as dropout, in the mode of the whole model
-            module.eval()
+        if name in self._frozen:
+            return _frozen(module, x)
+        if self._training.checkpointing:
+            buffers, precision = list(module.buffers()), self._training.precision
+            return recomputed(module, x, buffers=buffers, precision=precision)  # type: ignore[no-any-return]
         output: Tensor = module(x)
         return output
 
@@ -132,8 +134,13 @@ class Imitation:
         return float(value.detach())
 
     def _call(self, name: str, x: Tensor) -> Tensor:
-        output: Tensor = self._modules[name](x)
-        return output
+        return _frozen(self._modules[name], x)
+
+
+def _frozen(module: nn.Module, x: Tensor) -> Tensor:
+    """The output of a frozen stage. (``train`` leaves layers without tensors, such as dropout, in the model's mode.)"""
+    output: Tensor = module.eval()(x)
+    return output
 
 
 def collect_statistics(

@@ -11,6 +11,7 @@ No state is kept between calls: optimiser state, batch order and dropout all sta
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +20,14 @@ from torch import Tensor, nn
 
 from ..data.batches import batches, micro_batches, until
 from ..data.types import Samples, Transform
+from ..parts.blocks import Blocks, cut
 from ..parts.structure import frozen_names
 from ..randomness import seeded
 from ..spec import Optimiser, Training
 from .losses import Loss, scalar_loss
 from .optimisers import LocalOptimiser
 from .precision import autocast, in_memory_format
+from .recompute import run_blocks
 
 Gradient = Callable[[Tensor, Tensor, float], float]
 
@@ -55,6 +58,7 @@ def train(
     gradient: Gradient | None = None,
     auxiliaries: Sequence[nn.Module] = (),
     over: Callable[[], bool] | None = None,
+    blocks: Blocks | None = None,
 ) -> TrainingResult:
     """Train ``model`` in place on ``samples``.
 
@@ -76,14 +80,19 @@ def train(
             batch, adds the gradient, and returns the loss.
         auxiliaries: modules that are trained too, by the gradients that ``gradient`` adds.
         over: called after each step; training stops early once it returns true.
+        blocks: ``model`` in blocks, of which checkpointing recomputes those that are trained (None: it is cut for it).
 
     Raises:
         ValueError: if the loss is not a scalar.
     """
+    if not training.checkpointing or gradient is not None:
+        blocks = None
+    elif blocks is None:
+        blocks = cut(model)  # which sets all modes, so that it must come first
     stepper = Stepper(model, training=training, trainable=trainable, auxiliaries=auxiliaries)
     if not len(samples) or not (stepper.parameters or gradient):
         return TrainingResult()
-    gradient = gradient or WholeModel(model, training=training, loss=loss)
+    gradient = gradient or WholeModel(model, training=training, loss=loss, blocks=blocks)
     order = batches(
         len(samples), batch_size=training.batch_size, epochs=training.epochs, steps=training.steps, seed=seed
     )
@@ -128,18 +137,24 @@ def run_steps(
 class WholeModel:
     """Gradients of a model that the process holds as a whole."""
 
-    def __init__(self, model: nn.Module, *, training: Training, loss: Loss) -> None:
-        """``training``: for memory format and precision."""
-        self._model, self._training, self._loss = model, training, loss
+    def __init__(self, model: nn.Module, *, training: Training, loss: Loss, blocks: Blocks | None = None) -> None:
+        """``training``: for memory format and precision. ``blocks``: the model in blocks, if those trained are recomputed."""
+        self._model, self._training, self._loss, self._blocks = model, training, loss, blocks
 
     def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> float:
         """Accumulate ``share`` times the gradient of a micro-batch; returns its loss."""
         inputs = in_memory_format(inputs, channels_last=self._training.channels_last)
         with autocast(self._training.precision):
-            value = scalar_loss(self._loss(self._model(inputs), targets))
+            value = scalar_loss(self._loss(self._run(inputs), targets))
         if value.requires_grad:  # false if the model used no parameter for this micro-batch
             (value * share if share != 1 else value).backward()  # type: ignore[no-untyped-call]
         return float(value.detach())
+
+    def _run(self, inputs: Tensor) -> Any:
+        """The model's output."""
+        if self._blocks is None:
+            return self._model(inputs)
+        return run_blocks(self._blocks, tuple(self._blocks.modules), inputs, precision=self._training.precision)
 
 
 class Stepper:

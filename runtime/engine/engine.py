@@ -273,17 +273,13 @@ class Engine:
 
 
 def check_names(config: Config) -> None:
-    """Refuse unknown codecs and losses, and training that cannot be carried out, before data are loaded."""
+    """Refuse unknown codecs and losses, before data are loaded."""
     for direction in ("down", "up"):
         try:
             make_codec(getattr(config.codecs, direction))
         except ValueError as error:
             raise ValueError(f"codecs.{direction}: {error}") from error
     make_loss(config.training.loss)
-    if config.training.checkpointing:
-        raise ValueError(
-            "training.checkpointing is true; activation checkpointing cannot be carried out yet; allowed: false"
-        )
 
 
 def check_trainable(spec: ModelSpec) -> None:

@@ -218,7 +218,6 @@ REFUSED: dict[str, Row] = {
     ),
     "selection": ({"upload": Upload(select="top_weights")}, {}, "upload.select is 'top_weights'"),
     "density": ({"upload": Upload(density=0.1)}, {}, "upload.density 0.1; only 'all' with density 1"),
-    "checkpointing": ({"training": Training(checkpointing=True)}, {}, "training.checkpointing is true"),
     "no time": ({"deadline_s": 0.0}, {}, "deadline_s is 0; it must be above 0"),
     "evaluation that stops early": (
         {"deadline_s": 2.5, "objective": Objective(kind="evaluate")},

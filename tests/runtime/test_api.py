@@ -168,16 +168,9 @@ def test_a_run_that_fails_leaves_a_readable_folder_with_the_reason(digits, tmp_p
     assert "deadline" in summary["reason"]
 
 
-@pytest.mark.parametrize(
-    ("mistake", "sentence"),
-    [
-        ({"model": "nonsense"}, r"^model.name is 'nonsense'"),
-        ({"training": {"checkpointing": True}}, r"^training.checkpointing is true; .*; allowed: false$"),
-    ],
-)
-def test_a_mistake_detected_while_building_is_a_configuration_error(digits, tmp_path, mistake, sentence):
-    run = fedbonsai.run(digits(**mistake), out=tmp_path / "run")
-    with pytest.raises(ConfigError, match=sentence):
+def test_a_mistake_detected_while_building_is_a_configuration_error(digits, tmp_path):
+    run = fedbonsai.run(digits(model="nonsense"), out=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"^model.name is 'nonsense'"):
         next(run)
     assert run.summary["status"] == "failed"
     corrected = fedbonsai.run(digits(stop={"rounds": 1}), out=tmp_path / "run")  # the name is free again

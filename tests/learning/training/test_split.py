@@ -87,6 +87,7 @@ def split(model, place, training, data):
         {},
         {"epochs": 2, "accumulation": 3},
         {"steps": 5},
+        {"checkpointing": True, "accumulation": 3},
         {"channels_last": True},
         {"channels_last": True, "converted": True},
         {"precision": "bf16"},
