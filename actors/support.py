@@ -183,8 +183,8 @@ def _work(plan: Plan) -> Iterator[str]:
         yield f"{values}; only 'all' with density 1 can be sent yet"
     if plan.training.precision == "auto":
         yield "training.precision is 'auto'; of a plan it must be float32 or bf16"
-    if plan.whole_steps or plan.train_s is not None:
-        yield "whole_steps or train_s is set; the runtime fills them in"
+    if plan.whole_steps or plan.train_s is not None or plan.memory_bytes is not None:
+        yield "whole_steps, train_s or memory_bytes is set; the runtime fills them in"
     if plan.deadline_s is not None:
         yield from _deadline(plan, plan.deadline_s)
 

@@ -123,7 +123,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     update must arrive: the device stops early, after the last step that fits, and its update is weighted in proportion to the
     steps done. For this the runtime fills in, at dispatch, ``whole_steps`` under the virtual clock: the value of
     ``training.steps`` before it was reduced (0: not reduced); and ``train_s`` under the wall clock: the seconds for which the
-    device may train by its own clock. ``reasons``: one short reason from each policy that changed the plan.
+    device may train by its own clock. ``memory_bytes``: what training may allocate above an idle trainer, where budgets are
+    enforced; filled in by the runtime. ``reasons``: one short reason from each policy that changed the plan.
     """
 
     id: int
@@ -145,6 +146,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     deadline_s: float | None = None
     whole_steps: int = 0
     train_s: float | None = None
+    memory_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
     reasons: tuple[str, ...] = ()
 
     @property

@@ -40,7 +40,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``metrics``: evaluation on the device's own test share, if it has one. ``error`` and ``stage``: what went wrong and in which
     stage, when the outcome is not ``done``. ``held``: the model version that the device's end of its link holds now (None: its
     links have no memory, or the packet could not be opened); ``out_of_sync``: the packet builds on a state that the device
-    does not hold.
+    does not hold. ``enforced``: whether the plan ran under a limit of its memory budget (None: none was asked for; false: the
+    system has no such limit).
     """
 
     outcome: Outcome = Outcome.DONE
@@ -56,6 +57,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     held: int | None = None
     out_of_sync: bool = False
     label_counts: tuple[CountOrZero, ...] = ()
+    enforced: bool | None = None
 
 
 class Report(Answer, frozen=True, kw_only=True, omit_defaults=True):

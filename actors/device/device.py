@@ -5,8 +5,11 @@ and comes back with the report. What the worker keeps between plans (the model's
 any device with the same bits, unless a user's model keeps state outside its tensors.
 """
 
+import errno
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -17,7 +20,7 @@ from ...comms.codecs.make_codec import make_codec
 from ...comms.errors import MismatchedPacket, OutOfSync, UnfitPacket
 from ...comms.links.memory import DeviceEnd, LinkMemory, LinkState, PendingUpdate, history_lengths
 from ...comms.links.predict import hash_arrays, residual_specs, restore
-from ...comms.links.receive import receive_models, sent_update, unsent_error, update_residual
+from ...comms.links.receive import context_for, receive_models, sent_update, unsent_error, update_residual
 from ...comms.packet import seal
 from ...learning.data.types import Samples
 from ...learning.parts.submodel import SubModel
@@ -32,17 +35,34 @@ from ...policies.plan import Plan
 from ...policies.report import Measured, Outcome, Report
 from ..messages.dense_packets import open_weights, seal_update
 from ..messages.host_messages import HostLink
-from ..messages.messages import array_specs, update_context, update_stamp, update_tensors
+from ..messages.messages import array_specs, update_context, update_stamp, update_tensors, weights_stamp
 from ..messages.places import Places
 from ..messages.plan_message import read_plan
 from .device_leg import train_front, upload
+from .guard import Guard, NoGuard
 from .held_blocks import HeldBlocks
 from .held_maps import HeldMaps
 from .module import Module, Modules
 from .objectives import OBJECTIVES, evaluated
 from .resource_usage import ResourceUsage
 
-_OUT_OF_MEMORY_WORDS = ("DefaultCPUAllocator", "can't allocate memory", "out of memory")
+_OUT_OF_MEMORY_WORDS = (
+    "DefaultCPUAllocator",
+    "can't allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "can't start new thread",
+    "could not create a primitive",  # oneDNN's, also where its code does not get memory
+    "could not create a memory object",
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Training steps of a plan that can be tried: ``held_bytes`` of its model are allocated already."""
+
+    held_bytes: int
+    run: Callable[[], object]
 
 
 class Device:
@@ -52,9 +72,10 @@ class Device:
     the error.
     """
 
-    def __init__(self, settings: WorkloadSettings) -> None:
-        """Data and model are loaded at the first plan."""
+    def __init__(self, settings: WorkloadSettings, guard: Guard | None = None) -> None:
+        """Data and model are loaded at the first plan. ``guard``: limits the memory of plans with a budget (None: nothing)."""
         self.workload = Workload(settings)
+        self._guard = guard or NoGuard()
         self._modules = Modules()
         self._blocks = HeldBlocks(self.workload)
         self._maps = HeldMaps(self.workload)
@@ -78,12 +99,14 @@ class Device:
         with ResourceUsage() as usage:
             try:
                 self._end, readable = DeviceEnd.from_state(state), True
-                report, update = self._carry_out(plan, packets, host)
+                with self._guard.limited(plan, self._hold(plan)):
+                    report, update = self._carry_out(plan, packets, host)
             except Exception as error:  # user code may raise anything: it becomes the plan's outcome
                 report = _failure(report, self._stage, error)
         report = msgspec.structs.replace(
             report,
             held=self._held,
+            enforced=self._guard.enforces if plan.memory_bytes is not None else None,
             measured=msgspec.structs.replace(
                 report.measured, wall_s=usage.wall_s, peak_memory_bytes=usage.peak_memory_bytes
             ),
@@ -101,22 +124,64 @@ class Device:
         if model:
             self._modules.get(self.workload.family(""), channels_last=False)
 
-    def _carry_out(self, plan: Plan, packets: Sequence[Array], host: HostLink | None) -> tuple[Report, Array | None]:
-        """Open, then train and seal, or evaluate, or upload a view."""
+    def trial(self, plan: Plan) -> Trial:
+        """Two steps of a plan on whole batches, and its update, to find what memory it needs: packets are opened dense.
+
+        (The optimiser's state is live beside the activations from the second step on.) A device with fewer samples than a batch
+        repeats them. A plan that is split cannot be tried alone.
+        """
+        training = msgspec.structs.replace(plan.training, steps=2)
+        plan = msgspec.structs.replace(plan, training=training, link_down=None, link_up=None, codec_down=(), memory_bytes=None)
+        submodel = self.workload.submodel(plan.part)
+        held_bytes = self._hold(plan)
+        state = self._module(plan).state(plan.part.auxiliaries)
+        values = as_arrays({tensor.name: state[tensor.name] for tensor in submodel.down})
+        specs = array_specs(submodel.down)
+        stamp = weights_stamp(plan.version)
+        packet, _ = seal(values, codec=make_codec(()), context=context_for(specs, seed=plan.version), stamp=stamp)
+        own = self.workload.data.train(plan.device)
+        samples = own.take(np.resize(np.arange(len(own)), training.batch_size))
+        return Trial(held_bytes, partial(self._carry_out, plan, [packet] if specs else [], None, samples))
+
+    def _hold(self, plan: Plan) -> int:
+        """Build the module of a plan, outside of its limit; returns the bytes of its tensors, which count against the budget."""
+        if not self._guard.enforces:
+            return 0
+        tensors = self._module(plan).state(plan.part.auxiliaries).values()
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+    def _module(self, plan: Plan) -> Module:
+        """The module with the blocks that the plan's part holds; frozen ones before the first trained one maybe in bf16."""
+        in_low = plan.training.frozen_precision == "bf16" and plan.split is None
+        return self._modules.get(
+            self.workload.architecture(plan.part),
+            channels_last=plan.training.channels_last,
+            part=plan.part,
+            lowered=frozen_before(self.workload.submodel(plan.part).stages) if in_low else (),
+        )
+
+    def _enter(self, stage: str) -> None:
+        self._stage = stage
+        self._guard.entered(stage)
+
+    def _carry_out(
+        self, plan: Plan, packets: Sequence[Array], host: HostLink | None, samples: Samples | None = None
+    ) -> tuple[Report, Array | None]:
+        """Open, then train and seal, or evaluate, or upload a view. ``samples``: instead of the device's own."""
         module, base = self._open(plan, packets)
         if plan.objective.kind == "evaluate":
-            self._stage = "evaluate"
+            self._enter("evaluate")
             return self._evaluate(evaluated(plan, module, self.workload), plan), None
-        self._stage = "train"
+        self._enter("train")
         started = time.perf_counter()
-        samples = self.workload.data.train(plan.device)
+        samples = self.workload.data.train(plan.device) if samples is None else samples
         if not plan.trains_on_device:
             upload(plan, module, samples, host, self.workload)
             train_s = time.perf_counter() - started
             return Report(plan=plan, samples=len(samples), measured=Measured(train_s=train_s)), None
         result = self._train(plan, module, samples, host)
         train_s = time.perf_counter() - started
-        self._stage = "seal"
+        self._enter("seal")
         update = self._seal(module.state(plan.part.auxiliaries), base, plan)
         report = Report(
             plan=plan,
@@ -147,12 +212,7 @@ class Device:
         submodel = self.workload.submodel(plan.part)
         packets = self._blocks.take(plan.part, self._maps.take(plan.part, packets))
         base = as_tensors(self._receive(plan, submodel, packets)) | self._blocks.tensors(plan.part)
-        architecture = self.workload.architecture(plan.part)
-        in_low = plan.training.frozen_precision == "bf16" and plan.split is None
-        lowered = frozen_before(submodel.stages) if in_low else ()
-        module = self._modules.get(
-            architecture, channels_last=plan.training.channels_last, part=plan.part, lowered=lowered
-        )
+        module = self._module(plan)
         module.check_frozen(submodel, plan.part.frozen)
         module.load(base, plan.part.auxiliaries)
         return module, base
@@ -251,11 +311,17 @@ def _time_limit(plan: Plan) -> Callable[[], bool] | None:
 def _failure(report: Report, stage: str, error: Exception) -> Report:
     """The report of a plan that raised ``error``."""
     text = f"{type(error).__name__}: {error}"
-    out_of_memory = isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
-    )
-    outcome = Outcome.OUT_OF_MEMORY if out_of_memory else Outcome.FAILED
+    outcome = Outcome.OUT_OF_MEMORY if is_out_of_memory(error) else Outcome.FAILED
     if isinstance(error, UnfitPacket) and stage == "seal":  # as the server does with an update that is not finite
         outcome = Outcome.REJECTED
     out_of_sync = isinstance(error, OutOfSync)
     return msgspec.structs.replace(report, outcome=outcome, stage=stage, error=text[:2000], out_of_sync=out_of_sync)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error tells that memory, or a thread's stack, could not be allocated."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
+    )

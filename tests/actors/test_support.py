@@ -230,8 +230,9 @@ REFUSED: dict[str, Row] = {
         {},
         "deadline_s is 2.5; under 'ecofed' a device uploads whole views, and cannot stop early",
     ),
-    "steps that were cut down": ({"whole_steps": 5}, {}, "whole_steps or train_s is set; the runtime fills them in"),
-    "seconds of training": ({"train_s": 5.0}, {}, "whole_steps or train_s is set; the runtime fills them in"),
+    "steps that were cut down": ({"whole_steps": 5}, {}, "whole_steps, train_s or memory_bytes is set; the runtime fills them in"),
+    "seconds of training": ({"train_s": 5.0}, {}, "whole_steps, train_s or memory_bytes is set; the runtime fills them in"),
+    "a budget": ({"memory_bytes": 5}, {}, "whole_steps, train_s or memory_bytes is set; the runtime fills them in"),
     "codec down": (
         {"codec_down": LZ4},
         {"codecs": frozenset({"identity", "quantise"})},

@@ -1,0 +1,200 @@
+"""A ``Device`` that runs in a child process, under the memory budget of each plan. Imports neither Ray nor torch.
+
+    how the child answers a plan            outcome              what happens to the child
+    report                                  that of the report   kept
+    report of an allocation that failed     out_of_memory        replaced
+    it dies, and the plan has a limit       out_of_memory        replaced
+    it dies, and the plan has none          tried again twice,   replaced
+                                            then lost
+
+A death under a limit counts as lack of memory whatever its signal: native code that does not get memory aborts or faults, and the
+system's out-of-memory killer uses the same SIGKILL as anybody else.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from ...comms.codec import Array
+from ...comms.links.memory import LinkState
+from ...learning.workload_settings import WorkloadSettings
+from ...policies.plan import Plan
+from ...policies.report import Answer, Measured, Outcome
+from ..messages.host_messages import HostLink, StreamFault
+from ..messages.plan_message import read_plan
+from .child_process import ChildDied, ChildProcess
+from .data_segment import limit_obstacle
+
+_MAX_ATTEMPTS = 3
+
+Result = tuple[bytes, Array | None, LinkState | None]
+
+
+class PlanRunner(Protocol):
+    """Carries out plans: a ``Device`` in this process, or one in a child."""
+
+    def run(
+        self, plan_bytes: bytes, packets: Sequence[Array], state: LinkState | None = None, host: HostLink | None = None
+    ) -> Result:
+        """Carry out one plan."""
+        ...
+
+    def warm_up(self, *, model: bool = True) -> None:
+        """Load data and model now."""
+        ...
+
+
+def make_device(
+    settings: WorkloadSettings, *, enforce: bool, obstacle: Callable[[], str] = limit_obstacle
+) -> PlanRunner:
+    """A device in a child under limits, if ``enforce`` and this system has them; else in this process.
+
+    ``obstacle``: why this system has no limits; "" if it has.
+    """
+    if enforce and not obstacle():
+        return EnforcedDevice(settings)
+    from ..device.device import Device  # here, since it imports torch
+
+    return Device(settings)
+
+
+class EnforcedDevice:
+    """Runs plans in a child process, which is replaced when it has died or run out of memory."""
+
+    def __init__(self, settings: WorkloadSettings) -> None:
+        """The child is started by ``warm_up``, or at the first plan."""
+        self._settings = settings
+        self._child: ChildProcess | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child, if one was started."""
+        return self._child.pid if self._child is not None else None
+
+    def warm_up(self, *, model: bool = True) -> None:
+        """Start the child, which loads data and model; raises what it could not load."""
+        self._started(model=model)
+
+    def run(
+        self, plan_bytes: bytes, packets: Sequence[Array], state: LinkState | None = None, host: HostLink | None = None
+    ) -> Result:
+        """Carry out one plan in the child; see ``Device.run``."""
+        plan, started = read_plan(plan_bytes), time.perf_counter()
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
+            stage = _Stage()
+            try:
+                result = self._run(plan_bytes, packets, state, host, stage)
+            except ChildDied as death:
+                self._replace()
+                limited = plan.memory_bytes is not None
+                if limited or host is not None or attempt == _MAX_ATTEMPTS:
+                    return _death(plan, stage.name, str(death), wall_s=time.perf_counter() - started), None, None
+            except BaseException:  # of the host's link: the child is in the middle of the plan
+                self.close()
+                raise
+            else:
+                if msgspec.msgpack.decode(result[0], type=Answer).outcome == Outcome.OUT_OF_MEMORY:
+                    self._replace()  # what a failed allocation leaves behind is not known
+                return result
+        raise AssertionError("the last attempt returns")
+
+    def try_limit(self, plan_bytes: bytes, limit: int) -> bool:
+        """Whether two steps of a plan fit ``limit`` bytes above the idle trainer. Raises ``RuntimeError`` for other errors."""
+        child = self._started()
+        child.send({"kind": "try", "plan": plan_bytes, "limit": limit})
+        while True:
+            header, _ = child.receive()
+            if header["kind"] == "error":
+                raise RuntimeError(header["text"])
+            if header["kind"] == "tried":
+                break
+        if (code := header["code"]) == 4:
+            raise RuntimeError("a trial step failed for another reason than memory, which is in the log")
+        return bool(code == 0)
+
+    def close(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+    def _started(self, *, model: bool = True) -> ChildProcess:
+        """The child, ready."""
+        if self._child is None:
+            self._child = ChildProcess(self._settings, model=model)
+        try:
+            self._child.wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self._child
+
+    def _replace(self) -> None:
+        """End the child and start another one, which loads while the worker goes on."""
+        self.close()
+        self._child = ChildProcess(self._settings)
+
+    def _run(
+        self, plan_bytes: bytes, packets: Sequence[Array], state: LinkState | None, host: HostLink | None, stage: "_Stage"
+    ) -> Result:
+        """One attempt. Raises ``ChildDied``."""
+        child, state = self._started(), state
+        names = None if state is None else list(state)
+        request = {"kind": "run", "plan": plan_bytes, "packets": len(packets), "state": names, "host": host is not None}
+        child.send(request, [*packets, *(state or {}).values()])
+        while True:
+            header, arrays = child.receive()
+            if header["kind"] == "stage":
+                stage.name = header["stage"]
+            elif header["kind"] == "host":
+                assert host is not None
+                _relay(child, host, header, arrays)
+            else:
+                break
+        update = arrays.pop(0) if header["update"] else None
+        new_state = None if header["state"] is None else dict(zip(header["state"], arrays, strict=True))
+        return bytes(header["report"]), update, new_state
+
+
+class _Stage:
+    """The stage that a plan has reached in the child."""
+
+    name = "open"
+
+
+def _relay(child: ChildProcess, host: HostLink, header: dict[str, Any], arrays: list[Array]) -> None:
+    """Do for the child what it asks of its plan's host, and send the answer."""
+    found: list[Array] = []
+    try:
+        if header["call"] == "send":
+            host.send(arrays[0], window=header["window"])
+        elif header["call"] == "answer":
+            found = [host.answer()]
+        else:
+            host.flush()
+    except StreamFault as error:
+        child.send({"kind": "fault", "text": str(error)})
+    else:
+        child.send({"kind": "done"}, found)
+
+
+def _death(plan: Plan, stage: str, how: str, *, wall_s: float) -> bytes:
+    """The answer for a plan whose child has died."""
+    if plan.memory_bytes is not None:
+        outcome = Outcome.OUT_OF_MEMORY
+        text = (
+            f"its process {how} under a limit of {plan.memory_bytes / 1e6:,.1f} MB above the idle trainer (device "
+            f"{plan.device}, round {plan.version}, stage {stage})"
+        )
+    else:
+        outcome, text, stage = Outcome.LOST, f"its process {how} in stage {stage}", "run"
+    answer = Answer(
+        outcome=outcome,
+        stage=stage,
+        error=text,
+        measured=Measured(wall_s=wall_s),
+        enforced=True if plan.memory_bytes is not None else None,
+    )
+    return msgspec.msgpack.encode(answer)

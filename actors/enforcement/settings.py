@@ -1,0 +1,35 @@
+"""The ``memory`` section of the configuration. Imports no torch: configuration and driver read it too."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+
+class MemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How memory is predicted, measured and enforced.
+
+    ``enforce``: whether plans run under a limit of their device's budget: "auto" on Ray where the system can, not in process.
+    ``margin``: a plan is admitted if its predicted peak times this fits the budget. ``probe``: whether the peak is measured
+    before the first round (None: if budgets are enforced). ``probed``: measured peaks by part and training setting; filled in
+    by the runtime, which keeps them with the run.
+
+    Without enforcement and probe, predictions are of tensors alone, a lower bound that is the same on every machine, and the
+    margin is not applied.
+    """
+
+    enforce: bool | Literal["auto"] = False
+    margin: Annotated[float, msgspec.Meta(ge=1)] = 1.1
+    probe: bool | None = None
+    probed: dict[str, Annotated[int, msgspec.Meta(ge=0)]] = {}
+
+    def is_enforced(self, backend: str) -> bool:
+        """Whether plans are to run under a limit with this back end ("ray" or "inline")."""
+        return self.enforce is True or (self.enforce == "auto" and backend == "ray")
+
+    def is_probed(self, backend: str) -> bool:
+        """Whether peaks are measured before the first round."""
+        return self.is_enforced(backend) if self.probe is None else self.probe
+
+    def counts_processes(self, backend: str) -> bool:
+        """Whether predictions are of a process on this machine, with what operations need inside, and not of tensors alone."""
+        return self.is_enforced(backend) or self.is_probed(backend)
