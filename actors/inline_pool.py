@@ -9,7 +9,7 @@ from ..comms.channel import Channel
 from ..comms.codec import Array
 from ..policies.plan import Plan
 from ..policies.report import Outcome
-from .device.device import Device
+from .enforcement.enforced_device import PlanRunner
 from .host.partition_host import PartitionHost
 from .messages.plan_message import plan_message
 from .pool import Finished, Task, failed_upload_result, join_legs, read_answer, read_report, replayed, upload_again
@@ -22,7 +22,7 @@ class InlinePool:
 
     num_workers = 1
 
-    def __init__(self, device: Device, channel: Channel, hosts: Sequence[PartitionHost] = ()) -> None:
+    def __init__(self, device: PlanRunner, channel: Channel, hosts: Sequence[PartitionHost] = ()) -> None:
         """``device``: the one worker. ``hosts``: the partition hosts, which load nothing before their first plan."""
         self._device, self._hosts = device, hosts
         self._channel = channel
@@ -114,8 +114,9 @@ class InlinePool:
         self._hosts[host].put(key, lengths, body)
 
     def close(self) -> None:
-        """Drop all tasks, and close the hosts."""
+        """Drop all tasks, and close the device and the hosts."""
         self._queue.clear()
+        self._device.close()
         for host in self._hosts:
             host.close()
 

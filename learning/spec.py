@@ -209,7 +209,8 @@ class PartCost(msgspec.Struct, frozen=True, kw_only=True):
 
     FLOPs are per sample; a multiply-accumulate counts as two. ``boundary_items``: elements per sample in the output of the
     part's last block. ``peak_memory_bytes``: predicted for one batch size and one optimiser; it covers weights, gradients,
-    optimiser state, activations and temporaries.
+    optimiser state, activations and temporaries. ``process_memory_bytes``: with what operations use inside themselves, and
+    corrected by a fit to measured processes (``costs.workspace``).
     """
 
     parameters: int
@@ -217,3 +218,4 @@ class PartCost(msgspec.Struct, frozen=True, kw_only=True):
     training_flops: int
     boundary_items: int
     peak_memory_bytes: int
+    process_memory_bytes: int

@@ -41,6 +41,7 @@ class View:
     cached          hashes of the frozen blocks that each device has acknowledged (ProFL)
     links           acknowledged downlink version per device (ResFed), where links have memory
     memory_budgets  learned memory budget in bytes, for devices that ran out of memory below their declared one
+    memory_margin   factor on predicted peaks: a plan is admitted if its peak times this fits the budget
     fits_later      a policy behind this one in the chain makes plans that fit memory, so that a selection need not check it
     remaining_s, remaining_bytes   rest of the run's budgets of time and bytes; None without one
     """
@@ -65,6 +66,7 @@ class View:
     cached: Mapping[int, Set[str]] = field(default_factory=lambda: MappingProxyType({}))
     links: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
     memory_budgets: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    memory_margin: float = 1.0
     fits_later: bool = False
     remaining_s: float | None = None
     remaining_bytes: int | None = None

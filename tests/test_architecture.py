@@ -67,8 +67,8 @@ LAYERS = {
         "events", "errors",
     ],
     "actors": [
-        "ray_backend", "inline_pool", "pool", "lifecycle", "host", "distiller", "device", "server", "support", "replay",
-        "messages", "plan_listener",
+        "ray_backend", "inline_pool", "enforcement", "pool", "lifecycle", "host", "distiller", "device", "server", "support",
+        "replay", "messages", "plan_listener",
     ],
     "policies": [
         "resolve_policy", "advice", "presets", "scheduling", "compression", "partitioning", "progressive", "pruning",

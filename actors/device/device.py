@@ -131,7 +131,9 @@ class Device:
         repeats them. A plan that is split cannot be tried alone.
         """
         training = msgspec.structs.replace(plan.training, steps=2)
-        plan = msgspec.structs.replace(plan, training=training, link_down=None, link_up=None, codec_down=(), memory_bytes=None)
+        plan = msgspec.structs.replace(
+            plan, training=training, link_down=None, link_up=None, codec_down=(), memory_bytes=None
+        )
         submodel = self.workload.submodel(plan.part)
         held_bytes = self._hold(plan)
         state = self._module(plan).state(plan.part.auxiliaries)
@@ -144,7 +146,7 @@ class Device:
         return Trial(held_bytes, partial(self._carry_out, plan, [packet] if specs else [], None, samples))
 
     def _hold(self, plan: Plan) -> int:
-        """Build the module of a plan, outside of its limit; returns the bytes of its tensors, which count against the budget."""
+        """Build a plan's module, outside of its limit; returns the bytes of its tensors, which count against the budget."""
         if not self._guard.enforces:
             return 0
         tensors = self._module(plan).state(plan.part.auxiliaries).values()
@@ -163,6 +165,9 @@ class Device:
     def _enter(self, stage: str) -> None:
         self._stage = stage
         self._guard.entered(stage)
+
+    def close(self) -> None:
+        """Nothing is to be ended."""
 
     def _carry_out(
         self, plan: Plan, packets: Sequence[Array], host: HostLink | None, samples: Samples | None = None

@@ -7,8 +7,8 @@
     it dies, and the plan has none          tried again twice,   replaced
                                             then lost
 
-A death under a limit counts as lack of memory whatever its signal: native code that does not get memory aborts or faults, and the
-system's out-of-memory killer uses the same SIGKILL as anybody else.
+A death under a limit counts as lack of memory whatever its signal: native code that does not get memory aborts or faults, and
+the system's out-of-memory killer uses the same SIGKILL as anybody else.
 """
 
 import time
@@ -43,6 +43,10 @@ class PlanRunner(Protocol):
 
     def warm_up(self, *, model: bool = True) -> None:
         """Load data and model now."""
+        ...
+
+    def close(self) -> None:
+        """End its process, if it has one of its own."""
         ...
 
 
@@ -137,7 +141,12 @@ class EnforcedDevice:
         self._child = ChildProcess(self._settings)
 
     def _run(
-        self, plan_bytes: bytes, packets: Sequence[Array], state: LinkState | None, host: HostLink | None, stage: "_Stage"
+        self,
+        plan_bytes: bytes,
+        packets: Sequence[Array],
+        state: LinkState | None,
+        host: HostLink | None,
+        stage: "_Stage",
     ) -> Result:
         """One attempt. Raises ``ChildDied``."""
         child, state = self._started(), state

@@ -1,4 +1,4 @@
-"""Messages between a worker and its child: a length, a msgpack header, and the bytes of the arrays that the header describes."""
+"""Messages between a worker and its child: a length, a msgpack header, and the bytes of the arrays that it describes."""
 
 import struct
 from collections.abc import Mapping, Sequence

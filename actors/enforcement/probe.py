@@ -1,7 +1,8 @@
 """The measured memory of a plan: the smallest limit of the data segment under which two of its steps run, by bisection.
 
-The data segment has no high-water mark, and sampling it misses what is allocated for a moment within an operation (sampled 73 MB
-where 120 MB were not enough). So the limit itself is the instrument, and a plan that is admitted by the result has run under it.
+The data segment has no high-water mark, and sampling it misses what is allocated for a moment within an operation (sampled
+73 MB where 120 MB were not enough). So the limit itself is the instrument, and a plan that is admitted by the result has run
+under it.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,9 @@ def smallest_limit(fits: Callable[[int], bool], *, guess: int) -> int:
                 break
             low = high
         else:
-            raise ValueError(f"a step does not fit {high / 1e6:,.0f} MB, and is predicted to need {guess / 1e6:,.0f} MB")
+            raise ValueError(
+                f"a step does not fit {high / 1e6:,.0f} MB, and is predicted to need {guess / 1e6:,.0f} MB"
+            )
     while high - low > max(_RESOLUTION * high, _LEAST_BYTES):
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle, high)

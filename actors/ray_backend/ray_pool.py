@@ -46,12 +46,13 @@ class RayPool:
         hosts: PartitionHosts,
         max_attempts: int = 3,
         stuck_after_s: float | None = None,
+        enforce: bool = False,
     ) -> None:
         """Start a worker in each placement, and for each real device that has joined.
 
         ``min_devices``: real devices without which it does not begin (``WorkerFailure``). ``max_attempts``: a plan whose worker
         or host dies so often is lost. ``stuck_after_s``: a worker that runs one plan for longer is ended and replaced (None:
-        never).
+        never). ``enforce``: whether plans run under their devices' memory budgets.
         """
         self._hosts, self._devices = hosts, devices
         self._notices = hosts.notices
@@ -66,6 +67,7 @@ class RayPool:
             min_devices=min_devices,
             placement_timeout_s=placement_timeout_s,
             stuck_after_s=stuck_after_s,
+            enforce=enforce,
             report=self._notices.append,
         )
 

@@ -9,23 +9,23 @@ from ...clusters.ray_backend.real_devices import Site
 from ...comms.codec import Array
 from ...comms.links.memory import LinkState
 from ...learning.workload_settings import WorkloadSettings
+from ..enforcement.enforced_device import EnforcedDevice, make_device
 from .actor import prepare_process, remote_method
 from .actor_placement import ActorPlacement
 from .host_actor import HostSlot, RayLink
 
 
 class WorkerActor:
-    """A ``Device`` in a process of its own, with one torch thread."""
+    """A device in a process of its own, with one torch thread; or in a child of it, under memory limits."""
 
-    def __init__(self, settings: WorkloadSettings) -> None:
-        """Set threads before anything is computed."""
-        import torch  # here, because the server starts workers before it imports torch
-
-        from ..device.device import Device
-
-        torch.set_num_threads(1)
+    def __init__(self, settings: WorkloadSettings, enforce: bool = False) -> None:
+        """Set threads before anything is computed. ``enforce``: memory budgets, if this node can."""
         prepare_process()
-        self._device = Device(settings)
+        self._device = make_device(settings, enforce=enforce)
+        if not isinstance(self._device, EnforcedDevice):
+            import torch  # a child has its own
+
+            torch.set_num_threads(1)
 
     @remote_method
     def warm_up(self, versions: Mapping[str, str], model: bool) -> str:
@@ -50,7 +50,9 @@ class WorkerActor:
         return self._device.run(plan, packets, state, RayLink(slot) if slot is not None else None)
 
 
-def start_worker(settings: WorkloadSettings, placement: ActorPlacement, site: Site | None = None) -> WorkerActor:
-    """Start the actor of a worker; its handle. ``site``: of a real device."""
-    handle: WorkerActor = ray.remote(WorkerActor).options(**placement.options(site)).remote(settings)
+def start_worker(
+    settings: WorkloadSettings, placement: ActorPlacement, site: Site | None = None, *, enforce: bool = False
+) -> WorkerActor:
+    """Start the actor of a worker; its handle. ``site``: of a real device. ``enforce``: memory budgets."""
+    handle: WorkerActor = ray.remote(WorkerActor).options(**placement.options(site)).remote(settings, enforce)
     return handle

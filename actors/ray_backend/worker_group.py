@@ -68,19 +68,20 @@ class WorkerGroup:
         min_devices: int = 0,
         placement_timeout_s: float,
         stuck_after_s: float | None = None,
+        enforce: bool = False,
         report: Callable[[str], None],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start a worker in each of ``placements``, and for each real device that has joined.
 
         ``min_devices``: real devices without which the run does not begin. ``stuck_after_s``: real seconds that a worker may
-        take over one plan (None: any). ``report``: receives sentences for the operator.
+        take over one plan (None: any). ``enforce``: memory budgets. ``report``: receives sentences for the operator.
         """
         versions = versions_here()
 
         def start(placement: ActorPlacement) -> tuple[Any, Any]:
             site = devices.sites[placement.device.number] if placement.device is not None else None
-            worker = start_worker(settings, placement, site)
+            worker = start_worker(settings, placement, site, enforce=enforce)
             return worker, worker.warm_up.remote(versions, placement.device is None)
 
         self._group = ActorGroup(start, Worker, placement_timeout_s=placement_timeout_s, report=report)

@@ -25,7 +25,7 @@ from ..randomness import preserved_rng
 from ..spec import Optimiser, PartCost, Training
 from .dry_run import DryRun, Loss, TrialStep
 from .flops import FlopCounter
-from .memory import Allocations, peak_of_batch
+from .memory import Allocations, peak_of_batch, process_bytes
 
 SMALL, LARGE = 2, 4  # samples; batch normalisation cannot train on one
 
@@ -50,6 +50,7 @@ class PartProfile:
             training_flops=self.training_flops,
             boundary_items=self.boundary_items,
             peak_memory_bytes=peak_of_batch(self.small, self.large, batch),
+            process_memory_bytes=process_bytes(self.small, self.large, batch),
         )
 
 

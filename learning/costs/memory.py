@@ -2,8 +2,8 @@
 
 A dispatch mode sees the results of every operation. A storage counts once, from the operation that allocated it until nothing
 refers to it, autograd's saved tensors included. Memory that operations use internally (oneDNN's scratch and reordered copies)
-is not seen: measured processes need 1.5 to 2 times the figure (ProFL's specification, sec. 9). The figure therefore orders
-plans and is a lower bound; whether a device really has the memory is only known from a run under the limit.
+is not seen, so the peak of tensors orders plans, and is a lower bound. What operations use inside is recorded beside it, as
+scratch storages that live for one operation (``workspace``); the peak with them is that of a process on this kind of machine.
 
 A step on two samples and one on four allocate and free the same storages in the same order. How a storage grows with the batch
 follows from its two sizes: not at all, in proportion, or with a power. So the peak of any batch size follows without a run.
@@ -17,6 +17,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from .workspace import SCRATCH, kernel, predicted_bytes, scratch_bytes
 
 
 class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -32,6 +34,8 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.sizes: list[int] = []
         self.events: list[int] = []
+        self.scratch: set[int] = set()  # storages that an operation needs inside itself
+        self.kernels: set[Any] = set()  # operations for which code is compiled, each with its shapes
         self._references: dict[int, weakref.ref[Any]] = {}
 
     @classmethod
@@ -71,17 +75,27 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run the operation and count its results."""
         result = func(*args, **(kwargs or {}))
         self.add(tree_leaves(result))
+        if num_bytes := scratch_bytes(func, args, result):
+            self.kernels.add(kernel(func, args))
+            number = self.reserve(num_bytes)
+            self.scratch.add(number)
+            self.release(number)
         return result
 
     @property
     def live_bytes(self) -> int:
         """Bytes that are currently live."""
-        return sum(self.sizes[event] if event >= 0 else -self.sizes[~event] for event in self.events)
+        sizes = self.weighted(0)
+        return sum(sizes[event] if event >= 0 else -sizes[~event] for event in self.events)
 
     @property
     def peak_bytes(self) -> int:
-        """The most bytes that were live at the same time."""
-        return peak_bytes(self.events, self.sizes)
+        """The most bytes of tensors that were live at the same time."""
+        return peak_bytes(self.events, self.weighted(0))
+
+    def weighted(self, scratch: float) -> list[int]:
+        """The sizes, where those of scratch storages are multiplied by ``scratch``."""
+        return [int(size * scratch) if number in self.scratch else size for number, size in enumerate(self.sizes)]
 
 
 def peak_bytes(events: Iterable[int], sizes: list[int]) -> int:
@@ -96,14 +110,22 @@ def peak_bytes(events: Iterable[int], sizes: list[int]) -> int:
     return peak
 
 
-def peak_of_batch(small: Allocations, large: Allocations, batch: int) -> int:
+def process_bytes(small: Allocations, large: Allocations, batch: int) -> int:
+    """What a process needs for a step on ``batch`` samples, above an idle one: the peak with scratch, corrected by the fit."""
+    return predicted_bytes(peak_of_batch(small, large, batch, scratch=SCRATCH), num_kernels=len(large.kernels))
+
+
+def peak_of_batch(small: Allocations, large: Allocations, batch: int, *, scratch: float = 0) -> int:
     """Peak of a step on ``batch`` samples, from a step on two samples and one on four.
 
-    If the two steps differ in their events (code that branches on values), their peaks are extrapolated linearly.
+    ``scratch``: share of what operations use inside that is counted. If the two steps differ in their events (code that
+    branches on values), their peaks are extrapolated linearly.
     """
     if small.events != large.events:
-        return _scaled(small.peak_bytes, large.peak_bytes, batch)
-    sizes = [_scaled(two, four, batch) for two, four in zip(small.sizes, large.sizes, strict=True)]
+        peaks = [peak_bytes(step.events, step.weighted(scratch)) for step in (small, large)]
+        return _scaled(*peaks, batch)
+    pairs = zip(small.weighted(scratch), large.weighted(scratch), strict=True)
+    sizes = [_scaled(two, four, batch) for two, four in pairs]
     return peak_bytes(large.events, sizes)
 
 

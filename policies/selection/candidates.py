@@ -109,12 +109,14 @@ def memory_misfit(view: View, device: int, needed: int, *, verb: str = "needs") 
     budget = memory_budget(view, device)
     if needed <= budget:
         return ""
-    return f"memory: {verb} {megabytes(needed, math.ceil)}, has {megabytes(budget, math.floor)}"
+    margin = f", less a margin of {view.memory_margin:g}" if view.memory_margin != 1 else ""
+    return f"memory: {verb} {megabytes(needed, math.ceil)}, has {megabytes(budget, math.floor)}{margin}"
 
 
 def memory_budget(view: View, device: int) -> int:
-    """Bytes that training may allocate on a device: the learned budget, or else the profile's."""
-    return view.memory_budgets.get(device, view.profiles[device].memory_bytes)
+    """Bytes that a plan may be predicted to need on a device: the learned budget, or else the profile's, less the margin."""
+    budget = view.memory_budgets.get(device, view.profiles[device].memory_bytes)
+    return budget if view.memory_margin == 1 else int(budget / view.memory_margin)
 
 
 def megabytes(num_bytes: int, rounding: Callable[[float], int]) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from ...actors.enforcement.settings import MemorySettings
 from ...actors.messages.host_messages import ReplaySettings
 from ...clusters.fleet import Fleet, load_fleet
 from ...clusters.units import shown
@@ -156,6 +157,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     server: ServerSettings = ServerSettings()
     codecs: Codecs = Codecs()
     replay: ReplaySettings = ReplaySettings()
+    memory: MemorySettings = MemorySettings()
     evaluation: Evaluation = Evaluation()
     stop: Stop = Stop()
     checkpoint: CheckpointSettings = CheckpointSettings()

@@ -1,8 +1,8 @@
 """What a configuration resolves to: measured settings, workload, default plans, and the policy list that names a policy.
 
-Some settings are left open until the run starts (``training.precision: auto``). What they depend on is measured once, before
-the first round, and becomes part of the run: it is in the first event (``RunStarted.measured``) and in the run folder
-(``measured.json``), from which a resumed run takes it, so that it continues to the same bits.
+Some settings are left open until the run starts (``training.precision: auto``, ``memory.probed``). What they depend on is
+measured once, before the first round, and becomes part of the run: it is in the first event (``RunStarted.measured``) and in
+the run folder (``measured.json``), from which a resumed run takes it, so that it continues to the same bits.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from ...clusters.profile import DeviceProfile
 from ...learning.parts.part import Part, whole
 from ...learning.seeds import derive
+from ...learning.spec import CountOrZero
 from ...learning.workload_settings import WorkloadSettings
 from ...policies.plan import Plan, Upload
 from ...policies.policy import Chain, Identity, Policy
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
 class MachineMeasurements(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``bf16_gain``: how many times as fast bf16 autocast trains as float32 (``learning.training.precision``).
 
-    None: not measured.
+    None: not measured. ``memory``: bytes that plans need, by part and training setting (``engine.memory_probe``).
     """
 
     bf16_gain: float | None = None
+    memory: dict[str, CountOrZero] = {}
 
 
 def measure(config: Config) -> MachineMeasurements:
@@ -45,6 +47,8 @@ def measure(config: Config) -> MachineMeasurements:
 
 def apply_measurements(config: Config, measured: MachineMeasurements) -> Config:
     """``config`` with the settings that it left open set by the measurements."""
+    if measured.memory:
+        config = replace(config, memory=replace(config.memory, probed=measured.memory))
     if config.training.precision != "auto" or measured.bf16_gain is None:
         return config
     from ...learning.training.precision import bf16_pays

@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 import torch
 
-from ...actors.device.device import Device
 from ...actors.distiller.distiller import Distiller, InlineDistiller
+from ...actors.enforcement.data_segment import limit_obstacle
+from ...actors.enforcement.enforced_device import make_device
 from ...actors.host.partition_host import PartitionHost
 from ...actors.inline_pool import InlinePool
 from ...actors.lifecycle import PlanLifecycle
@@ -28,6 +29,7 @@ from ...comms.codecs.make_codec import make_codec
 from ...comms.ledger import Ledger
 from ...learning.parts.part import Part, whole
 from ...learning.parts.structure import ModelSpec
+from ...learning.spec import CountOrZero
 from ...learning.training.losses import make_loss
 from ...learning.workload import Workload
 from ...learning.workload_settings import WorkloadSettings
@@ -42,10 +44,12 @@ from ..errors import Damaged
 from ..events import AnyEvent, Notice, RunStarted
 from ..reporting.provenance import describe_init, overlap_notice, provenance
 from ..simulation.costs import Costs
+from ..simulation.process_memory import ProcessMemory
 from ..simulation.virtual_clock import VirtualClock
 from ..simulation.wall_clock import Clock, WallClock
 from .evaluator import Evaluator
 from .loop import Loop
+from .memory_probe import probe_memory
 from .saved_loop import state_problem
 from .saved_state import check, collect, restore
 from .tasks.server_tasks import ServerTasks
@@ -74,6 +78,7 @@ class Engine:
         self.channel = channel or LocalChannel()
         fleet = config.load_fleet()
         check_names(config)
+        check_enforcement(config)
         self._measured = measure(config)
         self.config = config = apply_measurements(config, self._measured)
         settings = settings or workload_settings(config, num_devices=fleet.num_devices)
@@ -95,6 +100,7 @@ class Engine:
         self.replay = ReplayIndex(config.replay, num_hosts=fleet.hosts.count, settle=self.pool.settle)
         ledger = Ledger()
         tasks = self._tasks(policy, costs, ledger)
+        new_plan = DefaultPlan.of(config, self.workload, fleet.profiles())
         self._loop = Loop(
             config,
             fleet=fleet,
@@ -109,8 +115,20 @@ class Engine:
             evaluator=Evaluator(config, fleet=fleet, server=self.server, pool=self.pool, ledger=ledger),
             ledger=ledger,
             tasks=tasks,
-            new_plan=DefaultPlan.of(config, self.workload, fleet.profiles()),
+            new_plan=new_plan,
         )
+        if config.memory.is_probed(config.backend) and not config.memory.probed:
+            self._probe_memory(costs, settings, new_plan)
+
+    def _probe_memory(self, costs: Costs, settings: WorkloadSettings, new_plan: DefaultPlan) -> None:
+        """Measure what memory plans need, and make it part of the run."""
+        families = {profile.model: device for device, profile in enumerate(self._fleet.profiles())}
+        plans = [*(new_plan(device, 0, 0) for device in families.values()), *self._loop.first_plans()]
+        found, notices = probe_memory(plans, costs, settings)
+        self._advice += notices
+        self._measured = msgspec.structs.replace(self._measured, memory=found)
+        self.config = apply_measurements(self.config, self._measured)
+        costs.use_measured(found)
 
     def _new_server(self, scratch: Scratch | None) -> Server:
         """The server with the initial model."""
@@ -125,9 +143,10 @@ class Engine:
         )
 
     def _inline_pool(self, settings: WorkloadSettings, fleet: Fleet, scratch: Scratch | None) -> InlinePool:
-        """A pool of devices and partition hosts in this process."""
+        """A pool of partition hosts in this process, and of devices, in this process or in a child."""
         hosts = [PartitionHost(settings, self.config.replay, scratch) for _ in range(fleet.hosts.count)]
-        return InlinePool(Device(settings), self.channel, hosts)
+        device = make_device(settings, enforce=self.config.memory.is_enforced("inline"))
+        return InlinePool(device, self.channel, hosts)
 
     def _tasks(self, policy: Policy, costs: Costs, ledger: Ledger) -> ServerTasks:
         """The tasks of the server. Raises ``ValueError`` if one that is known before the first decision cannot be done."""
@@ -149,7 +168,9 @@ class Engine:
         check_trainable(spec)
         check_chains(config, self.workload, part)
         check_models(policy, self.workload, fleet, config.training)
-        costs = Costs(self.workload, fleet, self.server)
+        counts = config.memory.counts_processes(config.backend)
+        memory = ProcessMemory(config.memory) if counts else None
+        costs = Costs(self.workload, fleet, self.server, memory=memory)
         # Raises if the model does not fit the data. Computed now, since it takes longer than a decision should.
         costs.row(part, config.training)
         return costs
@@ -166,6 +187,7 @@ class Engine:
         return {
             "data": self.workload.data.digest(),
             "precision": self.config.training.precision,
+            "memory": self.config.memory.probed,
             "loop": collect(self._loop),
         }
 
@@ -176,7 +198,9 @@ class Engine:
         another precision ("auto" may be resolved otherwise on another machine).
         """
         if found := mismatch(
-            saved, {"data": dict[str, str], "precision": str, "loop": dict[str, Any]}, into_structs=False
+            saved,
+            {"data": dict[str, str], "precision": str, "memory": dict[str, CountOrZero], "loop": dict[str, Any]},
+            into_structs=False,
         ):
             raise Damaged(f"{found[0]} {found[1]}")
         digest = self.workload.data.digest()
@@ -189,6 +213,11 @@ class Engine:
             raise ValueError(
                 f"training.precision is 'auto', which is {precision} here; the run that is resumed trained in "
                 f"{saved['precision']}, and its folder lacks measured.json, in which that is recorded"
+            )
+        if self.config.memory.probed != saved["memory"]:
+            raise ValueError(
+                "memory.probed, what plans were measured to need, differs from that of the run that is resumed; its folder has "
+                "it in measured.json"
             )
         check(self._loop, saved["loop"])
         problem = state_problem(
@@ -280,6 +309,15 @@ def check_names(config: Config) -> None:
         except ValueError as error:
             raise ValueError(f"codecs.{direction}: {error}") from error
     make_loss(config.training.loss)
+
+
+def check_enforcement(config: Config) -> None:
+    """Refuse budgets that must be enforced, or measured, on a system that has no limit."""
+    memory = config.memory
+    for name, value in (("enforce", memory.enforce), ("probe", memory.probe)):
+        if value is True and (obstacle := limit_obstacle()):
+            others = "false, auto" if name == "enforce" else "false, null"
+            raise ValueError(f"memory.{name} is true, but {obstacle}; allowed here: {others}")
 
 
 def check_trainable(spec: ModelSpec) -> None:

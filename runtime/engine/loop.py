@@ -16,7 +16,7 @@ to count.
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -230,6 +230,8 @@ class Loop:
             dispatched=self._round.dispatched,
             last_reports=MappingProxyType(self._device_history.reports),
             participation=MappingProxyType(self._device_history.participation),
+            memory_budgets=MappingProxyType(self._device_history.memory_budgets),
+            memory_margin=self._costs.memory_margin,
             evaluation=MappingProxyType(self._evaluation),
             movement=MappingProxyType(self._tasks.movement),
             statistics=self._statistics,
@@ -253,7 +255,7 @@ class Loop:
                 workload=self._server.workload,
             )
             self._lifecycle.check(plan, self._in_flight.values())
-            plan = self._clock.stop_early(plan, self._costs)
+            plan = self._with_budget(self._clock.stop_early(plan, self._costs))
             flops, work = self._costs.flops(plan), self._costs.work(plan)
             memory = self._costs.peak_memory_bytes(plan)
         except ValueError as error:
@@ -272,6 +274,18 @@ class Loop:
         self._busy[plan.device] = plan
         self._outcome_counts.sent(plan)
         self._round.sent(plan, time_s=self._clock.sends_s)
+
+    def _with_budget(self, plan: Plan) -> Plan:
+        """The plan with its device's memory budget, if budgets are enforced; evaluations, as instruments, have none."""
+        if (
+            not self._config.memory.is_enforced(self._config.backend)
+            or plan.objective.kind == "evaluate"
+            or plan.replays
+        ):
+            return plan
+        declared = self._profiles[plan.device].memory_bytes
+        budget = self._device_history.memory_budgets.get(plan.device, declared)
+        return msgspec.structs.replace(plan, memory_bytes=budget)
 
     def _submit(self, sent: Dispatch) -> int:
         """Submit a plan to the pool; returns the bytes of its plan message."""
@@ -417,7 +431,13 @@ class Loop:
 
     def _notices(self) -> Iterator[AnyEvent]:
         """Notices of workers, hosts and links since the last call."""
-        for text in (*self._pool.notices(), *self._tasks.notices(), *self._lifecycle.notices()):
+        history = self._device_history
+        for text in (
+            *self._pool.notices(),
+            *self._tasks.notices(),
+            *self._lifecycle.notices(),
+            *history.take_notices(),
+        ):
             yield Notice(time_s=self._clock.time_s, text=text)
 
     def _stop_reason(self) -> str | None:
@@ -437,6 +457,11 @@ class Loop:
             entry = self._clock.plans_in_flight.get(plan_id)
             if entry is None or entry.finished is None:
                 self._submit(sent)
+
+    def first_plans(self) -> Sequence[Plan]:
+        """The plans of the first decision. It is not acted on: the run begins with a decision of its own."""
+        decision, _ = call_policy(self._policy, self._view(), first_state(self._policy))
+        return decision.plans
 
     @property
     def ends(self) -> bool:

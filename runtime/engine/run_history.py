@@ -7,23 +7,57 @@ from ...policies.plan import Plan
 from ...policies.report import Outcome, Report
 from ..errors import RunError
 
+_BUDGET_LEFT = 0.9  # of what a device has just failed to have
+
 
 class DeviceHistory:
-    """The last report of each device, and the number of its plans that have ended. Both are part of the policies' view."""
+    """The last report of each device, the number of its plans that have ended, and what memory it has turned out to have.
 
-    SAVED: ClassVar = {"reports": dict[int, Report], "participation": dict[int, CountOrZero]}  # in a checkpoint
-    NOT_SAVED = ()
+    All are part of the policies' view. ``memory_budgets``: of the devices that ran out of memory under an enforced limit.
+    """
+
+    SAVED: ClassVar = {  # in a checkpoint
+        "reports": dict[int, Report],
+        "participation": dict[int, CountOrZero],
+        "memory_budgets": dict[int, CountOrZero],
+    }
+    NOT_SAVED = ("_notices",)
 
     def __init__(self) -> None:
         """No plan has ended."""
         self.reports: dict[int, Report] = {}
         self.participation: dict[int, int] = {}
+        self.memory_budgets: dict[int, int] = {}
+        self._notices: list[str] = []
 
     def ended(self, report: Report) -> None:
         """Record the end of a plan."""
         device = report.plan.device
         self.reports[device] = report
         self.participation[device] = self.participation.get(device, 0) + 1
+        if report.outcome == Outcome.OUT_OF_MEMORY and report.enforced:
+            self._learn_budget(report)
+
+    def take_notices(self) -> list[str]:
+        """The budgets that fell since the last call, one sentence each."""
+        notices, self._notices = self._notices, []
+        return notices
+
+    def _learn_budget(self, report: Report) -> None:
+        """Lower the budget of a device to 90 % of the smaller of its budget and what the plan was predicted to need.
+
+        So the same plan is not admitted again, and neither is one that is predicted to need as much.
+        """
+        plan, needed = report.plan, report.virtual.peak_memory_bytes
+        if plan.memory_bytes is None:
+            return
+        budget = int(_BUDGET_LEFT * min(plan.memory_bytes, needed or plan.memory_bytes))
+        self.memory_budgets[plan.device] = min(budget, self.memory_budgets.get(plan.device, budget))
+        limit, predicted, learned = (f"{size / 1e6:,.1f} MB" for size in (plan.memory_bytes, needed, budget))
+        self._notices.append(
+            f"device {plan.device} ran out of memory in round {plan.version} under a limit of {limit} (predicted: {predicted}); "
+            f"its learned budget is {learned}"
+        )
 
 
 class OutcomeCounts:

@@ -225,7 +225,11 @@ def _refused(plan: Plan, workload: Workload, profiles: Sequence[DeviceProfile]) 
     if plan.device in range(len(profiles)):
         # Without the fields that the runtime filled in when it sent the plan.
         decided = replace(
-            plan, part=replace(plan.part, cached=(), frozen="", index_map=""), whole_steps=0, train_s=None, memory_bytes=None
+            plan,
+            part=replace(plan.part, cached=(), frozen="", index_map=""),
+            whole_steps=0,
+            train_s=None,
+            memory_bytes=None,
         )
         try:
             check_plan(decided, workload, profile=profiles[plan.device])

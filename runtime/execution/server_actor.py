@@ -100,6 +100,7 @@ def _make_service(
         placement_timeout_s=options.placement_timeout_s,
         hosts=hosts,
         stuck_after_s=options.stuck_after_s,
+        enforce=config.memory.is_enforced("ray"),
     )
     distiller = None
     if layout.distiller is not None:

@@ -11,7 +11,7 @@ work its full weight.) How long steps take is estimated for the device with its 
 the other transfers on a shared link are not known in advance, so on a contended one an update may still be late.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -34,6 +34,7 @@ from ...policies.plan import Plan
 from ...policies.report import Report
 from .network_links import uncontended_rate
 from .packet_sizes import PacketSizes
+from .process_memory import ProcessMemory
 from .stream_costs import StreamCosts
 from .stream_load import Work
 
@@ -42,12 +43,15 @@ class Costs:
     """Costs by part and training setting, and packet sizes. Parts and settings that are equal share a row."""
 
     SAVED: ClassVar = {"_packets": PacketSizes, "_streams": StreamCosts}  # in a checkpoint
-    NOT_SAVED = ("_workload", "_fleet", "_profiles", "_samples", "_rows", "_parts", "_server")
+    NOT_SAVED = ("_workload", "_fleet", "_profiles", "_samples", "_rows", "_parts", "_server", "_memory")
 
-    def __init__(self, workload: Workload, fleet: Fleet, server: Server | None = None) -> None:
+    def __init__(
+        self, workload: Workload, fleet: Fleet, server: Server | None = None, *, memory: ProcessMemory | None = None
+    ) -> None:
         """An empty table.
 
         ``server``: knows what devices lack: versions behind links with memory, index maps and frozen blocks. None: nothing.
+        ``memory``: predicts the memory of processes (None: peaks are those of tensors alone).
         """
         self._workload = workload
         self._fleet = fleet
@@ -55,7 +59,7 @@ class Costs:
         self._samples = [workload.data.num_samples(device) for device in range(fleet.num_devices)]
         self._rows: dict[tuple[Any, ...], PartCost] = {}
         self._parts: dict[tuple[Any, ...], PartProfile] = {}
-        self._server = server
+        self._server, self._memory = server, memory
         self._packets = PacketSizes(workload.submodel)
         self._streams = StreamCosts(workload, fleet, row=self.row)
 
@@ -115,7 +119,20 @@ class Costs:
     def peak_memory_bytes(self, plan: Plan, *, device: int | None = None) -> int:
         """Peak memory of a plan on its device, or on another one."""
         ahead = self._streams.ahead(plan, self._samples[plan.device if device is None else device])
-        return self.row(plan.part, plan.training, ahead=ahead, objective=_objective(plan)).peak_memory_bytes
+        row = self.row(plan.part, plan.training, ahead=ahead, objective=_objective(plan))
+        if self._memory is None:
+            return row.peak_memory_bytes
+        return self._memory.needed_bytes(plan, row, self._workload.submodel(plan.part.shape))
+
+    def use_measured(self, probed: Mapping[str, int]) -> None:
+        """Take measured figures in place of predictions, by ``process_memory.key``."""
+        assert self._memory is not None, "without enforcement and probe nothing is measured"
+        self._memory.probed = probed
+
+    @property
+    def memory_margin(self) -> float:
+        """Factor on predicted peaks at admission."""
+        return self._memory.margin if self._memory is not None else 1.0
 
     def parameters(self, plan: Plan) -> int:
         """Parameters of the blocks that a plan's device holds; 0 for a replay, which its host carries out alone."""

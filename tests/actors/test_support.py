@@ -65,6 +65,7 @@ def may_send(*kinds: str) -> dict[str, Any]:
     return {"may_send": frozenset(kinds)}
 
 
+FILLED_IN = "whole_steps, train_s or memory_bytes is set; the runtime fills them in"
 REFUSED: dict[str, Row] = {
     "unknown block": (part(blocks=("conv", "head")), {}, "part names block 'head'; the model's blocks are: conv, fc"),
     "trained, not held": (part(blocks=("conv",)), {}, "part.trained names 'fc', which is not among part.blocks"),
@@ -230,9 +231,9 @@ REFUSED: dict[str, Row] = {
         {},
         "deadline_s is 2.5; under 'ecofed' a device uploads whole views, and cannot stop early",
     ),
-    "steps that were cut down": ({"whole_steps": 5}, {}, "whole_steps, train_s or memory_bytes is set; the runtime fills them in"),
-    "seconds of training": ({"train_s": 5.0}, {}, "whole_steps, train_s or memory_bytes is set; the runtime fills them in"),
-    "a budget": ({"memory_bytes": 5}, {}, "whole_steps, train_s or memory_bytes is set; the runtime fills them in"),
+    "steps that were cut down": ({"whole_steps": 5}, {}, FILLED_IN),
+    "seconds of training": ({"train_s": 5.0}, {}, FILLED_IN),
+    "a budget": ({"memory_bytes": 5}, {}, FILLED_IN),
     "codec down": (
         {"codec_down": LZ4},
         {"codecs": frozenset({"identity", "quantise"})},

@@ -1,0 +1,135 @@
+"""Predicted and measured memory of training: the data segment above that of an idle trainer, and RSS beside it.
+
+For each model, batch and kind of training: the prediction from a dry run (tensors alone, and with the workspace fit), the
+smallest limit of the data segment under which two steps of a plan run (by bisection with the limit itself, each attempt in a
+fresh fork of the idle trainer), and the resident memory of the plan in a child of its own. The models are not those to which the
+fit was made (fit_memory.py).
+
+Then plans that are admitted by the probe times the margin run under the limit; none may run out of memory.
+
+``--quick`` measures two small models. ``cases``, ``measure`` and ``admitted`` serve other benchmarks too.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from common import finish
+from fedbonsai.actors.enforcement.enforced_device import EnforcedDevice
+from fedbonsai.actors.enforcement.probe import smallest_limit
+from fedbonsai.actors.messages.plan_message import plan_message
+from fedbonsai.learning.parts.part import Part, whole
+from fedbonsai.learning.spec import Optimiser, Training
+from fedbonsai.learning.workload import Workload
+from fedbonsai.policies.plan import Plan
+from fedbonsai.policies.report import Answer
+from fedbonsai.runtime.configuration.config import Config, load_config
+from fedbonsai.runtime.configuration.resolution import workload_settings
+from fedbonsai.runtime.simulation.costs import Costs
+
+MODELS: dict[str, dict[str, Any]] = {
+    "resnet18": {"name": "resnet18"},
+    "resnet34": {"name": "torchvision/resnet34", "kwargs": {"stem": "cifar"}},
+    "vgg11_bn": {"name": "vgg11_bn"},
+    "vgg16_bn": {"name": "vgg16_bn"},
+}
+BATCHES = (32, 128)
+MARGIN = 1.1
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """One model on 32 x 32 images: its workload, its costs, and a device in a child process."""
+
+    model: dict[str, Any]
+    shape: tuple[int, ...] = (3, 32, 32)
+    classes: int = 10
+    config: Config = field(init=False)
+    workload: Workload = field(init=False)
+    costs: Costs = field(init=False)
+    device: EnforcedDevice = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Build what follows from the model."""
+        data = {
+            "name": "synthetic",
+            "kwargs": {"shape": self.shape, "classes": self.classes, "samples_per_device": 256, "test_samples": 0},
+        }
+        config = load_config(
+            {"model": self.model, "data": data, "fleet": "uniform-10", "memory": {"probe": True}, "backend": "inline"}
+        )
+        fleet = config.load_fleet()
+        settings = workload_settings(config, num_devices=fleet.num_devices)
+        for name, value in (
+            ("config", config),
+            ("workload", Workload(settings)),
+            ("device", EnforcedDevice(settings)),
+        ):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "costs", Costs(self.workload, fleet))
+
+    def plan(self, *, batch: int, part: Part | None = None, **training: Any) -> Plan:
+        """A plan of the whole model, or of a part."""
+        settings = Training(
+            batch_size=batch, optimiser=Optimiser(learning_rate=0.01, momentum=0.9, weight_decay=5e-4), **training
+        )
+        return Plan(id=1, device=0, version=0, part=part or whole(self.workload.spec), training=settings, seed=1)
+
+    def packet(self, plan: Plan) -> list[Any]:
+        """The packets of a plan with the initial model."""
+        from fedbonsai.actors.messages.dense_packets import seal_weights
+
+        return [seal_weights(plan, self.workload.new_model().state_dict(), self.workload.submodel(plan.part))]
+
+    def run(self, plan: Plan, packets: list[Any]) -> Answer:
+        """Run a plan in the child."""
+        report, _, _ = self.device.run(plan_message(plan), packets)
+        return msgspec.msgpack.decode(report, type=Answer)
+
+
+def measure(trainer: Trainer, plan: Plan) -> dict[str, Any]:
+    """Predicted and measured bytes of a plan, and the error of the prediction."""
+    row = trainer.costs.row(plan.part, plan.training)
+    trials = 0
+
+    def fits(limit: int) -> bool:
+        nonlocal trials
+        trials += 1
+        return trainer.device.try_limit(plan_message(plan), limit)
+
+    started = time.perf_counter()
+    measured = smallest_limit(fits, guess=row.process_memory_bytes)
+    return {
+        "tensors_mb": round(row.peak_memory_bytes / 1e6, 1),
+        "predicted_mb": round(row.process_memory_bytes / 1e6, 1),
+        "measured_mb": round(measured / 1e6, 1),
+        "error": round(row.process_memory_bytes / measured - 1, 4),
+        "trials": trials,
+        "probe_s": round(time.perf_counter() - started, 2),
+    }
+
+
+def resident(trainer: Trainer, plan: Plan) -> float:
+    """Peak resident MB of a fresh child that runs two steps of a plan, above that of an idle one."""
+    trainer.device.close()
+    trainer.device.warm_up()
+    small = trainer.run(
+        msgspec.structs.replace(plan, objective=msgspec.structs.replace(plan.objective, kind="evaluate")),
+        trainer.packet(plan),
+    )
+    steps = msgspec.structs.replace(plan, training=msgspec.structs.replace(plan.training, steps=2))
+    answer = trainer.run(steps, trainer.packet(plan))
+    return round((answer.measured.peak_memory_bytes - small.measured.peak_memory_bytes) / 1e6, 1)
+
+
+def admitted(trainer: Trainer, plan: Plan, measured_mb: float, *, count: int) -> int:
+    """How many of ``count`` plans under the smallest budget that admits them, the measured peak times the margin, fail."""
+    steps = msgspec.structs.replace(plan, training=msgspec.structs.replace(plan.training, steps=2))
+    limited = msgspec.structs.replace(steps, memory_bytes=int(measured_mb * 1e6 * MARGIN))
+    packets = trainer.packet(plan)
+    answers = [trainer.run(msgspec.structs.replace(limited, seed=seed), packets) for seed in range(count)]
+    return sum(answer.outcome.value != "done" for answer in answers)

@@ -1,0 +1,51 @@
+"""What a training step needs beside its tensors: scratch memory inside operations, and a fit of the rest.
+
+oneDNN computes a convolution in blocked layouts, and reorders inputs, weights and outputs into copies of their own, which live
+for that operation. A dry run records these sizes where they occur (``scratch_bytes``), so that the peak with scratch is found
+at the operation where tensors and scratch together are largest; which one that is depends on part and batch.
+
+    needed = FACTOR x peak(tensors + SCRATCH x scratch) + KERNEL_BYTES x kernels + FIXED_BYTES
+
+``kernels`` are the convolutions with different shapes, forward and backward, for each of which oneDNN compiles code that stays.
+The constants were fitted to measured data segments by ``benchmarks/fit_memory.py``, on models other than those on which
+``benchmarks/memory.py`` checks the prediction.
+"""
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# benchmarks/fit_memory.py; see benchmarks/results/fit_memory.json
+SCRATCH = 1.0
+FACTOR = 1.0
+KERNEL_BYTES = 1_400_000
+FIXED_BYTES = 0
+
+aten = torch.ops.aten
+
+
+def scratch_bytes(func: Any, args: tuple[Any, ...], result: Any) -> int:
+    """Bytes that an operation needs inside itself, on top of its inputs and results; 0 for all that are not known."""
+    if func is aten.convolution.default:
+        inputs, weight = args[0], args[1]
+        return _bytes(inputs) + _bytes(weight) + _bytes(result)
+    if func is aten.convolution_backward.default:
+        gradient, inputs, weight = args[:3]
+        return _bytes(gradient) + _bytes(inputs) + _bytes(weight)
+    return 0
+
+
+def kernel(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What the code of an operation is compiled for: the operation, and its arguments, with the shapes of tensors."""
+    return (func, *(tuple(each.shape) if isinstance(each, Tensor) else repr(each) for each in args))
+
+
+def predicted_bytes(peak_with_scratch: int, *, num_kernels: int) -> int:
+    """What a process needs above an idle one."""
+    return int(FACTOR * peak_with_scratch) + KERNEL_BYTES * num_kernels + FIXED_BYTES
+
+
+def _bytes(tensor: Tensor) -> int:
+    return prod(tensor.shape) * tensor.element_size()
