@@ -132,25 +132,32 @@ class Child:
             return
         trim()
         idle = data_bytes() - trial.held_bytes
+        reader, writer = os.pipe()
         process = os.fork()
         if process == 0:
-            self._attempt(trial.run, idle + header["limit"])
+            self._attempt(trial.run, idle + header["limit"], writer)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as stream:
+            text = stream.read().decode(errors="replace")
         _, status = os.waitpid(process, 0)
-        self._tell({"kind": "tried", "code": os.waitstatus_to_exitcode(status)})
+        if text:
+            self._tell({"kind": "error", "text": f"a trial step failed for another reason than memory: {text}"})
+        else:
+            self._tell({"kind": "tried", "fits": os.waitstatus_to_exitcode(status) == 0})
 
-    def _attempt(self, run: Callable[[], None], limit: int) -> None:
-        """Run in the fork; the exit code tells how it ended: 0 well, 3 for lack of memory, 4 by another error."""
+    def _attempt(self, run: Callable[[], object], limit: int, writer: int) -> None:
+        """Run in the fork, which exits with code 0 if that went well, and writes any error but a lack of memory."""
         from ..device.device import is_out_of_memory
 
-        code = 4
+        self.entered = lambda stage: None  # type: ignore[method-assign]  # the pipe is the parent's
+        code = 1
         try:
             with limited(limit):
                 run()
             code = 0
         except BaseException as error:
-            code = 3 if is_out_of_memory(error) else 4
-            if code == 4:
-                sys.stderr.write(f"{type(error).__name__}: {error}\n")
+            if not is_out_of_memory(error):
+                os.write(writer, f"{type(error).__name__}: {error}".encode()[:2000])
         finally:
             os._exit(code)
 

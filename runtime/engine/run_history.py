@@ -55,7 +55,7 @@ class DeviceHistory:
         self.memory_budgets[plan.device] = min(budget, self.memory_budgets.get(plan.device, budget))
         limit, predicted, learned = (f"{size / 1e6:,.1f} MB" for size in (plan.memory_bytes, needed, budget))
         self._notices.append(
-            f"device {plan.device} ran out of memory in round {plan.version} under a limit of {limit} (predicted: {predicted}); "
+            f"device {plan.device} ran out of memory in round {plan.version} under a limit of {limit}, predicted {predicted}; "
             f"its learned budget is {learned}"
         )
 

@@ -133,6 +133,32 @@ def hungry(output, target):
 def enormous(output, target):
     return (torch.empty(1 << 50) * output.sum()).sum()
 
+def large(output, target):
+    '''50 MB inside a loss, which a prediction does not see.'''
+    import numpy as np
+    return half_square(output, target) + 0 * float(np.ones(50_000_000, np.uint8)[0])
+
+def without_ray(output, target):
+    import sys
+    assert "fedbonsai.actors.enforcement.child" in sys.modules
+    assert "ray" not in sys.modules
+    print("what user code prints")
+    return half_square(output, target)
+
+def deadly(output, target):
+    '''Ends its process: always, or only the first time if $MY_FLAG names a file.'''
+    import os, signal
+    from pathlib import Path
+    flag = os.environ.get("MY_FLAG")
+    if flag is None or not Path(flag).exists():
+        if flag is not None:
+            Path(flag).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return half_square(output, target)
+
+def no_points(*, num_devices, seed, root):
+    raise ValueError("these points do not exist")
+
 def rigid(output, target):
     raise Rigid("cannot be written on")
 
