@@ -2,7 +2,9 @@ import pytest
 from fedbonsai.actors.enforcement.probe import smallest_limit
 
 
-@pytest.mark.parametrize("needed", [1, 300_000, 7_000_000, 97_000_000, 100_000_000, 104_000_000, 240_000_000, 3_000_000_000])
+@pytest.mark.parametrize(
+    "needed", [1, 300_000, 7_000_000, 97_000_000, 100_000_000, 104_000_000, 240_000_000, 3_000_000_000]
+)
 def test_the_result_fits_is_near_the_smallest_limit_and_takes_few_trials(needed: int) -> None:
     tried = []
 
