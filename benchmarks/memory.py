@@ -2,17 +2,18 @@
 
 For each model, batch and kind of training: the prediction from a dry run (tensors alone, and with the workspace fit), the
 smallest limit of the data segment under which two steps of a plan run (by bisection with the limit itself, each attempt in a
-fresh fork of the idle trainer), and the resident memory of the plan in a child of its own. The models are not those to which the
-fit was made (fit_memory.py).
+fresh fork of the idle trainer), and the growth of resident memory in a child that runs the plan. The models are not those to
+which the fit was made (fit_memory.py).
 
-Then plans that are admitted by the probe times the margin run under the limit; none may run out of memory.
+Then enforced plans run whose budget is the smallest that the probe admits, the measured peak times the margin; none may run out
+of memory.
 
-``--quick`` measures two small models. ``cases``, ``measure`` and ``admitted`` serve other benchmarks too.
+``--quick`` measures one small model. ``Trainer``, ``measure``, ``resident`` and ``admitted`` serve other benchmarks too: a part
+of a model is a plan with that part.
 """
 
 import argparse
 import statistics
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,12 +22,13 @@ import msgspec
 from common import finish
 from fedbonsai.actors.enforcement.enforced_device import EnforcedDevice
 from fedbonsai.actors.enforcement.probe import smallest_limit
+from fedbonsai.actors.messages.dense_packets import seal_weights
 from fedbonsai.actors.messages.plan_message import plan_message
 from fedbonsai.learning.parts.part import Part, whole
 from fedbonsai.learning.spec import Optimiser, Training
 from fedbonsai.learning.workload import Workload
-from fedbonsai.policies.plan import Plan
-from fedbonsai.policies.report import Answer
+from fedbonsai.policies.plan import Objective, Plan
+from fedbonsai.policies.report import Answer, Outcome
 from fedbonsai.runtime.configuration.config import Config, load_config
 from fedbonsai.runtime.configuration.resolution import workload_settings
 from fedbonsai.runtime.simulation.costs import Costs
@@ -81,8 +83,6 @@ class Trainer:
 
     def packet(self, plan: Plan) -> list[Any]:
         """The packets of a plan with the initial model."""
-        from fedbonsai.actors.messages.dense_packets import seal_weights
-
         return [seal_weights(plan, self.workload.new_model().state_dict(), self.workload.submodel(plan.part))]
 
     def run(self, plan: Plan, packets: list[Any]) -> Answer:
@@ -114,22 +114,73 @@ def measure(trainer: Trainer, plan: Plan) -> dict[str, Any]:
 
 
 def resident(trainer: Trainer, plan: Plan) -> float:
-    """Peak resident MB of a fresh child that runs two steps of a plan, above that of an idle one."""
+    """Growth of a fresh child's peak resident MB by two steps of a plan, over the opening of its packet for one sample."""
     trainer.device.close()
-    trainer.device.warm_up()
-    small = trainer.run(
-        msgspec.structs.replace(plan, objective=msgspec.structs.replace(plan.objective, kind="evaluate")),
-        trainer.packet(plan),
-    )
-    steps = msgspec.structs.replace(plan, training=msgspec.structs.replace(plan.training, steps=2))
-    answer = trainer.run(steps, trainer.packet(plan))
-    return round((answer.measured.peak_memory_bytes - small.measured.peak_memory_bytes) / 1e6, 1)
+    packets = trainer.packet(plan)
+    idle = trainer.run(two_steps(plan, batch_size=1, objective=Objective(kind="evaluate")), packets)
+    answer = trainer.run(two_steps(plan), packets)
+    return round((answer.measured.peak_memory_bytes - idle.measured.peak_memory_bytes) / 1e6, 1)
+
+
+def two_steps(plan: Plan, *, batch_size: int | None = None, **changes: Any) -> Plan:
+    """The plan with two steps only."""
+    training = msgspec.structs.replace(plan.training, steps=2, batch_size=batch_size or plan.training.batch_size)
+    return msgspec.structs.replace(plan, training=training, **changes)
 
 
 def admitted(trainer: Trainer, plan: Plan, measured_mb: float, *, count: int) -> int:
-    """How many of ``count`` plans under the smallest budget that admits them, the measured peak times the margin, fail."""
-    steps = msgspec.structs.replace(plan, training=msgspec.structs.replace(plan.training, steps=2))
-    limited = msgspec.structs.replace(steps, memory_bytes=int(measured_mb * 1e6 * MARGIN))
+    """How many of ``count`` plans fail under the smallest budget that admits them, the measured peak times the margin."""
+    limited = two_steps(plan, memory_bytes=int(measured_mb * 1e6 * MARGIN))
     packets = trainer.packet(plan)
     answers = [trainer.run(msgspec.structs.replace(limited, seed=seed), packets) for seed in range(count)]
-    return sum(answer.outcome.value != "done" for answer in answers)
+    return sum(answer.outcome != Outcome.DONE for answer in answers)
+
+
+def row(trainer: Trainer, plan: Plan, *, name: str) -> dict[str, Any]:
+    """All figures of one plan."""
+    training = plan.training
+    found = {"part": name, "batch": training.batch_size, "checkpointing": training.checkpointing}
+    found |= measure(trainer, plan) | {"rss_mb": resident(trainer, plan)}
+    print(found, flush=True)
+    return found
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Median and worst absolute error of the predictions."""
+    errors = [abs(each["error"]) for each in rows]
+    return {"median_error": round(statistics.median(errors), 4), "worst_error": max(errors)}
+
+
+def main() -> None:
+    """Measure all models, and run plans at the edge of admission."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one small model, and 20 enforced plans")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/memory.json")
+    options = parser.parse_args()
+    models = {"resfed_cnn": {"name": "resfed_cnn"}} if options.quick else MODELS
+    full, checkpointed, failed, count = [], [], 0, 0
+    for name, model in models.items():
+        trainer = Trainer(model)
+        try:
+            for batch in (16,) if options.quick else BATCHES:
+                plan = trainer.plan(batch=batch)
+                full.append(row(trainer, plan, name=name))
+                checkpointed.append(row(trainer, trainer.plan(batch=batch, checkpointing=True), name=name))
+                if batch != 128:  # 50 plans of each model
+                    num_plans = 20 if options.quick else 200 // len(models)
+                    failed += admitted(trainer, plan, full[-1]["measured_mb"], count=num_plans)
+                    count += num_plans
+        finally:
+            trainer.device.close()
+    result = {
+        "full": full,
+        "checkpointed": checkpointed,
+        "prediction": summary(full),
+        "prediction_checkpointed": summary(checkpointed),
+        "admitted": {"plans": count, "out_of_memory": failed, "margin": MARGIN},
+    }
+    finish(result, name="memory", save=options.save)
+
+
+if __name__ == "__main__":
+    main()

@@ -149,8 +149,9 @@ class Device:
         """Build a plan's module, outside of its limit; returns the bytes of its tensors, which count against the budget."""
         if not self._guard.enforces:
             return 0
-        tensors = self._module(plan).state(plan.part.auxiliaries).values()
-        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+        state, spec = self._module(plan).state(plan.part.auxiliaries), self.workload.submodel(plan.part).spec
+        held = (*spec.tensors_of(plan.part.blocks), *spec.auxiliary_tensors(plan.part.auxiliaries))
+        return sum(state[tensor.name].untyped_storage().nbytes() for tensor in held)
 
     def _module(self, plan: Plan) -> Module:
         """The module with the blocks that the plan's part holds; frozen ones before the first trained one maybe in bf16."""

@@ -113,13 +113,13 @@ class Child:
         state = None if names is None else dict(zip(names, arrays[count:], strict=True))
         host = _ParentLink(self._ask) if header["host"] else None
         report, update, new_state = self._device.run(bytes(header["plan"]), arrays[:count], state, host)
-        names = None if new_state is None else list(new_state)
         found = [*([] if update is None else [update]), *(new_state or {}).values()]
-        self._tell({"kind": "done", "report": report, "update": update is not None, "state": names}, found)
+        new_names = None if new_state is None else list(new_state)
+        self._tell({"kind": "done", "report": report, "update": update is not None, "state": new_names}, found)
         del state, arrays, update, new_state, found
         trim()
 
-    def _try(self, header: dict[str, Any], _: list[Array]) -> None:
+    def _try(self, header: dict[str, Any], arrays: list[Array]) -> None:
         """Whether training steps of a plan fit limits above the idle trainer: each is tried in a fork of this process.
 
         The fork ends with its attempt, so that all attempts start from the same state.

@@ -21,7 +21,7 @@ def write_frame(stream: BinaryIO, header: Mapping[str, Any], arrays: Sequence[Ar
     stream.write(encoded)
     for array in arrays:
         if array.size:
-            stream.write(memoryview(np.ascontiguousarray(array).reshape(-1)).cast("B"))
+            stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     stream.flush()
 
 
@@ -33,7 +33,7 @@ def read_frame(stream: BinaryIO) -> tuple[dict[str, Any], list[Array]]:
     for dtype, shape in header.pop(_ARRAYS):
         array: Array = np.empty(shape, dtype=np.dtype(dtype))
         if array.size:
-            _fill(stream, memoryview(array.reshape(-1)).cast("B"))
+            _fill(stream, array.reshape(-1).view(np.uint8).data)
         arrays.append(array)
     return header, arrays
 

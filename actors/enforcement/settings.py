@@ -26,10 +26,15 @@ class MemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         """Whether plans are to run under a limit with this back end ("ray" or "inline")."""
         return self.enforce is True or (self.enforce == "auto" and backend == "ray")
 
-    def is_probed(self, backend: str) -> bool:
+    @property
+    def probes(self) -> bool:
         """Whether peaks are measured before the first round."""
-        return self.is_enforced(backend) if self.probe is None else self.probe
+        return self.enforce is not False if self.probe is None else self.probe
 
-    def counts_processes(self, backend: str) -> bool:
-        """Whether predictions are of a process on this machine, with what operations need inside, and not of tensors alone."""
-        return self.is_enforced(backend) or self.is_probed(backend)
+    @property
+    def counts_processes(self) -> bool:
+        """Whether predictions are of a process on this machine, with what operations need inside, and not of tensors alone.
+
+        The same with every back end, so that a run comes to the same model in process and on Ray.
+        """
+        return self.enforce is not False or self.probes

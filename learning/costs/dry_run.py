@@ -20,7 +20,7 @@ from ..parts.part import blocks_of, replaced_by
 from ..parts.submodel import SubModel
 from ..spec import Training
 from ..training.precision import autocast
-from ..training.recompute import recomputed
+from ..training.recompute import call_with, recomputed
 from ..training.staged import entering, frozen_before, imitation_loss, run_stages
 from ..training.training import densify
 from .flops import FlopCounter
@@ -176,7 +176,7 @@ class TrialStep:
 
     def _call(self, name: str, x: Any) -> Any:
         """The output of one stage; of a trained one, recomputed in the backward pass under ``training.checkpointing``."""
-        call = partial(functional_call, self.run.module(name), self.states[name])
+        call = partial(call_with, self.run.module(name), self.states[name])
         trained = {*self.run.submodel.part.trained, *self.run.submodel.part.trained_auxiliaries}
         if self.run.training.checkpointing and name in trained:
             buffers = [self.states[name][key] for key, _ in self.run.module(name).named_buffers()]

@@ -123,7 +123,7 @@ def peak_of_batch(small: Allocations, large: Allocations, batch: int, *, scratch
     """
     if small.events != large.events:
         peaks = [peak_bytes(step.events, step.weighted(scratch)) for step in (small, large)]
-        return _scaled(*peaks, batch)
+        return _scaled(peaks[0], peaks[1], batch)
     pairs = zip(small.weighted(scratch), large.weighted(scratch), strict=True)
     sizes = [_scaled(two, four, batch) for two, four in pairs]
     return peak_bytes(large.events, sizes)

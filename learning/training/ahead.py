@@ -20,14 +20,13 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from ..data.types import Samples, Transform
 from ..parts.blocks import Blocks
 from ..randomness import seeded
 from ..spec import Training
 from .precision import autocast, in_memory_format
-from .recompute import is_trained, recomputed
+from .recompute import call_with, is_trained, recomputed
 from .split import as_returned, local_micro_batches
 from .training import Stepper, TrainingResult
 
@@ -71,7 +70,7 @@ class _Front:
                 copies = {id(buffer): buffer.clone() for buffer in buffers.values()}
                 state = {name: weights.get(id(parameter), parameter) for name, parameter in named.items()}
                 state |= {name: copies[id(buffer)] for name, buffer in buffers.items()}
-                call = partial(functional_call, module, state)
+                call = partial(call_with, module, state)
                 if self._training.checkpointing and is_trained(module):
                     x = recomputed(call, x, buffers=list(copies.values()), precision=self._training.precision)
                 else:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
 
 from ..parts.blocks import Blocks
 from ..randomness import preserved_rng
@@ -36,6 +37,11 @@ def run_blocks(blocks: Blocks, names: Sequence[str], x: Any, *, precision: Preci
             else module(x)
         )
     return x
+
+
+def call_with(module: nn.Module, state: dict[str, Tensor], x: Any) -> Any:
+    """``module(x)`` with the tensors of ``state`` in place of its own. A tuple is one argument: blocks may exchange such."""
+    return functional_call(module, state, (x,))
 
 
 def is_trained(module: nn.Module) -> bool:

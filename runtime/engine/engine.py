@@ -117,12 +117,18 @@ class Engine:
             tasks=tasks,
             new_plan=new_plan,
         )
-        if config.memory.is_probed(config.backend) and not config.memory.probed:
+        if config.memory.probes and not config.memory.probed:
             self._probe_memory(costs, settings, new_plan)
 
     def _probe_memory(self, costs: Costs, settings: WorkloadSettings, new_plan: DefaultPlan) -> None:
-        """Measure what memory plans need, and make it part of the run."""
-        families = {profile.model: device for device, profile in enumerate(self._fleet.profiles())}
+        """Measure what memory plans need, and make it part of the run; where the system has no limit, predictions stand."""
+        if obstacle := limit_obstacle():
+            self._advice.append(f"the memory of plans is predicted, and not measured: {obstacle}")
+            return
+        # Of each family the device with the most samples: the others may have none.
+        profiles, data = self._fleet.profiles(), self.workload.data
+        devices = sorted(range(len(profiles)), key=data.num_samples)
+        families = {profiles[device].model: device for device in devices}
         plans = [*(new_plan(device, 0, 0) for device in families.values()), *self._loop.first_plans()]
         found, notices = probe_memory(plans, costs, settings)
         self._advice += notices
@@ -168,8 +174,7 @@ class Engine:
         check_trainable(spec)
         check_chains(config, self.workload, part)
         check_models(policy, self.workload, fleet, config.training)
-        counts = config.memory.counts_processes(config.backend)
-        memory = ProcessMemory(config.memory) if counts else None
+        memory = ProcessMemory(config.memory) if config.memory.counts_processes else None
         costs = Costs(self.workload, fleet, self.server, memory=memory)
         # Raises if the model does not fit the data. Computed now, since it takes longer than a decision should.
         costs.row(part, config.training)

@@ -6,6 +6,7 @@ fails for another reason than memory, which a notice tells.
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 import msgspec
 
@@ -33,9 +34,7 @@ def probe_memory(plans: Iterable[Plan], costs: Costs, settings: WorkloadSettings
             plain = msgspec.structs.replace(plan, codec_up=(), sparsity=None)
             message = plan_message(plain)
             try:
-                found[name] = smallest_limit(
-                    lambda limit, message=message: device.try_limit(message, limit), guess=row.process_memory_bytes
-                )
+                found[name] = smallest_limit(partial(device.try_limit, message), guess=row.process_memory_bytes)
             except (RuntimeError, ValueError, ChildDied) as error:
                 notices.append(f"the memory of a plan ({name}) could not be measured, and is predicted: {error}")
     finally:

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from ...actors.enforcement.settings import MemorySettings
+from ...actors.messages.messages import update_tensors
 from ...learning.parts.structure import TensorSpec
 from ...learning.parts.submodel import SubModel
 from ...learning.spec import PartCost, Training
@@ -40,7 +41,7 @@ class ProcessMemory:
         train = row.process_memory_bytes if measured is None else measured
         coded = plan.link_down is not None or bool(plan.codec_down)
         down, held = _bytes(submodel.down), 4 * submodel.parameters
-        up = _bytes(submodel.up(statistics=plan.upload.statistics)) if plan.trains_on_device else 0
+        up = _bytes(update_tensors(plan, submodel)) if plan.trains_on_device else 0
         opened = down if coded else 0
         sealing = _SEALING_RESIDUALS if plan.link_up is not None else _SEALING
         return max(held + 3 * opened, train + opened, held + opened + sealing * up)
@@ -60,9 +61,10 @@ def key(plan: Plan) -> str:
         precision=training.precision,
         channels_last=training.channels_last,
         checkpointing=training.checkpointing,
+        frozen_precision=training.frozen_precision,
     )
     part = msgspec.structs.replace(plan.part.shape, cached=())
-    identity = hashlib.blake2b(part.key.encode() + msgspec.json.encode(kept, order="sorted"), digest_size=8).hexdigest()
+    identity = _hash(part.key, plan.objective.kind, msgspec.json.encode(kept, order="sorted").decode())
     words = [
         f"{len(part.trained)} of {len(part.blocks)} blocks trained",
         f"batch {training.batch_size}",
@@ -70,6 +72,10 @@ def key(plan: Plan) -> str:
     ]
     words += ["checkpointing"] if training.checkpointing else []
     return f"{', '.join(words)}: {identity}"
+
+
+def _hash(*words: str) -> str:
+    return hashlib.blake2b("\n".join(words).encode(), digest_size=8).hexdigest()
 
 
 def _bytes(tensors: tuple[TensorSpec, ...]) -> int:

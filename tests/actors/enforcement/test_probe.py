@@ -20,5 +20,5 @@ def test_the_result_fits_is_near_the_smallest_limit_and_takes_few_trials(needed:
 
 
 def test_a_step_that_no_limit_fits_is_an_error() -> None:
-    with pytest.raises(ValueError, match="a step does not fit .* and is predicted to need 100 MB"):
+    with pytest.raises(ValueError, match=r"a step does not fit .* and is predicted to need 100 MB"):
         smallest_limit(lambda limit: False, guess=100_000_000)

@@ -151,6 +151,12 @@ def test_memory_of_micro_batches_and_checkpointing():
     assert cost(model, batch_size=64, precision="bf16").peak_memory_bytes < plain.peak_memory_bytes
 
 
+def test_blocks_may_exchange_tuples():
+    found = cost(named("torchvision/shufflenet_v2_x0_5", stem="cifar"))
+    assert found.training_flops > 2 * found.forward_flops
+    assert found.process_memory_bytes > found.peak_memory_bytes
+
+
 def test_resfed_cnn_flops_by_hand():
     macs = 1024 * (3 * 32 * 9 + 32 * 64 * 9) + 256 * (64 * 128 * 9 + 128 * 256 * 9) + 64 * 256 * 256 * 9 + 4096 * 10
     found = cost(named("resfed_cnn"))
