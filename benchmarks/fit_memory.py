@@ -32,8 +32,8 @@ CASES: list[tuple[dict[str, Any], tuple[int, ...], dict[str, Any]]] = [
     ({"name": "torchvision/mobilenet_v3_small", "kwargs": CIFAR}, (3, 32, 32), {"batch": 16}),
     ({"name": "torchvision/mobilenet_v3_small", "kwargs": CIFAR}, (3, 32, 32), {"batch": 64}),
     ({"name": "torchvision/shufflenet_v2_x0_5", "kwargs": CIFAR}, (3, 32, 32), {"batch": 32}),
-    ({"name": "torchvision/resnet50", "kwargs": CIFAR}, (3, 32, 32), {"batch": 8}),
-    ({"name": "torchvision/densenet121", "kwargs": CIFAR}, (3, 32, 32), {"batch": 8}),
+    ({"name": "torchvision/resnet50", "kwargs": CIFAR}, (3, 32, 32), {"batch": 16}),
+    ({"name": "torchvision/densenet121", "kwargs": CIFAR}, (3, 32, 32), {"batch": 16}),
 ]
 
 
