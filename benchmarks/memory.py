@@ -41,6 +41,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 BATCHES = (32, 128)
 MARGIN = 1.1
+EDGE = [{"name": "resfed_cnn"}, {"name": "small"}]  # whose steps take milliseconds, for many plans
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ def main() -> None:
     """Measure all models, and run plans at the edge of admission."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one small model, and 20 enforced plans")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="batch sizes (default: 32 128)")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/memory.json")
     options = parser.parse_args()
     models = {"resfed_cnn": {"name": "resfed_cnn"}} if options.quick else MODELS
@@ -162,15 +164,19 @@ def main() -> None:
     for name, model in models.items():
         trainer = Trainer(model)
         try:
-            for batch in (16,) if options.quick else BATCHES:
-                plan = trainer.plan(batch=batch)
-                full.append(row(trainer, plan, name=name))
-                if batch != 32:
+            for batch in (16,) if options.quick else options.batches:
+                full.append(row(trainer, trainer.plan(batch=batch), name=name))
+                if batch == max(options.batches) or options.quick:
                     checkpointed.append(row(trainer, trainer.plan(batch=batch, checkpointing=True), name=name))
-                if batch != 128:  # 50 plans of each model
-                    num_plans = 20 if options.quick else 200 // len(models)
-                    failed += admitted(trainer, plan, full[-1]["measured_mb"], count=num_plans)
-                    count += num_plans
+        finally:
+            trainer.device.close()
+    edge = [{"name": "resfed_cnn"}] if options.quick else EDGE
+    for model in edge:
+        trainer = Trainer(model)
+        try:
+            plan, num_plans = trainer.plan(batch=16), 20 if options.quick else 200 // len(edge)
+            failed += admitted(trainer, plan, measure(trainer, plan)["measured_mb"], count=num_plans)
+            count += num_plans
         finally:
             trainer.device.close()
     result = {

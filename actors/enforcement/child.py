@@ -12,6 +12,7 @@ Standard output is for messages; what user code prints goes to standard error. T
 
 import gc
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ from .frames import read_frame, write_frame
 
 def main() -> None:
     """Carry out requests until the parent is gone. The first argument is the descriptor of the lifeline."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
@@ -76,8 +78,7 @@ class Child:
         torch.set_num_threads(1)
         self._requests, self._answers = requests, answers
         self._device = Device(msgspec.convert(header["settings"], WorkloadSettings), self)
-        if header["warm"]:
-            self._device.warm_up(model=header["model"])
+        self._device.warm_up(model=header["model"])
         _warm_up_torch()
         trim()
         gc.freeze()  # what an idle trainer has is not looked through before each plan

@@ -28,11 +28,8 @@ class ChildDied(Exception):
 class ChildProcess:
     """A child that is starting, or is ready."""
 
-    def __init__(self, settings: WorkloadSettings, *, warm: bool = True, model: bool = True) -> None:
-        """Start the process, and do not wait for it.
-
-        ``warm``: it loads the data, and with ``model`` the model, before it is idle.
-        """
+    def __init__(self, settings: WorkloadSettings, *, model: bool = True) -> None:
+        """Start the process, and do not wait for it. It loads the data and, if ``model``, the model before it is idle."""
         path = [entry or os.getcwd() for entry in sys.path]
         environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
         environment |= MALLOC | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
@@ -55,7 +52,7 @@ class ChildProcess:
         beside = [(str(each.folder), sorted(each.names)) for each in sys.meta_path if isinstance(each, ModulesBeside)]
         plain = msgspec.to_builtins(settings)
         with suppress(OSError):  # it has ended already, which ``wait_until_ready`` finds
-            start = {"settings": plain, "path": path, "beside": beside, "warm": warm, "model": model}
+            start = {"settings": plain, "path": path, "beside": beside, "model": model}
             write_frame(self._stdin, start)
 
     @property

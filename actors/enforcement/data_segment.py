@@ -60,7 +60,8 @@ def limited(num_bytes: int) -> Iterator[None]:
     import resource  # here, since Windows lacks it
 
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, hard))
+    soft = num_bytes if hard == resource.RLIM_INFINITY else min(num_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
     try:
         yield
     finally:

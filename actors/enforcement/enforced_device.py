@@ -71,6 +71,7 @@ class EnforcedDevice:
         """The child is started by ``warm_up``, or at the first plan."""
         self._settings = settings
         self._child: ChildProcess | None = None
+        self._loads_model = True
 
     @property
     def pid(self) -> int | None:
@@ -79,7 +80,8 @@ class EnforcedDevice:
 
     def warm_up(self, *, model: bool = True) -> None:
         """Start the child, which loads data and model; raises what it could not load."""
-        self._started(model=model)
+        self._loads_model = model
+        self._started()
 
     def run(
         self, plan_bytes: bytes, packets: Sequence[Array], state: LinkState | None = None, host: HostLink | None = None
@@ -122,10 +124,10 @@ class EnforcedDevice:
             self._child.close()
             self._child = None
 
-    def _started(self, *, model: bool = True) -> ChildProcess:
+    def _started(self) -> ChildProcess:
         """The child, ready."""
         if self._child is None:
-            self._child = ChildProcess(self._settings, model=model)
+            self._child = ChildProcess(self._settings, model=self._loads_model)
         try:
             self._child.wait_until_ready()
         except BaseException:
@@ -136,7 +138,7 @@ class EnforcedDevice:
     def _replace(self) -> None:
         """End the child and start another one, which loads while the worker goes on."""
         self.close()
-        self._child = ChildProcess(self._settings)
+        self._child = ChildProcess(self._settings, model=self._loads_model)
 
     def _run(
         self,
@@ -147,7 +149,7 @@ class EnforcedDevice:
         stage: "_Stage",
     ) -> Result:
         """One attempt. Raises ``ChildDied``."""
-        child, state = self._started(), state
+        child = self._started()
         names = None if state is None else list(state)
         request = {"kind": "run", "plan": plan_bytes, "packets": len(packets), "state": names, "host": host is not None}
         child.send(request, [*packets, *(state or {}).values()])

@@ -145,6 +145,7 @@ class Comparison:
             samples=[self._workload.data.num_samples(device) for device in range(len(self._profiles))],
             min_samples=self._workload.min_samples,
             hosts=self._fleet.hosts.count,
+            memory_margin=self._costs.memory_margin,
             plan_maker=lambda device: new_plan(device, 0, 0),
             estimator=self._costs.estimate,
         )

@@ -19,6 +19,7 @@ from ..configuration.resolution import apply_measurements, measure, workload_set
 from ..engine.engine import check_chains, check_names, check_trainable
 from ..errors import ConfigError
 from ..simulation.costs import Costs
+from ..simulation.process_memory import ProcessMemory
 
 COLUMNS = (
     "method",
@@ -60,7 +61,8 @@ def _advise(config: Config, note: Note) -> Advice:
         check_names(config)
         workload = Workload(workload_settings(config, num_devices=fleet.num_devices))
         check_learning(config, workload)
-        part, costs = whole(workload.spec), Costs(workload, fleet)
+        part, memory = whole(workload.spec), ProcessMemory.of(config.memory)
+        costs = Costs(workload, fleet, memory=memory)
         check_trainable(workload.spec)
         check_chains(config, workload, part)
         check_models(policy, workload, fleet, config.training)

@@ -5,7 +5,7 @@ fetches its events.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -174,8 +174,7 @@ class Engine:
         check_trainable(spec)
         check_chains(config, self.workload, part)
         check_models(policy, self.workload, fleet, config.training)
-        memory = ProcessMemory(config.memory) if config.memory.counts_processes else None
-        costs = Costs(self.workload, fleet, self.server, memory=memory)
+        costs = Costs(self.workload, fleet, self.server, memory=ProcessMemory.of(config.memory))
         # Raises if the model does not fit the data. Computed now, since it takes longer than a decision should.
         costs.row(part, config.training)
         return costs
@@ -316,13 +315,13 @@ def check_names(config: Config) -> None:
     make_loss(config.training.loss)
 
 
-def check_enforcement(config: Config) -> None:
-    """Refuse budgets that must be enforced, or measured, on a system that has no limit."""
+def check_enforcement(config: Config, *, obstacle: Callable[[], str] = limit_obstacle) -> None:
+    """Refuse budgets that must be enforced, or measured, on a system that has no limit, as ``obstacle`` tells."""
     memory = config.memory
     for name, value in (("enforce", memory.enforce), ("probe", memory.probe)):
-        if value is True and (obstacle := limit_obstacle()):
+        if value is True and (reason := obstacle()):
             others = "false, auto" if name == "enforce" else "false, null"
-            raise ValueError(f"memory.{name} is true, but {obstacle}; allowed here: {others}")
+            raise ValueError(f"memory.{name} is true, but {reason}; allowed here: {others}")
 
 
 def check_trainable(spec: ModelSpec) -> None:

@@ -35,6 +35,11 @@ class ProcessMemory:
         self.margin = settings.margin
         self.probed: Mapping[str, int] = dict(settings.probed)
 
+    @classmethod
+    def of(cls, settings: MemorySettings) -> "ProcessMemory | None":
+        """None where the memory of processes is neither enforced nor measured, so that peaks are those of tensors."""
+        return cls(settings) if settings.counts_processes else None
+
     def needed_bytes(self, plan: Plan, row: PartCost, submodel: SubModel) -> int:
         """Bytes of the data segment above an idle trainer. ``row``: cost of the part; ``submodel``: the part, compiled."""
         measured = self.probed.get(key(plan))

@@ -1,11 +1,15 @@
 """Runs under memory budgets: the same bits as without, devices that run out of memory and learn, and measured needs."""
 
 import json
+import re
+from contextlib import nullcontext
 from typing import Any
 
 import fedbonsai
 import pytest
 from fedbonsai.actors.enforcement.data_segment import limit_obstacle
+from fedbonsai.runtime.configuration.config import load_config
+from fedbonsai.runtime.engine.engine import check_enforcement
 from fedbonsai.runtime.errors import ConfigError
 from fedbonsai.runtime.events import Notice, PlanEnded, RoundStarted, RunStarted
 
@@ -73,6 +77,21 @@ def test_the_same_bits_with_and_without_enforcement(changes):
         assert {report.outcome.value for report in reports} == {"done"}
         found[enforce] = run.summary["model_hash"], [report.loss for report in reports]
     assert found[True] == found[False]
+
+
+@pytest.mark.parametrize(
+    ("memory", "sentence"),
+    [
+        ({"enforce": True}, "memory.enforce is true, but it has none; allowed here: false, auto"),
+        ({"probe": True}, "memory.probe is true, but it has none; allowed here: false, null"),
+        ({"enforce": "auto"}, ""),
+    ],
+)
+def test_what_the_system_cannot_is_refused_unless_it_is_left_to_it(memory, sentence):
+    config = load_config(BASE | {"memory": memory})
+    with pytest.raises(ValueError, match=re.escape(sentence)) if sentence else nullcontext():
+        check_enforcement(config, obstacle=lambda: "it has none")
+    check_enforcement(config)
 
 
 def learned(events):

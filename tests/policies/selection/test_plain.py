@@ -31,6 +31,15 @@ def test_memory_is_the_learned_budget_where_there_is_one(make_view):
     assert decision.left_out == ((2, "memory: needs 512 MB, has 511 MB"),)
 
 
+def test_a_margin_on_predictions_is_taken_from_declared_and_learned_budgets(make_view):
+    """512 MB are needed; with a margin of 1.1, 563.2 MB must be there."""
+    budgets = {"memory_mb": {0: 563, 1: 564, 2: 600}, "memory_budgets": {2: 563_000_000}}
+    decision = decide(All(), make_view(seconds=(1, 1, 1), memory_margin=1.1, **budgets))
+    assert [plan.device for plan in decision.plans] == [1]
+    reason = "memory: needs 512 MB, has 511 MB, less a margin of 1.1"
+    assert list(decision.left_out) == [(0, reason), (2, reason)]
+
+
 def test_a_device_without_samples_is_left_out(make_view):
     decision = decide(All(), make_view(seconds=(1, 1), samples=(0, 10)))
     assert [plan.device for plan in decision.plans] == [1]
