@@ -61,6 +61,11 @@ class ChildProcess:
         return self._process.pid
 
     @property
+    def has_ended(self) -> bool:
+        """Whether it has ended."""
+        return self._process.poll() is not None
+
+    @property
     def _stdin(self) -> Any:
         return self._process.stdin
 

@@ -94,9 +94,10 @@ class EnforcedDevice:
                 result = self._run(plan_bytes, packets, state, host, stage)
             except ChildDied as death:
                 self._replace()
-                limited = plan.memory_bytes is not None
-                if limited or host is not None or attempt == _MAX_ATTEMPTS:
-                    return _death(plan, stage.name, str(death), wall_s=time.perf_counter() - started), None, None
+                limited = plan.memory_bytes is not None and stage.begun
+                if limited or (host is not None and stage.begun) or attempt == _MAX_ATTEMPTS:
+                    answer = _death(plan, stage.name, str(death), limited=limited, wall_s=time.perf_counter() - started)
+                    return answer, None, None
             except BaseException:  # of the host's link: the child is in the middle of the plan
                 self.close()
                 raise
@@ -126,6 +127,8 @@ class EnforcedDevice:
 
     def _started(self) -> ChildProcess:
         """The child, ready."""
+        if self._child is not None and self._child.has_ended:  # between two plans: neither of them is to blame
+            self.close()
         if self._child is None:
             self._child = ChildProcess(self._settings, model=self._loads_model)
         try:
@@ -152,6 +155,7 @@ class EnforcedDevice:
         child = self._started()
         names = None if state is None else list(state)
         request = {"kind": "run", "plan": plan_bytes, "packets": len(packets), "state": names, "host": host is not None}
+        stage.begun = True
         child.send(request, [*packets, *(state or {}).values()])
         while True:
             header, arrays = child.receive()
@@ -168,9 +172,10 @@ class EnforcedDevice:
 
 
 class _Stage:
-    """The stage that a plan has reached in the child."""
+    """The stage that a plan has reached in the child, and whether it was sent there at all."""
 
     name = "open"
+    begun = False
 
 
 def _relay(child: ChildProcess, host: HostLink, header: dict[str, Any], arrays: list[Array]) -> None:
@@ -189,9 +194,9 @@ def _relay(child: ChildProcess, host: HostLink, header: dict[str, Any], arrays: 
         child.send({"kind": "done"}, found)
 
 
-def _death(plan: Plan, stage: str, how: str, *, wall_s: float) -> bytes:
-    """The answer for a plan whose child has died."""
-    if plan.memory_bytes is not None:
+def _death(plan: Plan, stage: str, how: str, *, limited: bool, wall_s: float) -> bytes:
+    """The answer for a plan whose child has died, under a limit or not."""
+    if limited and plan.memory_bytes is not None:
         outcome = Outcome.OUT_OF_MEMORY
         text = (
             f"its process {how} under a limit of {plan.memory_bytes / 1e6:,.1f} MB above the idle trainer (device "
@@ -204,6 +209,6 @@ def _death(plan: Plan, stage: str, how: str, *, wall_s: float) -> bytes:
         stage=stage,
         error=text,
         measured=Measured(wall_s=wall_s),
-        enforced=True if plan.memory_bytes is not None else None,
+        enforced=True if limited else None,
     )
     return msgspec.msgpack.encode(answer)

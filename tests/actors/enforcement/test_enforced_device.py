@@ -131,8 +131,11 @@ def test_a_death_without_a_limit_is_tried_again_and_after_three_the_plan_is_lost
 def test_a_child_that_is_killed_while_it_is_idle_is_replaced(line: EnforcedDevice) -> None:
     line.warm_up()
     assert line.pid is not None
-    os.kill(line.pid, signal.SIGKILL)
-    assert run(line, line_plan(memory_bytes=None))[0].outcome == Outcome.DONE
+    before = line.pid
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: Path(f"/proc/{before}/stat").read_text().split()[2] == "Z", told="the child was not killed")
+    assert run(line, line_plan())[0].outcome == Outcome.DONE
+    assert line.pid != before
 
 
 def test_what_the_child_cannot_load_is_raised_here() -> None:
