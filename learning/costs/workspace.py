@@ -7,7 +7,7 @@ at the operation where tensors and scratch together are largest; which one that 
     needed = FACTOR x peak(tensors + SCRATCH x scratch) + KERNEL_BYTES x kernels + FIXED_BYTES
 
 ``kernels`` are the convolutions with different shapes, forward and backward, for each of which oneDNN compiles code that stays.
-(Below 16 samples a convolution of 1 x 1 takes none, and the prediction is too high: by 42 % for DenseNet-121 with 8.)
+(Below 16 samples a convolution of 1 x 1 takes none, and the prediction is too high.)
 The constants were fitted to measured data segments by ``benchmarks/fit_memory.py``, on models other than those on which
 ``benchmarks/memory.py`` checks the prediction.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# benchmarks/fit_memory.py; see benchmarks/results/fit_memory.json
+# Of benchmarks/fit_memory.py. Another run of it (benchmarks/results/fit_memory.json) differs by less than 1 % of a prediction.
 SCRATCH = 1.25
 FACTOR = 1.024
 KERNEL_BYTES = 1_150_000
