@@ -4,7 +4,7 @@ Policies make plans with ``view.new_plan(device)`` and change them with ``plan.w
 version of the trainer cannot carry out is refused before dispatch (``actors.support``); no field is silently ignored.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 

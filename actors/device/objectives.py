@@ -23,7 +23,8 @@ def train_part(plan: Plan, module: Module, samples: Samples, workload: Workload,
     loss, gradient = make_loss(plan.training.loss), None
     if plan.part.trained != submodel.spec.block_names:
         gradient = StagedModel(submodel.stages, _modules(plan, module, workload), training=plan.training, loss=loss)
-    return _train(plan, module, samples, workload, gradient, over, module.blocks if gradient is None and plan.training.checkpointing else None)
+    recomputed = gradient is None and plan.training.checkpointing
+    return _train(plan, module, samples, workload, gradient, over, module.blocks if recomputed else None)
 
 
 def imitate(plan: Plan, module: Module, samples: Samples, workload: Workload, over: Over) -> TrainingResult:
