@@ -47,6 +47,11 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor
 
 
+def in_numpy_type(tensor: Tensor) -> Tensor:
+    """The tensor in float32 if it is in bfloat16, which numpy lacks, else unchanged."""
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+
+
 def dense(tensor: Tensor) -> Tensor:
     """The tensor in dense form if it is sparse, else unchanged. Few operations accept both."""
     return tensor if tensor.layout == torch.strided else tensor.to_dense()

@@ -24,7 +24,7 @@ from ...comms.links.receive import context_for, receive_models, sent_update, uns
 from ...comms.packet import seal
 from ...learning.data.types import Samples
 from ...learning.parts.submodel import SubModel
-from ...learning.tensors import as_arrays, as_tensors
+from ...learning.tensors import as_arrays, as_tensors, in_numpy_type
 from ...learning.training.evaluation import evaluate
 from ...learning.training.losses import make_loss
 from ...learning.training.staged import frozen_before
@@ -137,7 +137,7 @@ class Device:
         submodel = self.workload.submodel(plan.part)
         held_bytes = self._hold(plan)
         state = self._module(plan).state(plan.part.auxiliaries)
-        values = as_arrays({tensor.name: state[tensor.name] for tensor in submodel.down})
+        values = as_arrays({t.name: in_numpy_type(state[t.name]) for t in submodel.down})
         specs = array_specs(submodel.down)
         stamp = weights_stamp(plan.version)
         packet, _ = seal(values, codec=make_codec(()), context=context_for(specs, seed=plan.version), stamp=stamp)
