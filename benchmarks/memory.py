@@ -84,7 +84,11 @@ class Trainer:
 
     def packet(self, plan: Plan) -> list[Any]:
         """The packets of a plan with the initial model."""
-        return [seal_weights(plan, self.workload.new_model().state_dict(), self.workload.submodel(plan.part))]
+        tensors = dict(self.workload.new_model().state_dict())
+        for name in plan.part.auxiliaries:
+            proxy = self.workload.architecture(plan.part).new_auxiliary(name)
+            tensors |= {f"{name}.{key}": tensor for key, tensor in proxy.state_dict().items()}
+        return [seal_weights(plan, tensors, self.workload.submodel(plan.part))]
 
     def run(self, plan: Plan, packets: list[Any]) -> Answer:
         """Run a plan in the child."""

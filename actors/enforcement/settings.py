@@ -9,18 +9,28 @@ class MemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How memory is predicted, measured and enforced.
 
     ``enforce``: whether plans run under a limit of their device's budget: "auto" on Ray where the system can, not in process.
-    ``margin``: a plan is admitted if its predicted peak times this fits the budget. ``probe``: whether the peak is measured
-    before the first round (None: if budgets are enforced). ``probed``: measured peaks by part and training setting; filled in
-    by the runtime, which keeps them with the run.
+    ``admission``: whether selections leave out devices whose budget a plan is predicted to exceed; false, which needs
+    enforcement, sends such plans, and they run out of memory, as under plain FedAvg. ``margin``: a plan is admitted if its
+    predicted peak times this fits the budget. ``probe``: whether the peak is measured before the first round (None: if budgets
+    are enforced). ``probed``: measured peaks by part and training setting; filled in by the runtime, which keeps them with the
+    run.
 
     Without enforcement and probe, predictions are of tensors alone, a lower bound that is the same on every machine, and the
     margin is not applied.
     """
 
     enforce: bool | Literal["auto"] = False
+    admission: bool = True
     margin: Annotated[float, msgspec.Meta(ge=1)] = 1.1
     probe: bool | None = None
     probed: dict[str, Annotated[int, msgspec.Meta(ge=0)]] = {}
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` where a plan would exceed a budget that nothing enforces."""
+        if not self.admission and self.enforce is False:
+            raise ValueError(
+                "memory.admission is false and memory.enforce false; allowed: enforce true or auto, or admission true"
+            )
 
     def is_enforced(self, backend: str) -> bool:
         """Whether plans are to run under a limit with this back end ("ray" or "inline")."""

@@ -118,6 +118,11 @@ class Server(PlanListener):
         split = SplitRoute(dense, self._shared_heads, self._hashes)
         self._routes: tuple[Route, ...] = (split, self._residual, dense)  # a plan takes the first that carries it
 
+    @property
+    def parts(self) -> tuple[PlanListener, ...]:
+        """What the server knows of the parts that devices hold: index maps and frozen blocks."""
+        return self.maps, self.blocks
+
     def _add_family(self, family: str) -> None:
         """Add the initial tensors of a family of models, under its prefix."""
         architecture = self.workload.family(family)

@@ -15,6 +15,7 @@ normal distribution, with which they begin, are not theirs.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,12 +46,17 @@ def run_stages(
     for stage in stages:
         learning = learning or stage.trained
         if learning:
-            x = call(stage.name, x.float() if x.dtype == torch.bfloat16 and frozen == "bf16" else x)
+            x = call(stage.name, _raised(x, frozen))
             frozen = "float32"
             continue
         with torch.no_grad(), autocast("bf16") if frozen == "bf16" else nullcontext():
             x = call(stage.name, x)
-    return x.float() if x.dtype == torch.bfloat16 and frozen == "bf16" else x
+    return _raised(x, frozen)
+
+
+def _raised(x: Any, frozen: Precision) -> Any:
+    """What leaves frozen stages in float32. (Blocks may exchange tuples; these are as they are.)"""
+    return x.float() if frozen == "bf16" and isinstance(x, Tensor) and x.dtype == torch.bfloat16 else x
 
 
 def frozen_before(stages: Sequence[Stage]) -> tuple[str, ...]:

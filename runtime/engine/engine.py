@@ -106,9 +106,7 @@ class Engine:
             fleet=fleet,
             policy=policy,
             server=self.server,
-            lifecycle=PlanLifecycle(
-                server=self.server, replay=self.replay, parts=(self.server.maps, self.server.blocks)
-            ),
+            lifecycle=PlanLifecycle(server=self.server, replay=self.replay, parts=self.server.parts),
             pool=self.pool,
             clock=self._clock(fleet, costs),
             costs=costs,

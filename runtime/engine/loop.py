@@ -232,6 +232,7 @@ class Loop:
             participation=MappingProxyType(self._device_history.participation),
             memory_budgets=MappingProxyType(self._device_history.memory_budgets),
             memory_margin=self._costs.memory_margin,
+            fits_later=not self._config.memory.admission,
             evaluation=MappingProxyType(self._evaluation),
             movement=MappingProxyType(self._tasks.movement),
             statistics=self._statistics,
