@@ -78,13 +78,13 @@ class ProFL:
     blocks: tuple[str, ...] | Literal["auto"] = "auto"
     most_groups: Count = 4
     shrinking: bool = True
-    shrink_rounds: Count = 20
-    imitate_rounds: Count = 3
-    grow_rounds: Count = 50
+    shrink_rounds: Count = 5
+    imitate_rounds: Count = 2
+    grow_rounds: Count = 10
     min_rounds: Count = 3
     window: Count = 10
     slope: Positive = 0.005
-    fitted: Count = 10
+    fitted: Count = 5
     patience: Count = 3
     tolerance: NonNegative = 0.02
     unaffordable: Literal["skip", "head_only", "smaller_batch", "checkpointing"] = "skip"

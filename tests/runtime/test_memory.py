@@ -175,3 +175,29 @@ def test_on_ray_streams_and_links_give_the_same_bits_under_limits(cluster):
         events, ray = events_of(plain | enforced)
         assert {event.report.enforced for event in events if isinstance(event, PlanEnded)} == {True}
         assert ray.summary["model_hash"] == inline.summary["model_hash"]
+
+
+def test_on_ray_blocks_fit_where_whole_models_do_not(cluster):
+    data = {"name": "synthetic", "kwargs": {"shape": [3, 32, 32], "classes": 10, "samples_per_device": 64}}
+    classes = [{"name": name, "count": 1, "memory_bytes": memory, **LINK}
+               for name, memory in (("large", "300 MB"), ("little", "120 MB"))]  # fmt: skip
+    config = BASE | {
+        "backend": "ray",
+        "workers": 1,
+        "model": "resfed_cnn",
+        "training": {"batch_size": 64, "optimiser": {"learning_rate": 0.01}},
+        "data": data,
+        "fleet": {"classes": classes},
+        "server": {"statistics": "batch"},
+        "evaluation": {"where": "none"},
+        "memory": {"enforce": True, "admission": False, "probe": False},
+    }
+    whole, _ = events_of(config | {"preset": "fedavg", "stop": {"rounds": 1}})
+    outcomes = {event.fleet_class: event.report.outcome.value for event in whole if isinstance(event, PlanEnded)}
+    assert outcomes == {"large": "done", "little": "out_of_memory"}
+    stages = {"name": "profl", "shrinking": False, "grow_rounds": 1}
+    blocks, _ = events_of(config | {"policy": ["all", stages], "stop": {"rounds": 4}})
+    reports = [event.report for event in blocks if isinstance(event, PlanEnded)]
+    assert {(report.outcome.value, report.enforced) for report in reports} == {("done", True)}
+    assert len(reports) == 8
+    assert {name for report in reports for name in report.plan.part.trained} == set(whole[0].blocks)
