@@ -344,7 +344,7 @@ def main() -> None:
     parser.add_argument("--vgg", metavar="ROOT", help="folder of CIFAR-10: VGG-16 alone, see reft_vgg.py")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seeds", type=int)
-    parser.add_argument("--rows", nargs="+", choices=ROWS)
+    parser.add_argument("--rows", nargs="+", choices=(*ROWS, "narrow"))
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--measure", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, default=5, help=argparse.SUPPRESS)
@@ -356,7 +356,7 @@ def main() -> None:
     if options.vgg:
         import reft_vgg
 
-        finish(reft_vgg.compare(options.vgg, rounds=options.rounds), name="reft_vgg", save=options.save)
+        finish(reft_vgg.compare(options.vgg, rounds=options.rounds, chosen=options.rows), name="reft_vgg", save=options.save)
         return
     result: dict[str, Any] = {}
     data = {"partition": {"name": "dirichlet", "alpha": 0.1}, "public_share": 0.1}

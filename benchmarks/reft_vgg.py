@@ -164,11 +164,11 @@ def held(training: Any, reports: list[Report]) -> dict[str, Any]:
     }
 
 
-def compare(root: str, *, rounds: int | None) -> dict[str, Any]:
+def compare(root: str, *, rounds: int | None, chosen: list[str] | None = None) -> dict[str, Any]:
     """All rows."""
     rounds = rounds or ROUNDS
     rows = {}
-    for row in ROWS:
+    for row in chosen or ROWS:
         print(f"vgg16_bn on CIFAR-10, {row}", flush=True)
         rows[row] = run(root, row, rounds=rounds)
         print(f"  {rows[row]}", flush=True)
