@@ -356,7 +356,11 @@ def main() -> None:
     if options.vgg:
         import reft_vgg
 
-        finish(reft_vgg.compare(options.vgg, rounds=options.rounds, chosen=options.rows), name="reft_vgg", save=options.save)
+        finish(
+            reft_vgg.compare(options.vgg, rounds=options.rounds, chosen=options.rows),
+            name="reft_vgg",
+            save=options.save,
+        )
         return
     result: dict[str, Any] = {}
     data = {"partition": {"name": "dirichlet", "alpha": 0.1}, "public_share": 0.1}

@@ -178,7 +178,7 @@ class TrialStep:
         """The output of one stage; of a trained one, recomputed in the backward pass under ``training.checkpointing``."""
         call = partial(call_with, self.run.module(name), self.states[name])
         trained = {*self.run.submodel.part.trained, *self.run.submodel.part.trained_auxiliaries}
-        if self.run.training.checkpointing and name in trained:
+        if self.run.training.checkpointing and name in trained and self.run.objective == "train":
             buffers = [self.states[name][key] for key, _ in self.run.module(name).named_buffers()]
             return recomputed(call, x, buffers=buffers, precision=self.run.training.precision)
         return call(x)

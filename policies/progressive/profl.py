@@ -283,7 +283,7 @@ class ProFL:
         if self.unaffordable == "head_only" and plan.objective.kind == "train":
             part = head_part(groups, head, stage)
             return [(replace(plan, part=part), f"{reason}, head only")]
-        if self.unaffordable == "checkpointing" and plan.objective.kind != "collect":
+        if self.unaffordable == "checkpointing" and plan.objective.kind == "train":
             return [(replace(plan, training=replace(training, checkpointing=True)), f"{reason}, checkpointing")]
         if self.unaffordable == "smaller_batch":
             return [

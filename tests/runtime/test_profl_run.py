@@ -312,3 +312,14 @@ def test_a_stage_that_ends_worse_goes_back_to_its_best_weights():
     best = max(of_stage, key=lambda each: (accuracy[each], -each))
     assert accuracy[version] == accuracy[best] > accuracy[version - 1]
     assert all(torch.equal(weights[version][name], weights[best][name]) for name in weights[best])
+
+
+def test_checkpointing_changes_no_bit_of_any_stage():
+    blocks = {"blocks": ["a", "b"]}
+    hashes = []
+    for checkpointing in (False, True):
+        training = BASE["training"] | {"batch_size": 64, "checkpointing": checkpointing}
+        run = fedbonsai.run(profl(**blocks) | NORMALISED | {"training": training})
+        list(run)
+        hashes.append(run.summary["model_hash"])
+    assert hashes[0] == hashes[1]
