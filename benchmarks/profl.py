@@ -20,12 +20,13 @@ The last line is JSON.
 """
 
 import argparse
+import json
 import statistics
 import time
 from typing import Any
 
 import fedbonsai
-from common import finish
+from common import RESULTS, finish
 from fedbonsai.learning.parts.part import Part
 from fedbonsai.policies.progressive.stages import Groups, choose_groups, head_part, train_part
 from fedbonsai.runtime.events import Evaluated, PlanEnded
@@ -203,6 +204,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--client-s", type=float, default=600.0)
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--add", action="store_true", help="keep the rows of the saved result that are not measured now")
     options = parser.parse_args()
     result: dict[str, Any] = {}
     if options.data:
@@ -214,7 +216,8 @@ def main() -> None:
     models = (
         {"resfed_cnn": {"name": "resfed_cnn"}} if options.quick else {name: MODELS[name] for name in options.models}
     )
-    memory = {}
+    saved = RESULTS / "profl.json"
+    memory = json.loads(saved.read_text())["memory"] if options.add and saved.exists() else {}
     for name, model in models.items():
         for batch in [16] if options.quick else options.batches:
             print(f"{name}, batch {batch}", flush=True)
