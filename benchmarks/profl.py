@@ -5,7 +5,8 @@
     python benchmarks/profl.py --data ROOT          training alone: CIFAR-10, three seeds
 
 ``memory``: for each network and batch, the peak of training of the whole model, of each stage of ``profl`` with at most 6
-groups, chosen by predicted peaks, of each stage with frozen blocks in bf16, and of the whole model with checkpointing.
+groups, chosen by predicted peaks, of each stage where frozen blocks are in bf16, with groups of its own, and of the whole
+model with checkpointing.
 ``predicted_mb``: from a dry run and the workspace fit, which was made on other networks. ``measured_mb``: the smallest limit of
 the data segment above the idle trainer under which two steps run. ``rss_mb``: growth of resident memory.
 ``worst_stage_saving``: 1 - the largest measured peak of a stage by that of the whole model, without checkpointing on either
@@ -41,12 +42,12 @@ MODELS: dict[str, dict[str, Any]] = {
 MOST_GROUPS = 6
 
 
-def groups_of(trainer: Trainer, batch: int) -> Groups:
+def groups_of(trainer: Trainer, batch: int, **training: Any) -> Groups:
     """The division whose worst stage is predicted to need the least memory."""
-    names = trainer.workload.spec.block_names
+    names, settings = trainer.workload.spec.block_names, trainer.plan(batch=batch, **training).training
 
     def peak(part: Part) -> int:
-        return trainer.costs.row(part, trainer.plan(batch=batch).training).process_memory_bytes
+        return trainer.costs.row(part, settings).process_memory_bytes
 
     whole: Groups = (names[:-1],)
     return choose_groups(
@@ -60,34 +61,28 @@ def groups_of(trainer: Trainer, batch: int) -> Groups:
 def memory_of(model: dict[str, Any], batch: int, *, rss: bool) -> dict[str, Any]:
     """All rows of one network at one batch size."""
     trainer = Trainer(model)
+    found: dict[str, Any] = {"rows": {}}
+
+    def row(name: str, **changes: Any) -> float:
+        plan = trainer.plan(batch=batch, **changes)
+        found["rows"][name] = measure(trainer, plan) | ({"rss_mb": resident(trainer, plan)} if rss else {})
+        print(f"  {name}: {found['rows'][name]}", flush=True)
+        return float(found["rows"][name]["measured_mb"])
+
     try:
-        started = time.perf_counter()
-        groups = groups_of(trainer, batch)
-        found: dict[str, Any] = {"groups": [group[-1] for group in groups]}
-        found["choice_s"] = round(time.perf_counter() - started, 1)
+        whole = row("whole")
+        row("whole, checkpointing", checkpointing=True)
         head = trainer.workload.spec.block_names[-1]
-        parts = [train_part(groups, head, stage) for stage in range(len(groups))]
-        rows = {
-            "whole": trainer.plan(batch=batch),
-            "whole, checkpointing": trainer.plan(batch=batch, checkpointing=True),
-        }
-        rows |= {f"stage {n}": trainer.plan(batch=batch, part=part) for n, part in enumerate(parts, 1)}
-        rows |= {
-            f"stage {n}, bf16": trainer.plan(batch=batch, part=part, frozen_precision="bf16")
-            for n, part in enumerate(parts, 1)
-            if part.blocks != (*groups[0], head)
-        }
-        found["rows"] = {}
-        for name, plan in rows.items():
-            found["rows"][name] = measure(trainer, plan) | ({"rss_mb": resident(trainer, plan)} if rss else {})
-            print(f"  {name}: {found['rows'][name]}", flush=True)
+        for suffix, training in (("", {}), (" bf16", {"frozen_precision": "bf16"})):
+            started = time.perf_counter()
+            groups = groups_of(trainer, batch, **training)
+            found[f"groups{suffix}"] = [group[-1] for group in groups]
+            found[f"choice_s{suffix}"] = round(time.perf_counter() - started, 1)
+            parts = [train_part(groups, head, stage) for stage in range(len(groups))]
+            peaks = [row(f"stage {n}{suffix}", part=part, **training) for n, part in enumerate(parts, 1)]
+            found[f"worst_stage_saving{suffix}"] = round(1 - max(peaks) / whole, 4)
     finally:
         trainer.device.close()
-    peaks = {name: row["measured_mb"] for name, row in found["rows"].items()}
-    stages = [f"stage {n}" for n in range(1, len(groups) + 1)]
-    lowered = [min(peaks[name], peaks.get(f"{name}, bf16", peaks[name])) for name in stages]
-    found["worst_stage_saving"] = round(1 - max(peaks[name] for name in stages) / peaks["whole"], 4)
-    found["worst_stage_saving_bf16"] = round(1 - max(lowered) / peaks["whole"], 4)
     return found
 
 
@@ -204,7 +199,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--client-s", type=float, default=600.0)
     parser.add_argument("--save", action="store_true")
-    parser.add_argument("--add", action="store_true", help="keep the rows of the saved result that are not measured now")
+    parser.add_argument(
+        "--add", action="store_true", help="keep the rows of the saved result that are not measured now"
+    )
     options = parser.parse_args()
     result: dict[str, Any] = {}
     if options.data:
