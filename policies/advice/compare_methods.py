@@ -36,7 +36,8 @@ class MethodCost(msgspec.Struct, frozen=True, kw_only=True):
     ``seconds``: of a round; ``bound``: the resource that limits a round with uploads. ``num_bytes``: up and down, mean over the
     devices. ``peak_memory_bytes``: the maximum over the devices. ``unable``: (reason, number of devices) of devices that cannot
     take part; they are left out of all other figures. ``seconds`` None: no device can take part. ``guessed``: activations are
-    coded, so that bytes and seconds are a first guess.
+    coded, so that bytes and seconds are a first guess. ``one_stage``: the figures are those of one stage of several, so that
+    they say what a device must afford, and not what training costs.
     """
 
     method: str
@@ -48,6 +49,7 @@ class MethodCost(msgspec.Struct, frozen=True, kw_only=True):
     peak_memory_bytes: int
     unable: tuple[tuple[str, int], ...] = ()
     guessed: bool = False
+    one_stage: bool = False
 
 
 Note = Callable[[str], object]  # receives a line of progress
@@ -165,6 +167,7 @@ def _row(name: str, method: Policy, setting: _Setting) -> MethodCost:
         peak_memory_bytes=max((load.cost.peak_memory_bytes for load in uploads), default=0),
         unable=tuple(sorted(unable.items())),
         guessed=any(load.plan.split is not None and bool(load.plan.split.codec_up) for load in uploads),
+        one_stage="path" in written,
     )
 
 

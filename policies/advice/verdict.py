@@ -19,14 +19,13 @@ def verdict(rows: Sequence[MethodCost]) -> str:
         return "no device can take part in any of these methods"
     if len(able) == 1:
         return f"only {able[0].method} can be carried out"
+    whole = [row for row in able if not row.one_stage]
     return (
-        _best(able)
-        + _doubt(able)
-        + "".join(
-            f"; {number} device{'s' if number > 1 else ''} cannot take part in {row.method}"
-            for row in able
-            if (number := sum(count for _, count in row.unable))
-        )
+        _best(whole) + _doubt(whole) if len(whole) > 1 else f"only {whole[0].method} trains in one stage"
+    ) + "".join(
+        f"; {number} device{'s' if number > 1 else ''} cannot take part in {row.method}"
+        for row in able
+        if (number := sum(count for _, count in row.unable))
     )
 
 
@@ -41,7 +40,7 @@ def cheaper(rows: Sequence[MethodCost], method: str) -> str:
     least = "at least " if own.guessed else ""
     num_bytes, seconds, better = own.num_bytes / _slack(own), own.seconds / _slack(own), []
     for row in rows:
-        if row.seconds is None or row is own:
+        if row.seconds is None or row is own or row.one_stage:
             continue
         gains = []
         if row.num_bytes < num_bytes:

@@ -162,6 +162,7 @@ class GivesTasks:
 
     writes = ("tasks",)
     needs = NEEDS_PLANS
+    distils = True
 
     def init(self):
         return None

@@ -9,6 +9,7 @@ from fedbonsai.policies.report import Measured, Outcome, Report
 from fedbonsai.runtime import events
 from fedbonsai.runtime.events import (
     AnyEvent,
+    BlocksMoved,
     Evaluated,
     Notice,
     PlanEnded,
@@ -50,6 +51,7 @@ def examples_fixture(make_plan):
             flops=12,
             seconds=0.5,
         ),
+        BlocksMoved(time_s=3.0, version=2, label="grow 1", movement=0.5),
         Evaluated(time_s=3.0, version=2, server={"loss": 0.5}, devices={"loss": {"mean": 1.0}}, num_devices=2, best=True),
         Notice(time_s=3.0, text="a worker died"),
         RunEnded(time_s=4.0, reason="2 rounds", version=2, model_hash="ab", up_bytes=5, down_bytes=6, up_by_kind={"w": 5}),
@@ -81,6 +83,7 @@ def test_the_type_is_named_in_the_line(examples):
         "PlanEnded",
         "VersionClosed",
         "TaskEnded",
+        "BlocksMoved",
         "Evaluated",
         "Notice",
         "RunEnded",

@@ -593,4 +593,4 @@ def test_ten_thousand_devices_of_five_classes():
         assert len(decision.plans) == len(state["devices"]) == 10_000
         assert len(set(widths(decision).values())) >= 4
         assert len(view.estimator.calls) <= 3 * 5 * 7 + 5 + 30
-        assert took_s < 2.0  # 0.14 s on an idle core
+        assert took_s < 6.0  # 0.14 s on an idle core

@@ -181,11 +181,11 @@ def test_the_command_prints_a_table_and_a_sentence(call):
     code, out, err = call(settings("digits_cnn", [1, 8, 8], 50))
     lines = [line.split("\t") for line in out.splitlines()]
     assert (code, err) == (0, "")
-    assert [line[0] for line in lines[:7]] == ["method", *METHODS]
+    assert [line[0] for line in lines[:8]] == ["method", *METHODS]
     assert lines[1][1:5] == ["nothing (4)", lines[1][2], "device class board", "0.306"]
     assert lines[5][1:5] == ["width 1 on 4", lines[1][2], "device class board", "0.306"]
-    assert len(lines) == 8
-    assert "fewer bytes" in lines[7][0]
+    assert len(lines) == 9
+    assert "fewer bytes" in lines[8][0]
 
 
 def test_each_estimated_device_is_a_line_of_progress():

@@ -275,7 +275,7 @@ def test_to_need_or_forbid_a_field_is_to_need_or_forbid_each_of_its_fields():
     forbidding, exact = Stating(forbids_before={"part": "why"}), Stating(forbids_before={"part.width": "why"})
     for policy, deed in (
         (chain(All(), wide, forbidding), "narrows the model"),
-        (chain(All(), whole, forbidding), "sets part"),
+        (chain(All(), whole, forbidding), "sets what part of the model is trained"),
     ):
         with pytest.raises(ConfigError) as caught:
             check(policy)
