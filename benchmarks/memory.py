@@ -96,7 +96,7 @@ class Trainer:
         return msgspec.msgpack.decode(report, type=Answer)
 
 
-def measure(trainer: Trainer, plan: Plan) -> dict[str, Any]:
+def measure(trainer: Trainer, plan: Plan, *, resolution: float = 0.02) -> dict[str, Any]:
     """Predicted and measured bytes of a plan, and the error of the prediction."""
     row = trainer.costs.row(plan.part, plan.training)
     trials = 0
@@ -107,7 +107,7 @@ def measure(trainer: Trainer, plan: Plan) -> dict[str, Any]:
         return trainer.device.try_limit(plan_message(plan), limit)
 
     started = time.perf_counter()
-    measured = smallest_limit(fits, guess=row.process_memory_bytes)
+    measured = smallest_limit(fits, guess=row.process_memory_bytes, resolution=resolution)
     return {
         "tensors_mb": round(row.peak_memory_bytes / 1e6, 1),
         "predicted_mb": round(row.process_memory_bytes / 1e6, 1),

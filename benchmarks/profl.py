@@ -65,7 +65,9 @@ def memory_of(model: dict[str, Any], batch: int, *, rss: bool) -> dict[str, Any]
 
     def row(name: str, **changes: Any) -> float:
         plan = trainer.plan(batch=batch, **changes)
-        found["rows"][name] = measure(trainer, plan) | ({"rss_mb": resident(trainer, plan)} if rss else {})
+        found["rows"][name] = measure(trainer, plan, resolution=0.005) | (
+            {"rss_mb": resident(trainer, plan)} if rss else {}
+        )
         print(f"  {name}: {found['rows'][name]}", flush=True)
         return float(found["rows"][name]["measured_mb"])
 

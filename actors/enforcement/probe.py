@@ -12,8 +12,8 @@ _LEAST_BYTES = 256 << 10
 _MOST_DOUBLINGS = 6
 
 
-def smallest_limit(fits: Callable[[int], bool], *, guess: int) -> int:
-    """The smallest limit that fits, to 2 % or 256 KiB, rounded up to a limit that was tried and did fit.
+def smallest_limit(fits: Callable[[int], bool], *, guess: int, resolution: float = _RESOLUTION) -> int:
+    """The smallest limit that fits, to a share ``resolution`` of it or 256 KiB, rounded up to one that was tried and did fit.
 
     ``guess``: the predicted limit; the nearer, the fewer trials. Raises ``ValueError`` if 64 times the guess does not fit.
     """
@@ -38,7 +38,7 @@ def smallest_limit(fits: Callable[[int], bool], *, guess: int) -> int:
             raise ValueError(
                 f"a step does not fit {high / 1e6:,.0f} MB, and is predicted to need {guess / 1e6:,.0f} MB"
             )
-    while high - low > max(_RESOLUTION * high, _LEAST_BYTES):
+    while high - low > max(resolution * high, _LEAST_BYTES):
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle, high)
     return high
