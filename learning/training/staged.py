@@ -15,7 +15,6 @@ normal distribution, with which they begin, are not theirs.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,8 +53,8 @@ def run_stages(
     return _raised(x, frozen)
 
 
-def _raised(x: Any, frozen: Precision) -> Any:
-    """What leaves frozen stages in float32. (Blocks may exchange tuples; these are as they are.)"""
+def _raised(x: Tensor, frozen: Precision) -> Tensor:
+    """What leaves frozen stages in float32. (A block may give a tuple to the next one; that is left as it is.)"""
     return x.float() if frozen == "bf16" and isinstance(x, Tensor) and x.dtype == torch.bfloat16 else x
 
 
