@@ -69,10 +69,10 @@ class ProFL:
     ``tolerance``: at the end of a growing stage, the accuracy may be so much below the best of the stage; if it is lower, the
     server returns to the weights of the best version. It needs evaluations.
 
-    ``unaffordable``: what a device does whose memory does not fit the stage: it sits out ("skip"), trains the head alone behind
-    frozen blocks ("head_only"), splits batches into micro-batches ("smaller_batch"), or recomputes activations
-    ("checkpointing"). A device that does not fit then either is left out, with the reason. ``nobody``: what happens in a stage
-    that no device at all fits: the run ends with an error ("stop"), or the next stage begins ("next").
+    ``unaffordable``: what a device does whose memory does not fit the stage: it takes no part in it ("skip"), trains the head
+    alone behind frozen blocks ("head_only"), splits batches into micro-batches ("smaller_batch"), or recomputes activations
+    ("checkpointing"). A device that does not fit then either is left out, with the reason. ``none_fits``: what happens in a
+    stage that no device at all fits: the run ends with an error ("stop"), or the next stage begins ("next").
     """
 
     blocks: tuple[str, ...] | Literal["auto"] = "auto"
@@ -88,7 +88,7 @@ class ProFL:
     patience: Count = 3
     tolerance: NonNegative = 0.02
     unaffordable: Literal["skip", "head_only", "smaller_batch", "checkpointing"] = "skip"
-    nobody: Literal["stop", "next"] = "stop"
+    none_fits: Literal["stop", "next"] = "stop"
 
     needs: ClassVar[Mapping[str, str]] = NEEDS_PLANS
     forbids_before: ClassVar[Mapping[str, str]] = _OWN_PART
@@ -149,7 +149,7 @@ class ProFL:
         head = view.new_plan(0).part.blocks[-1]
         while True:
             fitted = self._fit(view, decision, state, groups, head)
-            if not self._nobody(view, decision, fitted) or self.nobody == "stop" or _is_last(state, groups):
+            if not self._none_fits(view, decision, fitted) or self.none_fits == "stop" or _is_last(state, groups):
                 return fitted, state
             state = self._advance(state, view.version, groups)
             decision = replace(decision, tasks=(*earlier, *self._tasks(state, groups)))
@@ -291,7 +291,7 @@ class ProFL:
             ]
         return []
 
-    def _nobody(self, view: View, before: Decision, after: Decision) -> bool:
+    def _none_fits(self, view: View, before: Decision, after: Decision) -> bool:
         """Whether no device fits the stage, though some were chosen, and none is at work."""
         return bool(before.plans) and not after.plans and not view.in_flight
 

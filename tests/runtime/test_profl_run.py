@@ -196,7 +196,7 @@ def test_or_the_run_goes_on_with_the_next_stage():
     if hungry == 2:
         pytest.skip("the last stage needs the most memory here")
     room = needed[hungry] - 1
-    config = profl(shrinking=False, grow_rounds=1, nobody="next") | {
+    config = profl(shrinking=False, grow_rounds=1, none_fits="next") | {
         "fleet": {"classes": [{"name": "board", "count": 2, "flop_per_s": 1e9, "memory_bytes": room} | LINK]},
         "stop": {"rounds": 2},
     }

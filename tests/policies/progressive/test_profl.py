@@ -335,19 +335,19 @@ def test_in_a_stage_that_fits_no_device_the_decision_is_empty():
 
 
 def test_or_the_next_stage_begins():
-    played = Played(ProFL(**GROWING, nobody="next"), memory_mb=(43, 30))
+    played = Played(ProFL(**GROWING, none_fits="next"), memory_mb=(43, 30))
     decision = played.next()
     assert phase(decision) == "grow 2"
     assert [task.label for task in decision.tasks] == ["grow 2"]
     assert decision.left_out == ()
-    other = Played(ProFL(**GROWING, nobody="next"), memory_mb=(43, 30))
+    other = Played(ProFL(**GROWING, none_fits="next"), memory_mb=(43, 30))
     plans = tuple(make_view(memory_mb=(43, 30)).new_plan(device) for device in (0, 1))
     assert other.decide(Decision(plans=plans, tasks=(Distil(),))).tasks == (Distil(), *decision.tasks)
     assert phases(played, 3) == ["grow 2", "grow 2", "grow 3"]
 
 
 def test_the_last_stage_is_not_left():
-    played = Played(ProFL(**GROWING, nobody="next"), memory_mb=(5, 5))
+    played = Played(ProFL(**GROWING, none_fits="next"), memory_mb=(5, 5))
     decision = played.next()
     assert (decision.plans, len(decision.left_out)) == ((), 2)
     assert played.state["stage"] == 2
@@ -355,7 +355,7 @@ def test_the_last_stage_is_not_left():
 
 def test_a_stage_is_not_left_while_a_device_is_at_work():
     view = make_view(memory_mb=(43, 30))
-    played = Played(ProFL(**GROWING, nobody="next"), memory_mb=(43, 30))
+    played = Played(ProFL(**GROWING, none_fits="next"), memory_mb=(43, 30))
     decision = played.decide(Decision(plans=(view.new_plan(0),)), in_flight={1: view.new_plan(1)})
     assert (decision.plans, played.state["stage"]) == ((), 0)
     assert played.decide(Decision()).plans == ()
@@ -409,7 +409,7 @@ def test_the_proxies_that_it_needs_are_known_before_the_run():
         ({"slope": 0.0}, "slope is 0.0: expected `float` > 0.0"),
         ({"tolerance": -0.1}, "tolerance is -0.1: expected `float` >= 0.0"),
         ({"unaffordable": "wait"}, "unaffordable is 'wait'"),
-        ({"nobody": "wait"}, "nobody is 'wait'"),
+        ({"none_fits": "wait"}, "none_fits is 'wait'"),
     ],
 )
 def test_fields_are_checked(fields, sentence):
