@@ -40,7 +40,7 @@ class Module:
         """
         model = architecture.new_model()
         if blocks is not None:
-            _empty(model, architecture, without=blocks)
+            _free_others(model, architecture, blocks)
         if channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
@@ -100,10 +100,10 @@ class Module:
                 state[name].copy_(tensor)
 
 
-def _empty(model: nn.Module, architecture: Architecture, *, without: tuple[str, ...]) -> None:
+def _free_others(model: nn.Module, architecture: Architecture, blocks: tuple[str, ...]) -> None:
     """Replace parameters and running statistics of all blocks but these by empty tensors; their dimensions say where to cut."""
     spec = architecture.blocks.spec
-    held = {tensor.name for tensor in spec.tensors_of(without)}
+    held = {tensor.name for tensor in spec.tensors_of(blocks)}
     others = {t.name for block in spec.blocks for t in block.tensors if t.role != "counter"} - held
     for prefix, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

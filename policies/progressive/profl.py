@@ -149,7 +149,7 @@ class ProFL:
         head = view.new_plan(0).part.blocks[-1]
         while True:
             fitted = self._fit(view, decision, state, groups, head)
-            if not self._none_fits(view, decision, fitted) or self.none_fits == "stop" or _is_last(state, groups):
+            if not _none_fits(view, decision, fitted) or self.none_fits == "stop" or _is_last(state, groups):
                 return fitted, state
             state = self._advance(state, view.version, groups)
             decision = replace(decision, tasks=(*earlier, *self._tasks(state, groups)))
@@ -291,9 +291,10 @@ class ProFL:
             ]
         return []
 
-    def _none_fits(self, view: View, before: Decision, after: Decision) -> bool:
-        """Whether no device fits the stage, though some were chosen, and none is at work."""
-        return bool(before.plans) and not after.plans and not view.in_flight
+
+def _none_fits(view: View, before: Decision, after: Decision) -> bool:
+    """Whether no device fits the stage, though some were chosen, and none is at work."""
+    return bool(before.plans) and not after.plans and not view.in_flight
 
 
 def _clipped(training: Training) -> Training:
