@@ -9,6 +9,7 @@ from ..comms.links.predict import Residual, residual_specs
 from ..learning.parts.part import Part, blocks_of, linear_head, path
 from ..learning.parts.structure import TensorSpec
 from ..learning.parts.submodel import SubModel
+from ..learning.spec import Sparsity
 from ..learning.workload import Workload
 from ..policies.plan import Plan, Split
 from .messages.messages import array_specs, update_tensors
@@ -30,6 +31,7 @@ def _problems(plan: Plan, workload: Workload, profile: DeviceProfile) -> Iterato
         yield f"part.model is {plan.part.model!r}; the families of models are: {', '.join(map(repr, workload.families))}"
     yield from _part(plan, workload)
     yield from _work(plan)
+    yield from _sparsity(plan.training.sparsity, workload.settings.sparsity)
     submodel = workload.submodel(plan.part)
     yield from _codecs(plan, profile, submodel)
     yield from _links(plan)
@@ -174,8 +176,6 @@ def _work(plan: Plan) -> Iterator[str]:
     """Problems with objective, training and upload."""
     if plan.split is not None:
         yield from _split(plan, plan.split)
-    if plan.sparsity is not None:
-        yield "sparsity is set; sparse training cannot be carried out yet"
     if plan.split is not None and plan.objective.kind in ("imitate", "collect"):
         yield f"objective.kind is {plan.objective.kind!r}; a split plan trains or evaluates"
     if plan.upload.select != "all" or plan.upload.density != 1:
@@ -187,6 +187,15 @@ def _work(plan: Plan) -> Iterator[str]:
         yield "whole_steps, train_s or memory_bytes is set; the runtime fills them in"
     if plan.deadline_s is not None:
         yield from _deadline(plan, plan.deadline_s)
+
+
+def _sparsity(own: Sparsity | None, model: Sparsity | None) -> Iterator[str]:
+    """Problems with a plan's sparsity in a run whose models have that of ``model``."""
+    if (own is None) != (model is None):
+        given, built = ("null", "set") if own is None else ("set", "null")
+        yield f"training.sparsity is {given}, and {built} in the configuration, from which the model's layers are built"
+    elif own is not None and model is not None and (own.layers, own.kernels) != (model.layers, model.kernels):
+        yield "layers or kernels of training.sparsity differ from the configuration's, which hold for all plans"
 
 
 def _deadline(plan: Plan, deadline_s: float) -> Iterator[str]:

@@ -231,7 +231,7 @@ class Architecture:
         first, last = names.index(ends[0]), names.index(ends[1])
         entering = self.boundary(names[:first], Training())
         leaving = self.boundary(names[: last + 1], Training())
-        weights = [t for t in self.spec.tensors_of(names[first : last + 1]) if t.role == "weight"]
+        weights = [t for t in self.spec.tensors_of(names[first : last + 1]) if t.is_weight]
         channels = weights[-1].shape[0] if weights and len(weights[-1].shape) == 4 else 0
         try:
             check_proxy(entering.shape, leaving.shape)

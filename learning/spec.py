@@ -44,6 +44,28 @@ class Optimiser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError(f"training.optimiser.betas is {list(self.betas)}; both must be below 1")
 
 
+Sparse = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+
+
+class Sparsity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sparse products with dense weights (ZeroFL, Qiu et al., ICLR 2022, arXiv 2208.02507; formulas: ``learning.sparse``).
+
+    ``weights``, ``activations``: share of a layer's weights, and of its input, that is left out. ``period``: optimiser steps
+    from one exact threshold to the next, counted from the start of a plan; in between the thresholds are kept, so that the
+    share drifts slightly. ``layers``: names of the layers with sparse products, or of modules that hold them; () for those that
+    ``sparse.layers.eligible`` finds. ``kernels``: "dense" multiplies with zeros; "auto" takes, for each layer and product, the
+    kernel that was measured as the fastest before the first round.
+
+    In a configuration ``weights`` is also the sparsity of evaluation. A plan may change the first three.
+    """
+
+    weights: Sparse = 0.9
+    activations: Sparse = 0.9
+    period: Count = 10
+    layers: tuple[str, ...] = ()
+    kernels: Literal["dense", "auto"] = "dense"
+
+
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One device's local training: loss, optimiser, amount and precision.
 
@@ -51,6 +73,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     into that many micro-batches, to bound memory. ``precision`` "bf16" is autocast; weights stay float32. "auto" is allowed in
     a configuration only: it is resolved before plans are made (``runtime.configuration.resolution``). ``frozen_precision`` is
     that of frozen blocks before the first trained one: under "bf16" their weights are held in bfloat16, half of the memory.
+    ``sparsity``: sparse products (None: the layers are dense).
     """
 
     loss: Call = Call("cross_entropy")
@@ -63,6 +86,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     frozen_precision: Literal["float32", "bf16"] = "float32"
     channels_last: bool = False
     checkpointing: bool = False
+    sparsity: Sparsity | None = None
 
 
 class ServerOptimiser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

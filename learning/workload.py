@@ -23,6 +23,7 @@ from .parts.structure import ModelSpec
 from .parts.submodel import SubModel
 from .pretrained import initialise, read_weights
 from .seeds import derive
+from .sparse.layers import make_sparse
 from .training.losses import Metric, default_metrics, make_metric
 from .workload_settings import WorkloadSettings
 
@@ -173,6 +174,8 @@ class Workload:
         if weights and settings.init.mode != "random" and not family:
             pretrained = read_weights(settings.init, model=settings.model.name)
             self.left_random = initialise(model, pretrained, settings.init)
+        if settings.sparsity is not None:
+            make_sparse(model, settings.sparsity)
         return model
 
     @cached_property

@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 
 from .data.config import DataConfig
-from .spec import Call, Training
+from .spec import Call, Sparsity, Training
 
 TORCHVISION = "torchvision"
 
@@ -64,7 +64,8 @@ class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
     ``metrics``: None means the defaults for ``loss``, the experiment's, and its targets (``losses.default_metrics``).
     ``batch_statistics``: batch normalisation always uses the statistics of the current batch. ``init``: with the hash of its
     weights (``pretrained.with_weights_hash``), so that all processes use the same ones. ``models``: the families of models by
-    name, beside the global ``model``. ``public``: the public set (None: the public share of ``data``).
+    name, beside the global ``model``. ``public``: the public set (None: the public share of ``data``). ``sparsity``: of all
+    models in evaluation, and in training that names no other (None: dense).
     """
 
     model: Call
@@ -77,3 +78,4 @@ class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
     init: Initialisation = Initialisation()
     models: dict[str, Call] = {}
     public: DataConfig | None = None
+    sparsity: Sparsity | None = None

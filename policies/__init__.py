@@ -26,7 +26,7 @@ _EXPORTS = {
     # A plan, and the values of its fields.
     "Plan": "policies.plan",
     "Split": "policies.plan",
-    "Sparsity": "policies.plan",
+    "Sparsity": "learning.spec",
     "Objective": "policies.plan",
     "Upload": "policies.plan",
     "Part": "learning.parts.part",

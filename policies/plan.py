@@ -78,14 +78,6 @@ class Split(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.head == "shared"
 
 
-class Sparsity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Sparse training (ZeroFL, arXiv 2208.02507): fraction of weights and of activations left out of the computation."""
-
-    weights: Fraction = 0.0
-    activations: Fraction = 0.0
-    refresh_steps: Count = 1
-
-
 class Objective(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The kind of task; formulas in ``learning.training.staged``.
 
@@ -135,7 +127,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seed: int
     attempt: int = 0
     split: Split | None = None
-    sparsity: Sparsity | None = None
     objective: Objective = Objective()
     upload: Upload = Upload()
     codec_down: tuple[CodecSpec, ...] = ()
@@ -195,8 +186,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.split:
             extras.append(f"cut {self.split.cut}")
             extras += [f"window {self.split.window}"] if self.split.window > 1 else []
-        if self.sparsity:
-            extras.append(f"sparsity {self.sparsity.weights:g}")
+        if self.training.sparsity is not None:
+            extras.append(f"sparsity {self.training.sparsity.weights:g}")
         codecs = []
         for link, chain in ((self.link_down, self.codec_down), (self.link_up, self.codec_up)):
             names = "+".join(codec.name for codec in chain) or "identity"

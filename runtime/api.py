@@ -126,6 +126,8 @@ class Run:
     def weights(self, which: str = "final", *, family: str = "") -> "dict[str, torch.Tensor]":
         """The tensors of the "final" or the "best" model, when the run is over. ``family``: a name in ``models``.
 
+        Weights of sparse layers (``training.sparsity``) are as evaluation uses them, with zeros in place of those that are left
+        out; "final.master" and "best.master" are the dense ones that training continues from.
         Raises ``RuntimeError`` before the end, and ``ValueError`` for a family that the run does not have.
         """
         import safetensors.torch
@@ -266,8 +268,10 @@ class Run:
         try:
             if interrupted and settled:
                 session.save(self._logged, timeout_s=20.0)
-            for which in ("final", "best"):
-                rounds = (summary["best_round"] if which == "best" else None) or summary["rounds"]
+            masters = ("final.master", "best.master") if self.config.training.sparsity is not None else ()
+            for which in ("final", "best", *masters):
+                is_best = which.startswith("best")
+                rounds = (summary["best_round"] if is_best else None) or summary["rounds"]
                 metadata = {"rounds": str(rounds), "model": self.config.model.name, "name": self.config.name}
                 # After Ctrl-C the command should end soon, even if the server is in the middle of a long plan.
                 self._weights[which] = session.weights(which, metadata, timeout_s=10.0 if cut_short else 120.0)

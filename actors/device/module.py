@@ -49,7 +49,7 @@ class Module:
         self._frozen: dict[tuple[str, ...], str] = {}  # by blocks, the hash of their frozen tensors
         if lowered:
             _ = self.blocks  # cut now: a block's specification is that of its own type
-            weights = {t.name for t in architecture.blocks.spec.tensors_of(lowered) if t.role == "weight"}
+            weights = {t.name for t in architecture.blocks.spec.tensors_of(lowered) if t.is_weight}
             for name, parameter in model.named_parameters():
                 if name in weights:
                     parameter.data = parameter.data.bfloat16()

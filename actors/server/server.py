@@ -31,6 +31,7 @@ from ...learning.parts.part import Part
 from ...learning.parts.slices import gather, put
 from ...learning.parts.structure import Role
 from ...learning.parts.submodel import SubModel
+from ...learning.sparse.thresholds import evaluated
 from ...learning.spec import CountOrZero, ServerOptimiser, Training
 from ...learning.store import Store, model_hash
 from ...learning.tensors import as_arrays, as_tensors, at_least_float32
@@ -353,6 +354,15 @@ class Server(PlanListener):
         """A copy of the current model, counters included, and of the families' models, whose names have their prefix."""
         tensors = {**self.store["model"], **self.store["families"]}
         return {name: tensor.clone() for name, tensor in tensors.items()}
+
+    def evaluated_weights(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The ``weights`` of some version as evaluation uses them: of sparse layers without the entries that are left out."""
+        sparsity = self.workload.settings.sparsity
+        share = sparsity.weights if sparsity is not None else 0.0
+        return {
+            name: evaluated(tensor, share) if self._roles.get(name) == "sparse" else tensor
+            for name, tensor in tensors.items()
+        }
 
     def model_hash(self) -> str:
         """The hash of the current model, and of the families' models if there are any."""

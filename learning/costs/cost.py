@@ -22,6 +22,7 @@ from ..parts.part import blocks_of, replaced_by
 from ..parts.structure import frozen_modules
 from ..parts.submodel import SubModel
 from ..randomness import preserved_rng
+from ..sparse.layers import trained_with
 from ..spec import Optimiser, PartCost, Training
 from .dry_run import DryRun, Loss, TrialStep
 from .flops import FlopCounter
@@ -93,7 +94,8 @@ def profile(run: DryRun) -> PartProfile:
     submodel = run.submodel
     _check(submodel, run.head)
     head_parameters = sum(parameter.numel() for parameter in run.head.parameters()) if run.head is not None else 0
-    with preserved_rng(), _modes(submodel), _readable_errors(run):
+    sparse = trained_with(submodel.blocks.model, run.training.sparsity)
+    with preserved_rng(), _modes(submodel), sparse, _readable_errors(run):
         small, forward_flops, training_flops, boundary_items = _measured(run, SMALL)
         large, *_ = _measured(run, LARGE)
     return PartProfile(

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from ..sparse.layers import sparse_layers
 from ..tensors import numpy_name
 from .cuts import attribute, block_names, cut_positions, uncut_reason, used_tensors, weight_layer
 from .structure import BlockSpec, ModelSpec, Role, TensorSpec, frozen_names
@@ -171,18 +172,24 @@ def _spec(model: nn.Module, owner: Mapping[int, str], names: Sequence[str]) -> M
     """Specification of the model. ``owner``: block of each tensor, by ``id``; the default is the last of ``names``."""
     tensors: dict[str, list[TensorSpec]] = {name: [] for name in names}
     listed, frozen = set[int](), frozen_names(model)
+    sparse = {f"{name}.weight".lstrip(".") for name, _ in sparse_layers(model)}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor) and id(tensor) not in listed:
             listed.add(id(tensor))
-            tensors[owner.get(id(tensor), names[-1])].append(tensor_spec(name, tensor, frozen=name in frozen))
+            tensors[owner.get(id(tensor), names[-1])].append(
+                tensor_spec(name, tensor, frozen=name in frozen, sparse=name in sparse)
+            )
     return ModelSpec(tuple(BlockSpec(name, tuple(specs)) for name, specs in tensors.items()))
 
 
-def tensor_spec(name: str, tensor: Tensor, *, frozen: bool = False) -> TensorSpec:
-    """Describe a parameter or buffer. Raises ``ValueError`` for a type that numpy, and so a packet, does not have."""
+def tensor_spec(name: str, tensor: Tensor, *, frozen: bool = False, sparse: bool = False) -> TensorSpec:
+    """Describe a parameter or buffer. ``sparse``: it is the weight of a layer with sparse products.
+
+    Raises ``ValueError`` for a type that numpy, and so a packet, does not have.
+    """
     role: Role = "statistic" if tensor.is_floating_point() else "counter"
     if isinstance(tensor, nn.Parameter):
-        role = "weight" if tensor.dim() > 1 else "vector"
+        role = "sparse" if sparse else "weight" if tensor.dim() > 1 else "vector"
     try:
         dtype = numpy_name(tensor.dtype)
     except TypeError as error:

@@ -19,9 +19,10 @@ import numpy as np
 if TYPE_CHECKING:  # this module must be readable without torch
     from torch import nn
 
-# weight: parameter of two or more dimensions. vector: parameter of one dimension or none (bias, normalisation scale and shift).
-# statistic: floating-point buffer (running mean). counter: integer or boolean buffer, which is never sent.
-Role = Literal["weight", "vector", "statistic", "counter"]
+# weight: parameter of two or more dimensions. sparse: weight of a layer with sparse products (``learning.sparse``). vector:
+# parameter of one dimension or none (bias, normalisation scale and shift). statistic: floating-point buffer (running mean).
+# counter: integer or boolean buffer, which is never sent.
+Role = Literal["weight", "sparse", "vector", "statistic", "counter"]
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
@@ -40,6 +41,16 @@ class TensorSpec(msgspec.Struct, frozen=True):
         for size in self.shape:
             count *= size
         return count
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it is a parameter of two or more dimensions."""
+        return self.role in ("weight", "sparse")
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether it is a parameter."""
+        return self.is_weight or self.role == "vector"
 
     @property
     def num_bytes(self) -> int:
@@ -94,12 +105,12 @@ class ModelSpec(msgspec.Struct, frozen=True):
     @property
     def parameters(self) -> int:
         """Number of scalars in all parameters."""
-        return sum(t.items for t in self._all() if t.role in ("weight", "vector"))
+        return sum(t.items for t in self._all() if t.is_parameter)
 
     @property
     def frozen_parameters(self) -> int:
         """Number of scalars in parameters that the model's author has frozen."""
-        return sum(t.items for t in self._all() if t.frozen and t.role in ("weight", "vector"))
+        return sum(t.items for t in self._all() if t.frozen and t.is_parameter)
 
     def _all(self) -> Iterator[TensorSpec]:
         return (tensor for block in self.blocks for tensor in block.tensors)

@@ -97,7 +97,7 @@ class SubModel:
         """Number of scalars in the parameters of the blocks that are held, and of the proxies in place of others."""
         proxies = self.spec.auxiliary_tensors(tuple(stage.name for stage in self.stages if stage.auxiliary))
         tensors = (*self.spec.tensors_of(self.part.blocks), *proxies)
-        return sum(t.items for t in tensors if t.role in ("weight", "vector"))
+        return sum(t.items for t in tensors if t.is_parameter)
 
     def rest(self, *, frozen_to: str = "") -> Part:
         """The remaining blocks of the model: the host's part of a split plan.

@@ -23,6 +23,7 @@ from ..data.types import Samples, Transform
 from ..parts.blocks import Blocks, cut
 from ..parts.structure import frozen_names
 from ..randomness import seeded
+from ..sparse.layers import Thresholds, set_thresholds
 from ..spec import Optimiser, Training
 from .losses import Loss, scalar_loss
 from .optimisers import LocalOptimiser
@@ -172,7 +173,12 @@ class Stepper:
         trainable: Sequence[str] | None,
         auxiliaries: Sequence[nn.Module] = (),
     ) -> None:
-        """Set ``requires_grad`` and modes according to ``trainable``, see ``train``; optimiser state starts empty."""
+        """Set ``requires_grad`` and modes according to ``trainable``, see ``train``; optimiser state starts empty.
+
+        So do the thresholds of the model's sparse layers.
+        """
+        self._model, self._thresholds = model, Thresholds(training.sparsity)
+        set_thresholds(model, self._thresholds)
         self._trained = [
             (model, _select(model, trainable)),
             *((module, _select(module, None)) for module in auxiliaries),
@@ -184,19 +190,22 @@ class Stepper:
         self._base = [p.detach().clone() for p in self.parameters] if training.optimiser.proximal else []
 
     def __enter__(self) -> "Stepper":
-        """Drop earlier gradients."""
+        """Drop earlier gradients, and use these thresholds."""
         self._clear()
+        set_thresholds(self._model, self._thresholds)
         return self
 
     def __exit__(self, *problem: object) -> None:
-        """Drop all gradients."""
+        """Drop all gradients, and the thresholds."""
         self._clear()
+        set_thresholds(self._model, None)
 
     def step(self) -> None:
         """Make one optimiser step with the accumulated gradients, and drop them."""
         densify(self.parameters)
         _adjust_gradients(self.parameters, self._base, settings=self._settings)
         self._optimiser.step()
+        self._thresholds.step()
         self._clear()
 
     def set_modes(self) -> None:

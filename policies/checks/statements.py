@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from ...clusters.profile import Kind
 from ...learning.parts.part import Part
+from ...learning.spec import Training
 from ..decision import Decision
 from ..plan import Plan, Split, Upload
 from .type_check import mismatch
@@ -20,7 +21,7 @@ WRITABLE = (*Decision.__struct_fields__, *Plan.__struct_fields__)
 # Fields of fields, for policies of which only these matter to others.
 _INNER = {
     f"{field}.{name}": None
-    for field, struct in (("part", Part), ("split", Split), ("upload", Upload))
+    for field, struct in (("part", Part), ("split", Split), ("training", Training), ("upload", Upload))
     for name in struct.__struct_fields__
 }
 # What a policy does that writes a field, as sentences say it; of all other fields, that it sets them.
@@ -28,6 +29,7 @@ _DEEDS = {
     "plans": "chooses devices",
     "split": "cuts the model",
     "part.width": "narrows the model",
+    "training.sparsity": "sets how sparsely the model is trained",
     "link_down": "gives links a memory",
     "link_up": "gives links a memory",
     "deadline_s": "has devices stop early",
@@ -98,7 +100,7 @@ def statements_of(policy: Any, who: str = "the policy") -> Statements:
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
                 raise ValueError(
                     f"{name} of {who} names {field!r}{hint}; allowed: fields of a decision or a plan, {', '.join(WRITABLE)}, "
-                    "or a field of part, split or upload, as in part.width"
+                    "or a field of part, split, training or upload, as in part.width"
                 )
     return stated
 

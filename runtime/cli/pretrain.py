@@ -27,6 +27,7 @@ from ...learning.parts.blocks import cut
 from ...learning.parts.part import whole
 from ...learning.parts.submodel import compile_part
 from ...learning.seeds import derive
+from ...learning.sparse.layers import make_sparse
 from ...learning.store import model_hash
 from ...learning.training.evaluation import evaluate
 from ...learning.training.losses import default_metrics, make_loss, make_metric
@@ -173,6 +174,8 @@ def _model(config: Config, data: FederatedData, recipe: Recipe) -> nn.Module:
     model = build(config.model, seed=derive(config.seed, "model"), outputs=data.num_classes)
     if config.server.statistics == "batch":
         use_batch_statistics(model)
+    if config.training.sparsity is not None:
+        make_sparse(model, config.training.sparsity)
     blocks, samples = cut(model), data.train(0)
     samples = samples.take(np.arange(min(2, len(samples))))
     inputs = apply_checked(data.test_transform, samples.x, field="data.test_transforms")

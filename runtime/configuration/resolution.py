@@ -86,6 +86,7 @@ def workload_settings(config: Config, *, num_devices: int) -> WorkloadSettings:
         init=init,
         models=config.models,
         public=config.server.public,
+        sparsity=config.training.sparsity,
     )
 
 

@@ -5,7 +5,7 @@ fetches its events.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -270,6 +270,10 @@ class Engine:
     def weights(self) -> dict[str, torch.Tensor]:
         """The current model's tensors."""
         return self.server.weights()
+
+    def evaluated_weights(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The weights of some version as evaluation uses them; see ``Server.evaluated_weights``."""
+        return self.server.evaluated_weights(tensors)
 
     def close(self) -> None:
         """Stop the pool's workers, and remove the memory of links from disk."""

@@ -31,7 +31,7 @@ def probe_memory(plans: Iterable[Plan], costs: Costs, settings: WorkloadSettings
     try:
         for name, plan in list(distinct.items())[:_MOST_PARTS]:
             row = costs.row(plan.part, plan.training)
-            plain = msgspec.structs.replace(plan, codec_up=(), sparsity=None)
+            plain = msgspec.structs.replace(plan, codec_up=())
             message = plan_message(plain)
             try:
                 found[name] = smallest_limit(partial(device.try_limit, message), guess=row.process_memory_bytes)

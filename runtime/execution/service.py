@@ -79,9 +79,13 @@ class Service:
     def weights(self, which: str, metadata: Mapping[str, str]) -> Array:
         """The "final" (current) weights, or the "best" by evaluation (the current ones before the first evaluation).
 
-        As the bytes of a safetensors file with ``metadata``, so that a driver that only writes them needs no torch.
+        Those of sparse layers are as evaluation uses them; "final.master" and "best.master" are the dense ones that training
+        continues from. As the bytes of a safetensors file with ``metadata``, so that a driver that only writes them needs no
+        torch.
         """
-        tensors = self._best if which == "best" and self._best is not None else self._engine.weights()
+        name, _, suffix = which.partition(".")
+        tensors = self._best if name == "best" and self._best is not None else self._engine.weights()
+        tensors = tensors if suffix else self._engine.evaluated_weights(tensors)
         return np.frombuffer(safetensors.torch.save(tensors, metadata=dict(metadata)), np.uint8)
 
     def save(self, logged: int) -> None:

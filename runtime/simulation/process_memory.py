@@ -67,6 +67,7 @@ def key(plan: Plan) -> str:
         channels_last=training.channels_last,
         checkpointing=training.checkpointing,
         frozen_precision=training.frozen_precision,
+        sparsity=training.sparsity,
     )
     part = msgspec.structs.replace(plan.part.shape, cached=())
     identity = _hash(part.key, plan.objective.kind, msgspec.json.encode(kept, order="sorted").decode())

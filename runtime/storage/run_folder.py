@@ -7,6 +7,8 @@ measured.json      measurements before the first round that decide settings such
 events.jsonl       every event, one per line, flushed as it happens (``event_log``)
 summary.json       results; written at the end, also of an interrupted run
 best.safetensors, final.safetensors
+                   weights as they are evaluated; under ``training.sparsity`` best.master and final.master.safetensors too, the
+                   dense weights
 """
 
 import json

@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -9,8 +10,8 @@ from fedbonsai.learning.parts.blocks import Blocks
 from fedbonsai.learning.parts.part import Part, whole
 from fedbonsai.learning.parts.structure import BlockSpec, ModelSpec, TensorSpec
 from fedbonsai.learning.parts.submodel import SubModel
-from fedbonsai.learning.spec import Training
-from fedbonsai.policies.plan import Objective, Plan, Sparsity, Split, Upload
+from fedbonsai.learning.spec import Sparsity, Training
+from fedbonsai.policies.plan import Objective, Plan, Split, Upload
 from torch import nn
 
 SPEC = ModelSpec(
@@ -32,6 +33,7 @@ class FakeWorkload:
     """Two families of models, of which only the structure is known."""
 
     families = ("", "tiny")
+    settings = SimpleNamespace(sparsity=None)
 
     spec = SPEC
 
@@ -201,7 +203,11 @@ REFUSED: dict[str, Row] = {
         may_send("weights", "labels", "statistics"),
         "it is split and sends activations, and",
     ),
-    "sparsity": ({"sparsity": Sparsity(weights=0.9)}, {}, "sparsity is set"),
+    "sparsity": (
+        {"training": Training(sparsity=Sparsity(weights=0.9))},
+        {},
+        "training.sparsity is set, and null in the configuration",
+    ),
     "imitation": (
         {"objective": Objective(kind="imitate")},
         {},

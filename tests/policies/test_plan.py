@@ -4,21 +4,23 @@ import msgspec
 import pytest
 from fedbonsai.comms.codec import CodecSpec
 from fedbonsai.learning.parts.part import Part
+from fedbonsai.learning.spec import Sparsity
 from fedbonsai.policies.estimate import Estimate
-from fedbonsai.policies.plan import Objective, Plan, Sparsity, Split, Upload
+from fedbonsai.policies.plan import Objective, Plan, Split, Upload
 from fedbonsai.policies.report import Measured, Outcome, Report
 
 
 @pytest.fixture
 def full_plan(make_plan):
     """A plan with every field set."""
+    plan = make_plan(3, version=5)
     return msgspec.structs.replace(
-        make_plan(3, version=5),
+        plan,
         id=7,
         attempt=1,
         part=Part(blocks=("conv", "fc"), trained=("fc",), cached=(("conv", "ab"),), width=0.5, index_map="cd"),
         split=Split(cut="conv", mode="ecofed", view="v1"),
-        sparsity=Sparsity(weights=0.9, activations=0.9),
+        training=msgspec.structs.replace(plan.training, sparsity=Sparsity(weights=0.9)),
         objective=Objective(kind="imitate"),
         upload=Upload(select="top_difference", density=0.1),
         codec_down=(CodecSpec("lz4"),),

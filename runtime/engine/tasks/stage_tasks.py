@@ -40,7 +40,7 @@ class MovementInRound(_OnTensors):
         """Keeps the tensors of this version. A series with another label, or of other blocks, begins anew."""
         self._task, self._tasks, server = task, tasks, tasks.server
         specs = server.workload.spec.tensors_of(task.blocks)
-        names = [t.name for t in specs if t.role in ("weight", "vector") and not t.frozen]
+        names = [t.name for t in specs if t.is_parameter and not t.frozen]
         self._before = {name: server.tensors[name].clone() for name in names}
         self._prefix = f"{task.label}/{task.window}/"
         trackers = server.store["trackers"]

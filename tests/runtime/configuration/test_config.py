@@ -153,9 +153,9 @@ BAD_SETTINGS = [
     (["training.optimiser.learning_rate=-1"], "training.optimiser.learning_rate is -1; it must be a number >= 0"),
     (["training.optimiser.learning_rate=fast"], "training.optimiser.learning_rate is 'fast'; it must be a number"),
     (["training.epoch=3"], "training.epoch is not a setting (did you mean 'epochs'?); allowed here: loss, optimiser, epochs, "
-     "steps, batch_size, accumulation, precision, frozen_precision, channels_last, checkpointing"),
+     "steps, batch_size, accumulation, precision, frozen_precision, channels_last, checkpointing, sparsity"),
     (["training.optimizer.momentum=0"], "training.optimizer is not a setting (did you mean 'optimiser'?); allowed here: loss, "
-     "optimiser, epochs, steps, batch_size, accumulation, precision, frozen_precision, channels_last, checkpointing"),
+     "optimiser, epochs, steps, batch_size, accumulation, precision, frozen_precision, channels_last, checkpointing, sparsity"),
     (["roundz=3"], f"roundz is not a setting; allowed here: {SECTIONS}"),
     (["backend=gpu"], "backend is 'gpu'; it must be one of ray, inline"),
     (["clock=fast"], "clock is 'fast'; it must be one of virtual, wall"),

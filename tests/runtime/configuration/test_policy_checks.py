@@ -257,13 +257,22 @@ def test_a_users_policy_may_need_what_any_policy_before_it_writes():
 
 
 def test_a_users_policy_may_forbid_what_others_write_on_either_side_of_it():
-    sparse = Stating(writes=("sparsity",))
-    before, behind = Stating(forbids_before={"sparsity": "why"}), Stating(forbids_behind={"sparsity": "why"})
+    sparse = Stating(writes=("training.sparsity",))
+    before, behind = (
+        Stating(forbids_before={"training.sparsity": "why"}),
+        Stating(forbids_behind={"training.sparsity": "why"}),
+    )
     check(chain(All(), before, sparse))
     check(chain(All(), sparse, behind))
     for policy, sentence in (
-        (chain(All(), sparse, before), f"policy[1] ({NAME}) sets sparsity before policy[2] ({NAME}), why"),
-        (chain(All(), behind, sparse), f"policy[2] ({NAME}) sets sparsity behind policy[1] ({NAME}), why"),
+        (
+            chain(All(), sparse, before),
+            f"policy[1] ({NAME}) sets how sparsely the model is trained before policy[2] ({NAME}), why",
+        ),
+        (
+            chain(All(), behind, sparse),
+            f"policy[2] ({NAME}) sets how sparsely the model is trained behind policy[1] ({NAME}), why",
+        ),
     ):
         with pytest.raises(ConfigError) as caught:
             check(policy)

@@ -1,0 +1,1 @@
+"""Sparse products with dense weights: layers, thresholds, and kernels (ZeroFL)."""
