@@ -146,6 +146,14 @@ PRESETS: dict[str, Preset] = {
             "server": {"statistics": "batch"},
         },
     ),
+    "zerofl": Preset(
+        description="layers train with a tenth of their weights, and updates hold the largest 30 % of them",
+        source="Qiu et al. 2022, arXiv 2208.02507",
+        overrides={
+            "policy": [{"name": "random", "cohort": 1.0}, {"name": "zerofl"}],
+            "training": {"sparsity": {"weights": 0.9, "activations": 0.9}},
+        },
+    ),
     "heterofl": Preset(
         description="slow devices train the first 1/2, 1/4, 1/8 or 1/16 of the channels, by what they can in the median time",
         source="Diao et al. 2021, arXiv 2010.01264",

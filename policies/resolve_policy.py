@@ -35,6 +35,7 @@ from .selection.deadline import ByDeadline
 from .selection.oort import Oort
 from .selection.plain import All, Fastest, RandomCohort
 from .selection.power_of_choice import PowerOfChoice
+from .sparsity.zerofl import ZeroFL
 
 PolicySpec = Mapping[str, Any]
 
@@ -57,6 +58,7 @@ BUILT_IN: Mapping[str, type[Policy]] = {
     "distillation": Distillation,
     "profl": ProFL,
     "all_small": AllSmall,
+    "zerofl": ZeroFL,
 }
 
 

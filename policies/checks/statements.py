@@ -74,6 +74,7 @@ class Statements:
     trunk_end: str = ""
     upload_period: Callable[..., UploadPeriod] | None = None
     notices: Sequence[str] = ()
+    notices_for: Callable[[Training], Sequence[str]] | None = None
 
     @property
     def written(self) -> Sequence[str]:

@@ -31,6 +31,7 @@ _ONE_TRUNK = {
     "part.width": "whose frozen trunk is the same on all devices; allowed: one of the two",
     "tasks": "whose trunk is frozen, and the task would train it; allowed: one of the two",
 }
+_NO_TRAINING = {"training.sparsity": "whose devices train nothing; allowed: one of the two"}
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,10 @@ class EcoFed:
     forbids_before: ClassVar[Mapping[str, str]] = (
         ONE_CUT
         | _ONE_TRUNK
+        | _NO_TRAINING
         | {"deadline_s": "which has some of them upload views, and a view must be whole; allowed: the other order"}
     )
-    forbids_behind: ClassVar[Mapping[str, str]] = ONE_CUT | _ONE_TRUNK
+    forbids_behind: ClassVar[Mapping[str, str]] = ONE_CUT | _ONE_TRUNK | _NO_TRAINING
     forbids_settings: ClassVar[Mapping[str, str]] = WHOLE_GRADIENT | {
         "models": "has one frozen trunk, which is the global model's; allowed: empty"
     }

@@ -1,0 +1,1 @@
+"""Sparse training: how sparsely each device trains, and what its update holds."""
