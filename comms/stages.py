@@ -3,6 +3,9 @@
 A lossy stage keeps names and shapes. It encodes ("touches") the float arrays whose role is among its ``roles``, and passes
 all others on as the same object: integers, symbols of an earlier stage, and arrays that a stage added, whose names hold a
 ``#`` (``"conv.weight#scale"``). An array without a role counts as a weight if it has two dimensions or more, else as a vector.
+
+The weights of layers that are trained sparsely have the role ``sparse``, a sub-role of ``weight``: a stage for weights touches
+them too, and a stage for ``sparse`` touches only them.
 """
 
 from collections.abc import Iterable
@@ -13,8 +16,9 @@ import numpy as np
 from .codec import Array, Arrays, ArraySpec, Context
 from .errors import MismatchedPacket
 
-StageRole = Literal["weight", "vector", "statistic", "activation"]
+StageRole = Literal["weight", "sparse", "vector", "statistic", "activation"]
 ROLES: tuple[StageRole, ...] = get_args(StageRole)
+_SUPER_ROLES = {"sparse": "weight"}
 
 
 def check_roles(roles: Iterable[str]) -> None:
@@ -56,7 +60,8 @@ def touched_arrays(tensors: Arrays, roles: Iterable[str], context: Context) -> d
 def _touches(name: str, dtype: np.dtype[np.generic], dimensions: int, role: str, roles: Iterable[str]) -> bool:
     """Whether a stage for these roles encodes this array."""
     role = role or ("weight" if dimensions >= 2 else "vector")
-    return dtype.kind == "f" and dtype.itemsize <= 8 and "#" not in name and role in roles
+    is_among = role in roles or _SUPER_ROLES.get(role, role) in roles
+    return dtype.kind == "f" and dtype.itemsize <= 8 and "#" not in name and is_among
 
 
 def received(arrays: Arrays, spec: ArraySpec) -> Array:

@@ -30,7 +30,7 @@ STAGES = [
 def test_only_floats_of_the_roles_are_touched() -> None:
     roles = {"mean": "statistic"}
     specs = tuple(ArraySpec(n, a.shape, a.dtype.str, role=roles.get(n, "")) for n, a in TENSORS.items())
-    for role, names in {"weight": ["conv"], "vector": ["bias", "half"], "statistic": ["mean"]}.items():
+    for role, names in {"weight": ["conv"], "sparse": [], "vector": ["bias", "half"], "statistic": ["mean"]}.items():
         assert list(touched_specs(specs, (role,))) == names
         assert list(touched_arrays(TENSORS, (role,), Context(roles=roles))) == names
 
@@ -38,6 +38,14 @@ def test_only_floats_of_the_roles_are_touched() -> None:
 def test_a_given_role_takes_precedence_over_the_shape() -> None:
     context = Context(roles={"conv": "counter", "bias": "weight"})
     assert list(touched_arrays(TENSORS, ("weight",), context)) == ["bias"]
+
+
+def test_weights_of_sparse_layers_are_weights_and_have_a_role_of_their_own() -> None:
+    tensors, roles = {"conv": np.ones((2, 3), "<f4"), "fc": np.ones((2, 2), "<f4")}, {"conv": "sparse"}
+    specs = tuple(ArraySpec(n, a.shape, a.dtype.str, role=roles.get(n, "")) for n, a in tensors.items())
+    for role, names in {"weight": ["conv", "fc"], "sparse": ["conv"], "vector": []}.items():
+        assert list(touched_specs(specs, (role,))) == names
+        assert list(touched_arrays(tensors, (role,), Context(roles=roles))) == names
 
 
 @pytest.mark.parametrize(
@@ -70,7 +78,7 @@ def test_an_array_of_varying_size_has_a_bound() -> None:
 def test_checks_that_all_stages_share(stage: Codec) -> None:
     with pytest.raises(ValueError, match="'w' has no fixed shape; sparsifiers and quantisers must come before"):
         stage.layout((ArraySpec("w", (4,), "<f4", exact=False, role="weight"),))
-    with pytest.raises(ValueError, match="roles hold 'counter'; they must be among weight, vector, statistic"):
+    with pytest.raises(ValueError, match="roles hold 'counter'; they must be among weight, sparse, vector, statistic"):
         type(stage)(**{**vars(stage), "roles": ("counter",)})
     with pytest.raises(ValueError, match="roles are empty"):
         type(stage)(**{**vars(stage), "roles": ()})
