@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ..clusters.profile import DeviceProfile
-from ..comms.codec import ArraySpec, CodecSpec
+from ..comms.codec import ArraySpec, Codec, CodecSpec, needs_reference
 from ..comms.codecs.make_codec import make_codec
 from ..comms.links.predict import Residual, residual_specs
 from ..learning.parts.part import Part, blocks_of, linear_head, path
@@ -167,7 +167,7 @@ def _split(plan: Plan, split: Split) -> Iterator[str]:
         yield "training.optimiser.clip_norm is set; neither leg of a split plan sees the whole gradient"
     for field, codecs in (("split.codec_up", split.codec_up), ("split.codec_down", split.codec_down)):
         try:
-            make_codec(codecs)
+            _without_reference(make_codec(codecs))
         except ValueError as error:
             yield f"{field}: {error}"
 
@@ -178,9 +178,6 @@ def _work(plan: Plan) -> Iterator[str]:
         yield from _split(plan, plan.split)
     if plan.split is not None and plan.objective.kind in ("imitate", "collect"):
         yield f"objective.kind is {plan.objective.kind!r}; a split plan trains or evaluates"
-    if plan.upload.select != "all" or plan.upload.density != 1:
-        values = f"upload.select is {plan.upload.select!r} and upload.density {plan.upload.density:g}"
-        yield f"{values}; only 'all' with density 1 can be sent yet"
     if plan.training.precision == "auto":
         yield "training.precision is 'auto'; of a plan it must be float32 or bf16"
     if plan.whole_steps or plan.train_s is not None or plan.memory_bytes is not None:
@@ -221,17 +218,28 @@ def _codecs(plan: Plan, profile: DeviceProfile, submodel: SubModel) -> Iterator[
                 runs = ", ".join(sorted(profile.codecs)) or "none"
                 yield f"{field} names {codec.name!r}, which does not run on fleet class {profile.name!r}; it runs: {runs}"
         try:
-            chain_layout(codecs, tensors, link)
+            chain_layout(codecs, tensors, link, of_update=field == "codec_up")
         except ValueError as error:
             yield f"{field}: {error}"
 
 
 def chain_layout(
-    codecs: tuple[CodecSpec, ...], tensors: tuple[TensorSpec, ...], link: Residual | None = None
+    codecs: tuple[CodecSpec, ...], tensors: tuple[TensorSpec, ...], link: Residual | None = None, *, of_update: bool
 ) -> tuple[ArraySpec, ...]:
-    """The layout of these tensors after a codec chain; raises ``ValueError`` for an unknown or unsuitable chain."""
-    specs = array_specs(tensors)
-    return make_codec(codecs).layout(residual_specs(specs, link) if link else specs)
+    """The layout of these tensors after a codec chain; raises ``ValueError`` for an unknown or unsuitable chain.
+
+    ``of_update``: whether the message is an update, which alone has a reference to select by.
+    """
+    specs, codec = array_specs(tensors), make_codec(codecs)
+    if not of_update:
+        _without_reference(codec)
+    return codec.layout(residual_specs(specs, link) if link else specs)
+
+
+def _without_reference(codec: Codec) -> None:
+    """Raises ``ValueError`` for a chain that selects by a reference, for messages that have none."""
+    if needs_reference(codec):
+        raise ValueError("by is 'reference', which selects by the trained weights; only an update can: use 'sent' here")
 
 
 def _links(plan: Plan) -> Iterator[str]:

@@ -37,7 +37,8 @@ class ArraySpec(msgspec.Struct, frozen=True):
     """Name, shape and numpy type of one array.
 
     ``exact``: whether ``shape`` is the array's shape. If false, the array is flat and ``shape`` is an upper bound of its size.
-    ``role``: weight, vector, statistic or activation for a tensor; "" for an array that a codec added (scales, streams).
+    ``role``: weight, sparse (a weight of a layer that is trained sparsely), vector, statistic or activation for a tensor; ""
+    for an array that a codec added (scales, streams).
     ``nonzeros``: upper bound on the number of nonzero entries, if a sparsifier sets one.
     """
 
@@ -84,14 +85,16 @@ def in_order(arrays: Arrays, layout: tuple[ArraySpec, ...], *, codec: object) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """Inputs of a codec that are known at both ends and not sent.
+    """Inputs of a codec that are not sent.
 
-    ``seed``: for stochastic rounding. ``base``: the tensors that residuals are taken against. ``reference``: current weights,
-    for a selection by weight magnitude. ``roles``: role of each tensor by name, as in ``ArraySpec``.
+    ``seed``: for stochastic rounding. ``roles``: role of each tensor by name, as in ``ArraySpec``; both ends know it.
+    ``reference``: tensors of the same names and shapes as those that are encoded, by whose magnitudes a stage may select the
+    entries that it keeps (``TopK.by``). Only the sender knows it, and ``decode`` must not use it. For an update it holds the
+    trained weights, whether differences, residuals or the weights themselves are sent. It is empty for every other message, and
+    for a codec that does not need it (``needs_reference``).
     """
 
     seed: int = 0
-    base: Arrays = field(default_factory=dict)
     reference: Arrays = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
 
@@ -148,7 +151,8 @@ class IdentityCodec:
 class CodecChain:
     """Codecs (``stages``) applied one after another: left to right when encoding, right to left when decoding.
 
-    At most one stage may be a sparsifier (its ``sparsifies`` is true).
+    At most one stage may be a sparsifier (its ``sparsifies`` is true). A stage whose ``needs_reference`` is true encodes only
+    with ``Context.reference``.
     """
 
     stages: tuple[Codec, ...]
@@ -163,6 +167,11 @@ class CodecChain:
     def sparsifies(self) -> bool:
         """Whether one of the stages is a sparsifier."""
         return any(getattr(stage, "sparsifies", False) for stage in self.stages)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether one of the stages needs ``Context.reference`` to encode."""
+        return any(needs_reference(stage) for stage in self.stages)
 
     def _layouts(self, expected: tuple[ArraySpec, ...]) -> list[tuple[ArraySpec, ...]]:
         """Specifications of the input of each stage, then of the output of the last."""
@@ -198,6 +207,11 @@ class CodecChain:
         for stage, before in zip(reversed(self.stages), reversed(layouts[:-1]), strict=True):
             arrays = stage.decode(arrays, expected=before, context=context)
         return arrays
+
+
+def needs_reference(codec: Codec) -> bool:
+    """Whether a codec needs ``Context.reference`` to encode: if it has a ``needs_reference`` that is true."""
+    return bool(getattr(codec, "needs_reference", False))
 
 
 def chain(*stages: Codec) -> Codec:

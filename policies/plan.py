@@ -90,16 +90,13 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Upload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The contents of an update: differences to the version that the device received, or weights; all of them or a selection.
+    """The contents of an update: differences to the version that the device received, or weights.
 
-    ``select``: "all", the largest weights, or the largest differences (ZeroFL's three rules), of which the share ``density`` is
-    kept. ``statistics``: whether running statistics are included. ``label_counts``: whether the report says how many samples of
-    each class the device has.
+    Which of their entries are sent is up to the codec (``topk``). ``statistics``: whether running statistics are included.
+    ``label_counts``: whether the report says how many samples of each class the device has.
     """
 
     payload: Literal["difference", "weights"] = "difference"
-    select: Literal["all", "top_weights", "top_difference"] = "all"
-    density: Fraction = 1.0
     statistics: bool = True
     label_counts: bool = False
 

@@ -35,7 +35,7 @@ from ...policies.plan import Plan
 from ...policies.report import Measured, Outcome, Report
 from ..messages.dense_packets import open_weights, seal_update
 from ..messages.host_messages import HostLink
-from ..messages.messages import array_specs, update_context, update_stamp, update_tensors, weights_stamp
+from ..messages.messages import array_specs, sealing_context, update_stamp, update_tensors, weights_stamp
 from ..messages.places import Places
 from ..messages.plan_message import read_plan
 from .device_leg import train_front, upload
@@ -274,10 +274,11 @@ class Device:
         for name, array in residuals.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise UnfitPacket(f"{name!r} holds NaN or infinity")
+        codec = make_codec(plan.codec_up)
         packet, sent = seal(
             residuals,
-            codec=make_codec(plan.codec_up),
-            context=update_context(residual_specs(specs, rule), plan),
+            codec=codec,
+            context=sealing_context(residual_specs(specs, rule), plan, codec, trained=values),
             stamp=update_stamp(plan, state_hash=hash_arrays(prediction)),
         )
         has_history = history_lengths(plan.link_down, rule)[1] > 0

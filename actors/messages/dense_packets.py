@@ -11,7 +11,7 @@ from ...comms.packet import seal, unseal
 from ...learning.parts.submodel import SubModel
 from ...learning.tensors import as_arrays
 from ...policies.plan import Plan
-from .messages import array_specs, update_context, update_stamp, update_tensors, weights_stamp
+from .messages import array_specs, sealing_context, update_context, update_stamp, update_tensors, weights_stamp
 
 
 def seal_weights(plan: Plan, tensors: Mapping[str, Tensor], submodel: SubModel) -> Array:
@@ -50,10 +50,11 @@ def seal_update(
     """
     specs = array_specs(update_tensors(plan, submodel))
     values = as_arrays({tensor.name: trained[tensor.name] for tensor in specs})
+    codec = make_codec(plan.codec_up)
     packet, _ = seal(
         values,
-        codec=make_codec(plan.codec_up),
-        context=update_context(specs, plan),
+        codec=codec,
+        context=sealing_context(specs, plan, codec, trained=values),
         stamp=update_stamp(plan, leg=leg),
         minus=as_arrays({name: base[name] for name in values}) if plan.upload.payload == "difference" else None,
     )

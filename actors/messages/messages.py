@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ...comms.codec import ArraySpec, Context, NumBytes
+from ...comms.codec import Arrays, ArraySpec, Codec, Context, NumBytes, needs_reference
 from ...comms.links.memory import LinkState
 from ...comms.links.receive import context_for
 from ...comms.packet import PacketKind, Stamp
@@ -87,5 +87,13 @@ def update_stamp(plan: Plan, *, state_hash: int = 0, leg: int = 0) -> Stamp:
 
 
 def update_context(expected: tuple[ArraySpec, ...], plan: Plan) -> Context:
-    """The codec context of a plan's update."""
+    """The codec context of a plan's update, at the receiver."""
     return context_for(expected, seed=plan.seed)
+
+
+def sealing_context(expected: tuple[ArraySpec, ...], plan: Plan, codec: Codec, *, trained: Arrays) -> Context:
+    """The codec context of a plan's update, at the sender.
+
+    ``trained``: the trained weights, the reference of a ``codec`` that needs one.
+    """
+    return context_for(expected, seed=plan.seed, reference=trained if needs_reference(codec) else {})

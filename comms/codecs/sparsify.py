@@ -4,6 +4,14 @@
 with error feedback adds them to the next residual. Deep Gradient Compression (Lin et al., 2018, arXiv 1712.01887) selects
 per tensor; ResFed (Song et al., 2022, arXiv 2212.05602) takes one threshold for the whole model. Unlike ResFed, vectors and
 statistics are left out by default: running means and step counters would be selected before any weight.
+
+ZeroFL (Qiu et al., ICLR 2022, arXiv 2208.02507, section 5) has three rules for an upload, all with scope "tensor":
+
+    top-k weights               weights (``Upload.payload``), selected by "sent"
+    diff on top-k weights       differences, selected by "reference": the trained weights
+    top-k of the diff           differences, selected by "sent"
+
+Its entries that are not sent count as zeros in the mean of all devices, as they do here.
 """
 
 from collections.abc import Sequence
@@ -24,13 +32,18 @@ _STRIDE = 61  # of the sample; prime, so that it reaches every position of a fil
 class TopK:
     """Keeps the largest share ``density`` of n entries: ``density * n`` rounded half up, or fewer if fewer are nonzero.
 
-    ``scope``: ``"tensor"``, the largest of each tensor; ``"global"``, the largest of all touched tensors together;
-    ``"normalised"``, as global after dividing each tensor by its root mean square, so that a layer of small values is not left
-    out. (The score is LAMP's, Lee et al., 2021, arXiv 2010.07611, with the mean square of the whole tensor in place of LAMP's
-    sum over its remaining entries: a tensor's share depends on the shape of its distribution, not on its scale or size.)
+    ``by``: the magnitudes that decide: ``"sent"``, those of the entries themselves; ``"reference"``, those of
+    ``Context.reference``, in an update the trained weights (positions are sent, so the receiver needs none). ``scope``:
+    ``"tensor"``, the largest of each tensor; ``"global"``, the largest of all touched tensors together; ``"normalised"``, as
+    global after dividing each tensor by its root mean square, so that a layer of small values is not left out. (The score is
+    LAMP's, Lee et al., 2021, arXiv 2010.07611, with the mean square of the whole tensor in place of LAMP's sum over its
+    remaining entries: a tensor's share depends on the shape of its distribution, not on its scale or size.)
     ``floor``: the least number of entries kept, of each tensor (tensor, normalised) or of all (global). Of equal entries, those
     of earlier tensors and positions are kept. ``sampled``: estimate the threshold from a sample, which is faster and keeps
     the same entries.
+
+    Density 1 selects nothing: the tensors pass as they are, zeros of either sign among them. ZeroFL rounds ``density * n`` up
+    and keeps all of equal entries; exact counts here give the receiver a bound on the nonzero entries of a tensor.
     """
 
     density: float
@@ -38,7 +51,13 @@ class TopK:
     roles: tuple[StageRole, ...] = ("weight",)
     floor: int = 1
     sampled: bool = True
+    by: Literal["sent", "reference"] = "sent"
     sparsifies: ClassVar[bool] = True
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether ``Context.reference`` decides."""
+        return self.by == "reference" and self.density < 1
 
     def __post_init__(self) -> None:
         """Checks the options."""
@@ -47,6 +66,7 @@ class TopK:
         if self.floor < 1:
             raise ValueError(f"floor is {self.floor}; it must be 1 or more")
         check_choice("scope", self.scope, ("tensor", "global", "normalised"))
+        check_choice("by", self.by, ("sent", "reference"))
         check_roles(self.roles)
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
@@ -60,23 +80,25 @@ class TopK:
         return tuple(_bounded(spec, bounds[spec.name]) if spec.name in touched else spec for spec in expected)
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
-        """Sets the entries that are not kept to zero. Raises ``ValueError`` for NaN and infinity."""
+        """Sets the entries that are not kept to zero. Raises ``ValueError`` for NaN, for infinity, and without a reference."""
         touched = touched_arrays(tensors, self.roles, context)
-        if not touched:
+        if not touched or self.density == 1:
             return tensors, tensors
+        measured = touched if self.by == "sent" else _references(touched, context)
         # Half precision is compared as float32; a float64 among them makes all comparisons float64.
-        dtype = np.float64 if any(a.dtype.itemsize == 8 for a in touched.values()) else np.float32
-        magnitudes = [magnitude_bits(array, dtype) for array in touched.values()]
+        dtype = np.float64 if any(a.dtype.itemsize == 8 for a in measured.values()) else np.float32
+        magnitudes = [magnitude_bits(array, dtype) for array in measured.values()]
         if self.scope == "tensor":
             counts = [self._count(m.size) for m in magnitudes]
             kept = [largest([m], k, sampled=self.sampled)[0] for m, k in zip(magnitudes, counts, strict=True)]
         else:
             if self.scope == "normalised":
                 magnitudes = [
-                    self._normalised(name, m.view(dtype)) for name, m in zip(touched, magnitudes, strict=True)
+                    self._normalised(name, m.view(dtype)) for name, m in zip(measured, magnitudes, strict=True)
                 ]
             kept = largest(magnitudes, self._total([m.size for m in magnitudes]), sampled=self.sampled)
-        # NaN and infinity have the largest bits, so if a tensor holds any, at least one is kept, and found by _only.
+        # NaN and infinity have the largest bits, so if a tensor holds any, at least one is kept, and found by _only. If the
+        # reference decides, all entries have been checked.
         sparse = {n: _only(n, a, at) for (n, a), at in zip(touched.items(), kept, strict=True)}
         arrays = {**tensors, **sparse}
         return arrays, arrays
@@ -150,6 +172,23 @@ class Threshold:
             bound = magnitude_bits(np.asarray(least).astype(dtype), dtype)
         # A bound of at least 1 drops zeros. Compared as bits, NaN and infinity are always kept, and found by _only.
         return _only(name, array, np.flatnonzero(bits >= np.maximum(bound, 1)))
+
+
+def _references(tensors: Arrays, context: Context) -> Arrays:
+    """The references of these tensors, by name. Raises ``ValueError`` if one is missing, or if one of both is not finite."""
+    references: dict[str, Array] = {}
+    for name, array in tensors.items():
+        reference = context.reference.get(name)
+        if reference is None or reference.shape != array.shape:
+            found = "no reference" if reference is None else f"a reference of shape {reference.shape}"
+            raise ValueError(
+                f"topk by 'reference' found {found} for tensor {name!r} of shape {array.shape}; only an update has "
+                "references, the trained weights"
+            )
+        if not (np.isfinite(array).all() and np.isfinite(reference).all()):
+            raise not_finite(name)
+        references[name] = reference
+    return references
 
 
 def _scaled(name: str, magnitude: Array) -> tuple[Array, float, float]:

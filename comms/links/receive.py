@@ -5,6 +5,7 @@ A packet is used only if its version and the hash of the state that it builds on
 """
 
 from collections.abc import Callable, Sequence
+from types import MappingProxyType
 
 import msgspec
 import numpy as np
@@ -201,9 +202,9 @@ def unsent_error(residuals: Arrays, sent: Arrays, error: Arrays, residual: Resid
     return dict(error) | {name: np.asarray(array - sent[name]) for name, array in residuals.items()}
 
 
-def context_for(expected: tuple[ArraySpec, ...], *, seed: int) -> Context:
-    """The codec context for these arrays, derived alike at both ends."""
-    return Context(seed=seed, roles={spec.name: spec.role for spec in expected})
+def context_for(expected: tuple[ArraySpec, ...], *, seed: int, reference: Arrays = MappingProxyType({})) -> Context:
+    """The codec context for these arrays, derived alike at both ends, but for the ``reference``, which only a sender gives."""
+    return Context(seed=seed, reference=reference, roles={spec.name: spec.role for spec in expected})
 
 
 def sent_update(base: Arrays, local: Arrays, names: Sequence[str]) -> SentUpdate:

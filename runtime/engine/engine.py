@@ -340,6 +340,6 @@ def check_chains(config: Config, workload: Workload, part: Part) -> None:
     up = submodel.up(statistics=config.server.statistics == "average")
     for direction, tensors in (("down", submodel.down), ("up", up)):
         try:
-            chain_layout(getattr(config.codecs, direction), tensors)
+            chain_layout(getattr(config.codecs, direction), tensors, of_update=direction == "up")
         except ValueError as error:
             raise ValueError(f"codecs.{direction}: {error}") from error

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...actors.messages.messages import array_specs, update_tensors
-from ...comms.codec import ArraySpec, Codec, NumBytes
+from ...comms.codec import Arrays, ArraySpec, Codec, NumBytes, needs_reference
 from ...comms.codecs.make_codec import make_codec
 from ...comms.ledger import Direction
 from ...comms.links.predict import residual_specs
@@ -91,6 +91,12 @@ def typical_bytes(codec: Codec, expected: tuple[ArraySpec, ...]) -> int:
     if any(np.dtype(spec.dtype).kind != "f" for spec in expected):
         return sealed_bytes(codec, expected)[0]
     rng = np.random.default_rng(0)
-    drawn = {spec.name: rng.standard_normal(spec.shape, np.float32).astype(spec.dtype, copy=False) for spec in expected}
-    packet, _ = seal(drawn, codec=codec, context=context_for(expected, seed=0), stamp=Stamp(kind=PacketKind.UPDATE))
+    drawn, reference = _normal(expected, rng), _normal(expected, rng) if needs_reference(codec) else {}
+    context = context_for(expected, seed=0, reference=reference)
+    packet, _ = seal(drawn, codec=codec, context=context, stamp=Stamp(kind=PacketKind.UPDATE))
     return packet.nbytes
+
+
+def _normal(expected: tuple[ArraySpec, ...], rng: np.random.Generator) -> Arrays:
+    """Normally distributed arrays of these specifications."""
+    return {spec.name: rng.standard_normal(spec.shape, np.float32).astype(spec.dtype, copy=False) for spec in expected}

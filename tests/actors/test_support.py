@@ -223,8 +223,17 @@ REFUSED: dict[str, Row] = {
         {},
         "to collect, a part holds the first blocks",
     ),
-    "selection": ({"upload": Upload(select="top_weights")}, {}, "upload.select is 'top_weights'"),
-    "density": ({"upload": Upload(density=0.1)}, {}, "upload.density 0.1; only 'all' with density 1"),
+    "selection of a model by the trained weights": (
+        {"codec_down": (CodecSpec("topk", {"density": 0.1, "by": "reference"}), *LZ4)},
+        {},
+        "codec_down: by is 'reference', which selects by the trained weights; only an update can: use 'sent' here",
+    ),
+    "selection of activations by the trained weights": (
+        part(blocks=("conv",), trained=("conv",))
+        | {"split": Split(cut="conv", codec_up=(CodecSpec("topk", {"density": 0.1, "by": "reference"}),))},
+        {},
+        "split.codec_up: by is 'reference', which selects by the trained weights",
+    ),
     "no time": ({"deadline_s": 0.0}, {}, "deadline_s is 0; it must be above 0"),
     "evaluation that stops early": (
         {"deadline_s": 2.5, "objective": Objective(kind="evaluate")},

@@ -22,7 +22,7 @@ def full_plan(make_plan):
         split=Split(cut="conv", mode="ecofed", view="v1"),
         training=msgspec.structs.replace(plan.training, sparsity=Sparsity(weights=0.9)),
         objective=Objective(kind="imitate"),
-        upload=Upload(select="top_difference", density=0.1),
+        upload=Upload(payload="weights", label_counts=True),
         codec_down=(CodecSpec("lz4"),),
         codec_up=(CodecSpec("top_k", {"density": 0.1}), CodecSpec("lz4")),
         deadline_s=9.5,
@@ -77,6 +77,6 @@ def test_report_round_trip(full_plan, codec):
 
 def test_a_plan_from_outside_is_checked(make_plan):
     wire = msgspec.to_builtins(make_plan(3))
-    wire["upload"] = {"density": 2.0}
-    with pytest.raises(msgspec.ValidationError, match=r"<= 1.0 - at `\$.upload.density`"):
+    wire["sparsity"] = {"weights": 2.0}
+    with pytest.raises(msgspec.ValidationError, match=r"<= 1.0 - at `\$.sparsity.weights`"):
         msgspec.convert(wire, Plan)

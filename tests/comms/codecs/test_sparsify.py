@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fedbonsai.comms.codec import NO_CONTEXT, Array, ArraySpec, Context, chain, specs_of
+from fedbonsai.comms.codec import NO_CONTEXT, Array, ArraySpec, Context, chain, needs_reference, specs_of
 from fedbonsai.comms.codecs.lz4_codec import Lz4
 from fedbonsai.comms.codecs.sparsify import Threshold, TopK, largest, magnitude_bits
 from fedbonsai.comms.errors import MismatchedPacket
@@ -76,9 +76,65 @@ def test_at_least_floor_entries_are_kept() -> None:
 def test_zeros_do_not_count_as_kept() -> None:
     zeros = np.array([[0.0, -0.0, 0.0]], "<f4")
     for scope in ("tensor", "global", "normalised"):
-        arrays, _ = TopK(1.0, scope=scope).encode({"z": zeros}, context=NO_CONTEXT)
+        arrays, _ = TopK(0.9, scope=scope).encode({"z": zeros}, context=NO_CONTEXT)
         assert arrays["z"].tobytes() == bytes(12)  # not even minus zero
         assert sparse(TopK(0.9, scope=scope), zeros, W)[1] == [0.5, -3, 0, 1]
+
+
+@pytest.mark.parametrize("scope", ["tensor", "global", "normalised"])
+@pytest.mark.parametrize("by", ["sent", "reference"])
+def test_density_one_selects_nothing(scope: str, by: str) -> None:
+    tensors = {"w": np.array([[0.0, -0.0, 1e-45]], "<f4"), "empty": np.zeros((0, 3), "<f4")}
+    codec = TopK(1.0, scope=scope, by=by)
+    assert codec.encode(tensors, context=NO_CONTEXT) == (tensors, tensors)
+    assert not codec.needs_reference
+    assert bounds(codec, (1, 3), (0, 3)) == [3, 0]
+
+
+def test_the_reference_decides_what_is_kept() -> None:
+    context = Context(reference={"w": np.array([[1, 9], [-5, 0]], "<f4"), "v": np.array([[0.5, -7]], "<f4")})
+    tensors = {"w": W, "v": V}
+    for scope, wanted in (("tensor", [[[0, -3], [0, 0]], [[0, 0.25]]]), ("global", [[[0, -3], [0, 0]], [[0, 0.25]]])):
+        arrays, held = TopK(1 / 3, scope=scope, by="reference").encode(tensors, context=context)
+        assert held is arrays
+        assert [array.tolist() for array in arrays.values()] == wanted
+    arrays, _ = TopK(0.5, by="reference").encode(tensors, context=context)
+    assert [array.tolist() for array in arrays.values()] == [[[0, -3], [0, 0]], [[0, 0.25]]]  # the third is a zero of w
+    arrays, _ = TopK(0.75, scope="tensor", by="reference").encode({"w": W}, context=context)
+    assert arrays["w"].tolist() == [[0.5, -3], [0, 0]]  # the zero of the reference is not among its largest
+    assert bounds(TopK(0.5, by="reference"), (2, 2), (1, 2)) == [3, 2]
+
+
+def test_a_reference_is_scaled_by_its_own_root_mean_square() -> None:
+    context = Context(reference={"w": W, "v": V / 1000})
+    ones = {"w": np.ones((2, 2), "<f4"), "v": np.ones((1, 2), "<f4")}
+    arrays, _ = TopK(0.34, scope="normalised", by="reference").encode(ones, context=context)
+    assert [array.tolist() for array in arrays.values()] == [[[0, 1], [0, 0]], [[1, 0]]]
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ({}, r"topk by 'reference' found no reference for tensor 'w' of shape \(2, 2\); only an update has references"),
+        ({"w": V}, r"found a reference of shape \(1, 2\) for tensor 'w'"),
+        ({"w": np.full((2, 2), np.nan)}, "tensor 'w' holds NaN"),
+    ],
+)
+def test_wrong_references(reference: dict[str, Array], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        TopK(0.5, by="reference").encode({"w": W}, context=Context(reference=reference))
+
+
+def test_an_entry_that_is_not_finite_is_found_where_the_reference_would_drop_it() -> None:
+    damaged = np.array([[1, np.inf]], "<f4")
+    with pytest.raises(ValueError, match="tensor 'w' holds NaN, infinity"):
+        TopK(0.5, by="reference").encode({"w": damaged}, context=Context(reference={"w": np.array([[2.0, 1.0]])}))
+
+
+def test_a_chain_needs_a_reference_if_a_stage_does() -> None:
+    assert needs_reference(chain(TopK(0.1, by="reference"), Lz4()))
+    assert not needs_reference(chain(TopK(0.1), Lz4()))
+    assert not needs_reference(Lz4())
 
 
 @pytest.mark.parametrize("scope", ["tensor", "global", "normalised"])
@@ -134,6 +190,7 @@ def test_very_small_and_very_large_thresholds() -> None:
         ({"density": 0.0}, "density is 0.0; it must be above 0, and 1 at most"),
         ({"density": float("nan")}, "density is nan"),
         ({"density": 0.1, "floor": 0}, "floor is 0; it must be 1 or more"),
+        ({"density": 0.1, "by": "size"}, "by is 'size'; it must be one of 'sent', 'reference'"),
         ({"density": 0.1, "scope": "layer"}, "scope is 'layer'; it must be one of 'tensor', 'global', 'normalised'"),
     ],
 )
