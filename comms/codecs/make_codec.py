@@ -13,6 +13,7 @@ from .auto import Auto
 from .float16 import Float16
 from .lz4_codec import Lz4
 from .pack import Pack
+from .sparse import Sparse
 from .sparsify import Threshold, TopK
 from .ternary import Ternary
 from .uniform import Uniform
@@ -28,6 +29,7 @@ BUILT_IN: dict[str, type[Any]] = {
     "ternary": Ternary,
     "pack": Pack,
     "lz4": Lz4,
+    "sparse": Sparse,
     "auto": Auto,
 }
 GROUP = "fedbonsai.codecs"

@@ -95,8 +95,13 @@ def may_have_classes(indices: int, items: int, entries: int) -> bool:
 
 
 def channel_gain_bits(nonzero: npt.NDArray[np.bool_], shape: tuple[int, ...]) -> float:
-    """Bits that positions save with a density for each row, or with one for each column: the larger of the two."""
+    """Bits that positions save with a density for each row, or with one for each column: the larger of the two.
+
+    0 for a vector, which has no classes.
+    """
     rows, columns, cells = shapes_of(shape)[0]
+    if max(rows, columns, cells) == nonzero.size:
+        return 0.0
     by_row = np.count_nonzero(nonzero.reshape(rows, -1), axis=1)
     by_column = np.count_nonzero(nonzero.reshape(rows, columns, cells), axis=(0, 2))
     items = nonzero.size

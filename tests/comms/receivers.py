@@ -53,6 +53,13 @@ CHAINS: dict[str, tuple[CodecSpec, ...]] = {
     "uniform 8, rans": (CodecSpec("uniform", {"signed": "auto"}), CodecSpec("entropy", {"coder": "rans"})),
     "uniform 4, pack": (CodecSpec("uniform", {"bits": 4}), CodecSpec("pack", {"bits": 4})),
     "float16, lz4": (CodecSpec("float16"), CodecSpec("lz4")),
+    "topk, float16, sparse": (
+        CodecSpec("topk", {"density": 0.1, "scope": "tensor"}),
+        CodecSpec("float16"),
+        CodecSpec("sparse"),
+    ),
+    "uniform, sparse": (CodecSpec("uniform"), CodecSpec("sparse")),
+    "sparse": (CodecSpec("sparse", {"coder": "none"}),),
     "topk, lz4": (CodecSpec("topk", {"density": 0.2, "scope": "normalised"}), CodecSpec("lz4", {"level": 3})),
     "topk, auto": (*sparse(0.05, 2)[:3], CodecSpec("auto", {"among": ["rans", "entropy", "lz4", "identity"]})),
     "auto": (CodecSpec("auto"),),

@@ -17,6 +17,7 @@ from fedbonsai.comms.codecs.auto import Auto
 from fedbonsai.comms.codecs.float16 import Float16
 from fedbonsai.comms.codecs.lz4_codec import Lz4
 from fedbonsai.comms.codecs.pack import Pack
+from fedbonsai.comms.codecs.sparse import Sparse
 from fedbonsai.comms.codecs.sparsify import Threshold, TopK
 from fedbonsai.comms.codecs.ternary import Ternary
 from fedbonsai.comms.codecs.uniform import Uniform
@@ -40,6 +41,10 @@ LOSSLESS: dict[str, Codec] = {
     "entropy": Entropy(),
     "rans": Rans(),
     "auto": Auto(),
+    "sparse": Sparse(),
+    "sparse without entropy coding": Sparse("none"),
+    "pack, sparse": chain(Pack(8), Sparse()),
+    "sparse, lz4": chain(Sparse("none"), Lz4()),
     "pack, auto": chain(Pack(8), Auto()),
     "backwards": Backwards(),
     "backwards, auto": chain(Backwards(), Auto()),
@@ -71,6 +76,8 @@ CODECS: dict[str, Codec] = {
     "topk, ternary, uniform, entropy": chain(TopK(0.1), Ternary(), Uniform(roles=("vector", "statistic")), Entropy()),
     "threshold, uniform, auto": chain(Threshold(0.5), Uniform(), Auto()),
     "threshold, float16, lz4": chain(Threshold(0.5), Float16(), Lz4()),
+    "topk, float16, sparse": chain(TopK(0.1, scope="tensor"), Float16(), Sparse()),
+    "topk, uniform, sparse": chain(TopK(0.1), Uniform(granularity="channel"), Sparse()),
 }
 DTYPES = ("<f4", "<f8", "<f2", "|i1", "|u1", "<i4", "<i8", "|b1")
 SHAPES = ((), (0,), (1,), (3, 0, 2), (2, 3), (1000, 33))
@@ -197,6 +204,7 @@ def test_a_chain_sorts_arrays_by_layout_and_checks_their_names() -> None:
         ((Lz4(), Rans()), "'w' has no fixed shape; entropy must come before"),
         ((Lz4(), Auto(("identity",))), "'w' has no fixed shape; auto must come before"),
         ((Lz4(), Pack(8)), "'w' has no fixed shape; pack must come before"),
+        ((Lz4(), Sparse()), "'w' has no fixed shape; sparse must come before"),
         ((Entropy(), Auto(("identity",))), "'#coded' has no fixed shape; auto must come before"),
         ((Drop(), Uniform()), "'w/values' has no fixed shape; sparsifiers and quantisers must come before"),
     ],

@@ -7,6 +7,7 @@ from fedbonsai.comms.codecs.auto import Auto
 from fedbonsai.comms.codecs.float16 import Float16
 from fedbonsai.comms.codecs.lz4_codec import Lz4
 from fedbonsai.comms.codecs.pack import Pack
+from fedbonsai.comms.codecs.sparse import Sparse
 from fedbonsai.comms.codecs.sparsify import Threshold, TopK
 from fedbonsai.comms.codecs.ternary import Ternary
 from fedbonsai.comms.codecs.uniform import Uniform
@@ -27,6 +28,8 @@ CHAINS: dict[str, Codec] = {
     "topk, float16, lz4": chain(TopK(0.1), Float16(), Lz4()),
     "threshold, uniform": chain(Threshold(1.0, relative=True), Uniform(granularity="channel", stochastic=True)),
     "uniform, lz4": chain(Uniform(), Lz4()),
+    "topk, float16, sparse": chain(TopK(0.3, scope="tensor"), Float16(), Sparse()),
+    "topk, uniform, sparse": chain(TopK(0.1), Uniform(), Sparse()),
     "uniform 4 bit, pack": chain(Uniform(bits=4), Pack(4)),
     "topk, ternary, uniform 2 bit, pack, lz4": chain(
         TopK(0.2), Ternary(), Uniform(bits=2, roles=REST, signed="auto", stochastic=True), Pack(2), Lz4()
@@ -56,6 +59,8 @@ BACK_ENDS: tuple[tuple[Codec, ...], ...] = (
     (Entropy(),),
     (Rans(), Lz4()),
     (Auto(),),
+    (Sparse(),),
+    (Sparse("none"),),
     (Auto(("identity",)),),
     (Auto(("lz4",)),),
     (Auto(("entropy",)),),
