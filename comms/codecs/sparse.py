@@ -22,7 +22,7 @@ from ..codec import NO_CONTEXT, Array, Arrays, ArraySpec, Context
 from ..entropy.bounds import most_entries
 from ..entropy.codec import CODED as STREAM
 from ..entropy.codec import Entropy
-from ..entropy.coders import CoderName
+from ..entropy.coders import CoderName, constriction_runs
 from ..errors import CorruptPacket
 from ..stages import check_fixed
 from .places import ALL, CODED, ByteReader, as_number, put_places, take_places
@@ -37,16 +37,16 @@ _FEWEST = 64  # values; with fewer, the tables of an entropy coder cost more tha
 class Sparse:
     """Codes every array without a "#" in its name; passes all others on.
 
-    ``coder``: the entropy coder, as in ``Entropy``: "rans" runs anywhere, "ans" is faster and needs constriction at both ends,
-    "none" leaves entropy coding out, which is faster still.
+    ``coder``: the entropy coder, as in ``Entropy``: "auto" is "ans" if the sender has constriction, which a receiver then needs
+    too, else "rans", which runs anywhere and is many times slower on small tensors. "none" leaves entropy coding out.
     """
 
-    coder: Literal["rans", "ans", "none"] = "rans"
+    coder: Literal["auto", "rans", "ans", "none"] = "auto"
 
     def __post_init__(self) -> None:
         """Checks the coder."""
-        if self.coder not in ("rans", "ans", "none"):
-            raise ValueError(f"coder is {self.coder!r}; it must be rans, ans or none")
+        if self.coder not in ("auto", "rans", "ans", "none"):
+            raise ValueError(f"coder is {self.coder!r}; it must be auto, rans, ans or none")
         if self.coder == "ans":
             Entropy("ans")  # raises ValueError without constriction
 
@@ -60,7 +60,8 @@ class Sparse:
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
         """Codes each array. Lossless."""
-        coder: CoderName | None = None if self.coder == "none" else self.coder
+        automatic: CoderName = "ans" if constriction_runs() else "rans"
+        coder = None if self.coder == "none" else automatic if self.coder == "auto" else self.coder
         return {n: _coded(array, coder) if _is_coded(n) else array for n, array in tensors.items()}, tensors
 
     def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:

@@ -51,12 +51,14 @@ class Product:
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, product: Product) -> Tensor:
-    """The layer's output for ``x``. Under autocast all operands are in its type, as those of dense layers are."""
+    """The layer's output for ``x``. Under autocast products are in its type, as those of dense layers are.
+
+    The weight is masked before it is converted, since it is compared in its own type everywhere.
+    """
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype) if bias is not None else None
         with torch.autocast(x.device.type, enabled=False):
-            return multiply(x, weight, bias, product)
+            return multiply(x.to(dtype), weight, bias, product)
     function = _Linear if product.geometry is None else _Convolution
     output: Tensor = function.apply(x, weight, bias, product)  # type: ignore[no-untyped-call]
     return output
@@ -71,7 +73,8 @@ class _Convolution(torch.autograd.Function):
         assert at is not None
         ctx.save_for_backward(x, weight)
         ctx.product, ctx.has_bias = product, bias is not None
-        active = masked(weight, product.weight_threshold)
+        active = masked(weight, product.weight_threshold).to(x.dtype)
+        bias = bias.to(x.dtype) if bias is not None else None
         return conv2d(x, active, bias, at.stride, at.padding, at.dilation, at.groups)
 
     @staticmethod
@@ -84,12 +87,12 @@ class _Convolution(torch.autograd.Function):
         wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         of_input = of_weight = of_bias = None
         if wants_input:
-            active = masked(weight, product.weight_threshold)
+            active = masked(weight, product.weight_threshold).to(x.dtype)
             of_input, _, _ = _gradients(gradient, x, active, at, (True, False, False))
         if wants_weight:
             sparse = masked(x, product.activation_threshold(x))
             bias = ctx.has_bias and wants_bias
-            _, of_weight, of_bias = _gradients(gradient, sparse, weight, at, (False, True, bias))
+            _, of_weight, of_bias = _gradients(gradient, sparse, weight.to(x.dtype), at, (False, True, bias))
         elif wants_bias:
             of_bias = gradient.sum((0, 2, 3))
         return of_input, of_weight, of_bias, None
@@ -112,7 +115,8 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, product: Product) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.product = product
-        return linear(x, masked(weight, product.weight_threshold), bias)
+        bias = bias.to(x.dtype) if bias is not None else None
+        return linear(x, masked(weight, product.weight_threshold).to(x.dtype), bias)
 
     @staticmethod
     @once_differentiable
@@ -121,6 +125,6 @@ class _Linear(torch.autograd.Function):
         product: Product = ctx.product
         wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         rows = gradient.flatten(0, -2)
-        of_input = gradient @ masked(weight, product.weight_threshold) if wants_input else None
+        of_input = gradient @ masked(weight, product.weight_threshold).to(x.dtype) if wants_input else None
         of_weight = rows.T @ masked(x, product.activation_threshold(x)).flatten(0, -2) if wants_weight else None
         return of_input, of_weight, rows.sum(0) if wants_bias else None, None

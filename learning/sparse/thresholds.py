@@ -48,8 +48,8 @@ def _candidates(magnitudes: Tensor, kept: int) -> Tensor:
 
 
 def masked(x: Tensor, least: Tensor | None) -> Tensor:
-    """``x``, with zeros in place of entries whose magnitude is below ``least`` (None: nothing is left out)."""
-    return x if least is None else torch.where(x.abs() >= least, x, 0.0)
+    """``x``, with zeros in place of entries whose magnitude is below ``least`` (None: nothing is left out). NaN is kept."""
+    return x if least is None else torch.where(x.abs() < least, 0.0, x)
 
 
 def evaluated(weight: Tensor, sparsity: float) -> Tensor:

@@ -42,9 +42,11 @@ from ..view import View
 Ratio = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Rule = Literal["all", "top_weights", "diff_top_weights", "top_diff"]
 _ONE_SELECTION = "which selects what is sent, and a link holds one selection at most; allowed: one of the two, or rule: all"
+_ONE_DOWN = "which sets the codec of the downlink; allowed: one of the two, or down: configured"
 _NEEDS_LAYERS = {
     "training.sparsity": "trains sparse layers; allowed: a mapping, as in training.sparsity: {weights: 0.9, activations: 0.9}"
 }
+_FORM = CodecSpec("sparse")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class ZeroFL:
     activations (() for those of ``training.sparsity``). A device gets the lowest sparsity, and with it the largest ratio, of
     which its plan is estimated to take at most ``deadline_s``; if none does, the fastest of them. ``deadline_s`` None: the
     median, over the devices that are chosen, of what plans of the first choice take. With one level and one ratio nothing is
-    estimated. ``value_bits``: of the entries that are sent.
+    estimated. ``value_bits``: of the entries that are sent. ``down``: the codec of the downlink; "sparse" is lossless and codes
+    the zeros that ``top_weights`` leaves in the model, "configured" is that of ``codecs.down``.
     """
 
     rule: Rule = "top_weights"
@@ -63,6 +66,7 @@ class ZeroFL:
     levels: tuple[Sparse, ...] = ()
     deadline_s: Positive | None = None
     value_bits: Literal[8, 16, 32] = 16
+    down: Literal["sparse", "configured"] = "sparse"
 
     needs: ClassVar[Mapping[str, str]] = NEEDS_PLANS
     needs_settings: ClassVar[Mapping[str, str]] = _NEEDS_LAYERS
@@ -85,17 +89,19 @@ class ZeroFL:
     @property
     def writes(self) -> tuple[str, ...]:
         """The sparsity of training, and what is sent."""
-        return ("training.sparsity", *(("codec_up", "upload") if self.rule != "all" else ()))
+        return ("training.sparsity", *self.replaces, *(("upload",) if self.rule != "all" else ()))
 
     @property
     def replaces(self) -> tuple[str, ...]:
-        """The codec chain of the uplink, unless updates are sent whole."""
-        return ("codec_up",) if self.rule != "all" else ()
+        """The codec chains that it sets: of the uplink unless updates are sent whole, and of the downlink."""
+        up, down = ("codec_up",) if self.rule != "all" else (), ("codec_down",) if self.down == "sparse" else ()
+        return (*up, *down)
 
     @property
     def forbids_before(self) -> Mapping[str, str]:
-        """Another selection of what is sent."""
-        return {"codec_up": _ONE_SELECTION} if self.rule != "all" else {}
+        """Other codecs of the same directions."""
+        reasons = {"codec_up": _ONE_SELECTION, "codec_down": _ONE_DOWN}
+        return {field: reasons[field] for field in self.replaces}
 
     @property
     def forbids_behind(self) -> Mapping[str, str]:
@@ -105,7 +111,8 @@ class ZeroFL:
     @property
     def needs_codecs(self) -> tuple[str, ...]:
         """The codecs that every device must run."""
-        return tuple(stage.name for stage in self._codecs(0.5)) if self.rule != "all" else ()
+        up = [stage.name for stage in self._codecs(0.5)] if self.rule != "all" else []
+        return tuple(dict.fromkeys([*up, *([_FORM.name] if self.down == "sparse" else [])]))
 
     def notices_for(self, training: Training) -> Sequence[str]:
         """A notice if a mask ratio reaches the sparsity, so that updates are whole."""
@@ -149,6 +156,8 @@ class ZeroFL:
         sparsity = own if level is None else replace(own, weights=level, activations=level)
         training = replace(plan.training, sparsity=sparsity)
         words = f"zerofl: {sparsity.weights:g} sparse"
+        if self.down == "sparse":
+            plan = replace(plan, codec_down=(_FORM,))
         if self.rule == "all":
             return plan.with_(words, training=training)
         share = min(1.0, 1 - sparsity.weights + ratio)
@@ -166,7 +175,7 @@ class ZeroFL:
         options: dict[str, Any] = {"density": round(share, 9), "scope": "tensor", "roles": ["sparse"], "by": by}
         selection = (CodecSpec("topk", options),) if share < 1 else ()
         values = {8: (CodecSpec("uniform", {"bits": 8}),), 16: (CodecSpec("float16"),), 32: ()}[self.value_bits]
-        return (*selection, *values, CodecSpec("rans"))
+        return (*selection, *values, _FORM)
 
 
 def _trains(plan: Plan) -> bool:

@@ -135,7 +135,7 @@ def test_arrays_that_a_codec_added_pass():
 
 
 def test_the_coder_is_checked(monkeypatch):
-    with pytest.raises(ValueError, match="coder is 'zip'; it must be rans, ans or none"):
+    with pytest.raises(ValueError, match="coder is 'zip'; it must be auto, rans, ans or none"):
         Sparse("zip")
     monkeypatch.setitem(sys.modules, "constriction", None)
     with pytest.raises(ValueError, match="coder is 'ans', which needs the package constriction"):
