@@ -93,6 +93,12 @@ def in_stages(events):
     )
 
 
+def trains_sparsely(events):
+    """All plans that send weights trained with sparse products, and sent a selection of these layers' weights."""
+    sending = [plan for plan in plans(events) if plan.objective.kind in ("train", "imitate")]
+    return {(plan.training.sparsity.weights, plan.codec_up[0].name) for plan in sending} == {(0.9, "topk")}
+
+
 @dataclass(frozen=True)
 class Method:
     """``place``: of its policies in a chain. ``settings``: further ones. ``sign``: whether it has acted, from the events."""
@@ -112,6 +118,7 @@ DISTIL = {
     "learning_rate": 5e-4,
     "held_out": 0.2,
 }
+SPARSE = {"training": BASE["training"] | {"sparsity": {"weights": 0.9, "activations": 0.9, "period": 4}}}
 STALE = {"server": {"staleness": {"rule": "polynomial"}}}
 METHODS = {
     "fedbuff": Method(0, folds(2), ({"name": "asynchronous", "buffer": 2},), STALE),
@@ -142,6 +149,7 @@ METHODS = {
         settings={"models": {"small": SMALL}, "fleet": fleet("", "small", "", "small")},
     ),
     "profl": Method(2, in_stages, ({"name": "profl"} | dict.fromkeys(STAGE_ROUNDS, 1),)),
+    "zerofl": Method(3.5, trains_sparsely, ("zerofl",), SPARSE),
 }
 
 CUTS = ("splitfed", "shared head", "local loss", "ecofed")
@@ -257,27 +265,37 @@ REFUSED = {
         "profl",
     ): "models is {'small': Call(name='small', kwargs={'in_channels': 1, 'image_size': 8})}; policy[1] "
     "(profl) trains the global model block by block; allowed: empty",
+    (
+        "ecofed",
+        "zerofl",
+    ): "policy[2] (zerofl) sets how sparsely the model is trained behind policy[1] (ecofed), whose devices train nothing; "
+    "allowed: one of the two",
+    (
+        "residuals",
+        "zerofl",
+    ): "policy[2] (residuals) sets codec_up behind policy[1] (zerofl), which selects what is sent, and a link holds one "
+    "selection at most; allowed: one of the two, or rule: all",
 }
 PAIRS = tuple(combinations(METHODS, 2))
 CARRIED_OUT = tuple(pair for pair in PAIRS if pair not in REFUSED)
 # Every row that is carried out is a pair of one of these, or of ``AT_LENGTH``.
 TOGETHER = (
     ("fedbuff", "reft", "residuals", "partial work", "families"),
-    ("fedasync", "splitfed", "fedrolex", "distillation", "partial work", "families"),
+    ("fedasync", "splitfed", "fedrolex", "distillation", "partial work", "families", "zerofl"),
     ("fedbuff", "residuals", "partial work", "profl"),
 )
 AT_LENGTH = (
     ("fedasync", "heterofl", "distillation", "residuals", "partial work", "families"),
-    ("fedbuff", "shared head", "distillation", "families"),
-    ("fedbuff", "local loss", "distillation", "partial work", "families"),
+    ("fedbuff", "shared head", "distillation", "families", "zerofl"),
+    ("fedbuff", "local loss", "distillation", "partial work", "families", "zerofl"),
     ("fedbuff", "ecofed", "partial work"),
     ("fedasync", "splitfed", "reft", "families"),
-    ("fedbuff", "splitfed", "heterofl", "distillation", "partial work"),
+    ("fedbuff", "splitfed", "heterofl", "distillation", "partial work", "zerofl"),
     ("fedbuff", "fedrolex", "residuals"),
-    ("splitfed", "reft", "partial work"),
+    ("splitfed", "reft", "partial work", "zerofl"),
     *(("fedasync", cut) for cut in CUTS[1:]),
     ("fedasync", "reft", "residuals"),
-    ("fedasync", "profl"),
+    ("fedasync", "profl", "zerofl"),
 )
 
 
