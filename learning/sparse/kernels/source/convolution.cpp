@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "kernels.h"
-#include "scan.h"
 
 namespace sparse {
 namespace {
@@ -73,16 +72,20 @@ constexpr Tile of_columns(int64_t columns) {
 template <int L, int S>
 Tile find_tile(int64_t rows, int64_t columns) {
     switch (rows) {
-        case 1: return of_columns<L, S, 1>(columns);
-        case 2: return of_columns<L, S, 2>(columns);
-        case 3: return of_columns<L, S, 3>(columns);
-        default: return of_columns<L, S, 4>(columns);
+        case 1:
+            return of_columns<L, S, 1>(columns);
+        case 2:
+            return of_columns<L, S, 2>(columns);
+        case 3:
+            return of_columns<L, S, 3>(columns);
+        default:
+            return of_columns<L, S, 4>(columns);
     }
 }
 
 // One dimension of a convolution. An output index o = phase + o_step * i reads the padded input from x_step * i + base.
 struct Axis {
-    int64_t size, x_size;       // output, input
+    int64_t size, x_size;  // output, input
     int64_t o_step, x_step;
     int64_t pad, span;          // zeros before the input (negative: cropped); indices that the taps of one output span
     std::vector<int64_t> base;  // by phase
@@ -124,8 +127,10 @@ struct Lists {
     std::vector<int64_t> starts;  // by row * phases + phase
 };
 
-Lists make_lists(const Rows& filters, const Axis& down, const Axis& across, int64_t plane, int64_t pitch, int64_t lanes) {
-    const int64_t taps = down.phase_of_tap.size() * across.phase_of_tap.size(), phases = down.phases() * across.phases();
+Lists make_lists(const Rows& filters, const Axis& down, const Axis& across, int64_t plane, int64_t pitch,
+                 int64_t lanes) {
+    const int64_t taps = down.phase_of_tap.size() * across.phase_of_tap.size(),
+                  phases = down.phases() * across.phases();
     std::vector<int32_t> offsets(filters.columns), phase_of(filters.columns);
     for (int64_t column = 0, i = 0; column < filters.columns; column += taps)
         for (size_t r = 0; r < down.phase_of_tap.size(); ++r)
@@ -160,12 +165,15 @@ Lists make_lists(const Rows& filters, const Axis& down, const Axis& across, int6
 }
 
 // Starts of tiles of `size` that cover [0, count); the last one overlaps the one before rather than end outside.
-inline int64_t clamp_start(int64_t start, int64_t size, int64_t count) { return std::min(start, count - size); }
+inline int64_t clamp_start(int64_t start, int64_t size, int64_t count) {
+    return std::min(start, count - size);
+}
 
 template <int L>
 class Convolution {
-   public:
-    Convolution(const Images& x, const Rows& filters, const float* bias, const Axis& down, const Axis& across, const Images& y, const Scratch& scratch)
+ public:
+    Convolution(const Images& x, const Rows& filters, const float* bias, const Axis& down, const Axis& across,
+                const Images& y, const Scratch& scratch)
         : x_(x), y_(y), bias_(bias), filters_(filters), down_(down), across_(across) {
         skip_ = std::max<int64_t>(-across.pad, 0);
         pitch_ = std::max(across.padded(across.steps()) + skip_, std::max<int64_t>(across.pad, 0) + across.x_size);
@@ -188,14 +196,16 @@ class Convolution {
                 const int64_t steps = std::min(strip_, down_.steps() - step);
                 read_strip(sample, count, step, steps);
                 for (int64_t r = 0; r < down_.phases(); ++r)
-                    for (int64_t q = 0; q < across_.phases(); ++q) compute(r, q, std::min(steps, down_.count(r) - step));
+                    for (int64_t q = 0; q < across_.phases(); ++q)
+                        compute(r, q, std::min(steps, down_.count(r) - step));
                 const int64_t row = step * down_.o_step;
-                from_lanes<L>(strip_y_, y_plane_, y_, sample, count, row, std::min(steps * down_.o_step, y_.height - row));
+                from_lanes<L>(strip_y_, y_plane_, y_, sample, count, row,
+                              std::min(steps * down_.o_step, y_.height - row));
             }
         }
     }
 
-   private:
+ private:
     void read_strip(int64_t sample, int64_t count, int64_t step, int64_t steps) {
         const int64_t start = step * down_.x_step - down_.pad, rows = down_.padded(steps);
         const int64_t first = std::clamp<int64_t>(-start, 0, rows);
@@ -207,7 +217,8 @@ class Convolution {
         }
         if (last == first) return;
         // Where the padding is negative, the columns before the strip are converted too, and are not read.
-        to_lanes<L>(x_, sample, count, start + first, last - first, strip_x_ + (first * pitch_ + std::max<int64_t>(across_.pad, 0)) * L, pitch_, x_plane_);
+        to_lanes<L>(x_, sample, count, start + first, last - first,
+                    strip_x_ + (first * pitch_ + std::max<int64_t>(across_.pad, 0)) * L, pitch_, x_plane_);
     }
 
     void compute(int64_t r, int64_t q, int64_t rows) {
@@ -229,7 +240,8 @@ class Convolution {
                 for (int64_t c = 0; c < y_.channels; ++c) {
                     const int64_t* starts = &lists_.starts[c * phases + phase];
                     const Entry* entries = lists_.entries.data();
-                    run_tile(from, entries + starts[0], entries + starts[1], bias_ ? bias_[c] : 0.0f, to + c * y_plane_, steps);
+                    run_tile(from, entries + starts[0], entries + starts[1], bias_ ? bias_[c] : 0.0f, to + c * y_plane_,
+                             steps);
                 }
             }
         }
@@ -244,7 +256,8 @@ class Convolution {
     float *strip_x_, *strip_y_;
 };
 
-void run(const Images& x, const Rows& filters, const float* bias, const Axis& down, const Axis& across, const Images& y, const Scratch& scratch) {
+void run(const Images& x, const Rows& filters, const float* bias, const Axis& down, const Axis& across, const Images& y,
+         const Scratch& scratch) {
     if (WIDTH == 16 && x.samples > 8)
         Convolution<16>(x, filters, bias, down, across, y, scratch).run();
     else
@@ -253,48 +266,15 @@ void run(const Images& x, const Rows& filters, const float* bias, const Axis& do
 
 }  // namespace
 
-OwnedRows scan_rows(const float* matrix, int64_t rows, int64_t columns, float threshold) {
-    OwnedRows found;
-    found.pointers.reserve(rows + 1);
-    found.pointers.push_back(0);
-    std::vector<int32_t> positions(columns + SLACK);
-    std::vector<float> values(columns + SLACK);
-    for (int64_t row = 0; row < rows; ++row) {
-        const int64_t count = scan(matrix + row * columns, columns, threshold, 0, positions.data(), values.data());
-        found.indices.insert(found.indices.end(), positions.begin(), positions.begin() + count);
-        found.values.insert(found.values.end(), values.begin(), values.begin() + count);
-        found.pointers.push_back(static_cast<int32_t>(found.indices.size()));
-    }
-    return found;
-}
-
-OwnedRows by_channel(const Rows& filters, int64_t channels, int64_t taps) {
-    const int64_t size = filters.pointers[filters.rows];
-    std::vector<int32_t> channel_of(filters.columns), tap_of(filters.columns);
-    for (int64_t i = 0; i < filters.columns; ++i) channel_of[i] = i / taps, tap_of[i] = i % taps;
-    OwnedRows turned;
-    turned.pointers.assign(channels + 1, 0);
-    turned.indices.resize(size);
-    turned.values.resize(size);
-    for (int64_t i = 0; i < size; ++i) ++turned.pointers[channel_of[filters.indices[i]] + 1];
-    for (int64_t c = 0; c < channels; ++c) turned.pointers[c + 1] += turned.pointers[c];
-    std::vector<int32_t> next(turned.pointers.begin(), turned.pointers.end() - 1);
-    for (int64_t row = 0; row < filters.rows; ++row)
-        for (int64_t i = filters.pointers[row]; i < filters.pointers[row + 1]; ++i) {
-            const int32_t index = filters.indices[i], to = next[channel_of[index]]++;
-            turned.indices[to] = static_cast<int32_t>(row * taps) + tap_of[index];
-            turned.values[to] = filters.values[i];
-        }
-    return turned;
-}
-
-void convolve(const Images& x, const Rows& filters, const float* bias, const Geometry& geometry, const Images& y, const Scratch& scratch) {
+void convolve(const Images& x, const Rows& filters, const float* bias, const Geometry& geometry, const Images& y,
+              const Scratch& scratch) {
     const auto& [kernel, stride, padding] = geometry;
     run(x, filters, bias, forward_axis(x.height, y.height, kernel[0], stride[0], padding[0]),
         forward_axis(x.width, y.width, kernel[1], stride[1], padding[1]), y, scratch);
 }
 
-void convolve_transposed(const Images& g, const Rows& filters, const Geometry& geometry, const Images& gx, const Scratch& scratch) {
+void convolve_transposed(const Images& g, const Rows& filters, const Geometry& geometry, const Images& gx,
+                         const Scratch& scratch) {
     const auto& [kernel, stride, padding] = geometry;
     run(g, filters, nullptr, transposed_axis(g.height, gx.height, kernel[0], stride[0], padding[0]),
         transposed_axis(g.width, gx.width, kernel[1], stride[1], padding[1]), gx, scratch);

@@ -1,9 +1,9 @@
 // The gradient of a convolution's weight from a dense gradient and the active elements of the input.
 //
-// An active element a of channel c meets, in one row of the kernel, a run of neighbouring pixels of the gradient. With the
-// output channels innermost, that run is contiguous: gw[:, c, kh, all kw] += a * run. The sums of a run stay in registers
-// while the active elements of a channel are read. Blocks of output channels and groups of samples keep the gradient that
-// is read in the second-level cache.
+// An active element a of channel c meets, in one row of the kernel, a run of neighbouring pixels of the gradient. With
+// the output channels innermost, that run is contiguous: gw[:, c, kh, all kw] += a * run. The sums of a run stay in
+// registers while the active elements of a channel are read. Blocks of output channels and groups of samples keep the
+// gradient that is read in the second-level cache.
 
 #include <algorithm>
 #include <vector>
@@ -14,7 +14,7 @@
 namespace sparse {
 namespace {
 
-constexpr int64_t BLOCK = 64;              // output channels
+constexpr int64_t BLOCK = 64;               // output channels
 constexpr int64_t GROUP_BYTES = 384 << 10;  // gradient of a group of samples
 constexpr int MAX_SUMS = REGISTERS == 32 ? 24 : 12;
 
@@ -51,7 +51,10 @@ constexpr Accumulate select(int64_t vectors, std::integer_sequence<int, A...>) {
 struct WeightAxis {
     int64_t stride, padding, kernel, top, padded;  // zeros before the gradient; its padded size
     WeightAxis(int64_t x_size, int64_t kernel_, int64_t stride_, int64_t padding_)
-        : stride(stride_), padding(padding_), kernel(kernel_), top((kernel_ - 1) / stride_),
+        : stride(stride_),
+          padding(padding_),
+          kernel(kernel_),
+          top((kernel_ - 1) / stride_),
           padded((x_size - 1 + padding_) / stride_ + top + 1) {}
     int64_t phase(int64_t i) const { return (i + padding) % stride; }
     int64_t taps(int64_t phase) const { return phase < kernel ? (kernel - 1 - phase) / stride + 1 : 0; }
@@ -65,13 +68,14 @@ struct Group {
 };
 
 class Lister {
-   public:
+ public:
     Lister(const Images& x, float threshold, const WeightAxis& down, const WeightAxis& across)
         : x_(x), threshold_(threshold), phases_(down.stride * across.stride), image_(down.padded * across.padded) {
         for (int64_t h = 0; h < x.height; ++h)
             for (int64_t w = 0; w < x.width; ++w) {
                 const int64_t q = across.phase(w);
-                pixels_.push_back(static_cast<int32_t>(down.last(h) * across.padded + across.last(w) - std::max<int64_t>(across.taps(q) - 1, 0)));
+                pixels_.push_back(static_cast<int32_t>(down.last(h) * across.padded + across.last(w) -
+                                                       std::max<int64_t>(across.taps(q) - 1, 0)));
                 phase_of_.push_back(static_cast<int32_t>(down.phase(h) * across.stride + q));
             }
         const int64_t run = std::max(x.channels, x.height * x.width);
@@ -99,12 +103,13 @@ class Lister {
         return group;
     }
 
-   private:
+ private:
     void by_channels(int64_t sample, int64_t count, std::vector<Active>& found, std::vector<int64_t>& sizes) {
         const int64_t size = x_.height * x_.width;
         for (int64_t c = 0; c < x_.channels; ++c)
             for (int64_t n = 0; n < count; ++n) {
-                const int64_t number = scan(x_.at(sample + n) + c * size, size, threshold_, 0, positions_.data(), values_.data());
+                const int64_t number =
+                    scan(x_.at(sample + n) + c * size, size, threshold_, 0, positions_.data(), values_.data());
                 const int32_t base = static_cast<int32_t>(n * image_);
                 const size_t old = found.size();
                 found.resize(old + number);
@@ -124,7 +129,8 @@ class Lister {
         const int64_t size = x_.height * x_.width;
         for (int64_t n = 0; n < count; ++n)
             for (int64_t p = 0; p < size; ++p) {
-                const int64_t number = scan(x_.at(sample + n) + p * x_.channels, x_.channels, threshold_, 0, positions_.data(), values_.data());
+                const int64_t number = scan(x_.at(sample + n) + p * x_.channels, x_.channels, threshold_, 0,
+                                            positions_.data(), values_.data());
                 const int32_t pixel = static_cast<int32_t>(n * image_) + pixels_[p];
                 for (int64_t i = 0; i < number; ++i) {
                     found.push_back({pixel, values_[i]});
@@ -142,16 +148,19 @@ class Lister {
 };
 
 // Output channels [first, first + channels) of a group of samples to [samples, padded height, padded width, width].
-void pack_gradient(const Images& g, int64_t sample, int64_t count, int64_t first, int64_t channels, int64_t width, const WeightAxis& down, const WeightAxis& across, float* to) {
+void pack_gradient(const Images& g, int64_t sample, int64_t count, int64_t first, int64_t channels, int64_t width,
+                   const WeightAxis& down, const WeightAxis& across, float* to) {
     // The gradient's indices that lie in the padded one; taps never meet those outside.
-    const int64_t rows = std::min(g.height, down.padded - down.top), columns = std::min(g.width, across.padded - across.top);
+    const int64_t rows = std::min(g.height, down.padded - down.top),
+                  columns = std::min(g.width, across.padded - across.top);
     const int64_t size = g.height * g.width;
     for (int64_t n = 0; n < count; ++n, to += down.padded * across.padded * width)
         for (int64_t h = 0; h < rows; ++h) {
             float* pixel = to + ((h + down.top) * across.padded + across.top) * width;
             if (g.channels_last) {
                 const float* from = g.at(sample + n) + h * g.width * g.channels + first;
-                for (int64_t w = 0; w < columns; ++w) std::memcpy(pixel + w * width, from + w * g.channels, sizeof(float) * channels);
+                for (int64_t w = 0; w < columns; ++w)
+                    std::memcpy(pixel + w * width, from + w * g.channels, sizeof(float) * channels);
                 continue;
             }
             const float* from = g.at(sample + n) + first * size + h * g.width;
@@ -159,7 +168,8 @@ void pack_gradient(const Images& g, int64_t sample, int64_t count, int64_t first
             for (int64_t c = 0; c < channels; c += WIDTH)
                 for (int64_t w = 0; w < columns; w += WIDTH) {
                     const int64_t some = std::min<int64_t>(WIDTH, columns - w);
-                    load_transposed<WIDTH>(from + c * size + w, size, std::min<int64_t>(WIDTH, channels - c), some, block);
+                    load_transposed<WIDTH>(from + c * size + w, size, std::min<int64_t>(WIDTH, channels - c), some,
+                                           block);
                     for (int64_t i = 0; i < some; ++i) store<WIDTH>(pixel + (w + i) * width + c, block[i]);
                 }
         }
@@ -167,15 +177,19 @@ void pack_gradient(const Images& g, int64_t sample, int64_t count, int64_t first
 
 }  // namespace
 
-void convolution_weight(const Images& g, const Images& x, float threshold, const Geometry& geometry, float* gw, const Scratch& scratch) {
+void convolution_weight(const Images& g, const Images& x, float threshold, const Geometry& geometry, float* gw,
+                        const Scratch& scratch) {
     const auto& [kernel, stride, padding] = geometry;
-    const WeightAxis down(x.height, kernel[0], stride[0], padding[0]), across(x.width, kernel[1], stride[1], padding[1]);
+    const WeightAxis down(x.height, kernel[0], stride[0], padding[0]),
+        across(x.width, kernel[1], stride[1], padding[1]);
     const int64_t taps = kernel[0] * kernel[1], phases = stride[0] * stride[1], columns = x.channels * taps;
-    const int64_t widest = std::min(BLOCK, (g.channels + WIDTH - 1) / WIDTH * WIDTH), image = down.padded * across.padded;
+    const int64_t widest = std::min(BLOCK, (g.channels + WIDTH - 1) / WIDTH * WIDTH),
+                  image = down.padded * across.padded;
     const int64_t group = std::clamp<int64_t>(GROUP_BYTES / (4 * widest * image), 1, std::max<int64_t>(x.samples, 1));
     Lister lister(x, threshold, down, across);
     std::vector<Group> groups;
-    for (int64_t sample = 0; sample < x.samples; sample += group) groups.push_back(lister.list(sample, std::min(group, x.samples - sample)));
+    for (int64_t sample = 0; sample < x.samples; sample += group)
+        groups.push_back(lister.list(sample, std::min(group, x.samples - sample)));
 
     // Where the sums of each column of gw are: a row of taps is in falling order within its phase.
     std::vector<int64_t> place(taps), begin(phases * kernel[0]);
@@ -205,7 +219,8 @@ void convolution_weight(const Images& g, const Images& x, float threshold, const
                         for (int64_t part = 0, done = 0; part < parts; ++part) {
                             const int64_t some = (vectors - done) / (parts - part);
                             const Active* active = groups[index].active.data();
-                            select(some, std::make_integer_sequence<int, MAX_SUMS>())(active + starts[0], active + starts[1], from + done * WIDTH, width, to + done * WIDTH);
+                            select(some, std::make_integer_sequence<int, MAX_SUMS>())(
+                                active + starts[0], active + starts[1], from + done * WIDTH, width, to + done * WIDTH);
                             done += some;
                         }
                     }
@@ -219,7 +234,8 @@ void convolution_weight(const Images& g, const Images& x, float threshold, const
                     const int64_t from = column + std::min(i, some - 1);
                     block[i] = load<WIDTH>(sums + (from / taps * taps + place[from % taps]) * width + o);
                 }
-                store_transposed<WIDTH>(block, gw + (first + o) * columns + column, columns, std::min<int64_t>(WIDTH, channels - o), some);
+                store_transposed<WIDTH>(block, gw + (first + o) * columns + column, columns,
+                                        std::min<int64_t>(WIDTH, channels - o), some);
             }
     }
 }

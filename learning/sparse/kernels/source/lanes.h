@@ -13,7 +13,8 @@ struct Images {
     float* at(int64_t sample) const { return data + sample * channels * height * width; }
 };
 
-// Load L rows of up to L floats, `pitch` floats apart, of which `rows` exist and `columns` are wanted, and transpose them.
+// Load L rows of up to L floats, `pitch` floats apart, of which `rows` exist and `columns` are wanted, and transpose
+// them.
 template <int L>
 inline void load_transposed(const float* from, int64_t pitch, int64_t rows, int64_t columns, Vec<L> (&block)[L]) {
     if (rows == L && columns == L) {
@@ -50,8 +51,8 @@ inline void store_transposed(Vec<L> (&block)[L], float* to, int64_t pitch, int64
 // Rows [row, row + rows) of all channels of samples [sample, sample + count) to [channels, rows, pitch, L].
 // The first pixel of the first row goes to `to`; `plane` floats lie between channels.
 template <int L>
-void to_lanes(
-    const Images& x, int64_t sample, int64_t count, int64_t row, int64_t rows, float* to, int64_t pitch, int64_t plane) {
+void to_lanes(const Images& x, int64_t sample, int64_t count, int64_t row, int64_t rows, float* to, int64_t pitch,
+              int64_t plane) {
     const int64_t size = x.channels * x.height * x.width, pixels = rows * x.width;
     const float* from = x.at(sample);
     Vec<L> block[L];
@@ -84,7 +85,8 @@ void to_lanes(
 
 // [channels, rows, width, L] to rows [row, row + rows) of all channels of samples [sample, sample + count).
 template <int L>
-void from_lanes(const float* from, int64_t plane, const Images& y, int64_t sample, int64_t count, int64_t row, int64_t rows) {
+void from_lanes(const float* from, int64_t plane, const Images& y, int64_t sample, int64_t count, int64_t row,
+                int64_t rows) {
     const int64_t size = y.channels * y.height * y.width, pixels = rows * y.width;
     float* to = y.at(sample);
     Vec<L> block[L];

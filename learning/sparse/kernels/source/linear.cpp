@@ -1,6 +1,7 @@
 // Products of a sparse matrix with a few samples, which are the lanes of vectors.
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "kernels.h"
@@ -9,6 +10,7 @@
 namespace sparse {
 namespace {
 
+constexpr int ROWS = 8;              // of the weight's gradient at a time
 constexpr int64_t FEW_SAMPLES = 24;  // above, the sums over samples are worth a list of active elements
 
 // [samples, features] as images of one pixel, so that features are channels.
@@ -17,7 +19,8 @@ Images as_images(const float* data, int64_t samples, int64_t features) {
 }
 
 template <int L, int V>
-void multiply_block(const Images& x, int64_t sample, int64_t count, const Rows& matrix, const float* bias, const Images& y, float* from, float* to) {
+void multiply_block(const Images& x, int64_t sample, int64_t count, const Rows& matrix, const float* bias,
+                    const Images& y, float* from, float* to) {
     // Each of V vectors has L samples; [features, V, L] is V interleaved planes.
     for (int64_t v = 0; v < V; ++v) {
         const int64_t some = std::clamp<int64_t>(count - v * L, 0, L);
@@ -33,11 +36,13 @@ void multiply_block(const Images& x, int64_t sample, int64_t count, const Rows& 
             for (int k = 0; k < CHAINS; ++k)
 #pragma GCC unroll 4
                 for (int v = 0; v < V; ++v)
-                    sums[k][v] += fill<L>(matrix.values[i + k]) * load<L>(from + (static_cast<int64_t>(matrix.indices[i + k]) * V + v) * L);
+                    sums[k][v] += fill<L>(matrix.values[i + k]) *
+                                  load<L>(from + (static_cast<int64_t>(matrix.indices[i + k]) * V + v) * L);
         for (; i < end; ++i)
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v)
-                sums[0][v] += fill<L>(matrix.values[i]) * load<L>(from + (static_cast<int64_t>(matrix.indices[i]) * V + v) * L);
+                sums[0][v] +=
+                    fill<L>(matrix.values[i]) * load<L>(from + (static_cast<int64_t>(matrix.indices[i]) * V + v) * L);
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) {
             Vec<L> sum = fill<L>(bias ? bias[row] : 0.0f);
@@ -53,7 +58,8 @@ void multiply_block(const Images& x, int64_t sample, int64_t count, const Rows& 
 }
 
 template <int L, int V>
-void multiply_transposed_block(const Images& g, int64_t sample, int64_t count, const Rows& matrix, const Images& gx, float* from, float* to) {
+void multiply_transposed_block(const Images& g, int64_t sample, int64_t count, const Rows& matrix, const Images& gx,
+                               float* from, float* to) {
     for (int64_t v = 0; v < V; ++v) {
         const int64_t some = std::clamp<int64_t>(count - v * L, 0, L);
         if (some > 0) to_lanes<L>(g, sample + v * L, some, 0, 1, from + v * L, 1, V * L);
@@ -73,6 +79,21 @@ void multiply_transposed_block(const Images& g, int64_t sample, int64_t count, c
     for (int64_t v = 0; v < V; ++v) {
         const int64_t some = std::clamp<int64_t>(count - v * L, 0, L);
         if (some > 0) from_lanes<L>(to + v * L, V * L, gx, sample + v * L, some, 0, 1);
+    }
+}
+
+// sums [R, width] = R neighbouring outputs' gradients, `pitch` floats apart by sample, times active [samples, width].
+template <int R>
+void sum_rows(const float* g, int64_t pitch, const float* active, int64_t samples, int64_t width, float* sums) {
+    for (int64_t j = 0; j < width; j += WIDTH) {
+        Vec<WIDTH> sum[R] = {};
+        for (int64_t n = 0; n < samples; ++n) {
+            const Vec<WIDTH> x = load<WIDTH>(active + n * width + j);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) sum[r] += fill<WIDTH>(g[n * pitch + r]) * x;
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) store<WIDTH>(sums + r * width + j, sum[r]);
     }
 }
 
@@ -113,7 +134,8 @@ void multiply_transposed_lanes(const Images& g, const Rows& matrix, const Images
 
 }  // namespace
 
-void multiply(const float* x, int64_t samples, const Rows& matrix, const float* bias, float* y, const Scratch& scratch) {
+void multiply(const float* x, int64_t samples, const Rows& matrix, const float* bias, float* y,
+              const Scratch& scratch) {
     const Images from = as_images(x, samples, matrix.columns), to = as_images(y, samples, matrix.rows);
     if (WIDTH == 16 && samples > 8)
         multiply_lanes<16>(from, matrix, bias, to, scratch);
@@ -129,9 +151,11 @@ void multiply_transposed(const float* g, int64_t samples, const Rows& matrix, fl
         multiply_transposed_lanes<8>(from, matrix, to, scratch);
 }
 
-void outer_product(const float* g, const float* x, int64_t samples, int64_t outputs, int64_t inputs, float threshold, float* gw, const Scratch& scratch) {
+void outer_product(const float* g, const float* x, int64_t samples, int64_t outputs, int64_t inputs, float threshold,
+                   float* gw, const Scratch& scratch) {
     if (samples > FEW_SAMPLES) {
-        convolution_weight(as_images(g, samples, outputs), as_images(x, samples, inputs), threshold, {{1, 1}, {1, 1}, {0, 0}}, gw, scratch);
+        convolution_weight(as_images(g, samples, outputs), as_images(x, samples, inputs), threshold,
+                           {{1, 1}, {1, 1}, {0, 0}}, gw, scratch);
         return;
     }
     // Columns of x with an active element, side by side: [samples, columns].
@@ -142,21 +166,33 @@ void outer_product(const float* g, const float* x, int64_t samples, int64_t outp
         for (int64_t n = 0; n < samples; ++n) any |= is_active(n, i);
         if (any) columns.push_back(static_cast<int32_t>(i));
     }
+    const bool is_whole = 2 * columns.size() > static_cast<size_t>(inputs);  // then every column is computed
+    if (is_whole) {
+        columns.resize(inputs);
+        std::iota(columns.begin(), columns.end(), 0);
+    }
     const int64_t number = columns.size(), width = (number + WIDTH - 1) / WIDTH * WIDTH;
-    float *active = scratch(samples * width + WIDTH), *sums = scratch(width + WIDTH);
+    float *active = scratch(samples * width + WIDTH), *sums = scratch(ROWS * width + WIDTH);
     std::memset(active, 0, sizeof(float) * samples * width);
     for (int64_t n = 0; n < samples; ++n)
         for (int64_t j = 0; j < number; ++j)
             if (is_active(n, columns[j])) active[n * width + j] = x[n * inputs + columns[j]];
-    for (int64_t o = 0; o < outputs; ++o) {
-        for (int64_t j = 0; j < width; j += WIDTH) {
-            Vec<WIDTH> sum = {};
-            for (int64_t n = 0; n < samples; ++n) sum += fill<WIDTH>(g[n * outputs + o]) * load<WIDTH>(active + n * width + j);
-            store<WIDTH>(sums + j, sum);
+    for (int64_t o = 0; o < outputs; o += ROWS) {
+        const int64_t rows = std::min<int64_t>(ROWS, outputs - o);
+        if (rows == ROWS)
+            sum_rows<ROWS>(g + o, outputs, active, samples, width, sums);
+        else
+            for (int64_t r = 0; r < rows; ++r)
+                sum_rows<1>(g + o + r, outputs, active, samples, width, sums + r * width);
+        for (int64_t r = 0; r < rows; ++r) {
+            float* row = gw + (o + r) * inputs;
+            if (is_whole) {
+                std::memcpy(row, sums + r * width, sizeof(float) * inputs);
+                continue;
+            }
+            std::memset(row, 0, sizeof(float) * inputs);
+            for (int64_t j = 0; j < number; ++j) row[columns[j]] = sums[r * width + j];
         }
-        float* row = gw + o * inputs;
-        std::memset(row, 0, sizeof(float) * inputs);
-        for (int64_t j = 0; j < number; ++j) row[columns[j]] = sums[j];
     }
 }
 

@@ -30,12 +30,13 @@ inline constexpr Compression COMPRESSION;
 #endif
 
 // Writes the active elements' positions, counted from `first`, and their values; returns their number.
-inline int64_t scan(const float* from, int64_t count, float threshold, int32_t first, int32_t* positions, float* values) {
+inline int64_t scan(const float* from, int64_t count, float threshold, int32_t first, int32_t* positions,
+                    float* values) {
     int64_t found = 0, i = 0;
 #if defined(__AVX512F__)
     const __m512 limit = _mm512_set1_ps(threshold);
-    __m512i position = _mm512_add_epi32(
-        _mm512_set1_epi32(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    __m512i position = _mm512_add_epi32(_mm512_set1_epi32(first),
+                                        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
     const __m512i step = _mm512_set1_epi32(16);
     for (; i + 16 <= count; i += 16) {
         const __m512 value = _mm512_loadu_ps(from + i);
@@ -54,8 +55,8 @@ inline int64_t scan(const float* from, int64_t count, float threshold, int32_t f
         const int active = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_andnot_ps(sign, value), limit, _CMP_NLT_UQ));
         const __m256i lanes = _mm256_load_si256(reinterpret_cast<const __m256i*>(COMPRESSION.lanes[active]));
         _mm256_storeu_ps(values + found, _mm256_permutevar8x32_ps(value, lanes));
-        _mm256_storeu_si256(
-            reinterpret_cast<__m256i*>(positions + found), _mm256_permutevar8x32_epi32(position, lanes));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(positions + found),
+                            _mm256_permutevar8x32_epi32(position, lanes));
         found += __builtin_popcount(active);
         position = _mm256_add_epi32(position, step);
     }
