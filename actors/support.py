@@ -191,8 +191,8 @@ def _sparsity(own: Sparsity | None, model: Sparsity | None) -> Iterator[str]:
     if (own is None) != (model is None):
         given, built = ("null", "set") if own is None else ("set", "null")
         yield f"training.sparsity is {given}, and {built} in the configuration, from which the model's layers are built"
-    elif own is not None and model is not None and (own.layers, own.kernels) != (model.layers, model.kernels):
-        yield "layers or kernels of training.sparsity differ from the configuration's, which hold for all plans"
+    elif own is not None and model is not None and own.layers != model.layers:
+        yield "training.sparsity.layers differs from the configuration's, which holds for all plans"
 
 
 def _deadline(plan: Plan, deadline_s: float) -> Iterator[str]:

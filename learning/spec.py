@@ -53,17 +53,47 @@ class Sparsity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ``weights``, ``activations``: share of a layer's weights, and of its input, that is left out. ``period``: optimiser steps
     from one exact threshold to the next, counted from the start of a plan; in between the thresholds are kept, so that the
     share drifts slightly. ``layers``: names of the layers with sparse products, or of modules that hold them; () for those that
-    ``sparse.layers.eligible`` finds. ``kernels``: "dense" multiplies with zeros; "auto" takes, for each layer and product, the
-    kernel that was measured as the fastest before the first round.
+    ``sparse.layers.eligible`` finds.
 
-    In a configuration ``weights`` is also the sparsity of evaluation. A plan may change the first three.
+    In a configuration ``weights`` is also the sparsity of evaluation. A plan may change all but ``layers``.
     """
 
     weights: Sparse = 0.9
     activations: Sparse = 0.9
     period: Count = 10
     layers: tuple[str, ...] = ()
-    kernels: Literal["dense", "auto"] = "dense"
+
+
+Kernel = Literal["dense", "native", "csr"]
+
+
+class LayerKernels(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The kernels of one layer's products at one sparsity, and the time of each relative to that of the dense product.
+
+    The order is that of a training step: output, gradient of the input, gradient of the weight. "dense" multiplies with zeros.
+    """
+
+    kernels: tuple[Kernel, Kernel, Kernel] = ("dense", "dense", "dense")
+    times: tuple[NonNegative, NonNegative, NonNegative] = (1.0, 1.0, 1.0)
+
+
+KernelTable = dict[str, LayerKernels]  # by ``kernel_key``
+
+
+def kernel_key(layer: str, sparsity: Sparsity) -> str:
+    """The row of a layer at one sparsity in a table of kernels."""
+    return f"{layer} at {sparsity.weights:g}, {sparsity.activations:g}"
+
+
+class KernelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which kernels carry out sparse products.
+
+    ``sparse``: "dense" multiplies with zeros; "auto" takes, for each layer and product, the one that was measured to be the
+    fastest on this machine before the first round: ``table``, which the run fills in.
+    """
+
+    sparse: Literal["dense", "auto"] = "dense"
+    table: KernelTable = {}
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -175,7 +175,7 @@ class Workload:
             pretrained = read_weights(settings.init, model=settings.model.name)
             self.left_random = initialise(model, pretrained, settings.init)
         if settings.sparsity is not None:
-            make_sparse(model, settings.sparsity)
+            make_sparse(model, settings.sparsity, settings.kernels)
         return model
 
     @cached_property

@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 
 from .data.config import DataConfig
-from .spec import Call, Sparsity, Training
+from .spec import Call, KernelTable, Sparsity, Training
 
 TORCHVISION = "torchvision"
 
@@ -65,7 +65,7 @@ class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
     ``batch_statistics``: batch normalisation always uses the statistics of the current batch. ``init``: with the hash of its
     weights (``pretrained.with_weights_hash``), so that all processes use the same ones. ``models``: the families of models by
     name, beside the global ``model``. ``public``: the public set (None: the public share of ``data``). ``sparsity``: of all
-    models in evaluation, and in training that names no other (None: dense).
+    models in evaluation, and in training that names no other (None: dense). ``kernels``: of their products.
     """
 
     model: Call
@@ -79,3 +79,4 @@ class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, Call] = {}
     public: DataConfig | None = None
     sparsity: Sparsity | None = None
+    kernels: KernelTable = {}

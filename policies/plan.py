@@ -11,7 +11,7 @@ import msgspec
 from ..comms.codec import CodecSpec
 from ..comms.links.predict import Residual
 from ..learning.parts.part import Part
-from ..learning.spec import Count, Fraction, Training
+from ..learning.spec import Count, Training
 
 
 class SplitMethod(NamedTuple):

@@ -45,6 +45,7 @@ Against the configuration, the fleet and the model:
     by_class          {field: names}: fields of the policy that hold a value for each class of the fleet, and the classes that
                       they name, which must be all classes and no other
     cuts              names of blocks behind which it may cut the model, in the model's order
+    sparsities        sparsities of weights and activations that its plans may have, beside the configured one
     auxiliaries       method: given the names of the model's blocks, names of the auxiliaries that its plans may train
 
 Not checked, but acted on:

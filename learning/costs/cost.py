@@ -27,6 +27,7 @@ from ..spec import Optimiser, PartCost, Training
 from .dry_run import DryRun, Loss, TrialStep
 from .flops import FlopCounter
 from .memory import Allocations, peak_of_batch, process_bytes
+from .sparse_products import counted
 
 SMALL, LARGE = 2, 4  # samples; batch normalisation cannot train on one
 
@@ -94,7 +95,7 @@ def profile(run: DryRun) -> PartProfile:
     submodel = run.submodel
     _check(submodel, run.head)
     head_parameters = sum(parameter.numel() for parameter in run.head.parameters()) if run.head is not None else 0
-    sparse = trained_with(submodel.blocks.model, run.training.sparsity)
+    sparse = trained_with(submodel.blocks.model, run.training.sparsity, counted)
     with preserved_rng(), _modes(submodel), sparse, _readable_errors(run):
         small, forward_flops, training_flops, boundary_items = _measured(run, SMALL)
         large, *_ = _measured(run, LARGE)

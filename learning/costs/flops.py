@@ -5,7 +5,9 @@ layers, and the backward pass of grouped convolutions (torch 2.13 counts those o
 too many). Torch's own counter is not used, since its first operation imports torch's compiler, which takes seconds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import prod
 from typing import Any
 
@@ -75,6 +77,19 @@ FORMULAS: dict[Any, Callable[..., int]] = {
 }
 
 
+_share = ContextVar("share", default=1.0)
+
+
+@contextmanager
+def counted_as(share: float) -> Iterator[None]:
+    """Inside, operations count as this share of their FLOPs."""
+    before = _share.set(share)
+    try:
+        yield
+    finally:
+        _share.reset(before)
+
+
 class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the FLOPs of all operations inside the mode in ``total``."""
 
@@ -95,5 +110,5 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         formula = FORMULAS.get(getattr(func, "_overloadpacket", None))
         if formula is not None:
-            self.total += int(formula(*args, **(kwargs or {}), out_val=result))
+            self.total += int(_share.get() * formula(*args, **(kwargs or {}), out_val=result))
         return result

@@ -9,16 +9,21 @@ In evaluation mode the threshold is that of the run's sparsity, exact at every c
 (``Thresholds``).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..spec import Sparsity
-from .products import Geometry, Product, multiply
+from ..spec import KernelTable, LayerKernels, Sparsity, kernel_key
+from .kernels import native
+from .multiplier import KernelMultiplier
+from .products import DENSE, Convolution, Multiplier, Product, multiply
 from .thresholds import threshold
+
+MultiplierOf = Callable[["SparseLayer", Sparsity], Multiplier]
 
 
 class Thresholds:
@@ -27,9 +32,9 @@ class Thresholds:
     They belong to the plan. The next plan on the same modules starts with others, and so without any.
     """
 
-    def __init__(self, sparsity: Sparsity | None) -> None:
-        """``sparsity``: of the plan; None: each layer's own."""
-        self.sparsity, self.steps = sparsity, 0
+    def __init__(self, sparsity: Sparsity | None, multiplier: MultiplierOf | None = None) -> None:
+        """``sparsity``: of the plan; None: each layer's own. ``multiplier``: in place of each layer's own."""
+        self.sparsity, self.multiplier, self.steps = sparsity, multiplier, 0
         self._kept: dict[tuple[int, str], tuple[int, Tensor]] = {}  # by layer and operand, with the step of the weights
 
     def step(self) -> None:
@@ -52,13 +57,30 @@ class Thresholds:
 class SparseLayer(nn.Module):
     """What sparse convolutions and sparse linear layers share.
 
-    ``sparsity``: of the run. ``thresholds``: of the plan that trains the layer; None outside of training.
+    ``name``: in the model. ``sparsity``: of the run. ``kernels``: by ``kernel_key``, those that were measured for a weight of
+    the shape ``measured``; a narrowed layer has another, and its products are dense. ``thresholds``: of the plan that trains
+    the layer; None outside of training.
     """
 
+    weight: nn.Parameter
+    name: str
     sparsity: Sparsity
+    kernels: Mapping[str, LayerKernels]
+    measured: torch.Size
     thresholds: Thresholds | None
 
-    def product(self, weight: Tensor, geometry: Geometry | None = None) -> Product | None:
+    def multiplier(self, sparsity: Sparsity) -> Multiplier:
+        """What carries out the products at a sparsity."""
+        row = self.row(sparsity)
+        return KernelMultiplier(row) if row is not None else DENSE
+
+    def row(self, sparsity: Sparsity) -> LayerKernels | None:
+        """The kernels at a sparsity; None where none were measured."""
+        if not self.kernels or self.weight.shape != self.measured:
+            return None
+        return self.kernels.get(kernel_key(self.name, sparsity))
+
+    def product(self, weight: Tensor, convolution: Convolution | None = None) -> Product | None:
         """How to multiply with ``weight`` now; None for the dense product of a sparsity of 0."""
         plan = self.thresholds if self.training else None
         sparsity = (plan.sparsity if plan is not None else None) or self.sparsity
@@ -70,10 +92,12 @@ class SparseLayer(nn.Module):
                 return plan.of(self, operand, x, share)
             return threshold(x, share) if share else None
 
+        replaced = plan.multiplier if plan is not None else None
         return Product(
             of("weights", weight, sparsity.weights),
             lambda x: of("activations", x, sparsity.activations),
-            geometry,
+            convolution,
+            replaced(self, sparsity) if replaced is not None else self.multiplier(sparsity),
         )
 
 
@@ -82,7 +106,7 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map [n, in, h, w] to [n, out, h', w']."""
-        product = None if self.weight.is_meta else self.product(self.weight, self._geometry())
+        product = None if self.weight.is_meta else self.product(self.weight, self._convolution())
         if product is None:
             return nn.Conv2d.forward(self, input)
         if isinstance(self.padding, str) or self.padding_mode != "zeros":
@@ -90,11 +114,11 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
             input = functional.pad(input, self._reversed_padding_repeated_twice, mode=mode)
         return multiply(input, self.weight, self.bias, product)
 
-    def _geometry(self) -> Geometry:
-        """The arguments of the convolution; padding that it cannot do itself is done before it."""
+    def _convolution(self) -> Convolution:
+        """Its arguments; padding that it cannot do itself is done before it."""
         padding = self.padding
         within = not isinstance(padding, str) and self.padding_mode == "zeros"
-        return Geometry(self.stride, padding if within else (0, 0), self.dilation, self.groups)  # type: ignore[arg-type]
+        return Convolution(self.stride, padding if within else (0, 0), self.dilation, self.groups)  # type: ignore[arg-type]
 
 
 class SparseLinear(SparseLayer, nn.Linear):
@@ -109,15 +133,20 @@ class SparseLinear(SparseLayer, nn.Linear):
 _SPARSE: dict[type[nn.Module], type[Any]] = {nn.Conv2d: SparseConv2d, nn.Linear: SparseLinear}
 
 
-def make_sparse(model: nn.Module, sparsity: Sparsity) -> nn.Module:
+def make_sparse(model: nn.Module, sparsity: Sparsity, kernels: KernelTable | None = None) -> nn.Module:
     """Give the layers that ``sparsity`` names, or those that are eligible, sparse products, in place; returns ``model``.
 
-    Raises ``ValueError`` for a name that the model does not have or that has no suitable layer, and for a model without any.
+    ``kernels``: of their products (None: dense ones). Raises ``ValueError`` for a name that the model does not have or that has
+    no suitable layer, for a model without any, and for kernels that this machine does not have.
     """
-    for layer in (chosen(model, sparsity.layers) if sparsity.layers else eligible(model)).values():
+    kernels = kernels or {}
+    if any("native" in row.kernels for row in kernels.values()) and (missing := native.build()):
+        raise ValueError(f"kernels.table has native kernels, and {missing}; allowed here: kernels.sparse: dense")
+    for name, layer in (chosen(model, sparsity.layers) if sparsity.layers else eligible(model)).items():
         layer.__class__ = _SPARSE[type(layer)]
         assert isinstance(layer, SparseLayer)
-        layer.sparsity, layer.thresholds = sparsity, None
+        layer.name, layer.sparsity, layer.thresholds = name, sparsity, None
+        layer.kernels, layer.measured = kernels, layer.weight.shape
     return model
 
 
@@ -197,9 +226,9 @@ def set_thresholds(model: nn.Module, thresholds: Thresholds | None) -> None:
 
 
 @contextmanager
-def trained_with(model: nn.Module, sparsity: Sparsity | None) -> Iterator[None]:
-    """Inside, the sparse layers of ``model`` are trained by the sparsity of a plan."""
-    set_thresholds(model, Thresholds(sparsity))
+def trained_with(model: nn.Module, sparsity: Sparsity | None, multiplier: MultiplierOf | None = None) -> Iterator[None]:
+    """Inside, the sparse layers of ``model`` are trained by the sparsity of a plan. ``multiplier``: as in ``Thresholds``."""
+    set_thresholds(model, Thresholds(sparsity, multiplier))
     try:
         yield
     finally:

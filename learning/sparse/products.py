@@ -1,22 +1,21 @@
-"""The sparse products of a layer as autograd functions, after SWAT (Raihan and Aamodt, NeurIPS 2020, arXiv 2001.01969).
+"""The sparse products of a layer as an autograd function, after SWAT (Raihan and Aamodt, NeurIPS 2020, arXiv 2001.01969).
 
 With ``T_w`` and ``T_a``, which set the entries of a weight and of an activation below their threshold to zero::
 
-    forward           y = f(x, T_w(w))         the activation is dense
-    input gradient    dx = f_x(dy, T_w(w))     the output's gradient is dense; the weights are those of the forward pass
+    output            y = f(x, T_w(w))         the activation is dense
+    input gradient    dx = f_x(dy, T_w(w))     the output's gradient is dense; the weights are those of the output
     weight gradient   dw = f_w(dy, T_a(x))     dense: it moves all weights, also those that were left out
 
 This is training of ZeroFL (Qiu et al., ICLR 2022, arXiv 2208.02507, eqs. 1 and 2). Nothing of the weight is lost: a weight that
 was left out moves by its gradient, and takes part again once it is large enough. (Autograd on ``w * mask`` would stop its
 gradient.)
 
-The masked copies are made where they are needed, and not kept for the backward pass, which takes the layer's own weight and
-input: the input is kept by other operations anyway.
+``Multiplier`` carries the products out: with zeros (``DENSE``), or by sparse kernels.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ from .thresholds import masked
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Convolution:
     """Arguments of a convolution."""
 
     stride: tuple[int, ...]
@@ -41,13 +40,30 @@ class Product:
     """How a layer multiplies.
 
     ``weight_threshold``: None for a weight of which all entries take part. ``activation_threshold``: a function, called in the
-    backward pass, since only the weight gradient needs it; it returns None where all entries take part. ``geometry``: of a
-    convolution; None for a linear layer.
+    backward pass, since only the weight gradient needs it; it returns None where all entries take part. ``convolution``: None
+    for a linear layer.
     """
 
     weight_threshold: Tensor | None
     activation_threshold: Callable[[Tensor], Tensor | None]
-    geometry: Geometry | None = None
+    convolution: Convolution | None
+    multiplier: "Multiplier"
+
+
+class Multiplier(Protocol):
+    """Carries out the three products. ``packed``: what ``output`` keeps of the weight for ``input_gradient``."""
+
+    def output(self, x: Tensor, weight: Tensor, bias: Tensor | None, product: Product) -> tuple[Tensor, Any]:
+        """The output, and the packed weight."""
+        ...
+
+    def input_gradient(self, gradient: Tensor, x: Tensor, weight: Tensor, product: Product, packed: Any) -> Tensor:
+        """The gradient of the input ``x``, of which only shape and type matter."""
+        ...
+
+    def weight_gradient(self, gradient: Tensor, x: Tensor, weight: Tensor, product: Product) -> Tensor:
+        """The gradient of the weight, of which only the shape matters."""
+        ...
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, product: Product) -> Tensor:
@@ -59,72 +75,70 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, product: Product) -
         dtype = torch.get_autocast_dtype(x.device.type)
         with torch.autocast(x.device.type, enabled=False):
             return multiply(x.to(dtype), weight, bias, product)
-    function = _Linear if product.geometry is None else _Convolution
-    output: Tensor = function.apply(x, weight, bias, product)  # type: ignore[no-untyped-call]
+    output: Tensor = _Product.apply(x, weight, bias, product)  # type: ignore[no-untyped-call]
     return output
 
 
-class _Convolution(torch.autograd.Function):
-    """A two-dimensional convolution."""
+class _Product(torch.autograd.Function):
+    """A layer's products. Weight and input are kept, which other operations keep anyway, and no masked copy of them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, product: Product) -> Tensor:
-        at = product.geometry
-        assert at is not None
+        output, ctx.packed = product.multiplier.output(x, weight, bias, product)
         ctx.save_for_backward(x, weight)
-        ctx.product, ctx.has_bias = product, bias is not None
-        active = masked(weight, product.weight_threshold).to(x.dtype)
-        bias = bias.to(x.dtype) if bias is not None else None
-        return conv2d(x, active, bias, at.stride, at.padding, at.dilation, at.groups)
+        ctx.product = product
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         product: Product = ctx.product
-        at = product.geometry
-        assert at is not None
         wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         of_input = of_weight = of_bias = None
         if wants_input:
-            active = masked(weight, product.weight_threshold).to(x.dtype)
-            of_input, _, _ = _gradients(gradient, x, active, at, (True, False, False))
+            of_input = product.multiplier.input_gradient(gradient, x, weight, product, ctx.packed)
         if wants_weight:
-            sparse = masked(x, product.activation_threshold(x))
-            bias = ctx.has_bias and wants_bias
-            _, of_weight, of_bias = _gradients(gradient, sparse, weight.to(x.dtype), at, (False, True, bias))
-        elif wants_bias:
-            of_bias = gradient.sum((0, 2, 3))
+            of_weight = product.multiplier.weight_gradient(gradient, x, weight, product)
+        if wants_bias:
+            of_bias = gradient.sum((0, 2, 3)) if product.convolution is not None else gradient.flatten(0, -2).sum(0)
         return of_input, of_weight, of_bias, None
 
 
+class DenseMultiplier:
+    """Multiplies with zeros in place of what is left out; the masked copies are made where they are needed."""
+
+    def output(self, x: Tensor, weight: Tensor, bias: Tensor | None, product: Product) -> tuple[Tensor, None]:
+        """The output; nothing is packed."""
+        active, at = masked(weight, product.weight_threshold).to(x.dtype), product.convolution
+        bias = bias.to(x.dtype) if bias is not None else None
+        if at is None:
+            return linear(x, active, bias), None
+        return conv2d(x, active, bias, at.stride, at.padding, at.dilation, at.groups), None
+
+    def input_gradient(self, gradient: Tensor, x: Tensor, weight: Tensor, product: Product, packed: Any) -> Tensor:
+        """The gradient of the input."""
+        active, at = masked(weight, product.weight_threshold).to(x.dtype), product.convolution
+        if at is None:
+            return gradient @ active
+        return _gradients(gradient, x, active, at, (True, False, False))[0]
+
+    def weight_gradient(self, gradient: Tensor, x: Tensor, weight: Tensor, product: Product) -> Tensor:
+        """The gradient of the weight."""
+        sparse, at = masked(x, product.activation_threshold(x)), product.convolution
+        if at is None:
+            return gradient.flatten(0, -2).T @ sparse.flatten(0, -2)
+        return _gradients(gradient, sparse, weight.to(x.dtype), at, (False, True, False))[1]
+
+
+DENSE = DenseMultiplier()
+
+
 def _gradients(
-    gradient: Tensor, x: Tensor, weight: Tensor, at: Geometry, wanted: tuple[bool, bool, bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    gradient: Tensor, x: Tensor, weight: Tensor, at: Convolution, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
     """The wanted ones among the gradients of input, weight and bias of a convolution."""
-    found: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward(
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
         gradient, x, weight, [weight.shape[0]], at.stride, at.padding, at.dilation, False, [0, 0], at.groups, wanted
     )
     return found
-
-
-class _Linear(torch.autograd.Function):
-    """A linear layer on inputs of any number of axes."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, product: Product) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.product = product
-        bias = bias.to(x.dtype) if bias is not None else None
-        return linear(x, masked(weight, product.weight_threshold).to(x.dtype), bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        product: Product = ctx.product
-        wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        rows = gradient.flatten(0, -2)
-        of_input = gradient @ masked(weight, product.weight_threshold).to(x.dtype) if wants_input else None
-        of_weight = rows.T @ masked(x, product.activation_threshold(x)).flatten(0, -2) if wants_weight else None
-        return of_input, of_weight, rows.sum(0) if wants_bias else None, None

@@ -67,6 +67,7 @@ class Statements:
     needs_kinds: Sequence[Kind] = ()
     by_class: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     cuts: Sequence[str] = ()
+    sparsities: Sequence[float] = ()
     auxiliaries: Callable[[Sequence[str]], Sequence[str]] | None = None
     fits_plans: bool = False
     distils: bool = False

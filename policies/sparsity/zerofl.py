@@ -41,7 +41,9 @@ from ..view import View
 
 Ratio = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Rule = Literal["all", "top_weights", "diff_top_weights", "top_diff"]
-_ONE_SELECTION = "which selects what is sent, and a link holds one selection at most; allowed: one of the two, or rule: all"
+_ONE_SELECTION = (
+    "which selects what is sent, and a link holds one selection at most; allowed: one of the two, or rule: all"
+)
 _ONE_DOWN = "which sets the codec of the downlink; allowed: one of the two, or down: configured"
 _NEEDS_LAYERS = {
     "training.sparsity": "trains sparse layers; allowed: a mapping, as in training.sparsity: {weights: 0.9, activations: 0.9}"
@@ -85,6 +87,11 @@ class ZeroFL:
     def _chooses(self) -> bool:
         """Whether plans have more than one choice."""
         return max(1, len(self.levels)) * (len(self.ratios) if self.rule != "all" else 1) > 1
+
+    @property
+    def sparsities(self) -> tuple[float, ...]:
+        """The sparsities at which devices may train."""
+        return self.levels
 
     @property
     def writes(self) -> tuple[str, ...]:
@@ -147,7 +154,7 @@ class ZeroFL:
         own = plan.training.sparsity
         if own is None:
             raise ValueError("training.sparsity of a plan is null; a policy before this one has changed it")
-        levels = sorted({*self.levels}) or [None]
+        levels: list[float | None] = [*sorted({*self.levels})] or [None]
         ratios = sorted({*self.ratios}, reverse=True) if self.rule != "all" else [1.0]
         return [self._at(plan, own, level, ratio) for level, ratio in product(levels, ratios)]
 

@@ -22,6 +22,7 @@ from ...learning.spec import (
     Call,
     Count,
     CountOrZero,
+    KernelSettings,
     LearningRateSchedule,
     Positive,
     ServerOptimiser,
@@ -158,6 +159,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     codecs: Codecs = Codecs()
     replay: ReplaySettings = ReplaySettings()
     memory: MemorySettings = MemorySettings()
+    kernels: KernelSettings = KernelSettings()
     evaluation: Evaluation = Evaluation()
     stop: Stop = Stop()
     checkpoint: CheckpointSettings = CheckpointSettings()
@@ -183,6 +185,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             value = getattr(self.stop, name)
             if value is not None and self.evaluation.where == "none":
                 raise ValueError(f"stop.{name} is {value!r}, which needs an evaluation; evaluation.where is 'none'")
+        if self.kernels.sparse == "auto" and self.training.sparsity is None:
+            raise ValueError("kernels.sparse is 'auto', and training.sparsity is null: no layer is sparse")
         metrics = self.evaluation.metrics
         names = None if metrics is None else [call.name.rpartition(":")[2] for call in metrics]
         if self.stop.accuracy is not None and names is not None and "accuracy" not in names:

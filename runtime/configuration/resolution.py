@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from ...clusters.profile import DeviceProfile
 from ...learning.parts.part import Part, whole
 from ...learning.seeds import derive
-from ...learning.spec import CountOrZero
+from ...learning.spec import CountOrZero, KernelTable
 from ...learning.workload_settings import WorkloadSettings
 from ...policies.plan import Plan, Upload
 from ...policies.policy import Chain, Identity, Policy
@@ -29,26 +29,30 @@ if TYPE_CHECKING:
 class MachineMeasurements(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``bf16_gain``: how many times as fast bf16 autocast trains as float32 (``learning.training.precision``).
 
-    None: not measured. ``memory``: bytes that plans need, by part and training setting (``engine.memory_probe``).
+    None: not measured. ``memory``: bytes that plans need, by part and training setting (``engine.memory_probe``). ``kernels``:
+    of sparse products (``engine.kernel_measurement``).
     """
 
     bf16_gain: float | None = None
     memory: dict[str, CountOrZero] = {}
+    kernels: KernelTable = {}
 
 
 def measure(config: Config) -> MachineMeasurements:
-    """Measure what the settings of ``config`` depend on."""
+    """Measure what the settings of ``config`` depend on. A table of kernels that it has already stays as it is."""
     if config.training.precision == "float32":
-        return MachineMeasurements()
+        return MachineMeasurements(kernels=config.kernels.table)
     from ...learning.training.precision import bf16_gain  # here, since it imports torch
 
-    return MachineMeasurements(bf16_gain=round(bf16_gain(), 3))
+    return MachineMeasurements(bf16_gain=round(bf16_gain(), 3), kernels=config.kernels.table)
 
 
 def apply_measurements(config: Config, measured: MachineMeasurements) -> Config:
     """``config`` with the settings that it left open set by the measurements."""
     if measured.memory:
         config = replace(config, memory=replace(config.memory, probed=measured.memory))
+    if measured.kernels:
+        config = replace(config, kernels=replace(config.kernels, table=measured.kernels))
     if config.training.precision != "auto" or measured.bf16_gain is None:
         return config
     from ...learning.training.precision import bf16_pays
@@ -87,6 +91,7 @@ def workload_settings(config: Config, *, num_devices: int) -> WorkloadSettings:
         models=config.models,
         public=config.server.public,
         sparsity=config.training.sparsity,
+        kernels=config.kernels.table,
     )
 
 

@@ -48,6 +48,7 @@ from ..simulation.process_memory import ProcessMemory
 from ..simulation.virtual_clock import VirtualClock
 from ..simulation.wall_clock import Clock, WallClock
 from .evaluator import Evaluator
+from .kernel_measurement import with_kernels
 from .loop import Loop
 from .memory_probe import probe_memory
 from .saved_loop import state_problem
@@ -79,6 +80,7 @@ class Engine:
         fleet = config.load_fleet()
         check_names(config)
         check_enforcement(config)
+        config, kernel_notices = with_kernels(config, policy)
         self._measured = measure(config)
         self.config = config = apply_measurements(config, self._measured)
         settings = settings or workload_settings(config, num_devices=fleet.num_devices)
@@ -90,7 +92,7 @@ class Engine:
         comparison = Comparison(config, self.workload, fleet, costs)
         check_replay(policy, config, comparison)
         notices = (*measurement_notices(config, self._measured), *few_samples_notice(self.workload))
-        self._advice = [*notices, *advice(policy, config, comparison)]
+        self._advice = [*notices, *kernel_notices, *advice(policy, config, comparison)]
         self.pool = pool or self._inline_pool(settings, fleet, scratch)
         self.pool.ready()
         self._fleet = fleet
@@ -190,6 +192,7 @@ class Engine:
             "data": self.workload.data.digest(),
             "precision": self.config.training.precision,
             "memory": self.config.memory.probed,
+            "kernels": msgspec.to_builtins(self.config.kernels.table),
             "loop": collect(self._loop),
         }
 
@@ -201,7 +204,13 @@ class Engine:
         """
         if found := mismatch(
             saved,
-            {"data": dict[str, str], "precision": str, "memory": dict[str, CountOrZero], "loop": dict[str, Any]},
+            {
+                "data": dict[str, str],
+                "precision": str,
+                "memory": dict[str, CountOrZero],
+                "kernels": dict[str, dict[str, Any]],
+                "loop": dict[str, Any],
+            },
             into_structs=False,
         ):
             raise Damaged(f"{found[0]} {found[1]}")
@@ -220,6 +229,11 @@ class Engine:
             raise ValueError(
                 "memory.probed, what plans were measured to need, differs from that of the run that is resumed; its folder has "
                 "it in measured.json"
+            )
+        if msgspec.to_builtins(self.config.kernels.table) != saved["kernels"]:
+            raise ValueError(
+                "kernels.table, the measured kernels of sparse products, differs from that of the run that is resumed; its "
+                "folder has it in measured.json"
             )
         check(self._loop, saved["loop"])
         problem = state_problem(

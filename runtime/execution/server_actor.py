@@ -83,6 +83,11 @@ def _make_service(
     config: Config, policy: Policy, save: SavePlan | None, layout: Layout, scratch: Scratch, notices: Sequence[str]
 ) -> "Service":
     options, fleet = config.ray, config.load_fleet()
+    if config.kernels.sparse == "auto":  # the workers need the table, so that they start later
+        from ..engine.kernel_measurement import with_kernels
+
+        config, measured = with_kernels(config, policy)
+        notices = [*notices, *measured]
     settings = workload_settings(config, num_devices=fleet.num_devices)
     hosts = PartitionHosts(
         settings,
