@@ -159,14 +159,14 @@ class CodecChain:
 
     def __post_init__(self) -> None:
         """Raises ``ValueError`` for two sparsifiers."""
-        names = [type(stage).__name__ for stage in self.stages if getattr(stage, "sparsifies", False)]
+        names = [type(stage).__name__ for stage in self.stages if sparsifies(stage)]
         if len(names) > 1:
             raise ValueError(f"a chain holds one sparsifier at most; this one holds {' and '.join(names)}")
 
     @property
     def sparsifies(self) -> bool:
         """Whether one of the stages is a sparsifier."""
-        return any(getattr(stage, "sparsifies", False) for stage in self.stages)
+        return any(sparsifies(stage) for stage in self.stages)
 
     @property
     def needs_reference(self) -> bool:
@@ -207,6 +207,11 @@ class CodecChain:
         for stage, before in zip(reversed(self.stages), reversed(layouts[:-1]), strict=True):
             arrays = stage.decode(arrays, expected=before, context=context)
         return arrays
+
+
+def sparsifies(codec: Codec) -> bool:
+    """Whether a codec is a sparsifier: if it has a ``sparsifies`` that is true."""
+    return bool(getattr(codec, "sparsifies", False))
 
 
 def needs_reference(codec: Codec) -> bool:

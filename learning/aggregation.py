@@ -32,7 +32,12 @@ class Fold:
     """
 
     # Attributes that a checkpoint saves, with their types.
-    SAVED: ClassVar = {"updates": CountOrZero, "_sums": dict[str, Tensor], "_weights": dict[str, float | Tensor]}
+    SAVED: ClassVar = {
+        "updates": CountOrZero,
+        "_sums": dict[str, Tensor],
+        "_weights": dict[str, float | Tensor],
+        "_exact": set[str],
+    }
     NOT_SAVED = ()
 
     def __init__(self) -> None:
@@ -40,6 +45,7 @@ class Fold:
         self.updates = 0
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float | Tensor] = {}  # a tensor if elements have different total weights
+        self._exact: set[str] = set()  # float32 tensors whose sums are float64
 
     def add(
         self,
@@ -49,6 +55,7 @@ class Fold:
         scale: float = 1.0,
         slices: Mapping[str, Slice] = MappingProxyType({}),
         tensors: Mapping[str, Tensor] = MappingProxyType({}),
+        exact: bool = False,
     ) -> None:
         """Fold one update, of whole tensors or of slices of them.
 
@@ -59,6 +66,8 @@ class Fold:
                 smaller step too.
             slices: by tensor, where a narrower difference is in the full tensor. Elements outside get no weight.
             tensors: the full tensors, of which the shapes of sliced ones are taken.
+            exact: sum float32 in float64, so that the mean of equal differences is that difference: where no device has sent a
+                weight, all differences are its negative value, and the next version's weight is exactly 0.
 
         Raises:
             ValueError: if the weight is not finite and above 0.
@@ -67,6 +76,8 @@ class Fold:
             raise ValueError(f"the weight of an update is {weight}; it must be a finite number above 0")
         for name, tensor in differences.items():
             difference = at_least_float32(tensor)
+            if (exact or name in self._exact) and difference.dtype == torch.float32:
+                difference = self._widened(name, difference)
             if name in slices:
                 self._add_slice(name, difference, slices[name], tensors[name].shape, weight=weight, scale=scale)
             elif name not in self._sums:
@@ -76,6 +87,14 @@ class Fold:
                 self._sums[name].add_(difference, alpha=weight * scale)
                 self._weights[name] = self._weights[name] + weight
         self.updates += 1
+
+    def _widened(self, name: str, difference: Tensor) -> Tensor:
+        """A difference in float64, as from now on all of this tensor are."""
+        if name not in self._exact:
+            self._exact.add(name)
+            if name in self._sums:
+                self._sums[name] = self._sums[name].double()
+        return difference.double()
 
     def _add_slice(
         self, name: str, difference: Tensor, part: Slice, shape: torch.Size, *, weight: float, scale: float
@@ -103,7 +122,9 @@ class Fold:
                 means[name] = torch.where(weight > 0, mean, NEGATIVE_ZERO)
             else:
                 means[name] = total.div_(weight)
-        self.updates, self._sums, self._weights = 0, {}, {}
+            if name in self._exact:
+                means[name] = means[name].float()
+        self.updates, self._sums, self._weights, self._exact = 0, {}, {}, set()
         return means
 
 

@@ -63,6 +63,7 @@ _EXPORTS = {
     "Distillation": "policies.aggregation.distillation",
     "ProFL": "policies.progressive.profl",
     "AllSmall": "policies.pruning.common_width",
+    "ZeroFL": "policies.sparsity.zerofl",
     "make_policy": "policies.resolve_policy",
 }
 __all__ = sorted(_EXPORTS)

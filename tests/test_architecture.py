@@ -72,13 +72,13 @@ LAYERS = {
     ],
     "policies": [
         "resolve_policy", "advice", "presets", "scheduling", "compression", "partitioning", "progressive", "pruning",
-        "aggregation",
+        "sparsity", "aggregation",
         "selection", "policy", "checks", "decision", "tasks", "view", "report", "estimate", "plan",
     ],
     "comms": ["links", "codecs", "entropy", "ray_channel", "packet", "channel", "ledger", "stages", "codec", "errors"],
     "learning": [
         "workload", "pretrained", "architecture", "aggregation", "movement", "costs", "training", "models", "narrowing",
-        "parts", "workload_settings", "data",
+        "parts", "sparse", "workload_settings", "data",
     ],
     "clusters": ["ray_backend", "fleet"],
 }  # fmt: skip

@@ -13,7 +13,8 @@ from typing import ClassVar, Protocol
 import msgspec
 from torch import Tensor
 
-from ...comms.codec import Array, Arrays
+from ...comms.codec import Array, Arrays, sparsifies
+from ...comms.codecs.make_codec import make_codec
 from ...comms.errors import MismatchedPacket
 from ...comms.links.memory import LinkState
 from ...comms.links.predict import hash_arrays
@@ -132,6 +133,7 @@ class DenseRoute:
             scale=scale,
             slices=submodel.server_slices,
             tensors=self.tensors,
+            exact=plan.upload.payload == "weights" and sparsifies(make_codec(plan.codec_up)),
         )
 
     def ended(self, plan: Plan, report: Report, state: LinkState | None) -> None:

@@ -1,12 +1,11 @@
-"""Which entries of a tensor are sent: three forms of a set of flat positions, and the number of bytes of each.
+"""Which entries of a tensor are sent: a bitmap, or gaps, whichever takes fewer bytes.
 
     BITMAP  a bit for each entry of the tensor
     GAPS    the gaps between successive positions by Rice codes (Golomb, 1966; Rice, 1979): the quotients by 2^b in unary, then
             the remainders in b bits, plane by plane; for even gaps within 2 % of the entropy of the density
-    CODED   by density classes of rows, columns and cells, entropy coded (``entropy.masks``)
 
 Bytes of ``BITMAP``: the bits, eight to a byte. Of ``GAPS``: number of positions (4), b (1), bytes of the quotients (4),
-quotients, remainders. Of ``CODED``: bytes of the stream (4), the stream. Numbers are little-endian.
+quotients, remainders. Numbers are little-endian.
 """
 
 from itertools import pairwise
@@ -15,19 +14,16 @@ import numpy as np
 
 from ..codec import Array, ArraySpec
 from ..entropy.bounds import most_entries
-from ..entropy.coders import CoderName
-from ..entropy.masks import describe_mask, put_mask, take_mask
 from ..entropy.tables import Integers
 from ..errors import CorruptPacket, TruncatedPacket
 
-ALL, BITMAP, GAPS, CODED = range(4)
+BITMAP, GAPS = 1, 2
 _NUMBER = np.dtype("<u4")
 _GAPS_HEAD_BYTES = 2 * _NUMBER.itemsize + 1
-_WORTH = 0.98  # positions are entropy coded if that is estimated to take at most this share of the other forms' bytes
 
 
 class ByteReader:
-    """Reads the bytes of one array from front to back."""
+    """Reads the bytes of an array from front to back."""
 
     def __init__(self, data: Array, name: str) -> None:
         """``name``: of the array, for errors."""
@@ -55,19 +51,11 @@ def as_number(value: int) -> Array:
     return np.array([value], _NUMBER).view(np.uint8)
 
 
-def put_places(flat: Integers, shape: tuple[int, ...], items: int, coder: CoderName | None) -> tuple[int, list[Array]]:
-    """The form of sorted flat positions that takes the fewest bytes, and its bytes in pieces. ``coder`` None: without CODED."""
+def put_places(flat: Integers, items: int) -> tuple[int, list[Array]]:
+    """The form of sorted flat positions that takes fewer bytes, and its bytes in pieces."""
     gaps = np.diff(flat, prepend=-1) - 1
     low_bits, gap_bytes = _rice(gaps, items)
-    bitmap_bytes = -(-items // 8)
-    least = min(bitmap_bytes, gap_bytes)
-    if coder is not None and len(flat):
-        description, bits = describe_mask(flat, shape)
-        if bits / 8 < _WORTH * least:
-            coded = put_mask(description, coder)
-            if coded.size + _NUMBER.itemsize < least:
-                return CODED, [as_number(coded.size), coded]
-    if gap_bytes < bitmap_bytes:
+    if gap_bytes < -(-items // 8):
         return GAPS, _put_gaps(gaps, low_bits)
     mask = np.zeros(items, np.bool_)
     mask[flat] = True
@@ -77,8 +65,6 @@ def put_places(flat: Integers, shape: tuple[int, ...], items: int, coder: CoderN
 def take_places(form: int, reader: ByteReader, spec: ArraySpec) -> Integers:
     """Reads the sorted flat positions of a form. Raises a ``PacketError``, also for more of them than ``spec`` allows."""
     most = most_entries(spec)
-    if form == CODED:
-        return take_mask(reader.take(reader.number()), spec.shape, most)
     if form == GAPS:
         return _take_gaps(reader, spec, most)
     flat = _ones(reader.take(-(-spec.items // 8)))

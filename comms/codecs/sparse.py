@@ -1,44 +1,50 @@
 """The sparse codec: lossless, each tensor in the form that takes the fewest bytes, for tensors of any type with many zeros.
 
-Each tensor is sent dense, or split into the places of its nonzero entries (a bitmap, gaps, or entropy coded: ``places``) and
-their values. Values are sent as they are, or with some of their bytes entropy coded: entries that a top-k keeps have few
-exponents, so the highest byte of a float carries three to four bits, and rounded values have lowest bytes that repeat. A tensor
-of one-byte symbols may also be the stream of the entropy codec. The bytes of the forms are counted exactly, and the smallest is
-sent; estimates only skip forms that would gain nothing.
+A tensor is sent dense, or split into the places of its nonzero entries, a bitmap or gaps (``places``), and their values. Each
+of these may be entropy coded: places by the density of rows, columns and cells; of the values those bytes that gain from it
+(entries that a top-k keeps have few exponents, so the highest byte of a float carries three to four bits; rounded values have
+lowest bytes that repeat); a tensor of one-byte symbols as a whole.
+
+What is entropy coded of all tensors goes into two streams: a stream of its own would cost each tensor a head and, with the
+portable coder, a thousand steps. Dense, bitmap and gaps are counted exactly, entropy coding by its cost under the tables that
+it sends. Then each stream is counted, and left out if it takes no fewer bytes than what it stands for.
 
 Zero is the bit pattern 0: minus zero and NaN are entries like any other, and every bit is restored.
 
-Bytes of an array: form of the places (1); flags of the bytes of a value that are entropy coded, lowest byte first (1); places;
-values. Of the values: if there is a flag, bytes of the stream (4), the stream, then the other bytes of all values, plane by
-plane; without a flag, the values as they are.
+Bytes of ``#sparse``: for each tensor its form (1), and flags of the bytes of a value that are entropy coded, lowest byte first
+(1); a stream of masks and symbols, those of the tensors of form ``CODED``; the places of the others; a stream of bytes of
+values; all other values, plane by plane where there is a flag. A stream is preceded by its size (4).
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from ..codec import NO_CONTEXT, Array, Arrays, ArraySpec, Context
+from ..entropy import stream
 from ..entropy.bounds import most_entries
 from ..entropy.codec import CODED as STREAM
 from ..entropy.codec import Entropy
-from ..entropy.coders import CoderName, constriction_runs
+from ..entropy.coders import CoderName, SymbolWriter, constriction_runs
+from ..entropy.tables import Integers
 from ..errors import CorruptPacket
 from ..stages import check_fixed
-from .places import ALL, CODED, ByteReader, as_number, put_places, take_places
+from .places import ByteReader, as_number, take_places
+from .sparse_parts import ALL, CODED, MAX_PLANES, Parts, as_bits, is_entry, split
 
+SPARSE = "#sparse"
 _HEAD_BYTES = 2
-_MAX_PLANES = 8  # flags are one byte
-_WORTH = 0.97  # a byte of the values is entropy coded if its entropy is at most this share of it
-_FEWEST = 64  # values; with fewer, the tables of an entropy coder cost more than they save
+_STREAMS_BYTES = 8  # sizes of two streams
 
 
 @dataclass(frozen=True)
 class Sparse:
-    """Codes every array without a "#" in its name; passes all others on.
+    """Codes the arrays without a "#" in their name as one array; passes all others on.
 
     ``coder``: the entropy coder, as in ``Entropy``: "auto" is "ans" if the sender has constriction, which a receiver then needs
-    too, else "rans", which runs anywhere and is many times slower on small tensors. "none" leaves entropy coding out.
+    too, else "rans", which runs anywhere. "none" leaves entropy coding out, which is faster still.
     """
 
     coder: Literal["auto", "rans", "ans", "none"] = "auto"
@@ -51,25 +57,34 @@ class Sparse:
             Entropy("ans")  # raises ValueError without constriction
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
-        """A flat array of bytes in place of each array, bounded by the smaller of all values, and bitmap and values."""
-        check_fixed((spec for spec in expected if _is_coded(spec.name)), by="sparse")
-        return tuple(
-            ArraySpec(spec.name, (_bound(spec),), "|u1", exact=False, role=spec.role) if _is_coded(spec.name) else spec
-            for spec in expected
-        )
+        """The arrays that pass, then a flat array of bytes, bounded by each tensor's dense values, or bitmap and values."""
+        coded = [spec for spec in expected if _is_coded(spec.name)]
+        check_fixed(coded, by="sparse")
+        if not coded:
+            return expected
+        bound = _STREAMS_BYTES + sum(_bound(spec) for spec in coded)
+        passed = (spec for spec in expected if not _is_coded(spec.name))
+        return (*passed, ArraySpec(SPARSE, (bound,), "|u1", exact=False))
 
     def encode(self, tensors: Arrays, *, context: Context) -> tuple[Arrays, Arrays]:
-        """Codes each array. Lossless."""
+        """Codes all arrays. Lossless."""
         automatic: CoderName = "ans" if constriction_runs() else "rans"
         coder = None if self.coder == "none" else automatic if self.coder == "auto" else self.coder
-        return {n: _coded(array, coder) if _is_coded(n) else array for n, array in tensors.items()}, tensors
+        parts = [split(array, entropy=coder is not None) for name, array in tensors.items() if _is_coded(name)]
+        if not parts:
+            return tensors, tensors
+        return {n: a for n, a in tensors.items() if not _is_coded(n)} | {SPARSE: _joined(parts, coder)}, tensors
 
     def decode(self, arrays: Arrays, *, expected: tuple[ArraySpec, ...], context: Context) -> Arrays:
-        """Decodes each array, or raises a ``PacketError``.
+        """Decodes all arrays, or raises a ``PacketError``.
 
         Allocates, whatever the packet holds, at most what ``Entropy.decode`` does for each byte of a tensor's type.
         """
-        return {s.name: _decoded(arrays[s.name], s) if _is_coded(s.name) else arrays[s.name] for s in expected}
+        coded = [spec for spec in expected if _is_coded(spec.name)]
+        if not coded:
+            return arrays
+        decoded = dict(zip((spec.name for spec in coded), _decoded(arrays[SPARSE], coded), strict=True))
+        return {spec.name: decoded[spec.name] if spec.name in decoded else arrays[spec.name] for spec in expected}
 
 
 def _is_coded(name: str) -> bool:
@@ -82,110 +97,100 @@ def _bound(spec: ArraySpec) -> int:
     return _HEAD_BYTES + min(spec.num_bytes, -(-spec.items // 8) + most_entries(spec) * width)
 
 
-def _coded(array: Array, coder: CoderName | None) -> Array:
-    """The bytes of an array in its smallest form."""
-    values = _as_bits(np.ascontiguousarray(array).reshape(-1))
-    is_nonzero = values != 0 if values.ndim == 1 else values.any(1)
-    flat = np.flatnonzero(is_nonzero)
-    one_byte = array.dtype.itemsize == 1
-    forms = []
-    if len(flat) < len(values):
-        form, places = put_places(flat, array.shape, len(values), None if one_byte else coder)
-        forms.append(_joined(form, places, values[flat], coder))
-    if 2 * len(flat) >= len(values):  # with more zeros, a bitmap and the values are never larger
-        forms.append(_joined(ALL, [], values, coder))
-    if one_byte and coder is not None and len(flat):
-        stream = Entropy(coder).encode({"": _as_symbols(array)}, context=NO_CONTEXT)[0][STREAM]
-        forms.append(np.concatenate([np.array([CODED, 0], np.uint8), as_number(stream.size), stream]))
-    return min(forms, key=len)
+def _joined(tensors: Sequence[Parts], coder: CoderName | None) -> Array:
+    """The bytes of all tensors. A stream that takes no fewer bytes than what it stands for is left out."""
+    symbols = values = np.zeros(0, np.uint8)
+    coded = [parts for parts in tensors if parts.coded is not None]
+    if coder is not None and coded:
+        writer = SymbolWriter(coder)
+        stream.put(writer, [parts.coded for parts in coded], None)
+        symbols = writer.finish()
+        if symbols.size >= sum(parts.replaced_bytes for parts in coded):
+            symbols = symbols[:0]
+            tensors = [replace(parts, coded=None) for parts in tensors]
+    planes = [np.ascontiguousarray(parts.values[:, number]) for parts in tensors for number in parts.planes]
+    if coder is not None and planes:
+        named = {str(number): plane for number, plane in enumerate(planes)}
+        values = Entropy(coder).encode(named, context=NO_CONTEXT)[0][STREAM]
+        if values.size >= sum(map(len, planes)):
+            values = values[:0]
+            tensors = [replace(parts, planes=()) for parts in tensors]
+    heads, places, others = [], list[Array](), list[Array]()
+    for parts in tensors:
+        heads += [parts.form if parts.coded is None else CODED, sum(1 << number for number in parts.planes)]
+        places += parts.places if parts.coded is None else []
+        others += parts.sent_values
+    head = np.array(heads, np.uint8)
+    return np.concatenate([head, as_number(symbols.size), symbols, *places, as_number(values.size), values, *others])
 
 
-def _joined(form: int, places: list[Array], values: Array, coder: CoderName | None) -> Array:
-    """The bytes of one form."""
-    flags, own = _put_values(values, coder)
-    return np.concatenate([np.array([form, flags], np.uint8), *places, *own])
-
-
-def _decoded(coded: Array, spec: ArraySpec) -> Array:
-    """The array of these bytes."""
-    reader = ByteReader(coded, spec.name)
-    form, flags = reader.take(_HEAD_BYTES).tolist()
-    dtype = np.dtype(spec.dtype)
-    if form > CODED or flags >> min(dtype.itemsize, _MAX_PLANES) or (flags and dtype.itemsize == 1):
-        raise CorruptPacket(f"{spec.name!r} has form {form} with flags {flags}, which no sender writes")
-    if form == CODED and dtype.itemsize == 1:
-        found = _take_stream(reader, (_symbol_spec(spec),))[0].view(dtype)
-    elif form == ALL:
-        found = _take_values(reader, spec.items, dtype, flags)
-        if spec.nonzeros is not None and np.count_nonzero(_as_bits(found)) > most_entries(spec):
-            raise CorruptPacket(f"{spec.name!r} has more nonzero entries than the {spec.nonzeros} expected")
-    else:
-        flat = take_places(form, reader, spec)
-        values = _take_values(reader, len(flat), dtype, flags)
-        found = np.zeros(spec.items, dtype)
-        _as_bits(found)[flat] = _as_bits(values)
+def _decoded(data: Array, specs: list[ArraySpec]) -> list[Array]:
+    """The arrays of these bytes."""
+    reader = ByteReader(data, SPARSE)
+    forms, flags = reader.take(_HEAD_BYTES * len(specs)).reshape(-1, 2).T.tolist()
+    widths = [np.dtype(spec.dtype).itemsize for spec in specs]
+    for spec, width, form, flag in zip(specs, widths, forms, flags, strict=True):
+        if form > CODED or (flag and (width == 1 or flag >> min(width, MAX_PLANES))):
+            raise CorruptPacket(f"{spec.name!r} has form {form} with flags {flag}, which no sender writes")
+    coded = [_symbols_of(spec) for spec, form in zip(specs, forms, strict=True) if form == CODED]
+    symbols = dict(zip((spec.name for spec in coded), _take_stream(reader, coded), strict=True))
+    places = [
+        _places(form, reader, spec, symbols) if form != ALL and (form != CODED or width > 1) else None
+        for spec, width, form in zip(specs, widths, forms, strict=True)
+    ]  # None: all entries
+    counts = [spec.items if flat is None else len(flat) for spec, flat in zip(specs, places, strict=True)]
+    sizes = [count for count, flag in zip(counts, flags, strict=True) for _ in range(flag.bit_count())]
+    planes = iter(_take_stream(reader, [ArraySpec(str(i), (size,), "|u1") for i, size in enumerate(sizes)]))
+    found = []
+    for spec, width, count, flat, form, flag in zip(specs, widths, counts, places, forms, flags, strict=True):
+        if form == CODED and width == 1:
+            values = symbols[spec.name].reshape(-1).view(spec.dtype)
+        else:
+            values = _placed(_take_values(reader, count, np.dtype(spec.dtype), flag, planes), flat, spec)
+        found.append(values.reshape(spec.shape))
     reader.finish()
-    return found.reshape(spec.shape)
+    return found
 
 
-def _put_values(values: Array, coder: CoderName | None) -> tuple[int, list[Array]]:
-    """Flags of the planes that are entropy coded, and the bytes of values, in pieces."""
-    raw = values.reshape(-1).view(np.uint8)
-    count = len(values)
-    width = raw.size // count if count else 0
-    if coder is None or count < _FEWEST or not 2 <= width <= _MAX_PLANES:
-        return 0, [raw]
-    planes = [np.ascontiguousarray(plane) for plane in raw.reshape(count, width).T]
-    chosen = [number for number, plane in enumerate(planes) if _entropy_bits(plane) < _WORTH * 8 * count]
-    if not chosen:
-        return 0, [raw]
-    stream = Entropy(coder).encode({str(n): planes[n] for n in chosen}, context=NO_CONTEXT)[0][STREAM]
-    if stream.size + 4 >= len(chosen) * count:
-        return 0, [raw]
-    others = [plane for number, plane in enumerate(planes) if number not in chosen]
-    return sum(1 << number for number in chosen), [as_number(stream.size), stream, *others]
+def _places(form: int, reader: ByteReader, spec: ArraySpec, masks: Arrays) -> Integers:
+    """The positions of a tensor's nonzero entries."""
+    return np.flatnonzero(masks[spec.name] != 0) if form == CODED else take_places(form, reader, spec)
 
 
-def _take_values(reader: ByteReader, count: int, dtype: np.dtype[np.generic], flags: int) -> Array:
-    """Reads ``count`` values."""
+def _take_values(
+    reader: ByteReader, count: int, dtype: np.dtype[np.generic], flags: int, planes: Iterator[Array]
+) -> Array:
+    """Reads ``count`` values; those of their bytes that have a flag are the next of ``planes``."""
     if not flags:
         return reader.take(count * dtype.itemsize).copy().view(dtype)  # a copy is aligned
-    chosen = [number for number in range(dtype.itemsize) if flags >> number & 1]
-    planes = np.empty((count, dtype.itemsize), np.uint8)
-    specs = tuple(ArraySpec(str(number), (count,), "|u1") for number in chosen)
-    for number, plane in zip(chosen, _take_stream(reader, specs), strict=True):
-        planes[:, number] = plane
+    rows = np.empty((count, dtype.itemsize), np.uint8)
     for number in range(dtype.itemsize):
-        if number not in chosen:
-            planes[:, number] = reader.take(count)
-    return planes.reshape(-1).view(dtype)
+        rows[:, number] = next(planes) if flags >> number & 1 else reader.take(count)
+    return rows.reshape(-1).view(dtype)
 
 
-def _take_stream(reader: ByteReader, specs: tuple[ArraySpec, ...]) -> list[Array]:
-    """Reads symbols of these specifications."""
-    stream = reader.take(reader.number())
-    return list(Entropy().decode({STREAM: stream}, expected=specs, context=NO_CONTEXT).values())
+def _placed(values: Array, flat: Integers | None, spec: ArraySpec) -> Array:
+    """A flat tensor of these values at these places (None: all). Raises ``CorruptPacket`` for too many nonzero entries."""
+    if flat is not None:
+        found = np.zeros(spec.items, spec.dtype)
+        as_bits(found)[flat] = as_bits(values)
+        return found
+    if spec.nonzeros is not None and np.count_nonzero(is_entry(as_bits(values))) > most_entries(spec):
+        raise CorruptPacket(f"{spec.name!r} has more nonzero entries than the {spec.nonzeros} expected")
+    return values
 
 
-def _as_bits(flat: Array) -> Array:
-    """A flat array as unsigned integers of the same width; as rows of bytes if there are none."""
-    width = flat.dtype.itemsize
-    return flat.view(f"u{width}") if width in (1, 2, 4, 8) else flat.view(np.uint8).reshape(-1, width)
+def _take_stream(reader: ByteReader, specs: list[ArraySpec]) -> list[Array]:
+    """Reads a stream of symbols of these specifications; nothing for none."""
+    data = reader.take(reader.number())
+    if not specs:
+        if data.size:
+            raise CorruptPacket(f"{SPARSE!r} has a stream of {data.size} bytes that stands for nothing")
+        return []
+    return list(Entropy().decode({STREAM: data}, expected=tuple(specs), context=NO_CONTEXT).values())
 
 
-def _as_symbols(array: Array) -> Array:
-    """An array of one-byte items as symbols."""
-    return array if array.dtype.str in ("|i1", "|u1") else array.view(np.uint8)
-
-
-def _symbol_spec(spec: ArraySpec) -> ArraySpec:
-    """The specification of ``_as_symbols``, under the name by which ``_coded`` calls it."""
+def _symbols_of(spec: ArraySpec) -> ArraySpec:
+    """The specification of what the stream holds of a tensor: its symbols, or the mask of its nonzero entries."""
     dtype = spec.dtype if spec.dtype in ("|i1", "|u1") else "|u1"
-    return ArraySpec("", spec.shape, dtype, nonzeros=spec.nonzeros)
-
-
-def _entropy_bits(plane: Array) -> float:
-    """Entropy of the histogram of a plane, in bits for all of its bytes."""
-    counts = np.bincount(plane, minlength=256)
-    counts = counts[counts > 0]
-    return float(counts @ np.log2(plane.size / counts))
+    return ArraySpec(spec.name, spec.shape, dtype, nonzeros=spec.nonzeros)

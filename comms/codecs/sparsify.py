@@ -52,7 +52,6 @@ class TopK:
     floor: int = 1
     sampled: bool = True
     by: Literal["sent", "reference"] = "sent"
-    sparsifies: ClassVar[bool] = True
 
     @property
     def needs_reference(self) -> bool:
@@ -68,6 +67,11 @@ class TopK:
         check_choice("scope", self.scope, ("tensor", "global", "normalised"))
         check_choice("by", self.by, ("sent", "reference"))
         check_roles(self.roles)
+
+    @property
+    def sparsifies(self) -> bool:
+        """Whether it selects: not at density 1, which keeps everything as it is."""
+        return self.density < 1
 
     def layout(self, expected: tuple[ArraySpec, ...]) -> tuple[ArraySpec, ...]:
         """The input's specifications, with bounds on the nonzero entries."""

@@ -22,6 +22,9 @@ _FEW_SYMBOLS = 7
 _GAIN = 0.02
 _WORTH = 1.01  # the faster description is taken up to this factor of the cost
 _ZERO = 128  # the symbol 0 of a dense tensor of signed symbols
+_SPARSE_BITS = 24  # of a description
+_ONE = Alphabet(first=1, low_bits=0, levels=np.ones(1, np.int64))
+_POSITIVE = SignModel(mode=0, negative=0, changed=0, rows=np.zeros(0, np.int64))
 
 
 class Sparse(NamedTuple):
@@ -49,7 +52,7 @@ Tensor = Sparse | Dense | None  # None: empty
 
 def describe(arrays: list[Array]) -> tuple[list[Tensor], Alphabet | None]:
     """The cheapest description of each array (int8 or uint8), and the alphabet that some share, or None."""
-    described = [_cheapest(array) for array in arrays]
+    described = [cheapest(array) for array in arrays]
     small = {
         i: tensor
         for i, (tensor, _) in enumerate(described)
@@ -79,8 +82,8 @@ def describe_plainly(array: Array) -> Tensor:
     return Sparse(0, flat, magnitudes, negative, density.plain(len(flat), shape), raw, model)
 
 
-def _cheapest(array: Array) -> tuple[Tensor, float]:
-    """The cheapest description, and its estimated cost in bits."""
+def cheapest(array: Array) -> tuple[Tensor, float]:
+    """The cheapest description of symbols (int8 or uint8), and its estimated cost in bits."""
     nonzero = array.reshape(-1) != 0
     count = int(np.count_nonzero(nonzero))
     if not count:
@@ -96,11 +99,18 @@ def _cheapest(array: Array) -> tuple[Tensor, float]:
     alphabet, bits = alphabets.fit(np.bincount(magnitudes, minlength=alphabets.SIZE))
     classes, position_bits, view = density.fit(flat, array.shape)
     sign_model, sign_bits = signs.fit(negative, flat, classes.shape)
-    sparse_bits = bits + position_bits + sign_bits + 24
+    sparse_bits = bits + position_bits + sign_bits + _SPARSE_BITS
     # With more than a quarter of nonzero entries, dense is the faster of the two, else sparse.
     if dense and dense[1] < sparse_bits * (_WORTH if 4 * count > array.size else 1 / _WORTH):
         return dense
     return Sparse(view, flat, magnitudes, negative, classes, alphabet, sign_model), sparse_bits
+
+
+def describe_mask(flat: Integers, shape: tuple[int, ...]) -> tuple[Sparse, float]:
+    """The description of a mask with ones at sorted flat positions (at least one), and its estimated cost in bits."""
+    classes, bits, view = density.fit(flat, shape)
+    ones, no_signs = np.ones(len(flat), np.uint8), np.zeros(len(flat), np.uint8)
+    return Sparse(view, flat, ones, no_signs, classes, _ONE, _POSITIVE), bits + _SPARSE_BITS
 
 
 def _dense(array: Array) -> tuple[Dense, float]:

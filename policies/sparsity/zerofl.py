@@ -151,9 +151,7 @@ class ZeroFL:
 
     def _choices(self, plan: Plan) -> list[Plan]:
         """A plan at each sparsity, from the lowest, and at each mask ratio, from the largest."""
-        own = plan.training.sparsity
-        if own is None:
-            raise ValueError("training.sparsity of a plan is null; a policy before this one has changed it")
+        own = plan.training.sparsity or Sparsity()  # where the configuration has none, no run is made
         levels: list[float | None] = [*sorted({*self.levels})] or [None]
         ratios = sorted({*self.ratios}, reverse=True) if self.rule != "all" else [1.0]
         return [self._at(plan, own, level, ratio) for level, ratio in product(levels, ratios)]

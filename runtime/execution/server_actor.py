@@ -79,15 +79,20 @@ def start_server(placement: ActorPlacement, *, runtime_env: Mapping[str, Any]) -
     return handle
 
 
+def _measured_kernels(config: Config, policy: Policy) -> tuple[Config, list[str]]:
+    """The configuration with the kernels of sparse products, which the workers need, and notices about them."""
+    if config.kernels.sparse == "dense":
+        return config, []  # without an import of torch: the first worker starts meanwhile
+    from ..engine.kernel_measurement import with_kernels
+
+    return with_kernels(config, policy)
+
+
 def _make_service(
     config: Config, policy: Policy, save: SavePlan | None, layout: Layout, scratch: Scratch, notices: Sequence[str]
 ) -> "Service":
     options, fleet = config.ray, config.load_fleet()
-    if config.kernels.sparse == "auto":  # the workers need the table, so that they start later
-        from ..engine.kernel_measurement import with_kernels
-
-        config, measured = with_kernels(config, policy)
-        notices = [*notices, *measured]
+    config, measured = _measured_kernels(config, policy)
     settings = workload_settings(config, num_devices=fleet.num_devices)
     hosts = PartitionHosts(
         settings,
@@ -134,7 +139,7 @@ def _make_service(
             distiller=distiller,
             scratch=scratch,
         )
-        return Service(engine, save, notices)
+        return Service(engine, save, [*notices, *measured])
     except BaseException:
         if distiller is not None:
             distiller.close()

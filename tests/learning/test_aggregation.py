@@ -152,3 +152,30 @@ def test_a_parameter_of_float16_moves_by_what_float32_says() -> None:
     for value, weight in ((1.0, 60_000), (3.0, 180_000)):
         fold.add({"w": torch.tensor([value], dtype=torch.float16)}, weight=weight)
     assert model.add_(fold.close()["w"]).item() == 3.5
+
+
+def test_the_mean_of_equal_differences_is_that_difference_where_sums_are_exact():
+    """A weight that no device has sent is exactly 0 in the next version; in float32 most keep a rest."""
+    start = torch.randn(1000, generator=torch.Generator().manual_seed(1))
+    weights = [37, 101, 53, 7, 211, 19, 83, 5, 149, 61]
+
+    def next_version(**changes):
+        fold = Fold()
+        for weight in weights:
+            fold.add({"w": 0 - start}, weight=weight, **changes)
+        return start + fold.close()["w"]
+
+    assert not next_version(exact=True).any()
+    assert next_version(exact=True).dtype == torch.float32
+    assert next_version().any()
+
+
+def test_exact_sums_go_on_from_earlier_ones_and_end_with_the_version():
+    fold = Fold()
+    fold.add({"w": torch.tensor([1.0])}, weight=1)
+    fold.add({"w": torch.tensor([3.0])}, weight=1, exact=True)
+    fold.add({"w": torch.tensor([5.0])}, weight=2)
+    mean = fold.close()["w"]
+    assert (mean.tolist(), mean.dtype) == ([3.5], torch.float32)
+    fold.add({"w": torch.tensor([1.0])}, weight=1)
+    assert fold._exact == set()

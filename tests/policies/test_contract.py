@@ -24,6 +24,7 @@ from fedbonsai.policies.selection.deadline import ByDeadline
 from fedbonsai.policies.selection.oort import Oort
 from fedbonsai.policies.selection.plain import All, Fastest, RandomCohort
 from fedbonsai.policies.selection.power_of_choice import PowerOfChoice
+from fedbonsai.policies.sparsity.zerofl import ZeroFL
 from fedbonsai.policies.tasks import Distil, Restore
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -73,6 +74,9 @@ POLICIES = [
     chain(Asynchronous(concurrency=3, buffer=2), ProFL(most_groups=1)),
     AllSmall(),
     chain(All(), AllSmall(min_channels=1)),
+    ZeroFL(),
+    chain(All(), ZeroFL(rule="top_diff", ratios=(0.0, 0.2), levels=(0.5, 0.9), value_bits=8)),
+    chain(All(), ZeroFL(rule="all", levels=(0.5, 0.9), deadline_s=2.5, down="configured"), RandomCohort(cohort=2)),
     *SELECTIONS,
 ]
 

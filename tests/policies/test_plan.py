@@ -77,6 +77,6 @@ def test_report_round_trip(full_plan, codec):
 
 def test_a_plan_from_outside_is_checked(make_plan):
     wire = msgspec.to_builtins(make_plan(3))
-    wire["sparsity"] = {"weights": 2.0}
-    with pytest.raises(msgspec.ValidationError, match=r"<= 1.0 - at `\$.sparsity.weights`"):
+    wire["training"]["sparsity"] = {"weights": 2.0}
+    with pytest.raises(msgspec.ValidationError, match=r"< 1.0 - at `\$.training.sparsity.weights`"):
         msgspec.convert(wire, Plan)

@@ -7,6 +7,7 @@ from fedbonsai.learning.seeds import derive
 from fedbonsai.learning.training.training import train
 from fedbonsai.learning.workload import Workload
 from fedbonsai.runtime.configuration.resolution import workload_settings
+from fedbonsai.runtime.errors import ConfigError
 
 ONE = {
     "classes": [
@@ -58,6 +59,8 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(fedavg):
         ["policy=[{name: all}]"],  # a cohort of 1.0 chooses all devices
         ["policy=[{name: deadline, deadline_s: 1.0e+6}]"],
         ["codecs.up=lz4", "codecs.down=lz4"],
+        ["codecs.up=sparse", "codecs.down=[{name: sparse, coder: none}]"],
+        ["codecs.up=[{name: topk, density: 1, scope: tensor, by: reference}, sparse]"],
         ["codecs.up=[{name: lz4, level: 3}]"],
         ["codecs.up=[identity, lz4]"],
         ["evaluation.where=none"],
@@ -210,3 +213,21 @@ def test_golden_run():
     assert summary["up_by_kind"]["weights"] == summary["down_by_kind"]["weights"] == 3 * 8 * 153192
     assert summary["data"] == {"data": "7613305b16a60a99e17eaae9290a9af3", "split": "1dd60983a2a7b4dbed1f74492a124440"}
     assert hash_of(GOLDEN) == summary["model_hash"]
+
+
+def test_sparse_updates_with_a_sparse_downlink():
+    """A selection by the trained weights, and a model that is sent down without loss: the same bits, in fewer bytes."""
+    up = "codecs.up=[{name: topk, density: 0.1, scope: tensor, by: reference}, float16, sparse]"
+    policy = "policy=[{name: random, cohort: 3}]"
+    config = {"backend": "inline", "seed": 5, "stop": {"rounds": 3}}
+    dense = finished(config, settings=[policy]).summary
+    found = [finished(config, settings=[policy, up, *down]).summary for down in ([], ["codecs.down=sparse"])]
+    assert found[0]["model_hash"] == found[1]["model_hash"] != dense["model_hash"]
+    assert found[1]["down_bytes"] < 0.95 * found[0]["down_bytes"]
+    assert found[0]["up_bytes"] < 0.2 * dense["up_bytes"]
+
+
+@pytest.mark.parametrize("settings", [["codecs.down=[{name: topk, density: 0.1, by: reference}]"]])
+def test_a_selection_by_the_trained_weights_on_the_downlink_is_refused(settings):
+    with pytest.raises(ConfigError, match=r"^codecs\.down: by is 'reference', which selects by the trained weights"):
+        finished({"backend": "inline"}, settings=settings)

@@ -112,6 +112,14 @@ def test_a_packet_of_varying_size_is_estimated_below_its_bound_and_then_at_the_o
     assert costs.packet_bytes(plan(codec_up=fewer))[1] < up
 
 
+def test_a_selection_by_a_reference_is_estimated_with_random_weights(built):
+    costs, plan = built
+    by = {"density": 0.5, "by": "reference"}
+    half, other = (CodecSpec("topk", by), *HALF[1:]), HALF
+    up, sent = (costs.packet_bytes(plan(codec_up=codecs))[1] for codecs in (half, other))
+    assert abs(up - sent) <= 4  # other entries, as many of them
+
+
 def test_bit_patterns_are_estimated_at_their_bound(built):
     costs, plan = built
     found = plan(codec_up=(CodecSpec("lz4"),), link_up=Residual(rule="delta", arithmetic="bits"))
