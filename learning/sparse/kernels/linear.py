@@ -39,3 +39,13 @@ def linear_grad_weight(g: Tensor, x: Tensor, threshold: float) -> Tensor:
     """The gradient [out, in] of the weight, from ``g`` and the elements of x [n, in] that ``threshold`` (> 0) leaves."""
     gw: Tensor = torch.ops.fedbonsai_sparse.outer_product(g, x, threshold)
     return gw
+
+
+def linear_update(weight: Tensor, g: Tensor, x: Tensor, threshold: float, scale: float) -> None:
+    """Add ``scale`` times ``linear_grad_weight(g, x, threshold)`` to ``weight`` in place, without making that gradient.
+
+    With ``scale`` = -learning rate this is a step of SGD without momentum and weight decay. Only columns where x has an active
+    element are read and written. For batches of dozens of samples, and for others that make most columns active, it is of
+    no use.
+    """
+    torch.ops.fedbonsai_sparse.add_outer_product_(weight.detach(), g, x, threshold, scale)

@@ -175,6 +175,18 @@ Tensor outer_product(const Tensor& gradient, const Tensor& input, double thresho
     return gw;
 }
 
+void add_outer_product(Tensor& weight, const Tensor& gradient, const Tensor& input, double threshold, double scale) {
+    const Tensor g = gradient.contiguous(), x = input.contiguous();
+    TORCH_CHECK(g.dim() == 2 && x.dim() == 2 && g.size(0) == x.size(0), "gradient ", g.sizes(), " does not fit input ",
+                x.sizes());
+    TORCH_CHECK(weight.is_contiguous() && weight.sizes() == at::IntArrayRef({g.size(1), x.size(1)}), "weight ",
+                weight.sizes(), " is not contiguous, or does not fit gradient ", g.sizes(), " and input ", x.sizes());
+    Workspace workspace;
+    sparse::add_outer_product(g.data_ptr<float>(), x.data_ptr<float>(), x.size(0), g.size(1), x.size(1),
+                              checked(threshold), static_cast<float>(scale), weight.data_ptr<float>(),
+                              workspace.scratch());
+}
+
 }  // namespace
 
 TORCH_LIBRARY(fedbonsai_sparse, library) {
@@ -192,6 +204,7 @@ TORCH_LIBRARY(fedbonsai_sparse, library) {
         "multiply(Tensor x, Tensor pointers, Tensor indices, Tensor values, Tensor? bias, int columns) -> Tensor");
     library.def("multiply_transposed(Tensor g, Tensor pointers, Tensor indices, Tensor values, int columns) -> Tensor");
     library.def("outer_product(Tensor g, Tensor x, float threshold) -> Tensor");
+    library.def("add_outer_product_(Tensor(a!) weight, Tensor g, Tensor x, float threshold, float scale) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(fedbonsai_sparse, CPU, library) {
@@ -202,4 +215,5 @@ TORCH_LIBRARY_IMPL(fedbonsai_sparse, CPU, library) {
     library.impl("multiply", multiply);
     library.impl("multiply_transposed", multiply_transposed);
     library.impl("outer_product", outer_product);
+    library.impl("add_outer_product_", add_outer_product);
 }

@@ -74,4 +74,8 @@ void multiply_transposed(const float* g, int64_t samples, const Rows& matrix, fl
 void outer_product(const float* g, const float* x, int64_t samples, int64_t outputs, int64_t inputs, float threshold,
                    float* gw, const Scratch& scratch);
 
+// weight [outputs, inputs] += scale * the same product, in the columns where x has an active element.
+void add_outer_product(const float* g, const float* x, int64_t samples, int64_t outputs, int64_t inputs,
+                       float threshold, float scale, float* weight, const Scratch& scratch);
+
 }  // namespace sparse

@@ -1,15 +1,15 @@
 // Products of a sparse matrix with a few samples, which are the lanes of vectors.
 
 #include <algorithm>
-#include <numeric>
+#include <cmath>
 #include <vector>
 
 #include "kernels.h"
-#include "scan.h"
 
 namespace sparse {
 namespace {
 
+constexpr int64_t AHEAD = 2;         // rows, for which scattered elements are prefetched
 constexpr int ROWS = 8;              // of the weight's gradient at a time
 constexpr int64_t FEW_SAMPLES = 24;  // above, the sums over samples are worth a list of active elements
 
@@ -97,6 +97,48 @@ void sum_rows(const float* g, int64_t pitch, const float* active, int64_t sample
     }
 }
 
+// The columns of x [samples, inputs] with an active element, side by side.
+struct ActiveColumns {
+    ActiveColumns(const float* x, int64_t samples_, int64_t inputs, float threshold, const Scratch& scratch)
+        : samples(samples_) {
+        std::vector<uint8_t> is_active(inputs, 0);
+        for (int64_t n = 0; n < samples; ++n)
+            for (int64_t i = 0; i < inputs; ++i) is_active[i] |= !(std::fabs(x[n * inputs + i]) < threshold);
+        const int64_t number = std::count(is_active.begin(), is_active.end(), 1);
+        is_whole = 2 * number > inputs;
+        for (int64_t i = 0; i < inputs; ++i)
+            if (is_whole || is_active[i]) columns.push_back(static_cast<int32_t>(i));
+        width = (columns.size() + WIDTH - 1) / WIDTH * WIDTH;
+        values = scratch(samples * width);
+        std::memset(values, 0, sizeof(float) * samples * width);
+        for (int64_t n = 0; n < samples; ++n)
+            for (size_t j = 0; j < columns.size(); ++j) {
+                const float value = x[n * inputs + columns[j]];
+                values[n * width + j] = std::fabs(value) < threshold ? 0.0f : value;
+            }
+    }
+
+    // Calls `use` with each output and the sums over samples of its gradient times each column.
+    template <typename Use>
+    void for_rows(const float* g, int64_t outputs, const Scratch& scratch, const Use& use) const {
+        float* sums = scratch(ROWS * width);
+        for (int64_t o = 0; o < outputs; o += ROWS) {
+            const int64_t rows = std::min<int64_t>(ROWS, outputs - o);
+            if (rows == ROWS)
+                sum_rows<ROWS>(g + o, outputs, values, samples, width, sums);
+            else
+                for (int64_t r = 0; r < rows; ++r)
+                    sum_rows<1>(g + o + r, outputs, values, samples, width, sums + r * width);
+            for (int64_t r = 0; r < rows; ++r) use(o + r, sums + r * width);
+        }
+    }
+
+    int64_t samples, width;
+    bool is_whole;  // more than half of the columns are active: then all are here
+    std::vector<int32_t> columns;
+    float* values;  // [samples, width]; those that are not active are 0
+};
+
 // Calls `run` with the number of vectors, for blocks of up to four vectors of samples.
 template <int L, typename Run>
 void for_blocks(int64_t samples, const Run& run) {
@@ -158,42 +200,31 @@ void outer_product(const float* g, const float* x, int64_t samples, int64_t outp
                            {{1, 1}, {1, 1}, {0, 0}}, gw, scratch);
         return;
     }
-    // Columns of x with an active element, side by side: [samples, columns].
-    std::vector<int32_t> columns;
-    const auto is_active = [&](int64_t n, int64_t i) { return !(std::fabs(x[n * inputs + i]) < threshold); };
-    for (int64_t i = 0; i < inputs; ++i) {
-        bool any = false;
-        for (int64_t n = 0; n < samples; ++n) any |= is_active(n, i);
-        if (any) columns.push_back(static_cast<int32_t>(i));
-    }
-    const bool is_whole = 2 * columns.size() > static_cast<size_t>(inputs);  // then every column is computed
-    if (is_whole) {
-        columns.resize(inputs);
-        std::iota(columns.begin(), columns.end(), 0);
-    }
-    const int64_t number = columns.size(), width = (number + WIDTH - 1) / WIDTH * WIDTH;
-    float *active = scratch(samples * width + WIDTH), *sums = scratch(ROWS * width + WIDTH);
-    std::memset(active, 0, sizeof(float) * samples * width);
-    for (int64_t n = 0; n < samples; ++n)
-        for (int64_t j = 0; j < number; ++j)
-            if (is_active(n, columns[j])) active[n * width + j] = x[n * inputs + columns[j]];
-    for (int64_t o = 0; o < outputs; o += ROWS) {
-        const int64_t rows = std::min<int64_t>(ROWS, outputs - o);
-        if (rows == ROWS)
-            sum_rows<ROWS>(g + o, outputs, active, samples, width, sums);
-        else
-            for (int64_t r = 0; r < rows; ++r)
-                sum_rows<1>(g + o + r, outputs, active, samples, width, sums + r * width);
-        for (int64_t r = 0; r < rows; ++r) {
-            float* row = gw + (o + r) * inputs;
-            if (is_whole) {
-                std::memcpy(row, sums + r * width, sizeof(float) * inputs);
-                continue;
-            }
-            std::memset(row, 0, sizeof(float) * inputs);
-            for (int64_t j = 0; j < number; ++j) row[columns[j]] = sums[r * width + j];
+    const ActiveColumns active(x, samples, inputs, threshold, scratch);
+    active.for_rows(g, outputs, scratch, [&](int64_t o, const float* sums) {
+        float* row = gw + o * inputs;
+        if (active.is_whole) {
+            std::memcpy(row, sums, sizeof(float) * inputs);
+            return;
         }
-    }
+        std::memset(row, 0, sizeof(float) * inputs);
+        for (size_t j = 0; j < active.columns.size(); ++j) row[active.columns[j]] = sums[j];
+    });
+}
+
+void add_outer_product(const float* g, const float* x, int64_t samples, int64_t outputs, int64_t inputs,
+                       float threshold, float scale, float* weight, const Scratch& scratch) {
+    const ActiveColumns active(x, samples, inputs, threshold, scratch);
+    active.for_rows(g, outputs, scratch, [&](int64_t o, const float* sums) {
+        float* row = weight + o * inputs;
+        if (active.is_whole)
+            for (int64_t i = 0; i < inputs; ++i) row[i] += scale * sums[i];
+        else
+            for (size_t j = 0; j < active.columns.size(); ++j) {
+                __builtin_prefetch(row + active.columns[j] + AHEAD * inputs, 1);
+                row[active.columns[j]] += scale * sums[j];
+            }
+    });
 }
 
 }  // namespace sparse

@@ -71,12 +71,33 @@ def test_a_weight_that_needs_a_gradient_is_packed(kernel) -> None:
 
 
 @pytest.mark.usefixtures("native_library")
+@given(
+    samples=st.integers(1, 40),
+    inputs=st.integers(1, 70),
+    outputs=st.integers(1, 40),
+    threshold=st.sampled_from([1e-30, 1.6, 2.5, 100.0]),
+    seed=st.integers(0, 9),
+)
+def test_an_update_is_a_step_of_sgd(samples, inputs, outputs, threshold, seed) -> None:
+    torch.manual_seed(seed)
+    x, g, weight = torch.randn(samples, inputs), torch.randn(samples, outputs), torch.randn(outputs, inputs)
+    masked, expected = active(x, threshold), weight - 0.1 * (g.T @ active(x, threshold))
+    found = nn.Parameter(weight.clone())
+    linear.linear_update(found, g, x, threshold, -0.1)
+    assert_close(found.detach(), expected)
+    untouched = ~(masked != 0).any(0)
+    assert torch.equal(found[:, untouched], weight[:, untouched])
+
+
+@pytest.mark.usefixtures("native_library")
 def test_operands_that_do_not_fit_are_errors() -> None:
     packed = linear.pack_rows(torch.ones(4, 3), 0.5)
     for run in (
         lambda: linear.linear_forward(torch.ones(2, 4), packed, None),
         lambda: linear.linear_grad_input(torch.ones(2, 3), packed),
         lambda: linear.linear_grad_weight(torch.ones(2, 4), torch.ones(3, 3), 0.5),
+        lambda: linear.linear_update(torch.ones(4, 3), torch.ones(2, 3), torch.ones(2, 3), 0.5, -0.1),
+        lambda: linear.linear_update(torch.ones(3, 4).T, torch.ones(2, 4), torch.ones(2, 3), 0.5, -0.1),
     ):
         with pytest.raises(RuntimeError, match="does not fit"):
             run()
