@@ -4,14 +4,19 @@ The operators are ``torch.ops.fedbonsai_sparse.*``, which exist in a process aft
 The library is compiled for the machine's own vector instructions, or for those that torch is told to use
 (``ATEN_CPU_CAPABILITY``). Its file is named by all that it depends on, so a change of torch, processor, compiler or source
 leads to another build. Processes that build at the same time each have a folder of their own, and the finished file takes
-its place by one rename.
+its place by one rename. A process loads one library: the first one, since operators cannot be defined twice.
+
+``torch.utils.cpp_extension`` builds, in a process of its own: it loads what it has built, from where that cannot stay.
 """
 
 import hashlib
+import json
 import os
 import platform
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -19,6 +24,7 @@ import torch
 
 NAME = "fedbonsai_sparse"
 SOURCE = Path(__file__).parent / "source"
+BUILD = "import json, sys; from torch.utils.cpp_extension import load; load(**json.loads(sys.argv[1]))"
 
 
 def cache_folder() -> Path:
@@ -37,10 +43,12 @@ def load(folder: Path | None = None) -> str | None:
     path = _path(folder or cache_folder(), compiler)
     if not path.exists():
         return f"the native kernels have not been built on this machine ({path.name} is not in {path.parent})"
+    if hasattr(torch.ops.fedbonsai_sparse, "scan_rows"):
+        return None
     try:
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except OSError as error:
-        return f"the native kernels cannot be loaded: {_first_line(str(error))}"
+        return f"the native kernels cannot be loaded: {error}"
     return None
 
 
@@ -53,29 +61,33 @@ def build(folder: Path | None = None) -> str | None:
     if compiler is None:
         return _no_compiler()
     path = _path(folder or cache_folder(), compiler)
-    return load(folder) if path.exists() else _compile(path)
+    if not path.exists():
+        if not shutil.which("ninja"):
+            return "the native kernels need ninja, which was not found (pip install ninja)"
+        if reason := _compile(path):
+            return f"the native kernels could not be built: {reason}"
+    return load(folder)
 
 
 def _compile(path: Path) -> str | None:
-    """Build in a folder of this process's own, load, and move the library to ``path``."""
-    from torch.utils import cpp_extension  # takes long, and only a build needs it
-
-    if not cpp_extension.is_ninja_available():
-        return "the native kernels need ninja, which was not found (pip install ninja)"
+    """Build in a folder of this process's own, and move the library to ``path``; returns None, or what went wrong."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-", ignore_cleanup_errors=True) as own:
-            cpp_extension.load(
-                NAME,
-                [str(source) for source in sorted(SOURCE.glob("*.cpp"))],
-                extra_cflags=["-O3", *_vector_flags()],
-                build_directory=own,
-                is_python_module=False,
-            )
-            # Another process's library may be there already: ours takes its place, since ours is the one that is loaded.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as own:
+            settings = {
+                "name": NAME,
+                "sources": [str(source) for source in sorted(SOURCE.glob("*.cpp"))],
+                "extra_cflags": ["-O3", *_vector_flags()],
+                "build_directory": own,
+                "is_python_module": False,
+            }
+            command = [sys.executable, "-c", BUILD, json.dumps(settings)]
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            if result.returncode:
+                return _error_line(result.stdout + result.stderr)
             os.replace(Path(own) / f"{NAME}.so", path)
-    except (OSError, RuntimeError) as error:
-        return f"the native kernels could not be built: {_first_line(str(error))}"
+    except OSError as error:
+        return str(error)
     return None
 
 
@@ -122,7 +134,7 @@ def _processor() -> str:
     return " ".join([platform.machine(), *(found or [platform.processor()])])
 
 
-def _first_line(text: str) -> str:
-    """The compiler's first error line, or else the first line."""
+def _error_line(text: str) -> str:
+    """The compiler's first error line, or else the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return next((line for line in lines if "error:" in line), lines[0] if lines else "no message")
+    return next((line for line in lines if "error:" in line), lines[-1] if lines else "no message")

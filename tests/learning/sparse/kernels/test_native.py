@@ -23,7 +23,7 @@ def test_without_a_compiler_the_reason_says_so(monkeypatch, tmp_path) -> None:
 def test_without_ninja_the_reason_says_so(monkeypatch, tmp_path) -> None:
     if native._compiler() is None:
         pytest.skip("no compiler")
-    monkeypatch.setenv("CXX", str(native._compiler()))
+    monkeypatch.setenv("CXX", str(native._compiler()))  # a full path
     monkeypatch.setenv("PATH", str(tmp_path))
     assert native.build(tmp_path) == "the native kernels need ninja, which was not found (pip install ninja)"
 

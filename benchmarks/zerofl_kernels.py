@@ -1,0 +1,78 @@
+"""Seconds of each layer's passes with few active weights and activations, beside torch's dense ones.
+
+    python benchmarks/zerofl_kernels.py --quick      one turn of each
+    python benchmarks/zerofl_kernels.py --save       five turns
+
+The layers are the 3x3 convolutions of ResNet-18 for 32x32 images (batch 32), and the first three layers of LEAF's network for
+FEMNIST (batch 10). One thread; dense is the faster of the two memory formats, pass by pass; a sparse kernel's time includes
+all conversions, and that of ``step`` also the packing of the weight. ``dense_ms`` / ``native_ms`` of a row are of one sparsity
+of weights and activations. Without the native kernels the benchmark ends with the reason. The last line is JSON.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+from common import finish
+from fedbonsai.learning.sparse.kernels import native
+from fedbonsai.learning.sparse.kernels.measure import Geometry, PassSeconds, measure
+
+LAYERS = {
+    "64x64x3x3 @32": (Geometry((64, 64, 3, 3), (64, 32, 32), (1, 1), (1, 1)), 32),
+    "128x64x3x3 @32 /2": (Geometry((128, 64, 3, 3), (64, 32, 32), (2, 2), (1, 1)), 32),
+    "128x128x3x3 @16": (Geometry((128, 128, 3, 3), (128, 16, 16), (1, 1), (1, 1)), 32),
+    "256x128x3x3 @16 /2": (Geometry((256, 128, 3, 3), (128, 16, 16), (2, 2), (1, 1)), 32),
+    "256x256x3x3 @8": (Geometry((256, 256, 3, 3), (256, 8, 8), (1, 1), (1, 1)), 32),
+    "512x256x3x3 @8 /2": (Geometry((512, 256, 3, 3), (256, 8, 8), (2, 2), (1, 1)), 32),
+    "512x512x3x3 @4": (Geometry((512, 512, 3, 3), (512, 4, 4), (1, 1), (1, 1)), 32),
+    "32x1x5x5 @28": (Geometry((32, 1, 5, 5), (1, 28, 28), (1, 1), (2, 2)), 10),
+    "64x32x5x5 @14": (Geometry((64, 32, 5, 5), (32, 14, 14), (1, 1), (2, 2)), 10),
+    "2048x3136": (Geometry((2048, 3136), (3136,)), 10),
+}
+PASSES = ("forward", "grad_input", "grad_weight", "step")
+
+
+def row(found: dict[str, PassSeconds], sparsity: float, layer: str) -> dict[str, Any]:
+    """Milliseconds by kernel and pass, and how many times faster the native kernel is than the fastest dense one."""
+    times = {kernel: {name: 1e3 * getattr(each, name) for name in PASSES} for kernel, each in found.items()}
+    dense = {name: min(times[kernel][name] for kernel in times if kernel.startswith("dense")) for name in PASSES[:-1]}
+    dense["step"] = sum(dense.values())
+    result = {"layer": layer, "sparsity": sparsity, "pack_ms": round(1e3 * found["native"].pack, 3)}
+    for name in PASSES:
+        result[name] = {
+            "dense_ms": round(dense[name], 3),
+            **{f"{kernel}_ms": round(times[kernel][name], 3) for kernel in ("native", "csr") if kernel in times},
+            "faster": round(dense[name] / times["native"][name], 2),
+        }
+    return result
+
+
+def main() -> None:
+    """Measure, print a table, and finish with JSON."""
+    parser = argparse.ArgumentParser(description="sparse kernels beside dense ones, layer by layer")
+    parser.add_argument("--quick", action="store_true", help="one turn of each kernel instead of five")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/zerofl_kernels.json")
+    arguments = parser.parse_args()
+    if reason := native.build():
+        sys.exit(reason)
+    rows = []
+    print(f"{'layer':20} {'sparsity':>8} {'pack':>6}  " + "  ".join(f"{name:>22}" for name in PASSES))
+    for name, (layer, batch) in LAYERS.items():
+        for sparsity in (0.9, 0.95):
+            found = measure(
+                layer,
+                batch=batch,
+                weight_sparsity=sparsity,
+                activation_sparsity=sparsity,
+                native=True,
+                turns=1 if arguments.quick else 5,
+            )
+            rows.append(row(found, sparsity, name))
+            cells = [rows[-1][each] for each in PASSES]
+            text = [f"{c['dense_ms']:7.2f} {c['native_ms']:6.2f} ms {c['faster']:4.1f}x" for c in cells]
+            print(f"{name:20} {sparsity:8} {rows[-1]['pack_ms']:6.2f}  " + "  ".join(text), flush=True)
+    finish({"rows": rows}, name="zerofl_kernels", save=arguments.save)
+
+
+if __name__ == "__main__":
+    main()
