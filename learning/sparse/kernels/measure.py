@@ -18,7 +18,8 @@ from ...randomness import one_thread, seeded
 from . import convolution, csr, linear
 
 aten = torch.ops.aten
-DENSE, CHANNELS_LAST, NATIVE, CSR = "dense", "dense_channels_last", "native", "csr"
+DENSE, NATIVE, CSR = "dense", "native", "csr"
+LAST = "_channels_last"  # added to the name of a kernel whose tensors are in that format
 Passes = dict[str, Callable[[], object]]
 
 
@@ -67,8 +68,8 @@ def measure(
 ) -> dict[str, PassSeconds]:
     """Seconds of each pass, on one thread, by kernel: ``dense``; ``native`` (which has to be loaded) if it is True; more.
 
-    A convolution adds ``dense_channels_last`` (the native kernels are measured on contiguous tensors: they are as fast on
-    others); a linear layer adds ``csr``. Dense passes include no masking.
+    The kernels of a convolution are measured in both memory formats, the other one as ``dense_channels_last`` and
+    ``native_channels_last`` (the native ones have a contiguous weight in both); a linear layer adds ``csr``.
     """
     with one_thread(), seeded(seed), torch.no_grad():
         weight = torch.randn(layer.weight)
@@ -122,18 +123,25 @@ def _conv_kernels(
     layer: Geometry, weight: Tensor, x: Tensor, at: float, x_at: float, *, native: bool
 ) -> dict[str, Passes]:
     g = torch.randn_like(aten.convolution(x, weight, None, layer.stride, layer.padding, (1, 1), False, (0, 0), 1))
-    last = [each.to(memory_format=torch.channels_last) for each in (x, weight, g)]
-    kernels = {DENSE: _dense_conv(layer, x, weight, g), CHANNELS_LAST: _dense_conv(layer, *last)}
+    x_last, g_last, weight_last = (each.to(memory_format=torch.channels_last) for each in (x, g, weight))
+    kernels = {
+        DENSE: _dense_conv(layer, x, weight, g),
+        DENSE + LAST: _dense_conv(layer, x_last, weight_last, g_last),
+    }
     if native:
-        packed = convolution.pack_filters(weight, at)
-        where = layer.stride, layer.padding
-        kernels[NATIVE] = {
-            "pack": lambda: convolution.pack_filters(weight, at),
-            "forward": lambda: convolution.conv_forward(x, packed, None, *where),
-            "grad_input": lambda: convolution.conv_grad_input(g, packed, x.shape, *where),
-            "grad_weight": lambda: convolution.conv_grad_weight(g, x, x_at, weight.shape, *where),
-        }
+        kernels[NATIVE] = _native_conv(layer, x, weight, g, at, x_at)
+        kernels[NATIVE + LAST] = _native_conv(layer, x_last, weight, g_last, at, x_at)
     return kernels
+
+
+def _native_conv(layer: Geometry, x: Tensor, weight: Tensor, g: Tensor, at: float, x_at: float) -> Passes:
+    packed, where = convolution.pack_filters(weight, at), (layer.stride, layer.padding)
+    return {
+        "pack": lambda: convolution.pack_filters(weight, at),
+        "forward": lambda: convolution.conv_forward(x, packed, None, *where),
+        "grad_input": lambda: convolution.conv_grad_input(g, packed, x.shape, *where),
+        "grad_weight": lambda: convolution.conv_grad_weight(g, x, x_at, weight.shape, *where),
+    }
 
 
 def _dense_conv(layer: Geometry, x: Tensor, weight: Tensor, g: Tensor) -> Passes:

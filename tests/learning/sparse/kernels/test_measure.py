@@ -17,21 +17,22 @@ def test_a_layer_and_its_input_have_a_geometry() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layer", "expected"),
+    ("layer", "kernels", "formats"),
     [
-        (Geometry((8, 4, 3, 3), (4, 6, 6), (2, 2), (1, 1)), {"dense", "dense_channels_last"}),
-        (Geometry((8, 4), (4,)), {"dense", "csr"}),
+        (Geometry((8, 4, 3, 3), (4, 6, 6), (2, 2), (1, 1)), {"dense", "native"}, ["", "_channels_last"]),
+        (Geometry((8, 4), (4,)), {"dense", "native", "csr"}, [""]),
     ],
     ids=["convolution", "linear"],
 )
 @pytest.mark.parametrize("has_native", [False, True])
-def test_every_kernel_has_a_time_for_every_pass(layer, expected, has_native, request) -> None:
+def test_every_kernel_has_a_time_for_every_pass(layer, kernels, formats, has_native, request) -> None:
     if has_native:
         request.getfixturevalue("native_library")
     before = torch.get_rng_state()
     found = measure(layer, batch=3, native=has_native, **SPARSITY)
     assert torch.equal(torch.get_rng_state(), before)
-    assert set(found) == expected | ({"native"} if has_native else set())
+    expected = kernels if has_native else kernels - {"native"}
+    assert set(found) == {kernel + layout for kernel in expected for layout in formats}
     for kernel, seconds in found.items():
         assert 0 < seconds.forward < 1
         assert 0 < seconds.grad_input < 1
