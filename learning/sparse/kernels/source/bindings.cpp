@@ -49,8 +49,10 @@ sparse::Rows as_rows(const Tensor& pointers, const Tensor& indices, const Tensor
             columns};
 }
 
+// Of a tensor that is dense in both formats, as one with a single channel, the strides tell which is meant.
 bool is_channels_last(const Tensor& x) {
-    return !x.is_contiguous() && x.is_contiguous(at::MemoryFormat::ChannelsLast);
+    return x.dim() == 4 && x.suggest_memory_format() == at::MemoryFormat::ChannelsLast &&
+           x.is_contiguous(at::MemoryFormat::ChannelsLast);
 }
 
 at::MemoryFormat format_of(const Tensor& x) {

@@ -5,6 +5,9 @@
 #include <vector>
 
 #include "kernels.h"
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 namespace sparse {
 namespace {
@@ -95,6 +98,25 @@ void sum_rows(const float* g, int64_t pitch, const float* active, int64_t sample
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) store<WIDTH>(sums + r * width + j, sum[r]);
     }
+}
+
+constexpr int64_t CACHED = 1 << 20;  // a result of more elements does not stay in the caches until it is read
+
+// Copy a part of a result; past the caches, without reading the old lines, where the result does not stay in them.
+inline void write(const float* from, int64_t count, float* to, bool is_cached) {
+    int64_t i = 0;
+    if (is_cached) {
+        std::memcpy(to, from, sizeof(float) * count);
+        return;
+    }
+#if defined(__AVX512F__)
+    for (; i < count && reinterpret_cast<uintptr_t>(to + i) % 64; ++i) to[i] = from[i];
+    for (; i + 16 <= count; i += 16) _mm512_stream_ps(to + i, _mm512_loadu_ps(from + i));
+#elif defined(__AVX2__)
+    for (; i < count && reinterpret_cast<uintptr_t>(to + i) % 32; ++i) to[i] = from[i];
+    for (; i + 8 <= count; i += 8) _mm256_stream_ps(to + i, _mm256_loadu_ps(from + i));
+#endif
+    for (; i < count; ++i) to[i] = from[i];
 }
 
 // The columns of x [samples, inputs] with an active element, side by side.
@@ -201,15 +223,21 @@ void outer_product(const float* g, const float* x, int64_t samples, int64_t outp
         return;
     }
     const ActiveColumns active(x, samples, inputs, threshold, scratch);
+    const bool is_cached = outputs * inputs <= CACHED;
+    float* whole = scratch(inputs);
+    std::memset(whole, 0, sizeof(float) * inputs);
     active.for_rows(g, outputs, scratch, [&](int64_t o, const float* sums) {
         float* row = gw + o * inputs;
         if (active.is_whole) {
-            std::memcpy(row, sums, sizeof(float) * inputs);
+            write(sums, inputs, row, is_cached);
             return;
         }
-        std::memset(row, 0, sizeof(float) * inputs);
-        for (size_t j = 0; j < active.columns.size(); ++j) row[active.columns[j]] = sums[j];
+        for (size_t j = 0; j < active.columns.size(); ++j) whole[active.columns[j]] = sums[j];
+        write(whole, inputs, row, is_cached);
     });
+#if defined(__AVX2__)
+    _mm_sfence();  // other threads see the result after this one has returned it
+#endif
 }
 
 void add_outer_product(const float* g, const float* x, int64_t samples, int64_t outputs, int64_t inputs,

@@ -57,17 +57,18 @@ def check(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, at: f
     threshold=st.sampled_from([1e-30, 0.7, 1.6, 100.0]),
     x_threshold=st.sampled_from([1e-30, 1.6, 100.0]),
     layout=st.sampled_from(list(FORMATS)),
+    g_layout=st.sampled_from(list(FORMATS)),
     has_bias=st.booleans(),
     seed=st.integers(0, 9),
 )
 def test_passes_equal_dense_ones_on_masked_operands(
-    samples, channels, filters, kernel, stride, padding, size, threshold, x_threshold, layout, has_bias, seed
+    samples, channels, filters, kernel, stride, padding, size, threshold, x_threshold, layout, g_layout, has_bias, seed
 ) -> None:
     assume(all(size[i] + 2 * padding[i] >= kernel[i] for i in (0, 1)))
     torch.manual_seed(seed)
     x = FORMATS[layout](torch.randn(samples, channels, *size))
     weight, bias = torch.randn(filters, channels, *kernel), torch.randn(filters) if has_bias else None
-    check(x, weight, bias, stride, padding, threshold, x_threshold, FORMATS[layout])
+    check(x, weight, bias, stride, padding, threshold, x_threshold, FORMATS[g_layout])
 
 
 @pytest.mark.parametrize("layout", FORMATS)
@@ -123,6 +124,12 @@ def test_results_have_the_format_of_the_input() -> None:
     last = x.to(memory_format=torch.channels_last)
     assert conv_forward(x, packed, None, (1, 1), (1, 1)).is_contiguous()
     assert conv_forward(last, packed, None, (1, 1), (1, 1)).is_contiguous(memory_format=torch.channels_last)
+    one = torch.randn(2, 1, 8, 8)  # dense in both formats: its strides decide
+    packed_one = pack_filters(torch.randn(4, 1, 3, 3), 0.5)
+    assert conv_forward(one, packed_one, None, (1, 1), (1, 1)).is_contiguous()
+    one = one.to(memory_format=torch.channels_last)
+    y = conv_forward(one, packed_one, None, (1, 1), (1, 1))
+    assert y.is_contiguous(memory_format=torch.channels_last)
     g = torch.randn(2, 4, 8, 8).to(memory_format=torch.channels_last)
     assert conv_grad_input(g, packed, x.shape, (1, 1), (1, 1)).is_contiguous(memory_format=torch.channels_last)
 

@@ -71,6 +71,16 @@ def test_a_weight_that_needs_a_gradient_is_packed(kernel) -> None:
 
 
 @pytest.mark.usefixtures("native_library")
+@pytest.mark.parametrize("share", [0.01, 0.9])
+def test_a_gradient_that_is_larger_than_the_caches(share: float) -> None:
+    """It is written past them; 1,031 columns are no multiple of a vector."""
+    torch.manual_seed(0)
+    g = torch.randn(5, 1040)
+    x = torch.rand(5, 1031) * (torch.rand(5, 1031) < share)
+    assert_close(linear.linear_grad_weight(g, x, 1e-30), g.T @ x)
+
+
+@pytest.mark.usefixtures("native_library")
 @given(
     samples=st.integers(1, 40),
     inputs=st.integers(1, 70),
