@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <tuple>
 #include <vector>
 
@@ -21,7 +22,7 @@ class Workspace {
  public:
     sparse::Scratch scratch() {
         return [this](int64_t count) {
-            held_.push_back(at::empty({count}, FLOATS));
+            held_.push_back(at::empty({std::max<int64_t>(count, 1)}, FLOATS));
             return held_.back().data_ptr<float>();
         };
     }
