@@ -258,10 +258,14 @@ class Convolution {
 
 void run(const Images& x, const Rows& filters, const float* bias, const Axis& down, const Axis& across, const Images& y,
          const Scratch& scratch) {
-    if (WIDTH == 16 && x.samples > 8)
-        Convolution<16>(x, filters, bias, down, across, y, scratch).run();
-    else
-        Convolution<8>(x, filters, bias, down, across, y, scratch).run();
+    // Up to eight samples that are left over take a narrower vector.
+    const int64_t left = x.samples % 16, wide = WIDTH < 16 ? 0 : left <= 8 ? x.samples - left : x.samples;
+    const auto part = [](const Images& all, int64_t first, int64_t samples) {
+        return Images{all.at(first), samples, all.channels, all.height, all.width, all.channels_last};
+    };
+    if (wide) Convolution<16>(part(x, 0, wide), filters, bias, down, across, part(y, 0, wide), scratch).run();
+    if (const int64_t rest = x.samples - wide)
+        Convolution<8>(part(x, wide, rest), filters, bias, down, across, part(y, wide, rest), scratch).run();
 }
 
 }  // namespace
