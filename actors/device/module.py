@@ -18,6 +18,7 @@ from ...learning.architecture import Architecture
 from ...learning.parts.blocks import Blocks, cut
 from ...learning.parts.part import Part
 from ...learning.parts.submodel import SubModel
+from ...learning.sparse.layers import make_packable
 from ..messages.trunk import content_hash
 
 _MAX_MODULES = 8  # of different widths, families and memory formats
@@ -43,6 +44,7 @@ class Module:
             _free_others(model, architecture, blocks)
         if channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            make_packable(model)
         self.model = model
         self._fresh = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self._architecture, self._auxiliaries = architecture, dict[str, nn.Module]()

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..randomness import one_thread, preserved_rng
 from ..spec import Kernel, KernelTable, LayerKernels, Sparsity, kernel_key
 from .kernels import convolution, linear, native
-from .kernels.measure import CHANNELS_LAST, DENSE, Geometry, PassSeconds, geometry, measure
-from .layers import SparseLayer, sparse_layers
+from .kernels.measure import DENSE, LAST, Geometry, PassSeconds, geometry, measure
+from .layers import sparse_layers
 
 _LEAST_GAIN = 1.05  # a sparse kernel must be so many times as fast as the dense one: times vary from run to run
 _OTHERS: tuple[Kernel, ...] = ("native", "csr")
@@ -56,12 +56,13 @@ def fastest(seconds: dict[str, PassSeconds], *, channels_last: bool = False) -> 
     """The kernels that take the least time, with packing.
 
     Output and input gradient share a packed weight, so they are chosen together. What packing takes is counted for the first
-    of the two that needs it. ``channels_last``: the memory format that dense kernels have in the run.
+    of the two that needs it. ``channels_last``: the memory format of the run.
     """
-    dense = seconds[CHANNELS_LAST if channels_last else DENSE]
+    suffix = LAST if channels_last else ""
+    dense = seconds[DENSE + suffix]
+    others = {name: seconds[name + suffix] for name in _OTHERS if name + suffix in seconds}
     packed: list[tuple[float, tuple[Kernel, Kernel], tuple[float, float]]] = []
-    for name in (each for each in _OTHERS if each in seconds):
-        own = seconds[name]
+    for name, own in others.items():
         for output, gradient in ((name, name), (name, "dense"), ("dense", name)):
             times = (
                 own.pack + own.forward if output == name else dense.forward,
@@ -71,7 +72,7 @@ def fastest(seconds: dict[str, PassSeconds], *, channels_last: bool = False) -> 
     total, kernels, times = min(packed, default=(float("inf"), ("dense", "dense"), (0.0, 0.0)))
     if total * _LEAST_GAIN > dense.forward + dense.grad_input:
         kernels, times = ("dense", "dense"), (dense.forward, dense.grad_input)
-    weight: list[tuple[float, Kernel]] = [(seconds[name].grad_weight, name) for name in _OTHERS if name in seconds]
+    weight: list[tuple[float, Kernel]] = [(own.grad_weight, name) for name, own in others.items()]
     least, by = min(weight, default=(float("inf"), "dense"))
     if least * _LEAST_GAIN > dense.grad_weight:
         least, by = dense.grad_weight, "dense"
@@ -90,9 +91,11 @@ def _ratio(seconds: float, dense: float) -> float:
     return round(seconds / dense, 3) if dense > 0 else 1.0
 
 
-def _can_be_sparse(layer: SparseLayer) -> bool:
+def _can_be_sparse(layer: nn.Module) -> bool:
     """Whether there are sparse kernels for a layer."""
-    return convolution.supports(layer) if isinstance(layer, nn.Conv2d) else linear.supports(layer)  # type: ignore[arg-type]
+    if isinstance(layer, nn.Conv2d):
+        return convolution.supports(layer)
+    return isinstance(layer, nn.Linear) and linear.supports(layer)
 
 
 def _input_shapes(model: nn.Module, sample: Tensor) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -62,7 +62,7 @@ class SparseLayer(nn.Module):
     the layer; None outside of training.
     """
 
-    weight: nn.Parameter
+    weight: Tensor
     name: str
     sparsity: Sparsity
     kernels: Mapping[str, LayerKernels]
@@ -217,6 +217,16 @@ def _is_large(module: nn.Module) -> bool:
 def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLayer]]:
     """The sparse layers of a model, by name."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, SparseLayer))
+
+
+def make_packable(model: nn.Module) -> None:
+    """Make the weights that native kernels pack contiguous in a model in channels_last format. (Activations stay in it.)
+
+    Those kernels read contiguous weights, and their weight gradients are contiguous, which an optimiser steps faster with.
+    """
+    for _, layer in sparse_layers(model):
+        if any("native" in row.kernels for row in layer.kernels.values()):
+            layer.weight.data = layer.weight.data.contiguous()
 
 
 def set_thresholds(model: nn.Module, thresholds: Thresholds | None) -> None:
