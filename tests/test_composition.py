@@ -379,13 +379,14 @@ def test_the_preset_of_reft_narrows_and_teaches():
     assert [event.teachers for event in events if isinstance(event, TaskEnded)] == [4] * ROUNDS
 
 
-RESUMED = (("fedbuff", "reft"), ("splitfed", "reft", "families"), ("profl",))
+RESUMED = (("fedbuff", "reft"), ("splitfed", "reft", "families"), ("profl",), ("fedbuff", "zerofl"))
 RESUMED_AT_LENGTH = (
     ("reft",),
     ("reft", "residuals"),
     ("fedbuff", "shared head", "families"),
     ("local loss", "families"),
     ("fedbuff", "residuals", "profl"),
+    ("splitfed", "reft", "zerofl"),
 )
 
 
@@ -410,11 +411,13 @@ LONG = {"data": {"name": "digits", "public_share": 0.1}, "training": {"batch_siz
 
 @pytest.mark.soak
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("method", ["reft", "profl"])
+@pytest.mark.parametrize("method", ["reft", "profl", "zerofl"])
 def test_a_method_on_ray_with_a_worker_killed_in_a_round(method):
-    expected = fedbonsai.run(composed(method, **LONG, stop={"rounds": 2}))
+    sparsity = METHODS[method].settings.get("training", {}).get("sparsity")
+    config = composed(method, **LONG) | {"training": LONG["training"] | ({"sparsity": sparsity} if sparsity else {})}
+    expected = fedbonsai.run(config | {"stop": {"rounds": 2}})
     list(expected)
-    summary = killed_in_mid_stream(composed(method, **LONG), "WorkerActor")
+    summary = killed_in_mid_stream(config, "WorkerActor")
     same = ("model_hash", "up_by_kind", "down_by_kind", "virtual_s", "outcomes")
     assert {key: summary[key] for key in same} == {key: expected.summary[key] for key in same}
 

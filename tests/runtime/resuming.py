@@ -83,6 +83,12 @@ METHODS = {
     "shared links": {"preset": "fedbuff", "fleet": SHARED},
     "profl": {"policy": [{"name": "all"}, PROFL, {"name": "random", "cohort": 0.5}]},
     "profl, in flight": {"policy": [BUFFERED, PROFL | {"shrinking": False}], "server": POLYNOMIAL},
+    "zerofl": {"preset": "zerofl"},
+    "zerofl, in flight": {
+        "policy": [BUFFERED, {"name": "zerofl", "rule": "diff_top_weights", "ratios": [0.0, 0.2]}],
+        "server": POLYNOMIAL,
+        "training": {"batch_size": 8, "sparsity": {"weights": 0.8, "activations": 0.5, "period": 2}},
+    },
     "reft": {
         "policy": [
             {"name": "random", "cohort": 1.0},

@@ -1,17 +1,22 @@
 """Sparse training, whole runs: its identities, and one evaluation through every door."""
 
+import json
+
 import fedbonsai
 import pytest
 import torch
 from fedbonsai.learning.models.cnn import digits_cnn
+from fedbonsai.learning.sparse.kernels import native
 from fedbonsai.learning.spec import Call
 from fedbonsai.learning.training.evaluation import evaluate
 from fedbonsai.learning.training.losses import accuracy, make_loss
 from fedbonsai.learning.workload import Workload
 from fedbonsai.runtime.configuration.resolution import workload_settings
 from fedbonsai.runtime.errors import ConfigError
-from fedbonsai.runtime.events import Evaluated, Notice, PlanEnded
+from fedbonsai.runtime.events import Evaluated, Notice, PlanEnded, RunStarted
 from safetensors.torch import load_file
+
+from .resuming import started
 
 LINK = {"memory_bytes": 10**9, "up_bytes_per_s": 10**7, "down_bytes_per_s": 10**7}
 BASE = {
@@ -152,3 +157,57 @@ def test_a_device_gets_the_lowest_sparsity_and_the_largest_ratio_that_its_deadli
         if isinstance(event, PlanEnded)
     }
     assert shares == {0: 0.6, 1: 0.6, 2: 0.1}
+
+
+@pytest.fixture(scope="module", name="native_library")
+def native_library_fixture():
+    if reason := native.build():
+        pytest.skip(reason)
+
+
+WIDE = {"model": {"name": "small", "kwargs": {"in_channels": 1, "image_size": 8}}}
+MEASURED = sparse() | WIDE | {"kernels": {"sparse": "auto"}, "checkpoint": {"share": None}}
+
+
+@pytest.mark.usefixtures("native_library")
+def test_a_resumed_run_has_the_kernels_that_were_measured_before_its_first_round(tmp_path):
+    whole, events = finished(MEASURED, "stop.rounds=4", out=tmp_path / "whole")
+    table = json.loads((tmp_path / "whole" / "measured.json").read_text())["kernels"]
+    assert sorted(table) == ["classifier.0 at 0.9, 0.9", "features.3 at 0.9, 0.9"]
+    assert any("native" in row.get("kernels", ()) for row in table.values())
+    assert [event.measured["kernels"] for event in events if isinstance(event, RunStarted)] == [table]
+    (notice,) = [
+        e.text for e in events if isinstance(e, Notice) and e.text.startswith("sparse products by the kernels")
+    ]
+    assert "native" in notice
+
+    kept = MEASURED | {"kernels": {"sparse": "auto", "table": table}}
+    started(kept | {"stop": {"rounds": 4}}, tmp_path / "run", stops=2)
+    run = fedbonsai.run(kept | {"stop": {"rounds": 4}}, resume=tmp_path / "run")
+    list(run)
+    assert run.summary["model_hash"] == whole.summary["model_hash"]
+    assert json.loads((tmp_path / "run" / "measured.json").read_text())["kernels"] == table
+
+
+@pytest.mark.usefixtures("native_library")
+def test_the_clock_charges_what_the_kernels_were_measured_to_take():
+    """Products that take half as long count half; with dense kernels sparse training takes as long as dense training."""
+    rows = ("features.3", "classifier.0")
+
+    def flops(times):
+        row = {"kernels": ["native"] * 3, "times": [times] * 3}
+        table = {f"{name} at 0.9, 0.9": row for name in rows}
+        _, events = finished(MEASURED | {"kernels": {"sparse": "auto", "table": table}}, "stop.rounds=1")
+        return next(event.report.virtual.flops for event in events if isinstance(event, PlanEnded))
+
+    _, events = finished(BASE | WIDE, "stop.rounds=1")
+    dense = next(event.report.virtual.flops for event in events if isinstance(event, PlanEnded))
+    whole, half, none = (flops(times) for times in (1.0, 0.5, 0.0))
+    assert whole == dense
+    assert half == pytest.approx((whole + none) / 2, rel=1e-6)
+    assert none < 0.2 * whole
+
+
+def test_kernels_are_measured_for_sparse_layers_only():
+    with pytest.raises(ConfigError, match=r"kernels\.sparse is 'auto', and training\.sparsity is null"):
+        fedbonsai.run(BASE | {"kernels": {"sparse": "auto"}})
