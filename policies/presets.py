@@ -151,7 +151,8 @@ PRESETS: dict[str, Preset] = {
         source="Qiu et al. 2022, arXiv 2208.02507",
         overrides={
             "policy": [{"name": "random", "cohort": 1.0}, {"name": "zerofl"}],
-            "training": {"sparsity": {"weights": 0.9, "activations": 0.9}},
+            # The paper's rate for CIFAR-10: with a tenth of the weights, gradients are smaller.
+            "training": {"optimiser": {"learning_rate": 0.1}, "sparsity": {"weights": 0.9, "activations": 0.9}},
         },
     ),
     "heterofl": Preset(
