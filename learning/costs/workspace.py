@@ -3,8 +3,8 @@
 oneDNN computes a convolution in blocked layouts, and reorders tensors into copies of their own, which live for that operation.
 Measured one by one under a limit of the data segment, a convolution needs its output and its weight; the gradient of its input
 the output's gradient and the weight; and that of its weight the larger of the weight, and input and output's gradient together.
-A dry run records these sizes where they occur (``scratch_bytes``), so that the peak with scratch is found at the operation where
-tensors and scratch together are largest; which one that is depends on part and batch.
+A dry run records these sizes where they occur (``scratch_bytes``), so that the peak with scratch is found at the operation
+where tensors and scratch together are largest; which one that is depends on part and batch.
 
     needed = FACTOR x peak(tensors + SCRATCH x scratch) + KERNEL_BYTES x kernels + FIXED_BYTES
 
