@@ -5,7 +5,7 @@ A policy declares the allowed values of a field by its annotation alone (``Annot
 """
 
 import dataclasses
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -20,6 +20,8 @@ def convert_field(name: str, value: Any, hint: Any) -> Any:
     try:
         return msgspec.convert(value, hint)
     except msgspec.ValidationError as error:
+        if get_origin(hint) is Literal:
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(str, get_args(hint)))}") from error
         raise ValueError(f"{name} is {value!r}: {str(error)[0].lower()}{str(error)[1:]}") from error
 
 

@@ -218,7 +218,7 @@ def test_an_update_that_is_not_finite_is_rejected_and_the_round_goes_on():
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (["policy.1.up=deltas"], "policy[1].up is 'deltas': invalid enum value 'deltas'"),
+        (["policy.1.up=deltas"], "policy[1].up is 'deltas'; it must be one of auto, none, delta, drift, stationary, "),
         (["policy.1.density=0"], "policy[1].density is 0: expected `float` > 0.0"),
         (
             ["policy.1.steps=[[0.001, 1]]"],
