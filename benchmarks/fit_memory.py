@@ -2,24 +2,25 @@
 
 Of each case the smallest limit under which two steps run is found by bisection (memory.py), and
 
-    FACTOR x peak(tensors + SCRATCH x scratch) + KERNEL_BYTES x kernels + FIXED_BYTES
+    FACTOR x peak(tensors + scratch) + KERNEL_BYTES x kernels + FIXED_BYTES
 
-is fitted to them by least squares of the relative errors, for each SCRATCH of a grid; the best one is printed, with the errors
-of all cases. The models are not those of memory.py, on which the prediction is checked.
+is fitted to them by least squares of the relative errors. (What scratch a convolution needs is not fitted: it was measured one
+by one.) The models are not those of memory.py and profl.py, on which the prediction is checked. ``--refit`` fits the saved
+cases anew, without measuring.
 """
 
 import argparse
+import json
 from typing import Any
 
 import numpy as np
-from common import finish
+from common import RESULTS, finish
 from fedbonsai.learning.costs.cost import profile
 from fedbonsai.learning.costs.dry_run import DryRun
 from fedbonsai.learning.costs.memory import peak_of_batch
 from fedbonsai.learning.training.losses import make_loss
 from memory import Trainer, measure
 
-GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 CIFAR = {"stem": "cifar"}
 CASES: list[tuple[dict[str, Any], tuple[int, ...], dict[str, Any]]] = [
     ({"name": "digits_cnn"}, (1, 8, 8), {"batch": 16}),
@@ -44,30 +45,21 @@ def case(trainer: Trainer, **training: Any) -> dict[str, Any]:
     run = DryRun(trainer.workload.submodel(plan.part), trainer.workload.example(), plan.training, loss)
     steps = profile(run)
     batch = plan.training.batch_size
-    peaks = {str(k): peak_of_batch(steps.small, steps.large, batch, scratch=k) / 1e6 for k in GRID}
-    return {"kernels": len(steps.large.kernels), "peaks_mb": peaks, **measure(trainer, plan)}
+    peak_mb = peak_of_batch(steps.small, steps.large, batch, scratch=True) / 1e6
+    return {"kernels": len(steps.large.kernels), "peak_mb": peak_mb, **measure(trainer, plan)}
 
 
 def fit(cases: list[dict[str, Any]]) -> dict[str, Any]:
     """The constants with the least sum of squared relative errors."""
-    best: dict[str, Any] = {}
     measured = np.array([each["measured_mb"] for each in cases])
-    for scratch in GRID:
-        columns = [[each["peaks_mb"][str(scratch)], each["kernels"], 1.0] for each in cases]
-        weighted = np.array(columns) / measured[:, None]
-        constants, *_ = np.linalg.lstsq(weighted, np.ones(len(cases)), rcond=None)
-        errors = weighted @ constants - 1
-        found = {
-            "SCRATCH": scratch,
-            "FACTOR": round(float(constants[0]), 3),
-            "KERNEL_BYTES": round(float(constants[1]) * 1e6, -4),
-            "FIXED_BYTES": round(float(constants[2]) * 1e6, -4),
-            "errors": [round(float(error), 3) for error in errors],
-            "squares": float(errors @ errors),
-        }
-        if not best or found["squares"] < best["squares"]:
-            best = found
-    return best
+    weighted = np.array([[each["peak_mb"], each["kernels"], 1.0] for each in cases]) / measured[:, None]
+    constants, *_ = np.linalg.lstsq(weighted, np.ones(len(cases)), rcond=None)
+    return {
+        "FACTOR": round(float(constants[0]), 3),
+        "KERNEL_BYTES": round(float(constants[1]) * 1e6, -4),
+        "FIXED_BYTES": round(float(constants[2]) * 1e6, -4),
+        "errors": [round(float(error), 3) for error in weighted @ constants - 1],
+    }
 
 
 def main() -> None:
@@ -75,15 +67,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the cases of the two smallest models only")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/fit_memory.json")
+    parser.add_argument("--refit", action="store_true", help="fit the saved cases, without measuring")
     options = parser.parse_args()
-    cases = []
-    for model, shape, training in CASES[: 4 if options.quick else None]:
+    cases = json.loads((RESULTS / "fit_memory.json").read_text())["cases"] if options.refit else []
+    for model, shape, training in CASES[: 0 if options.refit else 4 if options.quick else None]:
         trainer = Trainer(model, shape)
         try:
             found = {"model": model["name"], **training, **case(trainer, **training)}
         finally:
             trainer.device.close()
-        print({name: value for name, value in found.items() if name != "peaks_mb"}, flush=True)
+        print(found, flush=True)
         cases.append(found)
     finish({"fit": fit(cases), "cases": cases}, name="fit_memory", save=options.save)
 

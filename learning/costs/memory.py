@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .workspace import SCRATCH, kernel, predicted_bytes, scratch_bytes
+from .workspace import kernel, predicted_bytes, scratch_bytes
 
 
 class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -75,7 +75,7 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run the operation and count its results."""
         result = func(*args, **(kwargs or {}))
         self.add(tree_leaves(result))
-        if num_bytes := scratch_bytes(func, args, result):
+        for num_bytes in scratch_bytes(func, args, result):
             self.kernels.add(kernel(func, args))
             number = self.reserve(num_bytes)
             self.scratch.add(number)
@@ -85,17 +85,17 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @property
     def live_bytes(self) -> int:
         """Bytes that are currently live."""
-        sizes = self.weighted(0)
+        sizes = self.counted(scratch=False)
         return sum(sizes[event] if event >= 0 else -sizes[~event] for event in self.events)
 
     @property
     def peak_bytes(self) -> int:
         """The most bytes of tensors that were live at the same time."""
-        return peak_bytes(self.events, self.weighted(0))
+        return peak_bytes(self.events, self.counted(scratch=False))
 
-    def weighted(self, scratch: float) -> list[int]:
-        """The sizes, where those of scratch storages are multiplied by ``scratch``."""
-        return [int(size * scratch) if number in self.scratch else size for number, size in enumerate(self.sizes)]
+    def counted(self, *, scratch: bool) -> list[int]:
+        """The sizes; those of scratch storages are 0 unless ``scratch``."""
+        return [0 if number in self.scratch and not scratch else size for number, size in enumerate(self.sizes)]
 
 
 def peak_bytes(events: Iterable[int], sizes: list[int]) -> int:
@@ -112,19 +112,19 @@ def peak_bytes(events: Iterable[int], sizes: list[int]) -> int:
 
 def process_bytes(small: Allocations, large: Allocations, batch: int) -> int:
     """What a process needs for a step on ``batch`` samples, above an idle one: the peak with scratch, corrected by the fit."""
-    return predicted_bytes(peak_of_batch(small, large, batch, scratch=SCRATCH), num_kernels=len(large.kernels))
+    return predicted_bytes(peak_of_batch(small, large, batch, scratch=True), num_kernels=len(large.kernels))
 
 
-def peak_of_batch(small: Allocations, large: Allocations, batch: int, *, scratch: float = 0) -> int:
+def peak_of_batch(small: Allocations, large: Allocations, batch: int, *, scratch: bool = False) -> int:
     """Peak of a step on ``batch`` samples, from a step on two samples and one on four.
 
-    ``scratch``: share of what operations use inside that is counted. If the two steps differ in their events (code that
+    ``scratch``: whether what operations use inside is counted. If the two steps differ in their events (code that
     branches on values), their peaks are extrapolated linearly.
     """
     if small.events != large.events:
-        peaks = [peak_bytes(step.events, step.weighted(scratch)) for step in (small, large)]
+        peaks = [peak_bytes(step.events, step.counted(scratch=scratch)) for step in (small, large)]
         return _scaled(peaks[0], peaks[1], batch)
-    pairs = zip(small.weighted(scratch), large.weighted(scratch), strict=True)
+    pairs = zip(small.counted(scratch=scratch), large.counted(scratch=scratch), strict=True)
     sizes = [_scaled(two, four, batch) for two, four in pairs]
     return peak_bytes(large.events, sizes)
 
