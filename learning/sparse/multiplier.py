@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..spec import LayerKernels
 from .kernels import convolution, csr, linear
-from .products import DENSE, Product
+from .products import DENSE, Product, as_rows
 
 _LINEAR: dict[str, ModuleType] = {"native": linear, "csr": csr}
 
@@ -31,8 +31,8 @@ class KernelMultiplier:
         packed, at = _pack(name, weight, threshold, product), product.convolution
         if at is not None:
             return convolution.conv_forward(x, packed, bias, at.stride, at.padding), packed
-        rows = _LINEAR[name].linear_forward(x.flatten(0, -2), packed, bias)
-        return rows.unflatten(0, x.shape[:-1]) if x.dim() != 2 else rows, packed
+        rows: Tensor = _LINEAR[name].linear_forward(as_rows(x), packed, bias)
+        return rows.reshape(*x.shape[:-1], rows.shape[1]), packed
 
     def input_gradient(self, gradient: Tensor, x: Tensor, weight: Tensor, product: Product, packed: Any) -> Tensor:
         """The gradient of the input."""
@@ -44,7 +44,7 @@ class KernelMultiplier:
         at = product.convolution
         if at is not None:
             return convolution.conv_grad_input(gradient, packed, x.shape, at.stride, at.padding)
-        found: Tensor = _LINEAR[name].linear_grad_input(gradient.flatten(0, -2), packed)
+        found: Tensor = _LINEAR[name].linear_grad_input(as_rows(gradient), packed)
         return found.reshape(x.shape)
 
     def weight_gradient(self, gradient: Tensor, x: Tensor, weight: Tensor, product: Product) -> Tensor:
@@ -56,7 +56,7 @@ class KernelMultiplier:
         at, least = product.convolution, float(threshold)
         if at is not None:
             return convolution.conv_grad_weight(gradient, x, least, weight.shape, at.stride, at.padding)
-        found: Tensor = _LINEAR[name].linear_grad_weight(gradient.flatten(0, -2), x.flatten(0, -2), least)
+        found: Tensor = _LINEAR[name].linear_grad_weight(as_rows(gradient), as_rows(x), least)
         return found
 
 

@@ -79,6 +79,11 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, product: Product) -
     return output
 
 
+def as_rows(x: Tensor) -> Tensor:
+    """[..., n] as [rows, n]; a vector is one row."""
+    return x.reshape(-1, x.shape[-1])
+
+
 class _Product(torch.autograd.Function):
     """A layer's products. Weight and input are kept, which other operations keep anyway, and no masked copy of them."""
 
@@ -101,7 +106,7 @@ class _Product(torch.autograd.Function):
         if wants_weight:
             of_weight = product.multiplier.weight_gradient(gradient, x, weight, product)
         if wants_bias:
-            of_bias = gradient.sum((0, 2, 3)) if product.convolution is not None else gradient.flatten(0, -2).sum(0)
+            of_bias = gradient.sum((0, 2, 3)) if product.convolution is not None else as_rows(gradient).sum(0)
         return of_input, of_weight, of_bias, None
 
 
@@ -127,7 +132,7 @@ class DenseMultiplier:
         """The gradient of the weight."""
         sparse, at = masked(x, product.activation_threshold(x)), product.convolution
         if at is None:
-            return gradient.flatten(0, -2).T @ sparse.flatten(0, -2)
+            return as_rows(gradient).T @ as_rows(sparse)
         return _gradients(gradient, sparse, weight.to(x.dtype), at, (False, True, False))[1]
 
 
