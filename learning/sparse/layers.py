@@ -109,6 +109,8 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         product = None if self.weight.is_meta else self.product(self.weight, self._convolution())
         if product is None:
             return nn.Conv2d.forward(self, input)
+        if input.dim() == 3:  # an image without the dimension of samples
+            return self.forward(input.unsqueeze(0)).squeeze(0)
         if isinstance(self.padding, str) or self.padding_mode != "zeros":
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             input = functional.pad(input, self._reversed_padding_repeated_twice, mode=mode)

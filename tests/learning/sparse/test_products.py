@@ -76,6 +76,19 @@ def test_all_three_products_have_the_operands_of_the_method(name):
         assert torch.allclose(model[0].bias.grad, gradient.sum(axes), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_one_sample_without_its_dimension_has_the_products_of_a_batch_of_one(name):
+    x = inputs(name)[0, 0] if name.startswith("linear") else inputs(name)[0]
+    found = []
+    for entering in (x, x.unsqueeze(0)):
+        model, _ = make(name)
+        entering = entering.clone().requires_grad_()
+        output = model(entering)
+        output.square().sum().backward()
+        found.append((output.flatten(), entering.grad.flatten(), model[0].weight.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("name", ["3x3", "linear"])
 def test_weights_that_are_left_out_have_gradients(name):
     model, dense = make(name, weights=0.9, activations=0.0)
