@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import product
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -47,7 +48,8 @@ def measure_kernels(
                 activation_sparsity=sparsity.activations,
                 native=not missing,
             )
-            found[key] = fastest(seconds, channels_last=channels_last and len(shape.weight) == 4)
+            row = fastest(seconds, channels_last=channels_last and len(shape.weight) == 4)
+            found[key] = _with_thresholds(row, sparsity)
         table[kernel_key(name, sparsity)] = found[key]
     return table, missing or ""
 
@@ -84,6 +86,14 @@ def fastest(seconds: dict[str, PassSeconds], *, channels_last: bool = False) -> 
             _ratio(least, dense.grad_weight),
         ),
     )
+
+
+def _with_thresholds(row: LayerKernels, sparsity: Sparsity) -> LayerKernels:
+    """A row in which products of whose operands nothing is left out are dense, as they are carried out."""
+    sparse = (sparsity.weights > 0, sparsity.weights > 0, sparsity.activations > 0)
+    kernels = [kernel if is_sparse else "dense" for kernel, is_sparse in zip(row.kernels, sparse, strict=True)]
+    times = [time if is_sparse else 1.0 for time, is_sparse in zip(row.times, sparse, strict=True)]
+    return msgspec.convert({"kernels": kernels, "times": times}, LayerKernels)
 
 
 def _ratio(seconds: float, dense: float) -> float:

@@ -33,7 +33,7 @@ class Thresholds:
     """
 
     def __init__(self, sparsity: Sparsity | None, multiplier: MultiplierOf | None = None) -> None:
-        """``sparsity``: of the plan; None: each layer's own. ``multiplier``: in place of each layer's own."""
+        """``sparsity``: of the plan; None: each layer's own. ``multiplier``: in place of each layer's own, in any mode."""
         self.sparsity, self.multiplier, self.steps = sparsity, multiplier, 0
         self._kept: dict[tuple[int, str], tuple[int, Tensor]] = {}  # by layer and operand, with the step of the weights
 
@@ -82,6 +82,7 @@ class SparseLayer(nn.Module):
 
     def product(self, weight: Tensor, convolution: Convolution | None = None) -> Product | None:
         """How to multiply with ``weight`` now; None for the dense product of a sparsity of 0."""
+        replaced = self.thresholds.multiplier if self.thresholds is not None else None  # of frozen layers too
         plan = self.thresholds if self.training else None
         sparsity = (plan.sparsity if plan is not None else None) or self.sparsity
         if not sparsity.weights and not (sparsity.activations and self.training):
@@ -92,7 +93,6 @@ class SparseLayer(nn.Module):
                 return plan.of(self, operand, x, share)
             return threshold(x, share) if share else None
 
-        replaced = plan.multiplier if plan is not None else None
         return Product(
             of("weights", weight, sparsity.weights),
             lambda x: of("activations", x, sparsity.activations),

@@ -26,7 +26,7 @@ class KernelMultiplier:
     def output(self, x: Tensor, weight: Tensor, bias: Tensor | None, product: Product) -> tuple[Tensor, Any]:
         """The output, and the packed weight."""
         name, threshold = self.chosen.kernels[0], product.weight_threshold
-        if name == "dense" or threshold is None or not _is_plain(x):
+        if name == "dense" or threshold is None or not is_plain(x):
             return DENSE.output(x, weight, bias, product)
         packed, at = _pack(name, weight, threshold, product), product.convolution
         if at is not None:
@@ -37,7 +37,7 @@ class KernelMultiplier:
     def input_gradient(self, gradient: Tensor, x: Tensor, weight: Tensor, product: Product, packed: Any) -> Tensor:
         """The gradient of the input."""
         name, threshold = self.chosen.kernels[1], product.weight_threshold
-        if name == "dense" or threshold is None or not _is_plain(x):
+        if name == "dense" or threshold is None or not is_plain(x):
             return DENSE.input_gradient(gradient, x, weight, product, None)
         if packed is None or self.chosen.kernels[0] != name:
             packed = _pack(name, weight, threshold, product)
@@ -50,7 +50,7 @@ class KernelMultiplier:
     def weight_gradient(self, gradient: Tensor, x: Tensor, weight: Tensor, product: Product) -> Tensor:
         """The gradient of the weight."""
         name = self.chosen.kernels[2]
-        threshold = product.activation_threshold(x) if name != "dense" and _is_plain(x) else None
+        threshold = product.activation_threshold(x) if name != "dense" and is_plain(x) else None
         if threshold is None:
             return DENSE.weight_gradient(gradient, x, weight, product)
         at, least = product.convolution, float(threshold)
@@ -60,7 +60,7 @@ class KernelMultiplier:
         return found
 
 
-def _is_plain(x: Tensor) -> bool:
+def is_plain(x: Tensor) -> bool:
     """Whether sparse kernels can multiply with ``x``."""
     return x.dtype == torch.float32 and x.device.type == "cpu"
 

@@ -145,3 +145,20 @@ def test_what_no_kernel_can_do_is_dense_and_not_measured(monkeypatch, share):
     sparsity = Sparsity(weights=share, activations=share, layers=("second", "third") if share else ())
     table, _ = table_of(Unused(), torch.zeros(4, 6, 6), sparsity)
     assert table == {kernel_key(name, sparsity): LayerKernels() for name in sparsity.layers or ("second",)}
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "kernels", "times"),
+    [
+        (0.9, 0.0, ("native", "native", "dense"), (0.5, 0.4, 1.0)),
+        (0.0, 0.9, ("dense", "dense", "native"), (1.0, 1.0, 0.5)),
+    ],
+)
+def test_a_product_of_which_nothing_is_left_out_is_dense(monkeypatch, weights, activations, kernels, times):
+    """The zeros behind a ReLU can make a kernel the fastest even so; the multiplier does not use it."""
+    sparsity, row = Sparsity(weights=weights, activations=activations), seconds(2, 3, 4, 5)
+    monkeypatch.setattr(
+        "fedbonsai.learning.sparse.kernel_table.measure", lambda *_, **__: {"dense": DENSE, "native": row}
+    )
+    table, _ = table_of(nn.Sequential(*(nn.Linear(6, 6) for _ in range(3))), torch.zeros(6), sparsity)
+    assert table == {kernel_key("1", sparsity): LayerKernels(kernels=kernels, times=times)}
