@@ -91,7 +91,7 @@ def workload_settings(config: Config, *, num_devices: int) -> WorkloadSettings:
         models=config.models,
         public=config.server.public,
         sparsity=config.training.sparsity,
-        kernels=config.kernels.table,
+        kernels=config.kernels.table if config.kernels.sparse == "auto" else {},
     )
 
 

@@ -22,6 +22,7 @@ from fedbonsai.runtime.configuration.resolution import (
     describe_policy,
     measure,
     measurement_notices,
+    workload_settings,
 )
 from fedbonsai.runtime.errors import ConfigError
 from fedbonsai.runtime.events import Notice, PlanEnded, RunStarted
@@ -92,6 +93,15 @@ def test_a_run_records_what_it_measured_and_a_resumed_run_uses_that(tmp_path):
     with fedbonsai.run(AUTO | {"stop": {"rounds": 2}}, resume=folder) as run:
         assert not [event for event in run if isinstance(event, Notice) and "emulates" in event.text]
     assert run.summary["rounds"] == 2
+
+
+def test_a_table_of_kernels_counts_only_where_kernels_are_chosen_by_it():
+    table = {"features.2 at 0.9, 0.9": {"kernels": ["native", "native", "dense"], "times": [0.5, 0.5, 1.0]}}
+    found = {}
+    for chosen in ("auto", "dense"):
+        sparse = {"training": {"sparsity": {}}, "kernels": {"sparse": chosen, "table": table}}
+        found[chosen] = workload_settings(load_config(sparse), num_devices=8).kernels
+    assert (list(found["auto"]), found["dense"]) == (list(table), {})
 
 
 @dataclass(frozen=True)
