@@ -11,6 +11,7 @@ steps, each operation is slower, and code that depends on values cannot run on t
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -95,10 +96,12 @@ def profile(run: DryRun) -> PartProfile:
     submodel = run.submodel
     _check(submodel, run.head)
     head_parameters = sum(parameter.numel() for parameter in run.head.parameters()) if run.head is not None else 0
-    sparse = trained_with(submodel.blocks.model, run.training.sparsity, counted)
-    with preserved_rng(), _modes(submodel), sparse, _readable_errors(run):
-        small, forward_flops, training_flops, boundary_items = _measured(run, SMALL)
-        large, *_ = _measured(run, LARGE)
+    sparse = partial(trained_with, submodel.blocks.model, run.training.sparsity, counted)
+    with preserved_rng(), _modes(submodel), _readable_errors(run):
+        with sparse():
+            small, forward_flops, training_flops, boundary_items = _measured(run, SMALL)
+        with sparse():  # thresholds are found anew, so that both steps allocate the same
+            large, *_ = _measured(run, LARGE)
     return PartProfile(
         parameters=submodel.parameters + head_parameters,
         forward_flops=forward_flops // SMALL,

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fedbonsai.learning.costs.cost import part_cost
+from fedbonsai.learning.models.cnn import digits_cnn
 from fedbonsai.learning.parts.blocks import cut
 from fedbonsai.learning.parts.part import Part, whole
 from fedbonsai.learning.parts.submodel import compile_part
@@ -64,3 +65,15 @@ def test_a_frozen_layer_counts_too(kernel):
     """Its forward pass is that of evaluation, and the counter does not see the products of other kernels."""
     row = LayerKernels(kernels=(kernel,) * 3, times=HALF.times)
     assert cost(row, trained=("2",)).training_flops == 2 * (32 + 64 * 0.5 + 16) + 2 * 16
+
+
+def test_memory_of_large_batches_is_that_of_a_dense_step():
+    """What thresholds need lives for a moment only, and both steps of a dry run find their own."""
+    found = []
+    for sparsity in (None, Sparsity()):
+        model = digits_cnn() if sparsity is None else make_sparse(digits_cnn(), sparsity)
+        blocks = cut(model)
+        example, settings = (torch.zeros(1, 8, 8), torch.tensor(1)), Training(batch_size=128, sparsity=sparsity)
+        part = compile_part(whole(blocks.spec), blocks)
+        found.append(part_cost(part, example=example, training=settings, loss=F.cross_entropy).peak_memory_bytes)
+    assert found[1] == pytest.approx(found[0], rel=0.001)
