@@ -6,6 +6,7 @@ Server and devices each build their own from the same settings and seed; only pa
 from collections import OrderedDict
 from functools import cached_property, partial
 
+import msgspec
 import numpy as np
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from .parts.submodel import SubModel
 from .pretrained import initialise, read_weights
 from .seeds import derive
 from .sparse.layers import make_sparse
+from .spec import Sparsity
 from .training.losses import Metric, default_metrics, make_metric
 from .workload_settings import WorkloadSettings
 
@@ -46,6 +48,12 @@ class Workload:
         self._parts: OrderedDict[str, SubModel] = OrderedDict()
         self._maps: dict[str, Kept] = {}
         self._public: dict[float, PublicSet] = {}
+
+    def with_sparsity(self, sparsity: Sparsity) -> "Workload":
+        """The same workload, of models with sparse products, on the same data."""
+        other = Workload(msgspec.structs.replace(self.settings, sparsity=sparsity))
+        other.data = self.data
+        return other
 
     @cached_property
     def data(self) -> FederatedData:

@@ -33,6 +33,8 @@ class MethodCost(msgspec.Struct, frozen=True, kw_only=True):
 
     ``cuts``: number of devices by the block behind which they are cut, "" for models that are not cut. ``widths``: of a method
     that sets the width of parts and does not cut, (width, number of devices), the narrowest first; () for other methods.
+    ``sparsities``: of a method that sets how sparsely layers are trained, (sparsity of weights, number of devices), the lowest
+    first; () for other methods.
     ``seconds``: of a round; ``bound``: the resource that limits a round with uploads. ``num_bytes``: up and down, mean over the
     devices. ``peak_memory_bytes``: the maximum over the devices. ``unable``: (reason, number of devices) of devices that cannot
     take part; they are left out of all other figures. ``seconds`` None: no device can take part. ``guessed``: activations are
@@ -43,6 +45,7 @@ class MethodCost(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     cuts: dict[str, int]
     widths: tuple[tuple[float, int], ...] = ()
+    sparsities: tuple[tuple[float, int], ...] = ()
     seconds: float | None
     bound: str
     num_bytes: float
@@ -149,11 +152,14 @@ def _row(name: str, method: Policy, setting: _Setting) -> MethodCost:
     uploads, unable = _uploads(name, method, setting)
     cuts: Counter[str] = Counter()
     widths: Counter[float] = Counter()
+    sparsities: Counter[float] = Counter()
     written = statements_of(method).written
     for upload in uploads:
         cuts[upload.plan.split.cut if upload.plan.split else ""] += int(upload.count)
         if {"part", "part.width"} & set(written) and "split" not in written:
             widths[upload.plan.part.width] += int(upload.count)
+        if "training.sparsity" in written and (sparsity := upload.plan.training.sparsity) is not None:
+            sparsities[sparsity.weights] += int(upload.count)
     seconds, bound, often = _mean(method, setting, uploads)
     able = sum(cuts.values())
     total = sum(load.count * (load.cost.up_bytes + load.cost.down_bytes) for load in uploads)
@@ -161,6 +167,7 @@ def _row(name: str, method: Policy, setting: _Setting) -> MethodCost:
         method=name,
         cuts=dict(cuts),
         widths=tuple(sorted(widths.items())),
+        sparsities=tuple(sorted(sparsities.items())),
         seconds=seconds if able else None,
         bound=bound,
         num_bytes=often * total / able if able else 0.0,

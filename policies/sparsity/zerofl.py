@@ -22,6 +22,7 @@ All other tensors are sent whole. Where we depart:
 It changes the plans of the policies before it in a chain, and needs a selection before it.
 """
 
+import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -139,15 +140,24 @@ class ZeroFL:
     def decide(self, view: View, state: State, decision: Decision) -> tuple[Decision, State]:
         """Set sparsity, selection and codecs of the plans that train."""
         choices = {plan.device: self._choices(plan) for plan in decision.plans if _trains(plan)}
-        deadline_s = self.deadline_s
-        if self._chooses and deadline_s is None and choices:
-            first = [view.estimate(device, plans[0]).seconds for device, plans in choices.items()]
-            deadline_s = statistics.median(first)
+        deadline_s = self._deadline(view, choices)
         chosen = tuple(
             _fastest(view, choices[plan.device], deadline_s) if plan.device in choices else plan
             for plan in decision.plans
         )
         return replace(decision, plans=chosen), state
+
+    def with_deadline(self, view: View) -> "ZeroFL":
+        """The policy with the deadline that follows where all devices are chosen, so that it can plan for each alone."""
+        devices = [device for device in view.devices if view.samples[device] >= view.min_samples]
+        deadline_s = self._deadline(view, {device: self._choices(view.new_plan(device)) for device in devices})
+        return dataclasses.replace(self, deadline_s=deadline_s)
+
+    def _deadline(self, view: View, choices: Mapping[int, Sequence[Plan]]) -> float | None:
+        """Seconds that plans may take; None where there is nothing to choose."""
+        if self.deadline_s is not None or not self._chooses or not choices:
+            return self.deadline_s
+        return statistics.median(view.estimate(device, plans[0]).seconds for device, plans in choices.items())
 
     def _choices(self, plan: Plan) -> list[Plan]:
         """A plan at each sparsity, from the lowest, and at each mask ratio, from the largest."""

@@ -1,10 +1,15 @@
 """Compares methods for one experiment, with its fleet, data and plans, by the costs that its clock charges."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+
+import msgspec
+from msgspec.structs import replace
 
 from ...actors.support import PlanRefused, check_plan
 from ...clusters.fleet import Fleet
+from ...learning.architecture import Architecture
+from ...learning.spec import Sparsity
 from ...learning.workload import Workload
 from ...policies.advice.compare_methods import MethodCost, Note, compare_methods, no_note, representatives
 from ...policies.advice.verdict import PLAIN, cheaper, many_bytes
@@ -17,15 +22,18 @@ from ...policies.partitioning.local_loss import LocalLoss
 from ...policies.partitioning.splitfed import SplitFed
 from ...policies.plan import Plan
 from ...policies.policy import Identity, Policy
+from ...policies.presets import PRESETS
 from ...policies.progressive.costliest import costliest_stage
 from ...policies.progressive.profl import ProFL
 from ...policies.pruning.width import Width, median_s
+from ...policies.sparsity.zerofl import ZeroFL
 from ...policies.view import View
 from ..configuration.config import Config
 from ..configuration.policy_checks import links
 from ..configuration.resolution import DefaultPlan, describe_policy
 from ..errors import ConfigError
 from ..simulation.costs import Costs
+from ..simulation.process_memory import ProcessMemory
 
 # With the fields of their presets that costs depend on. Channels of a window that moves on cost the same as the first ones.
 _NARROW: Mapping[str, Width] = {
@@ -48,8 +56,9 @@ def _table(cut: str = AUTO, first: str = "") -> dict[str, Policy]:
     }
 
 
-_PROGRESSIVE = "ProFL"
-METHODS = (*_table(), *_NARROW, _PROGRESSIVE)
+_PROGRESSIVE, _SPARSE = "ProFL", "ZeroFL"
+METHODS = (*_table(), *_NARROW, _PROGRESSIVE, _SPARSE)
+_PRESET_SPARSITY = PRESETS["zerofl"].overrides["training"]["sparsity"]
 _ALTERNATIVES = (PLAIN, "SplitFed")  # with which a run of a method that replays views is compared before it starts
 
 
@@ -64,13 +73,23 @@ class Comparison:
     def rows(self, policy: Policy, *, names: Collection[str] = METHODS, note: Note = no_note) -> list[MethodCost]:
         """A row for each method in ``names``, with the fields and the cohort size that ``policy`` gives it.
 
-        ``note``: receives a line for each method and device that is estimated.
+        Without ``training.sparsity`` the row of sparse training is that of its preset's sparsity. ``note``: receives a line for
+        each method and device that is estimated.
         """
+        if _SPARSE not in names or self._config.training.sparsity is not None:
+            return self._rows(policy, names, note)
+        others = self._rows(policy, [name for name in names if name != _SPARSE], note)
+        sparse = self._with_sparsity(msgspec.convert(_PRESET_SPARSITY, Sparsity))
+        fault = sparse._fault()
+        return [*others, *(self._refused(_SPARSE, fault) if fault else sparse._rows(policy, [_SPARSE], note))]
+
+    def _rows(self, policy: Policy, names: Collection[str], note: Note) -> list[MethodCost]:
+        """The rows of methods that train the models as they are configured."""
         view, chosen = self._view(), cohorts(policy)
         size = min(cohort_size(each, len(view.profiles)) for each in chosen) if chosen else None
         methods = {name: method for name, method in methods_of(policy).items() if name in names}
         if self._workload.family("").cut_fault:
-            methods = {name: method for name, method in methods.items() if name == PLAIN or name in _NARROW}
+            methods = {name: method for name, method in methods.items() if name in (PLAIN, *_NARROW, _SPARSE)}
         narrow = [name for name in methods if name in _NARROW]
         return compare_methods(
             view,
@@ -82,6 +101,22 @@ class Comparison:
             faults=dict.fromkeys(narrow, self._width_fault()) if narrow else {},
             note=note,
         )
+
+    def _with_sparsity(self, sparsity: Sparsity) -> "Comparison":
+        """The same comparison where layers are trained sparsely; uploads depend on which, so no cost is shared."""
+        config = replace(self._config, training=replace(self._config.training, sparsity=sparsity))
+        workload = self._workload.with_sparsity(sparsity)
+        costs = Costs(workload, self._fleet, memory=ProcessMemory.of(config.memory))
+        return Comparison(config, workload, self._fleet, costs)
+
+    def _refused(self, name: str, fault: str) -> list[MethodCost]:
+        """The row of a method that the models do not allow."""
+        rounds = self._config.stop.rounds
+        return compare_methods(self._view(), self._fleet, {name: Identity()}, rounds=rounds, faults={name: fault})
+
+    def _fault(self) -> str:
+        """Why a model of the devices cannot be built; "" if all can."""
+        return self._model_fault(lambda architecture: architecture.spec)
 
     def compare_with_fedavg(self, link: Policy, *, name: str) -> list[MethodCost]:
         """Two rows: of whole models, as FedAvg sends them, and of the plans of one policy of a chain, called ``name``.
@@ -127,9 +162,13 @@ class Comparison:
 
     def _width_fault(self) -> str:
         """Why a model of the devices cannot be narrowed; "" if all can."""
+        return self._model_fault(lambda architecture: architecture.groups)
+
+    def _model_fault(self, used: Callable[[Architecture], object]) -> str:
+        """The first error of what is ``used`` of the devices' models; "" if there is none."""
         for family in {profile.model: None for profile in self._profiles}:
             try:
-                _ = self._workload.family(family).groups
+                used(self._workload.family(family))
             except ValueError as error:
                 return f"models.{family}: {error}" if family else str(error)
         return ""
@@ -222,11 +261,11 @@ def methods_of(policy: Policy) -> dict[str, Policy]:
     methods = _table(*next(cuts, ()))
     found = {name: given.get(type(method), method) for name, method in methods.items()}
     widths = [link for link in links(policy) if isinstance(link, Width)]
-    staged = {_PROGRESSIVE: given.get(ProFL, ProFL())}
+    others = {_PROGRESSIVE: given.get(ProFL, ProFL()), _SPARSE: given.get(ZeroFL, ZeroFL())}
     return (
         found
         | dict(_NARROW)
-        | staged
+        | others
         | {"HeteroFL" if link.channels in _BY_POSITION else "REFT": link for link in widths}
     )
 
@@ -237,6 +276,8 @@ def _resolved(method: Policy, view: View) -> Policy:
         return costliest_stage(method, view)
     if isinstance(method, Width) and method.rule == "deadline" and method.deadline_s is None:
         return dataclasses.replace(method, deadline_s=median_s(view))
+    if isinstance(method, ZeroFL):
+        return method.with_deadline(view)
     return method
 
 

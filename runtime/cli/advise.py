@@ -23,7 +23,7 @@ from ..simulation.process_memory import ProcessMemory
 
 COLUMNS = (
     "method",
-    "cut behind, or width",
+    "cut behind, width or sparsity",
     "s a round",
     "waits for",
     "MB a device and round",
@@ -92,7 +92,9 @@ def table(rows: Sequence[MethodCost]) -> list[tuple[str, ...]]:
 
 
 def _parts(row: MethodCost) -> str:
-    """What the devices hold: cuts or widths, each with the number of devices."""
+    """What the devices hold, or how sparsely they train it: cuts, widths or sparsities, each with the number of devices."""
+    if row.sparsities:
+        return "sparsity " + ", ".join(f"{sparsity:.3g} on {number}" for sparsity, number in row.sparsities)
     if row.widths:
         return "width " + ", ".join(f"{width:.3g} on {number}" for width, number in row.widths)
     return ", ".join(f"{cut or 'nothing'} ({number})" for cut, number in row.cuts.items())

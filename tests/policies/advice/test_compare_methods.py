@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fedbonsai.clusters.fleet import load_fleet
 from fedbonsai.learning.parts.part import Part
-from fedbonsai.learning.spec import Training
+from fedbonsai.learning.spec import Sparsity, Training
 from fedbonsai.policies.advice.compare_methods import MethodCost, compare_methods
 from fedbonsai.policies.advice.verdict import cheaper, verdict
 from fedbonsai.policies.checks.statements import UploadPeriod
@@ -106,6 +106,28 @@ def test_uploads_are_counted_as_the_policy_decides_them():
     assert ecofed(uploads="views", refresh=1) == (160 * (4 + 19 * 2) / 80, 20.0)
     # All are old in rounds 4, 8, 12 and 16: two upload again in each of these, and two in the next.
     assert ecofed(uploads="views", refresh=4) == (160 * (4 + 4 * 4) / 80, (9 * 20 + 11 * 10) / 20)
+
+
+@dataclass(frozen=True)
+class Sparser:
+    """A user's policy by which a device with 20 samples or more trains at a sparsity of 0.5, and the others at 0.9."""
+
+    writes: ClassVar[tuple[str, ...]] = ("training.sparsity",)
+
+    def init(self):
+        return None
+
+    def decide(self, view, state, decision):
+        def sparser(plan):
+            sparsity = Sparsity(weights=0.5 if view.samples[plan.device] >= 20 else 0.9)
+            return replace(plan, training=replace(plan.training, sparsity=sparsity))
+
+        return replace(decision, plans=tuple(map(sparser, decision.plans))), state
+
+
+def test_a_method_that_sets_sparsities_has_the_number_of_devices_of_each():
+    (found, plain) = compared((10, 20, 30), [devices(count=3)], {"own": Sparser(), "FedAvg": Identity()})
+    assert (found.sparsities, plain.sparsities) == (((0.5, 2), (0.9, 1)), ())
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,22 @@ def test_without_a_deadline_it_is_the_median_of_the_first_choice(decide):
     assert found == {0: (0.9, 0.6), 1: (0.9, 0.6), 2: (0.9, 0.1)}
 
 
+def test_each_device_alone_is_planned_by_the_deadline_of_all(make_view, make_plan):
+    """As ``fedbonsai advise`` asks for them. A device without enough samples does not count."""
+    speeds, samples = (2.0, 1.0, 0.5, 0.01), (10, 10, 10, 1)
+    view = make_view(
+        seconds=speeds,
+        samples=samples,
+        min_samples=2,
+        estimator=cost(speeds),
+        plan_maker=lambda device: replace(make_plan(device), training=TRAINING),
+    )
+    policy = ZeroFL(ratios=(0.0, 0.5, 0.2))
+    assert policy.with_deadline(view) == ZeroFL(ratios=(0.0, 0.5, 0.2), deadline_s=7.0)
+    for same in (ZeroFL(), ZeroFL(ratios=(0.0, 0.2), deadline_s=3.0)):
+        assert same.with_deadline(view) == same
+
+
 def test_among_choices_that_are_all_late_the_fastest_wins(make_view, make_plan):
     """The lowest sparsity is the fastest here, as where its kernels are dense and the others' slower."""
     view = make_view(seconds=(1,), estimator=lambda _, plan: Estimate(seconds=1 + 10 * plan.training.sparsity.weights))

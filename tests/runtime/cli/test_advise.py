@@ -14,6 +14,7 @@ from fedbonsai.policies.partitioning.splitfed import SplitFed
 from fedbonsai.policies.policy import chain
 from fedbonsai.policies.pruning.width import Width
 from fedbonsai.policies.selection.plain import All, RandomCohort
+from fedbonsai.policies.sparsity.zerofl import ZeroFL
 from fedbonsai.runtime.advice.comparison import cohorts, methods_of
 from fedbonsai.runtime.cli import main as cli
 from fedbonsai.runtime.cli.advise import advise
@@ -29,7 +30,7 @@ BOARD = {
     "up_bytes_per_s": "10 Mbit/s",
     "down_bytes_per_s": "10 Mbit/s",
 }
-METHODS = ("FedAvg", "SplitFed", "local loss", "EcoFed", "HeteroFL", "REFT", "ProFL")
+METHODS = ("FedAvg", "SplitFed", "local loss", "EcoFed", "HeteroFL", "REFT", "ProFL", "ZeroFL")
 FLEET = {"classes": [BOARD | {"count": 4}], "hosts": {"flop_per_s": "5 TFLOP/s"}}
 ECOFED = [{"name": "random", "cohort": 1.0}, {"name": "ecofed"}]
 
@@ -68,7 +69,7 @@ def test_a_tiny_model_with_many_samples_needs_fewer_bytes_as_a_whole():
     # 8 bytes x 38,282 parameters, against 1024 activations x 4 bit x 4000 samples every other round.
     assert found["FedAvg"].num_bytes == pytest.approx(8 * 38_282, rel=0.01)
     assert found["EcoFed"].num_bytes > 2 * found["FedAvg"].num_bytes
-    assert verdict.startswith(("plain FedAvg is cheaper: ", "FedAvg: "))
+    assert verdict.startswith("ZeroFL: ")  # the same model, of which less is sent
 
 
 def test_the_fields_of_the_configured_policy_are_compared():
@@ -99,7 +100,11 @@ def test_devices_that_cannot_take_part_are_shown():
 def test_a_model_that_can_be_neither_cut_nor_narrowed_has_one_row_with_costs():
     model = {"name": "torch.nn:Linear", "kwargs": {"in_features": 4, "out_features": 10}}
     found, verdict = rows(model=model, shape=[4], samples=50)
-    assert (list(found), verdict) == (["FedAvg", "HeteroFL", "REFT"], "only FedAvg can be carried out")
+    assert list(found) == ["FedAvg", "HeteroFL", "REFT", "ZeroFL"]
+    assert verdict == "only FedAvg can be carried out"
+    ((reason, number),) = found["ZeroFL"].unable
+    assert (number, reason.partition(",")[0]) == (4, "any: training.sparsity is set")
+    assert "no layer of this model can be sparse by default" in reason
     why = "any: this model cannot be narrowed: it has no channels but those of its inputs and outputs"
     assert found["HeteroFL"].unable == found["REFT"].unable == ((why, 4),)
     assert found["REFT"].seconds is None
@@ -161,6 +166,52 @@ def test_a_family_that_cannot_be_narrowed_is_named():
     assert reason.startswith("any: models.flat: this model cannot be narrowed: ")
 
 
+DIGITS = {"model": "digits_cnn", "shape": [1, 8, 8], "samples": 50}
+SPARSE = {"training": {"batch_size": 10, "sparsity": {"weights": 0.95, "activations": 0.5}}}
+WEIGHTS = 9 * 16 * 32 + 512 * 64  # of the two sparse layers of digits_cnn
+
+
+def test_without_sparse_layers_the_row_of_zerofl_is_that_of_its_preset():
+    found, _ = rows(**DIGITS)
+    fedavg, zerofl = found["FedAvg"], found["ZeroFL"]
+    assert (fedavg.sparsities, zerofl.sparsities) == ((), ((0.9, 4),))
+    assert (zerofl.cuts, zerofl.widths) == ({"": 4}, ())
+    dense = 38_282 - WEIGHTS
+    up = 2 * (0.3 * WEIGHTS + dense)  # 16 bits a value, and the positions of 30 % of the weights
+    assert 0.75 * 4 * 38_282 < zerofl.num_bytes - (up + 0.88 * WEIGHTS / 8) < 4 * 38_282  # down, lossless
+    # Without measured kernels only the bytes gain: computing takes as long as without sparsity.
+    link = 10e6 / 8  # bytes a second, in each direction
+    saved = (fedavg.num_bytes - zerofl.num_bytes) / link
+    assert fedavg.seconds - zerofl.seconds == pytest.approx(saved, rel=1e-3)
+    assert zerofl.peak_memory_bytes == pytest.approx(fedavg.peak_memory_bytes, rel=0.001)
+
+
+def test_the_row_of_zerofl_has_the_configured_sparsity_and_policy():
+    policy = ["all", {"name": "zerofl", "rule": "all", "down": "configured"}]
+    found, _ = rows(**DIGITS, **SPARSE, policy=policy)
+    assert found["ZeroFL"].sparsities == ((0.95, 4),)
+    assert found["ZeroFL"].num_bytes == found["FedAvg"].num_bytes
+    assert methods_of(RandomCohort(cohort=1.0))["ZeroFL"] == ZeroFL()
+    given = ZeroFL(ratios=(0.1,))
+    assert methods_of(chain(All(), given))["ZeroFL"] == given
+
+
+def test_measured_kernels_count_in_the_row_of_zerofl():
+    table = {f"{layer} at 0.95, 0.5": {"times": [0.5, 0.5, 0.5]} for layer in ("features.2", "classifier.0")}
+    kernels = {"kernels": {"sparse": "auto", "table": table}}
+    (plain, _), (faster, _) = rows(**DIGITS, **SPARSE), rows(**DIGITS, **SPARSE, **kernels)
+    assert faster["ZeroFL"].num_bytes == plain["ZeroFL"].num_bytes
+    assert faster["ZeroFL"].seconds < plain["ZeroFL"].seconds
+
+
+def test_devices_of_zerofl_have_the_deadline_of_the_whole_fleet():
+    """Of the first choice three devices of four take the median time; the slow one gets a smaller ratio."""
+    fleet = {"classes": [BOARD | {"count": 3}, BOARD | {"name": "far", "up_bytes_per_s": "1 Mbit/s"}]}
+    policy = ["all", {"name": "zerofl", "levels": [0.5, 0.9], "ratios": [0.0, 0.2]}]
+    found, _ = rows(**DIGITS, **SPARSE, fleet=fleet, policy=policy)
+    assert found["ZeroFL"].sparsities == ((0.5, 3), (0.9, 1))
+
+
 @pytest.fixture(name="call")
 def call_fixture(monkeypatch, capsys, tmp_path):
     """``call(settings, "--json")``: exit code, standard output, standard error."""
@@ -181,11 +232,12 @@ def test_the_command_prints_a_table_and_a_sentence(call):
     code, out, err = call(settings("digits_cnn", [1, 8, 8], 50))
     lines = [line.split("\t") for line in out.splitlines()]
     assert (code, err) == (0, "")
-    assert [line[0] for line in lines[:8]] == ["method", *METHODS]
+    assert [line[0] for line in lines[:9]] == ["method", *METHODS]
     assert lines[1][1:5] == ["nothing (4)", lines[1][2], "device class board", "0.306"]
     assert lines[5][1:5] == ["width 1 on 4", lines[1][2], "device class board", "0.306"]
-    assert len(lines) == 9
-    assert "fewer bytes" in lines[8][0]
+    assert lines[8][1] == "sparsity 0.9 on 4"
+    assert len(lines) == 10
+    assert "fewer bytes" in lines[9][0]
 
 
 def test_each_estimated_device_is_a_line_of_progress():
@@ -202,7 +254,8 @@ def test_its_json_is_one_line(call):
     found = json.loads(out)
     assert (code, out.count("\n"), sorted(found)) == (0, 1, ["methods", "verdict"])
     assert [row["method"] for row in found["methods"]] == [*METHODS]
-    assert found["methods"][-1]["widths"] == [[1.0, 4]]
+    assert found["methods"][-2]["widths"] == [[1.0, 4]]
+    assert found["methods"][-1]["sparsities"] == [[0.9, 4]]
 
 
 @pytest.mark.parametrize(
