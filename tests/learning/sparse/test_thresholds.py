@@ -56,8 +56,25 @@ def test_thresholds_of_large_tensors_are_exact(seed, sparsity, kind):
     if kind == "sorted":
         x = x.sort().values
     elif kind == "periodic":
-        x[::61] *= 1e-3  # what is sampled is not typical
+        x[::251] *= 1e-3  # what is sampled is not typical
     elif kind == "few":
         x[100:] = 0
     wanted = x.abs().sort(descending=True).values[num_kept(x.numel(), sparsity) - 1]
     assert threshold(x.reshape(200, 200), sparsity) == wanted.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+@pytest.mark.parametrize("size", [10, 40])  # 64,000 entries are sampled
+def test_thresholds_of_other_types_and_formats_are_the_same(size):
+    x = torch.randn(size, 16, 10, 10, generator=torch.Generator().manual_seed(0)).bfloat16()
+    wanted = threshold(x.float(), 0.9)
+    assert wanted.dtype == torch.float32
+    assert threshold(x, 0.9) == wanted
+    assert threshold(x.to(memory_format=torch.channels_last), 0.9) == wanted
+    assert threshold(x[:, ::2], 0.0) == x[:, ::2].float().abs().min().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def test_entries_that_are_not_numbers_are_the_largest():
+    x = torch.randn(40_000, generator=torch.Generator().manual_seed(0))
+    x[:20] = torch.nan
+    assert threshold(x, 0.999) == x[20:].abs().sort(descending=True).values[19]
+    assert threshold(x, 0.9999).isnan()
