@@ -44,7 +44,7 @@ class Optimiser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError(f"training.optimiser.betas is {list(self.betas)}; both must be below 1")
 
 
-Sparse = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+ShareLeftOut = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 
 class Sparsity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,8 +58,8 @@ class Sparsity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     In a configuration ``weights`` is also the sparsity of evaluation. A plan may change all but ``layers``.
     """
 
-    weights: Sparse = 0.9
-    activations: Sparse = 0.9
+    weights: ShareLeftOut = 0.9
+    activations: ShareLeftOut = 0.9
     period: Count = 10
     layers: tuple[str, ...] = ()
 

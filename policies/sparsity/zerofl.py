@@ -33,7 +33,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ...comms.codec import CodecSpec
-from ...learning.spec import Positive, Sparse, Sparsity, Training
+from ...learning.spec import Positive, ShareLeftOut, Sparsity, Training
 from ..checks.fields import check_fields
 from ..decision import Decision
 from ..plan import Plan
@@ -66,7 +66,7 @@ class ZeroFL:
 
     rule: Rule = "top_weights"
     ratios: tuple[Ratio, ...] = (0.2,)
-    levels: tuple[Sparse, ...] = ()
+    levels: tuple[ShareLeftOut, ...] = ()
     deadline_s: Positive | None = None
     value_bits: Literal[8, 16, 32] = 16
     down: Literal["sparse", "configured"] = "sparse"

@@ -54,12 +54,12 @@ def decide_fixture(make_view, make_plan):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"rule": "top"}, "rule is 'top': invalid enum value 'top'"),
+        ({"rule": "top"}, "rule is 'top'; it must be one of all, top_weights, diff_top_weights, top_diff"),
         ({"ratios": ()}, "ratios is empty; it must hold one mask ratio or more"),
         ({"ratios": (1.5,)}, "ratios is (1.5,): expected `float` <= 1.0 - at `$[0]`"),
         ({"levels": (1.0,)}, "levels is (1.0,): expected `float` < 1.0 - at `$[0]`"),
-        ({"value_bits": 4}, "value_bits is 4: invalid enum value 4"),
-        ({"down": "dense"}, "down is 'dense': invalid enum value 'dense'"),
+        ({"value_bits": 4}, "value_bits is 4; it must be one of 8, 16, 32"),
+        ({"down": "dense"}, "down is 'dense'; it must be one of sparse, configured"),
         ({"deadline_s": 0.0, "ratios": (0.0, 0.2)}, "deadline_s is 0.0: expected `float` > 0.0"),
         (
             {"deadline_s": 2.5},
