@@ -37,8 +37,8 @@ test: $(BIN)/.installed-dev ## run the tests: those without Ray beside each othe
 soak: $(BIN)/.installed-dev ## more kills on Ray, many examples of each property, a million mutated packets: an hour on two cores
 	$(BIN)/python -m pytest -m soak
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -n 2 -m "not ray"
-	$(BIN)/python benchmarks/soak_packets.py --save
-	$(BIN)/python benchmarks/soak_chaos.py --save
+	$(BIN)/python benchmarks/soak_packets.py
+	$(BIN)/python benchmarks/soak_chaos.py
 
 lint: $(BIN)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,13 +1,14 @@
 """Asynchronous rounds: virtual seconds to a target accuracy, the server's memory, and its throughput in updates.
 
     python benchmarks/async.py --quick      one seed, in under a minute
-    python benchmarks/async.py [--save]     three seeds
+    python benchmarks/async.py --save       three seeds
 
 ``seconds``: virtual seconds until digits_cnn has an accuracy of 95 %, on ten devices of which five have speed 1, two 1/2,
 and one each 1/4, 1/8 and 1/16, and every fifth plan is lost. Synchronous rounds; rounds closed at seven updates of ten
 (``over_selection``); rounds closed by a deadline that devices of 1/4 and slower would miss, which are left out
 (``deadline``) or send the work that they have done by then (``partial_work``); FedBuff (every fourth update closes a
-version) and FedAsync. ``speedup``: synchronous over the faster asynchronous one.
+version) and FedAsync; means over the seeds, each seed's seconds in ``seconds_by_seed`` and their range in ``seconds_spread``.
+``speedup``: synchronous over the faster asynchronous one; ``times_faster``: a row's seconds over another's.
 
 ``memory``: resident bytes of the process that runs server and devices, at round 50 and at round 500, of FedBuff with residual
 links in both directions, and their growth. ``memory_by_devices``: the same of a fleet of 10 and of 1,000 after 100 rounds of
@@ -29,7 +30,7 @@ from typing import Any
 
 import fedbonsai
 import torch
-from common import finish
+from common import Results, add_options
 from fedbonsai.runtime.events import Evaluated, PlanEnded, VersionClosed
 
 TARGET = 0.95
@@ -179,41 +180,65 @@ def updates_per_s(backend: str, codecs: dict[str, Any], *, rounds: int) -> float
     return round((rounds - warm) / (ended - started), 1)
 
 
+def times_faster(seconds: dict[str, float | None]) -> dict[str, float]:
+    """By how many times the asynchronous methods are faster than synchronous rounds and than rounds with a deadline."""
+    pairs = [(fast, slow) for slow in ("synchronous", "deadline") for fast in ("fedbuff", "fedasync")]
+    found: dict[str, float] = {}
+    for fast, slow in pairs:
+        shorter, longer = seconds[fast], seconds[slow]
+        if shorter is not None and longer is not None:
+            found[f"{fast}_than_{slow}"] = round(longer / shorter, 2)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, fewer rounds")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results")
+    add_options(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    seeds = 1 if args.quick else 3
-    seconds: dict[str, Any] = {}
-    for method in METHODS:
-        found = [seconds_to_target(method, seed=seed, most=60) for seed in range(seeds)]
-        reached = [value for value in found if value is not None]
-        seconds[method] = round(statistics.fmean(reached), 2) if len(reached) == seeds else None
-        print(f"  {method}: {found} virtual seconds to {TARGET:.0%}", flush=True)
+    seeds = range(1 if args.quick else 3)
+    results = Results("async", args, seeds=seeds)
+    by_seed = {
+        method: [results.row(f"{method}, seed {seed}", seconds_to_target, method, seed=seed, most=60) for seed in seeds]
+        for method in METHODS
+    }
+    reached = {method: found for method, found in by_seed.items() if None not in found}
+    seconds = {method: round(statistics.fmean(reached[method]), 2) if method in reached else None for method in METHODS}
     quicker = [value for value in (seconds["fedbuff"], seconds["fedasync"]) if value is not None]
     plain: dict[str, Any] = {}
     coded = {"up": [{"name": "uniform", "bits": 8}, "entropy"], "down": ["lz4"]}
     rate = {
         name: {
-            backend: updates_per_s(backend, codecs, rounds=200 if args.quick else 1000) for backend in ("inline", "ray")
+            backend: results.row(
+                f"updates a second, {name}, {backend}",
+                updates_per_s,
+                backend,
+                codecs,
+                rounds=200 if args.quick else 1000,
+            )
+            for backend in ("inline", "ray")
         }
         for name, codecs in (("dense", plain), ("coded", coded))
     }
-    print(f"  updates a second: {rate}", flush=True)
     few, many, rounds = (10, 40, 10) if args.quick else (10, 1000, 100)
-    by_devices = {str(count): in_a_process(f"memory_of({count}, {rounds})") for count in (few, many)}
+    by_devices = {
+        str(count): results.row(f"memory, {count} devices", in_a_process, f"memory_of({count}, {rounds})")
+        for count in (few, many)
+    }
     growth = by_devices[str(many)]["bytes"] / by_devices[str(few)]["bytes"] - 1
     result = {
         "target": TARGET,
         "seconds": seconds,
+        "seconds_by_seed": by_seed,
+        "seconds_spread": {method: round(max(found) - min(found), 2) for method, found in reached.items()},
+        "times_faster": times_faster(seconds),
         "speedup": round(seconds["synchronous"] / min(quicker), 2) if quicker and seconds["synchronous"] else None,
-        "memory": in_a_process("memory(50, 100)" if args.quick else "memory(50, 500)"),
+        "memory": results.row("memory", in_a_process, "memory(50, 100)" if args.quick else "memory(50, 500)"),
         "memory_by_devices": by_devices | {"budget": LINKS_BUDGET, "growth": round(growth, 4)},
         "updates_per_s": rate,
     }
-    finish(result, name="async", save=args.save)
+    results.finish(result)
 
 
 if __name__ == "__main__":

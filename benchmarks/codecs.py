@@ -18,7 +18,8 @@ Speeds are of one core, in the processor time of the thread, best of several rep
 coders need for the same symbols, without a frame: zlib at its best level on bytes and on packed symbols, lz4 on bytes, and
 Golomb-Rice gaps with a bit for the sign, by the closed form of Sparse Ternary Compression (arXiv 1903.02891, eq. 14).
 
-    python benchmarks/codecs.py [--quick] [--data ROOT] [--save]
+    python benchmarks/codecs.py --quick                 less training, fewer repetitions
+    python benchmarks/codecs.py --data ROOT --save
 """
 
 import argparse
@@ -30,7 +31,7 @@ from typing import Any
 import lz4.block
 import numpy as np
 import torch
-from common import finish
+from common import Results, add_options
 from fedbonsai.comms.codec import Array, Arrays, Codec, CodecSpec, Context, specs_of
 from fedbonsai.comms.codecs.make_codec import make_codec
 from fedbonsai.comms.entropy.coders import constriction_runs
@@ -144,12 +145,21 @@ def rivals(symbols: Arrays, setting: float) -> dict[str, int]:
     return found
 
 
-def measure(
-    tensors: Arrays, roles: dict[str, str], *, setting: float, coder: str, repetitions: int
-) -> tuple[dict[str, Any], Arrays]:
-    """One row, and the symbols that were coded."""
+def symbols_of(weights: Arrays, roles: dict[str, str], setting: float) -> Arrays:
+    """What the entropy coder codes."""
+    symbols, _ = make_codec(tuple(lossy(setting))).encode(weights, context=Context(roles=roles))
+    return {name: symbols[name] for name in weights}
+
+
+def weights_in(tensors: Arrays, roles: dict[str, str]) -> Arrays:
+    """The tensors whose role is weight."""
+    return {name: array for name, array in tensors.items() if roles[name] == "weight"}
+
+
+def measure(tensors: Arrays, roles: dict[str, str], *, setting: float, coder: str, repetitions: int) -> dict[str, Any]:
+    """One row."""
     context = Context(roles=roles)
-    weights = {name: array for name, array in tensors.items() if roles[name] == "weight"}
+    weights = weights_in(tensors, roles)
     entropy = CodecSpec("entropy", {"coder": coder})
     codec = make_codec((*lossy(setting), entropy))
     packet, held = seal(weights, codec=codec, context=context, stamp=STAMP)
@@ -162,8 +172,7 @@ def measure(
     assert all(np.array_equal(received[name], held[name]) for name in weights), "the ends differ"
     message = make_codec((*lossy(setting), VECTORS, entropy))
     whole, _ = seal(tensors, codec=message, context=context, stamp=STAMP)
-    symbols, _ = make_codec(tuple(lossy(setting))).encode(weights, context=context)
-    symbols = {name: symbols[name] for name in weights}
+    symbols = symbols_of(weights, roles, setting)
     only, specs = make_codec((entropy,)), specs_of(symbols, roles)
     coded, _ = only.encode(symbols, context=context)
     if setting > 1:
@@ -175,7 +184,7 @@ def measure(
     def speed(action: Callable[[], Any]) -> float:
         return round(size / 1e6 / best_s(action, repetitions), 1)
 
-    row = {
+    return {
         "coder": coder,
         "bytes": packet.nbytes,
         "order0_bytes": round(order0),
@@ -189,15 +198,15 @@ def measure(
         "coder_decode_MBps": speed(lambda: only.decode(coded, expected=specs, context=context)),
         "max_abs_error": float(f"{max(np.abs(held[n] - a).max() for n, a in weights.items()):.3g}"),
     }
-    return row, symbols
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="bytes and speed of the residual codecs")
     parser.add_argument("--quick", action="store_true", help="less training, fewer repetitions")
     parser.add_argument("--data", help="torchvision root with CIFAR-10; digits without")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/codecs.json")
+    add_options(parser)
     arguments = parser.parse_args()
+    results = Results("codecs", arguments)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = resfed_cnn()
@@ -208,14 +217,20 @@ def main() -> None:
     for name, setting in SETTINGS.items():
         for source, tensors in inputs.items():
             for coder in ("ans", "rans") if constriction_runs() else ("rans",):
-                row, symbols = measure(
-                    tensors, roles, setting=setting, coder=coder, repetitions=3 if arguments.quick else 10
+                row = results.row(
+                    f"{name}, {source}, {coder}",
+                    measure,
+                    tensors,
+                    roles,
+                    setting=setting,
+                    coder=coder,
+                    repetitions=3 if arguments.quick else 10,
                 )
                 rows.append({"setting": name, "input": source, **row})
-                print(rows[-1], flush=True)
-            others.append({"setting": name, "input": source, **rivals(symbols, setting)})
-    data = "cifar10" if arguments.data else "digits"
-    finish({"data": data, "rows": rows, "rivals": others}, name="codecs", save=arguments.save)
+            symbols = symbols_of(weights_in(tensors, roles), roles, setting)
+            found = results.row(f"{name}, {source}, other coders", rivals, symbols, setting)
+            others.append({"setting": name, "input": source, **found})
+    results.finish({"data": "cifar10" if arguments.data else "digits", "rows": rows, "rivals": others})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Bytes of FedAvg, SplitFed, local losses and EcoFed for each device and round on real packets, and time by the cost model.
 
     python benchmarks/ecofed.py --quick               generated images, bytes only, in under a minute
-    python benchmarks/ecofed.py --data ROOT [--save]  CIFAR-10's images
+    python benchmarks/ecofed.py --data ROOT --save    CIFAR-10's images
 
 EcoFed's VGG11-BN (34,440,970 parameters) on CIFAR-10's shapes, cut behind its second block (128x8x8), 500 samples for each
 device, batch 10, uploads every other round; all bytes count: labels, headers, plans, reports. ``int8``: plain 8 bit codes, as
@@ -19,16 +19,14 @@ times less time. By its formulas, without labels and headers: 275.53, 33.38, 17.
 """
 
 import argparse
-import json
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import fedbonsai
 import torch
-from common import RESULTS, finish
+from common import Results, add_options
 from ecofed_buffer import memory_over_payload
-from ecofed_training import ROWS, train
 from fedbonsai.clusters.fleet import load_fleet
 from fedbonsai.comms.codec import CodecSpec
 from fedbonsai.learning.parts.part import whole
@@ -234,34 +232,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="bytes only")
     parser.add_argument("--data", help="folder that holds cifar-10-batches-py; default: generated images")
-    parser.add_argument(
-        "--train", help=f"only train, some of {','.join(ROWS)}; default with --data: all, after the rest"
-    )
-    parser.add_argument("--no-training", action="store_true", help="with --data: bytes and times only")
-    parser.add_argument("--rounds", type=int, default=40, help="of training; default: 40")
-    parser.add_argument("--epochs", type=int, default=30, help="of pretraining; default: 30")
-    parser.add_argument("--weights", help="folder that keeps the pretrained weights for another call")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results; rows of earlier calls stay")
+    add_options(parser)
     args = parser.parse_args()
-    rows = args.train.split(",") if args.train else list(ROWS)
-    if unknown := [row for row in rows if row not in ROWS]:
-        parser.error(f"--train names {unknown[0]!r}; allowed: {', '.join(ROWS)}")
-    if args.train and not args.data:
-        parser.error("--train needs --data")
-    if not args.train:
-        count(args)
-    if args.data and not args.quick and not args.no_training:
-        found = train(args.data, rows, rounds=args.rounds, epochs=args.epochs, folder=args.weights)
-        path = RESULTS / "ecofed_training.json"
-        # Read only now: another call may have saved in the meantime.
-        saved = json.loads(path.read_text())["rows"] if args.save and path.exists() else {}
-        finish({"rows": saved | found}, name=path.stem, save=args.save)
-
-
-def count(args: argparse.Namespace) -> None:
-    """Bytes, and times by the cost model."""
+    results = Results("ecofed", args)
     torch.set_num_threads(2)
-    measured = {name: measure(name, args.data, quick=args.quick) for name in METHODS}
+    measured = {name: results.row(name, measure, name, args.data, quick=args.quick) for name in METHODS}
     found = {name: total for name, (total, _) in measured.items()}
     fl, splitfed = found["fl"], found["splitfed"]
     result: dict[str, Any] = {
@@ -274,14 +249,20 @@ def count(args: argparse.Namespace) -> None:
         "int8": ratios(fl, splitfed, found["int8"]),
         "formula": ratios(FORMULA["fl"], FORMULA["splitfed"], FORMULA["ecofed"])
         | {"local_loss_bytes": FORMULA["local_loss"]},
-        "buffer_over_payload": memory_over_payload(),
+        "local_loss": {
+            "fl_over_local_loss": round(fl / found["local_loss"], 2),
+            "splitfed_over_local_loss": round(splitfed / found["local_loss"], 2),
+        },
+        "buffer_over_payload": results.row("buffer", memory_over_payload),
     }
     if not args.quick:
         model = Model(args.data)
-        result["seconds"] = model.table()
-        result["shared_host"] = model.shared()
-        result["break_even_flop_per_s"] = {f"{rate} Mb/s": model.break_even(rate) for rate in (10, 100)}
-    finish(result, name="ecofed", save=args.save)
+        result["seconds"] = results.row("seconds", model.table)
+        result["shared_host"] = results.row("shared host", model.shared)
+        result["break_even_flop_per_s"] = {
+            f"{rate} Mb/s": results.row(f"break even, {rate} Mb/s", model.break_even, rate) for rate in (10, 100)
+        }
+    results.finish(result)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,23 @@
 """Four methods on CIFAR-10 from one initialisation: accuracy by round, by bytes and by virtual time.
 
-    python benchmarks/ecofed.py --data ROOT --train fl,splitfed,local_loss,ecofed,ecofed_8bit --save
+    python benchmarks/ecofed_training.py --data ROOT --save
 
 EcoFed's VGG11-BN with a head of 512, cut behind its second block (128x8x8). A tenth of the training samples are public: the
 network is trained on them (``fedbonsai pretrain``), and every method starts with the first two blocks of that, and with the
 others as drawn from the seed. ``public`` is the accuracy of that network itself on the test samples: training on the public
 share alone, without any device. The rest is divided evenly to 100 Raspberry Pi 4 on 100 Mb/s each, of which ten take part
 in a round: one epoch in batches of 20. All stream to one partition host of 1 TFLOP/s. ``MB`` is sent to and from devices,
-``host_MB`` between server and host, which ``MB`` does not include; both are for each device of a cohort.
+``host_MB`` between server and host, which ``MB`` does not include; both are for each device of a cohort. The last line is JSON.
 """
 
+import argparse
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import fedbonsai
-from common import machine
+from common import Results, add_options
 from fedbonsai.learning.training.pretraining import Recipe
 from fedbonsai.runtime.cli.pretrain import pretrain
 from fedbonsai.runtime.configuration.config import load_config
@@ -117,16 +118,34 @@ def run(root: str, row: str, *, rounds: int, weights: str) -> dict[str, Any]:
         "reached": reached,
         "curve": curve,
         "wall_s": round(time.perf_counter() - started, 1),
-        "commit": machine()["commit"],
     }
 
 
-def train(root: str, rows: list[str], *, rounds: int, epochs: int, folder: str | None) -> dict[str, Any]:
-    """All rows, from one initialisation; ``folder``: keeps the pretrained weights for later calls."""
+def public(weights: str) -> dict[str, Any]:
+    """The figures of the pretrained network by itself."""
+    with safe_open(weights, framework="numpy") as file:
+        metadata = file.metadata()
+    return {name: metadata[name] for name in ("test_accuracy", "samples", "epochs", "commit")}
+
+
+def main() -> None:
+    """Parse the command line, and train all rows from one initialisation."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder that holds cifar-10-batches-py")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--rounds", type=int, default=40, help="of training; default: 40")
+    parser.add_argument("--epochs", type=int, default=30, help="of pretraining; default: 30")
+    parser.add_argument("--weights", help="folder that keeps the pretrained weights for --continue")
+    add_options(parser)
+    args = parser.parse_args()
+    results = Results("ecofed_training", args, seeds=[1])
     with tempfile.TemporaryDirectory() as temporary:
-        weights = public_weights(root, Path(folder or temporary), epochs=epochs)
-        with safe_open(weights, framework="numpy") as file:
-            metadata = file.metadata()
-        public = {name: metadata[name] for name in ("test_accuracy", "samples", "epochs", "commit")}
-        print(f"  the public share alone: {public}", flush=True)
-        return {"public": public} | {row: run(root, row, rounds=rounds, weights=weights) for row in rows}
+        weights = public_weights(args.data, Path(args.weights or temporary), epochs=args.epochs)
+        found = {"public": results.row("public", public, weights)}
+        for row in args.rows:
+            found[row] = results.row(row, run, args.data, row, rounds=args.rounds, weights=weights)
+    results.finish({"rows": found})
+
+
+if __name__ == "__main__":
+    main()

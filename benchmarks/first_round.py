@@ -1,7 +1,7 @@
 """Seconds from the start of a process to the end of its first round, by phase; compared with pfl and Flower.
 
     python benchmarks/first_round.py --quick                                        digits only, once
-    python benchmarks/first_round.py [--save] [--pfl PYTHON] [--flower PYTHON]      three times, taking turns
+    python benchmarks/first_round.py --pfl PYTHON --flower PYTHON --save            three times, taking turns
 
 Every contender is a separate process, started as a user starts it. ``digits`` is examples/digits.yaml; ``small`` the network of
 2.2 million parameters, FedAvg over 100 simulated devices with 100 samples each, ten a round, batches of 32. ``torch`` is
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from common import finish, median
+from common import Results, add_options, median
 
 HERE = Path(__file__).parent
 PRINT_SECONDS = "; import os, time; print(time.time() - float(os.environ['STARTED']))"
@@ -106,12 +106,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="digits only, once")
     parser.add_argument("--pfl", metavar="PYTHON", help="of an environment with pfl")
     parser.add_argument("--flower", metavar="PYTHON", help="of an environment with flwr[simulation]")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/first_round.json")
+    add_options(parser)
     parser.add_argument("--child", nargs=2, metavar=("BACKEND", "EXPERIMENT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         child(*args.child)
         return
+    results = Results("first_round", args)
     own = [sys.executable, str(Path(__file__).resolve()), "--child"]
     contenders: dict[str, list[str]] = {
         f"{experiment}, {backend}": [*own, backend, experiment]
@@ -126,15 +127,15 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for repetition in range(1 if args.quick else 3):
         for name, code in (("torch", TORCH), ("ray", RAY)):
-            least[name].append(last_line([sys.executable, "-c", code]))
+            least[name].append(results.row(f"{repetition}: {name}", last_line, [sys.executable, "-c", code]))
         for name, command in contenders.items():
-            found[name].append(last_line(command))
-            print(f"  {repetition}: {name}: {found[name][-1]['first_s']:.2f} s", flush=True)
+            found[name].append(results.row(f"{repetition}: {name}", last_line, command))
     floor = {name: median(values) for name, values in least.items()}
     first = {name: median([each["first_s"] for each in runs]) for name, runs in found.items()}
     result = {
         "floor_s": floor,
         "first_s": first,
+        "first_s_each": {name: [each["first_s"] for each in runs] for name, runs in found.items()},
         "round_s": {name: median([s for each in runs for s in each["round_s"]]) for name, runs in found.items()},
         "over_floor": {
             name: round(value / floor["ray" if name.endswith("ray") else "torch"], 2)
@@ -147,7 +148,7 @@ def main() -> None:
             if "phases" in runs[0]
         },
     }
-    finish(result, name="first_round", save=args.save)
+    results.finish(result)
 
 
 if __name__ == "__main__":

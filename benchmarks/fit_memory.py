@@ -6,15 +6,17 @@ Of each case the smallest limit under which two steps run is found by bisection 
 
 is fitted to them by least squares of the relative errors. (What scratch a convolution needs is not fitted: it was measured one
 by one.) The models are not those of memory.py and profl.py, on which the prediction is checked. ``--refit`` fits the saved
-cases anew, without measuring.
+cases anew, without measuring, and saves nothing.
+
+    python benchmarks/fit_memory.py --quick      the cases of the two smallest models
+    python benchmarks/fit_memory.py --save
 """
 
 import argparse
-import json
 from typing import Any
 
 import numpy as np
-from common import RESULTS, finish
+from common import Results, add_options, refuse, saved
 from fedbonsai.learning.costs.cost import profile
 from fedbonsai.learning.costs.dry_run import DryRun
 from fedbonsai.learning.costs.memory import peak_of_batch
@@ -66,19 +68,24 @@ def main() -> None:
     """Measure all cases, and fit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the cases of the two smallest models only")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/fit_memory.json")
     parser.add_argument("--refit", action="store_true", help="fit the saved cases, without measuring")
+    add_options(parser)
     options = parser.parse_args()
-    cases = json.loads((RESULTS / "fit_memory.json").read_text())["cases"] if options.refit else []
-    for model, shape, training in CASES[: 0 if options.refit else 4 if options.quick else None]:
+    if options.refit:
+        if options.save:
+            refuse("--refit saves nothing; leave out one of --refit and --save")
+        print(fit(saved("fit_memory")["cases"]))
+        return
+    results = Results("fit_memory", options)
+    cases = []
+    for model, shape, training in CASES[: 4 if options.quick else None]:
         trainer = Trainer(model, shape)
         try:
-            found = {"model": model["name"], **training, **case(trainer, **training)}
+            found = results.row(f"{model['name']}, {training}", case, trainer, **training)
         finally:
             trainer.device.close()
-        print(found, flush=True)
-        cases.append(found)
-    finish({"fit": fit(cases), "cases": cases}, name="fit_memory", save=options.save)
+        cases.append({"model": model["name"], **training, **found})
+    results.finish({"fit": fit(cases), "cases": cases})
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ which the fit was made (fit_memory.py).
 Then enforced plans run whose budget is the smallest that the probe admits, the measured peak times the margin; none may run out
 of memory.
 
-``--quick`` measures one small model. ``Trainer``, ``measure``, ``resident`` and ``admitted`` serve other benchmarks too: a part
-of a model is a plan with that part.
+    python benchmarks/memory.py --quick      one small model
+    python benchmarks/memory.py --save
+
+``Trainer``, ``measure``, ``resident`` and ``admitted`` serve other benchmarks too: a part of a model is a plan with that part.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from common import finish
+from common import Results, add_options
 from fedbonsai.actors.enforcement.enforced_device import EnforcedDevice
 from fedbonsai.actors.enforcement.probe import smallest_limit
 from fedbonsai.actors.messages.dense_packets import seal_weights
@@ -141,13 +143,17 @@ def admitted(trainer: Trainer, plan: Plan, measured_mb: float, *, count: int) ->
     return sum(answer.outcome != Outcome.DONE for answer in answers)
 
 
+def at_the_edge(trainer: Trainer, *, count: int) -> int:
+    """How many of ``count`` plans of the whole model fail under the smallest budget that admits them."""
+    plan = trainer.plan(batch=16)
+    return admitted(trainer, plan, measure(trainer, plan)["measured_mb"], count=count)
+
+
 def row(trainer: Trainer, plan: Plan, *, name: str) -> dict[str, Any]:
     """All figures of one plan."""
     training = plan.training
     found = {"part": name, "batch": training.batch_size, "checkpointing": training.checkpointing}
-    found |= measure(trainer, plan) | {"rss_mb": resident(trainer, plan)}
-    print(found, flush=True)
-    return found
+    return found | measure(trainer, plan) | {"rss_mb": resident(trainer, plan)}
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -161,25 +167,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one small model, and 20 enforced plans")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="batch sizes (default: 32 128)")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/memory.json")
+    add_options(parser)
     options = parser.parse_args()
+    results = Results("memory", options)
     models = {"resfed_cnn": {"name": "resfed_cnn"}} if options.quick else MODELS
-    full, checkpointed, failed, count = [], [], 0, 0
+    full, checkpointed, failed, count = list[dict[str, Any]](), list[dict[str, Any]](), 0, 0
     for name, model in models.items():
         trainer = Trainer(model)
         try:
             for batch in (16,) if options.quick else options.batches:
-                full.append(row(trainer, trainer.plan(batch=batch), name=name))
-                if batch == max(options.batches) or options.quick:
-                    checkpointed.append(row(trainer, trainer.plan(batch=batch, checkpointing=True), name=name))
+                for rows, checkpointing in ((full, False), (checkpointed, True)):
+                    if not checkpointing or batch == max(options.batches) or options.quick:
+                        plan = trainer.plan(batch=batch, checkpointing=checkpointing)
+                        key = f"{name}, {batch}" + (", checkpointing" if checkpointing else "")
+                        rows.append(results.row(key, row, trainer, plan, name=name))
         finally:
             trainer.device.close()
     edge = [{"name": "resfed_cnn"}] if options.quick else EDGE
     for model in edge:
         trainer = Trainer(model)
         try:
-            plan, num_plans = trainer.plan(batch=16), 20 if options.quick else 200 // len(edge)
-            failed += admitted(trainer, plan, measure(trainer, plan)["measured_mb"], count=num_plans)
+            num_plans = 20 if options.quick else 200 // len(edge)
+            failed += results.row(f"{model['name']}, admitted", at_the_edge, trainer, count=num_plans)
             count += num_plans
         finally:
             trainer.device.close()
@@ -190,7 +199,7 @@ def main() -> None:
         "prediction_checkpointed": summary(checkpointed),
         "admitted": {"plans": count, "out_of_memory": failed, "margin": MARGIN},
     }
-    finish(result, name="memory", save=options.save)
+    results.finish(result)
 
 
 if __name__ == "__main__":

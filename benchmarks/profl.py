@@ -1,8 +1,8 @@
 """Block by block training: memory of each stage beside that of the whole model, and what devices with little memory reach.
 
     python benchmarks/profl.py --quick              one small network; two methods for a few rounds
-    python benchmarks/profl.py                      four networks at two batch sizes
-    python benchmarks/profl.py --data ROOT          training alone: CIFAR-10, three seeds
+    python benchmarks/profl.py --save               four networks at two batch sizes
+    python benchmarks/profl.py --data ROOT --save   training alone: CIFAR-10, three seeds
 
 ``memory``: for each network and batch, the peak of training of the whole model, of each stage of ``profl`` with at most 6
 groups, chosen by predicted peaks, of each stage where frozen blocks are in bf16, with groups of its own, and of the whole
@@ -21,14 +21,14 @@ The last line is JSON.
 """
 
 import argparse
-import json
 import statistics
 import time
 from typing import Any
 
 import fedbonsai
-from common import RESULTS, finish
+from common import Results, add_options, over_seeds
 from fedbonsai.learning.parts.part import Part
+from fedbonsai.policies.plan import Plan
 from fedbonsai.policies.progressive.stages import Groups, choose_groups, head_part, train_part
 from fedbonsai.runtime.events import Evaluated, PlanEnded
 from memory import Trainer, measure, resident
@@ -58,18 +58,18 @@ def groups_of(trainer: Trainer, batch: int, **training: Any) -> Groups:
     )
 
 
-def memory_of(model: dict[str, Any], batch: int, *, rss: bool) -> dict[str, Any]:
+def memory_of(results: Results, name: str, model: dict[str, Any], batch: int, *, rss: bool) -> dict[str, Any]:
     """All rows of one network at one batch size."""
     trainer = Trainer(model)
     found: dict[str, Any] = {"rows": {}}
 
-    def row(name: str, **changes: Any) -> float:
-        plan = trainer.plan(batch=batch, **changes)
-        found["rows"][name] = measure(trainer, plan, resolution=0.005) | (
-            {"rss_mb": resident(trainer, plan)} if rss else {}
-        )
-        print(f"  {name}: {found['rows'][name]}", flush=True)
-        return float(found["rows"][name]["measured_mb"])
+    def measured(plan: Plan) -> dict[str, Any]:
+        return measure(trainer, plan, resolution=0.005) | ({"rss_mb": resident(trainer, plan)} if rss else {})
+
+    def row(kind: str, **changes: Any) -> float:
+        figures = results.row(f"{name}, {batch}: {kind}", measured, trainer.plan(batch=batch, **changes))
+        found["rows"][kind] = figures
+        return float(figures["measured_mb"])
 
     try:
         whole = row("whole")
@@ -173,20 +173,16 @@ def run(row: str, config: dict[str, Any], client_s: float) -> dict[str, Any]:
     }
 
 
-def training(root: str, *, rows: list[str], seeds: int, client_s: float) -> dict[str, Any]:
+def training(results: Results, root: str, *, rows: list[str], seeds: range, client_s: float) -> dict[str, Any]:
     """A row for each method: mean and spread of the accuracy, and each seed's figures."""
     peak, result = whole_peak(root), {}
     for row in rows:
-        by_seed = {}
-        for seed in range(seeds):
-            by_seed[str(seed)] = run(row, configuration(root, seed, peak), client_s)
-            print(f"  {row}, seed {seed}: {by_seed[str(seed)]}", flush=True)
-        accuracies = [figures["accuracy"] for figures in by_seed.values()]
-        result[row] = {
-            "accuracy": round(statistics.fmean(accuracies), 4),
-            "accuracy_spread": round(max(accuracies) - min(accuracies), 4),
-            "by_seed": by_seed,
-        }
+        result[row] = over_seeds(
+            {
+                str(seed): results.row(f"{row}, seed {seed}", run, row, configuration(root, seed, peak), client_s)
+                for seed in seeds
+            }
+        )
     return {"client_s": client_s, "whole_peak_MB": round(peak / 1e6, 2), "rows": result}
 
 
@@ -200,29 +196,23 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--client-s", type=float, default=600.0)
-    parser.add_argument("--save", action="store_true")
-    parser.add_argument(
-        "--add", action="store_true", help="keep the rows of the saved result that are not measured now"
-    )
+    add_options(parser)
     options = parser.parse_args()
-    result: dict[str, Any] = {}
     if options.data:
-        result["training"] = training(
-            options.data, rows=options.rows, seeds=1 if options.quick else options.seeds, client_s=options.client_s
-        )
-        finish(result, name="profl_cifar", save=options.save)
+        seeds = range(1 if options.quick else options.seeds)
+        results = Results("profl_cifar", options, seeds=seeds)
+        found = training(results, options.data, rows=options.rows, seeds=seeds, client_s=options.client_s)
+        results.finish({"training": found})
         return
+    results = Results("profl", options)
     models = (
         {"resfed_cnn": {"name": "resfed_cnn"}} if options.quick else {name: MODELS[name] for name in options.models}
     )
-    saved = RESULTS / "profl.json"
-    memory = json.loads(saved.read_text())["memory"] if options.add and saved.exists() else {}
+    memory = {}
     for name, model in models.items():
         for batch in [16] if options.quick else options.batches:
-            print(f"{name}, batch {batch}", flush=True)
-            memory[f"{name}, {batch}"] = memory_of(model, batch, rss=not options.quick)
-    result = {"memory": memory, "prediction": errors(memory)}
-    finish(result, name="profl", save=options.save)
+            memory[f"{name}, {batch}"] = memory_of(results, name, model, batch, rss=not options.quick)
+    results.finish({"memory": memory, "prediction": errors(memory)})
 
 
 if __name__ == "__main__":

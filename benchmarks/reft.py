@@ -1,9 +1,8 @@
 """Narrow models: what a width costs, and what REFT, HeteroFL and FedRolex reach beside FedAvg on unequal devices.
 
     python benchmarks/reft.py --quick               VGG-16 by width; one round of each method; digits, a few rows and rounds
-    python benchmarks/reft.py                       the same; digits with all rows and three seeds
-    python benchmarks/reft.py --data ROOT           training alone: CIFAR-10 in place of digits, ResFed's network, one seed
-    python benchmarks/reft.py --vgg ROOT            VGG-16 on CIFAR-10 (reft_vgg.py)
+    python benchmarks/reft.py --save                the same; digits with all rows and three seeds
+    python benchmarks/reft.py --data ROOT --save    training alone: CIFAR-10 in place of digits, ResFed's network, one seed
 
 ``widths``: VGG-16 for 32x32 images with the 4096-4096 head (33,642,442 parameters), trained on batches of 64 with one thread,
 each width in a process of its own; in each of five repetitions all take turns, and times and ratios are medians over these
@@ -22,7 +21,8 @@ one; ``past_deadline``: devices of the preset ``reft`` that took longer than the
 of 32 images, distillation every fourth round); labels by a Dirichlet distribution with alpha 0.1; a tenth of the samples is
 public, and no device has it in any row. All rows have the same training settings. ``smallest``: FedAvg with the narrowest width
 of the row reft on all devices. ``seconds`` are simulated, bytes are those of all packets, plans and reports; ``task_MB`` is
-between the server and its distiller. ``times_sooner``: FedAvg's seconds to the target by the row's, of the same seed.
+between the server and its distiller. ``times_sooner``: FedAvg's seconds to the target by the row's, of the same seed, and
+``times_the_MB``: the row's bytes to the target by FedAvg's; ``times_shorter``: FedAvg's seconds for all rounds by the row's.
 ``gain_of_distillation``: accuracy with it minus that without, of narrow and of whole parts, paired by seed. Runs share the
 cores. The last line is JSON.
 """
@@ -34,13 +34,13 @@ import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import fedbonsai
-from common import finish
+from common import Results, add_options, over_seeds
 from fedbonsai.runtime.events import Evaluated, PlanEnded, VersionClosed
 
 WIDTHS = (1.0, 0.75, 0.5, 0.25, 0.125)
@@ -156,17 +156,23 @@ def _peak_rss() -> int:
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
-def widths(steps: int, repetitions: int) -> dict[str, Any]:
+def in_a_process(width: float, steps: int, masked: bool) -> dict[str, Any]:
+    """Figures of one width, from a new process."""
+    command = [sys.executable, __file__, "--measure", str(width), "--steps", str(steps)]
+    command += ["--masked"] if masked else []
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    figures: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return figures
+
+
+def widths(results: Results, steps: int, repetitions: int) -> dict[str, Any]:
     """A row for each width, and one for the masked network: medians of the repetitions, in each of which all take turns."""
     names = [*((f"{width:g}", width, False) for width in WIDTHS), ("mask", 1.0, True)]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name, _, _ in names}
     for repetition in range(repetitions):
         for name, width, masked in names:
-            command = [sys.executable, __file__, "--measure", str(width), "--steps", str(steps)]
-            command += ["--masked"] if masked else []
-            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            found[name].append(json.loads(output.splitlines()[-1]))
-            print(f"  {repetition + 1}, {name}: {found[name][-1]}", flush=True)
+            key = f"width {name}, repetition {repetition + 1}"
+            found[name].append(results.row(key, in_a_process, width, steps, masked))
     rows = {
         name: each[0] | {key: round(statistics.median(one[key] for one in each), 4) for key in ("step_s", "rss_MB")}
         for name, each in found.items()
@@ -290,28 +296,47 @@ def run(row: str, config: dict[str, Any], *, cohort: float, target: float) -> di
 
 
 def training(
-    common: dict[str, Any], *, rows: list[str], seeds: range, cohort: float, target: float, jobs: int
+    results: Results,
+    common: dict[str, Any],
+    *,
+    rows: list[str],
+    seeds: range,
+    cohort: float,
+    target: float,
+    jobs: int,
 ) -> dict[str, Any]:
     """A row for each method: the mean over the seeds, and each seed's figures; ``jobs`` runs at once."""
-    runs: dict[tuple[str, int], Any] = {}
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
-    with pool:
-        for row in rows:
-            for seed in seeds:
-                runs[row, seed] = pool.submit(run, row, common | {"seed": seed}, cohort=cohort, target=target)
-        for (row, seed), figures in runs.items():
-            print(f"  {row}, seed {seed}: {figures.result()}", flush=True)
+    keys = {(row, seed): f"{row}, seed {seed}" for row in rows for seed in seeds}
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        running = {
+            pool.submit(run, row, common | {"seed": seed}, cohort=cohort, target=target): key
+            for (row, seed), key in keys.items()
+            if key not in results
+        }
+        for future in as_completed(running):
+            results.row(running[future], future.result)
     result = {}
     for row in rows:
-        by_seed = {str(seed): runs[row, seed].result() for seed in seeds}
+        by_seed = {str(seed): results[keys[row, seed]] for seed in seeds}
         if "fedavg" in rows:
-            for seed, figures in by_seed.items():
-                slow, fast = runs["fedavg", int(seed)].result()["seconds_to_target"], figures["seconds_to_target"]
-                by_seed[seed] = figures | {"times_sooner": round(slow / fast, 2) if slow and fast else None}
-        mean = {key: _mean([figures[key] for figures in by_seed.values()]) for key in next(iter(by_seed.values()))}
-        spread = max(f["accuracy"] for f in by_seed.values()) - min(f["accuracy"] for f in by_seed.values())
-        result[row] = mean | {"accuracy_spread": round(spread, 4), "by_seed": by_seed}
+            by_seed = {
+                seed: figures | beside(results[keys["fedavg", int(seed)]], figures) for seed, figures in by_seed.items()
+            }
+        result[row] = over_seeds(by_seed)
     return result
+
+
+def beside(fedavg: dict[str, Any], figures: dict[str, Any]) -> dict[str, float | None]:
+    """Ratios of a row and FedAvg, of one seed; None where one of them has not reached the target."""
+
+    def ratio(over: float | None, under: float | None) -> float | None:
+        return round(over / under, 2) if over and under else None
+
+    return {
+        "times_sooner": ratio(fedavg["seconds_to_target"], figures["seconds_to_target"]),
+        "times_the_MB": ratio(figures["MB_to_target"], fedavg["MB_to_target"]),
+        "times_shorter": ratio(fedavg["seconds"], figures["seconds"]),
+    }
 
 
 def gain(of: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -330,37 +355,21 @@ def gain(of: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _mean(values: list[float | None]) -> float | None:
-    """The mean; None if a seed lacks the figure."""
-    known = [value for value in values if value is not None]
-    return round(statistics.fmean(known), 4) if len(known) == len(values) else None
-
-
 def main() -> None:
     """Parse the command line, and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--data", help="folder of CIFAR-10 (data.root)")
-    parser.add_argument("--vgg", metavar="ROOT", help="folder of CIFAR-10: VGG-16 alone, see reft_vgg.py")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seeds", type=int)
-    parser.add_argument("--rows", nargs="+", choices=(*ROWS, "narrow"))
-    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--rows", nargs="+", choices=ROWS)
+    add_options(parser)
     parser.add_argument("--measure", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, default=5, help=argparse.SUPPRESS)
     parser.add_argument("--masked", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure is not None:
         print(json.dumps(measure(options.measure, options.steps, options.masked)))
-        return
-    if options.vgg:
-        import reft_vgg
-
-        finish(
-            reft_vgg.compare(options.vgg, rounds=options.rounds, chosen=options.rows),
-            name="reft_vgg",
-            save=options.save,
-        )
         return
     result: dict[str, Any] = {}
     data = {"partition": {"name": "dirichlet", "alpha": 0.1}, "public_share": 0.1}
@@ -372,6 +381,7 @@ def main() -> None:
         seeds = range(options.seeds or (1 if options.quick else 3))
         rounds, cohort, target = options.rounds or (4 if options.quick else 50), 1.0, 0.9
         common = DIGITS | {"data": {"name": "digits", **data}, "fleet": fleet(1e9, MEGABYTE)}
+    results = Results("reft_cifar" if options.data else "reft", options, seeds=seeds)
     common |= {"stop": {"rounds": rounds}, "server": {"statistics": "batch"}}
     print(f"{common['data']['name']}, {rounds} rounds, {len(seeds)} seeds", flush=True)
     settings = {
@@ -383,7 +393,7 @@ def main() -> None:
     }
     chosen = options.rows or (["fedavg", "heterofl", "reft"] if options.quick else list(ROWS))
     jobs = 1 if options.data else len(os.sched_getaffinity(0))  # on CIFAR-10 each run has workers of its own
-    rows = training(common, rows=chosen, seeds=seeds, cohort=cohort, target=target, jobs=jobs)
+    rows = training(results, common, rows=chosen, seeds=seeds, cohort=cohort, target=target, jobs=jobs)
     gains = {
         name: gain(rows[of], rows[over])
         for name, of, over in (
@@ -395,11 +405,9 @@ def main() -> None:
     result["training"] = settings | {"rows": rows, "gain_of_distillation": gains}
     if not options.data:
         print("VGG-16 by width", flush=True)
-        result["widths"] = widths(*((2, 1) if options.quick else (5, 5)))
-        print("stragglers", flush=True)
-        result["stragglers"] = stragglers()
-        print(f"  {result['stragglers']}", flush=True)
-    finish(result, name="reft_cifar" if options.data else "reft", save=options.save)
+        result["widths"] = widths(results, *((2, 1) if options.quick else (5, 5)))
+        result["stragglers"] = results.row("stragglers", stragglers)
+    results.finish(result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """VGG-16 on unequal devices: the smallest class's bytes and multiply-accumulates, with the accuracy that they cost beside them.
 
-    python benchmarks/reft.py --vgg ROOT            ROOT: folder of CIFAR-10 (data.root)
+    python benchmarks/reft_vgg.py --data ROOT --save            ROOT: folder of CIFAR-10 (data.root)
 
 VGG-16 for 32x32 images with its 4096-4096 head (33,642,442 parameters, 128.3 MiB as float32, 0.332 GMACs forward), without
 dropout. Four devices have the training images of CIFAR-10, labels by a Dirichlet distribution with alpha 1; a fiftieth of the
@@ -14,14 +14,19 @@ narrow, with distillation in every fifth round.
 ``accuracy``: of the server's full model, on the first ``TEST`` test images, mean of the last two evaluations. ``weak``: the
 narrowest class: the part's parameters, its forward MACs for a sample, and the bytes of the largest packet that its device was
 sent, and sent itself, in the run; ``own_accuracy``: of its part of the final model, on the same images.
+``accuracy_cost``: what a row's accuracy is below that of ``fedavg``. The last line is JSON.
 """
 
+import argparse
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import fedbonsai
 import numpy as np
+from common import Results, add_options
 from fedbonsai.learning.costs.cost import part_cost
 from fedbonsai.learning.data.config import DataConfig
 from fedbonsai.learning.data.types import SamplePool
@@ -164,12 +169,24 @@ def held(training: Any, reports: list[Report]) -> dict[str, Any]:
     }
 
 
-def compare(root: str, *, rounds: int | None, chosen: list[str] | None = None) -> dict[str, Any]:
-    """All rows."""
-    rounds = rounds or ROUNDS
-    rows = {}
-    for row in chosen or ROWS:
-        print(f"vgg16_bn on CIFAR-10, {row}", flush=True)
-        rows[row] = run(root, row, rounds=rounds)
-        print(f"  {rows[row]}", flush=True)
-    return {"model": "vgg16_bn", "data": "cifar10", "rounds": rounds, "test_samples": TEST, "rows": rows}
+def main() -> None:
+    """Parse the command line, and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder of CIFAR-10 (data.root)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    add_options(parser)
+    options = parser.parse_args()
+    sys.path.insert(0, str(Path(__file__).parent))  # so that other processes can import ``cifar``
+    results = Results("reft_vgg", options)
+    rows = {row: results.row(row, run, options.data, row, rounds=options.rounds) for row in options.rows}
+    if "fedavg" in rows:
+        for figures in rows.values():
+            figures["accuracy_cost"] = round(rows["fedavg"]["accuracy"] - figures["accuracy"], 4)
+    results.finish(
+        {"model": "vgg16_bn", "data": "cifar10", "rounds": options.rounds, "test_samples": TEST, "rows": rows}
+    )
+
+
+if __name__ == "__main__":
+    main()

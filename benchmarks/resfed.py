@@ -1,9 +1,8 @@
 """Accuracy against bytes of dense FedAvg, compressed weights and the residual rules, on the same data and seeds.
 
     python benchmarks/resfed.py --quick               digits, all rows, one seed, 20 and 40 rounds, in under a minute
-    python benchmarks/resfed.py                       digits, all rows, three seeds, 60 and 120 rounds
-    python benchmarks/resfed.py --data ROOT           ResFed's network on CIFAR-10, four rows, on Ray, to 70 %
-    python benchmarks/resfed.py --data ROOT --rows delta --seeds 3
+    python benchmarks/resfed.py --save                digits, all rows, three seeds, 60 and 120 rounds
+    python benchmarks/resfed.py --data ROOT --save    ResFed's network on CIFAR-10, four rows, on Ray, to 70 %
 
 On digits there are runs in which all devices take part, and runs of twice as many rounds with 30 % in each. Differences of a
 few points are not significant with one seed. All bytes of packets, plans and reports are counted from the first round on
@@ -13,17 +12,16 @@ the last five rounds. A row holds means over the seeds (null if a seed lacks the
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fedbonsai
-from common import RESULTS, finish, machine
+from common import Results, add_options, over_seeds
 from fedbonsai.comms.codec import CodecSpec
 from fedbonsai.policies.decision import Decision
 from fedbonsai.runtime.events import Evaluated, VersionClosed
@@ -126,56 +124,49 @@ def one_seed(row: str, participation: float, rounds: int, seed: int, target: flo
     return run(row, config, cohort=participation, target=target)
 
 
-def digits(rows: list[str], *, rounds: int, seeds: range, target: float) -> dict[str, Any]:
+def digits(results: Results, rows: list[str], *, rounds: int, seeds: range, target: float) -> dict[str, Any]:
     """All rows with full and with 30 % participation: means over the seeds, and percentage points behind dense."""
     counts = {1.0: rounds, 0.3: 2 * rounds}
     print(f"digits, {rounds} rounds of all devices and {2 * rounds} of 30 %, {_named(seeds)}", flush=True)
-    result: dict[str, Any] = {}
+    keys = {
+        (participation, row, seed): f"{participation:g} {row}, seed {seed}"
+        for participation in counts
+        for row in rows
+        for seed in seeds
+    }
     with ProcessPoolExecutor(2) as pool:
-        jobs = {
-            (participation, row): {
-                seed: pool.submit(one_seed, row, participation, counts[participation], seed, target) for seed in seeds
-            }
-            for participation in counts
+        running = {
+            pool.submit(one_seed, row, participation, counts[participation], seed, target): key
+            for (participation, row, seed), key in keys.items()
+            if key not in results
+        }
+        for future in as_completed(running):
+            results.row(running[future], future.result)
+    result: dict[str, Any] = {}
+    for participation in counts:
+        result[f"{participation:g}"] = {
+            row: over_seeds({str(seed): results[keys[participation, row, seed]] for seed in seeds}, digits=5)
             for row in rows
         }
-        for (participation, row), futures in jobs.items():
-            found = _with_mean({str(seed): future.result() for seed, future in futures.items()})
-            result.setdefault(f"{participation:g}", {})[row] = found
-            means = {key: value for key, value in found.items() if key != "by_seed"}
-            print(f"  {participation:g} {row}: {means}", flush=True)
     for by_row in result.values():
         for found in by_row.values() if "dense" in by_row else ():
             found["points_behind_dense"] = round(100 * (by_row["dense"]["accuracy"] - found["accuracy"]), 2)
     return {"target": target, "participation": result}
 
 
-def cifar(rows: list[str], *, root: str, rounds: int, seeds: range) -> dict[str, dict[str, Any]]:
-    """ResFed's network on CIFAR-10, ten devices with five cyclic classes each, to 70 %: the runs of each row by seed."""
+def cifar(results: Results, rows: list[str], *, root: str, rounds: int, seeds: range) -> dict[str, Any]:
+    """ResFed's network on CIFAR-10, ten devices with five cyclic classes each, to 70 %."""
     print(f"CIFAR-10, at most {rounds} rounds of all devices, {_named(seeds)}", flush=True)
-    result: dict[str, dict[str, Any]] = {row: {} for row in rows}
+    config = CIFAR | {"data": CIFAR_DATA | {"root": root}, "stop": {"rounds": rounds, "accuracy": 0.7}}
+    found = {}
     for row in rows:
+        by_seed = {}
         for seed in seeds:
-            config = CIFAR | {
-                "data": CIFAR_DATA | {"root": root},
-                "stop": {"rounds": rounds, "accuracy": 0.7},
-                "seed": seed,
-            }
-            found = run(row, config, cohort=1.0, target=0.7, verbose=True) | {"commit": machine()["commit"]}
-            result[row][str(seed)] = found
-            print(json.dumps({row: {seed: found}}), flush=True)
-    return result
-
-
-def _with_mean(by_seed: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The mean of each figure over the seeds (None if a seed lacks it), and each seed's figures."""
-    runs = list(by_seed.values())
-    means: dict[str, Any] = {}
-    for key in runs[0]:
-        values = [one[key] for one in runs]
-        if not any(isinstance(value, str) for value in values):
-            means[key] = None if None in values else round(statistics.fmean(values), 5)
-    return means | {"by_seed": by_seed}
+            settings = config | {"seed": seed}
+            key = f"{row}, seed {seed}"
+            by_seed[str(seed)] = results.row(key, run, row, settings, cohort=1.0, target=0.7, verbose=True)
+        found[row] = over_seeds(by_seed, digits=5)
+    return {"target": 0.7, "rows": found}
 
 
 def _named(seeds: range) -> str:
@@ -198,11 +189,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, help="how many; default: 3, with --quick and on CIFAR-10 1")
     parser.add_argument("--seed", type=int, default=0, help="the first of them; default: 0")
-    parser.add_argument(
-        "--save",
-        action="store_true",
-        help="write benchmarks/results; on CIFAR-10 rows and seeds of earlier calls stay, unless run again",
-    )
+    add_options(parser)
     args = parser.parse_args()
     if args.quick and args.data:
         parser.error("--quick is for digits; leave out --data")
@@ -212,16 +199,11 @@ def main() -> None:
     rounds = args.rounds or (20 if args.quick else 60)
     seeds = range(args.seed, args.seed + (args.seeds or (1 if args.quick or args.data else 3)))
     sys.path.insert(0, str(Path(__file__).parent))  # so that other processes can import CompressedWeights
+    results = Results("resfed_cifar" if args.data else "resfed", args, seeds=seeds)
     if args.data:
-        found = cifar(rows, root=args.data, rounds=rounds, seeds=seeds)
-        path = RESULTS / "resfed_cifar.json"
-        # Read after the runs, which take an hour each: another call may have saved in the meantime.
-        saved = json.loads(path.read_text())["rows"] if args.save and path.exists() else {}
-        merged = {row: _with_mean(saved.get(row, {}).get("by_seed", {}) | runs) for row, runs in found.items()}
-        finish({"target": 0.7, "rows": saved | merged}, name=path.stem, save=args.save)
-        return
-    result = digits(rows, rounds=rounds, seeds=seeds, target=0.9)
-    finish(result, name="resfed_quick" if args.quick else "resfed", save=args.save)
+        results.finish(cifar(results, rows, root=args.data, rounds=rounds, seeds=seeds))
+    else:
+        results.finish(digits(results, rows, rounds=rounds, seeds=seeds, target=0.9))
 
 
 if __name__ == "__main__":

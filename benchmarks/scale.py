@@ -8,7 +8,8 @@ rest on disk; plans in flight, here 10,000, carry a copy besides. ``resyncs`` co
 Ray's own processes), sampled four times a second. Resident pages of the object store are part of it: they are shared memory,
 mapped by these processes.
 
-    python benchmarks/scale.py [--quick] [--save]
+    python benchmarks/scale.py --quick      4 rounds of 25, and 200 devices that all take part
+    python benchmarks/scale.py --save
 """
 
 import argparse
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import fedbonsai
-from common import finish, median
+from common import Results, add_options, median
 from fedbonsai.runtime.events import VersionClosed
 
 
@@ -128,11 +129,13 @@ def everyone() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="10,000 simulated devices on one machine")
     parser.add_argument("--quick", action="store_true", help="4 rounds of 25, and 200 devices that all take part")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/scale.json")
+    add_options(parser)
     arguments = parser.parse_args()
+    results = Results("scale", arguments)
     cohort, rounds, crowd = (25, 4, 200) if arguments.quick else (100, 20, 10_000)
-    few = measure(100, rounds=rounds, **some(cohort))
-    many = measure(10_000, rounds=rounds, **some(cohort))
+    few = results.row("100", measure, 100, rounds=rounds, **some(cohort))
+    many = results.row("10,000", measure, 10_000, rounds=rounds, **some(cohort))
+    all_of_them = results.row("everyone", measure, crowd, rounds=3, **everyone())
     result: dict[str, Any] = {
         "devices": 10_000,
         "cohort": cohort,
@@ -141,9 +144,14 @@ def main() -> None:
         "round_s_100_devices": few["round_s"],
         "round_ratio": round(many["round_s"] / few["round_s"], 3),
         "peak_memory_bytes_100_devices": few["peak_memory_bytes"],
-        "everyone": {"devices": crowd, "rounds": 3, **measure(crowd, rounds=3, **everyone())},
+        "everyone": {
+            "devices": crowd,
+            "rounds": 3,
+            **all_of_them,
+            "up_bytes_an_update": round(all_of_them["up_bytes"] / all_of_them["plans"], 1),
+        },
     }
-    finish(result, name="scale", save=arguments.save)
+    results.finish(result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Reads a million mutated packets with every receiver: no crash, no hang, bounded memory, only ``PacketError`` is raised.
 
-    python benchmarks/soak_packets.py [--packets 1000000] [--jobs 2] [--seed 0] [--save]
+    python benchmarks/soak_packets.py --save      a million packets, seed 0, two processes
 
 Receivers and mutations are those of tests/comms/receivers.py and mutations.py. A packet is identified by (seed, number) and
 can be reproduced: ``--packets 1 --first NUMBER`` reads that packet alone. Packets are read by child processes whose limits
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"  # before numpy is imported: a process with threads must not be forked
 
-from common import finish  # noqa: E402
+from common import Results, add_options  # noqa: E402
 from fedbonsai.comms.errors import PacketError  # noqa: E402
 from fedbonsai.tests.comms.mutations import mutated  # noqa: E402
 from fedbonsai.tests.comms.receivers import PEAK_BYTES, Case, cases, fault_of  # noqa: E402
@@ -193,8 +193,11 @@ if __name__ == "__main__":
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--save", action="store_true")
+    add_options(parser)
     options = parser.parse_args()
-    result = soak(seed=options.seed, first=options.first, packets=options.packets, jobs=options.jobs)
-    finish(result, name="soak_packets", save=options.save)
+    results = Results("soak_packets", options, seeds=[options.seed])
+    result = results.row(
+        "all", soak, seed=options.seed, first=options.first, packets=options.packets, jobs=options.jobs
+    )
+    results.finish(result)
     sys.exit(1 if result["faults"] else 0)

@@ -19,7 +19,8 @@ largest entries of each sparse layer are sent by these chains, all other tensors
     encode_s      processor seconds from float32 tensors to the packet, selection included, best of several repetitions;
                   decode_s likewise
 
-    python benchmarks/sparse_uploads.py [--quick] [--save]
+    python benchmarks/sparse_uploads.py --quick      one density of each model, one repetition
+    python benchmarks/sparse_uploads.py --save
 """
 
 import argparse
@@ -30,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import finish
+from common import Results, add_options
 from fedbonsai.comms.codec import Array, Arrays, CodecSpec, Context, specs_of
 from fedbonsai.comms.codecs.make_codec import make_codec
 from fedbonsai.comms.packet import PacketKind, Stamp, seal, unseal
@@ -159,15 +160,17 @@ def coded(
 def main() -> None:
     parser = argparse.ArgumentParser(description="bytes and time of sparse updates")
     parser.add_argument("--quick", action="store_true", help="one density of each model, one repetition")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/sparse_uploads.json")
+    add_options(parser)
     arguments = parser.parse_args()
+    results = Results("sparse_uploads", arguments)
     torch.set_num_threads(1)
     rows = []
     for model, (tensors, roles) in models().items():
         for density in (0.05,) if arguments.quick else PAPER_MB[model]:
-            rows.append(rows_of(model, tensors, roles, density, repetitions=1 if arguments.quick else 5))
-            print(rows[-1], flush=True)
-    finish({"rows": rows}, name="sparse_uploads", save=arguments.save)
+            repetitions = 1 if arguments.quick else 5
+            key = f"{model}, {density}"
+            rows.append(results.row(key, rows_of, model, tensors, roles, density, repetitions=repetitions))
+    results.finish({"rows": rows})
 
 
 if __name__ == "__main__":

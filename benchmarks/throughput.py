@@ -12,7 +12,8 @@ median round of devices that train nothing but receive, load, seal and return th
 comparison, ``object_store_ms``: ten plain Ray calls that return an array of the model's size to one caller, and do nothing
 else.
 
-    python benchmarks/throughput.py [--quick] [--save] [--variants]
+    python benchmarks/throughput.py --quick               four devices a round
+    python benchmarks/throughput.py --variants --save
 """
 
 import argparse
@@ -27,7 +28,7 @@ import fedbonsai
 import numpy as np
 import ray
 import torch
-from common import finish, median
+from common import Results, add_options, median
 from fedbonsai.clusters.ray_backend.ray_cluster import start_local
 from fedbonsai.learning.data.batches import batches
 from fedbonsai.learning.data.types import SamplePool, Samples
@@ -223,7 +224,7 @@ def object_store_ms(model: str, *, rounds: int) -> float:
     return round(median(walls[rounds // 4 :]) * 1000, 1)
 
 
-def compare(model: str, *, repetitions: int, empty_rounds: int, channels_last: bool, bf16: bool) -> dict[str, float]:
+def compare(model: str, *, repetitions: int, empty_rounds: int, channels_last: bool, bf16: bool) -> dict[str, Any]:
     """All contenders on one model; each is idle while another is timed."""
     bare = Bare(model, channels_last=channels_last, bf16=bf16)
     processes = BareProcesses(model, channels_last=channels_last, bf16=bf16)
@@ -239,9 +240,11 @@ def compare(model: str, *, repetitions: int, empty_rounds: int, channels_last: b
     finally:
         rounds.close()
         processes.close()
-    result = {name: median(values) for name, values in seconds.items()}
+    result: dict[str, Any] = {name: median(values) for name, values in seconds.items()}
     ratios = [bare / ours for bare, ours in zip(seconds["bare_procs_s"], seconds["round_s"], strict=True)]
     result["efficiency"] = median(ratios)
+    each = seconds | {"efficiency": ratios}
+    result["each"] = {name: [round(value, 4) for value in values] for name, values in each.items()}
     result["speedup_over_bare_all"] = round(result["bare_all_s"] / result["round_s"], 3)
     result["cold_start_s"] = round(rounds.cold_start_s, 2)
     if empty_rounds:
@@ -260,32 +263,49 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="fedbonsai on Ray against bare PyTorch")
     parser.add_argument("--quick", action="store_true", help="under a minute: four devices a round")
     parser.add_argument("--variants", action="store_true", help="also channels_last and bf16, as rows of their own")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/throughput.json")
+    add_options(parser)
     arguments = parser.parse_args()
+    results = Results("throughput", arguments)
     repetitions, empty_rounds = (1, 16) if arguments.quick else (5, 80)
     sys.path.insert(0, str(Path(__file__).parent))
     if arguments.quick:
         global COHORT
         COHORT = 4
-    result: dict[str, Any] = compare(
+    result: dict[str, Any] = results.row(
+        "resfed_cnn",
+        compare,
         "resfed_cnn",
         repetitions=repetitions,
         empty_rounds=0 if arguments.quick else empty_rounds,
         channels_last=False,
         bf16=False,
     )
-    result["small"] = compare(
-        "small", repetitions=2 * repetitions, empty_rounds=empty_rounds, channels_last=False, bf16=False
+    result["small"] = results.row(
+        "small",
+        compare,
+        "small",
+        repetitions=2 * repetitions,
+        empty_rounds=empty_rounds,
+        channels_last=False,
+        bf16=False,
     )
     if arguments.variants:
         result["rows"] = [
             {"model": model, "channels_last": True, "precision": "bf16" if bf16 else "float32"}
-            | compare(model, repetitions=repetitions, empty_rounds=0, channels_last=True, bf16=bf16)
+            | results.row(
+                f"{model}, channels_last{', bf16' if bf16 else ''}",
+                compare,
+                model,
+                repetitions=repetitions,
+                empty_rounds=0,
+                channels_last=True,
+                bf16=bf16,
+            )
             for model in ("resfed_cnn", "small")
             for bf16 in (False, True)
         ]
     result["cohort"] = COHORT
-    finish(result, name="throughput", save=arguments.save)
+    results.finish(result)
 
 
 if __name__ == "__main__":

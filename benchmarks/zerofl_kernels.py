@@ -13,7 +13,7 @@ import argparse
 import sys
 from typing import Any
 
-from common import finish
+from common import Results, add_options
 from fedbonsai.learning.sparse.kernels import native
 from fedbonsai.learning.sparse.kernels.measure import Geometry, PassSeconds, measure
 
@@ -32,15 +32,18 @@ LAYERS = {
 PASSES = ("pack", "forward", "grad_input", "grad_weight", "step")
 
 
-def row(found: dict[str, PassSeconds], sparsity: float, layer: str) -> dict[str, Any]:
+def row(name: str, layer: Geometry, *, batch: int, sparsity: float, turns: int) -> dict[str, Any]:
     """Milliseconds by kernel and pass, and how many times faster the native kernel is than the dense one."""
-    names = [name for name in ("dense", "native", "csr") if name in found]
-    times = {name: {each: fastest(found, name, each) for each in PASSES[:-1]} for name in names}
-    result: dict[str, Any] = {"layer": layer, "sparsity": sparsity}
+    found = measure(
+        layer, batch=batch, weight_sparsity=sparsity, activation_sparsity=sparsity, native=True, turns=turns
+    )
+    kernels = [kernel for kernel in ("dense", "native", "csr") if kernel in found]
+    times = {kernel: {each: fastest(found, kernel, each) for each in PASSES[:-1]} for kernel in kernels}
+    result: dict[str, Any] = {"layer": name, "sparsity": sparsity}
     for each in times.values():
         each["step"] = sum(each.values())
     for each in PASSES:
-        result[each] = {f"{name}_ms": round(times[name][each], 3) for name in names}
+        result[each] = {f"{kernel}_ms": round(times[kernel][each], 3) for kernel in kernels}
         if each != "pack":
             result[each]["faster"] = round(times["dense"][each] / times["native"][each], 2)
     return result
@@ -55,27 +58,23 @@ def main() -> None:
     """Measure, print a table, and finish with JSON."""
     parser = argparse.ArgumentParser(description="sparse kernels beside dense ones, layer by layer")
     parser.add_argument("--quick", action="store_true", help="one turn of each kernel instead of five")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/zerofl_kernels.json")
+    add_options(parser)
     arguments = parser.parse_args()
+    results = Results("zerofl_kernels", arguments)
     if reason := native.build():
         sys.exit(reason)
     rows = []
     print(f"{'layer':20} {'sparsity':>8} {'pack':>6}  " + "  ".join(f"{each:>22}" for each in PASSES[1:]))
     for name, (layer, batch) in LAYERS.items():
         for sparsity in (0.9, 0.95):
-            found = measure(
-                layer,
-                batch=batch,
-                weight_sparsity=sparsity,
-                activation_sparsity=sparsity,
-                native=True,
-                turns=1 if arguments.quick else 5,
+            turns = 1 if arguments.quick else 5
+            rows.append(
+                results.row(f"{name}, {sparsity}", row, name, layer, batch=batch, sparsity=sparsity, turns=turns)
             )
-            rows.append(row(found, sparsity, name))
             cells = [rows[-1][each] for each in PASSES[1:]]
             text = [f"{c['dense_ms']:7.2f} {c['native_ms']:6.2f} ms {c['faster']:4.1f}x" for c in cells]
             print(f"{name:20} {sparsity:8} {rows[-1]['pack']['native_ms']:6.2f}  " + "  ".join(text), flush=True)
-    finish({"rows": rows}, name="zerofl_kernels", save=arguments.save)
+    results.finish({"rows": rows})
 
 
 if __name__ == "__main__":
