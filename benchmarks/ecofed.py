@@ -7,8 +7,8 @@ EcoFed's VGG11-BN (34,440,970 parameters) on CIFAR-10's shapes, cut behind its s
 device, batch 10, uploads every other round; all bytes count: labels, headers, plans, reports. ``int8``: plain 8 bit codes, as
 the paper's code sends; top level: the default codec (4 bit for each channel, entropy coded). The last line is JSON.
 
-``seconds``: virtual seconds of a round on a Raspberry Pi 4 of fleet ``testbed-wifi`` with a link of 10 or 100 Mb/s and a
-host of its own, for hosts of 0.2, 1 and 5 TFLOP/s; of EcoFed the mean of an upload and a replay. ``shared_host``: the same
+``seconds``: virtual seconds of a round on a Raspberry Pi 4 of fleet ``testbed-wifi`` (13 GFLOP/s) with a link of 10 or 100 Mb/s
+and a host of its own, for hosts of 0.2, 1 and 5 TFLOP/s; of EcoFed the mean of an upload and a replay. ``shared_host``: the same
 where ten devices share a host, by ``fedbonsai advise``: a lower bound, without waiting times. ``host_bytes``: bytes between
 the server and the hosts for each device and round, which no other figure includes. ``break_even_flop_per_s``: the host's
 speed from which EcoFed's round is shorter than FedAvg's. ``buffer_over_payload``: memory of 100 devices' 8 bit views, over
@@ -250,8 +250,7 @@ def main() -> None:
         "formula": ratios(FORMULA["fl"], FORMULA["splitfed"], FORMULA["ecofed"])
         | {"local_loss_bytes": FORMULA["local_loss"]},
         "local_loss": {
-            "fl_over_local_loss": round(fl / found["local_loss"], 2),
-            "splitfed_over_local_loss": round(splitfed / found["local_loss"], 2),
+            f"{name}_over_local_loss": round(found[name] / found["local_loss"], 2) for name in ("fl", "splitfed")
         },
         "buffer_over_payload": results.row("buffer", memory_over_payload),
     }
