@@ -16,7 +16,8 @@ digits scaled to its size).
 
 Speeds are of one core, in the processor time of the thread, best of several repetitions. ``rivals``: bytes that other
 coders need for the same symbols, without a frame: zlib at its best level on bytes and on packed symbols, lz4 on bytes, and
-Golomb-Rice gaps with a bit for the sign, by the closed form of Sparse Ternary Compression (arXiv 1903.02891, eq. 14).
+Golomb-Rice gaps with a bit for the sign, by the closed form of Sparse Ternary Compression (arXiv 1903.02891, eq. 14). ResFed's
+own count (arXiv 2212.05602) gives a ratio of 710 at 0.25 %. Aim of the coder: 200 MB/s.
 
     python benchmarks/codecs.py --quick                 less training, fewer repetitions
     python benchmarks/codecs.py --data ROOT --save

@@ -8,11 +8,11 @@ device, batch 10, uploads every other round; all bytes count: labels, headers, p
 the paper's code sends; top level: the default codec (4 bit for each channel, entropy coded). The last line is JSON.
 
 ``seconds``: virtual seconds of a round on a Raspberry Pi 4 of fleet ``testbed-wifi`` (13 GFLOP/s) with a link of 10 or 100 Mb/s
-and a host of its own, for hosts of 0.2, 1 and 5 TFLOP/s; of EcoFed the mean of an upload and a replay. ``shared_host``: the same
-where ten devices share a host, by ``fedbonsai advise``: a lower bound, without waiting times. ``host_bytes``: bytes between
-the server and the hosts for each device and round, which no other figure includes. ``break_even_flop_per_s``: the host's
-speed from which EcoFed's round is shorter than FedAvg's. ``buffer_over_payload``: memory of 100 devices' 8 bit views, over
-their activations (410 MB).
+and a host of its own, for hosts of 0.2, 1 and 5 TFLOP/s; of EcoFed the mean of an upload and a replay. ``shared_host``:
+the same where ten devices share a host, by ``fedbonsai advise``: a lower bound, without waiting times. ``host_bytes``: bytes
+between the server and the hosts for each device and round, which no other figure includes. ``break_even_flop_per_s``: the
+host's speed from which EcoFed's round is shorter than FedAvg's. ``buffer_over_payload``: memory of 100 devices' 8 bit views,
+over their activations (410 MB).
 
 Wu et al., IEEE TPDS 35(3), 2024, arXiv 2304.05495: up to 133 times fewer bytes than FedAvg and 16 than SplitFed, 21 and 2.86
 times less time. By its formulas, without labels and headers: 275.53, 33.38, 17.65 (local losses) and 2.05 MB.
