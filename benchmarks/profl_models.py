@@ -1,4 +1,4 @@
-"""Networks of benchmarks/profl.py: VGG with one linear layer as its head, and a narrow ResNet-18."""
+"""Networks of benchmarks/profl.py and profl_cifar.py: VGG with one linear layer as its head, and a narrow ResNet-18."""
 
 import torch
 from fedbonsai.learning.models.cnn import VGG11, VGG16, vgg11_bn, vgg16_bn
