@@ -43,6 +43,9 @@ class CountedMultiplier:
         with counted_as(self._share(2, x)):
             return DENSE.weight_gradient(gradient, x, weight, product)
 
+    def weight_factors(self, gradient: Tensor, x: Tensor, weight: Tensor, product: Product) -> None:
+        """None: a dry run makes all gradients."""
+
     def _share(self, product: int, x: Tensor) -> float:
         """Of its FLOPs, what a product with ``x`` counts."""
         return self.chosen.times[product] if is_plain(x) else 1.0

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..spec import KernelTable, LayerKernels, Sparsity, kernel_key
-from .kernels import native
+from .kernels import linear, native
 from .multiplier import KernelMultiplier
-from .products import DENSE, Convolution, Multiplier, Product, multiply
+from .products import DENSE, Convolution, Factors, Multiplier, Product, multiply
 from .thresholds import threshold
 
 MultiplierOf = Callable[["SparseLayer", Sparsity], Multiplier]
@@ -30,16 +30,36 @@ class Thresholds:
     """The thresholds of all layers during one plan: exact every ``period`` steps, from the first one on, and kept in between.
 
     They belong to the plan. The next plan on the same modules starts with others, and so without any.
+
+    Where the optimiser only adds each gradient to its weight, gradients of large linear layers are kept as their factors
+    (``put_off``) until ``update`` adds these.
     """
 
-    def __init__(self, sparsity: Sparsity | None, multiplier: MultiplierOf | None = None) -> None:
-        """``sparsity``: of the plan; None: each layer's own. ``multiplier``: in place of each layer's own, in any mode."""
+    def __init__(
+        self, sparsity: Sparsity | None, multiplier: MultiplierOf | None = None, *, only_adds: bool = False
+    ) -> None:
+        """``sparsity``: of the plan; None: each layer's own. ``multiplier``: in place of each layer's own, in any mode.
+
+        ``only_adds``: whether the optimiser is SGD, and nothing else uses a gradient or a weight's history.
+        """
         self.sparsity, self.multiplier, self.steps = sparsity, multiplier, 0
+        self.put_off: list[Factors] | None = [] if only_adds else None
         self._kept: dict[tuple[int, str], tuple[int, Tensor]] = {}  # by layer and operand, with the step of the weights
 
     def step(self) -> None:
         """Count an optimiser step."""
         self.steps += 1
+
+    def update(self, learning_rate: float) -> None:
+        """Step the weights whose gradients were put off."""
+        for each in self.put_off or ():
+            linear.linear_update(each.weight, each.gradient, each.x, each.least, -learning_rate)
+        self.drop()
+
+    def drop(self) -> None:
+        """Drop the gradients that were put off."""
+        if self.put_off:
+            self.put_off.clear()
 
     def of(self, layer: "SparseLayer", operand: str, x: Tensor, share: float) -> Tensor | None:
         """The threshold of an operand that leaves out ``share`` of it; None for 0."""
@@ -98,6 +118,7 @@ class SparseLayer(nn.Module):
             lambda x: of("activations", x, sparsity.activations),
             convolution,
             replaced(self, sparsity) if replaced is not None else self.multiplier(sparsity),
+            plan.put_off if plan is not None else None,
         )
 
 

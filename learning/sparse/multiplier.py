@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..spec import LayerKernels
 from .kernels import convolution, csr, linear
-from .products import DENSE, Product, as_rows
+from .products import DENSE, Factors, Product, as_rows
 
 _LINEAR: dict[str, ModuleType] = {"native": linear, "csr": csr}
+_FEW_ROWS = 24  # with more, most columns have an active entry, and a weight gradient is not what takes long
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,14 @@ class KernelMultiplier:
             return convolution.conv_grad_weight(gradient, x, least, weight.shape, at.stride, at.padding)
         found: Tensor = _LINEAR[name].linear_grad_weight(as_rows(gradient), as_rows(x), least)
         return found
+
+    def weight_factors(self, gradient: Tensor, x: Tensor, weight: Tensor, product: Product) -> Factors | None:
+        """The gradient of a linear layer's weight as factors, for few rows."""
+        if self.chosen.kernels[2] != "native" or product.convolution is not None or not is_plain(x):
+            return None
+        rows = as_rows(x)
+        threshold = product.activation_threshold(x) if len(rows) <= _FEW_ROWS else None
+        return None if threshold is None else Factors(weight, as_rows(gradient), rows, float(threshold))
 
 
 def is_plain(x: Tensor) -> bool:

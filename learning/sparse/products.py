@@ -41,13 +41,28 @@ class Product:
 
     ``weight_threshold``: None for a weight of which all entries take part. ``activation_threshold``: a function, called in the
     backward pass, since only the weight gradient needs it; it returns None where all entries take part. ``convolution``: None
-    for a linear layer.
+    for a linear layer. ``put_off``: where weight gradients are put as their factors, if the optimiser takes those (None: it
+    needs all gradients).
     """
 
     weight_threshold: Tensor | None
     activation_threshold: Callable[[Tensor], Tensor | None]
     convolution: Convolution | None
     multiplier: "Multiplier"
+    put_off: "list[Factors] | None" = None
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A weight's gradient as two factors, with which a weight can be updated without making the gradient.
+
+    ``gradient`` [n, out] of the output, and ``x`` [n, in], of which entries from ``least`` on count.
+    """
+
+    weight: Tensor
+    gradient: Tensor
+    x: Tensor
+    least: float
 
 
 class Multiplier(Protocol):
@@ -63,6 +78,10 @@ class Multiplier(Protocol):
 
     def weight_gradient(self, gradient: Tensor, x: Tensor, weight: Tensor, product: Product) -> Tensor:
         """The gradient of the weight, of which only the shape matters."""
+        ...
+
+    def weight_factors(self, gradient: Tensor, x: Tensor, weight: Tensor, product: Product) -> "Factors | None":
+        """The same as factors, where updating the weight with these takes less time; None elsewhere."""
         ...
 
 
@@ -104,7 +123,12 @@ class _Product(torch.autograd.Function):
         if wants_input:
             of_input = product.multiplier.input_gradient(gradient, x, weight, product, ctx.packed)
         if wants_weight:
-            of_weight = product.multiplier.weight_gradient(gradient, x, weight, product)
+            by, later = product.multiplier, product.put_off
+            factors = by.weight_factors(gradient, x, weight, product) if later is not None else None
+            if later is not None and factors is not None:
+                later.append(factors)
+            else:
+                of_weight = by.weight_gradient(gradient, x, weight, product)
         if wants_bias:
             of_bias = gradient.sum((0, 2, 3)) if product.convolution is not None else as_rows(gradient).sum(0)
         return of_input, of_weight, of_bias, None
@@ -134,6 +158,9 @@ class DenseMultiplier:
         if at is None:
             return as_rows(gradient).T @ as_rows(sparse)
         return _gradients(gradient, sparse, weight.to(x.dtype), at, (False, True, False))[1]
+
+    def weight_factors(self, gradient: Tensor, x: Tensor, weight: Tensor, product: Product) -> None:
+        """None."""
 
 
 DENSE = DenseMultiplier()

@@ -101,7 +101,7 @@ def train_ahead(
     that were sent. ``over``: called before each batch but the first; once it returns true, no further batch is started, and the
     outstanding gradients are received. The losses of the result are 0, since the host reports them.
     """
-    stepper = Stepper(blocks.model, training=training, trainable=trainable)
+    stepper = Stepper(blocks.model, training=training, trainable=trainable, stashes=True)
     if not len(samples):
         return TrainingResult()
     device, outstanding = _Front(blocks, front, stepper, training), deque[_Outstanding]()

@@ -172,12 +172,15 @@ class Stepper:
         training: Training,
         trainable: Sequence[str] | None,
         auxiliaries: Sequence[nn.Module] = (),
+        stashes: bool = False,
     ) -> None:
         """Set ``requires_grad`` and modes according to ``trainable``, see ``train``; optimiser state starts empty.
 
-        So do the thresholds of the model's sparse layers.
+        So do the thresholds of the model's sparse layers. ``stashes``: whether gradients are taken at copies of the weights, so
+        that all of them must be made.
         """
-        self._model, self._thresholds = model, Thresholds(training.sparsity)
+        only_adds = _only_adds(training.optimiser) and not stashes
+        self._model, self._thresholds = model, Thresholds(training.sparsity, only_adds=only_adds)
         set_thresholds(model, self._thresholds)
         self._trained = [
             (model, _select(model, trainable)),
@@ -205,6 +208,7 @@ class Stepper:
         densify(self.parameters)
         _adjust_gradients(self.parameters, self._base, settings=self._settings)
         self._optimiser.step()
+        self._thresholds.update(self._optimiser.learning_rate)
         self._thresholds.step()
         self._clear()
 
@@ -222,8 +226,15 @@ class Stepper:
         self._optimiser.learning_rate = rate
 
     def _clear(self) -> None:
+        self._thresholds.drop()
         for parameter in self.parameters:
             parameter.grad = None
+
+
+def _only_adds(settings: Optimiser) -> bool:
+    """Whether a step adds the gradient, times a factor, to the weight, and does nothing else."""
+    others = settings.momentum, settings.weight_decay, settings.clip_norm, settings.proximal
+    return settings.name == "sgd" and not any(others)
 
 
 def densify(parameters: Iterable[Tensor]) -> None:
