@@ -1,19 +1,26 @@
-"""Accuracy of benchmarks/zerofl.py: the three rules of ZeroFL beside dense FedAvg and sending everything.
+"""Accuracy of ZeroFL's three rules (Qiu et al., ICLR 2022, arXiv 2208.02507) beside dense FedAvg and sending everything.
 
-Both data sets follow the paper's set-up where an hour on one core allows: one local epoch, SGD without momentum, an exponential
-schedule with its ratio of last to first rate, a tenth to a quarter of the devices in a round.
+    python benchmarks/zerofl_accuracy.py writers --data ROOT --quick      one seed, a few rows and rounds
+    python benchmarks/zerofl_accuracy.py writers --data ROOT --save       three seeds; ROOT: folder of the data (data.root)
+
+Both data sets follow the paper's set-up as far as an hour on one core allows: one local epoch, SGD without momentum, an
+exponential schedule with its ratio of last to first rate, few of the devices in a round.
 
 ``writers``: MNIST by writer (QMNIST's numbers), 539 devices with one writer each, 5 a round; LEAF's network for FEMNIST with
 fewer channels, all its layers but the last one sparse. ``cifar``: 5,000 images of CIFAR-10 on 20 devices of equal size by a
 Dirichlet distribution with alpha 1 (the paper's non-IID case), 5 a round; ResNet-18 with 8 to 64 channels.
+
+Rows are named by sparsity, rule and mask ratio; "all" sends whole updates. ``accuracy``: of the last model on all test images.
+``up_MB``: of all updates. ``gain``: mean accuracy minus that of sending everything at the same sparsity and by the same
+server; ``gain_each``: by seed. The last line is JSON.
 """
 
-import statistics
-import time
-from collections.abc import Callable
+import argparse
 from typing import Any
 
 import fedbonsai
+import torch
+from common import Results, add_options, over_seeds
 from fedbonsai.runtime.events import Evaluated, PlanEnded
 
 LINK = {"flop_per_s": 1e9, "memory_bytes": 10**10, "up_bytes_per_s": 1e6, "down_bytes_per_s": 1e6}
@@ -85,46 +92,53 @@ def configuration(task: str, row: str, *, root: str, seed: int, rounds: int) -> 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
     """One run: its last accuracy, and what all its updates took."""
-    started, found, up = time.thread_time(), 0.0, 0
+    found, up = 0.0, 0
     with fedbonsai.run(config) as events:
         for event in events:
             if isinstance(event, PlanEnded):
                 up += event.report.virtual.up_bytes
             elif isinstance(event, Evaluated):
                 found = event.figures["accuracy"]
-    return {"accuracy": round(found, 4), "up_MB": round(up / 1e6, 2), "cpu_s": round(time.thread_time() - started, 1)}
+    return {"accuracy": round(found, 4), "up_MB": round(up / 1e6, 2)}
 
 
-def accuracy(
-    task: str,
-    *,
-    root: str,
-    rows: list[str],
-    seeds: int,
-    rounds: int | None,
-    known: dict[str, Any],
-    save: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
-    """A row for each method, with each seed's figures, added to ``known`` rows; ``save`` is called after each.
+def gains(rows: dict[str, Any]) -> None:
+    """Add to each row what it gains over sending everything."""
+    for name, row in rows.items():
+        sparsity, rule, _, server = ROWS[name]
+        wanted = (sparsity, "all", 0.0, server)
+        whole = next((rows[other] for other in rows if ROWS[other] == wanted), None)
+        if rule not in ("", "all") and whole is not None:
+            row["gain"] = round(row["accuracy"] - whole["accuracy"], 4)
+            pairs = zip(row["by_seed"].values(), whole["by_seed"].values(), strict=True)
+            row["gain_each"] = [round(one["accuracy"] - other["accuracy"], 4) for one, other in pairs]
 
-    ``gain``: mean accuracy minus that of sending everything at the same sparsity and by the same server.
-    """
-    rounds = rounds or TASKS[task]["rounds"]
-    for row in rows:
+
+def main() -> None:
+    """Parse the command line, and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=list(TASKS))
+    parser.add_argument("--quick", action="store_true", help="one seed, three rows, four rounds")
+    parser.add_argument("--data", required=True, help="folder of the data (data.root)")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, help="default: those of the task")
+    add_options(parser)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    seeds = range(1 if options.quick else options.seeds)
+    rounds = options.rounds or (4 if options.quick else TASKS[options.task]["rounds"])
+    results = Results(f"zerofl_{options.task}", options, seeds=seeds)
+    rows: dict[str, Any] = {}
+    for row in options.rows[:3] if options.quick else options.rows:
         by_seed = {}
-        for seed in range(seeds):
-            by_seed[str(seed)] = run(configuration(task, row, root=root, seed=seed, rounds=rounds))
-            print(f"  {task}, {row}, seed {seed}: {by_seed[str(seed)]}", flush=True)
-        found = [each["accuracy"] for each in by_seed.values()]
-        known[row] = {
-            "accuracy": round(statistics.fmean(found), 4),
-            "deviation": round(statistics.stdev(found), 4) if len(found) > 1 else None,
-            "up_MB": round(statistics.fmean(each["up_MB"] for each in by_seed.values()), 2),
-            "by_seed": by_seed,
-        }
-        sparsity, rule, _, server = ROWS[row]
-        whole = next((r for r, about in ROWS.items() if about == (sparsity, "all", 0.0, server) and r in known), None)
-        if whole and whole != row and rule:
-            known[row]["gain"] = round(known[row]["accuracy"] - known[whole]["accuracy"], 4)
-        save({"rounds": rounds, "rows": known})
-    return {"rounds": rounds, "rows": known}
+        for seed in seeds:
+            config = configuration(options.task, row, root=options.data, seed=seed, rounds=rounds)
+            by_seed[str(seed)] = results.row(f"{row}, seed {seed}", run, config)
+        rows[row] = over_seeds(by_seed)
+    gains(rows)
+    results.finish({"rounds": rounds, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
