@@ -7,8 +7,9 @@ Models: ResNet-18 for 32x32 images, batches of 32 (sparse: its 3x3 convolutions 
 FEMNIST, batches of 10 (sparse: all layers but the last one). One thread.
 
 ``bytes`` (zerofl_bytes.py): sealed updates of trained models by rule, with values of 16 bits, and of 8; ``paper_MB``: the
-file of the paper at this sparsity and mask ratio; ``share_of_paper``: ours by it; ``csr_MB``: float32 values and int32 positions
-of the same entries, and all else as float32. ``seal_s``, ``open_s``: processor seconds of ``top_weights``, selection included.
+file of the paper at this sparsity and mask ratio; ``share_of_paper``: ours by it; ``csr_MB``: float32 values and int32
+positions of the same entries, and all else as float32. ``seal_s``, ``open_s``: processor seconds of ``top_weights``,
+selection included.
 
 ``layers``: milliseconds of the passes of each sparse layer, by torch's dense kernels and by sparse ones, in the faster of two
 memory formats each; ``chosen``: the kernels of output, input gradient and weight gradient that the library chooses for
