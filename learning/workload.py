@@ -183,7 +183,12 @@ class Workload:
             pretrained = read_weights(settings.init, model=settings.model.name)
             self.left_random = initialise(model, pretrained, settings.init)
         if settings.sparsity is not None:
-            make_sparse(model, settings.sparsity, settings.kernels)
+            try:
+                make_sparse(
+                    model, settings.sparsity, {} if family else settings.kernels
+                )  # which are the global model's
+            except ValueError as error:
+                raise ValueError(f"models.{family}: {error}" if family else str(error)) from error
         return model
 
     @cached_property

@@ -16,7 +16,7 @@ from .kernels.measure import DENSE, LAST, Geometry, PassSeconds, geometry, measu
 from .layers import sparse_layers
 
 _LEAST_GAIN = 1.05  # a sparse kernel must be so many times as fast as the dense one: times vary from run to run
-_OTHERS: tuple[Kernel, ...] = ("native", "csr")
+_SPARSE_KERNELS: tuple[Kernel, ...] = ("native", "csr")
 
 
 def measure_kernels(
@@ -62,7 +62,7 @@ def fastest(seconds: dict[str, PassSeconds], *, channels_last: bool = False) -> 
     """
     suffix = LAST if channels_last else ""
     dense = seconds[DENSE + suffix]
-    others = {name: seconds[name + suffix] for name in _OTHERS if name + suffix in seconds}
+    others = {name: seconds[name + suffix] for name in _SPARSE_KERNELS if name + suffix in seconds}
     packed: list[tuple[float, tuple[Kernel, Kernel], tuple[float, float]]] = []
     for name, own in others.items():
         for output, gradient in ((name, name), (name, "dense"), ("dense", name)):

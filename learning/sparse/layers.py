@@ -77,16 +77,16 @@ class Thresholds:
 class SparseLayer(nn.Module):
     """What sparse convolutions and sparse linear layers share.
 
-    ``name``: in the model. ``sparsity``: of the run. ``kernels``: by ``kernel_key``, those that were measured for a weight of
-    the shape ``measured``; a narrowed layer has another, and its products are dense. ``thresholds``: of the plan that trains
-    the layer; None outside of training.
+    ``name``: in the model. ``sparsity``: of the run. ``kernels``: by ``kernel_key``, those that were measured for a weight
+    of the shape ``measured_shape``; a narrowed layer has another, and its products are dense. ``thresholds``: of the plan that
+    trains the layer; None outside of training.
     """
 
     weight: Tensor
     name: str
     sparsity: Sparsity
     kernels: Mapping[str, LayerKernels]
-    measured: torch.Size
+    measured_shape: torch.Size
     thresholds: Thresholds | None
 
     def multiplier(self, sparsity: Sparsity) -> Multiplier:
@@ -96,7 +96,7 @@ class SparseLayer(nn.Module):
 
     def row(self, sparsity: Sparsity) -> LayerKernels | None:
         """The kernels at a sparsity; None where none were measured."""
-        if not self.kernels or self.weight.shape != self.measured:
+        if not self.kernels or self.weight.shape != self.measured_shape:
             return None
         return self.kernels.get(kernel_key(self.name, sparsity))
 
@@ -169,7 +169,7 @@ def make_sparse(model: nn.Module, sparsity: Sparsity, kernels: KernelTable | Non
         layer.__class__ = _SPARSE[type(layer)]
         assert isinstance(layer, SparseLayer)
         layer.name, layer.sparsity, layer.thresholds = name, sparsity, None
-        layer.kernels, layer.measured = kernels, layer.weight.shape
+        layer.kernels, layer.measured_shape = kernels, layer.weight.shape
     return model
 
 

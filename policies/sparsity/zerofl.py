@@ -50,6 +50,8 @@ _NEEDS_LAYERS = {
     "training.sparsity": "trains sparse layers; allowed: a mapping, as in training.sparsity: {weights: 0.9, activations: 0.9}"
 }
 _FORM = CodecSpec("sparse")
+# A step for each output channel. Other tensors stay in float16: small running variances would become 0.
+_EIGHT_BITS = CodecSpec("uniform", {"bits": 8, "granularity": "channel", "roles": ["sparse"]})
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class ZeroFL:
     activations (() for those of ``training.sparsity``). A device gets the lowest sparsity, and with it the largest ratio, of
     which its plan is estimated to take at most ``deadline_s``; if none does, the fastest of them. ``deadline_s`` None: the
     median, over the devices that are chosen, of what plans of the first choice take. With one level and one ratio nothing is
-    estimated. ``value_bits``: of the entries that are sent. ``down``: the codec of the downlink; "sparse" is lossless and codes
+    estimated. ``value_bits``: of the entries of sparse layers that are sent; 8 leaves
+    all others at 16. ``down``: the codec of the downlink; "sparse" is lossless and codes
     the zeros that ``top_weights`` leaves in the model, "configured" is that of ``codecs.down``.
     """
 
@@ -124,9 +127,9 @@ class ZeroFL:
 
     def notices_for(self, training: Training) -> Sequence[str]:
         """A notice if a mask ratio reaches the sparsity, so that updates are whole."""
-        assert training.sparsity is not None
-        lowest = min(self.levels, default=training.sparsity.weights)
-        if self.rule == "all" or max(self.ratios) <= lowest:
+        own = training.sparsity.weights if training.sparsity is not None else 0.0
+        lowest = min(self.levels, default=own)
+        if self.rule == "all" or training.sparsity is None or max(self.ratios) <= lowest:
             return ()
         return (
             f"ratios holds {max(self.ratios):g}, above the sparsity {lowest:g}: it counts as {lowest:g}, and updates at that "
@@ -189,7 +192,8 @@ class ZeroFL:
         by = "reference" if self.rule == "diff_top_weights" else "sent"
         options: dict[str, Any] = {"density": round(share, 9), "scope": "tensor", "roles": ["sparse"], "by": by}
         selection = (CodecSpec("topk", options),) if share < 1 else ()
-        values = {8: (CodecSpec("uniform", {"bits": 8}),), 16: (CodecSpec("float16"),), 32: ()}[self.value_bits]
+        half = CodecSpec("float16")
+        values = {8: (_EIGHT_BITS, half), 16: (half,), 32: ()}[self.value_bits]
         return (*selection, *values, _FORM)
 
 

@@ -186,7 +186,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             if value is not None and self.evaluation.where == "none":
                 raise ValueError(f"stop.{name} is {value!r}, which needs an evaluation; evaluation.where is 'none'")
         if self.kernels.sparse == "auto" and self.training.sparsity is None:
-            raise ValueError("kernels.sparse is 'auto', and training.sparsity is null: no layer is sparse")
+            raise ValueError(
+                "kernels.sparse is 'auto', and training.sparsity is null: no layer is sparse; allowed: dense"
+            )
         metrics = self.evaluation.metrics
         names = None if metrics is None else [call.name.rpartition(":")[2] for call in metrics]
         if self.stop.accuracy is not None and names is not None and "accuracy" not in names:

@@ -24,6 +24,8 @@ def with_kernels(config: Config, policy: Policy) -> tuple[Config, list[str]]:
     sparsity = config.training.sparsity
     if config.kernels.sparse != "auto" or config.kernels.table or sparsity is None:
         return config, []
+    if config.training.precision == "bf16":
+        return config, ["sparse products are dense: training.precision is 'bf16', and sparse kernels are for float32"]
     workload = Workload(workload_settings(config, num_devices=config.load_fleet().num_devices))
     table, missing = measure_kernels(
         workload.new_model(),

@@ -587,9 +587,9 @@ def test_ten_thousand_devices_of_five_classes():
     for policy in (Width(), Width(**EXACT)):
         view.estimator.calls.clear()
         plans = tuple(make_plan(device) for device in view.devices)
-        began = time.perf_counter()
+        began = time.process_time()
         decision, state = policy.decide(view, policy.init(), Decision(plans=plans))
-        took_s = time.perf_counter() - began
+        took_s = time.process_time() - began
         assert len(decision.plans) == len(state["devices"]) == 10_000
         assert len(set(widths(decision).values())) >= 4
         assert len(view.estimator.calls) <= 3 * 5 * 7 + 5 + 30

@@ -112,9 +112,12 @@ def test_everything_is_sent_by_the_rule_all(decide, make_plan):
     assert plan == bare.with_("zerofl: 0.9 sparse", training=TRAINING)
 
 
+BY_CHANNEL = CodecSpec("uniform", {"bits": 8, "granularity": "channel", "roles": ["sparse"]})
+
+
 @pytest.mark.parametrize(
     ("bits", "coded"),
-    [(32, ()), (16, (CodecSpec("float16"),)), (8, (CodecSpec("uniform", {"bits": 8}),))],
+    [(32, ()), (16, (CodecSpec("float16"),)), (8, (BY_CHANNEL, CodecSpec("float16")))],
 )
 def test_values_have_the_bits_that_are_set(decide, bits, coded):
     assert decide(ZeroFL(value_bits=bits))[0].codec_up == (topk(0.3), *coded, CodecSpec("sparse"))
@@ -254,7 +257,11 @@ def test_a_policy_states_what_it_writes_and_what_devices_must_run():
         ({"rule": "all"}, ("training.sparsity", "codec_down"), ("sparse",)),
         ({"rule": "all", "down": "configured"}, ("training.sparsity",), ()),
         ({"down": "configured"}, ("training.sparsity", "codec_up", "upload"), ("topk", "float16", "sparse")),
-        ({"value_bits": 8}, ("training.sparsity", "codec_up", "codec_down", "upload"), ("topk", "uniform", "sparse")),
+        (
+            {"value_bits": 8},
+            ("training.sparsity", "codec_up", "codec_down", "upload"),
+            ("topk", "uniform", "float16", "sparse"),
+        ),
         ({"value_bits": 32}, ("training.sparsity", "codec_up", "codec_down", "upload"), ("topk", "sparse")),
     ],
 )
