@@ -11,6 +11,7 @@ to which the fit was made (fit_memory.py). ``error``: of the prediction, relativ
 import argparse
 import statistics
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from common import Results, add_options, saved
@@ -22,7 +23,7 @@ from profl import MODELS
 def groups_of(names: Sequence[str], ends: Sequence[str]) -> Groups:
     """The groups of blocks that end with these."""
     starts = [0, *(names.index(end) + 1 for end in ends)]
-    return tuple(tuple(names[start:end]) for start, end in zip(starts, starts[1:], strict=False))
+    return tuple(tuple(names[start:end]) for start, end in pairwise(starts))
 
 
 def predicted(name: str, batch: int, measured: dict[str, Any]) -> dict[str, Any]:
