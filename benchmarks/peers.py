@@ -2,7 +2,7 @@
 
     python benchmarks/peers.py --quick          bare loops, fedbonsai, and peers whose environment exists; small; under a minute
     python benchmarks/peers.py [--save]         all; environments are made when they are missing
-        [--environments FOLDER] [--torch-index URL] [--nets N,...] [--formats F,...] [--only CONTENDER,...] [--repetitions N]
+        [--environments FOLDER] [--torch-index URL] [--nets N,...] [--formats F,...] [--only NAME ...] [--repetitions N]
 
 Each contender runs in a virtual environment and in processes of its own (benchmarks/rivals): Python 3.11; torch, torchvision
 and numpy as in constraints.txt. One that cannot be installed is a row with the reason.
@@ -109,6 +109,10 @@ QUICK = ("bare, processes", "pfl, processes", "flower", "blazefl, threads", "fed
 BARE, BARE_TUNED, OURS = "bare, processes", "bare, processes, tuned", "fedbonsai, Ray"
 
 
+# Variables of this process that would change a contender: threads, another Ray, and modules compiled at each start.
+DROPPED = ("OMP_", "MKL_", "RAY_", "PYTHONDONTWRITEBYTECODE", "GLIBC_TUNABLES")
+
+
 class Failed(RuntimeError):
     """A contender ended without finishing; the message is what it wrote last."""
 
@@ -119,7 +123,7 @@ class Started:
     def __init__(self, contender: Contender, python: Path, work: Work, lines: Path) -> None:
         self.contender, self.lines, self._errors = contender, lines, lines.with_suffix(".err")
         mark = uuid.uuid4().hex
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "RAY_"))}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(DROPPED)}
         environment |= {"PYTHONPATH": os.pathsep.join([str(RIVALS), *_own_path(contender)]), "PYTHONWARNINGS": "ignore"}
         environment |= {"OMP_NUM_THREADS": str(contender.threads)} if contender.threads else {}
         environment |= ALLOCATOR if contender.tuned else {}
@@ -150,7 +154,7 @@ class Started:
 
     def last_words(self) -> str:
         """The last line that it printed."""
-        written = [line for line in self._errors.read_text(errors="replace").splitlines() if line.strip()]
+        written = [line for line in self._errors.read_text(errors="replace").splitlines() if any(map(str.isalpha, line))]
         return written[-1].strip()[-300:] if written else "it printed nothing"
 
 
@@ -223,33 +227,40 @@ class Bench:
                 run.wait(3, limit_s=60 + 20 * round_s)
             found["peak_mb"] = round(memory.stop() / 1e6)
             if kill:
-                found["killed"] = self._kill(run, round_s, limit_s=60 + 10 * round_s)
+                found["killed"] = self._kill(run, found["cpu_round_s"], limit_s=60 + 10 * round_s)
         finally:
             memory.stop()
             _end(run, grace_s=0 if kill else 10)
         return found
 
-    def _kill(self, run: Started, round_s: float, *, limit_s: float) -> dict[str, Any]:
-        """Kill the busiest process but the root in the middle of the third round."""
-        before = run.tree.cpu_s()
-        time.sleep(0.4 * round_s)
-        grown = {number: seconds - before.get(number, 0.0) for number, seconds in run.tree.cpu_s().items()}
-        grown.pop(run.root.pid, None)
-        if not grown or max(grown.values()) < 0.05 * round_s:
-            return {"worker": None, "went_on": None, "outcome": "has no worker process"}
-        worker = max(grown, key=grown.__getitem__)
+    def _kill(self, run: Started, round_cpu_s: float, *, limit_s: float) -> dict[str, Any]:
+        """Kill the busiest process but the root in the third round, which takes about ``round_cpu_s`` in all processes."""
+        worker = self._busiest(run, least_s=0.3 * round_cpu_s / CORES)
+        if worker is None:
+            return {"worker": None, "outcome": "has no process that could be killed but itself"}
         found: dict[str, Any] = {"worker": name_of(worker), "went_on": False}
-        if len(run.read()) != 2:
-            raise Failed("the third round was over before a worker could be killed")
-        os.kill(worker, signal.SIGKILL)
         killed_at = time.time()
+        os.kill(worker, signal.SIGKILL)
         try:
-            third = run.wait(3, limit_s=limit_s)[2]
-            found |= {"clients": third["clients"], "round_s": round(time.time() - killed_at + 0.4 * round_s, 2)}
+            found["clients"] = run.wait(3, limit_s=limit_s)[2]["clients"]
+            found["closed_after_s"] = round(time.time() - killed_at, 2)
             found |= {"clients_next": run.wait(4, limit_s=limit_s)[3]["clients"], "went_on": True}
         except Failed as error:
             found["outcome"] = str(error)
         return found
+
+    def _busiest(self, run: Started, *, least_s: float) -> int | None:
+        """Wait until a process but the root has worked ``least_s`` in this round, but not longer than the round."""
+        before, lines = run.tree.cpu_s(), len(run.read())
+        while run.root.poll() is None:
+            grown = {number: seconds - before.get(number, 0.0) for number, seconds in run.tree.cpu_s().items()}
+            grown.pop(run.root.pid, None)
+            if len(run.read()) > lines:
+                break
+            if grown and max(grown.values()) >= least_s:
+                return max(grown, key=grown.__getitem__)
+            time.sleep(0.02)
+        return None
 
 
 def _end(run: Started, *, grace_s: float) -> None:
@@ -365,11 +376,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--torch-index", metavar="URL", help="a further index, with torch's builds for processors")
     parser.add_argument("--nets", default="resfed_cnn,small")
     parser.add_argument("--formats", default=",".join(FORMATS))
-    parser.add_argument("--only", default="", metavar="WORDS", help="contenders whose name starts with one of these")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="contenders whose name starts with one of these")
     parser.add_argument("--repetitions", type=int, default=3)
     arguments = parser.parse_args()
-    words = [word.strip() for word in arguments.only.split(",") if word.strip()]
-    arguments.contenders = [each for each in CONTENDERS if not words or each.name.startswith(tuple(words))]
+    wanted = tuple(arguments.only or [""])
+    arguments.contenders = [each for each in CONTENDERS if each.name.startswith(wanted)]
+    if not arguments.contenders:
+        parser.error(
+            f"--only: no contender starts with {arguments.only}; there are {[each.name for each in CONTENDERS]}"
+        )
     if arguments.quick:
         arguments.nets, arguments.formats, arguments.repetitions = "small", "float32", 1
         arguments.contenders = [each for each in arguments.contenders if each.name in QUICK]

@@ -57,6 +57,11 @@ class Processes(FedAvgProcessPoolClientTrainer):
         """No bar."""
         return it
 
+    def prepare_uplink_package_buffer(self) -> FedAvgProcessPoolUplinkPackage:
+        """Where a process puts its parameters; figures come back beside it, under the same keys."""
+        parameters = self.model_parameters_buffer.clone()
+        return FedAvgProcessPoolUplinkPackage(-1, parameters, 0, {"steps": 0, "loss": 0.0})
+
     def get_client_config(self, cid: int) -> Any:
         """All that differs between clients."""
         return Config(cid, self.round * SETTINGS.devices + cid)

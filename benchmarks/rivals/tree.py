@@ -108,7 +108,7 @@ class PeakMemory(threading.Thread):
 def name_of(number: int) -> str:
     """What a process calls itself."""
     words = Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").split()
-    return " ".join(Path(word).name for word in words[:2])
+    return " ".join(Path(word).name for word in words if not word.startswith("-"))[:60]
 
 
 def _stat(number: int) -> list[str]:
