@@ -154,7 +154,9 @@ class Started:
 
     def last_words(self) -> str:
         """The last line that it printed."""
-        written = [line for line in self._errors.read_text(errors="replace").splitlines() if any(map(str.isalpha, line))]
+        written = [
+            line for line in self._errors.read_text(errors="replace").splitlines() if any(map(str.isalpha, line))
+        ]
         return written[-1].strip()[-300:] if written else "it printed nothing"
 
 
@@ -394,6 +396,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes of a contender are ended
     devices, cohort = (4, 4) if arguments.quick else (100, 10)
     result: dict[str, Any] = {"devices": devices, "cohort": cohort, "workers": CORES, "versions": {}, "missing": {}}
     pythons: dict[str, Path] = {}
