@@ -44,7 +44,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish, median
+from common import Results, add_options, median
 from fedbonsai.actors.ray_backend import actor
 from fedbonsai.learning.models import build
 from fedbonsai.learning.seeds import derive
@@ -373,13 +373,13 @@ def parse() -> argparse.Namespace:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fedbonsai" / "peers"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small, once, float32; makes no environment")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/peers.json")
     parser.add_argument("--environments", type=Path, default=cache, metavar="FOLDER", help="kept; default: %(default)s")
     parser.add_argument("--torch-index", metavar="URL", help="a further index, with torch's builds for processors")
     parser.add_argument("--nets", default="resfed_cnn,small")
     parser.add_argument("--formats", default=",".join(FORMATS))
     parser.add_argument("--only", nargs="+", metavar="NAME", help="contenders whose name starts with one of these")
     parser.add_argument("--repetitions", type=int, default=3)
+    add_options(parser)
     arguments = parser.parse_args()
     wanted = tuple(arguments.only or [""])
     arguments.contenders = [each for each in CONTENDERS if each.name.startswith(wanted)]
@@ -396,6 +396,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
+    results = Results("peers", arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes of a contender are ended
     devices, cohort = (4, 4) if arguments.quick else (100, 10)
     result: dict[str, Any] = {"devices": devices, "cohort": cohort, "workers": CORES, "versions": {}, "missing": {}}
@@ -432,11 +433,22 @@ def main() -> None:
             able = [each for each in present if "error" not in checked[each.name]]
             broken = {name: row for name, row in checked.items() if "error" in row}
             for name in () if arguments.quick else arguments.formats:
-                rows = compare(bench, able, replace(work, **FORMATS[name]), repetitions=arguments.repetitions)
-                if name == "float32":
-                    observe(bench, able, work, rows, kill=net == arguments.nets[0])
+                kill = net == arguments.nets[0]
+                rows = results.row(
+                    f"{net}, {name}", measured, bench, able, work, name, arguments.repetitions, kill=kill
+                )
                 report(bench, result, rows | broken | absent, net=net, name=name)
-    finish(result, name="peers", save=arguments.save)
+    results.finish(result)
+
+
+def measured(
+    bench: Bench, contenders: list[Contender], work: Work, name: str, repetitions: int, *, kill: bool
+) -> dict[str, dict[str, Any]]:
+    """The rows of one network in one format; in float32 with memory and, if ``kill``, a killed worker."""
+    rows = compare(bench, contenders, replace(work, **FORMATS[name]), repetitions=repetitions)
+    if name == "float32":
+        observe(bench, contenders, work, rows, kill=kill)
+    return rows
 
 
 def observe(
