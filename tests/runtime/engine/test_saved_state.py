@@ -102,7 +102,7 @@ def test_a_value_of_another_type_is_refused_with_its_path_and_changes_nothing():
         (("_server", "version"), "3", "_server.version is '3'; it must be a whole number"),
         (("_clock", "_timers"), [(float("nan"), 1)], "_clock._timers[0][0] is nan; it must be at least 0"),
         (("_ledger", "_bytes"), {("across", "weights", 1): 3}, "_ledger._bytes, key "),
-        (("_server", "_fold"), {}, "_server._fold is []; it must hold ['_sums', '_weights', 'updates']"),
+        (("_server", "_fold"), {}, "_server._fold is []; it must hold ['_exact', '_sums', '_weights', 'updates']"),
     ):
         *path, last = place
         held = saved

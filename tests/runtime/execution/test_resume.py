@@ -214,7 +214,7 @@ def test_where_all_are_damaged_one_sentence_says_so(tmp_path):
         fedbonsai.run(BASE, resume=tmp_path / "run")
 
 
-@pytest.mark.parametrize(("number", "age"), [(4, "older"), (6, "newer")])
+@pytest.mark.parametrize(("number", "age"), [(5, "older"), (7, "newer")])
 def test_another_format_is_refused_in_one_sentence(number, age, tmp_path):
     started(BASE, tmp_path / "run")
     newest = manifests(tmp_path / "run")[-1]
