@@ -23,7 +23,7 @@ LOCAL = threading.local()
 
 @dataclass
 class Config:
-    """What a process is told about a client."""
+    """What the process of a client gets."""
 
     cid: int
     seed: int

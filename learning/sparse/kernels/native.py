@@ -1,7 +1,7 @@
 """The native library: built once on a machine, and then loaded by every process.
 
 The operators are ``torch.ops.fedbonsai_sparse.*``, which exist in a process after ``load`` or ``build`` has returned None.
-The library is compiled for the machine's own vector instructions, or for those that torch is told to use
+The library is compiled for the machine's own vector instructions, or for those that torch is limited to
 (``ATEN_CPU_CAPABILITY``). Its file is named by all that it depends on, so a change of torch, processor, compiler or source
 leads to another build. Processes that build at the same time each have a folder of their own, and the finished file takes
 its place by one rename. A process loads one library: the first one, since operators cannot be defined twice.
