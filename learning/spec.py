@@ -53,7 +53,7 @@ class Sparsity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ``weights``, ``activations``: share of a layer's weights, and of its input, that is left out. ``period``: optimiser steps
     from one exact threshold to the next, counted from the start of a plan; in between the thresholds are kept, so that the
     share drifts slightly. ``layers``: names of the layers with sparse products, or of modules that hold them; () for those that
-    ``sparse.layers.eligible`` finds.
+    ``sparse.selection.eligible`` finds.
 
     In a configuration ``weights`` is also the sparsity of evaluation. A plan may change all but ``layers``.
     """

@@ -24,7 +24,7 @@ from .parts.structure import ModelSpec
 from .parts.submodel import SubModel
 from .pretrained import initialise, read_weights
 from .seeds import derive
-from .sparse.layers import make_sparse
+from .sparse.selection import make_sparse
 from .spec import Sparsity
 from .training.losses import Metric, default_metrics, make_metric
 from .workload_settings import WorkloadSettings

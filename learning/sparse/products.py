@@ -160,7 +160,7 @@ class DenseMultiplier:
         return _gradients(gradient, sparse, weight.to(x.dtype), at, (False, True, False))[1]
 
     def weight_factors(self, gradient: Tensor, x: Tensor, weight: Tensor, product: Product) -> None:
-        """None."""
+        """None: gradients are made."""
 
 
 DENSE = DenseMultiplier()

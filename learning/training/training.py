@@ -23,7 +23,8 @@ from ..data.types import Samples, Transform
 from ..parts.blocks import Blocks, cut
 from ..parts.structure import frozen_names
 from ..randomness import seeded
-from ..sparse.layers import Thresholds, set_thresholds
+from ..sparse.layers import set_state
+from ..sparse.state import SparseTraining
 from ..spec import Optimiser, Training
 from .losses import Loss, scalar_loss
 from .optimisers import LocalOptimiser
@@ -176,12 +177,12 @@ class Stepper:
     ) -> None:
         """Set ``requires_grad`` and modes according to ``trainable``, see ``train``; optimiser state starts empty.
 
-        So do the thresholds of the model's sparse layers. ``stashes``: whether gradients are taken at copies of the weights, so
+        So does the state of the model's sparse layers. ``stashes``: whether gradients are taken at copies of the weights, so
         that all of them must be made.
         """
         only_adds = _only_adds(training.optimiser) and not stashes
-        self._model, self._thresholds = model, Thresholds(training.sparsity, only_adds=only_adds)
-        set_thresholds(model, self._thresholds)
+        self._model, self._sparse = model, SparseTraining(training.sparsity, only_adds=only_adds)
+        set_state(model, self._sparse)
         self._trained = [
             (model, _select(model, trainable)),
             *((module, _select(module, None)) for module in auxiliaries),
@@ -193,23 +194,23 @@ class Stepper:
         self._base = [p.detach().clone() for p in self.parameters] if training.optimiser.proximal else []
 
     def __enter__(self) -> "Stepper":
-        """Drop earlier gradients, and use these thresholds."""
+        """Drop earlier gradients, and use this state of sparse layers."""
         self._clear()
-        set_thresholds(self._model, self._thresholds)
+        set_state(self._model, self._sparse)
         return self
 
     def __exit__(self, *problem: object) -> None:
-        """Drop all gradients, and the thresholds."""
+        """Drop all gradients, and the state of sparse layers."""
         self._clear()
-        set_thresholds(self._model, None)
+        set_state(self._model, None)
 
     def step(self) -> None:
         """Make one optimiser step with the accumulated gradients, and drop them."""
         densify(self.parameters)
         _adjust_gradients(self.parameters, self._base, settings=self._settings)
         self._optimiser.step()
-        self._thresholds.update(self._optimiser.learning_rate)
-        self._thresholds.step()
+        self._sparse.update(self._optimiser.learning_rate)
+        self._sparse.step()
         self._clear()
 
     def set_modes(self) -> None:
@@ -226,7 +227,7 @@ class Stepper:
         self._optimiser.learning_rate = rate
 
     def _clear(self) -> None:
-        self._thresholds.drop()
+        self._sparse.drop()
         for parameter in self.parameters:
             parameter.grad = None
 

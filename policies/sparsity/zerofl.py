@@ -62,9 +62,9 @@ class ZeroFL:
     activations (() for those of ``training.sparsity``). A device gets the lowest sparsity, and with it the largest ratio, of
     which its plan is estimated to take at most ``deadline_s``; if none does, the fastest of them. ``deadline_s`` None: the
     median, over the devices that are chosen, of what plans of the first choice take. With one level and one ratio nothing is
-    estimated. ``value_bits``: of the entries of sparse layers that are sent; 8 leaves
-    all others at 16. ``down``: the codec of the downlink; "sparse" is lossless and codes
-    the zeros that ``top_weights`` leaves in the model, "configured" is that of ``codecs.down``.
+    estimated. ``value_bits``: of the entries of sparse layers that are sent; 8 leaves all others at 16. ``down``: the codec of
+    the downlink; "sparse" is lossless and codes the zeros that ``top_weights`` leaves in the model, "configured" is that of
+    ``codecs.down``.
     """
 
     rule: Rule = "top_weights"

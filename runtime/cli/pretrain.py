@@ -27,7 +27,7 @@ from ...learning.parts.blocks import cut
 from ...learning.parts.part import whole
 from ...learning.parts.submodel import compile_part
 from ...learning.seeds import derive
-from ...learning.sparse.layers import make_sparse
+from ...learning.sparse.selection import make_sparse
 from ...learning.store import model_hash
 from ...learning.training.evaluation import evaluate
 from ...learning.training.losses import default_metrics, make_loss, make_metric

@@ -8,7 +8,7 @@ from fedbonsai.learning.models.cnn import digits_cnn
 from fedbonsai.learning.parts.blocks import cut
 from fedbonsai.learning.parts.part import Part, whole
 from fedbonsai.learning.parts.submodel import compile_part
-from fedbonsai.learning.sparse.layers import make_sparse
+from fedbonsai.learning.sparse.selection import make_sparse
 from fedbonsai.learning.spec import LayerKernels, Sparsity, Training, kernel_key
 from torch import nn
 

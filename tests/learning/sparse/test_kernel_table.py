@@ -6,7 +6,7 @@ from fedbonsai.learning.models.cnn import digits_cnn
 from fedbonsai.learning.sparse.kernel_table import fastest, measure_kernels
 from fedbonsai.learning.sparse.kernels import native
 from fedbonsai.learning.sparse.kernels.measure import PassSeconds
-from fedbonsai.learning.sparse.layers import make_sparse
+from fedbonsai.learning.sparse.selection import make_sparse
 from fedbonsai.learning.spec import LayerKernels, Sparsity, kernel_key
 from torch import nn
 

@@ -5,7 +5,8 @@ import torch
 from fedbonsai.learning.models.cnn import digits_cnn
 from fedbonsai.learning.models.zoo import resnet18
 from fedbonsai.learning.parts.blocks import cut
-from fedbonsai.learning.sparse.layers import SparseConv2d, SparseLinear, eligible, make_sparse, sparse_layers
+from fedbonsai.learning.sparse.layers import SparseConv2d, SparseLinear, sparse_layers
+from fedbonsai.learning.sparse.selection import eligible, make_sparse
 from fedbonsai.learning.spec import Sparsity
 from torch import nn
 

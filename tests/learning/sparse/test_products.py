@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from fedbonsai.learning.sparse.layers import Thresholds, make_sparse, set_thresholds
+from fedbonsai.learning.sparse.layers import set_state
+from fedbonsai.learning.sparse.selection import make_sparse
+from fedbonsai.learning.sparse.state import SparseTraining
 from fedbonsai.learning.sparse.thresholds import masked, threshold
 from fedbonsai.learning.spec import Sparsity
 from torch import nn
@@ -150,8 +152,8 @@ def test_the_graph_is_not_differentiated_twice():
 
 def test_thresholds_are_exact_every_period_and_kept_in_between():
     model, _ = make("linear", weights=0.5, activations=0.5)
-    layer, thresholds = model[0], Thresholds(Sparsity(weights=0.5, activations=0.5, period=3))
-    set_thresholds(model, thresholds)
+    layer, thresholds = model[0], SparseTraining(Sparsity(weights=0.5, activations=0.5, period=3))
+    set_state(model, thresholds)
     used = []
     for step in range(5):
         with torch.no_grad():
@@ -166,7 +168,7 @@ def test_the_next_plan_starts_with_exact_thresholds():
     model, _ = make("linear", weights=0.5, activations=0.5)
     layer = model[0]
     for value in (1.0, 5.0):
-        set_thresholds(model, Thresholds(Sparsity(weights=0.5, activations=0.5, period=100)))
+        set_state(model, SparseTraining(Sparsity(weights=0.5, activations=0.5, period=100)))
         with torch.no_grad():
             layer.weight.fill_(value)
         assert layer.product(layer.weight).weight_threshold == value
@@ -174,7 +176,7 @@ def test_the_next_plan_starts_with_exact_thresholds():
 
 def test_micro_batches_of_one_step_have_thresholds_of_their_own():
     """At an exact step the activations of each micro-batch are ranked among themselves."""
-    thresholds, (model, _) = Thresholds(Sparsity(period=2)), make("linear")
+    thresholds, (model, _) = SparseTraining(Sparsity(period=2)), make("linear")
     of = [thresholds.of(model[0], "activations", torch.full((4,), value), 0.5).item() for value in (1.0, 2.0)]
     thresholds.step()
     of.append(thresholds.of(model[0], "activations", torch.full((4,), 9.0), 0.5).item())
@@ -182,7 +184,7 @@ def test_micro_batches_of_one_step_have_thresholds_of_their_own():
 
 
 def test_layers_of_one_plan_do_not_share_thresholds():
-    thresholds, (one, _), (other, _) = Thresholds(Sparsity()), make("linear"), make("linear")
+    thresholds, (one, _), (other, _) = SparseTraining(Sparsity()), make("linear"), make("linear")
     assert thresholds.of(one[0], "weights", torch.full((4,), 1.0), 0.5) == 1
     assert thresholds.of(other[0], "weights", torch.full((4,), 2.0), 0.5) == 2
     assert thresholds.of(one[0], "activations", torch.full((4,), 3.0), 0.5) == 3

@@ -5,7 +5,9 @@ import torch
 from fedbonsai.learning.data.types import Samples
 from fedbonsai.learning.randomness import seeded
 from fedbonsai.learning.sparse.kernels import native
-from fedbonsai.learning.sparse.layers import Thresholds, make_sparse, set_thresholds
+from fedbonsai.learning.sparse.layers import set_state
+from fedbonsai.learning.sparse.selection import make_sparse
+from fedbonsai.learning.sparse.state import SparseTraining
 from fedbonsai.learning.spec import LayerKernels, Optimiser, Sparsity, Training, kernel_key
 from fedbonsai.learning.training.losses import make_loss
 from fedbonsai.learning.training.training import Stepper, WholeModel, train
@@ -100,7 +102,7 @@ def test_a_frozen_weight_stays():
 
 def test_outside_of_an_optimiser_gradients_are_made():
     model, (x, y) = network(), batch(8)
-    set_thresholds(model, Thresholds(SPARSITY))
+    set_state(model, SparseTraining(SPARSITY))
     nn.functional.cross_entropy(model.train()(x), y).backward()
     assert model[0].weight.grad is not None
 

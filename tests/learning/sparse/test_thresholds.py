@@ -1,4 +1,4 @@
-"""Thresholds by magnitude: exact, with ties kept, never 0."""
+"""SparseTraining by magnitude: exact, with ties kept, never 0."""
 
 import pytest
 import torch
