@@ -57,8 +57,7 @@ Not checked, but acted on:
     trunk_end         name of the last of these blocks, one of ``cuts`` (missing, "": the model's first block)
     upload_period     method: given (by keyword) the numbers of ``devices`` that can take part, devices in a ``cohort`` and
                       ``rounds``, how often its plans upload views, on which the hosts train in between: an ``UploadPeriod``
-    notices           sentences for the operator, given when the run is made
-    notices_for       method: given the configured ``training``, further such sentences
+    notices           method: given the configured ``training``, sentences for the operator when the run is made
 """
 
 import dataclasses

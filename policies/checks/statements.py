@@ -74,8 +74,7 @@ class Statements:
     freezes: bool = False
     trunk_end: str = ""
     upload_period: Callable[..., UploadPeriod] | None = None
-    notices: Sequence[str] = ()
-    notices_for: Callable[[Training], Sequence[str]] | None = None
+    notices: Callable[[Training], Sequence[str]] | None = None
 
     @property
     def written(self) -> Sequence[str]:

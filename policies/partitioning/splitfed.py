@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from msgspec.structs import replace
 
-from ...learning.spec import Count
+from ...learning.spec import Count, Training
 from ..checks.fields import check_fields
 from ..decision import Decision
 from ..plan import Plan, Split
@@ -78,8 +78,7 @@ class SplitFed:
         """With a shared head also no selection: it would receive the plans of one turn only."""
         return ONE_CUT if self.head == "slots" else ONE_CUT | _IN_TURN | _ONE_WIDTH | _ONE_TURN
 
-    @property
-    def notices(self) -> tuple[str, ...]:
+    def notices(self, training: Training) -> tuple[str, ...]:
         """A notice about late gradients, where ``window`` is more than 1."""
         if self.window == 1:
             return ()

@@ -125,7 +125,7 @@ class ZeroFL:
         up = [stage.name for stage in self._codecs(0.5)] if self.rule != "all" else []
         return tuple(dict.fromkeys([*up, *([_FORM.name] if self.down == "sparse" else [])]))
 
-    def notices_for(self, training: Training) -> Sequence[str]:
+    def notices(self, training: Training) -> Sequence[str]:
         """A notice if a mask ratio reaches the sparsity, so that updates are whole."""
         own = training.sparsity.weights if training.sparsity is not None else 0.0
         lowest = min(self.levels, default=own)

@@ -212,8 +212,7 @@ def check_replay(policy: Policy, config: Config, comparison: Comparison) -> None
 def advice(policy: Policy, config: Config, comparison: Comparison) -> list[str]:
     """Notices about a policy, and about combinations of settings that are seldom intended."""
     stated = [statements_of(link) for link in links(policy)]
-    notices = [text for each in stated for text in each.notices]
-    notices += [text for each in stated if each.notices_for for text in each.notices_for(config.training)]
+    notices = [text for each in stated if each.notices for text in each.notices(config.training)]
     if not any(each.freezes for each in stated):
         return notices + _many_bytes(policy, comparison)
     if config.init.mode == "random":

@@ -322,7 +322,7 @@ def test_it_does_not_go_with_a_frozen_trunk():
     ],
 )
 def test_a_ratio_above_the_lowest_sparsity_is_told(fields, notices):
-    assert list(ZeroFL(**fields).notices_for(TRAINING)) == [
+    assert list(ZeroFL(**fields).notices(TRAINING)) == [
         f"ratios holds {ratio:g}, above the sparsity {sparsity:g}: it counts as {sparsity:g}, and updates at that sparsity "
         "are sent whole"
         for ratio, sparsity in notices
