@@ -13,6 +13,10 @@ A script passes its options to ``Results`` before it measures, and each figure t
 With ``--save`` the result is benchmarks/results/NAME.json, of ``--quick`` NAME_quick.json. It is refused if the checkout
 differs from its commit, and holds under ``machine`` what is needed to make it again. Until it is complete, its rows are in
 NAME.partial.json, which says ``"partial": true``; the same command with ``--continue`` measures the rows that it lacks.
+
+Rows that depend on no machine's speed (accuracies, bytes, simulated seconds, memory) may be measured one after the other, on
+several machines: a script that passes ``settings`` to ``Results`` saves with each row the machine and the commit of its own,
+and ``--continue`` adds rows to a result that is interrupted or complete, if its settings are the same.
 """
 
 import argparse
@@ -48,22 +52,37 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 class Results:
     """The result of one call of a script, written row by row.
 
+    ``settings``: what a row's figures depend on beside its key, if they depend on no machine's speed. Then ``--continue``
+    takes the rows of any machine and commit.
+
     Ends the process with a sentence and exit code 2 if it may not be saved: the checkout has changes, or ``--continue`` finds
-    no interrupted result of the same command, commit, machine and versions.
+    no interrupted result of the same command, commit, machine and versions (with ``settings``: no result of these settings).
     """
 
     def __init__(
-        self, name: str, options: argparse.Namespace, *, seeds: Iterable[int] = (0,), folder: Path = RESULTS
+        self,
+        name: str,
+        options: argparse.Namespace,
+        *,
+        seeds: Iterable[int] = (0,),
+        settings: dict[str, Any] | None = None,
+        folder: Path = RESULTS,
     ) -> None:
         self._save: bool = options.save
+        self._settings = None if settings is None else json.loads(json.dumps(settings))
         name += "_quick" if getattr(options, "quick", False) else ""
         self._path, self._partial = folder / f"{name}.json", folder / f"{name}.partial.json"
         self._machine = machine() | {"seeds": list(seeds)}  # of the start: the checkout may change meanwhile
         self._rows: dict[str, Any] = {}
+        self._machines: dict[str, dict[str, Any]] = {}  # of each row
         if self._save and (reason := _unsaveable()):
             refuse(f"--save needs a commit that holds the code: {reason}")
-        if options.go_on:
-            self._rows = self._interrupted()
+        if options.go_on and not self._save:
+            refuse("--continue needs --save: rows are kept by it alone")
+        if options.go_on and self._settings is None:
+            self._take_interrupted()
+        elif options.go_on:
+            self._take_any()
 
     def __contains__(self, key: str) -> bool:
         """Whether a row is there already."""
@@ -77,17 +96,22 @@ class Results:
         """The figures of a row, as JSON holds them: those of the interrupted result, else what ``measure`` returns."""
         if key not in self._rows:
             # The figures of a result are the same whether it was interrupted or not.
-            self._rows[key] = json.loads(json.dumps(measure(*args, **kwargs)))
-            print(f"  {key}: {self._rows[key]}", flush=True)
-            self._write(self._partial, {"partial": True, "rows": self._rows, "machine": self._machine})
+            self.add(key, measure(*args, **kwargs))
         return self._rows[key]
+
+    def add(self, key: str, figures: Any) -> None:
+        """Take the figures of a row that was measured in another process."""
+        self._rows[key] = json.loads(json.dumps(figures))
+        self._machines[key] = self._machine
+        print(f"  {key}: {self._rows[key]}", flush=True)
+        self._write(self._partial, {"partial": True} | self._kept() | {"machine": self._machine})
 
     def finish(self, result: dict[str, Any]) -> None:
         """Print the whole result as the last line; with ``--save`` it takes the place of the saved one."""
         ended = _commit()
         if ended != self._machine["commit"]:
             self._machine["commit_at_end"] = ended
-        result = result | {"machine": self._machine}
+        result = result | ({} if self._settings is None else {"measured": self._kept()}) | {"machine": self._machine}
         self._write(self._path, result)
         if self._save:
             self._partial.unlink(missing_ok=True)
@@ -101,10 +125,19 @@ class Results:
             unfinished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
             unfinished.replace(path)
 
-    def _interrupted(self) -> dict[str, Any]:
-        """The rows of the interrupted result."""
-        if not self._save:
-            refuse("--continue needs --save: rows are kept by it alone")
+    def _kept(self) -> dict[str, Any]:
+        """The rows, and where they do not depend on the machine, the settings and the machine of each."""
+        if self._settings is None:
+            return {"rows": self._rows}
+        machines: list[dict[str, Any]] = []
+        for machine in self._machines.values():
+            if machine not in machines:
+                machines.append(machine)
+        of_row = {key: machines.index(self._machines[key]) for key in self._rows}
+        return {"settings": self._settings, "rows": self._rows, "machine_of_row": of_row, "machines": machines}
+
+    def _take_interrupted(self) -> None:
+        """Take the rows of the interrupted result of the same command."""
         if not self._partial.exists():
             refuse(f"--continue finds no {self._partial.name} in {self._partial.parent.name}: nothing was interrupted")
         found = json.loads(self._partial.read_text(encoding="utf-8"))
@@ -114,8 +147,22 @@ class Results:
                 refuse(
                     f"--continue: {self._partial.name} has {field} {before!r}, not {now!r}; start again without --continue"
                 )
-        rows: dict[str, Any] = found["rows"]
-        return rows
+        self._rows = found["rows"]
+
+    def _take_any(self) -> None:
+        """Take the rows of the interrupted result, else of the complete one, if it has the same settings."""
+        path = self._partial if self._partial.exists() else self._path
+        if not path.exists():
+            refuse(f"--continue finds neither {self._partial.name} nor {path.name} in {path.parent.name}")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        found = found if path == self._partial else found.get("measured", {})
+        if found.get("settings") != self._settings:
+            refuse(
+                f"--continue: {path.name} has settings {found.get('settings')!r}, not {self._settings!r}; start again "
+                "without --continue"
+            )
+        self._rows = found["rows"]
+        self._machines = {key: found["machines"][number] for key, number in found["machine_of_row"].items()}
 
 
 def saved(name: str) -> Any:

@@ -27,10 +27,13 @@ def accuracy(seed):
 parser = argparse.ArgumentParser()
 parser.add_argument("--quick", action="store_true")
 parser.add_argument("--offset", type=float, default=0.0)
+parser.add_argument("--portable", type=int)
+parser.add_argument("--seeds", type=int, default=3)
 add_options(parser)
 options = parser.parse_args()
-results = Results("small", options, seeds=range(3))
-by_seed = {str(seed): results.row(f"seed {seed}", accuracy, seed) for seed in range(3)}
+settings = None if options.portable is None else {"rounds": options.portable}
+results = Results("small", options, seeds=range(options.seeds), settings=settings)
+by_seed = {str(seed): results.row(f"seed {seed}", accuracy, seed) for seed in range(options.seeds)}
 results.finish({"rows": {"method": over_seeds(by_seed)}})
 """
 
@@ -161,6 +164,49 @@ def test_another_result_is_not_continued(checkout: Checkout, words: list[str], c
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
     assert reason in refused.stderr
     assert checkout.saved("small.partial.json") == before
+
+
+def test_rows_that_depend_on_no_machine_are_added_to_a_complete_result(checkout: Checkout) -> None:
+    assert checkout.run("--portable", "5", "--seeds", "2", "--save").returncode == 0
+    first = checkout.saved("small.json")
+    checkout.commit()  # the next rows are of another commit
+    done = checkout.run("--portable", "5", "--seeds", "3", "--save", "--continue", breaks_at="0")
+    assert done.returncode == 0, done.stderr
+    both = checkout.saved("small.json")
+    measured, before = both["measured"], first["measured"]
+    assert measured["settings"] == {"rounds": 5}
+    assert list(measured["rows"]) == ["seed 0", "seed 1", "seed 2"]
+    assert list(both["rows"]["method"]["by_seed"]) == ["0", "1", "2"]
+    assert measured["machine_of_row"] == {"seed 0": 0, "seed 1": 0, "seed 2": 1}
+    assert measured["machines"] == [before["machines"][0], both["machine"]]
+    assert before["machines"][0]["commit"] != both["machine"]["commit"]
+
+
+def test_rows_of_an_interrupted_result_are_kept_with_their_machine(checkout: Checkout) -> None:
+    assert checkout.run("--portable", "5", "--save", breaks_at="1").returncode == 1
+    partial = checkout.saved("small.partial.json")
+    assert (partial["partial"], list(partial["rows"])) == (True, ["seed 0"])
+    checkout.commit()
+    done = checkout.run("--portable", "5", "--save", "--continue", breaks_at="0")
+    assert done.returncode == 0, done.stderr
+    assert checkout.saved("small.json")["measured"]["machine_of_row"] == {"seed 0": 0, "seed 1": 1, "seed 2": 1}
+    assert not (checkout.results / "small.partial.json").exists()
+
+
+def test_rows_of_other_settings_are_not_added(checkout: Checkout) -> None:
+    assert checkout.run("--portable", "5", "--save").returncode == 0
+    before = checkout.saved("small.json")
+    refused = checkout.run("--portable", "6", "--save", "--continue")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "has settings {'rounds': 5}, not {'rounds': 6}" in refused.stderr
+    assert checkout.saved("small.json") == before
+
+
+def test_a_result_without_settings_takes_no_further_rows(checkout: Checkout) -> None:
+    assert checkout.run("--save").returncode == 0
+    refused = checkout.run("--portable", "5", "--save", "--continue")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "small.json has settings None" in refused.stderr
 
 
 def test_there_must_be_something_to_continue(checkout: Checkout) -> None:
