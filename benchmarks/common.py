@@ -96,15 +96,11 @@ class Results:
         """The figures of a row, as JSON holds them: those of the interrupted result, else what ``measure`` returns."""
         if key not in self._rows:
             # The figures of a result are the same whether it was interrupted or not.
-            self.add(key, measure(*args, **kwargs))
+            self._rows[key] = json.loads(json.dumps(measure(*args, **kwargs)))
+            self._machines[key] = self._machine
+            print(f"  {key}: {self._rows[key]}", flush=True)
+            self._write(self._partial, {"partial": True} | self._kept() | {"machine": self._machine})
         return self._rows[key]
-
-    def add(self, key: str, figures: Any) -> None:
-        """Take the figures of a row that was measured in another process."""
-        self._rows[key] = json.loads(json.dumps(figures))
-        self._machines[key] = self._machine
-        print(f"  {key}: {self._rows[key]}", flush=True)
-        self._write(self._partial, {"partial": True} | self._kept() | {"machine": self._machine})
 
     def finish(self, result: dict[str, Any]) -> None:
         """Print the whole result as the last line; with ``--save`` it takes the place of the saved one."""
