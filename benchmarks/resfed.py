@@ -1,14 +1,13 @@
-"""Accuracy against bytes of dense FedAvg, compressed weights and the residual rules, on the same data and seeds.
+"""Accuracy against bytes of dense FedAvg, compressed weights and the residual rules on digits, on the same data and seeds.
 
-    python benchmarks/resfed.py --quick               digits, all rows, one seed, 20 and 40 rounds, in under a minute
-    python benchmarks/resfed.py --save                digits, all rows, three seeds, 60 and 120 rounds
-    python benchmarks/resfed.py --data ROOT --save    ResFed's network on CIFAR-10, four rows, on Ray, to 70 %
+    python benchmarks/resfed.py --quick     all rows, one seed, 20 and 40 rounds, in under a minute
+    python benchmarks/resfed.py --save      all rows, three seeds, 60 and 120 rounds
 
-On digits there are runs in which all devices take part, and runs of twice as many rounds with 30 % in each. Differences of a
-few points are not significant with one seed. All bytes of packets, plans and reports are counted from the first round on
-(``up_Mb`` and ``down_Mb`` are megabits for each device, in units of 10^6 bits, as in the paper). ``accuracy`` is the mean of
-the last five rounds. A row holds means over the seeds (null if a seed lacks the figure), and each seed's figures in
-``by_seed``. The last line is JSON.
+There are runs in which all devices take part, and runs of twice as many rounds with 30 % in each. Differences of a few points
+are not significant with one seed. All bytes of packets, plans and reports are counted from the first round on (``up_Mb`` and
+``down_Mb`` are megabits for each device, in units of 10^6 bits, as in the paper). ``accuracy`` is the mean of the last five
+rounds. A row holds means over the seeds (null if a seed lacks the figure), and each seed's figures in ``by_seed``. CIFAR-10:
+resfed_cifar.py. The last line is JSON.
 """
 
 import argparse
@@ -49,6 +48,7 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "dense": None,
     "weights": {"name": "resfed:CompressedWeights"},
     "delta": {"name": "residuals", "up": "delta"},
+    "delta_0.7%": {"name": "residuals", "up": "delta", "density": 0.007},
     "delta_0.5%": {"name": "residuals", "up": "delta", "density": 0.005},
     "delta_normalised": {"name": "residuals", "up": "delta", "scope": "normalised"},
     "drift": {"name": "residuals", "up": "drift"},
@@ -56,7 +56,6 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "half_step": {"name": "residuals", "up": "half_step", "down": "half_step"},
 }
 QUICK_ROWS = ("dense", "weights", "delta", "drift", "stationary", "half_step")
-CIFAR_ROWS = ("dense", "delta", "delta_0.5%", "half_step")
 DEVICE = {"name": "device", "count": CLIENTS, "flop_per_s": 1e10, "memory_bytes": 10**10, "up_bytes_per_s": 1e6,
           "down_bytes_per_s": 1e6}  # fmt: skip
 COMMON: dict[str, Any] = {
@@ -71,18 +70,6 @@ DIGITS: dict[str, Any] = {
     "training": {"epochs": 2, "batch_size": 32, "optimiser": {"learning_rate": 0.05, "momentum": 0.9}},
     "backend": "inline",
 }
-CIFAR: dict[str, Any] = {
-    "model": "resfed_cnn",
-    "training": {
-        "epochs": 1,
-        "batch_size": 64,
-        "optimiser": {"learning_rate": 0.01, "momentum": 0.9},
-        "precision": "auto",
-        "channels_last": True,
-    },
-    "workers": 2,
-}
-CIFAR_DATA: dict[str, Any] = {"name": "cifar10", "partition": {"name": "classes", "classes_per_device": 5}}
 
 
 def run(row: str, config: dict[str, Any], *, cohort: float, target: float, verbose: bool = False) -> dict[str, Any]:
@@ -154,56 +141,29 @@ def digits(results: Results, rows: list[str], *, rounds: int, seeds: range, targ
     return {"target": target, "participation": result}
 
 
-def cifar(results: Results, rows: list[str], *, root: str, rounds: int, seeds: range) -> dict[str, Any]:
-    """ResFed's network on CIFAR-10, ten devices with five cyclic classes each, to 70 %."""
-    print(f"CIFAR-10, at most {rounds} rounds of all devices, {_named(seeds)}", flush=True)
-    config = CIFAR | {"data": CIFAR_DATA | {"root": root}, "stop": {"rounds": rounds, "accuracy": 0.7}}
-    found = {}
-    for row in rows:
-        by_seed = {}
-        for seed in seeds:
-            settings = config | {"seed": seed}
-            key = f"{row}, seed {seed}"
-            by_seed[str(seed)] = results.row(key, run, row, settings, cohort=1.0, target=0.7, verbose=True)
-        found[row] = over_seeds(by_seed, digits=5)
-    return {"target": 0.7, "rows": found}
-
-
 def _named(seeds: range) -> str:
     """The seeds, in words."""
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
-_ROWS_HELP = (
-    f"some of {','.join(ROWS)}; default: all, with --quick {','.join(QUICK_ROWS)}, on CIFAR-10 {','.join(CIFAR_ROWS)}"
-).replace("%", "%%")
-
-
 def main() -> None:
+    """Parse the command line, and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="digits with one seed and few rounds")
-    parser.add_argument("--data", help="folder that holds cifar-10-batches-py: CIFAR-10 in place of digits")
-    parser.add_argument("--rows", help=_ROWS_HELP)
+    parser.add_argument("--quick", action="store_true", help="one seed and few rounds")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), help="default: all, with --quick some")
     parser.add_argument(
         "--rounds", type=int, help="with all devices; default: 60, with --quick 20; twice as many with 30 %%"
     )
-    parser.add_argument("--seeds", type=int, help="how many; default: 3, with --quick and on CIFAR-10 1")
-    parser.add_argument("--seed", type=int, default=0, help="the first of them; default: 0")
+    parser.add_argument("--seeds", type=int, help="how many; default: 3, with --quick 1")
     add_options(parser)
-    args = parser.parse_args()
-    if args.quick and args.data:
-        parser.error("--quick is for digits; leave out --data")
-    rows = args.rows.split(",") if args.rows else list(CIFAR_ROWS if args.data else QUICK_ROWS if args.quick else ROWS)
-    if unknown := [row for row in rows if row not in ROWS]:
-        parser.error(f"--rows names {unknown[0]!r}; allowed: {', '.join(ROWS)}")
-    rounds = args.rounds or (20 if args.quick else 60)
-    seeds = range(args.seed, args.seed + (args.seeds or (1 if args.quick or args.data else 3)))
+    options = parser.parse_args()
+    rows = options.rows or list(QUICK_ROWS if options.quick else ROWS)
+    seeds = range(options.seeds or (1 if options.quick else 3))
     sys.path.insert(0, str(Path(__file__).parent))  # so that other processes can import CompressedWeights
-    results = Results("resfed_cifar" if args.data else "resfed", args, seeds=seeds)
-    if args.data:
-        results.finish(cifar(results, rows, root=args.data, rounds=rounds, seeds=seeds))
-    else:
-        results.finish(digits(results, rows, rounds=rounds, seeds=seeds, target=0.9))
+    results = Results("resfed", options, seeds=seeds)
+    results.finish(
+        digits(results, rows, rounds=options.rounds or (20 if options.quick else 60), seeds=seeds, target=0.9)
+    )
 
 
 if __name__ == "__main__":
