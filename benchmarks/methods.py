@@ -6,11 +6,10 @@
 
 CIFAR-10 on 100 devices, ten a round for 100 rounds: 4 % of the training images are public, the others are divided into equal
 shares by a Dirichlet distribution with alpha 1. Four convolutions with batch normalisation (networks.py), one local epoch in
-batches of 16, SGD with a learning rate of 0.02 and momentum 0.9, tuned for FedAvg and the same for all rows but those of
-ZeroFL, which have the preset's. Normalisation is by the statistics of the batch in all rows. The fleet: 25 devices of each of
-four classes, of 2, 1, 0.5 and 0.25 GFLOP/s, with memory for 2, 1.5, 1.1 and 0.7 times the predicted training of the whole
-model, links of 100 kB/s up and 400 kB/s down, and a host of 1 TFLOP/s. A method that trains the whole model leaves out the
-last class.
+batches of 16, SGD with a learning rate of 0.02 and momentum 0.9, tuned for FedAvg, the same for all rows. Normalisation is by
+the statistics of the batch in all rows. The fleet: 25 devices of each of four classes, of 2, 1, 0.5 and 0.25 GFLOP/s, with
+memory for 2, 1.5, 1.1 and 0.7 times the predicted training of the whole model, links of 100 kB/s up and 400 kB/s down, and a
+host of 1 TFLOP/s. A method that trains the whole model leaves out the last class.
 
 ``public``: the network trained on the public images alone (``fedbonsai pretrain``). "EcoFed" and "FedAvg, trunk" start with
 the blocks of it before the cut, rows "holistic" with all of it, the others with random weights.
@@ -56,6 +55,15 @@ HETEROFL = {"name": "width", "levels": [1.0, 0.5, 0.25, 0.125, 0.0625], "unit": 
             "scaled": True, "channels": "prefix"}  # fmt: skip
 REFT = {"name": "width", "rule": "deadline", "channels": "l1", "too_slow": "fewer_steps"}
 
+DISTILLATION = {
+    "name": "distillation",
+    "steps": 60,
+    "batch_size": 64,
+    "check_every": 20,
+    "class_prior": 1.0,
+    "every": 5,
+}
+
 
 @dataclass(frozen=True)
 class Links:
@@ -91,14 +99,8 @@ def paper(density: float) -> dict[str, Any]:
 
 
 def zerofl(sparsity: float) -> dict[str, Any]:
-    """ZeroFL with its preset's learning rate."""
-    return {
-        "policy": [{"name": "zerofl"}],
-        "training": {
-            "optimiser": {"learning_rate": 0.1},
-            "sparsity": {"weights": sparsity, "activations": sparsity},
-        },
-    }
+    """ZeroFL at that sparsity of weights and activations."""
+    return {"policy": [{"name": "zerofl"}], "training": {"sparsity": {"weights": sparsity, "activations": sparsity}}}
 
 
 STC = links(
@@ -121,7 +123,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "FedAvg, trunk": {"init": "partial"},
     "FedAvg, holistic": {"init": "holistic"},
     "HeteroFL": {"policy": [HETEROFL]},
-    "REFT": {"policy": [REFT, {"name": "distillation", "steps": 300, "class_prior": 1.0, "every": 5}]},
+    "REFT": {"policy": [REFT, DISTILLATION]},
     "ZeroFL, 90 %": zerofl(0.9),
     "ZeroFL, 95 %": zerofl(0.95),
     "ProFL": {"select": "last", "policy": [{"name": "profl"}]},
@@ -141,9 +143,8 @@ def configuration(row: str, *, root: str, seed: int, rounds: int, weights: str, 
         for n, (speed, share) in enumerate(zip(SPEEDS, MEMORY, strict=True))
     ]  # fmt: skip
     cohort, chain = [{"name": "random", "cohort": COHORT}], about.get("policy", [])
-    training = {"epochs": 1, "batch_size": 16, "channels_last": True}
     optimiser = {"learning_rate": 0.02, "momentum": 0.9}
-    given = about.get("training", {})
+    training = {"epochs": 1, "batch_size": 16, "channels_last": True, "optimiser": optimiser}
     init = {"mode": about["init"], "weights": weights} if "init" in about else {}
     return {
         "name": row,
@@ -157,7 +158,7 @@ def configuration(row: str, *, root: str, seed: int, rounds: int, weights: str, 
         },
         "fleet": {"classes": classes, "hosts": {"count": 1, "flop_per_s": 1e12}},
         "policy": [{"name": "all"}, *chain, *cohort] if about.get("select") == "last" else [*cohort, *chain],
-        "training": training | given | {"optimiser": optimiser | given.get("optimiser", {})},
+        "training": training | about.get("training", {}),
         "codecs": about.get("codecs", {}),
         "init": init | ({"trunk": CUT} if init.get("mode") == "partial" else {}),
         "server": {"statistics": "batch"},
