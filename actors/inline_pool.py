@@ -9,7 +9,7 @@ from ..comms.channel import Channel
 from ..comms.codec import Array
 from ..policies.plan import Plan
 from ..policies.report import Outcome
-from .enforcement.enforced_device import PlanRunner
+from .device.plan_runner import PlanRunner
 from .host.partition_host import PartitionHost
 from .messages.plan_message import plan_message
 from .pool import Finished, Task, failed_upload_result, join_legs, read_answer, read_report, replayed, upload_again

@@ -118,7 +118,7 @@ class Pool(Protocol):
         ...
 
     def take_lost_devices(self) -> list[int]:
-        """Real devices that left since the last call, and lost their memory."""
+        """Real devices that have lost what they held since the last call: they left, or the pool is new."""
         ...
 
     def notices(self) -> list[str]:

@@ -111,8 +111,9 @@ class Device:
                 report.measured, wall_s=usage.wall_s, peak_memory_bytes=usage.peak_memory_bytes
             ),
         )
-        # A version that the report acknowledges is kept, whatever the outcome; a state that cannot be read is dropped.
-        changed = self._held is not None or not readable
+        # A version that the report acknowledges is kept, whatever the outcome; a state that cannot be read is dropped. An
+        # evaluation changes nothing.
+        changed = plan.objective.kind != "evaluate" and (self._held is not None or not readable)
         return msgspec.msgpack.encode(report.answer()), update, self._end.to_state() if changed else None
 
     def warm_up(self, *, model: bool = True) -> None:

@@ -13,7 +13,7 @@ the system's out-of-memory killer uses the same SIGKILL as anybody else.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -22,32 +22,13 @@ from ...comms.links.memory import LinkState
 from ...learning.workload_settings import WorkloadSettings
 from ...policies.plan import Plan
 from ...policies.report import Answer, Measured, Outcome
+from ..device.plan_runner import PlanRunner, Result
 from ..messages.host_messages import HostLink, StreamFault
 from ..messages.plan_message import read_plan
 from .child_process import ChildDied, ChildProcess
 from .data_segment import limit_obstacle
 
 _MAX_ATTEMPTS = 3
-
-Result = tuple[bytes, Array | None, LinkState | None]
-
-
-class PlanRunner(Protocol):
-    """Carries out plans: a ``Device`` in this process, or one in a child."""
-
-    def run(
-        self, plan_bytes: bytes, packets: Sequence[Array], state: LinkState | None = None, host: HostLink | None = None
-    ) -> Result:
-        """Carry out one plan."""
-        ...
-
-    def warm_up(self, *, model: bool = True) -> None:
-        """Load data and model now."""
-        ...
-
-    def close(self) -> None:
-        """End its process, if it has one of its own."""
-        ...
 
 
 def make_device(

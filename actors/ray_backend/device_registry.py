@@ -33,7 +33,8 @@ class DeviceRegistry:
         self._absences = {device.name: f"{device.wants(cpus)} has not joined" for device in devices}  # newest reasons
         self._absent_since_s = {device.number: now() for device in devices}
         self._polled_s = now() - _POLL_S
-        self._lost: list[int] = []
+        # Of a resumed run, devices of before: their new workers hold nothing.
+        self._lost = [device.number for device in devices]
         self.numbers = frozenset(device.number for device in devices)
         self.groups = frozenset(device.name for device in devices)
         self.sites: dict[int, Site] = {}
@@ -75,7 +76,7 @@ class DeviceRegistry:
         self._lost.append(device.number)
 
     def take_lost(self) -> list[int]:
-        """Numbers of the devices that were removed since the last call."""
+        """Numbers of the devices whose workers, and what these held, are gone since the last call; at first of all."""
         lost, self._lost = self._lost, []
         return lost
 

@@ -1,4 +1,4 @@
-"""The actor of a worker on Ray: a ``Device`` in a process of its own."""
+"""The actor of a worker on Ray: a ``Device`` in a process of its own. That of a real device has a memory."""
 
 from collections.abc import Mapping
 
@@ -9,6 +9,8 @@ from ...clusters.ray_backend.real_devices import Site
 from ...comms.codec import Array
 from ...comms.links.memory import LinkState
 from ...learning.workload_settings import WorkloadSettings
+from ..device.device_with_memory import DeviceWithMemory
+from ..device.plan_runner import PlanRunner
 from ..enforcement.enforced_device import EnforcedDevice, make_device
 from .actor import prepare_process, remote_method
 from .actor_placement import ActorPlacement
@@ -18,11 +20,15 @@ from .host_actor import HostSlot, RayLink
 class WorkerActor:
     """A device in a process of its own, with one torch thread; or in a child of it, under memory limits."""
 
-    def __init__(self, settings: WorkloadSettings, enforce: bool = False) -> None:
-        """Set threads before anything is computed. ``enforce``: memory budgets, if this node can."""
+    def __init__(self, settings: WorkloadSettings, enforce: bool = False, has_memory: bool = False) -> None:
+        """Set threads before anything is computed. ``enforce``: memory budgets, if this node can.
+
+        ``has_memory``: it is one real device, which keeps its end of the link.
+        """
         prepare_process()
-        self._device = make_device(settings, enforce=enforce)
-        if not isinstance(self._device, EnforcedDevice):
+        device = make_device(settings, enforce=enforce)
+        self._device: PlanRunner = DeviceWithMemory(device) if has_memory else device
+        if not isinstance(device, EnforcedDevice):
             import torch  # a child has its own
 
             torch.set_num_threads(1)
@@ -45,7 +51,8 @@ class WorkerActor:
     ) -> tuple[bytes, Array | None, LinkState | None]:
         """Carry out a plan: report, update and state, each with a reference of its own.
 
-        Packets and state arrive as views of the object store. ``slot``: of a split plan, at its partition host.
+        Packets and state arrive as views of the object store; a real device has its own state, and returns None in its place.
+        ``slot``: of a split plan, at its partition host.
         """
         return self._device.run(plan, packets, state, RayLink(slot) if slot is not None else None)
 
@@ -54,5 +61,7 @@ def start_worker(
     settings: WorkloadSettings, placement: ActorPlacement, site: Site | None = None, *, enforce: bool = False
 ) -> WorkerActor:
     """Start the actor of a worker; its handle. ``site``: of a real device. ``enforce``: memory budgets."""
-    handle: WorkerActor = ray.remote(WorkerActor).options(**placement.options(site)).remote(settings, enforce)
+    handle: WorkerActor = (
+        ray.remote(WorkerActor).options(**placement.options(site)).remote(settings, enforce, site is not None)
+    )
     return handle

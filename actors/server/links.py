@@ -166,14 +166,14 @@ class ServerLinks:
         """Whether any downlink of this run has had a memory."""
         return any(self.peers.streams())
 
-    def evaluation_of_held_model(self, plan: Plan) -> tuple[Plan, LinkState] | None:
+    def evaluation_of_held_model(self, plan: Plan) -> tuple[Plan, LinkState | None] | None:
         """The plan by which a device evaluates the model, or the part of it, in its downlink's memory, and the device's state.
 
-        None if the device holds no known model, or one with frozen blocks or proxies, of which the link's memory has a part
-        only. It does not count as a use of the record.
+        A real device has its state itself. None if the device holds no known model, or one with frozen blocks or proxies, of
+        which the link's memory has a part only. It does not count as a use of the record.
         """
         peer = self.peers.read(plan.device)
-        if peer is None or peer.held is None or peer.lost or not peer.stream or peer.state is None:
+        if peer is None or peer.held is None or peer.lost or not peer.stream:
             return None
         if peer.part is not None and (peer.part.cached or peer.part.auxiliaries):
             return None

@@ -50,6 +50,7 @@ def test_a_device_is_there_while_its_node_is():
     nodes = Nodes()
     devices, declared = real(nodes)
     assert devices.numbers == {1, 2}
+    assert devices.take_lost() == [1, 2]  # workers of a resumed run hold nothing
     nodes.join("aaaaaaaaa1", "10.0.0.1")
     assert nodes.poll(devices) == ([FIRST], [])
     assert nodes.poll(devices) == ([], [])
