@@ -10,7 +10,7 @@ from fedbonsai.comms.codec import CodecSpec
 from fedbonsai.comms.links.predict import HISTORY, Residual
 from fedbonsai.policies.decision import Decision
 from fedbonsai.runtime.errors import ConfigError, RunError
-from fedbonsai.runtime.events import PlanEnded
+from fedbonsai.runtime.events import Evaluated, PlanEnded
 from msgspec.structs import replace
 
 from .pools import WrappedPool
@@ -181,6 +181,42 @@ def test_a_damaged_update_is_rejected_and_a_lost_memory_is_created_again(monkeyp
     assert summary["resyncs"] == 1
     assert summary["down_by_kind"]["resync"] == 64 + 4 * 38_282  # a dense model, in its packet
     assert summary["outcomes"]["done"] == 28
+
+
+@dataclass
+class OneBitOff(WrappedPool):
+    """The in-process pool, in which a bit of the model that devices 0 to 3 hold is another one in version 2."""
+
+    def submit(self, task):
+        if task.plan.version == 2 and task.plan.device < 4:
+            name = next(name for name in task.state if name.startswith("model0/") and name.endswith("weight"))
+            bits = np.array(task.state[name]).view(np.uint32)
+            bits.reshape(-1)[0] ^= 1
+            task = type(task)(**{**vars(task), "state": {**task.state, name: bits.view(np.float32)}})
+        return self.inner.submit(task)
+
+
+def test_after_a_hash_mismatch_links_are_resynchronised_and_the_accuracy_recovers(monkeypatch):
+    import fedbonsai.runtime.engine.engine as engine
+
+    settings = {"preset": "resfed", "stop": {"rounds": 8}}
+    clean, undisturbed = finished(**settings)
+    monkeypatch.setattr(engine, "InlinePool", lambda *parts: OneBitOff(InlinePool(*parts)))
+    faulty, disturbed = finished(**settings)
+    odd = [event.report for event in disturbed if isinstance(event, PlanEnded) and event.report.outcome.value != "done"]
+    assert {(report.plan.version, report.stage, report.out_of_sync) for report in odd} == {(2, "open", True)}
+    assert sorted(report.plan.device for report in odd) == [0, 1, 2, 3]
+    assert (clean["resyncs"], faulty["resyncs"]) == (0, 4)
+    assert faulty["down_by_kind"]["resync"] == 4 * (64 + 4 * 38_282)  # dense models, in their packets
+    expected, found = accuracies(undisturbed), accuracies(disturbed)
+    assert found[:2] == expected[:2]
+    assert found[2] < expected[2] - 0.02
+    assert found[-1] > expected[-1] - 0.03 > 0.85
+
+
+def accuracies(events):
+    """The accuracy of each version, from 1 on."""
+    return [event.server["accuracy"] for event in events if isinstance(event, Evaluated)]
 
 
 def test_an_update_that_is_not_finite_is_rejected_and_the_round_goes_on():
