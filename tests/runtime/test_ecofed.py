@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -170,6 +171,81 @@ def test_on_ray_the_run_is_the_same_also_when_actors_are_killed_during_a_stream(
     summary = killed_in_mid_stream(BASE | changes, "PartitionHostActor", "WorkerActor")
     same = ("model_hash", "up_by_kind", "down_by_kind", "virtual_s", "outcomes")
     assert {key: summary[key] for key in same} == {key: expected[key] for key in same}
+
+
+WATCHED = '''
+from os import getpid
+from pathlib import Path
+
+import xxhash
+from torch import nn
+
+
+def digest(layer):
+    hashed = xxhash.xxh3_64()
+    for name, tensor in layer.state_dict().items():
+        if name != "num_batches_tracked":
+            hashed.update(tensor.numpy().tobytes())
+    return hashed.hexdigest()
+
+
+class Watched:
+    """Writes down its number and the hash of its tensors whenever it is used."""
+
+    def forward(self, x):
+        with (Path({folder!r}) / f"{{getpid()}}.seen").open("a") as file:
+            print(self.number, digest(self), file=file)
+        return super().forward(x)
+
+
+class Convolution(Watched, nn.Conv2d):
+    pass
+
+
+class Norm(Watched, nn.BatchNorm2d):
+    pass
+
+
+class Linear(Watched, nn.Linear):
+    pass
+
+
+def make(num_classes):
+    trunk = [Convolution(1, 8, 3, padding=1), Norm(8), nn.ReLU(), Convolution(8, 8, 3, padding=1), Norm(8), nn.ReLU()]
+    layers = [*trunk, nn.MaxPool2d(2), nn.Flatten(), Linear(128, num_classes)]
+    for number, layer in enumerate(layers):
+        layer.number = number
+    return nn.Sequential(*layers)
+'''
+
+
+@pytest.mark.parametrize("backend", ["inline", pytest.param("ray", marks=pytest.mark.ray)])
+def test_the_trunk_has_the_same_hash_from_start_to_end_on_server_hosts_and_devices(
+    tmp_path, monkeypatch, request, backend
+):
+    if backend == "ray":
+        request.getfixturevalue("cluster")
+    (tmp_path / "watched.py").write_text(WATCHED.format(folder=str(tmp_path)))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "watched", raising=False)
+    # Devices run convolution 0 and its statistics, hosts 3 and its statistics, both frozen, and train 8.
+    changes = ecofed(cut="0", depth="3") | {"model": "watched:make", "evaluation": {"where": "server"}}
+    run = fedbonsai.run(BASE | changes | {"stop": {"rounds": 5}}, backend=backend, workers=2)
+    plans = [event.report.plan for event in run if isinstance(event, PlanEnded)]
+    assert [plan.split.view is None for plan in plans] == [version % 2 == 0 for version in range(5) for _ in range(4)]
+    assert len({plan.split.trunk for plan in plans}) == 1
+    seen = {number: {} for number in (0, 1, 3, 4, 8)}  # by layer and process
+    for file in tmp_path.glob("*.seen"):
+        for number, found in map(str.split, file.read_text().splitlines()):
+            seen[int(number)].setdefault(file.name, set()).add(found)
+    import watched
+
+    model = watched.make(10)
+    model.load_state_dict(run.weights())
+    for number in (0, 1, 3, 4):
+        assert set.union(*seen[number].values()) == {watched.digest(model[number])}
+        assert (len(seen[number]) > 1) == (backend == "ray")  # the server's process evaluates
+    assert len(set.union(*seen[8].values())) > len(plans)
 
 
 @pytest.mark.usefixtures("cluster")
