@@ -32,6 +32,10 @@ class InlinePool:
     def ready(self) -> None:
         """Always ready."""
 
+    def time_steps(self, plans: Sequence[Plan]) -> list[float | None]:
+        """Time the steps now."""
+        return self._device.time_steps([plan_message(plan) for plan in plans])
+
     def submit(self, task: Task) -> int:
         """Queue a task."""
         assert task.plan.id not in self._queue, f"plan {task.plan.id} is queued already"

@@ -85,6 +85,13 @@ class Pool(Protocol):
         """
         ...
 
+    def time_steps(self, plans: Sequence[Plan]) -> list[float | None]:
+        """Seconds of a training step of each of these plans, on one worker, after ``ready``; None for one that fails.
+
+        The plans are of a whole model, and no task has been submitted.
+        """
+        ...
+
     def submit(self, task: Task) -> int:
         """Queue a task; returns the size of the plan message in bytes."""
         ...

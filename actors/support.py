@@ -180,6 +180,8 @@ def _work(plan: Plan) -> Iterator[str]:
         yield f"objective.kind is {plan.objective.kind!r}; a split plan trains or evaluates"
     if plan.training.precision == "auto":
         yield "training.precision is 'auto'; of a plan it must be float32 or bf16"
+    if plan.training.layout == "auto":
+        yield "training.layout is 'auto'; of a plan it must be contiguous or channels_last"
     if plan.whole_steps or plan.train_s is not None or plan.memory_bytes is not None:
         yield "whole_steps, train_s or memory_bytes is set; the runtime fills them in"
     if plan.deadline_s is not None:

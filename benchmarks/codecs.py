@@ -33,6 +33,7 @@ import lz4.block
 import numpy as np
 import torch
 from common import Results, add_options
+from fedbonsai.clusters.processor import emulates_bf16, numerics_here
 from fedbonsai.comms.codec import Array, Arrays, Codec, CodecSpec, Context, specs_of
 from fedbonsai.comms.codecs.make_codec import make_codec
 from fedbonsai.comms.entropy.coders import constriction_runs
@@ -43,7 +44,6 @@ from fedbonsai.learning.data.types import Samples
 from fedbonsai.learning.models.cnn import resfed_cnn
 from fedbonsai.learning.spec import Call, Optimiser, Training
 from fedbonsai.learning.training.losses import make_loss
-from fedbonsai.learning.training.precision import bf16_gain, bf16_pays
 from fedbonsai.learning.training.training import train
 
 STAMP = Stamp(kind=PacketKind.UPDATE)
@@ -93,8 +93,8 @@ def real(model: torch.nn.Module, root: str | None, *, warm: int, local: int) -> 
     training = Training(
         optimiser=Optimiser(learning_rate=0.01, momentum=0.9),
         batch_size=64,
-        precision="bf16" if bf16_pays(bf16_gain()) else "float32",
-        channels_last=True,
+        precision="float32" if emulates_bf16(numerics_here()) else "bf16",
+        layout="channels_last",
     )
 
     def images(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -98,7 +98,7 @@ def config_for(
         "training": {
             "batch_size": 10,
             "precision": "auto",
-            "channels_last": True,
+            "layout": "channels_last",
             "optimiser": {"learning_rate": 0.01, "momentum": 0.9},
         },
         "evaluation": {"where": "none"},

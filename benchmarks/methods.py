@@ -144,7 +144,7 @@ def configuration(row: str, *, root: str, seed: int, rounds: int, weights: str, 
     ]  # fmt: skip
     cohort, chain = [{"name": "random", "cohort": COHORT}], about.get("policy", [])
     optimiser = {"learning_rate": 0.02, "momentum": 0.9}
-    training = {"epochs": 1, "batch_size": 16, "channels_last": True, "optimiser": optimiser}
+    training = {"epochs": 1, "batch_size": 16, "layout": "channels_last", "optimiser": optimiser}
     init = {"mode": about["init"], "weights": weights} if "init" in about else {}
     return {
         "name": row,

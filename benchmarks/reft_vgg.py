@@ -96,7 +96,7 @@ def config(root: str, row: str, *, rounds: int) -> dict[str, Any]:
             "batch_size": 64,
             "optimiser": {"learning_rate": 0.02},
             "precision": "auto",
-            "channels_last": True,
+            "layout": "channels_last",
         },
         "policy": [{"name": "random", "cohort": 1.0}, *method["policy"]],
         "codecs": method.get("codecs", {}),
@@ -153,7 +153,7 @@ def held(training: Any, reports: list[Report]) -> dict[str, Any]:
         loss=loss,
         metrics=workload.metrics,
         transform=workload.data.test_transform,
-        channels_last=True,
+        layout="channels_last",
         precision=plan.training.precision,
     )
     down, up = (max(getattr(report.virtual, f"{way}_bytes") for report in reports) for way in ("down", "up"))

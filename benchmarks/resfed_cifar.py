@@ -26,7 +26,7 @@ CIFAR: dict[str, Any] = {
         "batch_size": 64,
         "optimiser": {"learning_rate": 0.01, "momentum": 0.9},
         "precision": "auto",
-        "channels_last": True,
+        "layout": "channels_last",
     },
     "workers": 2,
 }

@@ -156,7 +156,7 @@ class Rounds:
                     "epochs": epochs,
                     "batch_size": BATCH,
                     "optimiser": {"learning_rate": 0.01, "momentum": 0.9},
-                    "channels_last": channels_last,
+                    "layout": "channels_last" if channels_last else "contiguous",
                     "precision": "bf16" if bf16 else "float32",
                 },
                 "evaluation": {"where": "none"},

@@ -57,7 +57,7 @@ def measure(width: float, steps: int, masked: bool) -> dict[str, Any]:
     blocks = _block_names()
     part = Part(blocks=blocks, trained=blocks, width=width)
     submodel = workload.submodel(part)
-    module = Module(workload.architecture(part), channels_last=False)
+    module = Module(workload.architecture(part), layout="contiguous")
     with torch.no_grad():
         for parameter in module.model.parameters():
             parameter.normal_(std=0.02)

@@ -16,7 +16,7 @@ from fedbonsai.learning.parts.part import whole
 from fedbonsai.learning.sparse.kernel_table import fastest, measure_kernels
 from fedbonsai.learning.sparse.kernels.measure import Geometry, PassSeconds, geometry, measure
 from fedbonsai.learning.sparse.layers import sparse_layers
-from fedbonsai.learning.spec import Call, KernelTable, Optimiser, Sparsity, Training
+from fedbonsai.learning.spec import Call, KernelTable, Layout, Optimiser, Sparsity, Training
 from fedbonsai.learning.training.losses import make_loss
 from fedbonsai.learning.training.training import Stepper, WholeModel
 from fedbonsai.learning.workload import Workload
@@ -30,7 +30,7 @@ MODELS: dict[str, dict[str, Any]] = {
                     "layers": ("conv1", "conv2", "fc1"), "turns": 12},
     "resnet18": {"model": "resnet18", "shape": [3, 32, 32], "classes": 10, "batch": 32, "layers": (), "turns": 3},
 }  # fmt: skip
-FORMATS = {"contiguous": False, "channels last": True}
+FORMATS: dict[str, Layout] = {"contiguous": "contiguous", "channels last": "channels_last"}
 
 
 def workload(name: str, sparsity: Sparsity | None = None, kernels: KernelTable | None = None) -> Workload:
@@ -54,7 +54,7 @@ def sparsity_of(name: str, share: float) -> Sparsity:
     return Sparsity(weights=share, activations=share, period=PERIOD, layers=MODELS[name]["layers"])
 
 
-def table(name: str, share: float, *, channels_last: bool) -> KernelTable:
+def table(name: str, share: float, *, layout: Layout) -> KernelTable:
     """The kernels that the library chooses on this machine."""
     own, sparsity = workload(name), sparsity_of(name, share)
     found, missing = measure_kernels(
@@ -62,7 +62,7 @@ def table(name: str, share: float, *, channels_last: bool) -> KernelTable:
         own.example()[0],
         batch=MODELS[name]["batch"],
         sparsities=[sparsity],
-        channels_last=channels_last,
+        layout=layout,
     )
     assert not missing, missing
     return found
@@ -71,18 +71,18 @@ def table(name: str, share: float, *, channels_last: bool) -> KernelTable:
 class Steps:
     """Steps of one model, and the seconds of each turn."""
 
-    def __init__(self, name: str, share: float, *, channels_last: bool, momentum: float) -> None:
+    def __init__(self, name: str, share: float, *, layout: Layout, momentum: float) -> None:
         """``share``: the sparsity; 0 for the dense model."""
         sparsity = sparsity_of(name, share) if share else None
-        kernels = table(name, share, channels_last=channels_last) if share else {}
+        kernels = table(name, share, layout=layout) if share else {}
         own = workload(name, sparsity, kernels)
         training = Training(
             batch_size=MODELS[name]["batch"],
             optimiser=Optimiser(learning_rate=0.004, momentum=momentum),
-            channels_last=channels_last,
+            layout=layout,
             sparsity=sparsity,
         )
-        model = Module(own.architecture(whole(own.spec)), channels_last=channels_last).model
+        model = Module(own.architecture(whole(own.spec)), layout=layout).model
         self._stepper = Stepper(model, training=training, trainable=None)
         self._gradient = WholeModel(model, training=training, loss=make_loss(training.loss))
         samples = own.data.train(0)
@@ -103,9 +103,9 @@ def step_rows(name: str, sparsities: tuple[float, ...], *, momentum: float, turn
     """A row for each sparsity: whole steps, dense and sparse in turns, in both memory formats."""
     shares = (0.0, *sparsities)
     steps = {
-        (share, each): Steps(name, share, channels_last=is_last, momentum=momentum)
+        (share, each): Steps(name, share, layout=layout, momentum=momentum)
         for share in shares
-        for each, is_last in FORMATS.items()
+        for each, layout in FORMATS.items()
     }
     for _ in range(turns):
         for each in steps.values():

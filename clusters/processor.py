@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Environment variables that restrict the kernels from which torch and oneDNN choose.
+_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 _LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
 
@@ -15,6 +16,13 @@ def numerics_here() -> dict[str, str]:
     """Processor and library builds of this process, each as one short text."""
     numerics: dict[str, str] = inspector()()
     return numerics
+
+
+def emulates_bf16(numerics: Mapping[str, str]) -> bool:
+    """Whether a processor, of which ``numerics_here`` gave ``numerics``, lacks bf16 instructions; no if that is not known."""
+    _, *words = numerics["processor"].split()
+    instructions = {word for word in words if "=" not in word}
+    return bool(instructions) and not instructions & _BF16
 
 
 def tell_apart(nodes: Mapping[str, Mapping[str, str]]) -> list[str]:

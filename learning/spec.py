@@ -11,6 +11,7 @@ Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 CountOrZero = Annotated[int, msgspec.Meta(ge=0)]
 Precision = Literal["float32", "bf16", "auto"]
+Layout = Literal["contiguous", "channels_last", "auto"]
 
 
 class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,10 +101,11 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """One device's local training: loss, optimiser, amount and precision.
 
     ``epochs`` passes over the local data, or exactly ``steps`` optimiser steps if given. ``accumulation`` splits each batch
-    into that many micro-batches, to bound memory. ``precision`` "bf16" is autocast; weights stay float32. "auto" is allowed in
-    a configuration only: it is resolved before plans are made (``runtime.configuration.resolution``). ``frozen_precision`` is
-    that of frozen blocks before the first trained one: under "bf16" their weights are held in bfloat16, half of the memory.
-    ``sparsity``: sparse products (None: the layers are dense).
+    into that many micro-batches, to bound memory. ``precision`` "bf16" is autocast; weights stay float32. ``layout`` is the
+    memory format of images and of the weights of convolutions. Of both "auto" is allowed in a configuration only: a
+    measurement resolves it before plans are made (``runtime.engine.step_measurement``). ``frozen_precision`` is that of frozen
+    blocks before the first trained one: under "bf16" their weights are held in bfloat16, half of the memory. ``sparsity``:
+    sparse products (None: the layers are dense).
     """
 
     loss: Call = Call("cross_entropy")
@@ -114,9 +116,20 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     accumulation: Count = 1
     precision: Precision = "float32"
     frozen_precision: Literal["float32", "bf16"] = "float32"
-    channels_last: bool = False
+    layout: Layout = "contiguous"
     checkpointing: bool = False
     sparsity: Sparsity | None = None
+
+
+class MeasuredForm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Precision and layout of a run that left one of them open, and what decided.
+
+    ``step_s``: seconds of a training step by "precision, layout"; empty where there was one alternative.
+    """
+
+    precision: Literal["float32", "bf16"]
+    layout: Literal["contiguous", "channels_last"]
+    step_s: dict[str, NonNegative] = {}
 
 
 class ServerOptimiser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -247,7 +247,8 @@ class Run:
         self._logged += 1
         if self.folder is not None:
             if isinstance(event, RunStarted) and event.measured:
-                self.folder.write_measured(event.measured)
+                # What a server that began anew was given is not measured again, and stays.
+                self.folder.write_measured(self.folder.measured | event.measured)
             self.folder.note(event)
         if isinstance(event, PlanEnded):
             self.reports[event.report.plan.device] = event

@@ -28,6 +28,7 @@ from ...learning.tensors import as_arrays, as_tensors, in_numpy_type
 from ...learning.training.evaluation import evaluate
 from ...learning.training.losses import make_loss
 from ...learning.training.staged import frozen_before
+from ...learning.training.step_times import step_times
 from ...learning.training.training import TrainingResult
 from ...learning.workload import Workload
 from ...learning.workload_settings import WorkloadSettings
@@ -123,7 +124,7 @@ class Device:
         """
         _ = self.workload.data
         if model:
-            self._modules.get(self.workload.family(""), channels_last=False)
+            self._modules.get(self.workload.family(""), layout="contiguous")
 
     def trial(self, plan: Plan) -> Trial:
         """Two steps of a plan on whole batches, and its update, to find what memory it needs: packets are opened dense.
@@ -142,9 +143,28 @@ class Device:
         specs = array_specs(submodel.down)
         stamp = weights_stamp(plan.version)
         packet, _ = seal(values, codec=make_codec(()), context=context_for(specs, seed=plan.version), stamp=stamp)
+        return Trial(held_bytes, partial(self._carry_out, plan, [packet] if specs else [], None, self._batch(plan)))
+
+    def time_steps(self, messages: Sequence[bytes]) -> list[float | None]:
+        """Seconds of a training step of each of these plans, in turns (``learning.training.step_times``).
+
+        The plans are of a whole model. The steps are on a whole batch of the device's samples, with a learning rate of 0, in
+        modules that are dropped afterwards: the plans of the run find no trace of them.
+        """
+        plans, modules = [read_plan(message) for message in messages], Modules()
+
+        def steps(plan: Plan, count: int) -> None:
+            optimiser = msgspec.structs.replace(plan.training.optimiser, learning_rate=0.0)
+            training = msgspec.structs.replace(plan.training, steps=count, optimiser=optimiser)
+            module = modules.get(self.workload.architecture(plan.part), layout=training.layout, part=plan.part)
+            self._train(msgspec.structs.replace(plan, training=training), module, self._batch(plan), None)
+
+        return step_times([partial(steps, plan) for plan in plans])
+
+    def _batch(self, plan: Plan) -> Samples:
+        """A whole batch of the device's samples, which are repeated where they are fewer."""
         own = self.workload.data.train(plan.device)
-        samples = own.take(np.resize(np.arange(len(own)), training.batch_size))
-        return Trial(held_bytes, partial(self._carry_out, plan, [packet] if specs else [], None, samples))
+        return own.take(np.resize(np.arange(len(own)), plan.training.batch_size))
 
     def _hold(self, plan: Plan) -> int:
         """Build a plan's module, outside of its limit; returns the bytes of its tensors, which count against the budget."""
@@ -159,7 +179,7 @@ class Device:
         in_low = plan.training.frozen_precision == "bf16" and plan.split is None
         return self._modules.get(
             self.workload.architecture(plan.part),
-            channels_last=plan.training.channels_last,
+            layout=plan.training.layout,
             part=plan.part,
             lowered=frozen_before(self.workload.submodel(plan.part).stages) if in_low else (),
         )
@@ -302,7 +322,7 @@ class Device:
             metrics=self.workload.metrics,
             transform=self.workload.data.test_transform,
             batch_size=plan.training.batch_size,
-            channels_last=plan.training.channels_last,
+            layout=plan.training.layout,
             precision=plan.training.precision,
         )
         return Report(plan=plan, samples=len(samples), metrics=metrics)

@@ -36,6 +36,10 @@ class DeviceWithMemory:
         """Load data and model now."""
         self._device.warm_up(model=model)
 
+    def time_steps(self, messages: Sequence[bytes]) -> list[float | None]:
+        """Seconds of a training step of each of these plans; None for one that fails."""
+        return self._device.time_steps(messages)
+
     def close(self) -> None:
         """End its process, if it has one of its own."""
         self._device.close()

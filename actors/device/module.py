@@ -19,9 +19,11 @@ from ...learning.parts.blocks import Blocks, cut
 from ...learning.parts.part import Part
 from ...learning.parts.submodel import SubModel
 from ...learning.sparse.layers import make_packable
+from ...learning.spec import Layout
+from ...learning.training.precision import model_in_layout
 from ..messages.trunk import content_hash
 
-_MAX_MODULES = 8  # of different widths, families and memory formats
+_MAX_MODULES = 8  # of different widths, families and layouts
 
 
 class Module:
@@ -31,7 +33,7 @@ class Module:
         self,
         architecture: Architecture,
         *,
-        channels_last: bool,
+        layout: Layout,
         blocks: tuple[str, ...] | None = None,
         lowered: tuple[str, ...] = (),
     ) -> None:
@@ -42,10 +44,9 @@ class Module:
         model = architecture.new_model()
         if blocks is not None:
             _free_others(model, architecture, blocks)
-        if channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model_in_layout(model, layout)
+        if layout == "channels_last":
             make_packable(model)
-        self.model = model
         self._fresh = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self._architecture, self._auxiliaries = architecture, dict[str, nn.Module]()
         self._frozen: dict[tuple[str, ...], str] = {}  # by blocks, the hash of their frozen tensors
@@ -117,7 +118,7 @@ def _free_others(model: nn.Module, architecture: Architecture, blocks: tuple[str
 
 
 class Modules:
-    """The modules of a worker, by architecture, memory format and blocks. The most recently used few are kept."""
+    """The modules of a worker, by architecture, layout and blocks. The most recently used few are kept."""
 
     def __init__(self) -> None:
         """No module."""
@@ -127,7 +128,7 @@ class Modules:
         self,
         architecture: Architecture,
         *,
-        channels_last: bool,
+        layout: Layout,
         part: Part | None = None,
         lowered: tuple[str, ...] = (),
     ) -> Module:
@@ -136,10 +137,10 @@ class Modules:
         ``lowered``: blocks whose weights are held in bfloat16.
         """
         blocks = None if part is None or part.blocks == architecture.blocks.spec.block_names else part.blocks
-        key = architecture, channels_last, blocks, lowered
+        key = architecture, layout, blocks, lowered
         if key not in self._kept:
             if len(self._kept) >= _MAX_MODULES:  # before the new one is built: a worker may have room for few
                 self._kept.popitem(last=False)
-            self._kept[key] = Module(architecture, channels_last=channels_last, blocks=blocks, lowered=lowered)
+            self._kept[key] = Module(architecture, layout=layout, blocks=blocks, lowered=lowered)
         self._kept.move_to_end(key)
         return self._kept[key]

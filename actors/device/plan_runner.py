@@ -23,6 +23,10 @@ class PlanRunner(Protocol):
         """Load data and model now."""
         ...
 
+    def time_steps(self, messages: Sequence[bytes]) -> list[float | None]:
+        """Seconds of a training step of each of these plans; None for one that fails."""
+        ...
+
     def close(self) -> None:
         """End its process, if it has one of its own."""
         ...

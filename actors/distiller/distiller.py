@@ -44,7 +44,7 @@ class Distiller:
             public.samples,
             transform=public.transform,
             batch_size=execution.batch_size,
-            channels_last=execution.channels_last,
+            layout=execution.layout,
             precision=execution.precision,
         )
         if request.class_prior and request.label_counts:
@@ -69,7 +69,7 @@ class Distiller:
                     trainable=submodel.trained,
                     seed=request.seed,
                     precision=request.execution.precision,
-                    channels_last=request.execution.channels_last,
+                    layout=request.execution.layout,
                 )
             results.append(
                 StudentResult(
@@ -90,7 +90,7 @@ class Distiller:
         return self.workload.public(held_out)
 
     def _module(self, part: Part, execution: Execution) -> Module:
-        return self._modules.get(self.workload.architecture(part), channels_last=execution.channels_last)
+        return self._modules.get(self.workload.architecture(part), layout=execution.layout)
 
 
 class InlineDistiller:

@@ -85,7 +85,11 @@ class Child:
 
     def serve(self) -> None:
         """Carry out requests until the parent closes the pipe."""
-        kinds: dict[str, Callable[[dict[str, Any], list[Array]], None]] = {"run": self._run, "try": self._try}
+        kinds: dict[str, Callable[[dict[str, Any], list[Array]], None]] = {
+            "run": self._run,
+            "try": self._try,
+            "time": self._time,
+        }
         while True:
             try:
                 header, arrays = read_frame(self._requests)
@@ -145,6 +149,11 @@ class Child:
             self._tell({"kind": "error", "text": f"a trial step failed for another reason than memory: {text}"})
         else:
             self._tell({"kind": "tried", "fits": os.waitstatus_to_exitcode(status) == 0})
+
+    def _time(self, header: dict[str, Any], arrays: list[Array]) -> None:
+        """Time training steps of plans, without a limit."""
+        self._tell({"kind": "timed", "seconds": self._device.time_steps([bytes(plan) for plan in header["plans"]])})
+        trim()
 
     def _attempt(self, run: Callable[[], object], limit: int, writer: int) -> None:
         """Run in the fork, which exits with code 0 if that went well, and writes any error but a lack of memory."""

@@ -100,6 +100,21 @@ class EnforcedDevice:
                 break
         return bool(header["fits"])
 
+    def time_steps(self, messages: Sequence[bytes]) -> list[float | None]:
+        """Have the child time training steps, without a limit; see ``Device.time_steps``. Raises ``RuntimeError``.
+
+        A child that dies fails all of them.
+        """
+        try:
+            child = self._started()
+            child.send({"kind": "time", "plans": list(messages)})
+            header, _ = child.receive()
+        except ChildDied:
+            self._replace()
+            return [None] * len(messages)
+        seconds: list[float | None] = header["seconds"]
+        return seconds
+
     def close(self) -> None:
         """End the child."""
         if self._child is not None:

@@ -9,7 +9,7 @@ from ...comms.codec import Array
 from ...comms.errors import MismatchedPacket, OutOfSync
 from ...learning.architecture import Architecture
 from ...learning.parts.submodel import SubModel
-from ...learning.spec import Training
+from ...learning.spec import Layout, Training
 from ...learning.tensors import as_tensors
 from ...learning.training.losses import make_loss
 from ...learning.training.split import HostLeg, MicroBatch, micro_batch_schedule
@@ -68,7 +68,7 @@ class SlotMaker:
     def __init__(self, workload: Workload) -> None:
         """Builds no module before the first slot."""
         self.workload = workload
-        self._free: dict[tuple[Architecture, bool], list[Module]] = {}
+        self._free: dict[tuple[Architecture, Layout], list[Module]] = {}
         self._trunk = Trunk(workload)
 
     def open(self, plan: Plan, num_samples: int, packets: Sequence[Array]) -> Slot:
@@ -80,13 +80,11 @@ class SlotMaker:
         if len(packets) != expected:
             raise MismatchedPacket(f"{len(packets)} packets with the host's blocks were received; {expected} expected")
         arrays = open_weights(packets[0], plan, submodel) if packets else {}
-        base, channels_last = (
-            as_tensors(arrays) | self._trunk.tensors(submodel.part.cached),
-            plan.training.channels_last,
-        )
+        base = as_tensors(arrays) | self._trunk.tensors(submodel.part.cached)
         architecture = self.workload.architecture(submodel.part)
-        free = self._free.setdefault((architecture, channels_last), [])
-        module = free.pop() if free else Module(architecture, channels_last=channels_last)
+        layout = plan.training.layout
+        free = self._free.setdefault((architecture, layout), [])
+        module = free.pop() if free else Module(architecture, layout=layout)
         module.check_frozen(submodel, plan.split.frozen)
         module.load(base)
         stream, answers = ActivationStream(plan, self.workload), plan.split.method.returns_gradients
@@ -116,7 +114,7 @@ class SlotMaker:
         slot.leg.close()
         if slot.module is not None:
             architecture = self.workload.architecture(slot.submodel.part)
-            self._free.setdefault((architecture, slot.plan.training.channels_last), []).append(slot.module)
+            self._free.setdefault((architecture, slot.plan.training.layout), []).append(slot.module)
 
     def _submodel(self, plan: Plan, split: Split) -> SubModel:
         """The host's part of a plan. The host builds its frozen blocks itself; raises ``OutOfSync`` if the trunk differs."""

@@ -7,14 +7,14 @@ import msgspec
 
 from ...comms.codec import Array
 from ...learning.parts.part import Part
-from ...learning.spec import Count, CountOrZero, Distillation, NonNegative, Precision
+from ...learning.spec import Count, CountOrZero, Distillation, Layout, NonNegative, Precision
 
 
 class Execution(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How models are run on the public set; the settings of training and evaluation."""
 
     precision: Precision = "float32"
-    channels_last: bool = False
+    layout: Layout = "contiguous"
     batch_size: Count = 256
 
 

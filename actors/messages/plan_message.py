@@ -71,7 +71,7 @@ def _typical_plan() -> bytes:
             batch_size=64,
             accumulation=2,
             precision="bf16",
-            channels_last=True,
+            layout="channels_last",
         ),
         seed=1 << 62,
         attempt=1,

@@ -19,6 +19,7 @@ from ...comms.codec import Array
 from ...comms.links.memory import LinkState, copy_state
 from ...comms.ray_channel import raising_store_full
 from ...learning.workload_settings import WorkloadSettings
+from ...policies.plan import Plan
 from ..messages.plan_message import plan_message
 from ..pool import Finished, Task, join_legs, read_report, replayed, upload_again
 from .actor_placement import ActorPlacement
@@ -79,6 +80,22 @@ class RayPool:
     def ready(self) -> None:
         """Wait for the first worker; the others start while it works."""
         self._workers.wait_until_ready()
+
+    def time_steps(self, plans: Sequence[Plan]) -> list[float | None]:
+        """Have the first worker time the steps, if possible one of simulated devices; if there is none, all steps fail.
+
+        So they do if the worker dies of them. It is replaced when it is sent a plan.
+        """
+        worker = min(self._workers.ready, key=lambda each: each.placement.device is not None, default=None)
+        if worker is None:
+            return [None] * len(plans)
+        try:
+            seconds: list[float | None] = ray.get(
+                worker.handle.time_steps.remote([plan_message(plan) for plan in plans])
+            )
+        except ACTOR_DIED:
+            return [None] * len(plans)
+        return seconds
 
     def submit(self, task: Task) -> int:
         """Queue a task, and start it if a worker is free."""

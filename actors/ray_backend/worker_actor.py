@@ -1,6 +1,6 @@
 """The actor of a worker on Ray: a ``Device`` in a process of its own. That of a real device has a memory."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import ray
 
@@ -43,6 +43,11 @@ class WorkerActor:
         self._device.warm_up(model=model)
         node: str = ray.get_runtime_context().get_node_id()
         return node
+
+    @remote_method
+    def time_steps(self, messages: Sequence[bytes]) -> list[float | None]:
+        """Seconds of a training step of each of these plans; see ``Device.time_steps``."""
+        return self._device.time_steps(messages)
 
     @remote_method
     @ray.method(num_returns=3)  # type: ignore[untyped-decorator, unused-ignore]

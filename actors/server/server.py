@@ -320,7 +320,7 @@ class Server(PlanListener):
             metrics=self.workload.metrics,
             transform=self.workload.data.test_transform,
             batch_size=batch_size,
-            channels_last=training.channels_last,
+            layout=training.layout,
             precision=training.precision,
         )
 

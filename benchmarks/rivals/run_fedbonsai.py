@@ -36,7 +36,7 @@ def main() -> None:
             "training": {
                 "batch_size": settings.batch,
                 "optimiser": {"learning_rate": LEARNING_RATE, "momentum": MOMENTUM},
-                "channels_last": settings.channels_last,
+                "layout": "channels_last" if settings.channels_last else "contiguous",
                 "precision": "bf16" if settings.bf16 else "float32",
             },
             "evaluation": {"where": "none"},

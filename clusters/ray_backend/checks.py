@@ -4,7 +4,7 @@ Without them a node that differs would fail later, with a less helpful message.
 """
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import GetTimeoutError, NodeDiedError, RayError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ..processor import inspector, tell_apart
+from ..processor import emulates_bf16, inspector, tell_apart
 
 PACKAGES = ("ray", "torch", "fedbonsai")
 
@@ -31,14 +31,31 @@ def check_nodes(*, data_root: str | None, versions: Mapping[str, str], timeout_s
     label of a build (``2.13.0+cpu``) may differ. Returns notices for the operator, about nodes whose results differ in the last
     bits. This process must be connected to the cluster.
     """
+    numerics: dict[str, dict[str, str]] = {}
+    for address, reported in _ask_nodes(data_root, list(versions), timeout_s=timeout_s):
+        _compare(f"node {address}", reported, data_root, versions)
+        numerics[address] = reported["numerics"]
+    return tell_apart(numerics)
+
+
+def nodes_emulating_bf16(*, timeout_s: float = 60.0) -> list[str]:
+    """Addresses of the nodes that are alive and whose processors lack bf16 instructions. Raises ``ValueError``."""
+    return [
+        address
+        for address, reported in _ask_nodes(None, [], timeout_s=timeout_s)
+        if emulates_bf16(reported["numerics"])
+    ]
+
+
+def _ask_nodes(data_root: str | None, packages: list[str], *, timeout_s: float) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run a small task on every node that is alive; address and answer of each. Raises ``ValueError``."""
     inspect = ray.remote(_inspector())
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    answers, numerics = {}, dict[str, dict[str, str]]()
-    for node in nodes:
+    answers = {}
+    for node in [node for node in ray.nodes() if node["Alive"]]:
         where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        answers[
-            inspect.options(num_cpus=0, max_retries=0, scheduling_strategy=where).remote(data_root, list(versions))
-        ] = node
+        answers[inspect.options(num_cpus=0, max_retries=0, scheduling_strategy=where).remote(data_root, packages)] = (
+            node
+        )
     for answer, node in answers.items():
         name = f"node {node['NodeManagerAddress']}"
         try:
@@ -52,9 +69,7 @@ def check_nodes(*, data_root: str | None, versions: Mapping[str, str], timeout_s
             if isinstance(error, NodeDiedError | TaskUnschedulableError) or not _alive(node["NodeID"]):
                 continue  # it has left the cluster meanwhile; an error follows where the run needs it
             raise ValueError(f"{name} cannot run a task: {str(error).strip().splitlines()[-1]}") from error
-        _compare(name, reported, data_root, versions)
-        numerics[node["NodeManagerAddress"]] = reported["numerics"]
-    return tell_apart(numerics)
+        yield node["NodeManagerAddress"], reported
 
 
 def check_versions(versions: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..randomness import one_thread, preserved_rng
-from ..spec import Kernel, KernelTable, LayerKernels, Sparsity, kernel_key
+from ..spec import Kernel, KernelTable, LayerKernels, Layout, Sparsity, kernel_key
 from .kernels import convolution, linear, native
 from .kernels.measure import DENSE, LAST, Geometry, PassSeconds, geometry, measure
 from .layers import sparse_layers
@@ -20,7 +20,7 @@ _SPARSE_KERNELS: tuple[Kernel, ...] = ("native", "csr")
 
 
 def measure_kernels(
-    model: nn.Module, sample: Tensor, *, batch: int, sparsities: Iterable[Sparsity], channels_last: bool
+    model: nn.Module, sample: Tensor, *, batch: int, sparsities: Iterable[Sparsity], layout: Layout
 ) -> tuple[KernelTable, str]:
     """The fastest kernels of all sparse layers of ``model``, by ``kernel_key``, and why native ones are not available ("").
 
@@ -48,19 +48,19 @@ def measure_kernels(
                 activation_sparsity=sparsity.activations,
                 native=not missing,
             )
-            row = fastest(seconds, channels_last=channels_last and len(shape.weight) == 4)
+            row = fastest(seconds, layout=layout if len(shape.weight) == 4 else "contiguous")
             found[key] = _with_thresholds(row, sparsity)
         table[kernel_key(name, sparsity)] = found[key]
     return table, missing or ""
 
 
-def fastest(seconds: dict[str, PassSeconds], *, channels_last: bool = False) -> LayerKernels:
+def fastest(seconds: dict[str, PassSeconds], *, layout: Layout = "contiguous") -> LayerKernels:
     """The kernels that take the least time, with packing.
 
     Output and input gradient share a packed weight, so they are chosen together. What packing takes is counted for the first
-    of the two that needs it. ``channels_last``: the memory format of the run.
+    of the two that needs it. ``layout``: the memory format of the run.
     """
-    suffix = LAST if channels_last else ""
+    suffix = LAST if layout == "channels_last" else ""
     dense = seconds[DENSE + suffix]
     others = {name: seconds[name + suffix] for name in _SPARSE_KERNELS if name + suffix in seconds}
     packed: list[tuple[float, tuple[Kernel, Kernel], tuple[float, float]]] = []

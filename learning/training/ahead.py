@@ -25,7 +25,7 @@ from ..data.types import Samples, Transform
 from ..parts.blocks import Blocks
 from ..randomness import seeded
 from ..spec import Training
-from .precision import autocast, in_memory_format
+from .precision import autocast, in_layout
 from .recompute import call_with, is_trained, recomputed
 from .split import as_returned, local_micro_batches
 from .training import Stepper, TrainingResult
@@ -61,7 +61,7 @@ class _Front:
         if self._stash is None:
             self._stash = [parameter.detach().clone().requires_grad_() for parameter in trained]
         weights = {id(parameter): copy for parameter, copy in zip(trained, self._stash, strict=True)}
-        x = in_memory_format(inputs, channels_last=self._training.channels_last)
+        x = in_layout(inputs, self._training.layout)
         with autocast(self._training.precision):
             for module in self._modules:
                 named = dict(module.named_parameters(remove_duplicate=False))

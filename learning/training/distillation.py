@@ -39,7 +39,7 @@ from ..data.public import PublicSet
 from ..data.types import Samples, Transform
 from ..parts.module_state import ModuleState
 from ..randomness import seeded
-from ..spec import CountOrZero, Distillation, Optimiser, Precision, Training
+from ..spec import CountOrZero, Distillation, Layout, Optimiser, Precision, Training
 from .evaluation import predict
 from .losses import Loss, accuracy
 from .training import Stepper, WholeModel
@@ -54,7 +54,7 @@ def teacher_logits(
     *,
     transform: Transform,
     batch_size: int = 256,
-    channels_last: bool = False,
+    layout: Layout = "contiguous",
     precision: Precision = "float32",
 ) -> Tensor:
     """Return the model's logits ``[sample, class]`` in float32, computed in evaluation mode and without gradients.
@@ -75,7 +75,7 @@ def teacher_logits(
         with torch.inference_mode(), seeded(0):
             for indices in np.array_split(np.arange(count), -(-count // batch_size)):
                 inputs = transform(samples.take(indices).x, generator)
-                output = predict(model, inputs, channels_last=channels_last, precision=precision)
+                output = predict(model, inputs, layout=layout, precision=precision)
                 parts.append(_logits(output, len(indices)))
     finally:
         state.restore()
@@ -221,7 +221,7 @@ def distil(
     trainable: Sequence[str] | None,
     seed: int,
     precision: Precision = "float32",
-    channels_last: bool = False,
+    layout: Layout = "contiguous",
 ) -> DistillationResult:
     """Train ``student`` in place towards ``targets`` on the public samples that are not held out.
 
@@ -239,16 +239,14 @@ def distil(
         trainable: as in ``training.train``. If nothing can be trained, no step is made.
         seed: of batch order, dropout, and random numbers of the transform.
         precision: of forward passes; losses are computed in float32.
-        channels_last: memory format of image batches.
+        layout: memory format of image batches.
 
     Raises:
         ValueError: if the student's output is not logits ``[sample, class]``, or if the targets have another shape.
     """
     loss = partial(distillation_loss, temperature=settings.temperature)
     optimiser = Optimiser(name="adam", learning_rate=settings.learning_rate, clip_norm=_CLIP_NORM)
-    training = Training(
-        optimiser=optimiser, batch_size=settings.batch_size, precision=precision, channels_last=channels_last
-    )
+    training = Training(optimiser=optimiser, batch_size=settings.batch_size, precision=precision, layout=layout)
     held_out = _HeldOut(public, targets, loss=loss, training=training)
     before = held_out.figures(student)
     stepper = Stepper(student, training=training, trainable=trainable)
@@ -295,7 +293,7 @@ class _HeldOut:
             student,
             samples,
             transform=self._transform,
-            channels_last=training.channels_last,
+            layout=training.layout,
             precision=training.precision,
         )
         if logits.shape != self._targets.shape:

@@ -10,9 +10,9 @@ from ..data.types import Samples, Transform
 from ..parts.module_state import ModuleState
 from ..randomness import seeded
 from ..resolve import error_line
-from ..spec import Precision
+from ..spec import Layout, Precision
 from .losses import Loss, Metric, WrongShape, scalar_loss, summed_metric
-from .precision import autocast, in_memory_format
+from .precision import autocast, in_layout
 
 
 class FigureError(RuntimeError):
@@ -27,7 +27,7 @@ def evaluate(
     metrics: Mapping[str, Metric],
     transform: Transform,
     batch_size: int = 256,
-    channels_last: bool = False,
+    layout: Layout = "contiguous",
     precision: Precision = "float32",
 ) -> dict[str, float]:
     """Return ``{"loss": ..., metric: ...}``, each a mean over all samples.
@@ -56,7 +56,7 @@ def evaluate(
             for indices in np.array_split(np.arange(count), -(-count // batch_size)):
                 batch = samples.take(indices)
                 inputs = transform(batch.x, generator)
-                output = predict(model, inputs, channels_last=channels_last, precision=precision)
+                output = predict(model, inputs, layout=layout, precision=precision)
                 for name, value in figures(output, batch.y, loss=loss, metrics=metrics).items():
                     totals[name] += value
     finally:
@@ -64,9 +64,9 @@ def evaluate(
     return {name: total / count for name, total in totals.items()}
 
 
-def predict(model: nn.Module, inputs: Tensor, *, channels_last: bool, precision: Precision) -> Tensor:
+def predict(model: nn.Module, inputs: Tensor, *, layout: Layout, precision: Precision) -> Tensor:
     """Run the model on a batch; the output of bf16 autocast is converted to float32."""
-    inputs = in_memory_format(inputs, channels_last=channels_last)
+    inputs = in_layout(inputs, layout)
     with autocast(precision):
         output: Tensor = model(inputs)
     return output.float() if precision == "bf16" else output

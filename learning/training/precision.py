@@ -1,18 +1,12 @@
-"""Precision and memory format of the computation, and whether bf16 pays on this processor.
+"""Precision and layout (memory format) of the computation.
 
-With matrix units bf16 is faster than float32; emulated it is many times slower.
+Weights have a layout too: a convolution whose weights are in another one than its inputs copies them at every step.
 """
-
-import time
 
 import torch
 from torch import Tensor, nn
 
-from ..randomness import seeded
-from ..spec import Precision
-
-_REPETITIONS = 3
-_LEAST_GAIN = 1.1  # below it bf16 costs accuracy without a benefit
+from ..spec import Layout, Precision
 
 
 def autocast(precision: Precision) -> torch.autocast:
@@ -20,38 +14,20 @@ def autocast(precision: Precision) -> torch.autocast:
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def in_memory_format(inputs: Tensor, *, channels_last: bool) -> Tensor:
-    """Inputs in channels_last format if asked for and if they have four axes, else unchanged."""
-    if channels_last and inputs.dim() == 4:
+def in_layout(inputs: Tensor, layout: Layout) -> Tensor:
+    """Inputs in this layout if they have four axes and it is channels_last, else unchanged."""
+    if layout == "channels_last" and inputs.dim() == 4:
         return inputs.contiguous(memory_format=torch.channels_last)
     return inputs
 
 
-def bf16_gain() -> float:
-    """Seconds of a training step in float32 divided by those under bf16 autocast, with torch's current number of threads.
-
-    The step is one of a convolution and a fully connected layer on 8 images of 16 x 16, which takes milliseconds. The best of
-    three is taken of each, after one warm-up step.
-    """
-    with seeded(0):
-        model = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 256, 64))
-        images = torch.randn(8, 16, 16, 16)
-    float32_s, bf16_s = (_step_s(model, images, bf16=bf16) for bf16 in (False, True))
-    return float32_s / bf16_s
+def model_in_layout(model: nn.Module, layout: Layout) -> nn.Module:
+    """``model`` with its tensors of four axes in this layout; changed in place."""
+    if layout == "channels_last":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
-def bf16_pays(gain: float) -> bool:
-    """Whether bf16 is worth its loss of accuracy at this gain."""
-    return gain >= _LEAST_GAIN
-
-
-def _step_s(model: nn.Module, images: Tensor, *, bf16: bool) -> float:
-    """Seconds of the fastest step."""
-    seconds = []
-    for _ in range(1 + _REPETITIONS):
-        start = time.perf_counter()
-        with autocast("bf16" if bf16 else "float32"):
-            output = model(images)
-        output.float().square().mean().backward()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+def has_layouts(model: nn.Module) -> bool:
+    """Whether a layout changes anything that a model computes: whether it has weights of four axes, those of convolutions."""
+    return any(parameter.dim() == 4 for parameter in model.parameters())

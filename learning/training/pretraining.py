@@ -94,7 +94,7 @@ def pretrain(
             loss=loss,
             metrics=metrics,
             transform=data.test_transform,
-            channels_last=training.channels_last,
+            layout=training.layout,
             precision=training.precision,
         )
         reached = figures.get("accuracy", 0.0), -figures["loss"]

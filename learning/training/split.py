@@ -28,7 +28,7 @@ from ..parts.submodel import compile_part
 from ..randomness import RandomStream, preserved_rng
 from ..spec import Training
 from .losses import Loss, scalar_loss
-from .precision import autocast, in_memory_format
+from .precision import autocast, in_layout
 from .recompute import run_blocks
 from .training import Stepper
 
@@ -120,7 +120,7 @@ class DeviceLeg:
 def _forward(blocks: Blocks, front: tuple[str, ...], inputs: Tensor, training: Training) -> Tensor:
     """Output of the ``front`` blocks, in the memory format and precision of ``training``."""
     with autocast(training.precision):
-        x = in_memory_format(inputs, channels_last=training.channels_last)
+        x = in_layout(inputs, training.layout)
         recomputes = training.checkpointing and torch.is_grad_enabled()
         activations: Tensor = (
             run_blocks(blocks, front, x, precision=training.precision) if recomputes else blocks.run(front, x)

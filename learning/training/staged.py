@@ -26,7 +26,7 @@ from ..parts.submodel import Stage
 from ..randomness import seeded
 from ..spec import Precision, Training
 from .losses import Loss, scalar_loss
-from .precision import autocast, in_memory_format
+from .precision import autocast, in_layout
 from .recompute import recomputed
 from .training import TrainingResult
 
@@ -89,7 +89,7 @@ class StagedModel:
 
     def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> float:
         """Accumulate ``share`` times the gradient of a micro-batch; returns its loss."""
-        inputs = in_memory_format(inputs, channels_last=self._training.channels_last)
+        inputs = in_layout(inputs, self._training.layout)
         with autocast(self._training.precision):
             value = scalar_loss(self._loss(self._run(inputs), targets))
         if value.requires_grad:
@@ -128,7 +128,7 @@ class Imitation:
 
     def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> float:
         """Accumulate ``share`` times the gradient of a micro-batch; returns its loss."""
-        inputs = in_memory_format(inputs, channels_last=self._training.channels_last)
+        inputs = in_layout(inputs, self._training.layout)
         with autocast(self._training.precision):
             with torch.no_grad():
                 frozen = self._training.frozen_precision
@@ -168,9 +168,7 @@ def collect_statistics(
     batches = np.array_split(np.arange(count), -(-count // training.batch_size)) if count else []
     with torch.no_grad(), seeded(seed), _collecting([modules[stage.name] for stage in stages], norms):
         for indices in batches:
-            inputs = in_memory_format(
-                transform(samples.take(indices).x, generator), channels_last=training.channels_last
-            )
+            inputs = in_layout(transform(samples.take(indices).x, generator), training.layout)
             with autocast(training.precision):
                 run_stages(stages, lambda name, x: modules[name](x), inputs, frozen=training.frozen_precision)
     return TrainingResult(steps=len(batches), processed=count)

@@ -28,7 +28,7 @@ from ..sparse.state import SparseTraining
 from ..spec import Optimiser, Training
 from .losses import Loss, scalar_loss
 from .optimisers import LocalOptimiser
-from .precision import autocast, in_memory_format
+from .precision import autocast, in_layout
 from .recompute import run_blocks
 
 Gradient = Callable[[Tensor, Tensor, float], float]
@@ -145,7 +145,7 @@ class WholeModel:
 
     def __call__(self, inputs: Tensor, targets: Tensor, share: float) -> float:
         """Accumulate ``share`` times the gradient of a micro-batch; returns its loss."""
-        inputs = in_memory_format(inputs, channels_last=self._training.channels_last)
+        inputs = in_layout(inputs, self._training.layout)
         with autocast(self._training.precision):
             value = scalar_loss(self._loss(self._run(inputs), targets))
         if value.requires_grad:  # false if the model used no parameter for this micro-batch

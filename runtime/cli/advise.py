@@ -15,7 +15,7 @@ from ..advice.comparison import Comparison, check_replay
 from ..configuration.config import Config
 from ..configuration.learning_checks import check_learning
 from ..configuration.policy_checks import check_models, check_policy
-from ..configuration.resolution import apply_measurements, measure, workload_settings
+from ..configuration.resolution import in_form, workload_settings
 from ..engine.engine import check_chains, check_names, check_trainable
 from ..errors import ConfigError
 from ..simulation.costs import Costs
@@ -45,8 +45,9 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def advise(config: Config, *, note: Note = no_note) -> Advice:
-    """Compare the methods for an experiment; nothing is trained, and no worker starts. Raises ``ConfigError``.
+    """Compare the methods for an experiment; nothing is trained or measured, and no worker starts. Raises ``ConfigError``.
 
+    A precision or layout that is left to a measurement counts as float32 and contiguous: the larger memory, and the same FLOPs.
     ``note``: receives a line for each method and group of equal devices; with a large model each takes seconds.
     """
     with one_thread():  # on a few samples more threads are slower
@@ -54,7 +55,7 @@ def advise(config: Config, *, note: Note = no_note) -> Advice:
 
 
 def _advise(config: Config, note: Note) -> Advice:
-    config = apply_measurements(config, measure(config))
+    config = in_form(config)
     try:
         policy, fleet = make_policy(config.policy), config.load_fleet()
         check_policy(policy, config, fleet)

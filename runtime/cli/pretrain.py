@@ -5,9 +5,12 @@ data set. ``init.weights`` takes the file. Its metadata state what it was traine
 hold samples of the pretraining (``reporting.provenance``).
 """
 
+import copy
 import json
 import secrets
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -28,17 +31,22 @@ from ...learning.parts.part import whole
 from ...learning.parts.submodel import compile_part
 from ...learning.seeds import derive
 from ...learning.sparse.selection import make_sparse
+from ...learning.spec import Training
 from ...learning.store import model_hash
 from ...learning.training.evaluation import evaluate
 from ...learning.training.losses import default_metrics, make_loss, make_metric
+from ...learning.training.precision import has_layouts
 from ...learning.training.pretraining import Epoch, Recipe
 from ...learning.training.pretraining import pretrain as train_epochs
+from ...learning.training.step_times import alternatives, measured_form, step_times
+from ...learning.training.training import train
 from ..configuration.config import Config
 from ..configuration.convert import convert
 from ..configuration.layers import expand_shorthands
 from ..configuration.learning_checks import try_model
-from ..configuration.resolution import apply_measurements, measure
+from ..configuration.resolution import in_form, is_open
 from ..configuration.user_modules import find_named_modules
+from ..engine.step_measurement import emulating_here
 from ..errors import ConfigError, RunError
 from ..storage.run_folder import environment
 
@@ -58,11 +66,12 @@ def pretrain(
     Raises ``ConfigError`` for a user's mistake, before training; ``RunError`` if no epoch has a finite loss, or the file can no
     longer be written.
     """
-    recipe, config = recipe or Recipe(), apply_measurements(config, measure(config))
+    recipe = recipe or Recipe()
     partial = _reserve(out)
     try:
         source, samples = _data(config, data)
-        model = _model(config, samples, recipe)
+        model = _model(in_form(config), samples, recipe)
+        config = _measured(config, model, samples, recipe)
         best = None
         for epoch in train_epochs(
             model,
@@ -188,6 +197,23 @@ def _model(config: Config, data: FederatedData, recipe: Recipe) -> nn.Module:
         loss=make_loss(config.training.loss),
     )
     return model
+
+
+def _measured(config: Config, model: nn.Module, data: FederatedData, recipe: Recipe) -> Config:
+    """``config`` with the precision and layout in which training steps of ``model`` are fast, where it leaves them open."""
+    if not is_open(config.training):
+        return config
+    samples, loss = data.train(0), make_loss(config.training.loss)
+    options = alternatives(recipe.training(config.training), layouts=has_layouts(model), bf16=not emulating_here())
+
+    def steps(training: Training, trial: nn.Module, count: int) -> None:
+        training = msgspec.structs.replace(training, steps=count)
+        train(trial, samples, training=training, loss=loss, transform=data.train_transform, seed=0)
+
+    # Other threads compute too, so that this one's own time would not tell.
+    trials = [partial(steps, each, copy.deepcopy(model)) for each in options]
+    seconds = step_times(trials, now=time.perf_counter) if len(trials) > 1 else []
+    return in_form(config, measured_form(options, seconds))
 
 
 def _provenance(

@@ -189,6 +189,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError(
                 "kernels.sparse is 'auto', and training.sparsity is null: no layer is sparse; allowed: dense"
             )
+        for name, value in (("precision", self.training.precision), ("layout", self.training.layout)):
+            if self.kernels.sparse == "auto" and value == "auto":
+                allowed = "float32, bf16" if name == "precision" else "contiguous, channels_last"
+                raise ValueError(
+                    f"training.{name} is 'auto', and kernels.sparse is 'auto', measured in one {name}; allowed: {allowed}"
+                )
         metrics = self.evaluation.metrics
         names = None if metrics is None else [call.name.rpartition(":")[2] for call in metrics]
         if self.stop.accuracy is not None and names is not None and "accuracy" not in names:

@@ -26,6 +26,7 @@ _WORDS = {
     "object": "a mapping",
     "null": "null",
 }
+_RENAMED = {"training.channels_last": "training.layout now: channels_last for true, contiguous for false, or auto"}
 
 
 def convert(raw: Any, target: type[T]) -> T:
@@ -53,6 +54,8 @@ def _check(raw: Any, target: Any, path: str) -> None:
         inner = f"{path}.{key}" if path else str(key)
         if key in fields:
             _check(value, fields[key].type, inner)
+        elif inner in _RENAMED:
+            raise ConfigError(f"{inner} is {shown(value)}; this setting is {_RENAMED[inner]}")
         elif key != tag:
             close = difflib.get_close_matches(str(key), fields, 1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""

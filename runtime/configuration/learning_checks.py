@@ -18,7 +18,7 @@ from ...learning.data.types import FederatedData, Samples, Transform
 from ...learning.parts.module_state import ModuleState
 from ...learning.randomness import seeded
 from ...learning.resolve import error_line
-from ...learning.spec import Precision, Training
+from ...learning.spec import Layout, Precision, Training
 from ...learning.training.evaluation import FigureError, figures, predict
 from ...learning.training.losses import Metric, make_loss
 from ...learning.workload import Workload
@@ -107,11 +107,10 @@ def _share(data: FederatedData, few: int) -> Samples | None:
 
 def try_model(model: nn.Module, inputs: Tensor, training: Training) -> Any:
     """A model's output for a batch in evaluation mode. Raises ``ValueError`` if the model fails."""
-    precision, channels_last = training.precision, training.channels_last
     try:
-        return _run(model, inputs, precision, channels_last)
+        return _run(model, inputs, training.precision, training.layout)
     except Exception as error:  # a user's code may raise anything
-        if precision == "bf16" and _runs_in_float32(model, inputs, channels_last):
+        if training.precision == "bf16" and _runs_in_float32(model, inputs, training.layout):
             raise ValueError(
                 "training.precision is 'bf16', in which this processor cannot run the model; allowed: 'float32' "
                 f"({error_line(error)})"
@@ -124,22 +123,22 @@ def try_model(model: nn.Module, inputs: Tensor, training: Training) -> Any:
         ) from error
 
 
-def _runs_in_float32(model: nn.Module, inputs: Tensor, channels_last: bool) -> bool:
+def _runs_in_float32(model: nn.Module, inputs: Tensor, layout: Layout) -> bool:
     """Whether the model works in float32, so that only the precision is the problem."""
     try:
-        _run(model, inputs, "float32", channels_last)
+        _run(model, inputs, "float32", layout)
     except Exception:  # the first fault is reported
         return False
     return True
 
 
-def _run(model: nn.Module, inputs: Tensor, precision: Precision, channels_last: bool) -> Any:
+def _run(model: nn.Module, inputs: Tensor, precision: Precision, layout: Layout) -> Any:
     """A forward pass in evaluation mode that does not change the model."""
     state = ModuleState(model, values=True)
     model.eval()
     try:
         with torch.inference_mode(), seeded(0):
-            return predict(model, inputs, channels_last=channels_last, precision=precision)
+            return predict(model, inputs, layout=layout, precision=precision)
     finally:
         state.restore()
 

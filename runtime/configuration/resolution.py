@@ -1,6 +1,6 @@
 """What a configuration resolves to: measured settings, workload, default plans, and the policy list that names a policy.
 
-Some settings are left open until the run starts (``training.precision: auto``, ``memory.probed``). What they depend on is
+Some settings are left open until the run starts (``training.layout: auto``, ``memory.probed``). What they depend on is
 measured once, before the first round, and becomes part of the run: it is in the first event (``RunStarted.measured``) and in
 the run folder (``measured.json``), from which a resumed run takes it, so that it continues to the same bits.
 """
@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from ...clusters.profile import DeviceProfile
 from ...learning.parts.part import Part, whole
 from ...learning.seeds import derive
-from ...learning.spec import CountOrZero, KernelTable
+from ...learning.spec import CountOrZero, KernelTable, MeasuredForm, Training
 from ...learning.workload_settings import WorkloadSettings
 from ...policies.plan import Plan, Upload
 from ...policies.policy import Chain, Identity, Policy
@@ -25,26 +25,34 @@ from .config import Config
 if TYPE_CHECKING:
     from ...learning.workload import Workload  # which imports torch
 
+PLAIN = MeasuredForm(precision="float32", layout="contiguous")
+
 
 class MachineMeasurements(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """``bf16_gain``: how many times as fast bf16 autocast trains as float32 (``learning.training.precision``).
+    """``training``: precision and layout (``engine.step_measurement``; None: the configuration sets both).
 
-    None: not measured. ``memory``: bytes that plans need, by part and training setting (``engine.memory_probe``). ``kernels``:
-    of sparse products (``engine.kernel_measurement``).
+    ``memory``: bytes that plans need, by part and training setting (``engine.memory_probe``). ``kernels``: of sparse products
+    (``engine.kernel_measurement``).
     """
 
-    bf16_gain: float | None = None
+    training: MeasuredForm | None = None
     memory: dict[str, CountOrZero] = {}
     kernels: KernelTable = {}
 
 
-def measure(config: Config) -> MachineMeasurements:
-    """Measure what the settings of ``config`` depend on. A table of kernels that it has already stays as it is."""
-    if config.training.precision == "float32":
-        return MachineMeasurements(kernels=config.kernels.table)
-    from ...learning.training.precision import bf16_gain  # here, since it imports torch
+def is_open(training: Training) -> bool:
+    """Whether a measurement chooses precision or layout."""
+    return "auto" in (training.precision, training.layout)
 
-    return MachineMeasurements(bf16_gain=round(bf16_gain(), 3), kernels=config.kernels.table)
+
+def in_form(config: Config, form: MeasuredForm = PLAIN) -> Config:
+    """``config`` with a precision and a layout where it leaves them open."""
+    training = config.training
+    if training.precision == "auto":
+        training = replace(training, precision=form.precision)
+    if training.layout == "auto":
+        training = replace(training, layout=form.layout)
+    return replace(config, training=training)
 
 
 def apply_measurements(config: Config, measured: MachineMeasurements) -> Config:
@@ -53,23 +61,7 @@ def apply_measurements(config: Config, measured: MachineMeasurements) -> Config:
         config = replace(config, memory=replace(config.memory, probed=measured.memory))
     if measured.kernels:
         config = replace(config, kernels=replace(config.kernels, table=measured.kernels))
-    if config.training.precision != "auto" or measured.bf16_gain is None:
-        return config
-    from ...learning.training.precision import bf16_pays
-
-    precision = "bf16" if bf16_pays(measured.bf16_gain) else "float32"
-    return replace(config, training=replace(config.training, precision=precision))
-
-
-def measurement_notices(config: Config, measured: MachineMeasurements) -> list[str]:
-    """Notices about settings that are slow on this machine."""
-    gain = measured.bf16_gain
-    if config.training.precision != "bf16" or gain is None or gain >= 1:
-        return []
-    return [
-        f"training.precision is 'bf16', which this processor emulates: a training step takes about {1 / gain:.0f} times as "
-        "long as in float32; allowed: float32, or auto, which takes bf16 only where it is faster"
-    ]
+    return config if measured.training is None else in_form(config, measured.training)
 
 
 def workload_settings(config: Config, *, num_devices: int) -> WorkloadSettings:

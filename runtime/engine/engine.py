@@ -39,7 +39,7 @@ from ..advice.comparison import Comparison, advice, check_replay
 from ..configuration.config import Config
 from ..configuration.learning_checks import check_learning, few_samples_notice
 from ..configuration.policy_checks import check_models, distils, known_tasks
-from ..configuration.resolution import DefaultPlan, apply_measurements, measure, measurement_notices, workload_settings
+from ..configuration.resolution import DefaultPlan, MachineMeasurements, apply_measurements, in_form, workload_settings
 from ..errors import Damaged
 from ..events import AnyEvent, Notice, RunStarted
 from ..reporting.provenance import describe_init, overlap_notice, provenance
@@ -53,6 +53,7 @@ from .loop import Loop
 from .memory_probe import probe_memory
 from .saved_loop import state_problem
 from .saved_state import check, collect, restore
+from .step_measurement import emulating_here, measure_form
 from .tasks.server_tasks import ServerTasks
 
 
@@ -69,34 +70,58 @@ class Engine:
         channel: Channel | None = None,
         distiller: DistillerClient | None = None,
         scratch: Scratch | None = None,
+        emulating: Sequence[str] | None = None,
     ) -> None:
         """Build data, model, server, clock and loop. A configuration that cannot be carried out raises ``ValueError``.
 
         ``settings``: of the workload, as the workers of ``pool`` have them (None: from ``config``). ``pool``: its workers may
         still be starting; None runs the devices in this process, and with them the ``distiller``, if the policy gives tasks.
-        ``scratch``: folder of temporary files.
+        ``scratch``: folder of temporary files. ``emulating``: nodes of the cluster without bf16 instructions (None: this
+        machine alone counts).
         """
         self.channel = channel or LocalChannel()
         fleet = config.load_fleet()
         check_names(config)
         check_enforcement(config)
         config, kernel_notices = with_kernels(config, policy)
-        self._measured = measure(config)
-        self.config = config = apply_measurements(config, self._measured)
         settings = settings or workload_settings(config, num_devices=fleet.num_devices)
         self.workload = Workload(settings)
-        check_learning(config, self.workload)
+        check_learning(in_form(config), self.workload)
+        self.pool = pool or self._inline_pool(config, settings, fleet, scratch)
+        emulating = emulating_here() if emulating is None else emulating
+        form, form_notices = measure_form(config, self.pool, self.workload, emulating=emulating)
+        self._measured = MachineMeasurements(training=form, kernels=config.kernels.table)
+        self.config = apply_measurements(config, self._measured)
+        self._fleet = fleet
+        try:
+            self._build(
+                policy, settings, distiller, scratch, notices=(*form_notices, *kernel_notices), inline=pool is None
+            )
+        except BaseException:
+            if pool is None:  # a device under limits has started its child for the measurement
+                self.pool.close()
+            raise
+
+    def _build(
+        self,
+        policy: Policy,
+        settings: WorkloadSettings,
+        distiller: DistillerClient | None,
+        scratch: Scratch | None,
+        *,
+        notices: Sequence[str],
+        inline: bool,
+    ) -> None:
+        """Build what depends on measured settings. ``inline``: without workers of their own."""
+        config, fleet = self.config, self._fleet
         self.server = self._new_server(scratch)
         part = whole(self.workload.spec)
         costs = self._costs(policy, fleet, part)
         comparison = Comparison(config, self.workload, fleet, costs)
         check_replay(policy, config, comparison)
-        notices = (*measurement_notices(config, self._measured), *few_samples_notice(self.workload))
-        self._advice = [*notices, *kernel_notices, *advice(policy, config, comparison)]
-        self.pool = pool or self._inline_pool(settings, fleet, scratch)
+        self._advice = [*notices, *few_samples_notice(self.workload), *advice(policy, config, comparison)]
         self.pool.ready()
-        self._fleet = fleet
-        if pool is None and distils(policy):
+        if inline and distils(policy):
             distiller = InlineDistiller(Distiller(settings))
         self._distiller = distiller
         self.replay = ReplayIndex(config.replay, num_hosts=fleet.hosts.count, settle=self.pool.settle)
@@ -148,10 +173,12 @@ class Engine:
             scratch=scratch,
         )
 
-    def _inline_pool(self, settings: WorkloadSettings, fleet: Fleet, scratch: Scratch | None) -> InlinePool:
+    def _inline_pool(
+        self, config: Config, settings: WorkloadSettings, fleet: Fleet, scratch: Scratch | None
+    ) -> InlinePool:
         """A pool of partition hosts in this process, and of devices, in this process or in a child."""
-        hosts = [PartitionHost(settings, self.config.replay, scratch) for _ in range(fleet.hosts.count)]
-        device = make_device(settings, enforce=self.config.memory.is_enforced("inline"))
+        hosts = [PartitionHost(settings, config.replay, scratch) for _ in range(fleet.hosts.count)]
+        device = make_device(settings, enforce=config.memory.is_enforced("inline"))
         return InlinePool(device, self.channel, hosts)
 
     def _tasks(self, policy: Policy, costs: Costs, ledger: Ledger) -> ServerTasks:
@@ -191,6 +218,7 @@ class Engine:
         return {
             "data": self.workload.data.digest(),
             "precision": self.config.training.precision,
+            "layout": self.config.training.layout,
             "memory": self.config.memory.probed,
             "kernels": msgspec.to_builtins(self.config.kernels.table),
             "loop": collect(self._loop),
@@ -200,13 +228,14 @@ class Engine:
         """Check a saved state, before ``restore``.
 
         Raises ``Damaged`` if it is not the state of such an engine, ``ValueError`` if it is of a run on other data or in
-        another precision ("auto" may be resolved otherwise on another machine).
+        another precision or layout ("auto" may be resolved otherwise on another machine).
         """
         if found := mismatch(
             saved,
             {
                 "data": dict[str, str],
                 "precision": str,
+                "layout": str,
                 "memory": dict[str, CountOrZero],
                 "kernels": dict[str, dict[str, Any]],
                 "loop": dict[str, Any],
@@ -220,11 +249,12 @@ class Engine:
                 raise ValueError(
                     f"data: the {name} has hash {current}; the run that is resumed had {saved['data'].get(name)}"
                 )
-        if (precision := self.config.training.precision) != saved["precision"]:
-            raise ValueError(
-                f"training.precision is 'auto', which is {precision} here; the run that is resumed trained in "
-                f"{saved['precision']}, and its folder lacks measured.json, in which that is recorded"
-            )
+        for name in ("precision", "layout"):
+            if (here := getattr(self.config.training, name)) != saved[name]:
+                raise ValueError(
+                    f"training.{name} is 'auto', which is {here} here; the run that is resumed trained in {saved[name]}, and "
+                    "its folder lacks measured.json, in which that is recorded"
+                )
         if self.config.memory.probed != saved["memory"]:
             raise ValueError(
                 "memory.probed, what plans were measured to need, differs from that of the run that is resumed; its folder has "

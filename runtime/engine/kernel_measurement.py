@@ -32,7 +32,7 @@ def with_kernels(config: Config, policy: Policy) -> tuple[Config, list[str]]:
         workload.example()[0],
         batch=largest_micro_batch(config.training.batch_size, config.training.accumulation),
         sparsities=sparsities(sparsity, policy),
-        channels_last=config.training.channels_last,
+        layout=config.training.layout,
     )
     return replace(config, kernels=replace(config.kernels, table=table)), [_notice(table, missing)]
 

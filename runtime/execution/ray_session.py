@@ -20,7 +20,7 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, Ray
 
 from ...actors.pool import WorkerFailure
 from ...actors.ray_backend.failures import first_line, node_failure
-from ...clusters.ray_backend.checks import check_nodes, versions_here
+from ...clusters.ray_backend.checks import check_nodes, nodes_emulating_bf16, versions_here
 from ...clusters.ray_backend.nodes import waiting
 from ...clusters.ray_backend.ray_cluster import Cluster, attached, connect, join
 from ...clusters.ray_backend.real_devices import real_devices
@@ -86,7 +86,9 @@ class RaySession:
         layout = self._bundles.layout()
         own_env = runtime_env if not cluster.started and not joined else cluster.runtime_env
         self._server = start_server(layout.server, runtime_env=own_env)
-        made = self._server.make.remote(config, self._policy, self._save, layout, self._scratch, notices)
+        # Asked now, when the real devices have joined. A Ray that was started here has one node.
+        emulating = None if cluster.started or config.training.precision == "float32" else nodes_emulating_bf16()
+        made = self._server.make.remote(config, self._policy, self._save, layout, self._scratch, notices, emulating)
         text = "waiting for server and workers to start, and to load model and data"
         yield from waiting(lambda: self._is_ready(made, ClusterError), lambda: text)
         self._node = _server_node(made)

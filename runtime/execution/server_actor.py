@@ -14,6 +14,7 @@ from ...actors.ray_backend.ray_pool import RayPool
 from ...clusters.scratch import Scratch
 from ...comms.codec import Array
 from ...comms.ray_channel import RayChannel
+from ...learning.workload_settings import WorkloadSettings
 from ...policies.policy import Policy
 from ..configuration.config import Config
 from ..configuration.resolution import workload_settings
@@ -42,12 +43,14 @@ class ServerActor:
         layout: Layout,
         scratch: Scratch,
         notices: Sequence[str],
+        emulating: Sequence[str] | None,
     ) -> str:
         """Start the workers, and build the engine; the id of the node.
 
-        ``scratch``: for temporary files. ``notices``: what an operator should know of what happened before.
+        ``scratch``: for temporary files. ``notices``: what an operator should know of what happened before. ``emulating``:
+        nodes without bf16 instructions (None: this machine is the only one).
         """
-        self._service = _make_service(config, policy, save, layout, scratch, notices)
+        self._service = _make_service(config, policy, save, layout, scratch, notices, emulating)
         node: str = ray.get_runtime_context().get_node_id()
         return node
 
@@ -88,12 +91,9 @@ def _measured_kernels(config: Config, policy: Policy) -> tuple[Config, list[str]
     return with_kernels(config, policy)
 
 
-def _make_service(
-    config: Config, policy: Policy, save: SavePlan | None, layout: Layout, scratch: Scratch, notices: Sequence[str]
-) -> "Service":
-    options, fleet = config.ray, config.load_fleet()
-    config, measured = _measured_kernels(config, policy)
-    settings = workload_settings(config, num_devices=fleet.num_devices)
+def _start_pool(config: Config, settings: WorkloadSettings, layout: Layout, scratch: Scratch) -> RayPool:
+    """Start the partition hosts, and the workers."""
+    options = config.ray
     hosts = PartitionHosts(
         settings,
         config.replay,
@@ -102,7 +102,7 @@ def _make_service(
         placement_timeout_s=options.placement_timeout_s,
         stuck_after_s=options.stuck_after_s,
     )
-    pool = RayPool(
+    return RayPool(
         settings,
         placements=layout.workers,
         devices=DeviceRegistry(layout.devices, cpus=options.cpus),
@@ -112,6 +112,21 @@ def _make_service(
         stuck_after_s=options.stuck_after_s,
         enforce=config.memory.is_enforced("ray"),
     )
+
+
+def _make_service(
+    config: Config,
+    policy: Policy,
+    save: SavePlan | None,
+    layout: Layout,
+    scratch: Scratch,
+    notices: Sequence[str],
+    emulating: Sequence[str] | None,
+) -> "Service":
+    options = config.ray
+    config, measured = _measured_kernels(config, policy)
+    settings = workload_settings(config, num_devices=config.load_fleet().num_devices)
+    pool = _start_pool(config, settings, layout, scratch)
     distiller = None
     if layout.distiller is not None:
         distiller = RayDistiller(
@@ -138,6 +153,7 @@ def _make_service(
             channel=RayChannel(),
             distiller=distiller,
             scratch=scratch,
+            emulating=emulating,
         )
         return Service(engine, save, [*notices, *measured])
     except BaseException:

@@ -81,7 +81,7 @@ class Costs:
         part = msgspec.structs.replace(part.shape, cached=())  # cached blocks do not change what training costs
         micro_batches = training.accumulation if ahead > 1 else min(training.accumulation, 2)
         profiled = (part.key, micro_batches, training.precision, training.frozen_precision,
-                    training.channels_last, training.sparsity, entering_gradient, ahead,
+                    training.layout, training.sparsity, entering_gradient, ahead,
                     training.checkpointing, optimiser.name, optimiser.momentum > 0, optimiser.proximal > 0,
                     repr(training.loss), objective)  # fmt: skip
         key = (*profiled, training.batch_size, training.accumulation)

@@ -64,7 +64,7 @@ def key(plan: Plan) -> str:
         batch_size=training.batch_size,
         accumulation=training.accumulation,
         precision=training.precision,
-        channels_last=training.channels_last,
+        layout=training.layout,
         checkpointing=training.checkpointing,
         frozen_precision=training.frozen_precision,
         sparsity=training.sparsity,

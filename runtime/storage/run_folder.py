@@ -3,7 +3,7 @@
 fedbonsai.json     marks the folder as a run's (``marker``); in a folder without it nothing is ever replaced or removed
 config.yaml        resolved configuration: loads again to the same run
 environment.json   versions, commit, platform, processor
-measured.json      measurements before the first round that decide settings such as ``training.precision: auto``
+measured.json      measurements before the first round that decide settings such as ``training.layout: auto``
 events.jsonl       every event, one per line, flushed as it happens (``event_log``)
 summary.json       results; written at the end, also of an interrupted run
 best.safetensors, final.safetensors

@@ -69,6 +69,16 @@ def may_send(*kinds: str) -> dict[str, Any]:
 
 FILLED_IN = "whole_steps, train_s or memory_bytes is set; the runtime fills them in"
 REFUSED: dict[str, Row] = {
+    "open precision": (
+        {"training": Training(precision="auto")},
+        {},
+        "training.precision is 'auto'; of a plan it must be float32 or bf16",
+    ),
+    "open layout": (
+        {"training": Training(layout="auto")},
+        {},
+        "training.layout is 'auto'; of a plan it must be contiguous or channels_last",
+    ),
     "unknown block": (part(blocks=("conv", "head")), {}, "part names block 'head'; the model's blocks are: conv, fc"),
     "trained, not held": (part(blocks=("conv",)), {}, "part.trained names 'fc', which is not among part.blocks"),
     "half the model": (
@@ -308,7 +318,7 @@ ALLOWED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         part(blocks=("conv",), trained=()) | {"split": Split(cut="conv", depth="conv", mode="ecofed", window=4)},
         may_send("activations", "labels"),
     ),
-    "bf16": ({"training": Training(precision="bf16", accumulation=4, channels_last=True, steps=3)}, {}),
+    "bf16": ({"training": Training(precision="bf16", accumulation=4, layout="channels_last", steps=3)}, {}),
 }
 
 

@@ -1,4 +1,5 @@
-from fedbonsai.clusters.processor import numerics_here, tell_apart
+import pytest
+from fedbonsai.clusters.processor import emulates_bf16, numerics_here, tell_apart
 
 
 def test_numerics_of_this_machine(monkeypatch):
@@ -8,6 +9,22 @@ def test_numerics_of_this_machine(monkeypatch):
     assert found["torch"][0].isdigit()
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
     assert "ATEN_CPU_CAPABILITY=default" in numerics_here()["processor"]
+
+
+@pytest.mark.parametrize(
+    ("processor", "emulates"),
+    [
+        ("x86_64 avx avx2 fma avx512f", True),
+        ("x86_64 avx avx2 fma avx512f avx512_bf16", False),
+        ("x86_64 avx2 amx_bf16 ATEN_CPU_CAPABILITY=default", False),
+        ("aarch64 asimd", True),
+        ("aarch64 asimd bf16", False),
+        ("arm64", False),  # a system that does not tell: nothing is known
+        ("x86_64 ONEDNN_MAX_CPU_ISA=AVX2", False),
+    ],
+)
+def test_processors_that_emulate_bf16(processor, emulates):
+    assert emulates_bf16({"processor": processor}) == emulates
 
 
 def test_a_notice_only_where_nodes_differ():

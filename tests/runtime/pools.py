@@ -33,6 +33,9 @@ class WrappedPool:
     def ready(self):
         pass
 
+    def time_steps(self, plans):
+        return self.inner.time_steps(plans)
+
     def unreachable(self):
         return frozenset()
 

@@ -91,7 +91,7 @@ METHODS = {
     "adam, proximal": {"training": {"optimiser": {"name": "adam", "learning_rate": 0.01, "proximal": 0.1}}},
     "momentum at the server": {"server": {"optimiser": {"name": "momentum"}}},
     "residuals": {"preset": "resfed"},
-    "weights in batches": {"training": {"batch_size": 16, "accumulation": 2, "channels_last": True}},
+    "weights in batches": {"training": {"batch_size": 16, "accumulation": 2, "layout": "channels_last"}},
     "cut behind what is frozen": {"policy": [{"name": "all"}, {"name": "splitfed", "cut": "a"}]},
     "a window": {"policy": [{"name": "all"}, {"name": "splitfed", "cut": "a", "window": 3}]},
     "a shared head": {"policy": [{"name": "all"}, {"name": "splitfed", "cut": "b", "head": "shared"}]},

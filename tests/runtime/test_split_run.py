@@ -43,7 +43,9 @@ def test_any_clean_cut_gives_the_bits_of_fedavg(fedavg, block):
 
 
 @pytest.mark.parametrize(
-    "training", [{"precision": "bf16", "channels_last": True}, {"accumulation": 3, "epochs": 2}, {"steps": 3}], ids=str
+    "training",
+    [{"precision": "bf16", "layout": "channels_last"}, {"accumulation": 3, "epochs": 2}, {"steps": 3}],
+    ids=str,
 )
 def test_the_same_holds_with_other_training_settings(training):
     changes = {"training": training, "stop": {"rounds": 1}}

@@ -43,7 +43,7 @@ class DistillationInRound:
         config = tasks.config
         self._execution = Execution(
             precision=config.training.precision,
-            channels_last=config.training.channels_last,
+            layout=config.training.layout,
             batch_size=config.evaluation.batch_size,
         )
 

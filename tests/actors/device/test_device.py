@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from fedbonsai.actors.device.device import Device, update_stamp
+from fedbonsai.actors.messages.plan_message import plan_message
 from fedbonsai.actors.server.server import Server
 from fedbonsai.comms.codec import NO_CONTEXT, CodecSpec, IdentityCodec, specs_of
 from fedbonsai.comms.errors import PacketError
@@ -70,11 +71,22 @@ def test_a_device_keeps_no_memory(server: Server, device: Device) -> None:
     assert not np.array_equal(run(device, msgspec.structs.replace(first, seed=5), packet)[1][56:], wanted[56:])
 
 
+def test_timed_steps_leave_no_trace(server: Server, device: Device) -> None:
+    """In each layout, and of a plan that fails; then a plan has the bits of a device that is new."""
+    settings = ({}, {"layout": "channels_last"}, {"precision": "bf16"}, {"loss": Call("my_models:failing")})
+    plans = [make_plan(server.workload, training=msgspec.structs.replace(TRAINING, **each)) for each in settings]
+    seconds = device.time_steps([plan_message(plan) for plan in plans])
+    assert [each is not None and each > 0 for each in seconds] == [True, True, True, False]
+    packet = server.send(plans[0]).packets[0]
+    for plan in plans[:2]:
+        assert np.array_equal(run(device, plan, packet)[1], run(Device(IMAGES), plan, packet)[1])
+
+
 def test_counters_and_constants_are_reset(server: Server, device: Device) -> None:
     plan = make_plan(server.workload)
     for _ in range(2):
         run(device, plan, server.send(plan).packets[0])
-        module = device._modules.get(device.workload.family(""), channels_last=False)
+        module = device._modules.get(device.workload.family(""), layout="contiguous")
         model = module.model
         assert model.norm.num_batches_tracked.item() == 6  # 12 training samples, batches of 5, 5, 2; two passes
         assert model.memory.calls.item() == 7
@@ -109,7 +121,7 @@ def test_frozen_blocks_stay_out_of_the_update(server: Server, device: Device) ->
     server.close_version(in_flight=())
     after = server.weights()
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["out.weight", "out.bias"]
-    model = device._modules.get(device.workload.family(""), channels_last=False, part=plan.part).model
+    model = device._modules.get(device.workload.family(""), layout="contiguous", part=plan.part).model
     assert model.norm.num_batches_tracked.item() == 0
 
 
@@ -127,7 +139,7 @@ def test_lossless_codecs_change_no_bit_of_the_result(server: Server, device: Dev
     assert hashes[0] == hashes[1]
 
 
-@pytest.mark.parametrize("settings", [{"channels_last": True}, {"precision": "bf16"}, {"accumulation": 2}])
+@pytest.mark.parametrize("settings", [{"layout": "channels_last"}, {"precision": "bf16"}, {"accumulation": 2}])
 def test_other_training_settings_are_done_and_repeat(server: Server, device: Device, settings: dict) -> None:
     plan = make_plan(server.workload, training=msgspec.structs.replace(TRAINING, **settings))
     packet = server.send(plan).packets[0]

@@ -158,8 +158,8 @@ def test_a_part_with_proxies_is_evaluated_by_its_stages(server: Server, device: 
 def test_blocks_that_are_not_held_take_no_memory(server: Server) -> None:
     architecture = server.workload.family("")
     part, whole = (
-        Module(architecture, channels_last=False, blocks=("a", "out")),
-        Module(architecture, channels_last=False),
+        Module(architecture, layout="contiguous", blocks=("a", "out")),
+        Module(architecture, layout="contiguous"),
     )
     sizes = {name: tensor.numel() for name, tensor in part.model.state_dict().items()}
     for name, tensor in whole.model.state_dict().items():
@@ -174,7 +174,11 @@ def test_blocks_that_are_not_held_take_no_memory(server: Server) -> None:
 
 def test_it_works_with_channels_last_and_other_precisions(server: Server, device: Device) -> None:
     for version, training in enumerate(
-        (replace(TRAINING, channels_last=True), replace(TRAINING, precision="bf16"), replace(TRAINING, accumulation=2))
+        (
+            replace(TRAINING, layout="channels_last"),
+            replace(TRAINING, precision="bf16"),
+            replace(TRAINING, accumulation=2),
+        )
     ):
         for number, part in enumerate(
             ({"trained": ("c", "out")}, {"blocks": ("a", "out"), "trained": ("a", "out"), "auxiliaries": (PROXY,)})

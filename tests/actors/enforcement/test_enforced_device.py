@@ -100,6 +100,17 @@ def test_a_plan_beyond_its_budget_is_out_of_memory_the_child_is_replaced_and_the
     assert update is not None
 
 
+def test_steps_are_timed_in_the_child_which_may_die_of_them(line: EnforcedDevice) -> None:
+    first, second = line.time_steps([plan_message(line_plan()), plan_message(line_plan("without_ray"))])
+    assert first is not None
+    assert second is not None
+    assert min(first, second) > 0
+    before = line.pid
+    assert line.time_steps([plan_message(line_plan()), plan_message(line_plan("deadly"))]) == [None, None]
+    report, _ = run(line, line_plan())
+    assert (report.outcome, line.pid == before) == (Outcome.DONE, False)
+
+
 def test_the_child_has_no_ray_and_what_user_code_prints_is_no_message(line: EnforcedDevice) -> None:
     report, _ = run(line, line_plan("without_ray"))
     assert (report.outcome, report.error) == (Outcome.DONE, "")

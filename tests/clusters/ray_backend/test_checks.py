@@ -2,7 +2,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fedbonsai.clusters.ray_backend.checks import check_nodes, versions_here
+from fedbonsai.clusters.processor import emulates_bf16, numerics_here
+from fedbonsai.clusters.ray_backend.checks import check_nodes, nodes_emulating_bf16, versions_here
 from fedbonsai.clusters.ray_backend.ray_cluster import start_local
 
 
@@ -17,6 +18,10 @@ def test_a_node_with_the_versions_of_this_machine_passes(tmp_path: Path) -> None
     assert set(versions) == {"python", "ray", "torch", "fedbonsai"}
     check_nodes(data_root=str(tmp_path), versions=versions)
     check_nodes(data_root=None, versions=versions)
+
+
+def test_nodes_without_bf16_instructions_are_named() -> None:
+    assert nodes_emulating_bf16() == (["127.0.0.1"] if emulates_bf16(numerics_here()) else [])
 
 
 def test_the_label_of_a_build_may_differ() -> None:

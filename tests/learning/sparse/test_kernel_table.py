@@ -70,7 +70,7 @@ def test_under_channels_last_kernels_are_compared_with_dense_ones_of_that_format
     measured = {"dense": DENSE, "native": seconds(1, 2, 2, 2)}
     measured |= {"dense_channels_last": seconds(0, 4, 4, 8), "native_channels_last": seconds(1, 4, 4, 4)}
     assert fastest(measured).kernels == ("native", "native", "native")
-    found = fastest(measured, channels_last=True)
+    found = fastest(measured, layout="channels_last")
     assert found == LayerKernels(kernels=("dense", "dense", "native"), times=(1, 1, 0.5))
 
 
@@ -84,7 +84,7 @@ def test_times_have_three_digits():
 
 def table_of(model, sample, *sparsities, **settings):
     make_sparse(model, sparsities[0])
-    return measure_kernels(model, sample, **{"batch": 4, "sparsities": sparsities, "channels_last": False} | settings)
+    return measure_kernels(model, sample, **{"batch": 4, "sparsities": sparsities, "layout": "contiguous"} | settings)
 
 
 LAYERS = ("features.2", "classifier.0")

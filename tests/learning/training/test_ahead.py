@@ -141,7 +141,7 @@ def test_it_is_what_scalars_give_with_short_batches_and_accumulation_at_any_wind
     [
         {},
         {"epochs": 2, "accumulation": 3},
-        {"precision": "bf16", "channels_last": True},
+        {"precision": "bf16", "layout": "channels_last"},
         {"optimiser": Optimiser(name="adam", learning_rate=0.01)},
         {"optimiser": Optimiser(proximal=0.1, weight_decay=0.01)},
     ],

@@ -452,7 +452,7 @@ def test_bf16_and_channels_last_are_close_to_float32() -> None:
     model = network(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
     targets = 3 * x.flatten(1)[:, :3]
     losses = []
-    for options in ({}, {"channels_last": True}, {"precision": "bf16"}):
+    for options in ({}, {"layout": "channels_last"}, {"precision": "bf16"}):
         student = copy.deepcopy(model)
         result = distil(
             student, public_set(x, held_out=10), targets, settings=short(), trainable=None, seed=1, **options

@@ -51,7 +51,7 @@ def test_evaluation_changes_no_tensor_and_draws_no_random_number() -> None:
     options = {"loss": F.cross_entropy, "metrics": {"accuracy": METRICS["accuracy"]}}
     first = figures(model.train(), samples, **options)
     assert figures(model, samples, **options) == first
-    assert figures(model, samples, channels_last=True, **options) == pytest.approx(first, rel=1e-5)
+    assert figures(model, samples, layout="channels_last", **options) == pytest.approx(first, rel=1e-5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -56,11 +56,11 @@ def test_rates_fall_at_half_and_at_four_fifths() -> None:
 
 
 def test_the_recipe_keeps_loss_and_precision_and_sets_the_rest() -> None:
-    base = Training(precision="bf16", channels_last=True, steps=3, optimiser=Optimiser(name="adam", clip_norm=1.0))
+    base = Training(precision="bf16", layout="channels_last", steps=3, optimiser=Optimiser(name="adam", clip_norm=1.0))
     found = Recipe().training(base)
     assert found == Training(
         precision="bf16",
-        channels_last=True,
+        layout="channels_last",
         batch_size=128,
         optimiser=Optimiser(learning_rate=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4),
     )

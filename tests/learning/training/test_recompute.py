@@ -76,7 +76,7 @@ def trained(model, training, **options):
     [
         {},
         {"epochs": 2, "accumulation": 3},
-        {"channels_last": True},
+        {"layout": "channels_last"},
         {"precision": "bf16"},
         {"optimiser": Optimiser(name="adam", learning_rate=0.01, proximal=0.1)},
     ],

@@ -87,7 +87,7 @@ def hashes(model):
     [
         {},
         {"epochs": 2, "accumulation": 3},
-        {"channels_last": True},
+        {"layout": "channels_last"},
         {"precision": "bf16"},
         {"optimiser": Optimiser(name="adam", learning_rate=0.01)},
         {"optimiser": Optimiser(proximal=0.1, weight_decay=0.01, clip_norm=1.0)},

@@ -294,7 +294,14 @@ def test_channels_last_trains_the_same_up_to_rounding() -> None:
     other[2].register_forward_pre_hook(watch)
     for model in (usual, other):
         model[2][2] = nn.Identity()  # dropout draws in the order of memory: other elements in another memory format
-        run(model, images(), loss=F.cross_entropy, epochs=2, batch_size=4, channels_last=model is other)
+        run(
+            model,
+            images(),
+            loss=F.cross_entropy,
+            epochs=2,
+            batch_size=4,
+            layout="channels_last" if model is other else "contiguous",
+        )
     assert all(seen)
     assert len(seen) == 6
     for name, tensor in usual.state_dict().items():

@@ -74,6 +74,19 @@ def test_a_run_starts_from_it_and_its_summary_says_so(public: Path, digits: Any)
     assert not {"features.0.weight", "features.2.weight"} & same
 
 
+def test_precision_and_layout_are_measured_where_they_are_left_open(
+    tmp_path: Path, digits: Any, monkeypatch: Any
+) -> None:
+    """The file is that of the same command with the values set."""
+    monkeypatch.setattr("fedbonsai.runtime.cli.pretrain.emulating_here", list)
+    monkeypatch.setattr("fedbonsai.runtime.cli.pretrain.step_times", lambda steps, now: [0.4, 0.3, 0.3, 0.2])
+    hashes = {}
+    for precision, layout in (("auto", "auto"), ("bf16", "channels_last"), ("float32", "contiguous")):
+        config = load_config(digits(data={"public_share": 0.1}, training={"precision": precision, "layout": layout}))
+        hashes[precision] = pretrain(config, out=tmp_path / precision, recipe=SHORT)["hash"]
+    assert hashes["auto"] == hashes["bf16"] != hashes["float32"]
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [

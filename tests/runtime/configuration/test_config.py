@@ -153,9 +153,12 @@ BAD_SETTINGS = [
     (["training.optimiser.learning_rate=-1"], "training.optimiser.learning_rate is -1; it must be a number >= 0"),
     (["training.optimiser.learning_rate=fast"], "training.optimiser.learning_rate is 'fast'; it must be a number"),
     (["training.epoch=3"], "training.epoch is not a setting (did you mean 'epochs'?); allowed here: loss, optimiser, epochs, "
-     "steps, batch_size, accumulation, precision, frozen_precision, channels_last, checkpointing, sparsity"),
+     "steps, batch_size, accumulation, precision, frozen_precision, layout, checkpointing, sparsity"),
     (["training.optimizer.momentum=0"], "training.optimizer is not a setting (did you mean 'optimiser'?); allowed here: loss, "
-     "optimiser, epochs, steps, batch_size, accumulation, precision, frozen_precision, channels_last, checkpointing, sparsity"),
+     "optimiser, epochs, steps, batch_size, accumulation, precision, frozen_precision, layout, checkpointing, sparsity"),
+    (["training.channels_last=true"], "training.channels_last is True; this setting is training.layout now: channels_last for "
+     "true, contiguous for false, or auto"),
+    (["training.layout=last"], "training.layout is 'last'; it must be one of contiguous, channels_last, auto"),
     (["roundz=3"], f"roundz is not a setting; allowed here: {SECTIONS}"),
     (["backend=gpu"], "backend is 'gpu'; it must be one of ray, inline"),
     (["clock=fast"], "clock is 'fast'; it must be one of virtual, wall"),

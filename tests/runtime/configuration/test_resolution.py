@@ -1,13 +1,11 @@
 """What a configuration resolves to: settings that are measured once and kept with the run, and the list that names a policy."""
 
-import json
-import shutil
 import sys
 from dataclasses import dataclass
 from typing import Any
 
-import fedbonsai
 import pytest
+from fedbonsai.learning.spec import MeasuredForm
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.policy import Identity, chain
 from fedbonsai.policies.resolve_policy import make_policy
@@ -20,79 +18,32 @@ from fedbonsai.runtime.configuration.resolution import (
     MachineMeasurements,
     apply_measurements,
     describe_policy,
-    measure,
-    measurement_notices,
+    in_form,
+    is_open,
     workload_settings,
 )
-from fedbonsai.runtime.errors import ConfigError
-from fedbonsai.runtime.events import Notice, PlanEnded, RunStarted
 
-AUTO = {"backend": "inline", "stop": {"rounds": 1}, "training": {"precision": "auto"}}
+FORM = MeasuredForm(precision="bf16", layout="channels_last", step_s={"bf16, channels_last": 0.1})
 
 
-def config(precision):
-    return load_config({"training": {"precision": precision}})
-
-
-@pytest.mark.parametrize(("gain", "precision"), [(0.06, "float32"), (1.0, "float32"), (1.09, "float32"), (1.1, "bf16")])
-def test_auto_takes_bf16_where_it_is_a_tenth_faster(gain, precision):
-    assert apply_measurements(config("auto"), MachineMeasurements(bf16_gain=gain)).training.precision == precision
-    for given in ("float32", "bf16"):
-        assert apply_measurements(config(given), MachineMeasurements(bf16_gain=gain)) == config(given)
-
-
-def test_only_open_or_possibly_slow_settings_are_measured():
-    assert measure(config("float32")) == MachineMeasurements()
-    for precision in ("auto", "bf16"):
-        gain = measure(config(precision)).bf16_gain
-        assert gain is not None
-        assert 1e-3 < gain < 1e3
-
-
-def test_emulated_bf16_gives_a_notice_with_its_slowdown():
-    (notice,) = measurement_notices(config("bf16"), MachineMeasurements(bf16_gain=0.0625))
-    assert notice.startswith(
-        "training.precision is 'bf16', which this processor emulates: a training step takes about 16 times"
-    )
-    assert (
-        measurement_notices(config("bf16"), MachineMeasurements(bf16_gain=1.7))
-        == measurement_notices(config("float32"), MachineMeasurements())
-        == []
-    )
-
-
-def test_a_run_records_what_it_measured_and_a_resumed_run_uses_that(tmp_path):
-    folder = tmp_path / "run"
-    with fedbonsai.run(AUTO, out=folder) as run:
-        events = list(run)
-    (started,) = [event for event in events if isinstance(event, RunStarted)]
-    written = json.loads((folder / "measured.json").read_text())
-    assert written == started.measured
-    chosen = "bf16" if written["bf16_gain"] >= 1.1 else "float32"
-    plans = {event.report.plan.training.precision for event in events if isinstance(event, PlanEnded)}
-    assert plans == {chosen}
-    # As if the run had begun on another machine: its measurement decides.
-    other = {"bf16": 0.1, "float32": 2.0}[chosen]
-    again = tmp_path / "again"
-    shutil.copytree(folder, again)
-    (again / "measured.json").write_text(json.dumps({"bf16_gain": other}))
-    with (
-        pytest.raises(
-            ConfigError, match=r"training.precision is 'auto', which is \w+ here; the run that is resumed trained"
-        ),
-        fedbonsai.run(AUTO | {"stop": {"rounds": 2}}, resume=again) as run,
-    ):
-        list(run)
-    (folder / "measured.json").write_text("{")
-    with (
-        pytest.raises(ConfigError, match=r"measured\.json' cannot be read"),
-        fedbonsai.run(AUTO | {"stop": {"rounds": 2}}, resume=folder) as run,
-    ):
-        list(run)
-    (folder / "measured.json").write_text(json.dumps(written))
-    with fedbonsai.run(AUTO | {"stop": {"rounds": 2}}, resume=folder) as run:
-        assert not [event for event in run if isinstance(event, Notice) and "emulates" in event.text]
-    assert run.summary["rounds"] == 2
+@pytest.mark.parametrize(
+    ("given", "resolved"),
+    [
+        ({"precision": "auto", "layout": "auto"}, ("bf16", "channels_last")),
+        ({"precision": "auto"}, ("bf16", "contiguous")),
+        ({"layout": "auto"}, ("float32", "channels_last")),
+        ({"precision": "float32", "layout": "contiguous"}, ("float32", "contiguous")),
+    ],
+)
+def test_a_measurement_sets_what_is_left_open_and_nothing_else(given, resolved):
+    config = load_config({"training": given})
+    assert is_open(config.training) == ("auto" in given.values())
+    training = apply_measurements(config, MachineMeasurements(training=FORM)).training
+    assert (training.precision, training.layout) == resolved
+    assert not is_open(training)
+    assert apply_measurements(config, MachineMeasurements()) == config
+    plain = in_form(config).training
+    assert (plain.precision, plain.layout) == ("float32", "contiguous")
 
 
 def test_a_table_of_kernels_counts_only_where_kernels_are_chosen_by_it():

@@ -71,7 +71,7 @@ def test_a_measured_figure_takes_the_place_of_a_prediction_for_the_same_part_and
         ({"batch_size": 64}, False),
         ({"accumulation": 2}, False),
         ({"precision": "bf16"}, False),
-        ({"channels_last": True}, False),
+        ({"layout": "channels_last"}, False),
         ({"checkpointing": True}, False),
         ({"optimiser": Optimiser(name="adam")}, False),
     ],
