@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
-from ..spec import MeasuredForm, Training
+from ..spec import Layout, MeasuredForm, Precision, Training
 
 Steps = Callable[[int], object]  # makes so many training steps
 
@@ -31,14 +31,12 @@ def alternatives(training: Training, *, layouts: bool, bf16: bool) -> list[Train
 
     ``layouts``: whether the model has weights to which a layout applies. ``bf16``: whether bf16 is considered.
     """
-    precisions = (
-        (["float32", "bf16"] if bf16 else ["float32"]) if training.precision == "auto" else [training.precision]
-    )
-    forms = (
-        (["contiguous", "channels_last"] if layouts else ["contiguous"])
-        if training.layout == "auto"
-        else [training.layout]
-    )
+    precisions: Sequence[Precision] = [training.precision]
+    if training.precision == "auto":
+        precisions = ["float32", "bf16"] if bf16 else ["float32"]
+    forms: Sequence[Layout] = [training.layout]
+    if training.layout == "auto":
+        forms = ["contiguous", "channels_last"] if layouts else ["contiguous"]
     return [replace(training, precision=precision, layout=layout) for precision in precisions for layout in forms]
 
 
