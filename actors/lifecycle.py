@@ -4,7 +4,7 @@ from collections import ChainMap
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
-from ..comms.links.memory import LinkState
+from ..comms.links.state import LinkState
 from ..policies.plan import Plan
 from ..policies.report import Report
 from .plan_listener import PlanListener, PlanResult

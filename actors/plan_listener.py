@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..comms.links.memory import LinkState
+from ..comms.links.state import LinkState
 from ..policies.plan import Plan
 from ..policies.report import Report
 

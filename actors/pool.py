@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import msgspec
 
 from ..comms.codec import Array, NumBytes
-from ..comms.links.memory import LinkState
+from ..comms.links.state import LinkState
 from ..policies.plan import Plan
 from ..policies.report import Answer, Outcome, Report
 from .messages.host_messages import HostAnswer

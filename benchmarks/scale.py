@@ -1,18 +1,31 @@
-"""Ten thousand simulated devices on one machine: memory, and seconds per round, compared with a fleet of a hundred.
+"""Ten thousand simulated devices on one machine: memory, and seconds per round, compared with smaller fleets.
 
 Each device's 32 samples are drawn from its own seed when it is chosen. 100 devices train in a round, on ``small`` (2.2
-million parameters). ``everyone``: all devices train in every round, on ``digits_cnn`` (38,282 parameters), over residual
-links in both directions, whose memory (three models per device, 4.6 GB) is kept within ``server.link_memory_bytes``, the
-rest on disk; plans in flight, here 10,000, carry a copy besides. ``resyncs`` counts links whose memory was dropped.
-``peak_memory_bytes`` is the largest sum of proportional set sizes over the run's whole process tree (driver, server, workers,
-Ray's own processes), sampled four times a second. Resident pages of the object store are part of it: they are shared memory,
-mapped by these processes.
+million parameters), of fleets of 100 and of 10,000.
 
-    python benchmarks/scale.py --quick      4 rounds of 25, and 200 devices that all take part
+``everyone``: all devices train in every round, on ``digits_cnn`` (38,282 parameters), over residual links in both directions.
+Between rounds a device's record is its unsent error, one model (153 kB, 1.5 GB for 10,000), within
+``server.link_memory_bytes``, the rest on disk; a plan in flight has the one before and the one after. The model that devices
+hold is stored once. ``everyone_100`` and ``everyone_1000`` are the same in fleets of 100 and 1,000, and ``growth`` is the
+exponent of the server's processor seconds a round from the smallest fleet to the largest (1: proportional to the number of
+devices; the smallest fleet includes what does not depend on it).
+
+``returning``: a tenth of 1,000 devices, drawn at random, trains in each round, over the same links, so that devices return
+after long absences and are sent all residuals that they missed, ``residuals_a_plan`` on average. Each residual is sealed once,
+and opened once by each worker. Only the second half of the rounds counts.
+
+``resyncs`` counts links whose memory was dropped. ``peak_memory_bytes`` is the largest sum of proportional set sizes over the
+run's whole process tree (driver, server, workers, Ray's own processes), sampled every quarter of a second, or less often where
+reading them takes long. Resident pages of the object store are part of it: they are shared memory, mapped by these processes.
+``server_cpu_s`` and ``worker_cpu_s``: processor seconds a round of the server's process, and of all workers' together; the
+first round, in which nothing is opened, does not count.
+
+    python benchmarks/scale.py --quick      few rounds and devices
     python benchmarks/scale.py --save
 """
 
 import argparse
+import math
 import os
 import threading
 import time
@@ -21,7 +34,9 @@ from typing import Any
 
 import fedbonsai
 from common import Results, add_options, median
-from fedbonsai.runtime.events import VersionClosed
+from fedbonsai.runtime.events import PlanEnded, VersionClosed
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class PeakMemory(threading.Thread):
@@ -33,9 +48,12 @@ class PeakMemory(threading.Thread):
         self._over = threading.Event()
 
     def run(self) -> None:
-        """Sample until stopped."""
-        while not self._over.wait(0.25):
+        """Sample until stopped, at most a twentieth of the time."""
+        took_s = 0.0
+        while not self._over.wait(max(0.25, 20 * took_s)):
+            start = time.perf_counter()
             self.peak_bytes = max(self.peak_bytes, sum(proportional_bytes(pid) for pid in tree(os.getpid())))
+            took_s = time.perf_counter() - start
 
     def stop(self) -> int:
         """Stop, and return the peak."""
@@ -69,8 +87,26 @@ def proportional_bytes(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
 
-def measure(num_devices: int, *, rounds: int, **settings: Any) -> dict[str, Any]:
-    """One run: seconds per round without the first, peak memory, seconds to the end of the first round, and bytes sent."""
+def cpu_s() -> dict[str, float]:
+    """Processor seconds so far of the run's server and of its workers, found by the names that Ray gives them."""
+    found = {"server": 0.0, "worker": 0.0}
+    for pid in tree(os.getpid()):
+        try:
+            name = Path(f"/proc/{pid}/cmdline").read_bytes()
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        for kind, actor in (("server", b"ray::ServerActor"), ("worker", b"ray::WorkerActor")):
+            if name.startswith(actor):
+                found[kind] += (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    return found
+
+
+def measure(num_devices: int, *, rounds: int, skipped: int = 1, **settings: Any) -> dict[str, Any]:
+    """One run: seconds per round, peak memory, seconds to the end of the first round, processor seconds, and bytes sent.
+
+    ``skipped``: first rounds that do not count in seconds.
+    """
     fleet_class = {"name": "device", "count": num_devices, "flop_per_s": 1e10, "memory_bytes": 10**9}
     fleet_class |= {"up_bytes_per_s": 1e7, "down_bytes_per_s": 1e7}
     memory = PeakMemory()
@@ -87,18 +123,31 @@ def measure(num_devices: int, *, rounds: int, **settings: Any) -> dict[str, Any]
         | settings,
         backend="ray",
     )
-    walls, first = [], 0.0
+    walls, used, missed, first, last = [], [], 0, 0.0, dict[int, int]()
     for event in run:
         if isinstance(event, VersionClosed):
             first = first or time.perf_counter() - start
             walls.append(event.wall_s)
+            used.append(cpu_s())
+        elif isinstance(event, PlanEnded):
+            plan = event.report.plan
+            missed += (plan.version - last.get(plan.device, 0)) * (plan.version >= skipped)
+            last[plan.device] = plan.version
     summary = run.summary
     assert summary["outcomes"]["done"] == sum(summary["outcomes"].values()), summary["outcomes"]
+    counted = rounds - skipped
+    server_s, worker_s = ((used[-1][kind] - used[skipped - 1][kind]) / counted for kind in ("server", "worker"))
+    plans = summary["outcomes"]["done"]
     return {
-        "plans": summary["outcomes"]["done"],
-        "round_s": median(walls[1:]),
+        "plans": plans,
+        "round_s": median(walls[skipped:]),
         "peak_memory_bytes": memory.stop(),
         "first_round_s": round(first, 2),
+        "server_cpu_s": round(server_s, 3),
+        "worker_cpu_s": round(worker_s, 3),
+        "server_ms_a_plan": round(1000 * server_s * rounds / plans, 3),
+        "worker_ms_a_plan": round(1000 * worker_s * rounds / plans, 3),
+        "missed_a_plan": round(missed * rounds / plans / counted, 2),
         "up_bytes": summary["up_bytes"],
         "down_bytes": summary["down_bytes"],
         "resyncs": summary["resyncs"],
@@ -115,27 +164,42 @@ def some(cohort: int) -> dict[str, Any]:
     }
 
 
-def everyone() -> dict[str, Any]:
-    """All devices train ``digits_cnn``, over residual links."""
+def linked(cohort: float) -> dict[str, Any]:
+    """A share of the devices trains ``digits_cnn``, over residual links."""
     samples = {"shape": [1, 8, 8], "classes": 10, "samples_per_device": 32}
     return {
         "model": "digits_cnn",
         "data": {"name": "synthetic", "kwargs": samples},
-        "policy": [{"name": "random", "cohort": 1.0}, {"name": "residuals"}],
+        "policy": [{"name": "random", "cohort": cohort}, {"name": "residuals"}],
         "server": {"statistics": "batch"},
     }
 
 
+def of_links(num_devices: int, rounds: int, figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a run over residual links."""
+    figures["residuals_a_plan"] = figures.pop("missed_a_plan")
+    per_update = round(figures["up_bytes"] / figures["plans"], 1)
+    return {"devices": num_devices, "rounds": rounds, **figures, "up_bytes_an_update": per_update}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="10,000 simulated devices on one machine")
-    parser.add_argument("--quick", action="store_true", help="4 rounds of 25, and 200 devices that all take part")
+    parser.add_argument("--quick", action="store_true", help="few rounds and devices")
     add_options(parser)
     arguments = parser.parse_args()
     results = Results("scale", arguments)
-    cohort, rounds, crowd = (25, 4, 200) if arguments.quick else (100, 20, 10_000)
+    cohort, rounds = (25, 4) if arguments.quick else (100, 20)
+    fleets = (20, 50, 200) if arguments.quick else (100, 1_000, 10_000)
+    returning, long = (100, 10) if arguments.quick else (1_000, 40)
     few = results.row("100", measure, 100, rounds=rounds, **some(cohort))
     many = results.row("10,000", measure, 10_000, rounds=rounds, **some(cohort))
-    all_of_them = results.row("everyone", measure, crowd, rounds=3, **everyone())
+    everyone = {
+        count: of_links(count, 3, results.row(f"everyone, {count}", measure, count, rounds=3, **linked(1.0)))
+        for count in fleets
+    }
+    absent = results.row("returning", measure, returning, rounds=long, skipped=long // 2, **linked(0.1))
+    least, middle, most = fleets
+    growth = math.log(everyone[most]["server_cpu_s"] / everyone[least]["server_cpu_s"]) / math.log(most / least)
     result: dict[str, Any] = {
         "devices": 10_000,
         "cohort": cohort,
@@ -144,12 +208,10 @@ def main() -> None:
         "round_s_100_devices": few["round_s"],
         "round_ratio": round(many["round_s"] / few["round_s"], 3),
         "peak_memory_bytes_100_devices": few["peak_memory_bytes"],
-        "everyone": {
-            "devices": crowd,
-            "rounds": 3,
-            **all_of_them,
-            "up_bytes_an_update": round(all_of_them["up_bytes"] / all_of_them["plans"], 1),
-        },
+        "everyone": everyone[most] | {"growth": round(growth, 3)},
+        "everyone_100": everyone[least],
+        "everyone_1000": everyone[middle],
+        "returning": of_links(returning, long, absent),
     }
     results.finish(result)
 

@@ -44,6 +44,7 @@ class PacketKind(IntEnum):
     INDEX_MAP = 9  # which channels narrow parts hold
     PATCH = 10  # what a model in the receiver's memory lacks at other channels
     BLOCK = 11  # a frozen block, named by its content
+    HELD = 12  # a model that simulated devices hold: passed beside their states, never sent to a device
 
 
 class Stamp(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from ...comms.codec import Array, Arrays, ArraySpec
 from ...comms.codecs.make_codec import make_codec
 from ...comms.errors import MismatchedPacket, OutOfSync, UnfitPacket
-from ...comms.links.memory import DeviceEnd, LinkMemory, LinkState, PendingUpdate, history_lengths
-from ...comms.links.predict import hash_arrays, residual_specs, restore
+from ...comms.links.memory import DeviceEnd, LinkMemory, ModelName, PendingUpdate, history_lengths
+from ...comms.links.opened import OpenedResiduals
+from ...comms.links.predict import hash_arrays, is_broadcast, residual_specs, restore
 from ...comms.links.receive import context_for, receive_models, sent_update, unsent_error, update_residual
+from ...comms.links.state import LinkState, from_state, named_models, split_held, to_state
 from ...comms.packet import seal
 from ...learning.data.types import Samples
 from ...learning.parts.submodel import SubModel
@@ -85,21 +87,27 @@ class Device:
         self._stage = "open"
         self._held: int | None = None
         self._end = DeviceEnd()
+        # A budget is for a device that has opened nothing before, so nothing is shared under one.
+        self._opened = None if self._guard.enforces else OpenedResiduals()
 
     def run(
         self, plan_bytes: bytes, packets: Sequence[Array], state: LinkState | None = None, host: HostLink | None = None
     ) -> tuple[bytes, Array | None, LinkState | None]:
         """Carry out one plan: (encoded answer, update packet or None, the device's new state or None if unchanged).
 
-        ``packets``: those with which the device reaches the plan's version, oldest first. ``host``: connection to the host's
-        leg of a split plan.
+        ``packets``: of the models that ``state`` names; then those with which the device reaches the plan's version, oldest
+        first. ``host``: connection to the host's leg of a split plan.
         """
         plan = read_plan(plan_bytes)
         report, update = Report(plan=plan, outcome=Outcome.FAILED, stage="open"), None
         self._stage, self._held, self._end, readable = "open", None, DeviceEnd(), False
+        named: tuple[ModelName, ...] = ()
+        unsent: Arrays | None = None
         with ResourceUsage() as usage:
             try:
-                self._end, readable = DeviceEnd.from_state(state), True
+                held, packets = split_held(packets)
+                self._end, named = from_state(state, held), named_models(state)
+                readable, unsent = True, self._end.error if state is not None else None
                 with self._guard.limited(plan, self._hold(plan)):
                     report, update = self._carry_out(plan, packets, host)
             except Exception as error:  # user code may raise anything: it becomes the plan's outcome
@@ -115,7 +123,17 @@ class Device:
         # A version that the report acknowledges is kept, whatever the outcome; a state that cannot be read is dropped. An
         # evaluation changes nothing.
         changed = plan.objective.kind != "evaluate" and (self._held is not None or not readable)
-        return msgspec.msgpack.encode(report.answer()), update, self._end.to_state() if changed else None
+        return msgspec.msgpack.encode(report.answer()), update, self._state(plan, named, unsent) if changed else None
+
+    def _state(self, plan: Plan, named: tuple[ModelName, ...], unsent: Arrays | None) -> LinkState:
+        """This device's end without what the server has: models that came by name or are the same for all devices; its error.
+
+        ``named``, ``unsent``: models and error of the state that came with the plan; None if there was none.
+        """
+        models = self._end.memory.models
+        if plan.link_down is not None and is_broadcast(plan.link_down) and models and self._held == models[-1].version:
+            named = (*named, models[-1].name)
+        return to_state(self._end, named=named, error=self._end.error is not unsent)
 
     def warm_up(self, *, model: bool = True) -> None:
         """Load data and model now, so that the measured time of the first plan does not include it.
@@ -274,6 +292,7 @@ class Device:
             agreed=lambda: as_arrays(self.workload.new_model().state_dict()),
             place=place,
             move=move,
+            opened=self._opened,
         )
         self._held = model.version
         return model.arrays

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from ...comms.codec import Array
-from ...comms.links.memory import LinkState
+from ...comms.links.state import LinkState
 from ...learning.workload_settings import WorkloadSettings
 from ...policies.plan import Plan
 from ...policies.report import Answer, Measured, Outcome

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...comms.codec import Arrays, ArraySpec, Codec, Context, NumBytes, needs_reference
-from ...comms.links.memory import LinkState
 from ...comms.links.receive import context_for
+from ...comms.links.state import LinkState
 from ...comms.packet import PacketKind, Stamp
 from ...learning.parts.structure import TensorSpec
 from ...learning.parts.submodel import SubModel
@@ -30,7 +30,7 @@ class Dispatch:
     """A plan as it is dispatched: the plan with all fields filled in, its packets, and the state of its simulated device.
 
     ``held``: packets that the device has from earlier plans, such as an index map. They are not sent; workers of simulated
-    devices, which keep nothing, read them again.
+    devices, which keep nothing, read them again. ``remembered``: packets of the models that ``state`` names.
     """
 
     plan: Plan
@@ -38,6 +38,7 @@ class Dispatch:
     state: LinkState | None
     host_messages: tuple[Message, ...] = ()  # packets for the host of a split plan
     held: tuple[Message, ...] = ()
+    remembered: tuple[Message, ...] = ()
 
     @property
     def packets(self) -> tuple[Any, ...]:
@@ -45,8 +46,12 @@ class Dispatch:
         return tuple(message.reference for message in self.messages)
 
     def packets_for(self, *, simulated: bool) -> tuple[Any, ...]:
-        """References of the packets that the device's worker reads; that of a ``simulated`` device reads held ones too."""
-        return (*(message.reference for message in self.held), *self.packets) if simulated else self.packets
+        """References of the packets that the device's worker reads: those of its state first.
+
+        The worker of a ``simulated`` device reads held ones too.
+        """
+        before = (*self.remembered, *self.held) if simulated else self.remembered
+        return (*(message.reference for message in before), *self.packets)
 
     @property
     def num_bytes(self) -> int:

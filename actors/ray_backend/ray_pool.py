@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import GetTimeoutError
 
 from ...comms.codec import Array
-from ...comms.links.memory import LinkState, copy_state
+from ...comms.links.state import LinkState, copy_state
 from ...comms.ray_channel import raising_store_full
 from ...learning.workload_settings import WorkloadSettings
 from ...policies.plan import Plan

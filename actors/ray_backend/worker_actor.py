@@ -7,7 +7,7 @@ import ray
 from ...clusters.ray_backend.checks import check_versions
 from ...clusters.ray_backend.real_devices import Site
 from ...comms.codec import Array
-from ...comms.links.memory import LinkState
+from ...comms.links.state import LinkState
 from ...learning.workload_settings import WorkloadSettings
 from ..device.device_with_memory import DeviceWithMemory
 from ..device.plan_runner import PlanRunner

@@ -30,7 +30,7 @@ from ...comms.codecs.make_codec import make_codec
 from ...comms.links.broadcast import Broadcast, Origin, SealedPacket, seal_agreed, seal_dense, seal_model
 from ...comms.links.memory import WHOLE, HeldModel, LinkMemory
 from ...comms.links.patch import patch_specs, seal_patch
-from ...comms.links.predict import HISTORY
+from ...comms.links.predict import is_broadcast
 from ...comms.links.receive import context_for
 from ...comms.packet import sealed_bytes
 from ...learning.parts.part import Part
@@ -388,7 +388,7 @@ def holds_initial_model(peer: Peer) -> bool:
 
 def has_own_residuals(plan: Plan) -> bool:
     """Whether the downlink's prediction depends on what the device sent, so that each device has residuals of its own."""
-    return plan.link_down is not None and HISTORY[plan.link_down.rule][1] > 0
+    return plan.link_down is not None and not is_broadcast(plan.link_down)
 
 
 def _agrees(plan: Plan) -> bool:

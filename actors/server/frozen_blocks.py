@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from ...comms.channel import Channel
-from ...comms.links.memory import LinkState
+from ...comms.links.state import LinkState
 from ...learning.workload import Workload
 from ...policies.plan import Plan
 from ...policies.report import Report

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...comms.channel import Channel
 from ...comms.codec import Array
-from ...comms.links.memory import LinkState
+from ...comms.links.state import LinkState
 from ...learning.architecture import Kept
 from ...learning.parts.channels import map_hash, score_channels
 from ...learning.parts.part import Part

@@ -13,23 +13,15 @@ from ...clusters.scratch import Scratch
 from ...comms.channel import Channel
 from ...comms.codec import Array, Arrays, ArraySpec
 from ...comms.codecs.make_codec import make_codec
-from ...comms.errors import MismatchedPacket, OutOfSync
-from ...comms.links.memory import (
-    FORGET,
-    WHOLE,
-    HeldModel,
-    LinkMemory,
-    LinkState,
-    SentUpdate,
-    copy_state,
-    history_lengths,
-)
-from ...comms.links.predict import Residual, hash_arrays
+from ...comms.errors import MismatchedPacket, OutOfSync, PacketError
+from ...comms.links.memory import FORGET, WHOLE, HeldModel, LinkMemory, SentUpdate, history_lengths
+from ...comms.links.predict import Residual
 from ...comms.links.receive import receive_update
+from ...comms.links.state import LinkState, copy_state, models_only, named_models, settled
 from ...learning.parts.part import Part
 from ...policies.plan import Plan
 from ...policies.report import Report
-from ..messages.messages import Message, update_context, update_stamp
+from ..messages.messages import Dispatch, Message, update_context, update_stamp
 from ..messages.places import Places
 from .downlinks import Downlinks, has_own_residuals
 from .peers import MovedLink, Peer, Peers
@@ -54,7 +46,7 @@ class ServerLinks:
         """``first``: the model of version 0, which both ends build from the seed. ``scratch``: where temporary files go."""
         self._places = places
         self.downlinks = Downlinks(channel, places, first=first)
-        self.peers = Peers(memory_bytes=memory_bytes, disk_bytes=disk_bytes, scratch=scratch)
+        self.peers = Peers(memory_bytes=memory_bytes, disk_bytes=disk_bytes, scratch=scratch, channel=channel)
         self._sent: dict[int, HeldModel] = {}  # by plan in flight: the model that it was sent
 
     def send(self, plan: Plan, model: Callable[[], Arrays], expected: tuple[ArraySpec, ...]) -> list[Message]:
@@ -79,7 +71,7 @@ class ServerLinks:
         elif peer.place != place:
             memory = LinkMemory(sent=peer.memory.sent).moved(self._places.move(peer.place, place))
             peer.moved = MovedLink("", place, plan.part, memory)
-        peer.in_flight = self._sent[plan.id] = HeldModel(plan.version, 0, base)
+        peer.in_flight = self._sent[plan.id] = HeldModel.of(plan.version, base)
         self.peers.put(plan.device, peer)
         return plan, message
 
@@ -101,7 +93,8 @@ class ServerLinks:
         Raises a ``PacketError``; after ``OutOfSync`` the device is resynchronised with its next plan.
         """
         assert plan.link_up is not None
-        peer, base = self._peer(plan), self.sent(plan).arrays
+        peer, sent = self._peer(plan), self.sent(plan)
+        base = sent.arrays
         names = [spec.name for spec in expected]
         memory = peer.memory if peer.moved is None else peer.moved.memory
         prediction = memory.predict_up(plan.link_up, base, names)
@@ -114,7 +107,7 @@ class ServerLinks:
                 codec=make_codec(plan.codec_up),
                 expected=expected,
                 context=update_context(expected, plan),
-                stamp=update_stamp(plan, state_hash=hash_arrays(prediction)),
+                stamp=update_stamp(plan, state_hash=sent.hash_of(prediction)),
             )
         except OutOfSync:
             peer.lost, peer.resync_plan = True, 0
@@ -135,9 +128,8 @@ class ServerLinks:
         """Update a device's record by its report, whatever the outcome."""
         peer = self._peer(plan)
         sent, peer.in_flight = self._sent.pop(plan.id, None), None
-        if state is not None:
-            peer.state = copy_state(state)
-        if report.out_of_sync or (report.held is not None and report.held != plan.version):
+        knows_models = state is None or self._keep_state(peer, copy_state(state), sent)
+        if report.out_of_sync or not knows_models or (report.held is not None and report.held != plan.version):
             peer.lost = True
         elif report.held is not None:
             peer.move()
@@ -154,6 +146,25 @@ class ServerLinks:
         peer.moved = None
         self.peers.put(plan.device, peer)
 
+    def _keep_state(self, peer: Peer, state: LinkState, sent: HeldModel | None) -> bool:
+        """Keep what a device must remember of the state that it returned; whether all models that the state names are known.
+
+        One that is unknown differs from the model that the device was sent.
+        """
+        try:
+            known = settled(state, before=peer.state, folded=peer.folded)
+            names = named_models(known)
+        except OutOfSync:
+            peer.state = None
+            return False
+        if sent is not None and sent.name in names:
+            self.peers.shared.add(sent)
+        if not all(name in self.peers.shared for name in names):
+            peer.state = None
+            return False
+        peer.state = known
+        return True
+
     def released(self, plan: Plan) -> None:
         """A plan without a result: the model that it was sent is not acknowledged."""
         if self._sent.pop(plan.id, None) is not None:
@@ -166,8 +177,8 @@ class ServerLinks:
         """Whether any downlink of this run has had a memory."""
         return any(self.peers.streams())
 
-    def evaluation_of_held_model(self, plan: Plan) -> tuple[Plan, LinkState | None] | None:
-        """The plan by which a device evaluates the model, or the part of it, in its downlink's memory, and the device's state.
+    def evaluation_of_held_model(self, plan: Plan) -> Dispatch | None:
+        """The dispatch by which a device evaluates the model, or the part of it, in its downlink's memory.
 
         A real device has its state itself. None if the device holds no known model, or one with frozen blocks or proxies, of
         which the link's memory has a part only. It does not count as a use of the record.
@@ -178,7 +189,12 @@ class ServerLinks:
         if peer.part is not None and (peer.part.cached or peer.part.auxiliaries):
             return None
         part = plan.part if peer.place == WHOLE or peer.part is None else peer.part
-        return replace(plan, part=part, version=peer.held, link_down=Residual(rule="stationary")), peer.state
+        plan = replace(plan, part=part, version=peer.held, link_down=Residual(rule="stationary"))
+        try:
+            state = None if peer.state is None else models_only(peer.state)
+            return Dispatch(plan, (), state, remembered=self.peers.models(plan.device))
+        except (OSError, PacketError):  # a notice follows when the record is used
+            return None
 
     def lose(self, device: int) -> None:
         """A device has lost its memory: if it has a record, it is resynchronised with its next plan."""
@@ -190,6 +206,10 @@ class ServerLinks:
         """The state of a simulated device."""
         peer = self.peers.get(device)
         return peer.state if peer is not None else None
+
+    def models(self, device: int) -> tuple[Message, ...]:
+        """The packets of the models that the state of a device in flight names."""
+        return self.peers.models(device)
 
     def acknowledged(self, device: int) -> int:
         """The newest plan of a device whose update was folded; 0 for none."""

@@ -3,7 +3,7 @@
 Only devices that have taken part have a peer. Beyond ``memory_bytes`` the least recently used peers are written to files;
 beyond ``disk_bytes`` the oldest files are dropped, and their devices are resynchronised with their next plans. A notice reports
 the first drop, and every doubling of their number. A simulated device's own state is stored here too: it is sent with its plan
-and comes back with its report.
+and comes back with its report. Models that states name are stored once (``shared_models``), within the same budgets.
 """
 
 from collections import OrderedDict
@@ -17,11 +17,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ...clusters.scratch import Scratch, ScratchFolder
-from ...comms.channel import StoredBytes
+from ...comms.channel import Channel, LocalChannel, StoredBytes
 from ...comms.codec import NumBytes
-from ...comms.errors import OutOfSync
-from ...comms.links.memory import WHOLE, DeviceEnd, HeldModel, LinkMemory, LinkState, state_bytes
+from ...comms.errors import OutOfSync, PacketError
+from ...comms.links.memory import WHOLE, DeviceEnd, HeldModel, LinkMemory, ModelName
+from ...comms.links.state import LinkState, from_state, named_models, state_bytes, to_state
 from ...learning.parts.part import Part
+from ..messages.messages import Message
+from .shared_models import SharedModels
 
 _MEMORY, _STATE = "memory:", "state:"
 
@@ -87,6 +90,8 @@ class Peers:
         "_sizes": dict[int, NumBytes],
         "_evictable": OrderedDict[int, None],
         "_files": OrderedDict[int, NumBytes],
+        "_named": dict[int, tuple[ModelName, ...]],
+        "shared": SharedModels,
         "_total": NumBytes,
         "_files_total": NumBytes,
         "_over_budget": NumBytes,
@@ -94,17 +99,26 @@ class Peers:
         "dropped": NumBytes,
         "notices": list[str],
     }
-    SAVED_AS: ClassVar = SAVED | {"paths": dict[int, StoredBytes]}
+    SAVED_AS: ClassVar = SAVED | {"paths": dict[int, StoredBytes], "shared": SharedModels.SAVED_AS}
     NOT_SAVED = ("_memory_bytes", "_disk_bytes", "_scratch", "_folder")
 
-    def __init__(self, *, memory_bytes: int, disk_bytes: int, scratch: Scratch | None = None) -> None:
-        """Empty. The folder for files is made in ``scratch`` when it is first needed."""
+    def __init__(
+        self,
+        *,
+        memory_bytes: int,
+        disk_bytes: int,
+        scratch: Scratch | None = None,
+        channel: Channel | None = None,
+    ) -> None:
+        """Empty. The folder for files is made in ``scratch`` when it is first needed. ``channel``: for shared models."""
         self._memory_bytes, self._disk_bytes = memory_bytes, disk_bytes
         self._entries: dict[int, Peer] = {}
         self._sizes: dict[int, int] = {}  # bytes of each peer in memory
         # Devices whose peers are in memory and not in flight, least recently used first.
         self._evictable: OrderedDict[int, None] = OrderedDict()
         self._files: OrderedDict[int, int] = OrderedDict()  # bytes of each device's file, oldest first
+        self._named: dict[int, tuple[ModelName, ...]] = {}  # by device, the models that its state names
+        self.shared = SharedModels(channel or LocalChannel(), self._made_folder)
         self._total = self._files_total = 0  # sums of ``_sizes`` and ``_files``
         self._over_budget = 0  # number dropped for the budget
         self._scratch = scratch or Scratch()
@@ -140,12 +154,22 @@ class Peers:
         except (OSError, SafetensorError, OutOfSync):  # a notice follows when the peer is used
             return None
 
+    def models(self, device: int) -> tuple[Message, ...]:
+        """The packets of the models that a device's state names. Raises ``OSError`` and ``PacketError``."""
+        return tuple(self.shared.message(name) for name in self._named.get(device, ()))
+
     def put(self, device: int, peer: Peer) -> None:
         """Store a peer as the most recently used. While its plan is in flight it stays in memory."""
         if device in self._files:
             self._remove_file(device)
+            self.shared.release(self._named.pop(device, ()), in_memory=False)
         self._entries[device] = peer
         self._set_size(device, peer.num_bytes)
+        before, named = self._named.pop(device, ()), named_models(peer.state)
+        self.shared.hold(named)  # first, since they may be the same
+        self.shared.release(before, in_memory=True)
+        if named:
+            self._named[device] = named
         self._evictable.pop(device, None)
         if peer.in_flight is None and self._sizes[device]:
             self._evictable[device] = None
@@ -163,19 +187,20 @@ class Peers:
     def saved(self) -> dict[str, Any]:
         """The state for a checkpoint, with the files of peers on disk, by device."""
         return {name: getattr(self, name) for name in self.SAVED} | {
-            "paths": {device: self._path(device) for device in self._files}
+            "paths": {device: self._path(device) for device in self._files},
+            "shared": self.shared.saved(),
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Restore a saved state. ``paths``: by device, its stored file."""
-        for name in self.SAVED:
+        for name in self.SAVED.keys() - {"shared"}:
             setattr(self, name, saved[name])
+        self.shared.restore(saved["shared"])
         for device, stored in saved["paths"].items():
             data = stored.read()
             try:
                 self._path(device).write_bytes(data)
             except OSError as error:
-                self._remove_file(device)
                 self._unwritten(device, error)
 
     def close(self) -> None:
@@ -186,12 +211,11 @@ class Peers:
 
     def _keep_budget(self) -> None:
         """Write the least recently used peers to files, and drop the oldest files, until both budgets hold."""
-        while self._evictable and self._total > self._memory_bytes:
+        while self._evictable and self._total + self.shared.memory_bytes > self._memory_bytes:
             device, _ = self._evictable.popitem(last=False)
             self._spill(device, self._entries[device])
-        while self._files and self._files_total > self._disk_bytes:
+        while self._files and self._files_total + self.shared.disk_bytes > self._disk_bytes:
             device = next(iter(self._files))
-            self._remove_file(device)
             self._drop(device)
             self._over_budget += 1
             if self._over_budget.bit_count() == 1:
@@ -202,7 +226,7 @@ class Peers:
 
     def _spill(self, device: int, peer: Peer) -> None:
         """Write a peer's arrays to a file, and drop them from memory."""
-        arrays = {_MEMORY + name: array for name, array in DeviceEnd(memory=peer.memory).to_state().items()}
+        arrays = {_MEMORY + name: array for name, array in to_state(DeviceEnd(memory=peer.memory)).items()}
         if peer.state is not None:
             arrays |= {_STATE + name: array for name, array in peer.state.items()}
         try:
@@ -211,6 +235,7 @@ class Peers:
             # model's is part of its hash.
             numbered = {f"{number:06} {name}": array for number, (name, array) in enumerate(arrays.items())}
             save_file({name: np.asarray(array, order="C") for name, array in numbered.items()}, path)
+            self.shared.park(self._named.get(device, ()))
         except (OSError, SafetensorError) as error:
             if self._folder is not None:
                 self._path(device).unlink(missing_ok=True)
@@ -230,8 +255,8 @@ class Peers:
         """Read a peer's arrays back; a peer whose file is missing or damaged is dropped."""
         try:
             arrays = self._read_file(device)
-        except (OSError, SafetensorError, OutOfSync) as error:
-            self._remove_file(device)
+            self.shared.unpark(self._named.get(device, ()))
+        except (OSError, SafetensorError, PacketError) as error:
             self._drop(device)
             self.notices.append(f"the memory of device {device}'s link could not be read from disk ({error}); dropped")
             return
@@ -246,10 +271,14 @@ class Peers:
         arrays = {name.partition(" ")[2]: numbered[name] for name in sorted(numbered)}
         memory = {name.removeprefix(_MEMORY): a for name, a in arrays.items() if name.startswith(_MEMORY)}
         state = {name.removeprefix(_STATE): a for name, a in arrays.items() if name.startswith(_STATE)}
-        return {"memory": DeviceEnd.from_state(memory).memory, "state": state or None}
+        return {"memory": from_state(memory).memory, "state": state or None}
 
     def _drop(self, device: int) -> None:
-        """Drop a peer's memory: its device is resynchronised with its next plan."""
+        """Drop a peer's memory, and its file: its device is resynchronised with its next plan."""
+        on_disk = device in self._files
+        if on_disk:
+            self._remove_file(device)
+        self.shared.release(self._named.pop(device, ()), in_memory=not on_disk)
         self._evictable.pop(device, None)
         self._entries[device] = Peer(folded=self._entries[device].folded, lost=True)
         self.held.pop(device, None)
@@ -268,6 +297,10 @@ class Peers:
 
     def _path(self, device: int) -> Path:
         """The path of a device's file."""
+        return self._made_folder() / f"{device}.safetensors"
+
+    def _made_folder(self) -> Path:
+        """The folder for files, made now if it is first needed."""
         if self._folder is None:
             self._folder = self._scratch.folder("links")
-        return self._folder.path / f"{device}.safetensors"
+        return self._folder.path

@@ -16,8 +16,8 @@ from torch import Tensor
 from ...comms.codec import Array, Arrays, sparsifies
 from ...comms.codecs.make_codec import make_codec
 from ...comms.errors import MismatchedPacket
-from ...comms.links.memory import LinkState
 from ...comms.links.predict import hash_arrays
+from ...comms.links.state import LinkState
 from ...learning.aggregation import Fold
 from ...learning.parts.submodel import SubModel
 from ...learning.store import Store
@@ -259,7 +259,8 @@ class ResidualRoute:
             if not plan.link_down.feedback and start not in self._starts:
                 model = self._target(submodel)
                 self._starts[start] = hash_arrays(model), {name: a.copy() for name, a in model.items()}
-        return Dispatch(plan, tuple(messages), self._links.state(plan.device))
+        state, models = self._links.state(plan.device), self._links.models(plan.device)
+        return Dispatch(plan, tuple(messages), state, remembered=models)
 
     def open(self, plan: Plan, packet: Array | None, host: Array | None) -> Opened:
         """The residuals as differences, and the device's model; a dense update if the uplink has no memory."""

@@ -23,7 +23,7 @@ from ...clusters.scratch import Scratch
 from ...comms.channel import Channel
 from ...comms.codec import Array, Arrays
 from ...comms.errors import MismatchedPacket
-from ...comms.links.memory import LinkState
+from ...comms.links.state import LinkState
 from ...learning.aggregation import NEGATIVE_ZERO, Fold
 from ...learning.data.types import Samples
 from ...learning.parts.blocks import Blocks, cut
@@ -162,7 +162,7 @@ class Server(PlanListener):
         if not self.links.downlinks_have_memory:
             return self._routes[-1].send(plan)
         evaluation = self.links.evaluation_of_held_model(plan)
-        return self.maps.to_evaluate(Dispatch(evaluation[0], (), evaluation[1])) if evaluation is not None else None
+        return self.maps.to_evaluate(evaluation) if evaluation is not None else None
 
     def open(self, plan: Plan, packet: Array | None, *, host: Array | None = None) -> Opened:
         """Open and check an update; raises a ``PacketError`` if it is not valid.

@@ -22,17 +22,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-import msgspec
 import numpy as np
 
 from ..codec import Array, Arrays
-from ..errors import OutOfSync
 from .predict import HISTORY, Residual, hash_arrays, predict
 
+ModelName = tuple[int, int]  # version and hash
 FORGET = -1  # acknowledged in place of a folded plan: both ends drop their histories
-LinkState = Mapping[
-    str, Array
-]  # a simulated device's end as named arrays, sent with its plan and returned with its report
 WHOLE = b""  # the place of all channels of the global model; other places are named by bytes that have no meaning here
 # A tensor of the old place, by name, as one of the new place: what both have is copied, the rest is zero (False). Where nothing
 # changes it is the array itself.
@@ -51,6 +47,23 @@ class HeldModel:
     def of(cls, version: int, arrays: Arrays) -> "HeldModel":
         """A model with the hash of its arrays."""
         return cls(version, hash_arrays(arrays), arrays)
+
+    @property
+    def name(self) -> ModelName:
+        """Version and hash."""
+        return self.version, self.hash
+
+    def hash_of(self, prediction: Arrays) -> int:
+        """The hash of a prediction, which may be this model itself."""
+        same = list(prediction) == list(self.arrays) and all(
+            prediction[name] is array for name, array in self.arrays.items()
+        )
+        return self.hash if same else hash_arrays(prediction)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
 
 
 @dataclass(frozen=True)
@@ -161,81 +174,3 @@ class DeviceEnd:
         if place != self.place:
             self.error = moved_arrays(self.error, move) if move is not None else {}
         self.place, self.memory = place, memory
-
-    def to_state(self) -> LinkState:
-        """The end as named arrays."""
-        memory, pending = self.memory, self.pending
-        head = _Head(
-            versions=[(model.version, model.hash) for model in memory.models],
-            sent=len(memory.sent),
-            pending=pending.plan if pending else None,
-            pending_sent=pending is not None and pending.sent is not None,
-            place=self.place,
-        )
-        arrays: dict[str, Array] = {"head": np.frombuffer(msgspec.msgpack.encode(head), np.uint8)}
-        for i, model in enumerate(memory.models):
-            _put(arrays, f"model{i}", model.arrays)
-        for i, sent in enumerate(memory.sent):
-            _put(arrays, f"base{i}", sent.base)
-            _put(arrays, f"local{i}", sent.local)
-        _put(arrays, "error", self.error)
-        if pending is not None:
-            _put(arrays, "pending_error", pending.error)
-            if pending.sent is not None:
-                _put(arrays, "pending_base", pending.sent.base)
-                _put(arrays, "pending_local", pending.sent.local)
-        return arrays
-
-    @classmethod
-    def from_state(cls, state: LinkState | None) -> "DeviceEnd":
-        """The end that ``to_state`` returned as ``state``; an empty one for None. Raises ``OutOfSync`` for a damaged state."""
-        if state is None:
-            return cls()
-        try:
-            return cls._read(state)
-        except (msgspec.MsgspecError, KeyError) as error:
-            raise OutOfSync(f"the state of the device's end of its link cannot be read: {error!r}") from error
-
-    @classmethod
-    def _read(cls, state: LinkState) -> "DeviceEnd":
-        """The end of a state; raises ``KeyError`` or an error of msgspec for a damaged one."""
-        head = msgspec.msgpack.decode(state["head"].tobytes(), type=_Head)
-        groups: dict[str, dict[str, Array]] = {}
-        for key, array in state.items():
-            group, _, name = key.partition("/")
-            groups.setdefault(group, {})[name] = array
-        memory = LinkMemory(
-            models=[HeldModel(v, h, groups[f"model{i}"]) for i, (v, h) in enumerate(head.versions)],
-            sent=[SentUpdate(groups[f"base{i}"], groups[f"local{i}"]) for i in range(head.sent)],
-        )
-        pending = None
-        if head.pending is not None:
-            sent = SentUpdate(groups["pending_base"], groups["pending_local"]) if head.pending_sent else None
-            pending = PendingUpdate(head.pending, sent, groups.get("pending_error", {}))
-        return cls(memory=memory, error=groups.get("error", {}), pending=pending, place=head.place)
-
-
-class _Head(msgspec.Struct, frozen=True):
-    """The part of a state that is not arrays of models."""
-
-    versions: list[tuple[int, int]]
-    sent: int
-    pending: int | None
-    pending_sent: bool
-    place: bytes
-
-
-def _put(arrays: dict[str, Array], group: str, named: Arrays) -> None:
-    """Adds named arrays to a state, as a group."""
-    for name, array in named.items():
-        arrays[f"{group}/{name}"] = array
-
-
-def state_bytes(state: LinkState) -> int:
-    """Size of a state's arrays in bytes."""
-    return sum(array.nbytes for array in state.values())
-
-
-def copy_state(state: LinkState) -> LinkState:
-    """A state in this process's own memory. Arrays from an object store are views, which would keep their object there."""
-    return {name: array if array.flags.owndata else array.copy() for name, array in state.items()}

@@ -83,6 +83,11 @@ class Residual(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
             )
 
 
+def is_broadcast(down: Residual) -> bool:
+    """Whether the prediction of a downlink depends on what came down alone, so that one residual serves all devices."""
+    return HISTORY[down.rule][1] == 0
+
+
 def predict(
     residual: Residual, *, own: Sequence[Arrays], other: Sequence[Arrays], start: Arrays, names: Sequence[str]
 ) -> Arrays:

@@ -24,7 +24,7 @@ from ..errors import ConfigError, Damaged, RunError
 from ..storage import marker
 from ..storage.files import Files
 
-FORMAT = 7
+FORMAT = 8
 MOST_BYTES = 256 * 1024**2  # of a manifest, enough for a million files
 _MAGIC = b"fedbonsai-checkpoint"
 _MANIFEST, _DATA = re.compile(r"\d{8,18}\.checkpoint"), re.compile(r"[0-9a-f]{32}\.data")

@@ -4,6 +4,7 @@
 checked before.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,9 @@ from ...actors.replay.upload import ViewKey, view_key
 from ...actors.support import PlanRefused, check_plan
 from ...clusters.profile import DeviceProfile
 from ...comms.codec import Array, Arrays
-from ...comms.links.memory import LinkMemory
+from ...comms.errors import OutOfSync
+from ...comms.links.memory import LinkMemory, ModelName
+from ...comms.links.state import named_models
 from ...learning.parts.channels import check_map, map_hash
 from ...learning.store import same_shape_and_type
 from ...learning.workload import Workload
@@ -135,9 +138,34 @@ def _links(
         yield "the sizes, files and versions of links are not of the same devices"
     if not set(peers["_evictable"]) <= devices - files:
         yield "the memory of a link is both in memory and on disk"
+    yield from _shared_models(peers)
     totals = sum(peers["_sizes"].values()), sum(peers["_files"].values())
     if totals != (peers["_total"], peers["_files_total"]):
         yield "the sizes of the links' memories do not add up to their totals"
+
+
+def _shared_models(peers: Saved) -> Iterator[str]:
+    """The models that states of devices name must be there, where a device holds them, and be counted."""
+    shared, named, files = peers["shared"], peers["_named"], peers["_files"]
+    for device, peer in peers["_entries"].items():
+        try:
+            if device not in files and named_models(peer.state) != named.get(device, ()):
+                yield f"the models of device {device}'s link are not those that its state names"
+        except OutOfSync as error:
+            yield str(error)
+    held, in_memory = Counter[ModelName](), Counter[ModelName]()
+    for device, names in named.items():
+        held.update(names)
+        in_memory.update({name: int(device not in files) for name in names})
+    if shared["_holders"] != held or shared["_in_memory"] != in_memory:
+        yield "the models that links share are not counted as often as devices hold them"
+    if set(shared["_messages"]) != set(+in_memory) or set(shared["paths"]) != set(shared["_files"]):
+        yield "the models that links share are not those that devices hold"
+    if not set(held) <= {*shared["_messages"], *shared["_files"]}:
+        yield "a link names a model that is not saved"
+    totals = sum(message.num_bytes for message in shared["_messages"].values()), sum(shared["_files"].values())
+    if totals != (shared["memory_bytes"], shared["disk_bytes"]):
+        yield "the sizes of the models that links share do not add up to their totals"
 
 
 def _places(links: Saved, workload: Workload) -> Iterator[str]:

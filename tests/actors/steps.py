@@ -9,6 +9,8 @@ from fedbonsai.actors.messages.plan_message import plan_message
 from fedbonsai.actors.server.server import Server
 from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.comms.codec import NO_CONTEXT, Array, Arrays, IdentityCodec
+from fedbonsai.comms.links.memory import DeviceEnd
+from fedbonsai.comms.links.state import from_state
 from fedbonsai.comms.packet import seal
 from fedbonsai.learning.data.config import DataConfig
 from fedbonsai.learning.parts.part import whole
@@ -68,6 +70,12 @@ def carry_out(device: Device, sent: Dispatch) -> tuple[Report, Array | None]:
     """Run a plan as it is dispatched to a simulated device; its decoded report, and the update."""
     answer, update, _ = device.run(plan_message(sent.plan), sent.packets_for(simulated=True))
     return Report.of(sent.plan, msgspec.msgpack.decode(answer, type=Answer)), update
+
+
+def end_of(server: Server, device: int) -> DeviceEnd:
+    """The end of its link that a simulated device would have with its next plan."""
+    links = server.links
+    return from_state(links.state(device), [message.reference for message in links.models(device)])
 
 
 def pack(plan: Plan, tensors: Arrays) -> Array:

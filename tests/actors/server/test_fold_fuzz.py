@@ -12,6 +12,7 @@ from fedbonsai.comms.codecs.make_codec import make_codec
 from fedbonsai.comms.errors import OutOfSync, PacketError
 from fedbonsai.comms.links.memory import DeviceEnd
 from fedbonsai.comms.links.predict import Residual, residual_specs
+from fedbonsai.comms.links.state import to_state
 from fedbonsai.policies.plan import Plan
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -58,7 +59,7 @@ def remembered(peer: Peer | None) -> dict[str, Any]:
     """All of a link's memory but ``lost`` and ``resync_plan``."""
     if peer is None:
         return {}
-    arrays = {name: array.tobytes() for name, array in DeviceEnd(memory=peer.memory).to_state().items()}
+    arrays = {name: array.tobytes() for name, array in to_state(DeviceEnd(memory=peer.memory)).items()}
     arrays |= {f"state {name}": array.tobytes() for name, array in (peer.state or {}).items()}
     in_flight = peer.in_flight.hash if peer.in_flight is not None else None
     return arrays | {"held": peer.held, "folded": peer.folded, "stream": peer.stream, "in_flight": in_flight}

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from fedbonsai.actors.device.device import Device
 from fedbonsai.actors.messages.messages import Dispatch
-from fedbonsai.comms.links.memory import copy_state
 from fedbonsai.comms.links.predict import Residual
+from fedbonsai.comms.links.state import copy_state
 from fedbonsai.learning.spec import Call
 from fedbonsai.policies.report import Outcome, Report
 from hypothesis import HealthCheck, event, given, settings
@@ -57,7 +57,7 @@ def test_both_ends_stay_in_step_over_any_outcomes_of_200_plans(outcomes: list[tu
             packet = np.array(sent.messages[-1].reference)
             damaged = packet[:-9] if outcome == "cut" else packet ^ (np.arange(packet.size) == 50).astype(np.uint8)
             messages = (*sent.messages[:-1], replace(sent.messages[-1], reference=damaged))
-            answer = carry_out(device, Dispatch(sent.plan, messages, sent.state))
+            answer = carry_out(device, replace(sent, messages=messages))
             assert answer[0].stage == "open"
             assert answer[1:] == (None, None)
             finish(server, sent, answer, fold=False)

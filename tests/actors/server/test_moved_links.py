@@ -13,8 +13,9 @@ from fedbonsai.actors.server.server import Server
 from fedbonsai.comms.codec import Array, CodecSpec
 from fedbonsai.comms.codecs.make_codec import make_codec
 from fedbonsai.comms.errors import OutOfSync
-from fedbonsai.comms.links.memory import DeviceEnd, copy_state
+from fedbonsai.comms.links.memory import DeviceEnd
 from fedbonsai.comms.links.predict import Residual, hash_arrays
+from fedbonsai.comms.links.state import copy_state, to_state
 from fedbonsai.comms.packet import sealed_bytes
 from fedbonsai.learning.parts.part import whole
 from fedbonsai.learning.spec import Call
@@ -25,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from ..steps import IMAGES, make_server
+from ..steps import IMAGES, end_of, make_server
 from .test_links import BRIEF, carry_out, finish, linked
 
 # One group of four channels; the global model, and a family with the same tensors.
@@ -55,7 +56,7 @@ def in_step(server: Server, device: int) -> bool:
     assert peer is not None
     assert peer.state is not None
     assert peer.moved is None
-    end = DeviceEnd.from_state(peer.state)
+    end = end_of(server, device)
     end.acknowledge(peer.folded)
     models = [hash_arrays(model.arrays) for model in peer.memory.models]
     if not models and peer.stream:
@@ -81,7 +82,7 @@ def plays(server: Server, device: Device, plan: Plan) -> Dispatch:
 
 def held(server: Server, device: int) -> dict[str, Array]:
     """The model that a device holds."""
-    return DeviceEnd.from_state(server.links.state(device)).memory.models[-1].arrays
+    return end_of(server, device).memory.models[-1].arrays
 
 
 @pytest.mark.parametrize("changes", [{}, OWN], ids=["broadcast", "own"])
@@ -242,7 +243,7 @@ def test_feedback_is_moved_by_index_and_not_by_shape() -> None:
     """What was not sent of channel 1 is at position 0 once the window has moved on; the other position starts at zero."""
     server, device = make_server(SMALL), Device(SMALL)
     sent = plays(server, device, narrow(server, 0, 1))
-    end = DeviceEnd.from_state(server.links.state(0))
+    end = end_of(server, 0)
     end.acknowledge(server.links.acknowledged(0))
     before = end.error["out.weight"].copy()
     assert before[:, :16].any()
@@ -309,7 +310,8 @@ def test_a_device_that_moved_without_the_servers_knowledge_is_resynchronised(
     plays(server, device, narrow(server, 0, 1, **changes))
     server.close_version(in_flight=())
     sent = server.send(narrow(server, 0, 2, turn=1, **changes))
-    _, _, state = carry_out(device, sent)
+    carry_out(device, sent)
+    state = to_state(device._end)
     server.ended(sent.plan, Report(plan=sent.plan, outcome=Outcome.LOST), None)
     sent = server.send(narrow(server, 0, 3, turn=0 if back else 3, **changes))
     answer = carry_out(device, Dispatch(sent.plan, sent.messages, state))
@@ -437,7 +439,5 @@ def test_a_device_evaluates_the_part_that_it_holds() -> None:
     sent = server.send_to_evaluate(asked)
     assert sent is not None
     assert (sent.plan.part, sent.plan.version, sent.messages, len(sent.held)) == (plan.part, 0, (), 1)
-    answer, _, _ = Device(SMALL).run(
-        plan_message(sent.plan), (*(m.reference for m in sent.held), *sent.packets), sent.state
-    )
+    answer, _, _ = Device(SMALL).run(plan_message(sent.plan), sent.packets_for(simulated=True), sent.state)
     assert b"accuracy" in answer

@@ -160,7 +160,7 @@ def test_the_trained_model_of_a_plan_over_links_with_memory() -> None:
     plan = make_plan(server.workload, link_down=rule, link_up=rule, codec_up=(CodecSpec("topk", {"density": 0.5}),))
     sent = server.send(plan)
     server.sent(sent.plan)
-    answer, packet, _ = device.run(plan_message(sent.plan), sent.packets, sent.state)
+    answer, packet, _ = device.run(plan_message(sent.plan), sent.packets_for(simulated=True), sent.state)
     assert packet is not None, answer
     update = server.open(sent.plan, packet)
     start = server.weights()

@@ -13,7 +13,8 @@ import pytest
 from fedbonsai.actors.server.peers import Peer, Peers
 from fedbonsai.comms.channel import StoredBytes
 from fedbonsai.comms.codec import Array
-from fedbonsai.comms.links.memory import DeviceEnd, HeldModel, LinkMemory, LinkState, PendingUpdate, SentUpdate
+from fedbonsai.comms.links.memory import DeviceEnd, HeldModel, LinkMemory, PendingUpdate, SentUpdate
+from fedbonsai.comms.links.state import LinkState, from_state, to_state
 from safetensors.numpy import load_file, save_file
 
 ITEMS = 1000  # 4,000 bytes a tensor
@@ -48,16 +49,15 @@ def peer(seed: int, *, state: LinkState | None = None) -> Peer:
 
 def contents(entry: Peer | None) -> dict[str, tuple[object, ...]]:
     assert entry is not None
-    arrays = dict(DeviceEnd(memory=entry.memory).to_state())
+    arrays = dict(to_state(DeviceEnd(memory=entry.memory)))
     arrays |= {f"state {name}": array for name, array in (entry.state or {}).items()}
     return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()}
 
 
 def device_state(seed: int) -> LinkState:
     pending = PendingUpdate(seed, SentUpdate(named(seed + 1), named(seed + 2)), named(seed + 3))
-    return DeviceEnd(
-        memory=LinkMemory([HeldModel.of(seed, named(seed))]), error=named(seed + 4), pending=pending
-    ).to_state()
+    memory = LinkMemory([HeldModel.of(seed, named(seed))])
+    return to_state(DeviceEnd(memory=memory, error=named(seed + 4), pending=pending))
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def test_a_devices_own_state_is_written_with_its_peer(folder: Path) -> None:
     found = peers.get(7)
     assert contents(found) == before
     assert found is not None
-    end = DeviceEnd.from_state(found.state)
+    end = from_state(found.state)
     assert end.pending is not None
     assert end.pending.plan == 3
     assert end.error["scale"].shape == ()

@@ -12,11 +12,10 @@ from fedbonsai.comms.links.memory import (
     LinkMemory,
     PendingUpdate,
     SentUpdate,
-    copy_state,
     history_lengths,
-    state_bytes,
 )
 from fedbonsai.comms.links.predict import Residual, RuleName, hash_arrays
+from fedbonsai.comms.links.state import copy_state, from_state, state_bytes, to_state
 
 
 def named(value: float) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
@@ -81,16 +80,16 @@ ENDS = {
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 def test_an_end_is_restored_from_its_state(end: DeviceEnd) -> None:
-    assert_same_end(DeviceEnd.from_state(end.to_state()), end)
-    assert_same_end(DeviceEnd.from_state(copy_state(end.to_state())), end)
+    assert_same_end(from_state(to_state(end)), end)
+    assert_same_end(from_state(copy_state(to_state(end))), end)
 
 
 def test_no_state_is_an_empty_end() -> None:
-    assert_same_end(DeviceEnd.from_state(None), DeviceEnd())
+    assert_same_end(from_state(None), DeviceEnd())
 
 
 def test_a_state_is_named_arrays_and_counts_its_bytes() -> None:
-    state = ENDS["pending without a model"].to_state()
+    state = to_state(ENDS["pending without a model"])
     assert set(state) == {"head"} | {f"{group}/{name}" for group in ("model0", "pending_error") for name in named(0)}
     # 2 float32, one float64, nothing, 2 float16: 20 bytes, twice
     assert state_bytes(state) == state["head"].nbytes + 2 * 20
@@ -212,16 +211,16 @@ def test_forgetting_drops_the_histories_and_keeps_the_error() -> None:
     ids=["missing", "empty", "never used in msgpack", "no map"],
 )
 def test_a_damaged_head_is_out_of_sync(key: str, array: np.ndarray | None) -> None:
-    state = {name: value for name, value in ENDS["all"].to_state().items() if name != key}
+    state = {name: value for name, value in to_state(ENDS["all"]).items() if name != key}
     with pytest.raises(OutOfSync, match="the state of the device's end of its link cannot be read"):
-        DeviceEnd.from_state(state if array is None else state | {key: array})
+        from_state(state if array is None else state | {key: array})
 
 
 @pytest.mark.parametrize("group", ["model1", "base2", "local0", "pending_base", "pending_local"])
 def test_a_state_that_lacks_a_group_is_out_of_sync(group: str) -> None:
-    state = {name: array for name, array in ENDS["all"].to_state().items() if not name.startswith(f"{group}/")}
+    state = {name: array for name, array in to_state(ENDS["all"]).items() if not name.startswith(f"{group}/")}
     with pytest.raises(OutOfSync, match=group):
-        DeviceEnd.from_state(state)
+        from_state(state)
 
 
 def test_a_restart_drops_the_histories_and_keeps_the_error() -> None:

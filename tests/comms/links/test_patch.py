@@ -12,6 +12,7 @@ from fedbonsai.comms.links.memory import WHOLE, DeviceEnd, HeldModel, LinkMemory
 from fedbonsai.comms.links.patch import apply_patch, seal_patch
 from fedbonsai.comms.links.predict import Residual
 from fedbonsai.comms.links.receive import receive_models
+from fedbonsai.comms.links.state import from_state, to_state
 from fedbonsai.comms.packet import PacketKind, Stamp, read_stamp, seal, unseal
 from hypothesis import given
 from hypothesis import strategies as st
@@ -112,7 +113,7 @@ def test_a_device_moves_all_that_it_remembers() -> None:
     assert end.error["b"] == 7
     assert end.memory.sent[0].base["w"].tolist() == [2, 0]
     assert end.memory.sent[0].local["w"].tolist() == [4, 0]
-    assert DeviceEnd.from_state(end.to_state()).place == NEW
+    assert from_state(to_state(end)).place == NEW
 
 
 def test_residuals_before_a_patch_are_of_the_old_channels_and_those_behind_it_of_the_new_ones() -> None:
@@ -223,15 +224,15 @@ def packed(values: Arrays, state_hash: int = 0, version: int = 4) -> Array:
 def test_a_refused_patch_leaves_the_end_as_it_was(
     end: DeviceEnd, packets: list[Array], error: type[PacketError], words: str
 ) -> None:
-    before = {name: array.tobytes() for name, array in end.to_state().items()}
+    before = {name: array.tobytes() for name, array in to_state(end).items()}
     with pytest.raises(error, match=words):
         receive(end, *packets)
-    assert {name: array.tobytes() for name, array in end.to_state().items()} == before
+    assert {name: array.tobytes() for name, array in to_state(end).items()} == before
 
 
 def test_an_end_starts_at_the_whole_model() -> None:
     assert DeviceEnd().place == WHOLE
-    assert DeviceEnd.from_state(DeviceEnd().to_state()).place == WHOLE
+    assert from_state(to_state(DeviceEnd())).place == WHOLE
 
 
 PLACES = st.sets(st.integers(0, 3), min_size=1).map(lambda held: bytes(sorted(held)))

@@ -18,6 +18,7 @@ from fedbonsai.comms.links.receive import (
     unsent_error,
     update_residual,
 )
+from fedbonsai.comms.links.state import to_state
 from fedbonsai.comms.packet import PacketKind, Stamp, seal
 
 from ..fakes import Halve
@@ -80,11 +81,11 @@ def assert_refused(
     end: DeviceEnd, *packets: Array, version: int, error: type[PacketError], words: str, **more: Any
 ) -> None:
     """Checks that a message is refused and leaves the end as it was, to the bit and to the object."""
-    before = end.to_state()
+    before = to_state(end)
     lists = end.memory, end.memory.models, end.memory.sent
     with pytest.raises(error, match=words):
         receive(end, *packets, version=version, **more)
-    after = end.to_state()
+    after = to_state(end)
     assert list(after) == list(before)
     assert all(after[name].tobytes() == array.tobytes() for name, array in before.items())
     assert all(a is b for a, b in zip((end.memory, end.memory.models, end.memory.sent), lists, strict=True))

@@ -218,8 +218,8 @@ def test_where_all_are_damaged_one_sentence_says_so(tmp_path):
 def test_another_format_is_refused_in_one_sentence(number, age, tmp_path):
     started(BASE, tmp_path / "run")
     newest = manifests(tmp_path / "run")[-1]
-    newest.write_bytes(newest.read_bytes().replace(b"checkpoint/7 ", b"checkpoint/%d " % number, 1))
-    sentence = rf"00000002\.checkpoint has format {number}, which is {age} than the 7 that this fedbonsai reads$"
+    newest.write_bytes(newest.read_bytes().replace(b"checkpoint/8 ", b"checkpoint/%d " % number, 1))
+    sentence = rf"00000002\.checkpoint has format {number}, which is {age} than the 8 that this fedbonsai reads$"
     with pytest.raises(ConfigError, match=sentence):
         fedbonsai.run(BASE, resume=tmp_path / "run")
 

@@ -1,0 +1,68 @@
+"""Residuals that a worker has opened, so that those which many devices are sent are opened once.
+
+What a residual leads to depends on its bytes and on the prediction alone, and the prediction is known by its hash, which is
+in the packet. So devices that hold the same model and missed the same residuals reach the same model, of which the worker keeps
+the newest. Of all others it keeps the hashes before and after a residual: a device that missed several is led past all that any
+device of this worker was sent, and the model that it holds is checked in any case.
+
+A cache: any worker runs any device with the same bits, whatever is in it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable
+
+import xxhash
+
+from ..codec import Array, ArraySpec
+from .memory import HeldModel
+from .predict import Residual
+
+_MOST_BYTES = 1 << 26  # of models; the newest is kept in any case
+_MOST_STEPS = 1 << 12
+
+Key = tuple[Hashable, ...]
+
+
+class OpenedResiduals:
+    """Opened residuals, and the models that the newest of them led to; the most recently used last."""
+
+    def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
+        """``most_bytes``: of all models."""
+        self._most_bytes = most_bytes
+        self._steps: OrderedDict[Key, tuple[int, int]] = OrderedDict()  # hash of the prediction, and of the model
+        self._models: OrderedDict[Key, HeldModel] = OrderedDict()
+        self._num_bytes = 0
+
+    def reach(self, prediction: int, keys: Iterable[Key]) -> HeldModel | None:
+        """The model that residuals lead to from a prediction with this hash, by a rule that predicts the model itself.
+
+        None if one of the residuals does not build on the one before, or was not opened here, or if the model was dropped.
+        """
+        last: Key = ()
+        for key in keys:
+            before, after = self._steps.get(key, (None, 0))
+            if before != prediction:
+                return None
+            prediction, last = after, key
+        if (model := self._models.get(last)) is not None:
+            self._models.move_to_end(last)
+        return model
+
+    def add(self, key: Key, prediction: int, model: HeldModel) -> None:
+        """A residual to the ``prediction`` with this hash was opened, and leads to ``model``."""
+        for array in model.arrays.values():
+            array.flags.writeable = False
+        self._steps[key] = prediction, model.hash
+        if len(self._steps) > _MOST_STEPS:
+            self._steps.popitem(last=False)
+        if key in self._models:
+            self._num_bytes -= self._models.pop(key).num_bytes
+        self._models[key] = model
+        self._num_bytes += model.num_bytes
+        while self._num_bytes > self._most_bytes and len(self._models) > 1:
+            self._num_bytes -= self._models.popitem(last=False)[1].num_bytes
+
+
+def key_of(packet: Array, *, codec: object, residual: Residual, expected: tuple[ArraySpec, ...]) -> Key:
+    """What the result of opening a residual depends on, besides the prediction."""
+    return xxhash.xxh3_128_digest(packet.data), repr(codec), residual.arithmetic, expected
