@@ -89,6 +89,7 @@ class Device:
         self._end = DeviceEnd()
         # A budget is for a device that has opened nothing before, so nothing is shared under one.
         self._opened = None if self._guard.enforces else OpenedResiduals()
+        self._initial: Arrays | None = None
 
     def run(
         self, plan_bytes: bytes, packets: Sequence[Array], state: LinkState | None = None, host: HostLink | None = None
@@ -289,13 +290,24 @@ class Device:
             residual=plan.link_down,
             codec=codec,
             expected=expected,
-            agreed=lambda: as_arrays(self.workload.new_model().state_dict()),
+            agreed=self._initial_model,
             place=place,
             move=move,
             opened=self._opened,
         )
         self._held = model.version
         return model.arrays
+
+    def _initial_model(self) -> Arrays:
+        """The model that both ends of a link build from the seed; built once, unless plans have budgets."""
+        if self._initial is not None:
+            return self._initial
+        arrays = as_arrays(self.workload.new_model().state_dict())
+        if not self._guard.enforces:
+            for array in arrays.values():
+                array.flags.writeable = False
+            self._initial = arrays
+        return arrays
 
     def _seal(self, trained: dict[str, Tensor], base: dict[str, Tensor], plan: Plan) -> Array:
         """The update packet: differences to what was received, weights, or residuals."""

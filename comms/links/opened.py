@@ -33,20 +33,24 @@ class OpenedResiduals:
         self._models: OrderedDict[Key, HeldModel] = OrderedDict()
         self._num_bytes = 0
 
-    def reach(self, prediction: int, keys: Iterable[Key]) -> HeldModel | None:
-        """The model that residuals lead to from a prediction with this hash, by a rule that predicts the model itself.
+    def reach(self, prediction: int, keys: Iterable[Key]) -> tuple[int, HeldModel | None]:
+        """How far known residuals lead from a prediction with this hash, by a rule that predicts the model itself.
 
-        None if one of the residuals does not build on the one before, or was not opened here, or if the model was dropped.
+        Returns the number of residuals and the model behind them, which is the farthest one that was kept; 0 and None if there
+        is none.
         """
-        last: Key = ()
-        for key in keys:
+        found: tuple[int, Key] | None = None
+        for number, key in enumerate(keys, 1):
             before, after = self._steps.get(key, (None, 0))
             if before != prediction:
-                return None
-            prediction, last = after, key
-        if (model := self._models.get(last)) is not None:
-            self._models.move_to_end(last)
-        return model
+                break
+            prediction = after
+            if key in self._models:
+                found = number, key
+        if found is None:
+            return 0, None
+        self._models.move_to_end(found[1])
+        return found[0], self._models[found[1]]
 
     def add(self, key: Key, prediction: int, model: HeldModel) -> None:
         """A residual to the ``prediction`` with this hash was opened, and leads to ``model``."""

@@ -41,7 +41,11 @@ def receive_models(
     """
     depth, _ = history_lengths(residual, None)
     memory, at, restarted = LinkMemory(list(end.memory.models), list(end.memory.sent)), end.place, False
+    skipped = 0  # packets behind those that were opened before
     for number, packet in enumerate(packets):
+        if skipped:
+            skipped -= 1
+            continue
         stamp = read_stamp(packet)
         if stamp.kind in (PacketKind.RESIDUAL, PacketKind.PATCH) and not memory.models:
             what = "a residual to" if stamp.kind == PacketKind.RESIDUAL else "a patch of"
@@ -50,9 +54,10 @@ def receive_models(
             specs = expected if at == place else _specs_there(memory.models[-1], expected)
             if opened is not None and at == place and residual.rule == "stationary":
                 keys = (key_of(each, codec=codec, residual=residual, expected=specs) for each in packets[number:])
-                if (found := opened.reach(_hash_of(memory.models[-1], specs), keys)) is not None:
-                    memory.models = [found]
-                    break
+                known, reached = opened.reach(_hash_of(memory.models[-1], specs), keys)
+                if reached is not None:
+                    memory.models, skipped = [reached], known - 1
+                    continue
             model = _next_model(memory, packet, stamp, residual=residual, codec=codec, expected=specs)
             if opened is not None:
                 opened.add(key_of(packet, codec=codec, residual=residual, expected=specs), stamp.state_hash, model)
