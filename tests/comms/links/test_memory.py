@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from fedbonsai.comms.codec import Arrays
-from fedbonsai.comms.errors import OutOfSync
 from fedbonsai.comms.links.memory import (
     FORGET,
     WHOLE,
@@ -15,7 +14,6 @@ from fedbonsai.comms.links.memory import (
     history_lengths,
 )
 from fedbonsai.comms.links.predict import Residual, RuleName, hash_arrays
-from fedbonsai.comms.links.state import copy_state, from_state, state_bytes, to_state
 
 
 def named(value: float) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
@@ -76,32 +74,6 @@ ENDS = {
     # (Two digits: model10 must not be taken for model1.)
     "long": DeviceEnd(memory=memory(11, 11)),
 }
-
-
-@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
-def test_an_end_is_restored_from_its_state(end: DeviceEnd) -> None:
-    assert_same_end(from_state(to_state(end)), end)
-    assert_same_end(from_state(copy_state(to_state(end))), end)
-
-
-def test_no_state_is_an_empty_end() -> None:
-    assert_same_end(from_state(None), DeviceEnd())
-
-
-def test_a_state_is_named_arrays_and_counts_its_bytes() -> None:
-    state = to_state(ENDS["pending without a model"])
-    assert set(state) == {"head"} | {f"{group}/{name}" for group in ("model0", "pending_error") for name in named(0)}
-    # 2 float32, one float64, nothing, 2 float16: 20 bytes, twice
-    assert state_bytes(state) == state["head"].nbytes + 2 * 20
-
-
-def test_a_copied_state_owns_its_memory() -> None:
-    store = np.arange(8, dtype="<f4")
-    state = {"view": store[2:4], "own": np.ones(2)}
-    copied = copy_state(state)
-    assert copied["own"] is state["own"]
-    store[:] = 0
-    assert copied["view"].tolist() == [2, 3]
 
 
 def test_a_model_has_the_hash_of_its_arrays() -> None:
@@ -198,29 +170,6 @@ def test_forgetting_drops_the_histories_and_keeps_the_error() -> None:
     end = pending_end(SentUpdate(named(1), named(2)))
     end.acknowledge(FORGET)
     assert_same_end(end, DeviceEnd(error=named(6)))
-
-
-@pytest.mark.parametrize(
-    ("key", "array"),
-    [
-        ("head", None),
-        ("head", np.zeros(0, np.uint8)),
-        ("head", np.frombuffer(b"\xc1", np.uint8)),
-        ("head", np.frombuffer(b"\x01", np.uint8)),
-    ],
-    ids=["missing", "empty", "never used in msgpack", "no map"],
-)
-def test_a_damaged_head_is_out_of_sync(key: str, array: np.ndarray | None) -> None:
-    state = {name: value for name, value in to_state(ENDS["all"]).items() if name != key}
-    with pytest.raises(OutOfSync, match="the state of the device's end of its link cannot be read"):
-        from_state(state if array is None else state | {key: array})
-
-
-@pytest.mark.parametrize("group", ["model1", "base2", "local0", "pending_base", "pending_local"])
-def test_a_state_that_lacks_a_group_is_out_of_sync(group: str) -> None:
-    state = {name: array for name, array in to_state(ENDS["all"]).items() if not name.startswith(f"{group}/")}
-    with pytest.raises(OutOfSync, match=group):
-        from_state(state)
 
 
 def test_a_restart_drops_the_histories_and_keeps_the_error() -> None:
