@@ -41,26 +41,17 @@ def receive_models(
     """
     depth, _ = history_lengths(residual, None)
     memory, at, restarted = LinkMemory(list(end.memory.models), list(end.memory.sent)), end.place, False
-    skipped = 0  # packets behind those that were opened before
-    for number, packet in enumerate(packets):
-        if skipped:
-            skipped -= 1
-            continue
+    ahead = list(packets)
+    while ahead:
+        packet, count = ahead[0], 1
         stamp = read_stamp(packet)
         if stamp.kind in (PacketKind.RESIDUAL, PacketKind.PATCH) and not memory.models:
             what = "a residual to" if stamp.kind == PacketKind.RESIDUAL else "a patch of"
             raise OutOfSync(f"{what} version {stamp.version} was sent to a device that holds no model")
         if stamp.kind == PacketKind.RESIDUAL:
             specs = expected if at == place else _specs_there(memory.models[-1], expected)
-            if opened is not None and at == place and residual.rule == "stationary":
-                keys = (key_of(each, codec=codec, residual=residual, expected=specs) for each in packets[number:])
-                known, reached = opened.reach(_hash_of(memory.models[-1], specs), keys)
-                if reached is not None:
-                    memory.models, skipped = [reached], known - 1
-                    continue
-            model = _next_model(memory, packet, stamp, residual=residual, codec=codec, expected=specs)
-            if opened is not None:
-                opened.add(key_of(packet, codec=codec, residual=residual, expected=specs), stamp.state_hash, model)
+            shared = opened if at == place and residual.rule == "stationary" else None
+            count, model = _follow(memory, ahead, stamp, residual=residual, codec=codec, expected=specs, opened=shared)
             memory.models = [*memory.models, model][-depth:]
         elif stamp.kind == PacketKind.PATCH:
             if at == place or move is None:
@@ -74,6 +65,7 @@ def receive_models(
             at, restarted = place, True
         else:
             raise MismatchedPacket(f"a packet of kind {stamp.kind.name} cannot start a plan")
+        del ahead[:count]
     models = memory.models
     if not models or models[-1].version != version:
         found = models[-1].version if models else "none"
@@ -99,6 +91,31 @@ def _specs_there(model: HeldModel, expected: tuple[ArraySpec, ...]) -> tuple[Arr
     if missing := [spec.name for spec in expected if spec.name not in model.arrays]:
         raise OutOfSync(f"the device holds no {missing[0]!r}")
     return tuple(msgspec.structs.replace(spec, shape=model.arrays[spec.name].shape) for spec in expected)
+
+
+def _follow(
+    memory: LinkMemory,
+    packets: Sequence[Array],
+    stamp: Stamp,
+    *,
+    residual: Residual,
+    codec: Codec,
+    expected: tuple[ArraySpec, ...],
+    opened: OpenedResiduals | None,
+) -> tuple[int, HeldModel]:
+    """The model behind the first of the residuals, or behind as many as were ``opened`` before; and their number.
+
+    ``stamp``: of the first. ``opened``: None for a rule that does not predict the model in memory itself.
+    """
+    if opened is None:
+        return 1, _next_model(memory, packets[0], stamp, residual=residual, codec=codec, expected=expected)
+    keys = (key_of(packet, codec=codec, residual=residual, expected=expected) for packet in packets)
+    number, model = opened.reach(_hash_of(memory.models[-1], expected), keys)
+    if model is None:
+        model = _next_model(memory, packets[0], stamp, residual=residual, codec=codec, expected=expected)
+        key = key_of(packets[0], codec=codec, residual=residual, expected=expected)
+        opened.add(key, stamp.state_hash, model)
+    return max(1, number), model
 
 
 def _next_model(

@@ -214,7 +214,7 @@ def test_where_all_are_damaged_one_sentence_says_so(tmp_path):
         fedbonsai.run(BASE, resume=tmp_path / "run")
 
 
-@pytest.mark.parametrize(("number", "age"), [(6, "older"), (8, "newer")])
+@pytest.mark.parametrize(("number", "age"), [(7, "older"), (9, "newer")])
 def test_another_format_is_refused_in_one_sentence(number, age, tmp_path):
     started(BASE, tmp_path / "run")
     newest = manifests(tmp_path / "run")[-1]
