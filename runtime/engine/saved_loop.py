@@ -45,7 +45,9 @@ def state_problem(
         _store(server["store"], model, workload),
         _auxiliaries(server, workload),
         _fold(server),
-        _links(server["links"], server["_residual"]["_starts"], [model, *_families(workload).values()]),
+        _links(
+            server["links"], server["_residual"]["_starts"], _models(server["store"]["auxiliaries"], model, workload)
+        ),
         _places(server["links"], workload),
         _plans(saved, workload, profiles, hosts),
         _maps(server["maps"], saved["_in_flight"], workload),
@@ -65,9 +67,10 @@ def _store(store: Mapping[str, Mapping[str, Tensor]], model: Mapping[str, Tensor
         yield "the families of models are not those of this experiment"
     if list(store["model"]) != list(model):
         yield f"the model's tensors are {', '.join(store['model'])[:200]}; they must be {', '.join(model)[:200]}"
-    for section in ("model", "pending"):
+    # (Auxiliaries, which a lossy downlink may leave pending too, are those of the models: ``_auxiliaries``.)
+    for section, known_here in (("model", model), ("pending", {**store["auxiliaries"], **model})):
         for name, tensor in store[section].items():
-            known = expected.get(name, model.get(name))
+            known = expected.get(name, known_here.get(name))
             if known is None or not same_shape_and_type(tensor, known):
                 yield f"{section} has a tensor {name[:80]!r}, which the model lacks or has in another shape or type"
     tensors = {**store["model"], **store["auxiliaries"], **families}
@@ -105,6 +108,15 @@ def _fold(server: Saved) -> Iterator[str]:
             yield f"an update of {name[:80]!r} was folded, which is not in the store or has another shape"
     if set(fold["_sums"]) != set(fold["_weights"]):
         yield "the sums of the fold and their weights are not of the same tensors"
+
+
+def _models(
+    auxiliaries: Mapping[str, Tensor], model: Mapping[str, Tensor], workload: Workload
+) -> list[Mapping[str, Tensor]]:
+    """The tensors that parts may have, by the names that parts use: those of each model, and of its auxiliaries."""
+    families = _families(workload)
+    own = [{name.removeprefix(f"{family}:"): tensor for name, tensor in auxiliaries.items()} for family in families]
+    return [model, auxiliaries, *families.values(), *own]
 
 
 def _families(workload: Workload) -> dict[str, Mapping[str, Tensor]]:
