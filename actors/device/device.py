@@ -75,10 +75,14 @@ class Device:
     the error.
     """
 
-    def __init__(self, settings: WorkloadSettings, guard: Guard | None = None) -> None:
-        """Data and model are loaded at the first plan. ``guard``: limits the memory of plans with a budget (None: nothing)."""
+    def __init__(self, settings: WorkloadSettings, guard: Guard | None = None, *, whole_states: bool = False) -> None:
+        """Data and model are loaded at the first plan. ``guard``: limits the memory of plans with a budget (None: nothing).
+
+        ``whole_states``: states are returned with what the server has too, for a device that keeps its own.
+        """
         self.workload = Workload(settings)
         self._guard = guard or NoGuard()
+        self._whole_states = whole_states
         self._modules = Modules()
         self._blocks = HeldBlocks(self.workload)
         self._maps = HeldMaps(self.workload)
@@ -131,6 +135,8 @@ class Device:
 
         ``named``, ``unsent``: models and error of the state that came with the plan; None if there was none.
         """
+        if self._whole_states:
+            return to_state(self._end)
         models = self._end.memory.models
         if plan.link_down is not None and is_broadcast(plan.link_down) and models and self._held == models[-1].version:
             named = (*named, models[-1].name)

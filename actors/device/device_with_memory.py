@@ -6,7 +6,7 @@ Imports neither Ray nor torch.
 from collections.abc import Sequence
 
 from ...comms.codec import Array
-from ...comms.links.memory import LinkState, copy_state
+from ...comms.links.state import LinkState, copy_state
 from ..messages.host_messages import HostLink
 from .plan_runner import PlanRunner, Result
 
@@ -19,7 +19,7 @@ class DeviceWithMemory:
     """
 
     def __init__(self, device: PlanRunner) -> None:
-        """It holds no model. ``device``: carries out the plans."""
+        """It holds no model. ``device``: carries out the plans, and returns whole states."""
         self._device = device
         self._state: LinkState | None = None
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ...comms.codec import Array
-from ...comms.links.memory import LinkState
+from ...comms.links.state import LinkState
 from ..messages.host_messages import HostLink
 
 Result = tuple[bytes, Array | None, LinkState | None]

@@ -77,7 +77,9 @@ class Child:
 
         torch.set_num_threads(1)
         self._requests, self._answers = requests, answers
-        self._device = Device(msgspec.convert(header["settings"], WorkloadSettings), self)
+        self._device = Device(
+            msgspec.convert(header["settings"], WorkloadSettings), self, whole_states=header["whole_states"]
+        )
         self._device.warm_up(model=header["model"])
         _warm_up_torch()
         trim()

@@ -28,8 +28,11 @@ class ChildDied(Exception):
 class ChildProcess:
     """A child that is starting, or is ready."""
 
-    def __init__(self, settings: WorkloadSettings, *, model: bool = True) -> None:
-        """Start the process, and do not wait for it. It loads the data and, if ``model``, the model before it is idle."""
+    def __init__(self, settings: WorkloadSettings, *, model: bool = True, whole_states: bool = False) -> None:
+        """Start the process, and do not wait for it. It loads the data and, if ``model``, the model before it is idle.
+
+        ``whole_states``: of its ``Device``.
+        """
         path = [entry or os.getcwd() for entry in sys.path]
         environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
         environment |= MALLOC | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
@@ -52,7 +55,7 @@ class ChildProcess:
         beside = [(str(each.folder), sorted(each.names)) for each in sys.meta_path if isinstance(each, ModulesBeside)]
         plain = msgspec.to_builtins(settings)
         with suppress(OSError):  # it has ended already, which ``wait_until_ready`` finds
-            start = {"settings": plain, "path": path, "beside": beside, "model": model}
+            start = {"settings": plain, "path": path, "beside": beside, "model": model, "whole_states": whole_states}
             write_frame(self._stdin, start)
 
     @property

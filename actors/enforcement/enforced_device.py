@@ -32,25 +32,29 @@ _MAX_ATTEMPTS = 3
 
 
 def make_device(
-    settings: WorkloadSettings, *, enforce: bool, obstacle: Callable[[], str] = limit_obstacle
+    settings: WorkloadSettings,
+    *,
+    enforce: bool,
+    whole_states: bool = False,
+    obstacle: Callable[[], str] = limit_obstacle,
 ) -> PlanRunner:
     """A device in a child under limits, if ``enforce`` and this system has them; else in this process.
 
-    ``obstacle``: why this system has no limits; "" if it has.
+    ``whole_states``: see ``Device``. ``obstacle``: why this system has no limits; "" if it has.
     """
     if enforce and not obstacle():
-        return EnforcedDevice(settings)
+        return EnforcedDevice(settings, whole_states=whole_states)
     from ..device.device import Device  # here, since it imports torch
 
-    return Device(settings)
+    return Device(settings, whole_states=whole_states)
 
 
 class EnforcedDevice:
     """Runs plans in a child process, which is replaced when it has died or run out of memory."""
 
-    def __init__(self, settings: WorkloadSettings) -> None:
-        """The child is started by ``warm_up``, or at the first plan."""
-        self._settings = settings
+    def __init__(self, settings: WorkloadSettings, *, whole_states: bool = False) -> None:
+        """The child is started by ``warm_up``, or at the first plan. ``whole_states``: see ``Device``."""
+        self._settings, self._whole_states = settings, whole_states
         self._child: ChildProcess | None = None
         self._loads_model = True
 
@@ -126,7 +130,7 @@ class EnforcedDevice:
         if self._child is not None and self._child.has_ended:  # between two plans: neither of them is to blame
             self.close()
         if self._child is None:
-            self._child = ChildProcess(self._settings, model=self._loads_model)
+            self._child = ChildProcess(self._settings, model=self._loads_model, whole_states=self._whole_states)
         try:
             self._child.wait_until_ready()
         except BaseException:
@@ -137,7 +141,7 @@ class EnforcedDevice:
     def _replace(self) -> None:
         """End the child and start another one, which loads while the worker goes on."""
         self.close()
-        self._child = ChildProcess(self._settings, model=self._loads_model)
+        self._child = ChildProcess(self._settings, model=self._loads_model, whole_states=self._whole_states)
 
     def _run(
         self,

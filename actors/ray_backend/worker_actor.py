@@ -26,7 +26,7 @@ class WorkerActor:
         ``has_memory``: it is one real device, which keeps its end of the link.
         """
         prepare_process()
-        device = make_device(settings, enforce=enforce)
+        device = make_device(settings, enforce=enforce, whole_states=has_memory)
         self._device: PlanRunner = DeviceWithMemory(device) if has_memory else device
         if not isinstance(device, EnforcedDevice):
             import torch  # a child has its own

@@ -27,7 +27,7 @@ def carry_out(device: DeviceWithMemory, sent: Dispatch) -> tuple[Report, Array |
 
 
 def test_what_it_holds_stays_through_plans_and_evaluations() -> None:
-    server, device = make_server(IMAGES), DeviceWithMemory(Device(IMAGES))
+    server, device = make_server(IMAGES), DeviceWithMemory(Device(IMAGES, whole_states=True))
 
     def plan(number: int, **changes: Any) -> Plan:
         links = {"link_down": Residual(rule="stationary"), "link_up": Residual(rule="drift")}
@@ -51,7 +51,7 @@ def test_what_it_holds_stays_through_plans_and_evaluations() -> None:
 
 
 def test_after_a_report_that_was_lost_the_link_is_resynchronised() -> None:
-    server, device = make_server(IMAGES), DeviceWithMemory(Device(IMAGES))
+    server, device = make_server(IMAGES), DeviceWithMemory(Device(IMAGES, whole_states=True))
     found = []
     for number in range(1, 5):
         sent = server.send(linked(server, 0, number))

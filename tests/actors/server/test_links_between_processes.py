@@ -30,7 +30,7 @@ import torch
 from fedbonsai.actors.device.device import Device
 from fedbonsai.actors.device.device_with_memory import DeviceWithMemory
 from fedbonsai.actors.enforcement.frames import read_frame, write_frame
-from fedbonsai.comms.links.memory import DeviceEnd
+from fedbonsai.comms.links.state import from_state
 from fedbonsai.comms.links.predict import hash_arrays
 from fedbonsai.learning.workload_settings import WorkloadSettings
 
@@ -43,7 +43,7 @@ while True:
         break
     if request["do"] == "start":
         sys.path[:] = request["path"]
-        trainer = Device(msgspec.convert(request["settings"], WorkloadSettings))
+        trainer = Device(msgspec.convert(request["settings"], WorkloadSettings), whole_states=True)
         devices = {}
     elif request["do"] == "restart":
         del devices[request["device"]]
@@ -53,7 +53,7 @@ while True:
         assert state is None
         write_frame(answers, {"report": report}, [] if update is None else [update])
     else:
-        end = DeviceEnd.from_state(devices[request["device"]]._state)
+        end = from_state(devices[request["device"]]._state)
         end.acknowledge(request["folded"])
         models = [(model.version, hash_arrays(model.arrays)) for model in end.memory.models]
         sent = [(hash_arrays(each.base), hash_arrays(each.local)) for each in end.memory.sent]
