@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from fedbonsai.actors.inline_pool import InlinePool
 from fedbonsai.comms.codec import CodecSpec
+from fedbonsai.comms.links.memory import HeldModel
 from fedbonsai.comms.links.predict import HISTORY, Residual
+from fedbonsai.comms.links.state import from_state, split_held, to_state
 from fedbonsai.policies.decision import Decision
 from fedbonsai.runtime.errors import ConfigError, RunError
 from fedbonsai.runtime.events import Evaluated, PlanEnded
@@ -189,10 +191,15 @@ class OneBitOff(WrappedPool):
 
     def submit(self, task):
         if task.plan.version == 2 and task.plan.device < 4:
-            name = next(name for name in task.state if name.startswith("model0/") and name.endswith("weight"))
-            bits = np.array(task.state[name]).view(np.uint32)
+            held, sent = split_held(task.packets)
+            end = from_state(task.state, held)
+            model = end.memory.models[-1]
+            name = next(name for name in model.arrays if name.endswith("weight"))
+            bits = np.array(model.arrays[name]).view(np.uint32)
             bits.reshape(-1)[0] ^= 1
-            task = type(task)(**{**vars(task), "state": {**task.state, name: bits.view(np.float32)}})
+            arrays = {**model.arrays, name: bits.view(np.float32)}
+            end.memory.models[-1] = HeldModel(model.version, model.hash, arrays)
+            task = type(task)(**{**vars(task), "state": to_state(end), "packets": tuple(sent)})
         return self.inner.submit(task)
 
 
