@@ -22,7 +22,8 @@ from typing import Any
 from common import Results, add_options
 from fedbonsai.learning.parts.part import Part
 from fedbonsai.policies.plan import Plan
-from fedbonsai.policies.progressive.stages import Groups, choose_groups, head_part, train_part
+from fedbonsai.policies.progressive.division import choose_groups
+from fedbonsai.policies.progressive.stages import Groups, train_part
 from memory import Trainer, measure, resident
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -41,13 +42,7 @@ def groups_of(trainer: Trainer, batch: int, **training: Any) -> Groups:
     def peak(part: Part) -> int:
         return trainer.costs.row(part, settings).process_memory_bytes
 
-    whole: Groups = (names[:-1],)
-    return choose_groups(
-        names,
-        MOST_GROUPS,
-        peak=lambda groups, stage: peak(train_part(groups, names[-1], stage)),
-        frozen=peak(head_part(whole, names[-1], 0)),
-    )
+    return choose_groups(names, MOST_GROUPS, peak=lambda groups, stage: peak(train_part(groups, names[-1], stage)))
 
 
 def memory_of(results: Results, name: str, model: dict[str, Any], batch: int, *, rss: bool) -> dict[str, Any]:

@@ -6,7 +6,8 @@ output module. The paper's own layers are not known to us; one strided convoluti
 what the same group has published (NeuLite). Here a proxy follows from the shapes at the two cuts alone, so it fits any model
 that can be cut:
 
-    maps to maps         one 3x3 convolution without bias; its stride is the ratio of the sizes
+    maps to maps         one 3x3 convolution without bias; its stride is the ratio of the sizes. Where its output is one value
+                         high or wide, the kernel has no taps that would read nothing but padding
     maps to a vector     where the blocks end with a convolution: the same, then average pooling to the grid that the vector
                          holds; where they end with a linear layer: one linear map of the maps, pooled to 4x4 at most
     sequence             one linear map of each element; where the sequence ends in one vector, of the mean element
@@ -22,7 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-_GRID = 4  # of maps that a linear layer reads
+_GRID = 4  # of maps that a linear layer reads, or that are averaged
 
 
 class Crossing(Protocol):
@@ -92,8 +93,10 @@ class MapProxy(nn.Conv2d):
         else:
             leaving_channels, grid = _grid(leaving[0], channels)
         stride = (_stride(size[0], grid[0]), _stride(size[1], grid[1]))
+        kernel = (_taps(size[0], stride[0]), _taps(size[1], stride[1]))
+        padding = (kernel[0] // 3, kernel[1] // 3)
         channels_in = entering[2] if last else entering[0]
-        super().__init__(channels_in, leaving_channels, 3, stride=stride, padding=1, bias=False, dtype=dtype)
+        super().__init__(channels_in, leaving_channels, kernel, stride=stride, padding=padding, bias=False, dtype=dtype)
         self.last, self.grid, self.flat = last, grid, len(leaving) == 1
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,8 +116,19 @@ def _grid(items: int, channels: int) -> tuple[int, tuple[int, int]]:
 
 
 def _stride(before: int, after: int) -> int:
-    """The stride of the convolution: the ratio of the sizes, or 2 where a single value is left, which pooling completes."""
-    return max(1, before // after) if after > 1 else min(2, before)
+    """The stride of the convolution: the ratio of the sizes.
+
+    Where a single value is left, pooling completes what leads to a small grid, with a stride of 2 at least.
+    """
+    return max(1, before // after) if after > 1 else min(before, max(2, before // _GRID))
+
+
+def _taps(size: int, stride: int) -> int:
+    """The size of the kernel: 3, without the taps that the padding alone would meet.
+
+    With one of padding, a single output reads no value before the first one, and of a single value nothing behind it either.
+    """
+    return 3 if stride < size else min(size, 2)
 
 
 class PooledProxy(nn.Linear):

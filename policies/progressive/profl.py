@@ -31,10 +31,10 @@ from ..policy import NEEDS_PLANS, State
 from ..selection.candidates import memory_misfit
 from ..tasks import Restore, ServerTask, Snapshot, TrackMovement
 from ..view import View
+from .division import choose_groups
 from .freezing import is_calm
 from .stages import (
     Groups,
-    choose_groups,
     collect_part,
     grouped,
     head_part,
@@ -159,12 +159,10 @@ class ProFL:
         names = plan.part.blocks
         if self.blocks != "auto":
             return grouped(names, self.blocks)
-        whole: Groups = (names[:-1],)
         return choose_groups(
             names,
             self.most_groups,
             peak=lambda each, stage: _peak(view, plan, train_part(each, names[-1], stage)),
-            frozen=_peak(view, plan, head_part(whole, names[-1], 0)),
         )
 
     def _begin(self, view: View, state: State, plan: Plan) -> State:

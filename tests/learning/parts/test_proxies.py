@@ -190,11 +190,33 @@ def test_which_proxy_leads_from_which_shape_to_which():
 
 def test_its_stride_is_the_ratio_of_the_sizes():
     strides = {after: built((3, 12, 12), (5, after, after)).stride for after in (12, 6, 4, 3, 5, 1)}
-    assert strides == {12: (1, 1), 6: (2, 2), 4: (3, 3), 3: (4, 4), 5: (2, 2), 1: (2, 2)}
+    assert strides == {12: (1, 1), 6: (2, 2), 4: (3, 3), 3: (4, 4), 5: (2, 2), 1: (3, 3)}
     for after in strides:  # also where no stride gives the size exactly: pooling does the rest
         assert built((3, 12, 12), (5, after, after))(torch.zeros(2, 3, 12, 12)).shape == (2, 5, after, after)
     assert built((2, 6, 9), (4, 3, 3))(torch.zeros(1, 2, 6, 9)).shape == (1, 4, 3, 3)
     assert built((2, 3, 3), (4, 5, 5))(torch.zeros(1, 2, 3, 3)).shape == (1, 4, 5, 5)  # larger maps leave than enter
+
+
+def test_where_one_value_is_left_a_small_grid_is_averaged():
+    strides = {before: built((3, before, before), (5,), channels=5).stride[0] for before in (1, 2, 3, 4, 8, 16, 32)}
+    assert strides == {1: 1, 2: 2, 3: 2, 4: 2, 8: 2, 16: 4, 32: 8}
+
+
+def test_its_kernel_has_no_taps_that_read_padding_alone():
+    # From 2x2 to 1x1 a 3x3 kernel with padding meets the values with four of its nine taps, and a single value with one.
+    sizes = ((2, 2), (1, 1)), ((1, 1), (1, 1)), ((4, 2), (2, 1)), ((1, 4), (1, 4)), ((2, 2), (2, 2)), ((4, 4), (2, 2))
+    kernels = [built((3, *before), (5, *after)).kernel_size for before, after in sizes]
+    assert kernels == [(2, 2), (1, 1), (3, 2), (1, 3), (3, 3), (3, 3)]
+    generator = torch.Generator().manual_seed(1)
+    for size, stride in (((2, 2), 2), ((1, 1), 1), ((5, 2), 2)):
+        module = built((3, *size), (5, *(max(1, each // stride) for each in size)))
+        x, whole = torch.randn(2, 3, *size, generator=generator), torch.zeros(5, 3, 3, 3)
+        high, wide = module.kernel_size
+        whole[:, :, 1 if high < 3 else 0 :, 1 if wide < 3 else 0 :][:, :, :high, :wide] = module.weight.detach()
+        expected = nn.functional.conv2d(x, whole, stride=module.stride, padding=1)
+        torch.testing.assert_close(
+            nn.functional.conv2d(x, module.weight, stride=module.stride, padding=module.padding), expected
+        )
 
 
 def test_a_vector_that_holds_maps_is_made_of_maps():
