@@ -1,6 +1,6 @@
 """Fits the constants of ``learning/costs/workspace.py`` to measured data segments of training steps.
 
-Of each case the smallest limit under which two steps run is found by bisection (memory.py), and
+Of each case the smallest limit under which two steps run is found by bisection (step_memory.py), and
 
     FACTOR x peak(tensors + scratch) + KERNEL_BYTES x kernels + FIXED_BYTES
 
@@ -21,7 +21,7 @@ from fedbonsai.learning.costs.cost import profile
 from fedbonsai.learning.costs.dry_run import DryRun
 from fedbonsai.learning.costs.memory import peak_of_batch
 from fedbonsai.learning.training.losses import make_loss
-from memory import Trainer, measure
+from step_memory import Trainer, measure
 
 CIFAR = {"stem": "cifar"}
 CASES: list[tuple[dict[str, Any], tuple[int, ...], dict[str, Any]]] = [

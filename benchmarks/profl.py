@@ -1,7 +1,8 @@
 """Block by block training: memory of each stage beside that of the whole model.
 
     python benchmarks/profl.py --quick      one small network
-    python benchmarks/profl.py --save       four networks at two batch sizes
+    python benchmarks/profl.py --save       four networks at two batch sizes: more than an hour
+        [--continue]                        the rows that are missing, also on another machine
 
 ``memory``: for each network and batch, the peak of training of the whole model, of each stage of ``profl`` with at most 6
 groups, chosen by predicted peaks, of each stage where frozen blocks are in bf16, with groups of its own, and of the whole
@@ -24,15 +25,16 @@ from fedbonsai.learning.parts.part import Part
 from fedbonsai.policies.plan import Plan
 from fedbonsai.policies.progressive.division import choose_groups
 from fedbonsai.policies.progressive.stages import Groups, train_part
-from memory import Trainer, measure, resident
+from step_memory import Trainer, measure, resident
 
 MODELS: dict[str, dict[str, Any]] = {
     "resnet18": {"name": "resnet18"},
     "resnet34": {"name": "torchvision/resnet34", "kwargs": {"stem": "cifar"}},
-    "vgg11_bn": {"name": "profl_models:vgg11_linear"},
-    "vgg16_bn": {"name": "profl_models:vgg16_linear"},
+    "vgg11_bn": {"name": "networks:vgg11_linear"},
+    "vgg16_bn": {"name": "networks:vgg16_linear"},
 }
 MOST_GROUPS = 6
+RESOLUTION = 0.005
 
 
 def groups_of(trainer: Trainer, batch: int, **training: Any) -> Groups:
@@ -51,10 +53,11 @@ def memory_of(results: Results, name: str, model: dict[str, Any], batch: int, *,
     found: dict[str, Any] = {"rows": {}}
 
     def measured(plan: Plan) -> dict[str, Any]:
-        return measure(trainer, plan, resolution=0.005) | ({"rss_mb": resident(trainer, plan)} if rss else {})
+        return measure(trainer, plan, resolution=RESOLUTION) | ({"rss_mb": resident(trainer, plan)} if rss else {})
 
-    def row(kind: str, **changes: Any) -> float:
-        figures = results.row(f"{name}, {batch}: {kind}", measured, trainer.plan(batch=batch, **changes))
+    def row(kind: str, *, of: str = "", **changes: Any) -> float:
+        """The measured peak. ``of``: the groups, by which rows of another division are told apart."""
+        figures = results.row(f"{name}, {batch}: {kind}{of}", measured, trainer.plan(batch=batch, **changes))
         found["rows"][kind] = figures
         return float(figures["measured_mb"])
 
@@ -68,7 +71,8 @@ def memory_of(results: Results, name: str, model: dict[str, Any], batch: int, *,
             found[f"groups{suffix}"] = [group[-1] for group in groups]
             found[f"choice_s{suffix}"] = round(time.perf_counter() - started, 1)
             parts = [train_part(groups, head, stage) for stage in range(len(groups))]
-            peaks = [row(f"stage {n}{suffix}", part=part, **training) for n, part in enumerate(parts, 1)]
+            ends = f" of {', '.join(found[f'groups{suffix}'])}"
+            peaks = [row(f"stage {n}{suffix}", of=ends, part=part, **training) for n, part in enumerate(parts, 1)]
             found[f"worst_stage_saving{suffix}"] = round(1 - max(peaks) / whole, 4)
     finally:
         trainer.device.close()
@@ -89,7 +93,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[32, 128])
     add_options(parser)
     options = parser.parse_args()
-    results = Results("profl", options)
+    results = Results("profl", options, settings={"resolution": RESOLUTION})
     models = (
         {"resfed_cnn": {"name": "resfed_cnn"}} if options.quick else {name: MODELS[name] for name in options.models}
     )

@@ -38,7 +38,7 @@ def configuration(root: str, seed: int, memory_bytes: int) -> dict[str, Any]:
         for n, share in enumerate(SHARES)
     ]  # fmt: skip
     return {
-        "model": {"name": "profl_models:narrow_resnet18"},
+        "model": {"name": "networks:narrow_resnet18"},
         "data": {
             "name": "cifar10",
             "root": root,

@@ -16,8 +16,8 @@ from typing import Any
 
 from common import Results, add_options, saved
 from fedbonsai.policies.progressive.stages import Groups, train_part
-from memory import Trainer
 from profl import MODELS
+from step_memory import Trainer
 
 
 def groups_of(names: Sequence[str], ends: Sequence[str]) -> Groups:

@@ -26,7 +26,7 @@ from fedbonsai.runtime.events import Evaluated, PlanEnded
 LINK = {"flop_per_s": 1e9, "memory_bytes": 10**10, "up_bytes_per_s": 1e6, "down_bytes_per_s": 1e6}
 TASKS: dict[str, dict[str, Any]] = {
     "writers": {
-        "model": "zerofl_models:digits_cnn",
+        "model": "networks:narrow_femnist_cnn",
         "data": {"name": "mnist", "partition": {"name": "groups"}},
         "fleet": {"classes": [{"name": "writer", "count": 539} | LINK]},
         "training": {"batch_size": 10, "optimiser": {"learning_rate": 0.2, "momentum": 0.0}},
@@ -35,7 +35,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "rounds": 40,
     },
     "cifar": {
-        "model": {"name": "profl_models:NarrowResNet18", "kwargs": {"width": 8}},
+        "model": {"name": "networks:NarrowResNet18", "kwargs": {"width": 8}},
         "data": {
             "name": "cifar10",
             "partition": {"name": "dirichlet", "alpha": 1.0, "sizes": "equal"},

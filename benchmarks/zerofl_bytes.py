@@ -28,7 +28,7 @@ PAPER_MB = {  # by model, sparsity and mask ratio; that of FEMNIST has none at 9
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "resnet18": {"model": "resnet18", "data": "cifar10", "shape": [3, 32, 32], "batch": 32, "layers": []},
-    "femnist_cnn": {"model": {"name": "zerofl_models:femnist_cnn", "kwargs": {"num_classes": 62}}, "data": "mnist",
+    "femnist_cnn": {"model": {"name": "networks:femnist_cnn", "kwargs": {"num_classes": 62}}, "data": "mnist",
                     "shape": [1, 28, 28], "batch": 10, "layers": ["conv1", "conv2", "fc1"]},
 }  # fmt: skip
 RULES = ("top_weights", "diff_top_weights", "top_diff")

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 PASSES = ("pack", "forward", "grad_input", "grad_weight")
 PERIOD = 10  # steps between exact thresholds
 MODELS: dict[str, dict[str, Any]] = {
-    "femnist_cnn": {"model": "zerofl_models:femnist_cnn", "shape": [1, 28, 28], "classes": 62, "batch": 10,
+    "femnist_cnn": {"model": "networks:femnist_cnn", "shape": [1, 28, 28], "classes": 62, "batch": 10,
                     "layers": ("conv1", "conv2", "fc1"), "turns": 12},
     "resnet18": {"model": "resnet18", "shape": [3, 32, 32], "classes": 10, "batch": 32, "layers": (), "turns": 3},
 }  # fmt: skip
