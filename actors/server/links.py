@@ -157,11 +157,12 @@ class ServerLinks:
         except OutOfSync:
             peer.state = None
             return False
-        if sent is not None and sent.name in names:
-            self.peers.shared.add(sent)
-        if not all(name in self.peers.shared for name in names):
+        own = sent if sent is not None and sent.name in names else None
+        if not all(name in self.peers.shared or (own is not None and name == own.name) for name in names):
             peer.state = None
             return False
+        if own is not None:
+            self.peers.shared.add(own)
         peer.state = known
         return True
 

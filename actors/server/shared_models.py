@@ -44,11 +44,11 @@ class SharedModels:
         self.memory_bytes = self.disk_bytes = 0  # of all packets in memory, and of all files
 
     def __contains__(self, name: ModelName) -> bool:
-        """Whether a model is known."""
-        return name in self._messages or name in self._files
+        """Whether a model is in memory."""
+        return name in self._messages
 
     def add(self, model: HeldModel) -> None:
-        """Make a model known, before its first device holds it (``hold``)."""
+        """Store a model in memory, before a device whose record is there holds it (``hold``)."""
         if model.name not in self:
             self._store(model.name, seal_named(model))
 
@@ -60,7 +60,7 @@ class SharedModels:
         return Message(self._channel.put(packet), packet.nbytes, "held")
 
     def hold(self, names: Iterable[ModelName]) -> None:
-        """One more device, whose record is in memory, holds these models."""
+        """One more device, whose record is in memory, holds these models, which must be there too."""
         for name in names:
             self._holders[name] = self._holders.get(name, 0) + 1
             self._in_memory[name] = self._in_memory.get(name, 0) + 1

@@ -69,6 +69,19 @@ def test_it_goes_to_disk_with_the_last_of_its_holders_and_comes_back_with_the_fi
     assert (files(tmp_path), shared.disk_bytes) == (0, 0)
 
 
+def test_a_model_in_a_file_is_in_memory_again_for_one_more_holder(shared: SharedModels, tmp_path: Path) -> None:
+    name = model(1).name
+    shared.add(model(1))
+    shared.hold([name])
+    shared.park([name])
+    shared.add(model(1))
+    shared.hold([name])
+    assert shared.message(name) is shared.message(name)
+    assert shared.memory_bytes == shared.disk_bytes == shared.message(name).num_bytes
+    shared.release([name], in_memory=True)
+    assert (files(tmp_path), shared.memory_bytes) == (1, 0)
+
+
 @pytest.mark.parametrize("damage", ["gone", "cut", "other"])
 def test_a_damaged_file_is_an_error_and_changes_nothing(shared: SharedModels, tmp_path: Path, damage: str) -> None:
     for seed in (1, 2):

@@ -13,18 +13,21 @@ from fedbonsai.runtime.events import VersionClosed
 from ..resuming import BASE
 
 
-@pytest.fixture(name="engine", scope="module")
-def engine_fixture():
-    """After the first version, of which all devices hold the model; half of the records are on disk."""
-    server = {"statistics": "batch", "link_memory_bytes": 400_000}
+def after_a_version(link_memory_bytes):
+    """An engine after the first version, of which all devices hold the model."""
+    server = {"statistics": "batch", "link_memory_bytes": link_memory_bytes}
     config = load_config(BASE | {"preset": "resfed", "server": server})
     engine = Engine(config, configured_policy(config))
-    for event in engine.events():
-        if isinstance(event, VersionClosed):
-            yield engine
-            engine.close()
-            return
-    raise AssertionError("no version has closed")
+    assert any(isinstance(event, VersionClosed) for event in engine.events())
+    return engine
+
+
+@pytest.fixture(name="engine", scope="module")
+def engine_fixture():
+    """Half of the records are on disk."""
+    engine = after_a_version(400_000)
+    yield engine
+    engine.close()
 
 
 def problem(engine, change):
@@ -34,7 +37,7 @@ def problem(engine, change):
         for name, value in holder.items():
             if isinstance(value, dict):
                 holder[name] = copy.copy(value)
-    change(peers, next(iter(peers["shared"]["_messages"])))
+    change(peers, next(iter(peers["shared"]["_messages"]), None))
     return state_problem(
         saved,
         model=engine.server.store["model"],
@@ -88,3 +91,13 @@ def test_each_damage_is_described(engine, change, expected):
     found = problem(engine, change)
     assert expected in found
     assert bool(found) == bool(expected)
+
+
+@pytest.mark.parametrize("link_memory_bytes", [0, 200_000], ids=["none", "for one record"])
+def test_a_budget_without_room_for_a_record_and_its_model_can_be_resumed(link_memory_bytes):
+    """The model goes to disk with the first record, before the other devices hold it."""
+    engine = after_a_version(link_memory_bytes)
+    try:
+        assert problem(engine, lambda peers, name: None) == ""
+    finally:
+        engine.close()
