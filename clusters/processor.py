@@ -7,8 +7,8 @@ machines where all of these are the same.
 from collections.abc import Mapping
 from typing import Any
 
+_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of processors with bf16 instructions
 # Environment variables that restrict the kernels from which torch and oneDNN choose.
-_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 _LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
 
