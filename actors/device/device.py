@@ -91,7 +91,7 @@ class Device:
         self._stage = "open"
         self._held: int | None = None
         self._end = DeviceEnd()
-        # A budget is for a device that has opened nothing before, so nothing is shared under one.
+        # Under a memory budget nothing is shared: a device of its own would have to open all residuals.
         self._opened = None if self._guard.enforces else OpenedResiduals()
         self._initial: Arrays | None = None
 

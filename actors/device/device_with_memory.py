@@ -14,8 +14,8 @@ from .plan_runner import PlanRunner, Result
 class DeviceWithMemory:
     """Runs the plans of one device, whose state neither comes with a plan nor leaves with a report.
 
-    What the server did not learn of a plan (its report was lost) makes the two ends differ: the next packets build on another
-    state, and the link is resynchronised.
+    If the report of a plan is lost, the two ends differ: the next packets build on another state than the device's, and the
+    link is resynchronised.
     """
 
     def __init__(self, device: PlanRunner) -> None:

@@ -33,7 +33,7 @@ class DeviceRegistry:
         self._absences = {device.name: f"{device.wants(cpus)} has not joined" for device in devices}  # newest reasons
         self._absent_since_s = {device.number: now() for device in devices}
         self._polled_s = now() - _POLL_S
-        # Of a resumed run, devices of before: their new workers hold nothing.
+        # All, since in a resumed run devices have links from before, and their new workers hold nothing.
         self._lost = [device.number for device in devices]
         self.numbers = frozenset(device.number for device in devices)
         self.groups = frozenset(device.name for device in devices)

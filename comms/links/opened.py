@@ -1,9 +1,9 @@
 """Residuals that a worker has opened, so that those which many devices are sent are opened once.
 
-What a residual leads to depends on its bytes and on the prediction alone, and the prediction is known by its hash, which is
-in the packet. So devices that hold the same model and missed the same residuals reach the same model, of which the worker keeps
-the newest. Of all others it keeps the hashes before and after a residual: a device that missed several is led past all that any
-device of this worker was sent, and the model that it holds is checked in any case.
+What a residual leads to depends on its bytes and on the prediction alone, and the hash of the prediction is in the packet. So
+devices that hold the same model and missed the same residuals reach the same model. The worker keeps the newest of these
+models, and, of each residual, the hashes before and after it, which show where several residuals lead without opening them. The
+hash of the model that a device holds is computed in any case.
 
 A cache: any worker runs any device with the same bits, whatever is in it.
 """

@@ -124,9 +124,9 @@ def _stride(before: int, after: int) -> int:
 
 
 def _taps(size: int, stride: int) -> int:
-    """The size of the kernel: 3, without the taps that the padding alone would meet.
+    """The size of the kernel: 3, without the taps that would read padding alone.
 
-    With one of padding, a single output reads no value before the first one, and of a single value nothing behind it either.
+    With a single output these are the first of three taps, and, if the input is a single value too, the last.
     """
     return 3 if stride < size else min(size, 2)
 

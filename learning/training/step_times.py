@@ -80,7 +80,7 @@ def step_times(steps: Sequence[Steps], *, now: Callable[[], float] = time.thread
 
 
 def choose(seconds: Sequence[float | None]) -> int:
-    """The alternative that is taken: the first, and so the plainest, than which none is a tenth faster.
+    """The alternative that is taken: the first, and so the plainest, that takes at most a tenth longer than the fastest.
 
     So equal speeds, and those that a repeated measurement might order otherwise, give the plain one. 0 if none has a time.
     """
