@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import fedbonsai
-from common import Results, add_options, over_seeds
+from common import Results, add_options, over_seeds, refuse
 from fedbonsai.comms.codec import CodecSpec
 from fedbonsai.comms.links.predict import Residual
 from fedbonsai.learning.training.pretraining import Recipe
@@ -294,7 +294,9 @@ def main() -> None:
     settings = {"rounds": rounds, "pretraining": epochs}
     results = Results("methods", options, seeds=seeds, settings=settings)
     weights = public_weights(options.data, options.weights, epochs=epochs)
-    results.row("public", public, weights)
+    kept, here = results.row("public", public, weights)["hash"], public(weights)["hash"]
+    if kept != here:  # of a network that was pretrained on another machine: bits may depend on the number of threads
+        refuse(f"--weights holds a network with hash {here}; the rows so far start from {kept}: copy its file there")
     memory_bytes = results.row("whole peak", whole_peak, options.data)
     common = {"root": options.data, "rounds": rounds, "weights": str(weights), "memory_bytes": memory_bytes}
     # A process for each run, with one thread: no run inherits memory or random states of another.
