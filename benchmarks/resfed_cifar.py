@@ -25,7 +25,7 @@ CIFAR: dict[str, Any] = {
         "epochs": 1,
         "batch_size": 64,
         "optimiser": {"learning_rate": 0.01, "momentum": 0.9},
-        "precision": "auto",
+        "precision": "bf16",  # fixed, so that rows of several machines compare
         "layout": "channels_last",
     },
     "workers": 2,

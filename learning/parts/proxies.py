@@ -6,12 +6,14 @@ output module. The paper's own layers are not known to us; one strided convoluti
 what the same group has published (NeuLite). Here a proxy follows from the shapes at the two cuts alone, so it fits any model
 that can be cut:
 
-    maps to maps         one 3x3 convolution without bias; its stride is the ratio of the sizes. Where its output is one value
-                         high or wide, the kernel has no taps that would read nothing but padding
+    maps to maps         one convolution without bias; its stride is the ratio of the sizes, and its kernel as large as the stride
     maps to a vector     where the blocks end with a convolution: the same, then average pooling to the grid that the vector
                          holds; where they end with a linear layer: one linear map of the maps, pooled to 4x4 at most
     sequence             one linear map of each element; where the sequence ends in one vector, of the mean element
     vector to vector     one linear map
+
+(The kernel reads every value once. One of 3x3 has 2.25 times the weights at stride 2, and 9 times at stride 1; in networks whose
+last blocks have the most weights that was half of what a stage needs.)
 
 Between the proxies there are no normalisation and no activation. Maps are [channels, height, width], or with the channels last
 where height and width come first. The name of a proxy, ``proxy@FIRST..LAST``, says for which blocks it stands.
@@ -93,10 +95,8 @@ class MapProxy(nn.Conv2d):
         else:
             leaving_channels, grid = _grid(leaving[0], channels)
         stride = (_stride(size[0], grid[0]), _stride(size[1], grid[1]))
-        kernel = (_taps(size[0], stride[0]), _taps(size[1], stride[1]))
-        padding = (kernel[0] // 3, kernel[1] // 3)
         channels_in = entering[2] if last else entering[0]
-        super().__init__(channels_in, leaving_channels, kernel, stride=stride, padding=padding, bias=False, dtype=dtype)
+        super().__init__(channels_in, leaving_channels, stride, stride=stride, bias=False, dtype=dtype)
         self.last, self.grid, self.flat = last, grid, len(leaving) == 1
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,14 +121,6 @@ def _stride(before: int, after: int) -> int:
     Where a single value is left, pooling completes what leads to a small grid, with a stride of 2 at least.
     """
     return max(1, before // after) if after > 1 else min(before, max(2, before // _GRID))
-
-
-def _taps(size: int, stride: int) -> int:
-    """The size of the kernel: 3, without the taps that would read padding alone.
-
-    With a single output these are the first of three taps, and, if the input is a single value too, the last.
-    """
-    return 3 if stride < size else min(size, 2)
 
 
 class PooledProxy(nn.Linear):

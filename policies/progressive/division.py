@@ -107,5 +107,6 @@ class _Search:
         self._bound[key] = needed = self._peak(key)
         behind = set(key[2:])
         for other, others_behind in self._by_end[key[1]]:
-            if other[0] <= key[0] and behind <= others_behind and self._bound[other] < needed:
+            known = other in self._known  # where the properties fail, what was predicted counts
+            if not known and other[0] <= key[0] and behind <= others_behind and self._bound[other] < needed:
                 self._bound[other] = needed

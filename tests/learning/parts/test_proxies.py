@@ -155,14 +155,14 @@ def test_of_a_residual_network_it_is_one_strided_convolution_without_bias():
     stages = [[name for name in names if f"layer{number}" in name] for number in (2, 3, 4)]
     built = [made.new_auxiliary(proxy(stage[0], stage[-1])) for stage in stages[:2]]
     assert [(m.in_channels, m.out_channels, m.stride, m.padding, m.bias) for m in built] == [
-        (64, 128, (2, 2), (1, 1), None),
-        (128, 256, (2, 2), (1, 1), None),
+        (64, 128, (2, 2), (0, 0), None),
+        (128, 256, (2, 2), (0, 0), None),
     ]
-    assert [sum(p.numel() for p in m.parameters()) for m in built] == [73_728, 294_912]
+    assert [sum(p.numel() for p in m.parameters()) for m in built] == [32_768, 131_072]
     # The last block of the fourth stage pools, so that a vector of 512 leaves it: the convolution, then the mean of its map.
     last = made.new_auxiliary(proxy(stages[2][0], stages[2][-1]))
     assert (sum(p.numel() for p in last.parameters()), last.stride, last.grid, last.flat) == (
-        1_179_648, (2, 2), (1, 1), True,
+        524_288, (2, 2), (1, 1), True,
     )  # fmt: skip
 
 
@@ -202,28 +202,18 @@ def test_where_one_value_is_left_a_small_grid_is_averaged():
     assert strides == {1: 1, 2: 2, 3: 2, 4: 2, 8: 2, 16: 4, 32: 8}
 
 
-def test_its_kernel_has_no_taps_that_read_padding_alone():
-    # From 2x2 to 1x1 a 3x3 kernel with padding meets the values with four of its nine taps, and a single value with one.
-    sizes = ((2, 2), (1, 1)), ((1, 1), (1, 1)), ((4, 2), (2, 1)), ((1, 4), (1, 4)), ((2, 2), (2, 2)), ((4, 4), (2, 2))
-    kernels = [built((3, *before), (5, *after)).kernel_size for before, after in sizes]
-    assert kernels == [(2, 2), (1, 1), (3, 2), (1, 3), (3, 3), (3, 3)]
-    generator = torch.Generator().manual_seed(1)
-    for size, stride in (((2, 2), 2), ((1, 1), 1), ((5, 2), 2)):
-        module = built((3, *size), (5, *(max(1, each // stride) for each in size)))
-        x, whole = torch.randn(2, 3, *size, generator=generator), torch.zeros(5, 3, 3, 3)
-        high, wide = module.kernel_size
-        whole[:, :, 1 if high < 3 else 0 :, 1 if wide < 3 else 0 :][:, :, :high, :wide] = module.weight.detach()
-        expected = nn.functional.conv2d(x, whole, stride=module.stride, padding=1)
-        torch.testing.assert_close(
-            nn.functional.conv2d(x, module.weight, stride=module.stride, padding=module.padding), expected
-        )
+def test_its_kernel_is_as_large_as_its_stride():
+    sizes = ((12, 12), (6, 6)), ((12, 12), (12, 12)), ((4, 2), (2, 1)), ((1, 4), (1, 4)), ((9, 9), (4, 4))
+    made = [built((3, *before), (5, *after)) for before, after in sizes]
+    assert [each.kernel_size for each in made] == [(2, 2), (1, 1), (2, 2), (1, 1), (2, 2)]
+    assert all(each.kernel_size == each.stride and each.padding == (0, 0) for each in made)
 
 
 def test_a_vector_that_holds_maps_is_made_of_maps():
     # 80 values of five channels: maps of 4x4, in the order of a flattened map.
     module = built((3, 8, 8), (80,), channels=5)
     x = torch.arange(2 * 3 * 64.0).reshape(2, 3, 8, 8)
-    expected = nn.functional.conv2d(x, module.weight, stride=2, padding=1).flatten(1)
+    expected = nn.functional.conv2d(x, module.weight, stride=2).flatten(1)
     assert (module.out_channels, module.grid) == (5, (4, 4))
     torch.testing.assert_close(module(x), expected)
     # 7 values cannot be maps of five channels: one mean for each.
@@ -237,7 +227,7 @@ def test_maps_with_the_channels_last_stay_so():
     assert not channels_last((4, 4, 4))
     module = built((6, 6, 2), (3, 3, 5))
     x = torch.randn(2, 6, 6, 2, generator=torch.Generator().manual_seed(1))
-    expected = nn.functional.conv2d(x.permute(0, 3, 1, 2), module.weight, stride=2, padding=1).permute(0, 2, 3, 1)
+    expected = nn.functional.conv2d(x.permute(0, 3, 1, 2), module.weight, stride=2).permute(0, 2, 3, 1)
     torch.testing.assert_close(module(x), expected)
     assert module(x).is_contiguous()
     assert (module.in_channels, module.out_channels) == (2, 5)
@@ -299,7 +289,7 @@ def test_its_tensors_have_its_name_and_are_counted_without_values():
     name = proxy("features.2", "features.2")
     # From 16 maps of 8x8 to 32 maps of 4x4, flattened.
     assert [(t.name, t.shape, t.role) for t in made.spec.auxiliary(name).tensors] == [
-        (f"{name}.weight", (32, 16, 3, 3), "weight")
+        (f"{name}.weight", (32, 16, 2, 2), "weight")
     ]
     assert made.empty_auxiliary(name).weight.is_meta
     both = proxy("features.2", "classifier.0")
