@@ -2,6 +2,7 @@
 
     python benchmarks/profl_cifar.py --data ROOT --quick      one seed
     python benchmarks/profl_cifar.py --data ROOT --save       three seeds; ROOT: folder of CIFAR-10 (data.root)
+        [--continue]                                          the runs that are missing, also on another machine
 
 ResNet-18 with a quarter of the channels, 2,000 images of CIFAR-10 (the rest is held back) on twenty devices by a
 Dirichlet distribution with alpha 1. Memory budgets are 60 to 110 % of the predicted peak of whole training: a fifth of the
@@ -124,7 +125,7 @@ def main() -> None:
     add_options(parser)
     options = parser.parse_args()
     seeds = range(1 if options.quick else options.seeds)
-    results = Results("profl_cifar", options, seeds=seeds)
+    results = Results("profl_cifar", options, seeds=seeds, settings={"client_s": options.client_s})
     found = training(results, options.data, rows=options.rows, seeds=seeds, client_s=options.client_s)
     results.finish({"training": found})
 

@@ -75,6 +75,10 @@ class DeviceRegistry:
         self._absences[device.name], self._absent_since_s[device.number] = reason, self._now()
         self._lost.append(device.number)
 
+    def restarted(self, device: RealDevice) -> None:
+        """The worker of a device was replaced on its node: what it held is gone."""
+        self._lost.append(device.number)
+
     def take_lost(self) -> list[int]:
         """Numbers of the devices whose workers, and what these held, are gone since the last call; at first of all."""
         lost, self._lost = self._lost, []

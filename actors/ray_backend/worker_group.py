@@ -219,14 +219,20 @@ class WorkerGroup:
         return self._group.on_node(node)
 
     def replace(self, worker: Worker, reason: str, *, node_is_gone: bool = False) -> None:
-        """A worker has died, or is to be ended: start another one. That of a real device is lost with its node."""
+        """A worker has died, or is to be ended: start another one. That of a real device is lost with its node.
+
+        On its node a new worker of a real device holds nothing. A plan that is sent again to it may build on what was held; it
+        fails then, and the next one is sent a dense model.
+        """
         self._hangs.stop(worker)
         device = worker.placement.device
         if node_is_gone and device is not None:
             self._group.discard(worker.placement)
             self._lose_device(device, reason)
-        else:
-            self._group.replace(worker, reason)
+            return
+        if device is not None:
+            self._devices.restarted(device)
+        self._group.replace(worker, reason)
 
     def close(self) -> None:
         """End all workers."""

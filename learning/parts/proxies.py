@@ -6,14 +6,14 @@ output module. The paper's own layers are not known to us; one strided convoluti
 what the same group has published (NeuLite). Here a proxy follows from the shapes at the two cuts alone, so it fits any model
 that can be cut:
 
-    maps to maps         one convolution without bias; its stride is the ratio of the sizes, and its kernel as large as the stride
+    maps to maps         one convolution without bias; its stride is the ratio of the sizes, and its kernel is as large
     maps to a vector     where the blocks end with a convolution: the same, then average pooling to the grid that the vector
                          holds; where they end with a linear layer: one linear map of the maps, pooled to 4x4 at most
     sequence             one linear map of each element; where the sequence ends in one vector, of the mean element
     vector to vector     one linear map
 
-(The kernel reads every value once. One of 3x3 has 2.25 times the weights at stride 2, and 9 times at stride 1; in networks whose
-last blocks have the most weights that was half of what a stage needs.)
+(The kernel reads every value once. One of 3x3 has 2.25 times the weights at stride 2, and 9 times at stride 1; in networks
+whose last blocks have the most weights that was half of what a stage needs.)
 
 Between the proxies there are no normalisation and no activation. Maps are [channels, height, width], or with the channels last
 where height and width come first. The name of a proxy, ``proxy@FIRST..LAST``, says for which blocks it stands.

@@ -64,6 +64,18 @@ def test_a_device_is_there_while_its_node_is():
     assert nodes.poll(devices) == ([], [])
 
 
+def test_a_new_worker_on_its_node_holds_nothing():
+    nodes = Nodes()
+    devices, declared = real(nodes)
+    nodes.join("aaaaaaaaa1", "10.0.0.1")
+    assert nodes.poll(devices) == ([FIRST], [])
+    devices.take_lost()
+    devices.restarted(declared[0])
+    assert (devices.take_lost(), devices.take_lost()) == ([1], [])
+    assert devices.absence(FIRST) == ""
+    assert nodes.poll(devices) == ([], [])
+
+
 def test_a_node_that_joins_again_is_the_device_that_it_was():
     nodes = Nodes()
     devices, declared = real(nodes)
