@@ -54,10 +54,10 @@ class PlanLifecycle(PlanListener):
         for listener in self._listeners:
             listener.released(plan)
 
-    def device_left(self, device: int) -> None:
+    def device_reset(self, device: int) -> None:
         """Pass it to all listeners."""
         for listener in self._listeners:
-            listener.device_left(device)
+            listener.device_reset(device)
 
     def view_fields(self, version: int) -> Mapping[str, Any]:
         """The fields of all listeners."""

@@ -53,8 +53,8 @@ class PlanListener:
     def released(self, plan: Plan) -> None:
         """The plan is over without a result."""
 
-    def device_left(self, device: int) -> None:
-        """A real device has left the cluster, and what it holds is unknown."""
+    def device_reset(self, device: int) -> None:
+        """A real device holds nothing any more: it has left the cluster, or its worker is a new one."""
 
     def view_fields(self, version: int) -> Mapping[str, Any]:
         """Fields of the ``View`` that this listener sets, in this version of the model."""

@@ -102,7 +102,7 @@ class DeviceRegistry:
             if now - self._absent_since_s[device.number] < device.join_timeout_s
         )
 
-    def no_device_left(self) -> str:
+    def no_device_reset(self) -> str:
         """Why no device is left, if none has joined and none is awaited; else ""."""
         return "" if self.sites or self.awaited else self.absences()
 

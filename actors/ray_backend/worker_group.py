@@ -126,7 +126,7 @@ class WorkerGroup:
     def check(self, *needed: str) -> None:
         """Raise ``WorkerFailure`` if a needed group of devices has no worker and none is starting, or if no device is left."""
         groups = {placement.group for placement in [*self._group.ready, *self._group.pending]}
-        if not groups and (why := self._devices.no_device_left()):
+        if not groups and (why := self._devices.no_device_reset()):
             raise WorkerFailure(f"no device is left: {why}")
         for group in set(needed) - groups - self._devices.groups:
             reason = f": {self._last_failure}" if self._last_failure else ""

@@ -102,7 +102,7 @@ class FrozenBlocks(PlanListener):
         """It is not known whether the device has the blocks."""
         self._sent.pop(plan.id, None)
 
-    def device_left(self, device: int) -> None:
+    def device_reset(self, device: int) -> None:
         """A device that comes back has no block."""
         self._held.pop(device, None)
 

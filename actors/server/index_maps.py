@@ -163,7 +163,7 @@ class IndexMaps(PlanListener):
         """It is not known whether the device has the map."""
         self._sent.pop(plan.id, None)
 
-    def device_left(self, device: int) -> None:
+    def device_reset(self, device: int) -> None:
         """A device that comes back has no map."""
         self._held.pop(device, None)
 

@@ -213,7 +213,7 @@ class Server(PlanListener):
         """``links``: by device, the version that it has acknowledged."""
         return {"links": MappingProxyType(self.links.peers.held)}
 
-    def device_left(self, device: int) -> None:
+    def device_reset(self, device: int) -> None:
         """The link of the device is resynchronised with its next plan."""
         self.links.lose(device)
 

@@ -101,6 +101,8 @@ class SharedModels:
             self._store(name, packet)
         for name in names:
             self._in_memory[name] += 1
+            if self._in_memory[name] == self._holders[name]:
+                self._remove_file(name)
 
     def saved(self) -> dict[str, Any]:
         """The state for a checkpoint, with the files by model."""

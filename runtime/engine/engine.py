@@ -88,15 +88,14 @@ class Engine:
         self.workload = Workload(settings)
         check_learning(in_form(config), self.workload)
         self.pool = pool or self._inline_pool(config, settings, fleet, scratch)
-        emulating = emulating_here() if emulating is None else emulating
-        form, form_notices = measure_form(config, self.pool, self.workload, emulating=emulating)
-        self._measured = MachineMeasurements(training=form, kernels=config.kernels.table)
-        self.config = apply_measurements(config, self._measured)
         self._fleet = fleet
+        emulating = emulating_here() if emulating is None else emulating
         try:
-            self._build(
-                policy, settings, distiller, scratch, notices=(*form_notices, *kernel_notices), inline=pool is None
-            )
+            form, form_notices = measure_form(config, self.pool, self.workload, emulating=emulating)
+            self._measured = MachineMeasurements(training=form, kernels=config.kernels.table)
+            self.config = apply_measurements(config, self._measured)
+            notices = (*form_notices, *kernel_notices)
+            self._build(policy, settings, distiller, scratch, notices=notices, inline=pool is None)
         except BaseException:
             if pool is None:  # a device under limits has started its child for the measurement
                 self.pool.close()

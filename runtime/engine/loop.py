@@ -426,9 +426,9 @@ class Loop:
             plans.clear()
 
     def _report_lost_devices(self) -> None:
-        """Pass on which real devices have left."""
+        """Pass on which real devices hold nothing any more."""
         for device in self._pool.take_lost_devices():
-            self._lifecycle.device_left(device)
+            self._lifecycle.device_reset(device)
 
     def _notices(self) -> Iterator[AnyEvent]:
         """Notices of workers, hosts and links since the last call."""

@@ -120,12 +120,12 @@ def test_devices_are_awaited_for_the_time_of_their_class():
     nodes.join("a1", "10.0.0.1")
     nodes.poll(devices)
     nodes.now_s += 28.0
-    assert (devices.awaited, devices.no_device_left()) == ({2}, "")
+    assert (devices.awaited, devices.no_device_reset()) == ({2}, "")
     nodes.now_s += 2.0
-    assert (devices.awaited, devices.no_device_left()) == (frozenset(), "")  # one is there
+    assert (devices.awaited, devices.no_device_reset()) == (frozenset(), "")  # one is there
     nodes.leave("a1")
     devices.remove(declared[0], "node 10.0.0.1 is gone")
-    assert (devices.awaited, devices.no_device_left()) == ({1}, "")
+    assert (devices.awaited, devices.no_device_reset()) == ({1}, "")
     nodes.now_s += 30.0
     missing = "a node with the labels board=rpi4, not in use, has not joined"
-    assert devices.no_device_left() == f"{FIRST}: node 10.0.0.1 is gone; {SECOND}: {missing}"
+    assert devices.no_device_reset() == f"{FIRST}: node 10.0.0.1 is gone; {SECOND}: {missing}"

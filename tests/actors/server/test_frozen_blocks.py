@@ -148,9 +148,9 @@ def test_blocks_are_sent_again_where_they_are_not_known_to_be(trained: Server) -
     assert kinds(held.messages) == ["weights"]
     deliver(trained, held, outcome=Outcome.FAILED, stage="open", out_of_sync=True)
     deliver(trained, is_sent(5))
-    trained.blocks.device_left(0)
+    trained.blocks.device_reset(0)
     is_sent(6)
-    trained.blocks.device_left(2)  # one that has none
+    trained.blocks.device_reset(2)  # one that has none
 
 
 def test_a_worker_without_the_blocks_is_out_of_sync(trained: Server) -> None:

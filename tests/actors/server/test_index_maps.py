@@ -154,7 +154,7 @@ def test_a_map_is_sent_again_where_it_is_not_known_to_be(server: Server) -> None
     fourth = server.send(narrow(server, plan_id=4))
     assert is_sent(fourth)
     deliver(server, fourth)
-    server.maps.device_left(0)
+    server.maps.device_reset(0)
     assert is_sent(server.send(narrow(server, plan_id=5)))
 
 

@@ -82,6 +82,20 @@ def test_a_model_in_a_file_is_in_memory_again_for_one_more_holder(shared: Shared
     assert (files(tmp_path), shared.memory_bytes) == (1, 0)
 
 
+def test_its_file_is_gone_once_all_its_holders_are_in_memory_again(shared: SharedModels, tmp_path: Path) -> None:
+    name = model(1).name
+    shared.add(model(1))
+    for _ in range(2):
+        shared.hold([name])
+    for _ in range(2):
+        shared.park([name])
+    shared.unpark([name])
+    assert files(tmp_path) == 1
+    shared.unpark([name])
+    assert (files(tmp_path), shared.disk_bytes) == (0, 0)
+    assert shared.memory_bytes == shared.message(name).num_bytes
+
+
 @pytest.mark.parametrize("damage", ["gone", "cut", "other"])
 def test_a_damaged_file_is_an_error_and_changes_nothing(shared: SharedModels, tmp_path: Path, damage: str) -> None:
     for seed in (1, 2):
