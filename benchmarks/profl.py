@@ -56,7 +56,7 @@ def memory_of(results: Results, name: str, model: dict[str, Any], batch: int, *,
         return measure(trainer, plan, resolution=RESOLUTION) | ({"rss_mb": resident(trainer, plan)} if rss else {})
 
     def row(kind: str, *, of: str = "", **changes: Any) -> float:
-        """The measured peak. ``of``: the groups, by which rows of another division are told apart."""
+        """The measured peak. ``of``: the groups, which are part of the key of the row."""
         figures = results.row(f"{name}, {batch}: {kind}{of}", measured, trainer.plan(batch=batch, **changes))
         found["rows"][kind] = figures
         return float(figures["measured_mb"])
