@@ -64,7 +64,7 @@ def _forward(blocks: Blocks, run: Callable[[Tensor], Any], x: Tensor, *, train: 
 
 
 def _graph(leaves: list[Any]) -> Counter[str]:
-    """Number of times each operation is in autograd's graph of these tensors; parameters are told apart by ``id``."""
+    """Number of times each operation is in autograd's graph of these tensors; parameters are distinguished by ``id``."""
     pending = [leaf.grad_fn for leaf in leaves if isinstance(leaf, Tensor)]
     seen: set[Any] = set()
     counts: Counter[str] = Counter()

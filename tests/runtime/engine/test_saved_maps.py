@@ -3,13 +3,8 @@
 import copy
 
 import pytest
-from fedbonsai.runtime.configuration.config import load_config
-from fedbonsai.runtime.configuration.policy_checks import configured_policy
-from fedbonsai.runtime.engine.engine import Engine
-from fedbonsai.runtime.engine.saved_loop import state_problem
-from fedbonsai.runtime.events import VersionClosed
 
-from ..resuming import BASE
+from .saved_engine import after_a_version, problem_of
 
 WIDTH = {"name": "width", "levels": [0.5], "unit": "width", "min_channels": 2, "warm_up": 0}
 POLICY = [{"name": "asynchronous", "buffer": 2, "concurrency": 1.0}, WIDTH]
@@ -18,12 +13,7 @@ POLICY = [{"name": "asynchronous", "buffer": 2, "concurrency": 1.0}, WIDTH]
 @pytest.fixture(name="engine", scope="module")
 def engine_fixture():
     """In flight: all but two devices, each with the map of its plan."""
-    config = load_config(BASE | {"policy": POLICY, "server": {"staleness": {"rule": "polynomial"}}})
-    engine = Engine(config, configured_policy(config))
-    for event in engine.events():
-        if isinstance(event, VersionClosed):
-            return engine
-    raise AssertionError("no version has closed")
+    return after_a_version(policy=POLICY, server={"staleness": {"rule": "polynomial"}})
 
 
 def problem(engine, change):
@@ -32,13 +22,7 @@ def problem(engine, change):
     for name in ("_maps", "_messages", "_held", "_sent", "_rankings"):
         maps[name] = copy.copy(maps[name])
     change(maps, next(iter(maps["_maps"])))
-    return state_problem(
-        saved,
-        model=engine.server.store["model"],
-        workload=engine.workload,
-        profiles=engine._fleet.profiles(),
-        hosts=engine.num_hosts,
-    )
+    return problem_of(engine, saved)
 
 
 def other_content(maps, name):

@@ -4,28 +4,19 @@ import copy
 
 import numpy as np
 import pytest
-from fedbonsai.runtime.configuration.config import load_config
-from fedbonsai.runtime.configuration.policy_checks import configured_policy
-from fedbonsai.runtime.engine.engine import Engine
-from fedbonsai.runtime.engine.saved_loop import state_problem
-from fedbonsai.runtime.events import VersionClosed
 
-from ..resuming import BASE
+from .saved_engine import after_a_version, problem_of
 
 
-def after_a_version(link_memory_bytes):
+def linked(link_memory_bytes):
     """An engine after the first version, of which all devices hold the model."""
-    server = {"statistics": "batch", "link_memory_bytes": link_memory_bytes}
-    config = load_config(BASE | {"preset": "resfed", "server": server})
-    engine = Engine(config, configured_policy(config))
-    assert any(isinstance(event, VersionClosed) for event in engine.events())
-    return engine
+    return after_a_version(preset="resfed", server={"statistics": "batch", "link_memory_bytes": link_memory_bytes})
 
 
 @pytest.fixture(name="engine", scope="module")
 def engine_fixture():
     """Half of the records are on disk."""
-    engine = after_a_version(400_000)
+    engine = linked(400_000)
     yield engine
     engine.close()
 
@@ -38,13 +29,7 @@ def problem(engine, change):
             if isinstance(value, dict):
                 holder[name] = copy.copy(value)
     change(peers, next(iter(peers["shared"]["_messages"]), None))
-    return state_problem(
-        saved,
-        model=engine.server.store["model"],
-        workload=engine.workload,
-        profiles=engine._fleet.profiles(),
-        hosts=engine.num_hosts,
-    )
+    return problem_of(engine, saved)
 
 
 def not_named(peers, name):
@@ -96,7 +81,7 @@ def test_each_damage_is_described(engine, change, expected):
 @pytest.mark.parametrize("link_memory_bytes", [0, 200_000], ids=["none", "for one record"])
 def test_a_budget_without_room_for_a_record_and_its_model_can_be_resumed(link_memory_bytes):
     """The model goes to disk with the first record, before the other devices hold it."""
-    engine = after_a_version(link_memory_bytes)
+    engine = linked(link_memory_bytes)
     try:
         assert problem(engine, lambda peers, name: None) == ""
     finally:
