@@ -11,7 +11,7 @@ from what has been. A stage needs no less
 All divisions are kept in the order of these bounds. One unknown stage of the best division is predicted, which raises the
 bounds of others, until the best one has no unknown stage: no other one can need less. (LazySP: Dellin and Srinivasa, "A
 Unifying Formalism for Shortest Path Problems with Expensive Edge Evaluations via Lazy Best-First Search over Paths with Edge
-Selectors", ICAPS 2016, arXiv 1603.03490; here for the worst edge of a path.) With 13 blocks and 6 groups, some 170 of 3171
+Selectors", ICAPS 2016, arXiv 1603.03490; here for the worst edge of a path.) With 13 blocks and 6 groups, some 200 of 3171
 stages are predicted.
 """
 
