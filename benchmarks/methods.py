@@ -11,8 +11,9 @@ the statistics of the batch in all rows. The fleet: 25 devices of each of four c
 memory for 2, 1.5, 1.1 and 0.7 times the predicted training of the whole model, links of 100 kB/s up and 400 kB/s down, and a
 host of 1 TFLOP/s. A method that trains the whole model leaves out the last class.
 
-``public``: the network trained on the public images alone (``fedbonsai pretrain``). "EcoFed" and "FedAvg, trunk" start with
-the blocks of it before the cut, rows "holistic" with all of it, the others with random weights.
+``public``: the network trained on the public images alone (``fedbonsai pretrain``), in results/methods.safetensors, and trained
+again if that file is missing. "EcoFed" and "FedAvg, trunk" start with the blocks of it before the cut, rows "holistic" with all
+of it, the others with random weights.
 
 ``accuracy``: on the test images, mean of the last three evaluations (every fourth round). ``up_MB``, ``down_MB``: sent by and
 to all devices, all packets, plans and reports, without evaluation; ``other_MB``: between the server and its hosts or its
@@ -35,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import fedbonsai
-from common import Results, add_options, over_seeds, refuse
+from common import RESULTS, Results, add_options, over_seeds, refuse
 from fedbonsai.comms.codec import CodecSpec
 from fedbonsai.comms.links.predict import Residual
 from fedbonsai.learning.training.pretraining import Recipe
@@ -181,17 +182,13 @@ def whole_peak(root: str) -> int:
     return Costs(workload, config.load_fleet()).row(whole(workload.spec), config.training).peak_memory_bytes
 
 
-def public_weights(root: str, folder: Path, *, epochs: int) -> Path:
-    """The network trained on the public share; trained if the file does not exist yet."""
-    path = folder / f"public-{epochs}.safetensors"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = configuration("FedAvg", root=root, seed=0, rounds=1, weights="", memory_bytes=10**9)
-        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-            out = Path(unfinished) / path.name
-            pretrain(load_config(settings), out=out, recipe=Recipe(epochs=epochs, batch_size=64, learning_rate=0.02))
-            out.replace(path)
-    return path
+def train_public(root: str, path: Path, *, epochs: int) -> None:
+    """Train the network on the public share."""
+    settings = configuration("FedAvg", root=root, seed=0, rounds=1, weights="", memory_bytes=10**9)
+    with tempfile.TemporaryDirectory(dir=path.parent) as unfinished:
+        out = Path(unfinished) / path.name
+        pretrain(load_config(settings), out=out, recipe=Recipe(epochs=epochs, batch_size=64, learning_rate=0.02))
+        out.replace(path)
 
 
 def public(weights: Path) -> dict[str, Any]:
@@ -282,8 +279,8 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=None)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, help="default: 100, with --quick 2")
-    parser.add_argument("--weights", type=Path, default=Path("~/.cache/fedbonsai/benchmarks").expanduser(),
-                        help="folder that keeps the pretrained network; default: %(default)s")  # fmt: skip
+    parser.add_argument("--weights", type=Path, default=RESULTS / "methods.safetensors", metavar="FILE",
+                        help="of the pretrained network, trained if it is missing; default: that of results/")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time; default: cores")
     add_options(parser)
     options = parser.parse_args()
@@ -293,20 +290,27 @@ def main() -> None:
     rows = options.rows or (["FedAvg", "EcoFed", "ResFed", "HeteroFL"] if options.quick else list(ROWS))
     settings = {"rounds": rounds, "pretraining": epochs}
     results = Results("methods", options, seeds=seeds, settings=settings)
-    weights = public_weights(options.data, options.weights, epochs=epochs)
-    kept, here = results.row("public", public, weights)["hash"], public(weights)["hash"]
-    if kept != here:  # of a network that was pretrained on another machine: bits may depend on the number of threads
-        refuse(f"--weights holds a network with hash {here}; the rows so far start from {kept}: copy its file there")
-    memory_bytes = results.row("whole peak", whole_peak, options.data)
-    common = {"root": options.data, "rounds": rounds, "weights": str(weights), "memory_bytes": memory_bytes}
-    # A process for each run, with one thread: no run inherits memory or random states of another.
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        made = {
-            pool.submit(run, configuration(row, seed=seed, **common)): key
-            for key, row, seed in missing(results, rows, seeds)
-        }
-        for each in as_completed(made):
-            results.row(made[each], each.result)
+    with tempfile.TemporaryDirectory() as scratch:
+        weights: Path = Path(scratch) / "public.safetensors" if options.quick else options.weights
+        if not weights.exists():
+            train_public(options.data, weights, epochs=epochs)
+        kept, here = results.row("public", public, weights)["hash"], public(weights)["hash"]
+        if kept != here:  # of a network that was pretrained on another machine: bits depend on processor and threads
+            refuse(f"--weights holds a network with hash {here}; the rows so far start from {kept}: name its file")
+        memory_bytes = results.row("whole peak", whole_peak, options.data)
+        common = {"root": options.data, "rounds": rounds, "weights": str(weights), "memory_bytes": memory_bytes}
+        # A process for each run, with one thread: no run inherits memory or random states of another.
+        with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+            made = {
+                pool.submit(run, configuration(row, seed=seed, **common)): key
+                for key, row, seed in missing(results, rows, seeds)
+            }
+            try:
+                for each in as_completed(made):
+                    results.row(made[each], each.result)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # else the runs that wait would be made, and lost
+                raise
     about = {"public": results["public"], "whole_peak_MB": round(memory_bytes / 1e6, 2)}
     results.finish(about | {"rows": table(results, list(ROWS), seeds)})
 
