@@ -1,15 +1,13 @@
-"""Seconds from the start of a process to the end of its first round, by phase; compared with pfl and Flower.
+"""Seconds from the start of a process to the end of its first round, by phase, beside those of its imports.
 
-    python benchmarks/first_round.py --quick                                        digits only, once
-    python benchmarks/first_round.py --pfl PYTHON --flower PYTHON --save            three times, taking turns
+    python benchmarks/first_round.py --quick      once
+    python benchmarks/first_round.py --save       three times, taking turns
 
-Every contender is a separate process, started as a user starts it. ``digits`` is examples/digits.yaml; ``small`` the network of
-2.2 million parameters, FedAvg over 100 simulated devices with 100 samples each, ten a round, batches of 32. ``torch`` is
-``import torch`` alone, ``ray`` is ``import ray; ray.init()`` with two processors and without a dashboard, ``import torch``
-after it: lower bounds for a run in process and for one on a local Ray. Pfl and Flower run with the Python of an environment
-in which they are installed (pfl 0.6, flwr 1.42 with its simulation extra).
-
-``phases``: seconds since the start of the process at which each step of a run on Ray was over. Figures are medians.
+The experiment is examples/digits.yaml, in process and on a local Ray; each run is a separate process, started as a user starts
+it. ``torch`` is ``import torch`` alone, ``ray`` is ``import ray; ray.init()`` with two processors and without a dashboard,
+``import torch`` after it: lower bounds for a run in process and for one on a local Ray. ``phases``: seconds since the start of
+the process at which each step of a run was over. Figures are medians. The first round of other simulators, at equal work:
+peers.py.
 """
 
 import argparse
@@ -31,18 +29,9 @@ RAY = (
     "import ray; ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='ERROR'); import torch"
     + PRINT_SECONDS
 )
-SMALL: dict[str, Any] = {
-    "model": "small",
-    "data": {"name": "synthetic", "kwargs": {"shape": [3, 32, 32], "classes": 10, "samples_per_device": 100}},
-    "fleet": {"classes": [{"name": "device", "count": 100, "flop_per_s": 1e10, "memory_bytes": 10**9,
-                           "up_bytes_per_s": 1e7, "down_bytes_per_s": 1e7}]},
-    "policy": [{"name": "random", "cohort": 10}],
-    "training": {"batch_size": 32, "optimiser": {"learning_rate": 0.01}},
-    "evaluation": {"where": "none"},
-}  # fmt: skip
 
 
-def child(backend: str, experiment: str) -> None:
+def child(backend: str) -> None:
     """A run in a new process: prints the times at which phases and rounds ended."""
     phases: dict[str, float] = {}
 
@@ -53,8 +42,8 @@ def child(backend: str, experiment: str) -> None:
     import fedbonsai
     from fedbonsai.runtime.events import RoundStarted, RunStarted, VersionClosed
 
-    config = str(HERE.parent / "examples" / "digits.yaml") if experiment == "digits" else SMALL
-    run = fedbonsai.run(config, backend=backend, settings=["stop.rounds=4", "stop.accuracy=null"])
+    digits = str(HERE.parent / "examples" / "digits.yaml")
+    run = fedbonsai.run(digits, backend=backend, settings=["stop.rounds=4", "stop.accuracy=null"])
     note("the configuration is checked")
     if backend == "ray":
         _watch_ray(note)
@@ -103,25 +92,16 @@ def last_line(command: list[str]) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="digits only, once")
-    parser.add_argument("--pfl", metavar="PYTHON", help="of an environment with pfl")
-    parser.add_argument("--flower", metavar="PYTHON", help="of an environment with flwr[simulation]")
+    parser.add_argument("--quick", action="store_true", help="once")
     add_options(parser)
-    parser.add_argument("--child", nargs=2, metavar=("BACKEND", "EXPERIMENT"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=("inline", "ray"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(*args.child)
+        child(args.child)
         return
     results = Results("first_round", args)
     own = [sys.executable, str(Path(__file__).resolve()), "--child"]
-    contenders: dict[str, list[str]] = {
-        f"{experiment}, {backend}": [*own, backend, experiment]
-        for experiment in (("digits",) if args.quick else ("digits", "small"))
-        for backend in ("inline", "ray")
-    }
-    for name in ("pfl", "flower"):
-        if python := getattr(args, name):
-            contenders[f"small, {name}"] = [python, str(HERE / "rivals" / f"first_round_{name}.py")]
+    contenders = {"in process": [*own, "inline"], "on Ray": [*own, "ray"]}
     last_line([sys.executable, "-c", TORCH])  # from here on the files are in the page cache
     least: dict[str, list[float]] = {"torch": [], "ray": []}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
@@ -138,14 +118,11 @@ def main() -> None:
         "first_s_each": {name: [each["first_s"] for each in runs] for name, runs in found.items()},
         "round_s": {name: median([s for each in runs for s in each["round_s"]]) for name, runs in found.items()},
         "over_floor": {
-            name: round(value / floor["ray" if name.endswith("ray") else "torch"], 2)
-            for name, value in first.items()
-            if name.endswith(("inline", "ray"))
+            name: round(first[name] / floor[bound], 2) for name, bound in (("in process", "torch"), ("on Ray", "ray"))
         },
         "phases": {
             name: {phase: median([each["phases"][phase] for each in runs]) for phase in runs[0]["phases"]}
             for name, runs in found.items()
-            if "phases" in runs[0]
         },
     }
     results.finish(result)

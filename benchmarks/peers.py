@@ -28,6 +28,7 @@ fedbonsai's workers have. ``of_bare``: seconds of bare processes over those of f
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -49,11 +50,11 @@ from fedbonsai.actors.ray_backend import actor
 from fedbonsai.learning.models import build
 from fedbonsai.learning.seeds import derive
 from fedbonsai.learning.spec import Call
+from processes import MARK, PeakMemory, Tree, name_of
 
 RIVALS = Path(__file__).resolve().parent / "rivals"
 sys.path.insert(0, str(RIVALS))
 from environments import ENVIRONMENTS, NotInstalled, is_made, make, python_of, versions  # noqa: E402
-from tree import MARK, PeakMemory, Tree, name_of  # noqa: E402
 from work import Work  # noqa: E402
 
 CORES = len(os.sched_getaffinity(0))
@@ -135,7 +136,7 @@ class Started:
             self.root = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, cwd=lines.parent
             )
-        self.tree = Tree(self.root, mark)
+        self.tree = Tree(self.root.pid, mark)
 
     def read(self) -> list[dict[str, Any]]:
         """The lines so far."""
@@ -270,7 +271,14 @@ def _end(run: Started, *, grace_s: float) -> None:
     until = time.monotonic() + grace_s
     while run.root.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
-    run.tree.end()
+    for _ in range(50):
+        if not (left := run.tree.processes()):
+            break
+        for number in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        time.sleep(0.1)
+    run.root.wait()
 
 
 def seal(folder: Path, nets: list[str], devices: int) -> None:

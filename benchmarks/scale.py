@@ -15,7 +15,7 @@ after long absences and are sent all residuals that they missed, ``residuals_a_p
 and opened once by each worker. Only the second half of the rounds counts.
 
 ``resyncs`` counts links whose memory was dropped. ``peak_memory_bytes`` is the largest sum of proportional set sizes over the
-run's whole process tree (driver, server, workers, Ray's own processes), sampled every quarter of a second, or less often where
+run's whole process tree (driver, server, workers, Ray's own processes), sampled every fifth of a second, or less often where
 reading them takes long. Resident pages of the object store are part of it: they are shared memory, mapped by these processes.
 ``server_cpu_s`` and ``worker_cpu_s``: processor seconds a round of the server's process, and of all workers' together; the
 first round, in which nothing is opened, does not count.
@@ -25,80 +25,27 @@ first round, in which nothing is opened, does not count.
 """
 
 import argparse
+import contextlib
 import math
 import os
-import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import fedbonsai
 from common import Results, add_options, median
 from fedbonsai.runtime.events import PlanEnded, VersionClosed
-
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-
-
-class PeakMemory(threading.Thread):
-    """Samples the proportional set size of this process and its descendants."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak_bytes = 0
-        self._over = threading.Event()
-
-    def run(self) -> None:
-        """Sample until stopped, at most a twentieth of the time."""
-        took_s = 0.0
-        while not self._over.wait(max(0.25, 20 * took_s)):
-            start = time.perf_counter()
-            self.peak_bytes = max(self.peak_bytes, sum(proportional_bytes(pid) for pid in tree(os.getpid())))
-            took_s = time.perf_counter() - start
-
-    def stop(self) -> int:
-        """Stop, and return the peak."""
-        self._over.set()
-        self.join()
-        return self.peak_bytes
-
-
-def tree(root: int) -> list[int]:
-    """A process and all its descendants."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text()
-            except OSError:  # it has ended
-                continue
-            children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
-    found = [root]
-    for pid in found:
-        found += children.get(pid, [])
-    return found
-
-
-def proportional_bytes(pid: int) -> int:
-    """A process's share of the memory that it maps; 0 once it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+from processes import PeakMemory, Tree, name_of
 
 
 def cpu_s() -> dict[str, float]:
     """Processor seconds so far of the run's server and of its workers, found by the names that Ray gives them."""
     found = {"server": 0.0, "worker": 0.0}
-    for pid in tree(os.getpid()):
-        try:
-            name = Path(f"/proc/{pid}/cmdline").read_bytes()
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
-            continue
-        for kind, actor in (("server", b"ray::ServerActor"), ("worker", b"ray::WorkerActor")):
-            if name.startswith(actor):
-                found[kind] += (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    for number, seconds in Tree(os.getpid()).cpu_s().items():
+        with contextlib.suppress(OSError):  # it has ended
+            name = name_of(number)
+            for kind, actor in (("server", "ray::ServerActor"), ("worker", "ray::WorkerActor")):
+                if name.startswith(actor):
+                    found[kind] += seconds
     return found
 
 
@@ -109,7 +56,7 @@ def measure(num_devices: int, *, rounds: int, skipped: int = 1, **settings: Any)
     """
     fleet_class = {"name": "device", "count": num_devices, "flop_per_s": 1e10, "memory_bytes": 10**9}
     fleet_class |= {"up_bytes_per_s": 1e7, "down_bytes_per_s": 1e7}
-    memory = PeakMemory()
+    memory = PeakMemory(Tree(os.getpid()))
     memory.start()
     start = time.perf_counter()
     run = fedbonsai.run(

@@ -1,24 +1,22 @@
-"""The processes of a run: found by a mark in their environment and by descent; their memory and processor time; ending them."""
+"""The processes of a run: found by descent, and by a mark in their environment; their memory and processor time."""
 
 import contextlib
 import os
-import signal
-import subprocess
 import threading
 import time
 from collections import defaultdict
 from pathlib import Path
 
-MARK = "PEERS_RUN"
+MARK = "FEDBONSAI_RUN"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Tree:
-    """All processes of one run, also those that were detached from it: descendants of any that carries the mark."""
+    """A process and its descendants; with a mark also those that were detached, and descendants of any that carries it."""
 
-    def __init__(self, root: subprocess.Popen[bytes], mark: str) -> None:
-        """``root``: was started with ``mark`` as the environment variable ``PEERS_RUN``."""
-        self.root, self._mark = root, f"{MARK}={mark}".encode()
+    def __init__(self, root: int, mark: str = "") -> None:
+        """``root``: number of a process. ``mark``: value of ``FEDBONSAI_RUN`` in the environment with which it was started."""
+        self._root, self._mark = root, f"{MARK}={mark}".encode() if mark else b""
         self._known: dict[int, bool] = {}  # by process number: whether it carries the mark
 
     def processes(self) -> list[int]:
@@ -31,7 +29,7 @@ class Tree:
                 fields = _stat(number)
                 if fields[0] != "Z":
                     children[int(fields[1])].append(number)
-                    if self._is_marked(number):
+                    if number == self._root or self._is_marked(number):
                         found.append(number)
         seen = set(found)
         while found:
@@ -42,6 +40,8 @@ class Tree:
         return sorted(seen)
 
     def _is_marked(self, number: int) -> bool:
+        if not self._mark:
+            return False
         # Read once: some processes (Ray's) write their title over their environment later.
         if number not in self._known:
             self._known[number] = self._mark in Path(f"/proc/{number}/environ").read_bytes()
@@ -74,29 +74,21 @@ class Tree:
                 total += sum(map(int, _stat(number)[11:15])) / TICKS
         return total
 
-    def end(self) -> None:
-        """Kill all that is left, by number."""
-        for _ in range(50):
-            if not (left := self.processes()):
-                break
-            for number in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(number, signal.SIGKILL)
-            time.sleep(0.1)
-        self.root.wait()
-
 
 class PeakMemory(threading.Thread):
-    """Samples the memory of a tree until it is stopped. Sampling takes processor time, so rounds are not timed meanwhile."""
+    """Samples the memory of a tree until it is stopped, in at most a tenth of the time."""
 
-    def __init__(self, tree: Tree, every_s: float = 0.2) -> None:
+    def __init__(self, tree: Tree) -> None:
         super().__init__(daemon=True)
-        self.peak_bytes, self._tree, self._every_s, self._over = 0, tree, every_s, threading.Event()
+        self.peak_bytes, self._tree, self._over = 0, tree, threading.Event()
 
     def run(self) -> None:
         """Sample."""
-        while not self._over.wait(self._every_s):
+        took_s = 0.0
+        while not self._over.wait(max(0.2, 10 * took_s)):
+            start = time.perf_counter()
             self.peak_bytes = max(self.peak_bytes, self._tree.memory_bytes())
+            took_s = time.perf_counter() - start
 
     def stop(self) -> int:
         """End sampling; the largest sum."""
