@@ -1,8 +1,9 @@
 """fedbonsai beside other simulators and bare PyTorch at equal work: first round, later rounds, memory, and a killed worker.
 
     python benchmarks/peers.py --quick          bare loops, fedbonsai, and peers whose environment exists; small; under a minute
-    python benchmarks/peers.py [--save]         all; environments are made when they are missing
-        [--environments FOLDER] [--torch-index URL] [--nets N,...] [--formats F,...] [--only NAME ...] [--repetitions N]
+    python benchmarks/peers.py --save           all; environments are made when they are missing
+    python benchmarks/peers.py --save --continue [--nets N,...] [--formats F,...]       rows that are missing
+        [--environments FOLDER] [--torch-index URL] [--only NAME ...] [--repetitions N]
 
 Each contender runs in a virtual environment and in processes of its own (benchmarks/rivals): Python 3.11; torch, torchvision
 and numpy as in constraints.txt. One that cannot be installed is a row with the reason.
@@ -15,12 +16,13 @@ fedbonsai have their own.
 ``check``: all ten devices of ten in one round of one batch each. The loss of every device's first batch agrees between
 contenders, and so does the new model (the sum of squares of its parameters). In each run the optimiser steps are counted.
 
-The order is rotated between repetitions, and contenders run one at a time. ``first_s``: from the start of the process to the
-end of the first round, imports included. ``steady_s``: median of the later rounds. Both are medians over repetitions; all
-values are beside them. ``peak_mb``: largest sum of the proportional set sizes of the process tree, in a further run that is
-not timed; ``cpu_round_s``: processor seconds of the tree in its second round. In it, with the first network, the process that
-has worked most is killed in the third round (``killed``): the number of clients whose results were in the model of that
-round, and of the next.
+A row is one network in one format with all contenders, on one machine; a result may hold rows of several, each with its
+machine. The order is rotated between repetitions, and contenders run one at a time. ``first_s``: from the start of the process
+to the end of the first round, imports included. ``steady_s``: median of the later rounds. Both are medians over repetitions;
+all values are beside them. ``peak_mb``: largest sum of the proportional set sizes of the process tree, in a further run that is
+not timed; ``cpu_round_s``: processor seconds of the tree in its second round. In it, with ``resfed_cnn``, the process that has
+worked most is killed in the third round (``killed``): the number of clients whose results were in the model of that round, and
+of the next.
 
 ``bare``: PyTorch alone, no transport and no aggregation; "tuned" has the settings of the C library's allocator that
 fedbonsai's workers have. ``of_bare``: seconds of bare processes over those of fedbonsai in each repetition; median.
@@ -55,7 +57,7 @@ from processes import MARK, PeakMemory, Tree, name_of
 RIVALS = Path(__file__).resolve().parent / "rivals"
 sys.path.insert(0, str(RIVALS))
 from environments import ENVIRONMENTS, NotInstalled, is_made, make, python_of, versions  # noqa: E402
-from work import Work  # noqa: E402
+from work import NETS, Work  # noqa: E402
 
 CORES = len(os.sched_getaffinity(0))
 SAMPLES = 100
@@ -404,59 +406,76 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    results = Results("peers", arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes of a contender are ended
     devices, cohort = (4, 4) if arguments.quick else (100, 10)
-    result: dict[str, Any] = {"devices": devices, "cohort": cohort, "workers": CORES, "versions": {}, "missing": {}}
+    settings = {"devices": devices, "cohort": cohort, "workers": CORES, "repetitions": arguments.repetitions}
+    results = Results("peers", arguments, settings=settings)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes of a contender are ended
+    wanted = [(net, name) for net in arguments.nets for name in arguments.formats if f"{net}, {name}" not in results]
     pythons: dict[str, Path] = {}
-    for name, python, reason in environments(arguments):
+    about: dict[str, Any] = {"versions": {}, "missing": {}}
+    for name, python, reason in environments(arguments) if wanted else ():
         if python is None:
-            result["missing"][name] = reason
+            about["missing"][name] = reason
             print(f"  {name}: {reason}", flush=True)
         else:
             pythons[name] = python
-            result["versions"][name] = versions(python, ("torch", "numpy", "ray", ENVIRONMENTS[name].distribution))
+            about["versions"][name] = versions(python, ("torch", "numpy", "ray", ENVIRONMENTS[name].distribution))
             if note := ENVIRONMENTS[name].note:
-                result["versions"][name]["note"] = note
-    present = [each for each in arguments.contenders if each.environment in pythons]
-    absent = {
-        each.name: {"error": result["missing"][each.environment]}
-        for each in arguments.contenders
-        if each.environment in result["missing"]
-    }
-    result |= {"check": [], "rows": [], "ratios": []}
+                about["versions"][name]["note"] = note
     with tempfile.TemporaryDirectory(prefix="peers-") as scratch:
         arguments.environments.mkdir(parents=True, exist_ok=True)
         bench = Bench(pythons, Path(scratch), arguments.environments / "rows.jsonl")
         seal(Path(scratch), arguments.nets, devices)
-        for net in arguments.nets:
+        for net, name in wanted:
             rounds = 3 if arguments.quick else 4 if net == "resfed_cnn" else 7
             work = Work(folder=scratch, net=net, rounds=rounds, devices=devices, cohort=cohort, batch=32, workers=CORES)
-            if arguments.quick:
-                rows = checked = compare(bench, present, whole(work), repetitions=1)
-                report(bench, result, rows | absent, net=net, name="float32")
-            else:
-                checked = compare(bench, present, replace(whole(work), rounds=1), repetitions=1)
-            result["check"].append({"net": net, **agreement(checked)})
-            able = [each for each in present if "error" not in checked[each.name]]
-            broken = {name: row for name, row in checked.items() if "error" in row}
-            for name in () if arguments.quick else arguments.formats:
-                kill = net == arguments.nets[0]
-                rows = results.row(
-                    f"{net}, {name}", measured, bench, able, work, name, arguments.repetitions, kill=kill
-                )
-                report(bench, result, rows | broken | absent, net=net, name=name)
-    results.finish(result)
+            kill = net == "resfed_cnn"
+            found = results.row(f"{net}, {name}", row, bench, arguments, about, work, name, kill=kill)
+            bench.note(net=net, format=name, **found["ratios"])
+    kept = {(net, name): f"{net}, {name}" for net in NETS for name in FORMATS}
+    each = {key: results[text] for key, text in kept.items() if text in results}
+    of_each = [{"net": net, "format": name} for net, name in each]
+    results.finish(
+        settings
+        | {
+            "check": [key | found["check"] for key, found in zip(of_each, each.values(), strict=True)],
+            "rows": [
+                key | {"contender": contender, **figures}
+                for key, found in zip(of_each, each.values(), strict=True)
+                for contender, figures in found["contenders"].items()
+            ],
+            "ratios": [key | found["ratios"] for key, found in zip(of_each, each.values(), strict=True)],
+        }
+    )
 
 
-def measured(
-    bench: Bench, contenders: list[Contender], work: Work, name: str, repetitions: int, *, kill: bool
-) -> dict[str, dict[str, Any]]:
-    """The rows of one network in one format; in float32 with memory and, if ``kill``, a killed worker."""
-    rows = compare(bench, contenders, replace(work, **FORMATS[name]), repetitions=repetitions)
-    if name == "float32":
-        observe(bench, contenders, work, rows, kill=kill)
-    return rows
+def row(
+    bench: Bench, arguments: argparse.Namespace, about: dict[str, Any], work: Work, name: str, *, kill: bool
+) -> dict[str, Any]:
+    """All contenders with one network in one format: whether they did the same work, their figures, and ratios.
+
+    In float32 with memory and, if ``kill``, a killed worker.
+    """
+    present = [each for each in arguments.contenders if each.environment in bench.pythons]
+    rows: dict[str, dict[str, Any]] = {
+        each.name: {"error": about["missing"][each.environment]}
+        for each in arguments.contenders
+        if each.environment in about["missing"]
+    }
+    if arguments.quick:
+        found = checked = compare(bench, present, whole(work), repetitions=1)
+    else:
+        checked = compare(bench, present, replace(whole(work), rounds=1), repetitions=1)
+        rows |= {contender: figures for contender, figures in checked.items() if "error" in figures}
+        able = [each for each in present if "error" not in checked[each.name]]
+        found = compare(bench, able, replace(work, **FORMATS[name]), repetitions=arguments.repetitions)
+        if name == "float32":
+            observe(bench, able, work, found, kill=kill)
+    rows |= {
+        contender: {key: value for key, value in figures.items() if key not in ("losses", "norm")}
+        for contender, figures in found.items()
+    }
+    return {**about, "check": agreement(checked), "contenders": rows, "ratios": ratios(rows)}
 
 
 def observe(
@@ -472,15 +491,6 @@ def observe(
             found = {"observed_error": str(error)}
         rows[contender.name] |= found
         bench.note(contender=contender.name, net=work.net, **found)
-
-
-def report(bench: Bench, result: dict[str, Any], rows: dict[str, dict[str, Any]], *, net: str, name: str) -> None:
-    """Add rows and their ratios to the result."""
-    for contender, row in rows.items():
-        figures = {key: value for key, value in row.items() if key not in ("losses", "norm")}
-        result["rows"].append({"net": net, "format": name, "contender": contender, **figures})
-    result["ratios"].append({"net": net, "format": name, **ratios(rows)})
-    bench.note(**result["ratios"][-1])
 
 
 if __name__ == "__main__":
