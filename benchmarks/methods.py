@@ -24,6 +24,7 @@ reached. ``wall_s``: of this run, one thread; runs share the cores. The last lin
 
 import argparse
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -31,7 +32,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,7 @@ def main() -> None:
     seeds = range(1 if options.quick else options.seeds)
     rows = options.rows or (["FedAvg", "EcoFed", "ResFed", "HeteroFL"] if options.quick else list(ROWS))
     settings = {"rounds": rounds, "pretraining": epochs}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     results = Results("methods", options, seeds=seeds, settings=settings)
     with tempfile.TemporaryDirectory() as scratch:
         weights: Path = Path(scratch) / "public.safetensors" if options.quick else options.weights
@@ -308,8 +310,10 @@ def main() -> None:
             try:
                 for each in as_completed(made):
                     results.row(made[each], each.result)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)  # else the runs that wait would be made, and lost
+            except BaseException:  # also a signal: else the other runs would go on, and be lost
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in active_children():
+                    process.terminate()
                 raise
     about = {"public": results["public"], "whole_peak_MB": round(memory_bytes / 1e6, 2)}
     results.finish(about | {"rows": table(results, list(ROWS), seeds)})
