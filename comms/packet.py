@@ -25,6 +25,7 @@ from .errors import CorruptPacket, MismatchedPacket, TruncatedPacket, UnfitPacke
 MAGIC = b"FBZ1"
 FORMAT = 2
 _FIXED = struct.Struct("<4sBBHIIIIQQQ")
+_KIND_OFFSET = 5
 _CHECKSUM_BYTES = 8
 _PIECE_BYTES = 1 << 18  # fits a core's own cache, since each piece is read twice
 _LIST_BYTES, _LENGTH_BYTES = 5, 9  # the most that msgpack needs for a list's head and for a 64-bit integer
@@ -90,19 +91,23 @@ def seal(
     position = start + _pad(len(header))
     packet[start:position] = 0
     packet[start : start + len(header)] = np.frombuffer(header, np.uint8)
-    written = {}
+    digest, written = xxhash.xxh3_64(packet[:position].data), {}
     for spec, offset in zip(layout, offsets, strict=True):
         array = arrays[spec.name]
         packet[position:offset] = 0  # alignment gap
+        digest.update(packet[position:offset].data)
         position = offset + array.nbytes
         written[spec.name] = packet[offset:position].view(array.dtype).reshape(array.shape)
-        if minus is None:
-            np.copyto(written[spec.name], array)
-        else:
-            np.subtract(array, minus[spec.name], out=written[spec.name])
+        _write(written[spec.name], array, None if minus is None else minus[spec.name], digest)
     packet[position:end] = 0
-    packet[end:] = np.frombuffer(xxhash.xxh3_64_digest(packet[:end].data), np.uint8)
+    digest.update(packet[position:end].data)
+    packet[end:] = np.frombuffer(digest.digest(), np.uint8)
     return packet, written if minus is not None else reconstruction
+
+
+def claimed_kind(packet: Array) -> int:
+    """The kind that a packet claims, without a check of its checksum: to find the reader that will check it. 0 if too short."""
+    return int(packet[_KIND_OFFSET]) if packet.nbytes > _KIND_OFFSET else 0
 
 
 def read_stamp(packet: Array) -> Stamp:
@@ -225,6 +230,23 @@ def _digest(payload: Array, digest: xxhash.xxh3_64) -> np.float32:
             floats = piece[: piece.nbytes // 4 * 4].view(np.float32)
             squares += np.dot(floats, floats)
     return squares
+
+
+def _write(out: Array, array: Array, minus: Array | None, digest: xxhash.xxh3_64) -> None:
+    """Writes ``array``, or ``array - minus``, to ``out``, and adds it to a digest, piece by piece, from the cache."""
+    sources = [array] if minus is None else [array, minus]
+    step = max(out.size, 1)
+    if all(source.flags.c_contiguous for source in sources):
+        step = max(_PIECE_BYTES // out.itemsize, 1)
+        out, sources = out.reshape(-1), [source.reshape(-1) for source in sources]
+    for start in range(0, out.size, step):
+        piece = out[start : start + step] if step < out.size else out
+        parts = [source[start : start + step] if step < out.size else source for source in sources]
+        if minus is None:
+            np.copyto(piece, parts[0])
+        else:
+            np.subtract(*parts, out=piece)
+        digest.update(piece.data)
 
 
 def _lengths(header: bytes, count: int) -> list[int]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...comms.codec import Array
 from ...comms.errors import MismatchedPacket
-from ...comms.packet import PacketKind, read_stamp
+from ...comms.packet import PacketKind, claimed_kind, read_stamp
 from ...learning.parts.part import Part
 from ...learning.workload import Workload
 from ..messages.block_packet import MAX_BLOCKS, open_block
@@ -29,10 +29,10 @@ class HeldBlocks:
         """
         others, named = [], {int(name, 16): (block, name) for block, name in part.cached}
         for packet in packets:
-            stamp = read_stamp(packet)
-            if stamp.kind != PacketKind.BLOCK:
+            if claimed_kind(packet) != PacketKind.BLOCK:
                 others.append(packet)
                 continue
+            stamp = read_stamp(packet)
             if stamp.state_hash not in named:
                 raise MismatchedPacket(f"a block with the hash {stamp.state_hash:016x}, which the plan does not name")
             block, name = named[stamp.state_hash]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ...comms.codec import Array
 from ...comms.errors import OutOfSync
-from ...comms.packet import PacketKind, read_stamp
+from ...comms.packet import PacketKind, claimed_kind
 from ...learning.parts.part import Part
 from ...learning.workload import Workload
 from ..messages.index_map import MAX_MAPS, open_map
@@ -24,7 +24,7 @@ class HeldMaps:
 
         Raises a ``PacketError`` for a packet that is not the map that ``part`` names, and ``OutOfSync`` if the map is missing.
         """
-        is_map = [read_stamp(packet).kind == PacketKind.INDEX_MAP for packet in packets]
+        is_map = [claimed_kind(packet) == PacketKind.INDEX_MAP for packet in packets]
         for packet in (packet for packet, found in zip(packets, is_map, strict=True) if found):
             self._workload.add_map(open_map(packet, part.index_map or "0", self._workload.family(part.model).groups))
             self._names[part.index_map] = None

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..codec import NO_CONTEXT, Array, Arrays, ArraySpec, IdentityCodec, specs_of
 from ..errors import OutOfSync, PacketError
-from ..packet import PacketKind, Stamp, read_stamp, seal, unseal
+from ..packet import PacketKind, Stamp, claimed_kind, seal, unseal
 from .memory import DeviceEnd, HeldModel, LinkMemory, ModelName, PendingUpdate, SentUpdate
 
 LinkState = Mapping[str, Array]
@@ -55,6 +55,8 @@ def from_state(state: LinkState | None, packets: Sequence[Array] = ()) -> Device
     ``packets``: of the models that the state names (``seal_named``), in the order of ``named_models``. Raises ``OutOfSync`` for
     a damaged state, and for packets that are not those of its models.
     """
+    if state is None and packets:
+        raise OutOfSync("models of the device's link were sent without a state that names them")
     if state is None:
         return DeviceEnd()
     try:
@@ -110,16 +112,10 @@ def named_models(state: LinkState | None) -> tuple[ModelName, ...]:
 
 
 def split_held(packets: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-    """The packets of models that a state names, and all others, damaged ones among them."""
-    pairs = [(packet, _is_held(packet)) for packet in packets]
-    return [packet for packet, named in pairs if named], [packet for packet, named in pairs if not named]
-
-
-def _is_held(packet: Array) -> bool:
-    try:
-        return read_stamp(packet).kind == PacketKind.HELD
-    except PacketError:
-        return False
+    """The packets of models that a state names, and all others. Their checksums are checked when they are opened."""
+    named = [claimed_kind(packet) == PacketKind.HELD for packet in packets]
+    pairs = list(zip(packets, named, strict=True))
+    return [packet for packet, found in pairs if found], [packet for packet, found in pairs if not found]
 
 
 def seal_named(model: HeldModel) -> Array:

@@ -91,7 +91,7 @@ def test_packets_of_named_models_are_split_from_others() -> None:
     other, _ = seal(named(1), codec=Halve(), context=NO_CONTEXT, stamp=Stamp(kind=PacketKind.WEIGHTS))
     held = seal_named(ENDS["models"].memory.models[0])
     damaged = held[:-1]
-    assert split_held([other, held, damaged]) == ([held], [other, damaged])
+    assert split_held([other, held, damaged]) == ([held, damaged], [other])
     assert split_held([]) == ([], [])
 
 
