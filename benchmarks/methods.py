@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import fedbonsai
-from common import RESULTS, Results, add_options, over_seeds, refuse
+from common import Results, add_options, over_seeds, refuse
 from fedbonsai.comms.codec import CodecSpec
 from fedbonsai.comms.links.predict import Residual
 from fedbonsai.learning.training.pretraining import Recipe
@@ -52,6 +52,7 @@ DEVICES, COHORT = 100, 0.1
 CUT = "0.4"  # behind the second convolution: 32x8x8
 SPEEDS, MEMORY = (2e9, 1e9, 0.5e9, 0.25e9), (2.0, 1.5, 1.1, 0.7)
 TARGETS = (0.6, 0.7)
+WEIGHTS = Path(__file__).resolve().parent / "results" / "methods.safetensors"
 EIGHT_BIT = [{"name": "uniform", "bits": 8, "granularity": "channel"}, "entropy"]
 HETEROFL = {"name": "width", "levels": [1.0, 0.5, 0.25, 0.125, 0.0625], "unit": "width", "min_channels": 1,
             "scaled": True, "channels": "prefix"}  # fmt: skip
@@ -280,7 +281,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=None)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, help="default: 100, with --quick 2")
-    parser.add_argument("--weights", type=Path, default=RESULTS / "methods.safetensors", metavar="FILE",
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, metavar="FILE",
                         help="of the pretrained network, trained if it is missing; default: that of results/")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time; default: cores")
     add_options(parser)

@@ -106,6 +106,7 @@ CONTENDERS = [
     Contender("blazefl, processes", "blazefl", "run_blazefl.py", "processes"),
     Contender("blazefl, threads", "blazefl", "run_blazefl.py", "threads"),
     Contender("fedbonsai, in process", "fedbonsai", "run_fedbonsai.py", "inline", None),
+    Contender("fedbonsai, in process, all threads", "fedbonsai", "run_fedbonsai.py", "inline", CORES),
     Contender("fedbonsai, Ray", "fedbonsai", "run_fedbonsai.py", "ray", None),
 ]
 QUICK = ("bare, processes", "pfl, processes", "flower", "blazefl, threads", "fedbonsai, in process", "fedbonsai, Ray")

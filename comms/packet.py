@@ -234,19 +234,17 @@ def _digest(payload: Array, digest: xxhash.xxh3_64) -> np.float32:
 
 def _write(out: Array, array: Array, minus: Array | None, digest: xxhash.xxh3_64) -> None:
     """Writes ``array``, or ``array - minus``, to ``out``, and adds it to a digest, piece by piece, from the cache."""
-    sources = [array] if minus is None else [array, minus]
     step = max(out.size, 1)
-    if all(source.flags.c_contiguous for source in sources):
-        step = max(_PIECE_BYTES // out.itemsize, 1)
-        out, sources = out.reshape(-1), [source.reshape(-1) for source in sources]
+    if array.flags.c_contiguous and (minus is None or minus.flags.c_contiguous):
+        step = _PIECE_BYTES // out.itemsize
+        out, array, minus = out.reshape(-1), array.reshape(-1), None if minus is None else minus.reshape(-1)
     for start in range(0, out.size, step):
-        piece = out[start : start + step] if step < out.size else out
-        parts = [source[start : start + step] if step < out.size else source for source in sources]
+        piece = slice(start, start + step)  # of another memory order: all
         if minus is None:
-            np.copyto(piece, parts[0])
+            np.copyto(out[piece], array[piece])
         else:
-            np.subtract(*parts, out=piece)
-        digest.update(piece.data)
+            np.subtract(array[piece], minus[piece], out=out[piece])
+        digest.update(out[piece].data)
 
 
 def _lengths(header: bytes, count: int) -> list[int]:

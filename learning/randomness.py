@@ -17,11 +17,11 @@ _LOCK = threading.RLock()
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Use one torch thread, as every worker does, and hold the lock; the number of threads is restored afterwards."""
+def torch_threads(count: int) -> Iterator[None]:
+    """Use so many torch threads, and hold the lock; the number of threads is restored afterwards."""
     with _LOCK:
         before = torch.get_num_threads()
-        torch.set_num_threads(1)
+        torch.set_num_threads(count)
         try:
             yield
         finally:

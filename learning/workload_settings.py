@@ -65,7 +65,8 @@ class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
     ``batch_statistics``: batch normalisation always uses the statistics of the current batch. ``init``: with the hash of its
     weights (``pretrained.with_weights_hash``), so that all processes use the same ones. ``models``: the families of models by
     name, beside the global ``model``. ``public``: the public set (None: the public share of ``data``). ``sparsity``: of all
-    models in evaluation, and in training that names no other (None: dense). ``kernels``: of their products.
+    models in evaluation, and in training that names no other (None: dense). ``kernels``: of their products. ``threads``:
+    torch threads of each process.
     """
 
     model: Call
@@ -80,3 +81,4 @@ class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
     public: DataConfig | None = None
     sparsity: Sparsity | None = None
     kernels: KernelTable = {}
+    threads: int = 1

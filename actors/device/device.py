@@ -47,6 +47,7 @@ from .held_blocks import HeldBlocks
 from .held_maps import HeldMaps
 from .module import Module, Modules
 from .objectives import OBJECTIVES, evaluated
+from .opened_weights import OpenedWeights
 from .resource_usage import ResourceUsage
 
 _OUT_OF_MEMORY_WORDS = (
@@ -91,8 +92,9 @@ class Device:
         self._stage = "open"
         self._held: int | None = None
         self._end = DeviceEnd()
-        # Under a memory budget nothing is shared: a device of its own would have to open all residuals.
+        # Under a memory budget nothing is shared: a device of its own would have to open all that it is sent.
         self._opened = None if self._guard.enforces else OpenedResiduals()
+        self._open_weights = open_weights if self._guard.enforces else OpenedWeights().open
         self._initial: Arrays | None = None
 
     def run(
@@ -284,7 +286,7 @@ class Device:
                 )
             if not expected:
                 return {}
-            arrays = open_weights(packets[0], plan, submodel)
+            arrays = self._open_weights(packets[0], plan, submodel)
             if place != end.place:  # without a patch, the models of another downlink are of no use
                 end.move(place, move, LinkMemory(sent=end.memory.sent).moved(move))
             self._held = plan.version if plan.link_up is not None else None

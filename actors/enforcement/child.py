@@ -75,11 +75,10 @@ class Child:
 
         from ..device.device import Device
 
-        torch.set_num_threads(1)
+        settings = msgspec.convert(header["settings"], WorkloadSettings)
+        torch.set_num_threads(settings.threads)
         self._requests, self._answers = requests, answers
-        self._device = Device(
-            msgspec.convert(header["settings"], WorkloadSettings), self, whole_states=header["whole_states"]
-        )
+        self._device = Device(settings, self, whole_states=header["whole_states"])
         self._device.warm_up(model=header["model"])
         _warm_up_torch()
         trim()

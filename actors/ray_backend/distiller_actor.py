@@ -25,12 +25,12 @@ class DistillerActor:
 
     @remote_method
     def make(self, settings: WorkloadSettings) -> str:
-        """Make the distiller, with one torch thread, so that its bits are those in process; the id of the node."""
+        """Make the distiller; the id of the node."""
         import torch  # here, because the server starts its actors before it imports torch
 
         from ..distiller.distiller import Distiller
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(settings.threads)
         self._distiller = Distiller(settings)
         node: str = ray.get_runtime_context().get_node_id()
         return node

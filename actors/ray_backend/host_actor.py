@@ -33,12 +33,12 @@ class PartitionHostActor:
 
     @remote_method
     def make(self, settings: WorkloadSettings, replay: ReplaySettings, scratch: Scratch) -> str:
-        """Make the host, with one torch thread; the id of the node."""
+        """Make the host; the id of the node."""
         import torch  # here, because the server starts workers before it imports torch
 
         from ..host.partition_host import PartitionHost
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(settings.threads)
         self._host = PartitionHost(settings, replay, scratch)
         node: str = ray.get_runtime_context().get_node_id()
         return node

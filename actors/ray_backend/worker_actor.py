@@ -18,7 +18,7 @@ from .host_actor import HostSlot, RayLink
 
 
 class WorkerActor:
-    """A device in a process of its own, with one torch thread; or in a child of it, under memory limits."""
+    """A device in a process of its own; or in a child of it, under memory limits."""
 
     def __init__(self, settings: WorkloadSettings, enforce: bool = False, has_memory: bool = False) -> None:
         """Set threads before anything is computed. ``enforce``: memory budgets, if this node can.
@@ -31,7 +31,7 @@ class WorkerActor:
         if not isinstance(device, EnforcedDevice):
             import torch  # a child has its own
 
-            torch.set_num_threads(1)
+            torch.set_num_threads(settings.threads)
 
     @remote_method
     def warm_up(self, versions: Mapping[str, str], model: bool) -> str:

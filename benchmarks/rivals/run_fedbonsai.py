@@ -1,5 +1,9 @@
-"""fedbonsai: FedAvg of its own network of that name. Modes: ``ray``, a local Ray with a worker a core, and ``inline``."""
+"""fedbonsai: FedAvg of its own network of that name. Modes: ``ray``, a local Ray with a worker a core, and ``inline``.
 
+Torch threads: as OMP_NUM_THREADS says, else fedbonsai's own choice.
+"""
+
+import os
 from typing import Any
 
 from work import LEARNING_RATE, MOMENTUM, sealed, work, write_end, write_round
@@ -41,6 +45,7 @@ def main() -> None:
             },
             "evaluation": {"where": "none"},
             "stop": {"rounds": settings.rounds},
+            "threads": int(os.environ.get("OMP_NUM_THREADS", "1")),
         },
         backend=settings.mode,
         workers=settings.workers if settings.mode == "ray" else None,

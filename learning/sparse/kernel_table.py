@@ -9,7 +9,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from ..randomness import one_thread, preserved_rng
+from ..randomness import preserved_rng, torch_threads
 from ..spec import Kernel, KernelTable, LayerKernels, Layout, Sparsity, kernel_key
 from .kernels import convolution, linear, native
 from .kernels.measure import DENSE, LAST, Geometry, PassSeconds, geometry, measure
@@ -117,7 +117,7 @@ def _input_shapes(model: nn.Module, sample: Tensor) -> Iterator[tuple[str, tuple
 
     handles = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in sparse_layers(model)]
     try:
-        with one_thread(), preserved_rng(), torch.no_grad():
+        with torch_threads(1), preserved_rng(), torch.no_grad():
             model.eval()(sample.unsqueeze(0))
     finally:
         for handle in handles:

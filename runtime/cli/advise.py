@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from ...learning.parts.part import whole
-from ...learning.randomness import one_thread
+from ...learning.randomness import torch_threads
 from ...learning.workload import Workload
 from ...policies.advice.compare_methods import MethodCost, Note, no_note
 from ...policies.advice.verdict import verdict
@@ -50,7 +50,7 @@ def advise(config: Config, *, note: Note = no_note) -> Advice:
     A precision or layout that is left to a measurement counts as float32 and contiguous: the larger memory, and the same FLOPs.
     ``note``: receives a line for each method and group of equal devices; with a large model each takes seconds.
     """
-    with one_thread():  # on a few samples more threads are slower
+    with torch_threads(1):  # on a few samples more threads are slower
         return _advise(config, note)
 
 

@@ -138,6 +138,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """One run. ``policy``: the chain; each entry is a mapping with ``name`` and the policy's own fields.
 
     ``models``: families of models beside the global one, by name; a class of the fleet names its own (``model``).
+    ``threads``: torch threads of each process that computes; sums may be rounded otherwise with another number.
     ``max_failures``: number of plans that may fail, be rejected, or be lost with their workers before the run ends (None: any).
 
     Raises ``ValueError`` for a target of ``stop`` that no evaluation could reach, for paths that no file can have, and for
@@ -167,6 +168,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     clock: Literal["virtual", "wall"] = "virtual"
     backend: Literal["ray", "inline"] = "ray"
     workers: Count | None = None
+    threads: Count = 1
     ray: RayOptions = RayOptions()
     out: str | None = None
 
@@ -188,6 +190,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.kernels.sparse == "auto" and self.training.sparsity is None:
             raise ValueError(
                 "kernels.sparse is 'auto', and training.sparsity is null: no layer is sparse; allowed: dense"
+            )
+        if self.kernels.sparse == "auto" and self.threads > 1:
+            raise ValueError(
+                f"threads is {self.threads}, and kernels.sparse is 'auto', which is measured on one thread; allowed: 1"
             )
         for name, value in (("precision", self.training.precision), ("layout", self.training.layout)):
             if self.kernels.sparse == "auto" and value == "auto":

@@ -84,6 +84,7 @@ def workload_settings(config: Config, *, num_devices: int) -> WorkloadSettings:
         public=config.server.public,
         sparsity=config.training.sparsity,
         kernels=config.kernels.table if config.kernels.sparse == "auto" else {},
+        threads=config.threads,
     )
 
 

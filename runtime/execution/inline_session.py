@@ -6,7 +6,7 @@ import msgspec
 
 from ...clusters.scratch import Scratch, reap_runs
 from ...comms.codec import Array
-from ...learning.randomness import one_thread
+from ...learning.randomness import torch_threads
 from ...policies.policy import Policy
 from ..configuration.config import Config
 from ..engine.engine import Engine
@@ -16,7 +16,7 @@ from .step import EventBatch
 
 
 class InlineSession:
-    """The engine in this process, on one torch thread, as on a Ray worker: the results are the same to the bit.
+    """The engine in this process, with as many torch threads as a Ray worker: the results are the same to the bit.
 
     Settings of the process are restored between two steps, so that several runs, in turn or in threads, do not interfere.
     """
@@ -30,18 +30,18 @@ class InlineSession:
     def open(self) -> Iterator[str]:
         """Build the engine; there is nothing to wait for."""
         reap_runs()
-        with one_thread():
+        with torch_threads(self._config.threads):
             self._service = Service(Engine(self._config, self._policy, scratch=self._scratch), self._save)
         return iter(())
 
     def step(self, logged: int) -> EventBatch:
         """The next batch of events."""
-        with one_thread():
+        with torch_threads(self._config.threads):
             return msgspec.msgpack.decode(self._built.step(logged), type=EventBatch)
 
     def save(self, logged: int, *, timeout_s: float) -> None:
         """Write a checkpoint, if there is something new to write."""
-        with one_thread():
+        with torch_threads(self._config.threads):
             self._built.save(logged)
 
     def weights(self, which: str, metadata: Mapping[str, str], *, timeout_s: float) -> Array:

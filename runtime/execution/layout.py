@@ -77,7 +77,11 @@ class Bundles:
         """
         options, fleet = config.ray, config.load_fleet()
         self._config, self._devices, self._replaces = config, devices, replaces
-        num_workers, num_hosts, num_distillers = config.workers or cores(), fleet.hosts.count, int(has_distiller)
+        num_workers, num_hosts, num_distillers = (
+            config.workers or max(cores() // config.threads, 1),
+            fleet.hosts.count,
+            int(has_distiller),
+        )
         reserved = options.server_cpus + options.host_cpus * num_hosts + options.distiller_cpus * num_distillers
         spare = max(float(cores()), 1.0) - reserved
         self._worker_cpus = options.cpus or spare / num_workers

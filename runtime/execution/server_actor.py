@@ -144,7 +144,7 @@ def _make_service(
         from ..engine.engine import Engine
         from .service import Service
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(config.threads)  # for evaluation on the server
         engine = Engine(
             config,
             policy,

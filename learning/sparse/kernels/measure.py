@@ -14,7 +14,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from ...randomness import one_thread, seeded
+from ...randomness import seeded, torch_threads
 from . import convolution, csr, linear
 
 aten = torch.ops.aten
@@ -73,7 +73,7 @@ def measure(
     The kernels of a convolution are measured in both memory formats, the other one as ``dense_channels_last`` and
     ``native_channels_last`` (the native ones have a contiguous weight in both); a linear layer adds ``csr``.
     """
-    with one_thread(), seeded(seed), torch.no_grad():
+    with torch_threads(1), seeded(seed), torch.no_grad():
         weight = torch.randn(layer.weight)
         x = torch.randn(batch, *layer.input).relu_()
         thresholds = _threshold(weight, weight_sparsity), _threshold(x, activation_sparsity)

@@ -119,6 +119,7 @@ def manifests(folder):
         ({"preset": "resfed"}, 'preset is "resfed", and was "fedavg"; policy is '),
         ({"fleet": "laptop"}, 'fleet.name is "laptop", and was "fleet"; '),
         ({"training": {"batch_size": 4}}, "training.batch_size is 4, and was 8"),
+        ({"threads": 2}, "threads is 2, and was 1"),
     ],
 )
 def test_another_run_is_refused_and_what_differs_is_told(changes, sentence, tmp_path):

@@ -1,0 +1,63 @@
+"""``threads``: every process that computes has so many torch threads."""
+
+import fedbonsai
+import pytest
+import torch
+from fedbonsai.runtime.configuration.config import load_config
+from fedbonsai.runtime.errors import ConfigError
+from fedbonsai.runtime.events import Evaluated
+
+MODULE = """
+import torch
+
+def threads(output, target):
+    return torch.full((len(target),), float(torch.get_num_threads()))
+"""
+CONFIG = {
+    "seed": 3,
+    "model": "digits_cnn",
+    "data": {"name": "digits", "partition": {"name": "dirichlet", "alpha": 1.0}, "test_share": 0.2},
+    "fleet": "laptop",
+    "training": {"batch_size": 16},
+    "evaluation": {"where": "both", "metrics": ["counting:threads"]},
+    "stop": {"rounds": 1},
+}
+
+
+@pytest.fixture(autouse=True)
+def counting_fixture(tmp_path, monkeypatch):
+    """A module with a metric that counts the threads where it is computed."""
+    (tmp_path / "counting.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def outcome(**changes):
+    """The numbers of threads at the server and at the devices, and the summary."""
+    run = fedbonsai.run(CONFIG | changes)
+    (last,) = [event for event in run if isinstance(event, Evaluated)]
+    return {"server": last.server["threads"], "devices": last.devices["threads"]["worst"]}, run.summary
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_in_process_the_number_is_set_and_restored(count):
+    before = torch.get_num_threads()
+    found, _ = outcome(backend="inline", threads=count)
+    assert found == {"server": count, "devices": count}
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.usefixtures("cluster")
+def test_on_ray_server_and_workers_have_it_and_the_bits_are_those_in_process():
+    there, on_ray = outcome(backend="ray", threads=2)
+    here, in_process = outcome(backend="inline", threads=2)
+    assert there == here == {"server": 2, "devices": 2}
+    assert on_ray["model_hash"] == in_process["model_hash"]
+    assert on_ray["workers"] == 1  # of two cores
+
+
+def test_kernels_are_measured_on_one_thread():
+    settings = {"threads": 2, "kernels": {"sparse": "auto"}, "training": {"sparsity": {"weights": 0.9}}}
+    with pytest.raises(ConfigError, match=r"threads is 2, and kernels.sparse is 'auto', .*; allowed: 1"):
+        load_config(settings)
+    with pytest.raises(ConfigError, match="threads is 0; it must be a whole number >= 1"):
+        load_config({"threads": 0})
