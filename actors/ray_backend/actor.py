@@ -3,7 +3,7 @@
 By default glibc returns large freed blocks to the system and requests them again for the next batch, and every page of them
 faults again each time. A training step and a packet of some megabytes allocate and free the same sizes over and over, so actors
 keep freed memory; what is kept is at most what was once in use. With pages of 2 MB the processor looks up 512 times fewer
-addresses. Together they take 10-15 % off a training step of ``small`` and ``resfed_cnn`` (benchmarks/throughput.py).
+addresses. What they gain depends on the processor: benchmarks/peers.py measures it ("tuned").
 
 Imports neither Ray nor torch.
 """
