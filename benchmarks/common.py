@@ -14,9 +14,10 @@ With ``--save`` the result is benchmarks/results/NAME.json, of ``--quick`` NAME_
 differs from its commit, and holds under ``machine`` what is needed to make it again. Until it is complete, its rows are in
 NAME.partial.json, which says ``"partial": true``; the same command with ``--continue`` measures the rows that it lacks.
 
-Rows that depend on no machine's speed (accuracies, bytes, simulated seconds, memory) may be measured one after the other, on
-several machines: a script that passes ``settings`` to ``Results`` saves with each row the machine and the commit of its own,
-and ``--continue`` adds rows to a result that is interrupted or complete, if its settings are the same.
+Rows that depend on no machine's speed (accuracies, bytes, simulated seconds, memory), or that compare contenders among
+themselves, may be measured one after the other, on several machines: a script that passes ``settings`` to ``Results`` saves
+with each row the machine and the commit of its own, and ``--continue`` adds rows to a result that is interrupted or complete,
+if its settings are the same.
 """
 
 import argparse
@@ -52,8 +53,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 class Results:
     """The result of one call of a script, written row by row.
 
-    ``settings``: what a row's figures depend on beside its key, if they depend on no machine's speed. Then ``--continue``
-    takes the rows of any machine and commit.
+    ``settings``: what a row depends on beside its key, its machine and its commit, if rows of several machines may be in one
+    result. Then ``--continue`` takes the rows of any.
 
     Ends the process with a sentence and exit code 2 if it may not be saved: the checkout has changes, or ``--continue`` finds
     no interrupted result of the same command, commit, machine and versions (with ``settings``: no result of these settings).

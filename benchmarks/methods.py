@@ -187,6 +187,7 @@ def whole_peak(root: str) -> int:
 def train_public(root: str, path: Path, *, epochs: int) -> None:
     """Train the network on the public share."""
     settings = configuration("FedAvg", root=root, seed=0, rounds=1, weights="", memory_bytes=10**9)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as unfinished:
         out = Path(unfinished) / path.name
         pretrain(load_config(settings), out=out, recipe=Recipe(epochs=epochs, batch_size=64, learning_rate=0.02))
@@ -282,7 +283,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, help="default: 100, with --quick 2")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, metavar="FILE",
-                        help="of the pretrained network, trained if it is missing; default: that of results/")  # fmt: skip
+                        help="the pretrained network, trained if it is missing; default: that of results/")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time; default: cores")
     add_options(parser)
     options = parser.parse_args()
@@ -304,11 +305,11 @@ def main() -> None:
         common = {"root": options.data, "rounds": rounds, "weights": str(weights), "memory_bytes": memory_bytes}
         # A process for each run, with one thread: no run inherits memory or random states of another.
         with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-            made = {
-                pool.submit(run, configuration(row, seed=seed, **common)): key
-                for key, row, seed in missing(results, rows, seeds)
-            }
             try:
+                made = {
+                    pool.submit(run, configuration(row, seed=seed, **common)): key
+                    for key, row, seed in missing(results, rows, seeds)
+                }
                 for each in as_completed(made):
                     results.row(made[each], each.result)
             except BaseException:  # also a signal: else the other runs would go on, and be lost

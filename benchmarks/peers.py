@@ -6,7 +6,7 @@
         [--environments FOLDER] [--torch-index URL] [--only NAME ...] [--repetitions N]
 
 Each contender runs in a virtual environment and in processes of its own (benchmarks/rivals): Python 3.11; torch, torchvision
-and numpy as in constraints.txt. One that cannot be installed is a row with the reason.
+and numpy as in constraints.txt. One that cannot be installed is a row with the reason; to measure it later, start again.
 
 The work: FedAvg, ten of 100 devices a round, 100 images of 3x32x32 each, one epoch in batches of 32, SGD with learning rate
 0.01 and momentum 0.9. ``small`` has 2.2 million parameters, 8.6 MB. Images, labels and initial weights are sealed to files that
@@ -349,9 +349,8 @@ def agreement(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Largest relative differences of first losses and of new models between contenders. Exits if they did other work."""
     able = {name: row for name, row in rows.items() if "error" not in row}
     norms = [row["norm"] for row in able.values() if row["norm"] is not None]
-    apart = max(
-        (max(each) - min(each)) / min(each) for each in zip(*(row["losses"] for row in able.values()), strict=True)
-    )
+    losses = zip(*(row["losses"] for row in able.values()), strict=True)
+    apart = max(((max(each) - min(each)) / min(each) for each in losses), default=0.0)
     models = (max(norms) - min(norms)) / min(norms) if norms else 0.0
     if apart > 1e-3 or models > 1e-4:
         raise SystemExit(
@@ -410,6 +409,7 @@ def main() -> None:
     arguments = parse()
     devices, cohort = (4, 4) if arguments.quick else (100, 10)
     settings = {"devices": devices, "cohort": cohort, "workers": CORES, "repetitions": arguments.repetitions}
+    settings |= {"contenders": [each.name for each in arguments.contenders]}
     results = Results("peers", arguments, settings=settings)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes of a contender are ended
     wanted = [(net, name) for net in arguments.nets for name in arguments.formats if f"{net}, {name}" not in results]

@@ -25,7 +25,7 @@ SHOWN = ("bare, processes", "pfl, processes", "flower", "blazefl, processes", "b
 
 def speed(axes: Axes, peers: dict[str, Any]) -> None:
     """Bars: seconds of a later round in float32."""
-    nets = list(dict.fromkeys(row["net"] for row in peers["rows"]))
+    nets = list(dict.fromkeys(row["net"] for row in peers["rows"] if row["format"] == "float32"))
     rows = {(row["net"], row["contender"]): row for row in peers["rows"] if row["format"] == "float32"}
     names = [name for name in SHOWN if all(rows.get((net, name), {}).get("steady_s") for net in nets)]
     labels, values, colours = list[str](), list[float](), list[str]()

@@ -94,7 +94,7 @@ class Device:
         self._end = DeviceEnd()
         # Under a memory budget nothing is shared: a device of its own would have to open all that it is sent.
         self._opened = None if self._guard.enforces else OpenedResiduals()
-        self._open_weights = open_weights if self._guard.enforces else OpenedWeights().open
+        self._open_weights = open_weights if self._guard.enforces or whole_states else OpenedWeights().open
         self._initial: Arrays | None = None
 
     def run(

@@ -1,4 +1,4 @@
-"""The dense models of the newest version that a worker has opened: a packet that many devices are sent is opened once.
+"""The dense model that a worker opened last: a packet that many devices are sent is opened once.
 
 A cache: any worker runs any device with the same bits, whatever is in it.
 """
@@ -11,43 +11,38 @@ from ...policies.plan import Plan
 from ..messages.dense_packets import open_weights
 from ..messages.messages import array_specs
 
-_MOST = 8  # parts of a version, such as widths
-
 
 class OpenedWeights:
-    """Opened models of one version.
+    """The packet that was opened last, and its tensors.
 
-    A packet is recognised by the place of its bytes in memory, which cannot be another's as long as it is held here; only
-    read-only packets, as channels yield them, are kept.
+    The packet is recognised by the place of its bytes in memory, which cannot be another's as long as it is held here; only
+    read-only packets, as channels yield them, are kept. One packet alone is, since a full object store cannot evict it: no
+    more than a worker needs while it carries out a plan.
     """
 
     def __init__(self) -> None:
         """Nothing is opened."""
-        self._version: int | None = None
-        self._opened: list[_Opened] = []  # the oldest first
+        self._last: _Opened | None = None
 
     def open(self, packet: Array, plan: Plan, submodel: SubModel) -> Arrays:
         """The tensors of a packet, read-only, as ``open_weights`` yields them; raises a ``PacketError`` for an invalid one."""
         if packet.flags.writeable:
             return open_weights(packet, plan, submodel)
-        if plan.version != self._version:
-            self._version, self._opened = plan.version, []
-        about = _place(packet), plan.codec_down, array_specs(submodel.down)
-        for one in self._opened:
-            if one.about == about:
-                return one.arrays
-        arrays = open_weights(packet, plan, submodel)
-        for array in arrays.values():
-            array.flags.writeable = False
-        self._opened = [*self._opened, _Opened(packet, about, arrays)][-_MOST:]
-        return arrays
+        about = _place(packet), plan.version, plan.codec_down, array_specs(submodel.down)
+        if self._last is None or self._last.about != about:
+            self._last = None  # the packet before is no longer held while this one is opened
+            arrays = open_weights(packet, plan, submodel)
+            for array in arrays.values():
+                array.flags.writeable = False
+            self._last = _Opened(packet, about, arrays)
+        return self._last.arrays
 
 
 class _Opened(NamedTuple):
-    """An opened packet, and what its tensors depend on beside its bytes and the version."""
+    """An opened packet, and what its tensors depend on beside its bytes."""
 
     packet: Array
-    about: tuple[tuple[int, int], tuple[CodecSpec, ...], tuple[ArraySpec, ...]]
+    about: tuple[tuple[int, int], int, tuple[CodecSpec, ...], tuple[ArraySpec, ...]]
     arrays: Arrays
 
 

@@ -4,8 +4,8 @@
 
 The limit is set when plan, packets and link state have been received and the plan's model is built, and covers what comes then:
 opening, training (with the model's weights, built already, counted against the budget) and sealing. Freed memory is returned
-before. The process has one torch thread, and draws every random number from the plan, so it computes the same bits as a
-worker.
+before. The process has as many torch threads as a worker, and draws every random number from the plan, so it computes the same
+bits. Trials are made in forks, in which torch can have one thread alone.
 
 Standard output is for messages; what user code prints goes to standard error. The process ends when its parent does.
 """

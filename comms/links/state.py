@@ -72,6 +72,8 @@ def _read(state: LinkState, packets: Iterator[Array]) -> DeviceEnd:
     for i, model in enumerate(head.models):
         arrays = groups[f"model{i}"] if model.specs is None else _unseal_named(next(packets), model, model.specs)
         models.append(HeldModel(model.version, model.hash, arrays))
+    if next(packets, None) is not None:
+        raise OutOfSync("more models were sent than the state of the device's link names")
     memory = LinkMemory(
         models=models, sent=[SentUpdate(groups[f"base{i}"], groups[f"local{i}"]) for i in range(head.sent)]
     )

@@ -195,6 +195,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError(
                 f"threads is {self.threads}, and kernels.sparse is 'auto', which is measured on one thread; allowed: 1"
             )
+        if self.memory.probes and self.threads > 1:
+            raise ValueError(
+                f"threads is {self.threads}, and what plans need is measured on one thread (memory.probe); allowed: 1, or "
+                "memory.probe: false"
+            )
         for name, value in (("precision", self.training.precision), ("layout", self.training.layout)):
             if self.kernels.sparse == "auto" and value == "auto":
                 allowed = "float32, bf16" if name == "precision" else "contiguous, channels_last"

@@ -55,9 +55,16 @@ def test_on_ray_server_and_workers_have_it_and_the_bits_are_those_in_process():
     assert on_ray["workers"] == 1  # of two cores
 
 
-def test_kernels_are_measured_on_one_thread():
+def test_a_process_under_limits_has_it():
+    found, _ = outcome(backend="inline", threads=2, memory={"enforce": True, "probe": False})
+    assert found == {"server": 2, "devices": 2}
+
+
+def test_kernels_and_memory_are_measured_on_one_thread():
     settings = {"threads": 2, "kernels": {"sparse": "auto"}, "training": {"sparsity": {"weights": 0.9}}}
     with pytest.raises(ConfigError, match=r"threads is 2, and kernels.sparse is 'auto', .*; allowed: 1"):
         load_config(settings)
+    with pytest.raises(ConfigError, match=r"threads is 2, and what plans need is measured on one thread"):
+        load_config({"threads": 2, "memory": {"enforce": True}})
     with pytest.raises(ConfigError, match="threads is 0; it must be a whole number >= 1"):
         load_config({"threads": 0})

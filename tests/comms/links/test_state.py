@@ -95,6 +95,13 @@ def test_packets_of_named_models_are_split_from_others() -> None:
     assert split_held([]) == ([], [])
 
 
+def test_models_that_no_state_names_are_refused() -> None:
+    model = ENDS["models"].memory.models[0]
+    for state in (None, to_state(DeviceEnd()), to_state(ENDS["models"])):
+        with pytest.raises(OutOfSync, match="names"):
+            from_state(state, [seal_named(model)])
+
+
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 @pytest.mark.parametrize("folded", [0, 5, 2**63])
 def test_a_settled_state_is_that_of_an_end_that_has_acknowledged(end: DeviceEnd, folded: int) -> None:
