@@ -56,7 +56,7 @@ def from_state(state: LinkState | None, packets: Sequence[Array] = ()) -> Device
     a damaged state, and for packets that are not those of its models.
     """
     if state is None and packets:
-        raise OutOfSync("models of the device's link were sent without a state that names them")
+        raise OutOfSync("models that a state names were sent to a device that holds no model")
     if state is None:
         return DeviceEnd()
     try:
