@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -135,12 +135,14 @@ class Launcher:
         """Kill all processes of this Ray, remove its session folder, report why, and end this process."""
         self._ending.acquire()  # never released: a second thread waits until the process ends
         node = _Node.made
+        session = node.session if node is not None else None
+        known = processes_of(session) if session is not None else []
         for infos in list(node.all_processes.values()) if node is not None else ():
             for info in infos:
                 info.process.kill()
-        if node is not None and node.session is not None:
-            end_processes(node.session)
-            remove_session(node.session)
+        if session is not None:
+            end_processes(session, known)
+            remove_session(session)
         reap_runs()  # temporary files of the run, whose server and hosts were killed here
         if message:
             self._tell(**message)
@@ -149,14 +151,26 @@ class Launcher:
         os._exit(1 if message else 0)
 
 
-def end_processes(session: Path, *, seconds: float = _END_S) -> None:
-    """Kill the processes of a session until none is left."""
-    until = time.monotonic() + seconds
-    while (pids := processes_of(session)) and time.monotonic() < until:
+def end_processes(session: Path, known: Iterable[int] = (), *, seconds: float = _END_S) -> None:
+    """Kill the processes of a session, until none is left and those ``known`` to be of it have released their locks."""
+    until, seen = time.monotonic() + seconds, set(known)
+    while time.monotonic() < until:
+        pids = processes_of(session)
+        seen.update(pids)
         for pid in pids:
             with suppress(ProcessLookupError):  # gone in the meantime
                 os.kill(pid, signal.SIGKILL)
+        if not pids and all(map(_has_ended, seen)):
+            break
         time.sleep(0.02)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a killed process is gone or a zombie. Before, it has no open files in /proc, but may still hold locks."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (OSError, IndexError):
+        return True
 
 
 def processes_of(session: Path) -> list[int]:

@@ -13,6 +13,9 @@ from fedbonsai.actors.ray_backend.host_actor import HostSlot
 from fedbonsai.actors.ray_backend.partition_hosts import PartitionHosts
 from fedbonsai.clusters.ray_backend.ray_cluster import start_local
 from fedbonsai.clusters.scratch import Scratch
+from fedbonsai.learning.data.config import DataConfig
+from fedbonsai.learning.spec import Call
+from fedbonsai.learning.workload_settings import WorkloadSettings
 from fedbonsai.runtime.errors import RunError
 from fedbonsai.runtime.events import Notice, PlanEnded, VersionClosed
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -21,6 +24,7 @@ from .chaos import CONFIG as CHAOS
 from .nodes import QUICK, OtherNode, Trap
 
 CONFIG = CHAOS | {"training": CHAOS.get("training", {}) | {"loss": Trap.LOSS}}
+SETTINGS = WorkloadSettings(model=Call("digits_cnn"), data=DataConfig(), metrics=None, num_devices=1, seed=0)
 HEAD_CPUS, OF_WORKER = 3, 0.97
 BESIDE_SERVER, ALONE = 2.9, 3.0  # what tenants reserve on the head node
 FOR_ONE_WORKER = 1.4  # enough for the server, the hosts and one worker
@@ -142,7 +146,7 @@ def hosts_in(server, bundles, *, replay=None, timeout_s=5):
         for number, bundle in enumerate(bundles)
     ]
     return PartitionHosts(
-        None, replay or ReplaySettings(), scratch=Scratch(), placements=placements, placement_timeout_s=timeout_s
+        SETTINGS, replay or ReplaySettings(), scratch=Scratch(), placements=placements, placement_timeout_s=timeout_s
     )
 
 
