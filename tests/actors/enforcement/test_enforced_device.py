@@ -144,7 +144,13 @@ def test_a_child_that_is_killed_while_it_is_idle_is_replaced(line: EnforcedDevic
     assert line.pid is not None
     before = line.pid
     os.kill(before, signal.SIGKILL)
-    wait_until(lambda: Path(f"/proc/{before}/stat").read_text().split()[2] == "Z", told="the child was not killed")
+    # Its first thread may be a zombie while the others still end, and it can be waited for only after them.
+    wait_until(
+        lambda: (
+            Path(f"/proc/{before}/stat").read_text().split()[2] == "Z" and len(os.listdir(f"/proc/{before}/task")) == 1
+        ),
+        told="the child was not killed",
+    )
     assert run(line, line_plan())[0].outcome == Outcome.DONE
     assert line.pid != before
 
