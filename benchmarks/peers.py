@@ -434,19 +434,22 @@ def main() -> None:
             kill = net == "resfed_cnn"
             found = results.row(f"{net}, {name}", row, bench, arguments, about, work, name, kill=kill)
             bench.note(net=net, format=name, **found["ratios"])
-    kept = {(net, name): f"{net}, {name}" for net in NETS for name in FORMATS}
-    each = {key: results[text] for key, text in kept.items() if text in results}
-    of_each = [{"net": net, "format": name} for net, name in each]
+    rows = [
+        ({"net": net, "format": name}, results[f"{net}, {name}"])
+        for net in NETS
+        for name in FORMATS
+        if f"{net}, {name}" in results
+    ]
     results.finish(
         settings
         | {
-            "check": [key | found["check"] for key, found in zip(of_each, each.values(), strict=True)],
+            "check": [key | found["check"] for key, found in rows],
             "rows": [
                 key | {"contender": contender, **figures}
-                for key, found in zip(of_each, each.values(), strict=True)
+                for key, found in rows
                 for contender, figures in found["contenders"].items()
             ],
-            "ratios": [key | found["ratios"] for key, found in zip(of_each, each.values(), strict=True)],
+            "ratios": [key | found["ratios"] for key, found in rows],
         }
     )
 

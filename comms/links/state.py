@@ -55,9 +55,9 @@ def from_state(state: LinkState | None, packets: Sequence[Array] = ()) -> Device
     ``packets``: of the models that the state names (``seal_named``), in the order of ``named_models``. Raises ``OutOfSync`` for
     a damaged state, and for packets that are not those of its models.
     """
-    if state is None and packets:
-        raise OutOfSync("models that a state names were sent to a device that holds no model")
     if state is None:
+        if packets:
+            raise OutOfSync("models that a state names were sent to a device that holds no model")
         return DeviceEnd()
     try:
         return _read(state, iter(packets))
