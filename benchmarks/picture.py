@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from adjustText import adjust_text
 from common import saved
 
 mpl.use("svg")
@@ -20,7 +21,14 @@ from matplotlib.axes import Axes
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "pictures" / "speed_and_savings.svg"
 OURS, OTHERS = "#b5482a", "#8a9aa8"
 PLANS = 1000  # of a run: ten devices in each of 100 rounds
-SHOWN = ("bare, processes", "pfl, processes", "flower", "blazefl, processes", "blazefl, threads", "fedbonsai, Ray")
+SHOWN = {  # the names in peers.json, and those of the picture
+    "bare, processes": "bare PyTorch, processes",
+    "pfl, processes": "pfl, processes",
+    "flower": "Flower, Ray simulation",
+    "blazefl, processes": "BlazeFL, processes",
+    "blazefl, threads": "BlazeFL, threads",
+    "fedbonsai, Ray": "fedbonsai, Ray",
+}
 
 
 def speed(axes: Axes, peers: dict[str, Any]) -> None:
@@ -32,7 +40,7 @@ def speed(axes: Axes, peers: dict[str, Any]) -> None:
     for net in nets:
         fastest = rows[net, "bare, processes"]["steady_s"]
         for name in names:
-            labels.append(f"{net}: {name}")
+            labels.append(f"{net}: {SHOWN[name]}")
             values.append(rows[net, name]["steady_s"] / fastest)
             colours.append(OURS if name.startswith("fedbonsai") else OTHERS)
     places = [len(values) - n + (0.6 if n < len(names) else 0.0) for n in range(len(values))]
@@ -46,18 +54,26 @@ def speed(axes: Axes, peers: dict[str, Any]) -> None:
 
 def savings(axes: Axes, methods: dict[str, Any]) -> None:
     """Points: accuracy against bytes up and down of one device in one round, by method."""
+    places, labels = list[tuple[float, float]](), list[Any]()
     for name, row in methods["rows"].items():
         megabytes = (row["up_MB"] + row["down_MB"]) / PLANS
         each = [100 * figures["accuracy"] for figures in row["by_seed"].values()]
         middle = 100 * row["accuracy"]
-        axes.errorbar(
-            megabytes, middle, yerr=[[middle - min(each)], [max(each) - middle]], fmt="o", color=OURS, markersize=4
-        )
-        axes.annotate(name, (megabytes, middle), xytext=(5, 3), textcoords="offset points", fontsize=7)
+        spread = [[middle - min(each)], [max(each) - middle]]
+        axes.errorbar(megabytes, middle, yerr=spread, fmt="o", color=OURS, markersize=4, linewidth=1)
+        places.append((megabytes, middle))
+        labels.append(axes.text(megabytes, middle, name, fontsize=7))
+    public = 100 * methods["public"]["accuracy"]
+    axes.axhline(public, color=OTHERS, linestyle="--", linewidth=1)
+    axes.text(
+        1.0, public, "public images alone", transform=axes.get_yaxis_transform(), fontsize=7, ha="right", va="bottom"
+    )
     axes.set_xscale("log")
     axes.set_xlabel("MB up and down for a device and round")
     axes.set_ylabel("accuracy after 100 rounds, %")
     axes.set_title("Savings (CIFAR-10, 100 simulated devices)", fontsize=10)
+    x, y = zip(*places, strict=True)
+    adjust_text(labels, x, y, ax=axes, iter_lim=500, arrowprops={"arrowstyle": "-", "color": OTHERS, "linewidth": 0.6})
 
 
 def main() -> None:

@@ -12,6 +12,25 @@ import torch
 
 def threads(output, target):
     return torch.full((len(target),), float(torch.get_num_threads()))
+
+class Noting:
+    '''Appends the number of threads, and the name of the process, to a file at every forward pass.'''
+
+    def forward(self, x):
+        with open("/proc/self/cmdline") as line, open(self.noted, "a") as file:
+            file.write(f"{torch.get_num_threads()} {line.read().split(chr(0))[0]}\\n")
+        return super().forward(x)
+
+class Convolution(Noting, torch.nn.Conv2d):
+    pass
+
+class Linear(Noting, torch.nn.Linear):
+    pass
+
+def net(file, outputs=10):
+    layers = Convolution(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(), Linear(512, outputs)
+    layers[0].noted = layers[-1].noted = file
+    return torch.nn.Sequential(*layers)
 """
 CONFIG = {
     "seed": 3,
@@ -53,6 +72,27 @@ def test_on_ray_server_and_workers_have_it_and_the_bits_are_those_in_process():
     assert there == here == {"server": 2, "devices": 2}
     assert on_ray["model_hash"] == in_process["model_hash"]
     assert on_ray["workers"] == 1  # of two cores
+
+
+@pytest.mark.usefixtures("cluster")
+def test_on_ray_partition_host_and_distiller_have_it(tmp_path):
+    noted = tmp_path / "noted"
+    run = fedbonsai.run(
+        CONFIG
+        | {
+            "model": {"name": "counting:net", "kwargs": {"file": str(noted)}},
+            "data": CONFIG["data"] | {"public_share": 0.2},
+            "fleet": "laptop",
+            "policy": ["all", {"name": "splitfed", "cut": "0"}, {"name": "distillation", "steps": 2, "check_every": 1}],
+            "evaluation": {"where": "server"},
+            "backend": "ray",
+            "threads": 2,
+        }
+    )
+    assert [type(event).__name__ for event in run].count("TaskEnded") == 1
+    processes = {line.split()[1].partition(".")[0]: line.split()[0] for line in noted.read_text().splitlines()}
+    for actor in ("ServerActor", "WorkerActor", "PartitionHostActor", "DistillerActor"):
+        assert processes[f"ray::{actor}"] == "2", processes
 
 
 def test_a_process_under_limits_has_it():

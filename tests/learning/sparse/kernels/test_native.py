@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 import time
@@ -77,17 +76,31 @@ def test_loading_again_is_quick_and_harmless() -> None:
     assert torch.ops.fedbonsai_sparse.scan_rows(torch.eye(2), 0.5)[1].tolist() == [0, 1]
 
 
+TINY = """
+#include <torch/library.h>
+static int64_t count(int64_t n) { return n + 1; }
+TORCH_LIBRARY(fedbonsai_sparse, library) {
+  library.def("count(int n) -> int", count);
+  library.def("scan_rows(int n) -> int", count);
+}
+"""
+
+
 @pytest.mark.usefixtures("native_library")
 def test_processes_that_build_at_the_same_time_all_have_a_library(tmp_path) -> None:
+    source, cache = tmp_path / "source", tmp_path / "cache"
+    source.mkdir()
+    (source / "tiny.cpp").write_text(TINY)  # the library's own sources take the compiler twice as long
     code = """
 import sys, torch
 from pathlib import Path
 from fedbonsai.learning.sparse.kernels import native
-assert native.build(Path(sys.argv[1])) is None
-assert native.load(Path(sys.argv[1])) is None
-print(torch.ops.fedbonsai_sparse.scan_rows(torch.eye(3), 0.5)[0].tolist())
+native.SOURCE = Path(sys.argv[1])
+assert native.build(Path(sys.argv[2])) is None
+assert native.load(Path(sys.argv[2])) is None
+print(torch.ops.fedbonsai_sparse.count(3))
 """
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) for _ in range(2)]
-    assert [process.communicate(timeout=LIMIT_S)[0] for process in running] == ["[0, 1, 2, 3]\n"] * 2
-    assert [path.suffix for path in tmp_path.iterdir()] == [".so"]
+    command = [sys.executable, "-c", code, str(source), str(cache)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate(timeout=LIMIT_S)[0] for process in running] == ["4\n"] * 2
+    assert [path.suffix for path in cache.iterdir()] == [".so"]
