@@ -62,6 +62,7 @@ from work import NETS, Work  # noqa: E402
 
 CORES = len(os.sched_getaffinity(0))
 SAMPLES = 100
+ROUNDS = {"small": 13, "resfed_cnn": 4}  # of a run; memory that a contender touches in its first rounds is then mapped
 FORMATS = {"float32": {}, "channels_last": {"channels_last": True}, "bf16": {"channels_last": True, "bf16": True}}
 # The settings of ``keep_freed_memory`` and ``HUGE_PAGES``, as the C library reads them from the environment.
 ALLOCATOR = {
@@ -409,6 +410,7 @@ def main() -> None:
     arguments = parse()
     devices, cohort = (4, 4) if arguments.quick else (100, 10)
     settings = {"devices": devices, "cohort": cohort, "workers": CORES, "repetitions": arguments.repetitions}
+    settings |= {"rounds": ROUNDS} if not arguments.quick else {}
     settings |= {"contenders": [each.name for each in arguments.contenders]}
     results = Results("peers", arguments, settings=settings)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes of a contender are ended
@@ -429,7 +431,7 @@ def main() -> None:
         bench = Bench(pythons, Path(scratch), arguments.environments / "rows.jsonl")
         seal(Path(scratch), arguments.nets, devices)
         for net, name in wanted:
-            rounds = 3 if arguments.quick else 4 if net == "resfed_cnn" else 7
+            rounds = 3 if arguments.quick else ROUNDS[net]
             work = Work(folder=scratch, net=net, rounds=rounds, devices=devices, cohort=cohort, batch=32, workers=CORES)
             kill = net == "resfed_cnn"
             found = results.row(f"{net}, {name}", row, bench, arguments, about, work, name, kill=kill)

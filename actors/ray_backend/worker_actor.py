@@ -1,5 +1,6 @@
 """The actor of a worker on Ray: a ``Device`` in a process of its own. That of a real device has a memory."""
 
+import gc
 from collections.abc import Mapping, Sequence
 
 import ray
@@ -41,6 +42,7 @@ class WorkerActor:
         """
         check_versions(versions)
         self._device.warm_up(model=model)
+        gc.freeze()  # what torch, Ray and the data have made stays; collections during plans do not look through it
         node: str = ray.get_runtime_context().get_node_id()
         return node
 
