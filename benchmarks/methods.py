@@ -19,7 +19,7 @@ of it, the others with random weights.
 to all devices, all packets, plans and reports, without evaluation; ``other_MB``: between the server and its hosts or its
 distiller. ``seconds``: simulated. ``peak_MB``: the largest predicted memory of a plan. ``participation``: devices that have
 trained, by all. ``to_60``, ``to_70``: rounds, bytes and seconds to the first evaluation with that accuracy; null: not
-reached. ``wall_s``: of this run, one thread; runs share the cores. The last line is JSON.
+reached. ``wall_s``: of this run, one thread; runs share the cores. ``runs_s``: of all. The last line is JSON.
 """
 
 import argparse
@@ -134,6 +134,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "ResFed, paper, 10 %": {"policy": [paper(0.1)]},
     "ResFed": {"policy": [{"name": "residuals"}]},
     "REFT's widths, ResFed": {"policy": [REFT, {"name": "residuals"}]},
+    "REFT, 8 bit, entropy": {"policy": [REFT, DISTILLATION], "codecs": {"up": EIGHT_BIT, "down": EIGHT_BIT}},
+    "ResFed, holistic": {"policy": [{"name": "residuals"}], "init": "holistic"},
 }
 
 
@@ -317,8 +319,10 @@ def main() -> None:
                 for process in active_children():
                     process.terminate()
                 raise
-    about = {"public": results["public"], "whole_peak_MB": round(memory_bytes / 1e6, 2)}
-    results.finish(about | {"rows": table(results, list(ROWS), seeds)})
+    rows = table(results, list(ROWS), seeds)
+    runs_s = round(sum(run["wall_s"] for row in rows.values() for run in row["by_seed"].values()))
+    about = {"public": results["public"], "whole_peak_MB": round(memory_bytes / 1e6, 2), "runs_s": runs_s}
+    results.finish(about | {"rows": rows})
 
 
 if __name__ == "__main__":
