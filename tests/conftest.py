@@ -21,11 +21,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_collection_modifyitems(items):
-    """Mark tests on Ray. One process of ``make test`` runs them all, one after the other; the others run beside it."""
+    """Mark tests on Ray, which need both cores; the others can run in parallel (``make test``)."""
     for item in items:
         if "shared_ray" in item.fixturenames:
             item.add_marker("ray")
-            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(autouse=True)
