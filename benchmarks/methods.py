@@ -13,7 +13,7 @@ host of 1 TFLOP/s. A method that trains the whole model leaves out the last clas
 
 ``public``: the network trained on the public images alone (``fedbonsai pretrain``), in results/methods.safetensors, and trained
 again if that file is missing. "EcoFed" and "FedAvg, trunk" start with the blocks of it before the cut, rows "holistic" with all
-of it, the others with random weights.
+of it, the others with random weights. The last three rows are mixes that were tried by hand.
 
 ``accuracy``: on the test images, mean of the last three evaluations (every fourth round). ``up_MB``, ``down_MB``: sent by and
 to all devices, all packets, plans and reports, without evaluation; ``other_MB``: between the server and its hosts or its

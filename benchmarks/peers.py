@@ -410,8 +410,8 @@ def main() -> None:
     arguments = parse()
     devices, cohort = (4, 4) if arguments.quick else (100, 10)
     settings = {"devices": devices, "cohort": cohort, "workers": CORES, "repetitions": arguments.repetitions}
-    settings |= {"rounds": ROUNDS} if not arguments.quick else {}
-    settings |= {"contenders": [each.name for each in arguments.contenders]}
+    rounds = dict.fromkeys(ROUNDS, 3) if arguments.quick else ROUNDS
+    settings |= {"rounds": rounds, "contenders": [each.name for each in arguments.contenders]}
     results = Results("peers", arguments, settings=settings)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes of a contender are ended
     wanted = [(net, name) for net in arguments.nets for name in arguments.formats if f"{net}, {name}" not in results]
@@ -431,8 +431,9 @@ def main() -> None:
         bench = Bench(pythons, Path(scratch), arguments.environments / "rows.jsonl")
         seal(Path(scratch), arguments.nets, devices)
         for net, name in wanted:
-            rounds = 3 if arguments.quick else ROUNDS[net]
-            work = Work(folder=scratch, net=net, rounds=rounds, devices=devices, cohort=cohort, batch=32, workers=CORES)
+            work = Work(
+                folder=scratch, net=net, rounds=rounds[net], devices=devices, cohort=cohort, batch=32, workers=CORES
+            )
             kill = net == "resfed_cnn"
             found = results.row(f"{net}, {name}", row, bench, arguments, about, work, name, kill=kill)
             bench.note(net=net, format=name, **found["ratios"])

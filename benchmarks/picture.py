@@ -4,7 +4,8 @@
     python benchmarks/picture.py
 
 Left: seconds of a later round, beside bare PyTorch and other simulators (float32). Right: accuracy against what a device sends
-and receives, by method, with the range over the seeds. It measures nothing, and a result that changes needs a new picture.
+and receives, by method, with the range over the seeds; dashed: the network trained on the public images alone. It measures
+nothing, and a result that changes needs a new picture.
 """
 
 from pathlib import Path
