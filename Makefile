@@ -6,6 +6,8 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 LIBRARY := actors clusters comms learning policies runtime
+# Some images set it: then each process of a run, and there are many, compiles all modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test soak check lint types format clean

@@ -6,8 +6,8 @@ by the end of the process that started it. Where Ray itself has ended that proce
 error is written to standard error from here.
 
 The processes of a Ray are recognised by its session folder, to whose logs they all write. The internals of Ray that are used
-here are those that ``ray start`` uses, and two functions that wait for started processes (``_wait_longer``; tested with
-2.60).
+here are those that ``ray start`` uses, one of them the method of a node that starts the dashboard, and two functions that wait
+for started processes (``_wait_longer``; tested with 2.60).
 """
 
 import json
@@ -58,6 +58,14 @@ class _Node(ray_node.Node):  # type: ignore[misc]
         super()._init_temp(*arguments)
         self.session = Path(self._session_dir)
         self._owns = claim(self.session)
+
+    def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
+        """Start the dashboard if it is asked for.
+
+        Else Ray would start its process all the same, for reports of usage, and wait for it: a second of the first round.
+        """
+        if include_dashboard:
+            super().start_api_server(include_dashboard=include_dashboard, raise_on_failure=raise_on_failure)
 
 
 class Launcher:

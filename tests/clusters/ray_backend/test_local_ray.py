@@ -57,7 +57,7 @@ def kill_gcs(before):
     found = []
 
     def is_there():
-        found[:] = [pid for pid in descendants(os.getpid()) - before if "gcs_server" in command(pid)]
+        found[:] = [pid for pid in descendants(os.getpid()) - before if "gcs_server" in command(pid)[0]]
         return found
 
     wait_until(is_there)
@@ -66,9 +66,9 @@ def kill_gcs(before):
 
 def command(pid):
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[0]
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
-        return ""
+        return [""]
 
 
 def test_a_ray_that_does_not_start_in_time_is_one_sentence_and_leaves_nothing(before):
@@ -92,9 +92,12 @@ def test_a_ray_that_loses_a_process_while_it_starts_is_one_sentence_and_leaves_n
     assert descendants(os.getpid()) == before
 
 
-def test_a_ray_that_loses_a_process_later_reports_it(before):
+def test_a_ray_without_a_dashboard_that_loses_a_process_later_reports_it(before):
     with start_local(num_cpus=1, object_store_bytes=STORE_BYTES) as cluster:
         assert cluster.ended() == ""
+        commands = [" ".join(command(pid)) for pid in descendants(os.getpid()) - before]
+        assert any("raylet" in each for each in commands)
+        assert not any("dashboard/dashboard.py" in each for each in commands)  # it would take a second to start
         kill_gcs(before)
         wait_until(cluster.ended)
         assert cluster.ended() == "its gcs_server has ended (exit code -9)"
