@@ -5,9 +5,10 @@
 
 The experiment is examples/digits.yaml, in process and on a local Ray; each run is a separate process, started as a user starts
 it. ``torch`` is ``import torch`` alone, ``ray`` is ``import ray; ray.init()`` with two processors and without a dashboard,
-``import torch`` after it: lower bounds for a run in process and for one on a local Ray. ``phases``: seconds since the start of
-the process at which each step of a run was over. Figures are medians. The first round of other simulators, at equal work:
-peers.py.
+``import torch`` after it: what a run in process and one on a local Ray take at least. (A local Ray of fedbonsai does not start
+the process of the dashboard, which ``ray.init`` starts for reports of usage even without a dashboard.) ``phases``: seconds
+since the start of the process at which each step of a run was over. Figures are medians. The first round of other simulators,
+at equal work: peers.py.
 """
 
 import argparse
