@@ -304,7 +304,8 @@ def test_a_student_that_equals_its_teacher_stays_as_it_is() -> None:
     targets = teacher_logits(student, Samples(x, torch.zeros(40)), transform=as_it_is)
     before = model_hash(student.state_dict())
     result = distilled(student, public_set(x, held_out=10), targets)
-    assert (result.before.loss, result.best_step) == (0.0, 0)
+    assert result.before.loss == pytest.approx(0.0, abs=1e-7)  # rounding depends on the processor
+    assert result.best_step == 0
     assert model_hash(student.state_dict()) == before
 
 
