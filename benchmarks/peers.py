@@ -49,7 +49,7 @@ from typing import Any
 
 import torch
 from common import Results, add_options, median
-from fedbonsai.actors.ray_backend import actor
+from fedbonsai.clusters import allocator
 from fedbonsai.learning.models import build
 from fedbonsai.learning.seeds import derive
 from fedbonsai.learning.spec import Call
@@ -68,10 +68,10 @@ FORMATS = {"float32": {}, "channels_last": {"channels_last": True}, "bf16": {"ch
 ALLOCATOR = {
     "GLIBC_TUNABLES": ":".join(
         [
-            actor.HUGE_PAGES["GLIBC_TUNABLES"],
-            f"glibc.malloc.mmap_threshold={actor._MMAP_BYTES}",
-            f"glibc.malloc.trim_threshold={actor._KEEP_BYTES}",
-            f"glibc.malloc.top_pad={64 << 20}",
+            allocator.HUGE_PAGES["GLIBC_TUNABLES"],
+            f"glibc.malloc.mmap_threshold={allocator.MMAP_BYTES}",
+            f"glibc.malloc.trim_threshold={allocator.TRIM_BYTES}",
+            f"glibc.malloc.top_pad={allocator.PAD_BYTES}",
         ]
     )
 }

@@ -1,4 +1,4 @@
-"""For all tests: one torch thread, as in every worker (two on two busy cores are slower), and a shared Ray.
+"""For all tests: one torch thread (two on two busy cores are slower) and kept memory, as in every worker, and a shared Ray.
 
 A test that fails does not make later ones fail.
 """
@@ -8,12 +8,14 @@ import weakref
 
 import pytest
 import torch
+from fedbonsai.clusters.allocator import keep_freed_memory
 from fedbonsai.runtime.api import Run
 from hypothesis import settings
 
 from .runtime.processes import wait_until_gone
 
 torch.set_num_threads(1)
+keep_freed_memory()
 # Property tests: a few examples of each for every change, many now and then (``make soak``).
 settings.register_profile("ci", max_examples=60, deadline=None)
 settings.register_profile("deep", max_examples=1000, deadline=None)

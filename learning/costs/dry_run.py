@@ -77,14 +77,19 @@ class DryRun:
         return TrialStep(self, states, x, y, head)
 
     def _state(self, block: nn.Module, *, trained: bool) -> dict[str, Tensor]:
-        """Copies of one block's tensors by name; tied ones share a copy, and those to be trained require gradients."""
+        """Copies of one block's tensors by name; tied ones share a copy, and those to be trained require gradients.
+
+        Zeros in place of a tensor on the meta device: what a step costs does not depend on its values.
+        """
         copies = dict[int, Tensor]()
         state = {}
         named = [*block.named_parameters(remove_duplicate=False), *block.named_buffers(remove_duplicate=False)]
         for key, tensor in named:
             if id(tensor) not in copies:
                 learns = trained and isinstance(tensor, nn.Parameter) and tensor.requires_grad
-                copies[id(tensor)] = tensor.detach().clone().requires_grad_(learns)
+                like = tensor.detach()
+                copy = torch.zeros_like(like, device=self.example[0].device) if like.is_meta else like.clone()
+                copies[id(tensor)] = copy.requires_grad_(learns)
             state[key] = copies[id(tensor)]
         return state
 

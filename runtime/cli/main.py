@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ...clusters.allocator import keep_freed_memory
 from ..errors import ConfigError
 from .exit_codes import INTERRUPTED, TERMINATED, Sigterm, exit_code_of
 
@@ -205,6 +206,7 @@ def main() -> None:
     """Run the command line: every error becomes one sentence and an exit code."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a user's own modules in the current folder
+    keep_freed_memory()  # in process, this process trains
     with SIGTERM:
         code = exit_code_of(lambda: app(standalone_mode=False))
     sys.exit(TERMINATED if SIGTERM.received and code == INTERRUPTED else code)

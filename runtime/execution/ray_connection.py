@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 
-from ...actors.ray_backend.actor import HUGE_PAGES
+from ...clusters.allocator import HUGE_PAGES
 from ...clusters.ray_backend.local_ray import LocalRay
 from ...clusters.user_modules import runtime_env_for
 from ...policies.policy import Policy

@@ -98,7 +98,7 @@ class Costs:
                         entering_gradient=entering_gradient,
                         head=architecture.empty_head(part.head) if part.head else None,
                         ahead=ahead,
-                        proxies={name: architecture.new_auxiliary(name) for name in proxies},
+                        proxies={name: architecture.empty_auxiliary(name) for name in proxies},
                         objective=objective,
                     )
                 )

@@ -36,7 +36,7 @@ OUTCOMES = st.lists(
 
 @given(outcomes=OUTCOMES)
 @settings(
-    max_examples=6,
+    max_examples=max(3, settings.default.max_examples // 20),  # each has 200 plans
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
