@@ -26,11 +26,11 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def outcomes(rows: dict[str, Any]) -> str:
-    """Accuracy, spread, and what the whole run has cost."""
+    """Accuracy, its range over several seeds, and what the whole run has cost."""
     head = ["method", "accuracy, %", "range", *COSTS.values(), "peak MB", "devices that trained, %"]
     return table(head, [
-        [name, f"{100 * row['accuracy']:.1f}", f"{100 * row['accuracy_spread']:.1f}", *(number(row[key]) for key in COSTS),
-         number(row["peak_MB"]), f"{100 * row['participation']:.0f}"]
+        [name, f"{100 * row['accuracy']:.1f}", f"{100 * row['accuracy_spread']:.1f}" if len(row["by_seed"]) > 1 else "-",
+         *(number(row[key]) for key in COSTS), number(row["peak_MB"]), f"{100 * row['participation']:.0f}"]
         for name, row in rows.items()
     ])  # fmt: skip
 
