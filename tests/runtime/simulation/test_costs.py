@@ -1,13 +1,18 @@
 """The cost table: arithmetic over one dry run for each row."""
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 from fedbonsai.comms.codec import ArraySpec, CodecSpec
 from fedbonsai.comms.codecs.make_codec import make_codec
 from fedbonsai.comms.links.predict import Residual
 from fedbonsai.comms.packet import sealed_bytes
-from fedbonsai.learning.parts.part import whole
+from fedbonsai.learning.costs.cost import profile
+from fedbonsai.learning.costs.dry_run import DryRun
+from fedbonsai.learning.parts.part import Part, whole
 from fedbonsai.learning.spec import Optimiser, Training
+from fedbonsai.learning.training.losses import make_loss
 from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Objective, Plan, Upload
 from fedbonsai.runtime.configuration.config import load_config
@@ -166,3 +171,15 @@ def test_a_bounded_cache_drops_the_entry_that_was_inserted_first():
     assert dict(recent) == {"a": 3, "b": 2}
     recent["c"] = 4
     assert dict(recent) == {"b": 2, "c": 4}
+
+
+def test_a_proxy_costs_the_same_without_its_weights():
+    config = load_config({"model": "digits_cnn", "data": {"name": "digits"}})
+    workload = Workload(workload_settings(config, num_devices=8))
+    names = workload.spec.block_names
+    name = f"proxy@{names[2]}..{names[-1]}"
+    part = Part(blocks=names[:2], trained=names[:2], auxiliaries=(name,))
+    found = Costs(workload, config.load_fleet()).row(part, Training())
+    run = DryRun(workload.submodel(part), workload.example(), Training(), make_loss(Training().loss))
+    run = replace(run, proxies={name: workload.architecture(part).new_auxiliary(name)})
+    assert found == profile(run).cost(Training())
