@@ -35,7 +35,7 @@ class DryRun:
 
     ``head``: the auxiliary that ``part.head`` names; its weights are not used and may be on the meta device. ``ahead``: number
     of micro-batches whose backward pass is outstanding at the same time, see ``training.ahead``. ``proxies``: by name, those of
-    the part. ``objective``: see ``training.staged``.
+    the part; they may be on the meta device too. ``objective``: see ``training.staged``.
     """
 
     submodel: SubModel
