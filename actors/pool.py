@@ -1,6 +1,6 @@
 """The contract of pools, which run plans on workers and partition hosts, and helpers that all pools share.
 
-The runtime submits tasks and asks for results by plan; the number of workers, and where they are, changes nothing else.
+The runtime submits tasks and takes results by plan; the number of workers, and where they are, changes nothing else.
 """
 
 from collections.abc import Sequence

@@ -85,7 +85,7 @@ class HostProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class ServerProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The server. Its link (up: from the devices, down: to them) is shared by all devices; None: unlimited.
 
-    ``lost_after_s``: seconds after the loss of a device at which the server gives up its plan.
+    ``lost_after_s``: seconds after the loss of a device until its plan is ``lost``.
     """
 
     flop_per_s: Positive = 100e9

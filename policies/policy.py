@@ -12,7 +12,7 @@ A policy receives a view and returns a decision; the runtime carries it out. The
 ``decide`` is called at the start, after every version, and after every outcome.
 
 A policy is a frozen dataclass: its fields are its configuration, so it prints, compares and can be written to the run
-folder. It has no hidden state: everything that it must remember is the state, plain data (numbers, strings, lists, dicts)
+folder. It has no hidden state: everything that it needs later is the state, plain data (numbers, strings, lists, dicts)
 that is passed in and returned, so that a run can be saved, replayed and resumed. Random numbers come from ``view.seed``. The
 return value is checked after every call (``policies.checks.answer``).
 

@@ -386,7 +386,7 @@ def _failure(report: Report, stage: str, error: Exception) -> Report:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error tells that memory, or a thread's stack, could not be allocated."""
+    """Whether an error means that memory, or a thread's stack, could not be allocated."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or (

@@ -1,4 +1,4 @@
-"""The guard of a device: told of each stage of a plan, and limits the memory of what is carried out."""
+"""The guard of a device: is called at each stage of a plan, and limits the memory of what is carried out."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
@@ -7,7 +7,7 @@ from ...policies.plan import Plan
 
 
 class Guard(Protocol):
-    """What a device asks of the process that it runs in."""
+    """What a device needs of the process that it runs in."""
 
     enforces: bool
 

@@ -2,7 +2,7 @@
 
 The size is ``VmData`` of ``/proc/self/status``: heap and private writable mappings, which is what ``RLIMIT_DATA`` limits since
 Linux 4.7. Unlike the address space it does not count libraries and shared memory; unlike resident memory an allocation beyond
-its limit fails at once, in the process that asks for it, as an error that can be caught.
+its limit fails at once, in the process that makes it, as an error that can be caught.
 
 With glibc's default settings freed memory stays in the process in amounts that differ by 100 MB between two plans. With
 ``MALLOC`` the idle size stays within some MB: one arena; blocks from 64 KiB on have mappings of their own, which are returned

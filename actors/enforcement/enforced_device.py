@@ -179,7 +179,7 @@ class _Stage:
 
 
 def _relay(child: ChildProcess, host: HostLink, header: dict[str, Any], arrays: list[Array]) -> None:
-    """Do for the child what it asks of its plan's host, and send the answer."""
+    """Forward a request of the child to its plan's host, and send the answer back."""
     found: list[Array] = []
     try:
         if header["call"] == "send":

@@ -30,7 +30,8 @@ class DeviceRegistry:
         self._devices, self._cpus, self._nodes, self._now = tuple(devices), cpus, nodes, now
         self._addresses: dict[int, str] = {}  # of nodes that devices had
         self._excluded: set[str] = set()  # ids of nodes that have left, or on which no worker could start
-        self._absences = {device.name: f"{device.wants(cpus)} has not joined" for device in devices}  # newest reasons
+        # The newest reason of each.
+        self._absences = {device.name: f"{device.requirement(cpus)} has not joined" for device in devices}
         self._absent_since_s = {device.number: now() for device in devices}
         self._polled_s = now() - _POLL_S
         # All, since in a resumed run devices have links from before, and their new workers hold nothing.
@@ -67,7 +68,7 @@ class DeviceRegistry:
         self.sites.update(located)
         self._addresses.update((number, site.address) for number, site in located.items())
         joined = [_placement(device) for device in absent if device.number in located]
-        return joined, [(_placement(device), f"{self.sites[device.number].told} is gone") for device in gone]
+        return joined, [(_placement(device), f"{self.sites[device.number].description} is gone") for device in gone]
 
     def remove(self, device: RealDevice, reason: str) -> None:
         """The node of a device is gone, or no worker can start on it."""

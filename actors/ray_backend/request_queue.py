@@ -4,7 +4,7 @@
               ▲          └── the actor has died: all that were sent are sent again, to the next actor
               └──────────────┘ the first one was carried out at that moment, so the death counts for it alone
 
-It knows neither Ray nor the actor.
+The queue depends neither on Ray nor on the actor.
 """
 
 from collections.abc import Callable

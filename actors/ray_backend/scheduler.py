@@ -5,7 +5,7 @@
                  │           └── its host has lost the view to replay
                  └── waiting ◄──┘ for a task that uploads the view again
 
-It knows neither Ray nor workers: the pool says whether a task can start.
+The scheduler depends neither on Ray nor on workers: the pool decides whether a task can start.
 """
 
 from collections import Counter, deque

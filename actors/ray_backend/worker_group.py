@@ -116,7 +116,7 @@ class WorkerGroup:
         return self._devices.numbers - {device.number for device in devices if device is not None}
 
     def assignments(self) -> dict[Any, tuple[Worker, int]]:
-        """Worker and plan by the reference that tells when the plan has ended."""
+        """Worker and plan by the reference that is ready when the plan has ended."""
         return {
             assignment.references[0]: (worker, plan_id)
             for worker in self._group.ready.values()
@@ -159,7 +159,7 @@ class WorkerGroup:
         device = worker.placement.device if worker is not None else None
         if device is not None and device.number in self._reported_missing:
             self._reported_missing.remove(device.number)
-            self._report(f"{device.name} has joined ({self._devices.sites[device.number].told})")
+            self._report(f"{device.name} has joined ({self._devices.sites[device.number].description})")
         self._handle_failures()
 
     def left_s(self, *, ignoring: Collection[Worker] = ()) -> float | None:

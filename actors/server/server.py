@@ -121,7 +121,7 @@ class Server(PlanListener):
 
     @property
     def parts(self) -> tuple[PlanListener, ...]:
-        """What the server knows of the parts that devices hold: index maps and frozen blocks."""
+        """The records of what devices hold beside weights: index maps and frozen blocks."""
         return self.maps, self.blocks
 
     def _add_family(self, family: str) -> None:

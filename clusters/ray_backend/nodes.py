@@ -75,7 +75,7 @@ def await_devices(devices: Sequence[RealDevice], *, cpus: float | None) -> Gener
         return False
 
     yield from waiting(
-        have_joined, lambda: f"waiting for {', '.join(f'{d.name}: {d.wants(cpus)}' for d in missing()[:3])}"
+        have_joined, lambda: f"waiting for {', '.join(f'{d.name}: {d.requirement(cpus)}' for d in missing()[:3])}"
     )
     return sites
 

@@ -36,8 +36,8 @@ class RealDevice:
     resource: str | None
     join_timeout_s: float
 
-    def wants(self, cpus: float | None = None) -> str:
-        """A description of its node, for people. ``cpus``: see ``locate``."""
+    def requirement(self, cpus: float | None = None) -> str:
+        """A description of its node, in messages. ``cpus``: see ``locate``."""
         labels = ", ".join(f"{key}={value}" for key, value in self.labels.items())
         needed = f"a free unit of the resource {self.resource}" if self.resource is not None else f"the labels {labels}"
         free = f" and {cpus:g} CPU left" if cpus is not None else "" if self.resource is not None else ", not in use,"
@@ -54,8 +54,8 @@ class Site:
     resources: Mapping[str, float]
 
     @property
-    def told(self) -> str:
-        """The node, for people."""
+    def description(self) -> str:
+        """The node, in messages."""
         return f"node {self.address} ({self.node[:8]})"
 
 

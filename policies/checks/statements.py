@@ -1,7 +1,7 @@
 """What policies state of themselves, and whether the policies of a chain go together.
 
-The attributes are described in ``policies.policy``. One check holds them against each other: it knows fields of plans and
-decisions, and no policy by name.
+The attributes are described in ``policies.policy``. One check compares them: it uses fields of plans and decisions,
+and no policy by name.
 """
 
 import dataclasses

@@ -23,10 +23,10 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 class Sigterm:
     """A context in which SIGTERM, which Kubernetes, Slurm and systemd send before they kill, interrupts as Ctrl-C does.
 
-    The first signal raises ``KeyboardInterrupt``; later ones are ignored, so that they do not abort the clean-up. ``received``
-    tells SIGTERM from Ctrl-C: an exception class of its own would not survive Ray, which raises a plain ``KeyboardInterrupt``.
-    ``grace``: called first, if set. If it returns True, the run is about to end by itself, and is interrupted only by a second
-    signal or after ``grace_s`` seconds.
+    The first signal raises ``KeyboardInterrupt``; later ones are ignored, so that they do not abort the clean-up.
+    ``received``: whether SIGTERM came and not Ctrl-C; an exception class of its own would not survive Ray, which raises a plain
+    ``KeyboardInterrupt``. ``grace``: called first, if set. If it returns True, the run is about to end by itself, and is
+    interrupted only by a second signal or after ``grace_s`` seconds.
     """
 
     def __init__(self) -> None:

@@ -142,7 +142,7 @@ def advise(
 
 @app.command()
 def presets() -> None:
-    """List the methods that `--preset` knows."""
+    """List the methods for `--preset`."""
     from ...policies.presets import PRESETS
 
     print_table(("preset", "what it does", "source"), [(name, p.description, p.source) for name, p in PRESETS.items()])
@@ -163,7 +163,7 @@ def fleets() -> None:
 
 @app.command()
 def models() -> None:
-    """List the models that `model:` knows."""
+    """List the built-in models for `model:`."""
     from ...learning.models import names
 
     print_table(("model", "what it is"), list(names().items()))

@@ -49,7 +49,7 @@ def check_sendable(
     hosts: int,
     workload: Workload,
 ) -> None:
-    """Raise ``PlanRefused`` if a plan of a policy cannot be sent now: its device, its version, its host, or what it asks for.
+    """Raise ``PlanRefused`` if a plan of a policy cannot be sent now: its device, its version, its host, or its other fields.
 
     ``busy``: plans in flight, by device. ``profiles``: of all devices. ``hosts``: number of partition hosts.
     """

@@ -361,7 +361,7 @@ def check_names(config: Config) -> None:
 
 
 def check_enforcement(config: Config, *, obstacle: Callable[[], str] = limit_obstacle) -> None:
-    """Refuse budgets that must be enforced, or measured, on a system that has no limit, as ``obstacle`` tells."""
+    """Refuse budgets that must be enforced, or measured, on a system that has no limit, as ``obstacle`` reports."""
     memory = config.memory
     for name, value in (("enforce", memory.enforce), ("probe", memory.probe)):
         if value is True and (reason := obstacle()):

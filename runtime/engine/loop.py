@@ -211,7 +211,7 @@ class Loop:
             )
 
     def _view(self) -> View:
-        """What the policy sees now."""
+        """The view of the policy at this moment."""
         stop = self._config.stop
         remaining = None if stop.virtual_s is None else max(0.0, stop.virtual_s - self._clock.time_s)
         budget = None if stop.bytes is None else max(0, stop.bytes - self._traffic.training_bytes)

@@ -2,7 +2,7 @@
 
 Each part is measured under one training setting by ``actors.enforcement.probe``, in a child process on the machine of the
 server, in the order in which it is found. A plan that is split cannot run alone, and keeps its prediction; so does one that
-fails for another reason than memory, which a notice tells.
+fails for another reason than memory, which a notice reports.
 """
 
 from collections.abc import Iterable

@@ -42,7 +42,7 @@ def wait_for_devices(
     if not missing:
         return sites
     first, rule = missing[0], config.ray.min_real_devices
-    why = f"{first.name} is missing: {first.wants(cpus)} has not joined"
+    why = f"{first.name} is missing: {first.requirement(cpus)} has not joined"
     count = f"{len(sites)} of {len(devices)} real devices are there"
     if len(sites) < least:
         needed = "all are needed (ray.min_real_devices is null)" if rule is None else f"ray.min_real_devices is {rule}"

@@ -50,7 +50,7 @@ class Costs:
     ) -> None:
         """An empty table.
 
-        ``server``: knows what devices lack: versions behind links with memory, index maps and frozen blocks. None: nothing.
+        ``server``: its records state what devices lack (versions behind links with memory, maps, frozen blocks). None: nothing.
         ``memory``: predicts the memory of processes (None: peaks are those of tensors alone).
         """
         self._workload = workload

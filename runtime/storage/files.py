@@ -2,7 +2,7 @@
 
 In a folder a file is written under another name, synced to disk and renamed, so it exists completely or not at all. Object
 stores write atomically themselves; for other places the hashes that ``checkpoints`` verifies detect incomplete files. Only
-regular files are read, and never more bytes than the caller asks for.
+regular files are read, and never more bytes than the caller allows.
 """
 
 import errno

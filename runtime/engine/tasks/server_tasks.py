@@ -44,7 +44,7 @@ class TaskInRound(Protocol):
         ...
 
     def ended(self, version: int) -> TaskEnded | BlocksMoved | None:
-        """What the task has done, if it is to be told."""
+        """The event that reports what the task has done; None: there is nothing to report."""
         ...
 
 

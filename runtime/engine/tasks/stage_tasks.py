@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class _OnTensors:
-    """A task that sees no updates."""
+    """A task that needs no updates."""
 
     def folded(self, plan: Plan, update: Opened, report: Report, *, weight: float, scale: float) -> None:
         """Nothing is gathered from updates."""

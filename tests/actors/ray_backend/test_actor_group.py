@@ -17,7 +17,7 @@ UNPLACED = "its bundle has found no place within 10 s"
 
 @ray.remote
 class Beginner:
-    """Dies, or raises, as often as it is told before it is ready. ``tries``: a file that remembers."""
+    """Dies, or raises, a given number of times before it is ready. ``tries``: a file that counts them."""
 
     def begin(self, tries, deaths, mistake):
         with open(tries, "a+") as file:

@@ -126,7 +126,7 @@ def test_two_processes_hold_the_same_bits_over_200_rounds_with_random_losses(
     devices.tell("start", settings=msgspec.to_builtins(IMAGES), path=[entry or os.getcwd() for entry in sys.path])
     links = {"link_down": Residual(rule=down), "link_up": Residual(rule=up, feedback=up in ANCHORED)}
     seen: dict[str, int] = dict.fromkeys(("same", "with pairs", "resync", "refused"), 0)
-    strayed: set[int] = set()  # devices that hold something else than the server knows
+    strayed: set[int] = set()  # devices that hold something else than in the server's record
     for number in range(1, 201):
         device = number % 3
         sent = server.send(linked(server, device, number, **links, codec_up=SPARSE, codec_down=SPARSE, training=BRIEF))

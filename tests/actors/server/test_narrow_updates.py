@@ -43,7 +43,7 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], name:
 
 
 def test_narrow_updates_by_hand() -> None:
-    """Channels 0, 1 with weight 1 and difference 1; channels 1, 2 with weight 3 and difference 5; nobody has channel 3."""
+    """Channels 0, 1 with weight 1 and difference 1; channels 1, 2 with weight 3 and difference 5; no part has channel 3."""
     server = make_server(SMALL)
     for tensor in server.tensors.values():
         tensor.zero_()

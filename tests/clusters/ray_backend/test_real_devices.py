@@ -33,8 +33,8 @@ def test_real_devices_are_those_of_the_classes_that_are_placed():
         (3, "device 3 (class c1)", 5.0),
         (4, "device 4 (class c2)", 60.0),
     ]
-    assert found[0].wants() == "a node with the labels board=rpi4, not in use,"
-    assert found[2].wants(0.5) == "a node with a free unit of the resource jetson and 0.5 CPU left"
+    assert found[0].requirement() == "a node with the labels board=rpi4, not in use,"
+    assert found[2].requirement(0.5) == "a node with a free unit of the resource jetson and 0.5 CPU left"
 
 
 def test_a_node_is_one_device_with_all_of_its_processors():

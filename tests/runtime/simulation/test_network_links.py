@@ -90,7 +90,7 @@ def test_rates_are_max_min_fair_and_no_link_is_over_its_capacity(flows):
     full = {name for name in CAPACITIES if used[name] >= CAPACITIES[name] * (1 - 1e-9)}
     assert all(used[name] <= CAPACITIES[name] * (1 + 1e-9) for name in CAPACITIES)
     for rate, transfer in zip(rates, transfers, strict=True):
-        # Max-min: whoever is below his cap crosses a full link, on which nobody has more than he (Bertsekas and Gallager).
+        # Max-min: a flow below its cap crosses a full link, on which no flow has more (Bertsekas and Gallager).
         assert 0 < rate <= transfer.cap
         if rate < transfer.cap * (1 - 1e-9):
             rivals = [
