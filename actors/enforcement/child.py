@@ -7,9 +7,11 @@ opening, training (with the model's weights, built already, counted against the 
 before. The process has as many torch threads as a worker, and draws every random number from the plan, so it computes the same
 bits. Trials are made in forks, in which torch can have one thread alone.
 
-Standard output is for messages; what user code prints goes to standard error. The process ends when its parent does.
+Standard output is for messages; what user code prints goes to standard error. The process and its forks end when the parent
+does.
 """
 
+import ctypes
 import gc
 import os
 import signal
@@ -31,6 +33,8 @@ from ..messages.host_messages import StreamFault
 from ..messages.plan_message import read_plan
 from .data_segment import data_bytes, limited, trim
 from .frames import read_frame, write_frame
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> None:
@@ -55,6 +59,13 @@ def _end_with_parent(lifeline: int) -> None:
     """End this process when the parent, which alone has the pipe's other end, has ended."""
     os.read(lifeline, 1)
     os._exit(1)
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel kill this fork when ``parent`` has ended. (A fork has no thread that could watch a pipe.)"""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it had ended before
+        os._exit(1)
 
 
 def _described(error: Exception) -> dict[str, Any]:
@@ -139,8 +150,9 @@ class Child:
         trim()
         idle = data_bytes() - trial.held_bytes
         reader, writer = os.pipe()
-        process = os.fork()
+        parent, process = os.getpid(), os.fork()
         if process == 0:
+            _end_with(parent)
             self._attempt(trial.run, idle + header["limit"], writer)
         os.close(writer)
         with os.fdopen(reader, "rb") as stream:

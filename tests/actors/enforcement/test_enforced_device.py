@@ -22,7 +22,7 @@ from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Objective, Plan
 from fedbonsai.policies.report import Answer, Outcome, Report
 
-from ...runtime.processes import LIMIT_S, wait_until
+from ...runtime.processes import LIMIT_S, alive, descendants, wait_until
 from ..steps import IMAGES, LINE, ONE_STEP, make_plan, make_server, weights_packet
 
 pytestmark = pytest.mark.skipif(bool(limit_obstacle()), reason=f"no limit of the data segment: {limit_obstacle()}")
@@ -208,6 +208,33 @@ def test_the_child_ends_with_a_parent_that_is_killed() -> None:
         parent.wait(LIMIT_S)
         parent.stdout.close()
     wait_until(lambda: not Path(f"/proc/{child}").exists(), told="the child outlived its parent")
+
+
+TRIAL = """
+from fedbonsai.actors.enforcement.enforced_device import EnforcedDevice
+from fedbonsai.actors.messages.plan_message import plan_message
+from fedbonsai.tests.actors.enforcement.test_enforced_device import ENOUGH, line_plan
+from fedbonsai.tests.actors.steps import LINE
+EnforcedDevice(LINE).try_limit(plan_message(line_plan("endless")), ENOUGH)
+"""
+
+
+def test_a_trial_that_does_not_end_ends_with_a_worker_that_is_killed() -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    started: set[int] = set()
+    try:
+        with subprocess.Popen([sys.executable, "-c", TRIAL], env=environment) as worker:
+            try:
+                wait_until(
+                    lambda: len(descendants(worker.pid)) == 2, told="no trial has begun"
+                )  # the child, and its fork
+                started = descendants(worker.pid)
+            finally:
+                worker.kill()
+        wait_until(lambda: not any(map(alive, started)), told="the child or its trial outlived the worker")
+    finally:
+        for pid in filter(alive, started):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_plans_of_many_batch_sizes_leave_the_idle_trainer_as_it_was(images: EnforcedDevice) -> None:
