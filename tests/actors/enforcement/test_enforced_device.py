@@ -225,9 +225,8 @@ def test_a_trial_that_does_not_end_ends_with_a_worker_that_is_killed() -> None:
     try:
         with subprocess.Popen([sys.executable, "-c", TRIAL], env=environment) as worker:
             try:
-                wait_until(
-                    lambda: len(descendants(worker.pid)) == 2, told="no trial has begun"
-                )  # the child, and its fork
+                # The child, and its fork.
+                wait_until(lambda: len(descendants(worker.pid)) == 2, told="no trial has begun")
                 started = descendants(worker.pid)
             finally:
                 worker.kill()
