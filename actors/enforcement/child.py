@@ -61,7 +61,7 @@ def _end_with_parent(lifeline: int) -> None:
     os._exit(1)
 
 
-def _end_with(parent: int) -> None:
+def _end_fork_with(parent: int) -> None:
     """Have the kernel kill this fork when ``parent`` has ended. (A fork has no thread that could watch a pipe.)"""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it had ended before
@@ -152,7 +152,7 @@ class Child:
         reader, writer = os.pipe()
         parent, process = os.getpid(), os.fork()
         if process == 0:
-            _end_with(parent)
+            _end_fork_with(parent)
             self._attempt(trial.run, idle + header["limit"], writer)
         os.close(writer)
         with os.fdopen(reader, "rb") as stream:
