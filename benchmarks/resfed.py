@@ -47,15 +47,15 @@ class CompressedWeights:
 ROWS: dict[str, dict[str, Any] | None] = {
     "dense": None,
     "weights": {"name": "resfed:CompressedWeights"},
-    "delta": {"name": "residuals", "up": "delta"},
+    "delta_1%": {"name": "residuals", "up": "delta", "density": 0.01},
     "delta_0.7%": {"name": "residuals", "up": "delta", "density": 0.007},
     "delta_0.5%": {"name": "residuals", "up": "delta", "density": 0.005},
-    "delta_normalised": {"name": "residuals", "up": "delta", "scope": "normalised"},
-    "drift": {"name": "residuals", "up": "drift"},
-    "stationary": {"name": "residuals", "up": "stationary"},
-    "half_step": {"name": "residuals", "up": "half_step", "down": "half_step"},
+    "delta_normalised": {"name": "residuals", "up": "delta", "density": 0.01, "scope": "normalised"},
+    "drift": {"name": "residuals", "up": "drift", "density": 0.01},
+    "stationary": {"name": "residuals", "up": "stationary", "density": 0.01},
+    "half_step": {"name": "residuals", "up": "half_step", "down": "half_step", "density": 0.01},
 }
-QUICK_ROWS = ("dense", "weights", "delta", "drift", "stationary", "half_step")
+QUICK_ROWS = ("dense", "weights", "delta_1%", "drift", "stationary", "half_step")
 DEVICE = {"name": "device", "count": CLIENTS, "flop_per_s": 1e10, "memory_bytes": 10**10, "up_bytes_per_s": 1e6,
           "down_bytes_per_s": 1e6}  # fmt: skip
 COMMON: dict[str, Any] = {

@@ -18,7 +18,7 @@ from common import Results, add_options, over_seeds
 from resfed import COMMON, run
 
 TARGET = 0.7
-ROWS = ("dense", "delta", "delta_0.7%", "delta_0.5%", "half_step")
+ROWS = ("dense", "delta_1%", "delta_0.7%", "delta_0.5%", "half_step")
 CIFAR: dict[str, Any] = {
     "model": "resfed_cnn",
     "training": {
