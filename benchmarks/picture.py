@@ -74,7 +74,8 @@ def savings(axes: Axes, methods: dict[str, Any]) -> None:
     axes.set_ylabel("accuracy after 100 rounds, %")
     axes.set_title("Savings (CIFAR-10, 100 simulated devices)", fontsize=10)
     x, y = zip(*places, strict=True)
-    adjust_text(labels, x, y, ax=axes, iter_lim=500, arrowprops={"arrowstyle": "-", "color": OTHERS, "linewidth": 0.6})
+    line = {"arrowstyle": "-", "color": OTHERS, "linewidth": 0.6}
+    adjust_text(labels, x, y, ax=axes, expand=(1.1, 1.5), iter_lim=500, arrowprops=line)
 
 
 def main() -> None:
@@ -85,7 +86,7 @@ def main() -> None:
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.6), layout="constrained")
     speed(left, saved("peers"))
     savings(right, saved("methods"))
     PICTURE.parent.mkdir(exist_ok=True)
