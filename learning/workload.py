@@ -1,6 +1,7 @@
 """The workload of a run: models, data and metrics, built from plain settings.
 
-Server and devices each build their own from the same settings and seed; only packets are exchanged between them.
+Server and devices each build their own from the same settings and seed, and those of one process have twins of one workload;
+only packets are exchanged between them.
 """
 
 from collections import OrderedDict
@@ -48,6 +49,17 @@ class Workload:
         self._parts: OrderedDict[str, SubModel] = OrderedDict()
         self._maps: dict[str, Kept] = {}
         self._public: dict[float, PublicSet] = {}
+
+    def twin(self) -> "Workload":
+        """The same workload for another actor of this process.
+
+        They share what no plan changes: data, and the models of which structures are taken. Index maps come with packets, and
+        are its own.
+        """
+        other = Workload(self.settings)
+        other.data, other._public = self.data, self._public
+        other._families, other._narrow = self._families, self._narrow
+        return other
 
     def with_sparsity(self, sparsity: Sparsity) -> "Workload":
         """The same workload, of models with sparse products, on the same data."""

@@ -302,7 +302,7 @@ server = Server(Workload(settings), channel=LocalChannel(), optimiser=ServerOpti
 plan = Plan(id=1, device=3, version=0, part=whole(server.workload.spec), training=Training(), seed=2)
 before = server.model_hash()
 packet = server.send(plan).packets[0]
-report, update, state = Device(settings).run(plan_message(plan), [bytearray_of(packet)])
+report, update, state = Device(Workload(settings)).run(plan_message(plan), [bytearray_of(packet)])
 assert msgspec.msgpack.decode(report, type=Answer).outcome.value == "done"
 server.fold(plan, server.open(plan, bytearray_of(update)), weight=1.0)
 server.close_version(in_flight=())

@@ -33,7 +33,6 @@ from ...learning.training.staged import frozen_before
 from ...learning.training.step_times import step_times
 from ...learning.training.training import TrainingResult
 from ...learning.workload import Workload
-from ...learning.workload_settings import WorkloadSettings
 from ...policies.plan import Plan
 from ...policies.report import Measured, Outcome, Report
 from ..messages.dense_packets import open_weights, seal_update
@@ -76,12 +75,13 @@ class Device:
     the error.
     """
 
-    def __init__(self, settings: WorkloadSettings, guard: Guard | None = None, *, whole_states: bool = False) -> None:
-        """Data and model are loaded at the first plan. ``guard``: limits the memory of plans with a budget (None: nothing).
+    def __init__(self, workload: Workload, guard: Guard | None = None, *, whole_states: bool = False) -> None:
+        """Data and model are loaded at the first plan, unless ``workload`` has them.
 
+        ``guard``: limits the memory of plans with a budget (None: nothing).
         ``whole_states``: states are returned with what the server has too, for a device that keeps its own.
         """
-        self.workload = Workload(settings)
+        self.workload = workload
         self._guard = guard or NoGuard()
         self._whole_states = whole_states
         self._modules = Modules()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...comms.errors import OutOfSync
 from ...learning.architecture import Architecture
-from ...learning.parts.blocks import Blocks, cut
+from ...learning.parts.blocks import Blocks, cut_like
 from ...learning.parts.part import Part
 from ...learning.parts.submodel import SubModel
 from ...learning.sparse.layers import make_packable
@@ -60,7 +60,8 @@ class Module:
     @cached_property
     def blocks(self) -> Blocks:
         """The model in blocks, which share its tensors. (Flags such as ``requires_grad`` may be those of an earlier plan.)"""
-        return replace(cut(self.model), spec=self._architecture.blocks.spec)
+        like = self._architecture.blocks
+        return replace(cut_like(like, self.model), spec=like.spec)
 
     def check_frozen(self, submodel: SubModel, expected: str) -> None:
         """Raise ``OutOfSync`` unless the tensors that the model itself freezes have the ``expected`` hash ("": not checked)."""

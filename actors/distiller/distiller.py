@@ -14,7 +14,6 @@ from ...learning.parts.part import Part
 from ...learning.tensors import as_arrays, as_tensors
 from ...learning.training.distillation import adjust, distil, teacher_logits
 from ...learning.workload import Workload
-from ...learning.workload_settings import WorkloadSettings
 from ..device.module import Module, Modules
 from ..messages.distiller_messages import DistilRequest, Execution, PublicInfo, StudentResult, TeacherRequest
 from ..messages.model_packets import open_model, seal_model
@@ -23,9 +22,9 @@ from ..messages.model_packets import open_model, seal_model
 class Distiller:
     """Runs models on the public set."""
 
-    def __init__(self, settings: WorkloadSettings) -> None:
+    def __init__(self, workload: Workload) -> None:
         """Loads nothing yet."""
-        self.workload = Workload(settings)
+        self.workload = workload
         self._modules = Modules()
 
     def public(self, held_out: float) -> PublicInfo:

@@ -84,12 +84,13 @@ class Child:
             find_beside(Path(folder), names)
         import torch
 
+        from ...learning.workload import Workload
         from ..device.device import Device
 
         settings = msgspec.convert(header["settings"], WorkloadSettings)
         torch.set_num_threads(settings.threads)
         self._requests, self._answers = requests, answers
-        self._device = Device(settings, self, whole_states=header["whole_states"])
+        self._device = Device(Workload(settings), self, whole_states=header["whole_states"])
         self._device.warm_up(model=header["model"])
         _warm_up_torch()
         trim()

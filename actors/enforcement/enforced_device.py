@@ -13,7 +13,7 @@ the system's out-of-memory killer uses the same SIGKILL as anybody else.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -28,6 +28,9 @@ from ..messages.plan_message import read_plan
 from .child_process import ChildDied, ChildProcess
 from .data_segment import limit_obstacle
 
+if TYPE_CHECKING:
+    from ...learning.workload import Workload
+
 _MAX_ATTEMPTS = 3
 
 
@@ -36,17 +39,20 @@ def make_device(
     *,
     enforce: bool,
     whole_states: bool = False,
+    workload: "Workload | None" = None,
     obstacle: Callable[[], str] = limit_obstacle,
 ) -> PlanRunner:
     """A device in a child under limits, if ``enforce`` and this system has them; else in this process.
 
-    ``whole_states``: see ``Device``. ``obstacle``: why this system has no limits; "" if it has.
+    ``whole_states``: see ``Device``. ``workload``: of these settings, for a device in this process (None: one of its own).
+    ``obstacle``: why this system has no limits; "" if it has.
     """
     if enforce and not obstacle():
         return EnforcedDevice(settings, whole_states=whole_states)
-    from ..device.device import Device  # here, since it imports torch
+    from ...learning.workload import Workload  # here, since it imports torch
+    from ..device.device import Device
 
-    return Device(settings, whole_states=whole_states)
+    return Device(workload or Workload(settings), whole_states=whole_states)
 
 
 class EnforcedDevice:

@@ -19,7 +19,6 @@ from ...clusters.scratch import Scratch
 from ...comms.codec import Array
 from ...comms.packet import read_stamp
 from ...learning.workload import Workload
-from ...learning.workload_settings import WorkloadSettings
 from ...policies.plan import Plan
 from ..messages.dense_packets import seal_update
 from ..messages.host_messages import HostAnswer, ReplaySettings, StreamFault
@@ -35,10 +34,10 @@ class PartitionHost:
     """Slots by plan. An error in one plan is raised to its device, is part of the plan's answer, and affects no other plan."""
 
     def __init__(
-        self, settings: WorkloadSettings, replay: ReplaySettings | None = None, scratch: Scratch | None = None
+        self, workload: Workload, replay: ReplaySettings | None = None, scratch: Scratch | None = None
     ) -> None:
         """Loads nothing before the first plan. ``scratch``: where temporary files go."""
-        self.workload, replay = Workload(settings), replay or ReplaySettings()
+        self.workload, replay = workload, replay or ReplaySettings()
         self._replay = ReplayBuffer(memory_bytes=replay.memory_bytes, disk_bytes=replay.disk_bytes, scratch=scratch)
         self._slots: dict[int, Slot] = {}
         self._faults: dict[int, str] = {}  # by plan, why its slot does not exist

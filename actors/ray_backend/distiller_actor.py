@@ -28,10 +28,11 @@ class DistillerActor:
         """Make the distiller; the id of the node."""
         import torch  # here, because the server starts its actors before it imports torch
 
+        from ...learning.workload import Workload
         from ..distiller.distiller import Distiller
 
         torch.set_num_threads(settings.threads)
-        self._distiller = Distiller(settings)
+        self._distiller = Distiller(Workload(settings))
         node: str = ray.get_runtime_context().get_node_id()
         return node
 

@@ -36,10 +36,11 @@ class PartitionHostActor:
         """Make the host; the id of the node."""
         import torch  # here, because the server starts workers before it imports torch
 
+        from ...learning.workload import Workload
         from ..host.partition_host import PartitionHost
 
         torch.set_num_threads(settings.threads)
-        self._host = PartitionHost(settings, replay, scratch)
+        self._host = PartitionHost(Workload(settings), replay, scratch)
         node: str = ray.get_runtime_context().get_node_id()
         return node
 

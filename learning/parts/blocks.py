@@ -5,6 +5,7 @@ trains the model.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,6 +57,14 @@ def cut(model: nn.Module) -> Blocks:
     cuts = cut_positions(model, traced)
     blocks = _assemble(model, traced, cuts)
     return blocks if cuts else replace(blocks, reason=uncut_reason(model, traced))
+
+
+def cut_like(blocks: Blocks, model: nn.Module) -> Blocks:
+    """Cut ``model``, built like that of ``blocks``, at the same places: the same as ``cut``, without tracing it again."""
+    if blocks._traced is None:
+        return Blocks(model, {"model": model}, _spec(model, {}, ["model"]), reason=blocks.reason)
+    traced = replace(blocks._traced, constants=deepcopy(blocks._traced.constants))
+    return replace(_assemble(model, traced, blocks._cuts), reason=blocks.reason)
 
 
 def model_spec(model: nn.Module) -> ModelSpec:

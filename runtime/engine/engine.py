@@ -121,7 +121,7 @@ class Engine:
         self._advice = [*notices, *few_samples_notice(self.workload), *advice(policy, config, comparison)]
         self.pool.ready()
         if inline and distils(policy):
-            distiller = InlineDistiller(Distiller(settings))
+            distiller = InlineDistiller(Distiller(self.workload.twin()))
         self._distiller = distiller
         self.replay = ReplayIndex(config.replay, num_hosts=fleet.hosts.count, settle=self.pool.settle)
         ledger = Ledger()
@@ -176,8 +176,8 @@ class Engine:
         self, config: Config, settings: WorkloadSettings, fleet: Fleet, scratch: Scratch | None
     ) -> InlinePool:
         """A pool of partition hosts in this process, and of devices, in this process or in a child."""
-        hosts = [PartitionHost(settings, config.replay, scratch) for _ in range(fleet.hosts.count)]
-        device = make_device(settings, enforce=config.memory.is_enforced("inline"))
+        hosts = [PartitionHost(self.workload.twin(), config.replay, scratch) for _ in range(fleet.hosts.count)]
+        device = make_device(settings, enforce=config.memory.is_enforced("inline"), workload=self.workload.twin())
         return InlinePool(device, self.channel, hosts)
 
     def _tasks(self, policy: Policy, costs: Costs, ledger: Ledger) -> ServerTasks:

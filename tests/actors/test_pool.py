@@ -7,6 +7,7 @@ from fedbonsai.actors.messages.plan_message import plan_message
 from fedbonsai.actors.pool import Task, read_report
 from fedbonsai.actors.server.server import Server
 from fedbonsai.comms.channel import LocalChannel
+from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.report import Outcome, Report
 
 from .steps import LINE, ONE_STEP, make_plan, make_server, run
@@ -19,7 +20,7 @@ def server() -> Server:
 
 @pytest.fixture
 def pool() -> InlinePool:
-    return InlinePool(Device(LINE), LocalChannel())
+    return InlinePool(Device(Workload(LINE)), LocalChannel())
 
 
 def task(server: Server, device: int, **changes: object) -> Task:
@@ -33,7 +34,7 @@ def test_results_are_returned_by_plan_in_any_order(server: Server, pool: InlineP
     assert sizes == [len(plan_message(one.plan)) for one in tasks]
     for one in reversed(tasks):
         result = pool.result(one.plan.id)
-        report, update = run(Device(LINE), one.plan, one.packets[0])
+        report, update = run(Device(Workload(LINE)), one.plan, one.packets[0])
         assert (result.plan, result.state) == (one.plan, None)
         assert (result.report.outcome, result.report.loss) == (Outcome.DONE, report.loss)
         assert np.array_equal(result.update, update)

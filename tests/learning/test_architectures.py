@@ -289,6 +289,7 @@ from fedbonsai.comms.packet import seal
 from fedbonsai.learning.data.config import DataConfig
 from fedbonsai.learning.parts.part import Part
 from fedbonsai.learning.spec import Call, Training
+from fedbonsai.learning.workload import Workload
 from fedbonsai.learning.workload_settings import WorkloadSettings
 from fedbonsai.policies.plan import Plan
 import torch_pruning, torch._refs  # imported for narrow models only
@@ -298,7 +299,8 @@ def peak():
 
 width = float(sys.argv[1])
 data = DataConfig(name="synthetic", kwargs={"shape": (3, 32, 32), "samples_per_device": 2, "test_samples": 2})
-device = Device(WorkloadSettings(model=Call("vgg16_bn", {"hidden": 4096}), data=data, num_devices=1, seed=1, metrics=()))
+settings = WorkloadSettings(model=Call("vgg16_bn", {"hidden": 4096}), data=data, num_devices=1, seed=1, metrics=())
+device = Device(Workload(settings))
 device.warm_up(model=False)
 before = peak()
 names = device.workload.architecture(Part(blocks=(), trained=(), width=width)).spec.block_names

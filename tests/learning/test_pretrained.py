@@ -150,7 +150,7 @@ def digits_file(tmp_path: Path) -> Path:
 def test_server_and_device_build_the_same_model_by_hash(digits_file: Path) -> None:
     init = with_weights_hash(partial(weights=str(digits_file), trunk="features.2"), model="digits_cnn")
     server = Server(Workload(settings(init)), channel=LocalChannel(), optimiser=ServerOptimiser())
-    device = Device(settings(init))
+    device = Device(Workload(settings(init)))
     hashes = [server.model_hash(), model_hash(device.workload.new_model().state_dict())]
     assert hashes[0] == hashes[1] != model_hash(Workload(settings()).new_model().state_dict())
     model, random = device.workload.new_model().state_dict(), Workload(settings()).new_model().state_dict()

@@ -254,6 +254,24 @@ def test_the_architectures_that_were_used_last_are_kept() -> None:
     assert workload.architecture(other) is not second
 
 
+def test_a_twin_shares_data_and_structures_and_has_index_maps_of_its_own() -> None:
+    workload = Workload(FAMILIES)
+    twin = workload.twin()
+    part = whole(workload.spec)
+    assert twin.data is workload.data
+    assert twin.blocks is workload.blocks
+    narrow = msgspec.structs.replace(part, width=0.5)
+    assert twin.architecture(narrow) is workload.architecture(narrow)
+    name = workload.add_map(workload.channels(narrow))
+    named = msgspec.structs.replace(narrow, index_map=name)
+    assert workload.channels(named).any()
+    with pytest.raises(ValueError, match="a map that this process does not have"):
+        twin.channels(named)
+    first, second = twin.new_model(), workload.new_model()
+    assert model_hash(first.state_dict()) == model_hash(second.state_dict())
+    assert all(one is not other for one, other in zip(first.parameters(), second.parameters(), strict=True))
+
+
 def test_index_maps_decide_the_channels_of_parts_that_name_them() -> None:
     workload = Workload(FAMILIES)
     groups = workload.family("").groups

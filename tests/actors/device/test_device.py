@@ -11,6 +11,7 @@ from fedbonsai.comms.packet import read_stamp, unseal
 from fedbonsai.learning.data.config import DataConfig
 from fedbonsai.learning.parts.part import Part
 from fedbonsai.learning.spec import Call
+from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Objective, Upload
 from fedbonsai.policies.report import Outcome
 
@@ -26,11 +27,11 @@ def server() -> Server:
 
 @pytest.fixture
 def device() -> Device:
-    return Device(IMAGES)
+    return Device(Workload(IMAGES))
 
 
 def test_a_round_from_packet_bytes_to_packet_bytes_by_hand() -> None:
-    device = Device(LINE)
+    device = Device(Workload(LINE))
     down = weights_packet(0, {"w": np.array([[0.5]], "<f4")})
     plan = make_plan(device.workload, 1, training=ONE_STEP)
     report, update = run(device, plan, down)
@@ -45,7 +46,7 @@ def test_a_round_from_packet_bytes_to_packet_bytes_by_hand() -> None:
 
 
 def test_weights_instead_of_differences() -> None:
-    device = Device(LINE)
+    device = Device(Workload(LINE))
     down = weights_packet(0, {"w": np.array([[0.5]], "<f4")})
     plan = make_plan(device.workload, 0, training=ONE_STEP, upload=Upload(payload="weights"))
     _, update = run(device, plan, down)
@@ -67,7 +68,7 @@ def test_a_device_keeps_no_memory(server: Server, device: Device) -> None:
     for between in (other, frozen, failing, asked):
         run(device, between, packet)
         assert np.array_equal(run(device, first, packet)[1], wanted)
-    assert np.array_equal(run(Device(IMAGES), first, packet)[1], wanted)
+    assert np.array_equal(run(Device(Workload(IMAGES)), first, packet)[1], wanted)
     assert not np.array_equal(run(device, msgspec.structs.replace(first, seed=5), packet)[1][56:], wanted[56:])
 
 
@@ -79,7 +80,7 @@ def test_timed_steps_leave_no_trace(server: Server, device: Device) -> None:
     assert [each is not None and each > 0 for each in seconds] == [True, True, True, False]
     packet = server.send(plans[0]).packets[0]
     for plan in plans[:2]:
-        assert np.array_equal(run(device, plan, packet)[1], run(Device(IMAGES), plan, packet)[1])
+        assert np.array_equal(run(device, plan, packet)[1], run(Device(Workload(IMAGES)), plan, packet)[1])
 
 
 def test_counters_and_constants_are_reset(server: Server, device: Device) -> None:
@@ -95,7 +96,7 @@ def test_counters_and_constants_are_reset(server: Server, device: Device) -> Non
 
 def test_tied_weights_are_trained(device: Device) -> None:
     tied = msgspec.structs.replace(IMAGES, model=Call("my_models:Tied"))
-    server, device = make_server(tied), Device(tied)
+    server, device = make_server(tied), Device(Workload(tied))
     plan = make_plan(server.workload)
     report, update = run(device, plan, server.send(plan).packets[0])
     before = server.weights()
@@ -167,7 +168,7 @@ def test_a_device_without_a_test_share_has_no_metrics() -> None:
     )
     server = make_server(settings)
     plan = make_plan(server.workload, objective=Objective(kind="evaluate"))
-    report, update = run(Device(settings), plan, server.send(plan).packets[0])
+    report, update = run(Device(Workload(settings)), plan, server.send(plan).packets[0])
     assert (report.outcome, report.samples, report.metrics, update) == (Outcome.DONE, 0, {}, None)
 
 
@@ -244,7 +245,7 @@ def test_an_update_answers_one_attempt_of_one_plan(server: Server, device: Devic
 
 
 def test_warming_up_changes_nothing(server: Server) -> None:
-    cold, warm = Device(IMAGES), Device(IMAGES)
+    cold, warm = Device(Workload(IMAGES)), Device(Workload(IMAGES))
     warm.warm_up()
     plan = make_plan(server.workload)
     updates = [run(device, plan, server.send(plan).packets[0])[1] for device in (cold, warm)]

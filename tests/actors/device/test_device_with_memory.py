@@ -9,6 +9,7 @@ from fedbonsai.actors.messages.messages import Dispatch
 from fedbonsai.actors.messages.plan_message import plan_message
 from fedbonsai.comms.codec import Array
 from fedbonsai.comms.links.predict import Residual
+from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Objective, Plan
 from fedbonsai.policies.report import Answer, Outcome, Report
 
@@ -27,7 +28,7 @@ def carry_out(device: DeviceWithMemory, sent: Dispatch) -> tuple[Report, Array |
 
 
 def test_what_it_holds_stays_through_plans_and_evaluations() -> None:
-    server, device = make_server(IMAGES), DeviceWithMemory(Device(IMAGES, whole_states=True))
+    server, device = make_server(IMAGES), DeviceWithMemory(Device(Workload(IMAGES), whole_states=True))
 
     def plan(number: int, **changes: Any) -> Plan:
         links = {"link_down": Residual(rule="stationary"), "link_up": Residual(rule="drift")}
@@ -51,7 +52,7 @@ def test_what_it_holds_stays_through_plans_and_evaluations() -> None:
 
 
 def test_after_a_report_that_was_lost_the_link_is_resynchronised() -> None:
-    server, device = make_server(IMAGES), DeviceWithMemory(Device(IMAGES, whole_states=True))
+    server, device = make_server(IMAGES), DeviceWithMemory(Device(Workload(IMAGES), whole_states=True))
     found = []
     for number in range(1, 5):
         sent = server.send(linked(server, 0, number))

@@ -13,6 +13,7 @@ from fedbonsai.learning.spec import Optimiser, Training
 from fedbonsai.learning.tensors import as_tensors
 from fedbonsai.learning.training.losses import make_loss
 from fedbonsai.learning.training.training import train
+from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Objective, Plan
 from fedbonsai.policies.report import Outcome, Report
 from msgspec.structs import replace
@@ -32,7 +33,7 @@ def server_fixture() -> Server:
 
 @pytest.fixture(name="device")
 def device_fixture() -> Device:
-    return Device(FOUR)
+    return Device(Workload(FOUR))
 
 
 def plan_of(server: Server, kind: str = "train", **part: Any) -> Plan:

@@ -31,7 +31,7 @@ TASK = Distillation(steps=6, learning_rate=0.01, batch_size=8, held_out=HELD_OUT
 
 @pytest.fixture(name="distiller", scope="module")
 def distiller_fixture() -> Distiller:
-    return Distiller(SETTINGS)
+    return Distiller(Workload(SETTINGS))
 
 
 def part_of(workload: Workload, *, family: str = "", width: float = 1.0) -> Part:
@@ -95,7 +95,7 @@ def test_each_student_is_trained_from_its_packet(distiller: Distiller) -> None:
     for result, packet, model in zip(results, packets, models, strict=True):
         assert (model.tobytes() == packet.tobytes()) == (result.best_step == 0)
 
-    again, same = Distiller(SETTINGS).distil(request, targets, packets)
+    again, same = Distiller(Workload(SETTINGS)).distil(request, targets, packets)
     assert (again, [model.tobytes() for model in same]) == (results, [model.tobytes() for model in models])
 
 
@@ -132,7 +132,7 @@ def test_packets_of_models_are_checked(distiller: Distiller, short: bool) -> Non
 def test_the_public_set_is_described_or_refused(distiller: Distiller) -> None:
     info, public = distiller.public(HELD_OUT), Workload(SETTINGS).public(HELD_OUT)
     assert (info.samples, info.num_bytes, info.dropped) == (len(public), public.num_bytes, public.dropped)
-    without = Distiller(msgspec.structs.replace(SETTINGS, data=DataConfig(name="digits")))
+    without = Distiller(Workload(msgspec.structs.replace(SETTINGS, data=DataConfig(name="digits"))))
     with pytest.raises(ValueError, match=r"server.public is not set and data.public_share is 0"):
         without.public(HELD_OUT)
 

@@ -68,7 +68,7 @@ def test_report_and_update_are_those_of_a_device_in_this_process(
     plan = make_plan(server.workload, 2, memory_bytes=memory_bytes)
     packet = server.send(plan).packets[0]
     found, update = run(images, plan, packet)
-    expected, wanted = run(Device(IMAGES), plan, packet)
+    expected, wanted = run(Device(Workload(IMAGES)), plan, packet)
     assert found.outcome == Outcome.DONE
     assert without_figures(found) == without_figures(expected)
     assert update is not None
@@ -82,7 +82,7 @@ def test_an_evaluation_comes_back(images: EnforcedDevice) -> None:
     plan = make_plan(server.workload, 1, objective=Objective(kind="evaluate"))
     packet = server.send(plan).packets[0]
     found, update = run(images, plan, packet)
-    assert found.metrics == run(Device(IMAGES), plan, packet)[0].metrics != {}
+    assert found.metrics == run(Device(Workload(IMAGES)), plan, packet)[0].metrics != {}
     assert update is None
 
 
@@ -136,7 +136,7 @@ def test_a_death_without_a_limit_is_tried_again_and_after_three_the_plan_is_lost
     report, update = run(line, line_plan("deadly", memory_bytes=None))
     assert report.outcome == Outcome.DONE
     assert (tmp_path / "died").exists()
-    assert np.array_equal(update, run(Device(LINE), line_plan(memory_bytes=None))[1])
+    assert np.array_equal(update, run(Device(Workload(LINE)), line_plan(memory_bytes=None))[1])
 
 
 def test_a_child_that_is_killed_while_it_is_idle_is_replaced(line: EnforcedDevice) -> None:

@@ -17,6 +17,7 @@ from fedbonsai.actors.server.server import Server
 from fedbonsai.comms.codec import Array
 from fedbonsai.comms.errors import MismatchedPacket
 from fedbonsai.learning.parts.part import Part
+from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Plan, Split
 from fedbonsai.policies.report import Answer, Outcome
 
@@ -63,7 +64,8 @@ class Direct:
 
 
 def test_both_legs_make_the_update_of_the_whole_and_the_slot_is_freed() -> None:
-    whole, server, device, host = make_server(IMAGES), make_server(IMAGES), Device(IMAGES), PartitionHost(IMAGES)
+    whole, server = make_server(IMAGES), make_server(IMAGES)
+    device, host = Device(Workload(IMAGES)), PartitionHost(Workload(IMAGES))
     plan = make_plan(whole.workload)
     report, update, _ = device.run(plan_message(plan), whole.send(plan).packets)
     assert update is not None
@@ -102,7 +104,7 @@ def test_both_legs_make_the_update_of_the_whole_and_the_slot_is_freed() -> None:
     ids=["out of order", "another shape", "NaN", "cut short", "another kind", "no packet"],
 )
 def test_an_invalid_packet_fails_its_plan_and_no_other(spoil: Any, words: str) -> None:
-    server, host = make_server(IMAGES), PartitionHost(IMAGES)
+    server, host = make_server(IMAGES), PartitionHost(Workload(IMAGES))
     plan, other = cut_plan(server), cut_plan(server, 1)
     stream, second = begun(server, host, plan), begun(server, host, other)
     with pytest.raises(StreamFault, match=words):
@@ -115,7 +117,7 @@ def test_an_invalid_packet_fails_its_plan_and_no_other(spoil: Any, words: str) -
 
 
 def test_packets_of_another_plan_or_attempt_are_not_taken() -> None:
-    server, host = make_server(IMAGES), PartitionHost(IMAGES)
+    server, host = make_server(IMAGES), PartitionHost(Workload(IMAGES))
     plan, other = cut_plan(server), cut_plan(server, 1)
     begun(server, host, plan)
     foreign = batch(begun(server, host, other), 0)
@@ -127,7 +129,7 @@ def test_packets_of_another_plan_or_attempt_are_not_taken() -> None:
 
 
 def test_the_next_attempt_takes_the_place_of_the_one_before() -> None:
-    server, host = make_server(IMAGES), PartitionHost(IMAGES)
+    server, host = make_server(IMAGES), PartitionHost(Workload(IMAGES))
     plan = cut_plan(server)
     first = batch(begun(server, host, plan), 0)
     (answer,) = host.take(plan.id, 0, first)
@@ -143,7 +145,7 @@ def test_the_next_attempt_takes_the_place_of_the_one_before() -> None:
 
 
 def test_a_stream_that_is_too_short_or_too_long() -> None:
-    server, host = make_server(IMAGES), PartitionHost(IMAGES)
+    server, host = make_server(IMAGES), PartitionHost(Workload(IMAGES))
     plan = cut_plan(server)
     stream = begun(server, host, plan)
     host.take(plan.id, 0, batch(stream, 0))
@@ -161,7 +163,7 @@ def test_a_stream_that_is_too_short_or_too_long() -> None:
 
 def test_messages_that_no_server_sends_fail_their_plan_only() -> None:
     """A plan that is not split, one without its packet, and a replay that names no view."""
-    server, host = make_server(IMAGES), PartitionHost(IMAGES)
+    server, host = make_server(IMAGES), PartitionHost(Workload(IMAGES))
     whole, split = make_plan(server.workload, 0), cut_plan(server, 1)
     packet = server.send(whole).packets[0]
     for plan, packets, decoded in (
@@ -178,7 +180,7 @@ def test_messages_that_no_server_sends_fail_their_plan_only() -> None:
 
 
 def test_a_host_that_could_not_begin_raises_that_to_the_device() -> None:
-    server, host, device = make_server(IMAGES), PartitionHost(IMAGES), Device(IMAGES)
+    server, host, device = make_server(IMAGES), PartitionHost(Workload(IMAGES)), Device(Workload(IMAGES))
     plan = cut_plan(server)
     host.begin(plan_message(plan), SAMPLES, server.send(plan).packets[0])  # the device's blocks, not the host's
     report, update, _ = device.run(plan_message(plan), server.send(plan).packets, None, Direct(host, plan))
@@ -188,7 +190,7 @@ def test_a_host_that_could_not_begin_raises_that_to_the_device() -> None:
 
 
 def test_the_server_folds_both_legs_or_none() -> None:
-    server, host, device = make_server(IMAGES), PartitionHost(IMAGES), Device(IMAGES)
+    server, host, device = make_server(IMAGES), PartitionHost(Workload(IMAGES)), Device(Workload(IMAGES))
     plan = cut_plan(server)
     begun(server, host, plan)
     _, front, _ = device.run(plan_message(plan), server.send(plan).packets, None, Direct(host, plan))
@@ -227,8 +229,8 @@ def upload(server: Server, host: PartitionHost, plan: Plan, order: list[int]) ->
 
 def test_packets_within_the_window_are_put_in_order() -> None:
     server = make_server(IMAGES)
-    _, in_order = upload(server, PartitionHost(IMAGES), frozen_plan(server), [0, 1, 2, 3, 4, 5])
-    answer, mixed = upload(server, PartitionHost(IMAGES), frozen_plan(server), [2, 0, 1, 4, 3, 5])
+    _, in_order = upload(server, PartitionHost(Workload(IMAGES)), frozen_plan(server), [0, 1, 2, 3, 4, 5])
+    answer, mixed = upload(server, PartitionHost(Workload(IMAGES)), frozen_plan(server), [2, 0, 1, 4, 3, 5])
     assert in_order is not None
     assert mixed is not None
     assert in_order.tobytes() == mixed.tobytes()
@@ -240,7 +242,7 @@ def test_early_packets_are_answered_with_those_before_them() -> None:
     plan = cut_plan(server, split=Split(cut="conv", window=3))
     answers, took = [], []
     for order in ([0, 1, 2, 3, 4, 5], [2, 0, 1, 4, 3, 5]):
-        host = PartitionHost(IMAGES)
+        host = PartitionHost(Workload(IMAGES))
         stream = begun(server, host, plan)
         packets = [batch(stream, number, (5, 5, 2)[number % 3], number + 1.0) for number in range(PACKETS)]
         found = {number: host.take(plan.id, plan.attempt, packets[number]) for number in order}
@@ -256,13 +258,13 @@ def test_early_packets_are_answered_with_those_before_them() -> None:
     ("order", "words"), [([3], "packet 3 was received where 0 is next"), ([0, 0], "packet 0 was received where 1")]
 )
 def test_a_packet_out_of_the_window_or_twice_ends_the_plan(order: list[int], words: str) -> None:
-    server, host = make_server(IMAGES), PartitionHost(IMAGES)
+    server, host = make_server(IMAGES), PartitionHost(Workload(IMAGES))
     with pytest.raises(StreamFault, match=words):
         upload(server, host, frozen_plan(server), order)
 
 
 def test_a_view_is_replayed_as_it_was_sent_and_a_failed_upload_leaves_the_view_before() -> None:
-    server, host = make_server(IMAGES), PartitionHost(IMAGES)
+    server, host = make_server(IMAGES), PartitionHost(Workload(IMAGES))
     answer, uploaded = upload(server, host, frozen_plan(server, id=20), [0, 1, 2, 3, 4, 5])
     key = view_key(frozen_plan(server, id=20), "20")
     key = msgspec.structs.replace(key, trunk=server.send(frozen_plan(server)).plan.split.trunk)
@@ -294,7 +296,7 @@ def test_a_view_is_replayed_as_it_was_sent_and_a_failed_upload_leaves_the_view_b
 
 
 def test_an_upload_that_is_made_again_is_the_same_view_and_trains_nothing() -> None:
-    server, host, other = make_server(IMAGES), PartitionHost(IMAGES), PartitionHost(IMAGES)
+    server, host, other = make_server(IMAGES), PartitionHost(Workload(IMAGES)), PartitionHost(Workload(IMAGES))
     upload(server, host, frozen_plan(server, id=20), [0, 1, 2, 3, 4, 5])
     host.settle(20, True, ())
     again = server.send(frozen_plan(server, id=20, attempt=1)).plan
@@ -317,7 +319,7 @@ def test_an_upload_that_is_made_again_is_the_same_view_and_trains_nothing() -> N
 
 
 def test_an_upload_that_breaks_off_when_it_is_made_again_is_no_view() -> None:
-    server, host = make_server(IMAGES), PartitionHost(IMAGES)
+    server, host = make_server(IMAGES), PartitionHost(Workload(IMAGES))
     again = server.send(frozen_plan(server, id=20, attempt=1)).plan
     host.record(plan_message(again), SAMPLES)
     host.take(20, 1, batch(ActivationStream(again, server.workload), 0))
@@ -330,7 +332,7 @@ def test_an_upload_that_breaks_off_when_it_is_made_again_is_no_view() -> None:
 
 
 def test_a_host_with_another_trunk_refuses() -> None:
-    server, host = make_server(IMAGES), PartitionHost(IMAGES)
+    server, host = make_server(IMAGES), PartitionHost(Workload(IMAGES))
     sent = server.send(frozen_plan(server))
     split = msgspec.structs.replace(sent.plan.split, trunk="0" * 16)
     plan = msgspec.structs.replace(sent.plan, split=split)
@@ -340,7 +342,7 @@ def test_a_host_with_another_trunk_refuses() -> None:
 
 
 def test_the_hash_of_the_trunk_changes_when_it_is_trained() -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     before = server.send(frozen_plan(server)).plan.split
     plan = make_plan(server.workload)
     _, update, _ = device.run(plan_message(plan), server.send(plan).packets)
@@ -354,7 +356,7 @@ def test_the_hash_of_the_trunk_changes_when_it_is_trained() -> None:
 
 
 def test_an_upload_whose_plan_is_lost_is_dropped_and_the_view_before_stays() -> None:
-    server, host = make_server(IMAGES), PartitionHost(IMAGES)
+    server, host = make_server(IMAGES), PartitionHost(Workload(IMAGES))
     upload(server, host, frozen_plan(server, id=20), [0, 1, 2, 3, 4, 5])
     host.settle(20, True, ())
     trunk = server.send(frozen_plan(server)).plan.split.trunk

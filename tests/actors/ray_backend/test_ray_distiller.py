@@ -203,9 +203,11 @@ def test_one_that_hangs_is_replaced(client, tmp_path, now):
     distiller = client(stuck_after_s=60.0)
     distiller.public(0.5)
     now[0] += 1000.0  # idle, it does not hang
-    (tmp_path / "gate 1").touch()
+    for number in (3, 1):
+        (tmp_path / f"gate {number}").touch()
     teach(distiller, 3, 1, 2)
     now[0] += 59.0
+    (tmp_path / "gate 3").unlink()
     found = []
     wait_until(lambda: found.extend(distiller.logits(wait=False)) or found)
     assert numbers(found) == [6.0]

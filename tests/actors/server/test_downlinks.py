@@ -7,6 +7,7 @@ from fedbonsai.comms.codec import CodecSpec
 from fedbonsai.comms.links.predict import Residual
 from fedbonsai.comms.packet import PacketKind
 from fedbonsai.learning.tensors import as_arrays
+from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Plan
 from fedbonsai.policies.report import Outcome
 from msgspec.structs import replace
@@ -39,14 +40,14 @@ def densities(server: Server) -> list[float]:
 
 
 def test_broadcasts_without_a_device_end() -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     for number in range(1, 6):
         one_round(server, device, by_density(server, 0, number, number / 10))
     assert densities(server) == [0.5]
 
 
 def test_of_unused_broadcasts_those_used_last_are_kept() -> None:
-    server, device = make_server(replace(IMAGES, num_devices=12)), Device(replace(IMAGES, num_devices=12))
+    server, device = make_server(replace(IMAGES, num_devices=12)), Device(Workload(replace(IMAGES, num_devices=12)))
     for device_id in range(12):  # each takes part once, in a broadcast of its own
         one_round(server, device, by_density(server, device_id, device_id + 1, (device_id + 1) / 100))
     assert densities(server) == [number / 100 for number in range(4, 13)]  # eight unused ones, and the one just used
@@ -57,7 +58,7 @@ def test_of_unused_broadcasts_those_used_last_are_kept() -> None:
 
 
 def test_all_broadcasts_in_use_are_kept() -> None:
-    server, device = make_server(replace(IMAGES, num_devices=10)), Device(replace(IMAGES, num_devices=10))
+    server, device = make_server(replace(IMAGES, num_devices=10)), Device(Workload(replace(IMAGES, num_devices=10)))
     for version in range(3):
         plans = [
             by_density(server, device_id, 100 * version + device_id + 1, (device_id + 1) / 20)
@@ -68,7 +69,7 @@ def test_all_broadcasts_in_use_are_kept() -> None:
 
 
 def test_a_broadcast_that_starts_late_starts_with_the_current_model() -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     for number in (1, 2):
         one_round(server, device, by_density(server, 0, number, 0.1))
     exact = {name: tensor.clone() for name, tensor in server.store["model"].items()}
@@ -84,7 +85,7 @@ def test_a_broadcast_that_starts_late_starts_with_the_current_model() -> None:
 
 
 def test_a_broadcast_that_no_plan_of_a_version_used_does_not_set_the_model() -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     for number in range(1, 4):
         one_round(server, device, linked(server, 0, number))
     assert server.store["pending"]
@@ -102,7 +103,7 @@ def test_a_broadcast_that_no_plan_of_a_version_used_does_not_set_the_model() -> 
 
 
 def test_a_version_without_a_plan_keeps_the_broadcast_that_sets_the_model() -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     one_round(server, device, linked(server, 0, 1))
     server.close_version(in_flight=())
     server.close_version(in_flight=())
@@ -113,7 +114,7 @@ def test_a_version_without_a_plan_keeps_the_broadcast_that_sets_the_model() -> N
 
 def test_another_part_of_the_initial_model_is_agreed_on_again() -> None:
     """A device that holds the initial model can follow any broadcast, but it holds only the part of its first plan."""
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     blocks = server.workload.spec.block_names
     last = linked(server, 0, 1)
     one_round(server, device, replace(last, part=replace(last.part, trained=blocks[-1:])))
@@ -124,7 +125,7 @@ def test_another_part_of_the_initial_model_is_agreed_on_again() -> None:
 
 
 def test_another_part_of_the_initial_model_is_no_base_for_own_residuals() -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     blocks, own = server.workload.spec.block_names, {"link_down": Residual(rule="half_step")}
     last = linked(server, 0, 1, **own)
     one_round(server, device, replace(last, part=replace(last.part, trained=blocks[-1:])))
@@ -135,7 +136,7 @@ def test_another_part_of_the_initial_model_is_no_base_for_own_residuals() -> Non
 
 
 def test_a_device_with_an_uplink_history_restarts_at_both_ends_when_it_joins_a_broadcast() -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     drift = {"link_up": Residual(rule="drift", feedback=True)}
     one_round(server, device, linked(server, 0, 1, link_down=None, codec_down=(), **drift))
     sent = server.send(linked(server, 0, 2, **drift))

@@ -13,6 +13,7 @@ from fedbonsai.comms.errors import OutOfSync, PacketError
 from fedbonsai.comms.links.memory import DeviceEnd
 from fedbonsai.comms.links.predict import Residual, residual_specs
 from fedbonsai.comms.links.state import to_state
+from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Plan
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -44,7 +45,7 @@ WEIGHT = 3.0
 
 def second_round(name: str) -> tuple[Server, Plan, Array]:
     """A server whose devices 0 and 1 were folded once, and a sound update of the second round's first device."""
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     for device_id in range(2):
         sent = server.send(linked(server, device_id, device_id + 1, **SETTINGS[name]))
         finish(server, sent, carry_out(device, sent), fold=True)

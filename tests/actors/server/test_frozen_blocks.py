@@ -32,7 +32,7 @@ def server_fixture() -> Server:
 @pytest.fixture(name="trained")
 def trained_fixture(server: Server) -> Server:
     """In version 1: all blocks have other values than at the start."""
-    one_round(server, Device(FOUR), [make_plan(server.workload, 0)])
+    one_round(server, Device(Workload(FOUR)), [make_plan(server.workload, 0)])
     return server
 
 
@@ -64,7 +64,7 @@ def test_blocks_of_the_initial_model_are_named_and_never_sent(server: Server) ->
     assert (kinds(sent.messages), sent.held) == (["weights"], ())
     assert sent.plan.part.sent == ("c", "out")
     assert server.blocks.num_bytes(plan) == 0
-    report, update = carry_out(Device(FOUR), sent)
+    report, update = carry_out(Device(Workload(FOUR)), sent)
     assert (report.outcome, report.error, update is not None) == (Outcome.DONE, "", True)
 
 
@@ -118,7 +118,7 @@ def test_a_block_that_has_changed_is_sent_anew_and_the_others_are_not(trained: S
     assert (kinds(again.messages), kinds(again.held)) == (["block", "weights"], ["block"])
     assert trained.blocks.num_bytes(plan_of(trained)) == block_bytes("b", trained.workload.spec)
     deliver(trained, again)
-    report, update = carry_out(Device(FOUR), trained.send(plan_of(trained, plan_id=3)))
+    report, update = carry_out(Device(Workload(FOUR)), trained.send(plan_of(trained, plan_id=3)))
     assert (report.error, update is not None) == ("", True)
 
 
@@ -158,7 +158,7 @@ def test_a_worker_without_the_blocks_is_out_of_sync(trained: Server) -> None:
     sent = trained.send(plan_of(trained, plan_id=2))
     assert sent.packets_for(simulated=False) == sent.packets
     missing = Dispatch(sent.plan, sent.messages, sent.state)
-    report, update = carry_out(Device(FOUR), missing)
+    report, update = carry_out(Device(Workload(FOUR)), missing)
     assert (report.outcome, report.out_of_sync, update) == (Outcome.FAILED, True, None)
     assert report.error.startswith("OutOfSync: ")
 
@@ -166,7 +166,7 @@ def test_a_worker_without_the_blocks_is_out_of_sync(trained: Server) -> None:
 def test_only_the_trained_blocks_change(trained: Server) -> None:
     before = trained.weights()
     sent = trained.send(plan_of(trained))
-    report, update = carry_out(Device(FOUR), sent)
+    report, update = carry_out(Device(Workload(FOUR)), sent)
     assert update is not None, report.error
     trained.fold(sent.plan, trained.open(sent.plan, update), weight=report.samples)
     trained.close_version(in_flight=())
@@ -228,7 +228,7 @@ def test_proxies_are_sent_with_every_version(trained: Server) -> None:
     deliver(trained, trained.send(plan))
     again = trained.send(replace(plan, id=4))
     assert kinds(again.messages) == ["weights"]
-    report, update = carry_out(Device(FOUR), again)
+    report, update = carry_out(Device(Workload(FOUR)), again)
     assert update is not None, report.error
     names = [spec.name for spec in trained.workload.submodel(again.plan.part).up(statistics=True)]
     assert "proxy@c..c.weight" in names

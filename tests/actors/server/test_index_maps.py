@@ -132,7 +132,7 @@ def test_the_workers_of_simulated_devices_read_a_held_map_again(server: Server) 
         (again.packets_for(simulated=True), ""),
         (again.packets, "OutOfSync: the device does not have"),
     ):
-        report = msgspec.msgpack.decode(Device(SMALL).run(plan_message(again.plan), packets)[0])
+        report = msgspec.msgpack.decode(Device(Workload(SMALL)).run(plan_message(again.plan), packets)[0])
         assert report.get("error", "").startswith(error)
         assert ("error" in report, report.get("out_of_sync", False)) == (bool(error), bool(error))
 
@@ -220,7 +220,7 @@ def test_a_restored_state_sends_what_the_saved_one_would_have(server: Server) ->
 
 def test_a_device_trains_the_channels_of_its_map(server: Server) -> None:
     sent = server.send(narrow(server))
-    answer, update, _ = Device(SMALL).run(plan_message(sent.plan), sent.packets)
+    answer, update, _ = Device(Workload(SMALL)).run(plan_message(sent.plan), sent.packets)
     assert update is not None, answer
     before = server.weights()
     server.fold(sent.plan, server.open(sent.plan, update), weight=3)

@@ -10,6 +10,7 @@ from fedbonsai.actors.messages.messages import Dispatch
 from fedbonsai.comms.links.predict import Residual
 from fedbonsai.comms.links.state import copy_state
 from fedbonsai.learning.spec import Call
+from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.report import Outcome, Report
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
@@ -41,7 +42,7 @@ OUTCOMES = st.lists(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
 def test_both_ends_stay_in_step_over_any_outcomes_of_200_plans(outcomes: list[tuple[int, str, bool]]) -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     resyncs = 0
     for number, (device_id, outcome, closes) in enumerate(outcomes, 1):
         sent = server.send(linked(server, device_id, number, **LINKS))
@@ -82,7 +83,7 @@ def test_both_ends_stay_in_step_over_any_outcomes_of_200_plans(outcomes: list[tu
 @pytest.mark.parametrize("up", UP)
 def test_a_parameter_without_dimensions_is_trained(up: str, down: str) -> None:
     settings_ = msgspec.structs.replace(IMAGES, model=Call("my_models:Scaled"))
-    server, device = make_server(settings_), Device(settings_)
+    server, device = make_server(settings_), Device(Workload(settings_))
     links = {"link_down": Residual(rule=down), "link_up": Residual(rule=up)}
     before = float(server.weights()["scale"])
     for number in range(1, 5):

@@ -45,7 +45,7 @@ def error_of(server: Server, device: int) -> dict[str, float]:
 
 @pytest.mark.parametrize("rule", ["drift", "stationary", "half_step", "second_order"])
 def test_an_uplink_alone_is_resynchronised_by_its_plan(rule: str) -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     sent_kinds, acknowledged = [], []
     for number in range(1, 8):
         sent = server.send(linked(server, 0, number, **uplink_alone(rule)))
@@ -63,7 +63,7 @@ def test_an_uplink_alone_is_resynchronised_by_its_plan(rule: str) -> None:
 
 
 def test_a_plan_drops_the_devices_memory_until_a_report_acknowledges_it() -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     peer = None
     for number in range(1, 6):
         sent = server.send(linked(server, 0, number, **uplink_alone("drift")))
@@ -82,7 +82,7 @@ def test_a_plan_drops_the_devices_memory_until_a_report_acknowledges_it() -> Non
 
 def test_histories_are_trimmed_at_both_ends_or_at_neither() -> None:
     """Drift needs one pair, second_order two: a plan that never arrived has trimmed nothing."""
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     for number, rule in enumerate(["second_order", "second_order", "drift", "second_order"], 1):
         sent = server.send(linked(server, 0, number, **uplink_alone(rule)))
         if rule == "drift":
@@ -98,7 +98,7 @@ def test_memory_dropped_for_the_budget_is_counted_and_reported(rule: str) -> Non
     server = Server(
         workload, channel=LocalChannel(), optimiser=ServerOptimiser(), link_memory_bytes=0, link_disk_bytes=0
     )
-    device, notices, sent_kinds = Device(IMAGES), [], []
+    device, notices, sent_kinds = Device(Workload(IMAGES)), [], []
     for number in range(1, 5):
         sent = server.send(linked(server, 0, number, **uplink_alone(rule)))
         sent_kinds += [message.kind for message in sent.messages]
@@ -114,7 +114,7 @@ def test_memory_dropped_for_the_budget_is_counted_and_reported(rule: str) -> Non
 
 @pytest.mark.parametrize("rule", UP)
 def test_updates_of_changing_tensors_are_folded(rule: str) -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     blocks, feedback = server.workload.spec.block_names, rule in ("delta", "drift")
     changes = uplink_alone(rule)
     for number in range(1, 8):
@@ -136,7 +136,7 @@ def test_updates_of_changing_tensors_are_folded(rule: str) -> None:
 
 def test_parts_that_differ_within_a_version_are_folded_without_feedback_too() -> None:
     """The downlink's coding error is kept by part: the plan of the last block is sent first, and has no other block."""
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     blocks = server.workload.spec.block_names
     for version in range(3):
         for device_id in range(2):
@@ -151,7 +151,7 @@ def test_parts_that_differ_within_a_version_are_folded_without_feedback_too() ->
 
 
 def test_plans_of_changing_parts_are_done() -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     blocks = server.workload.spec.block_names
     for number in range(1, 6):
         plan = linked(server, 0, number)
@@ -165,7 +165,7 @@ def test_plans_of_changing_parts_are_done() -> None:
 
 @pytest.mark.parametrize("changes", [{}, uplink_alone("drift")], ids=["both", "uplink"])
 def test_a_damaged_state_fails_one_plan_and_is_dropped(changes: dict[str, Any]) -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     for number in range(1, 5):
         sent = server.send(linked(server, 0, number, **changes))
         if number == 2:
@@ -188,7 +188,7 @@ def test_an_acknowledged_version_is_kept_though_the_plan_failed(
     def no_memory(*_: object, **__: object) -> None:
         raise MemoryError("no more")
 
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     for number in range(1, 5):
         sent = server.send(linked(server, 0, number, **changes))
         assert all(message.kind != "resync" for message in sent.messages)
@@ -202,7 +202,7 @@ def test_an_acknowledged_version_is_kept_though_the_plan_failed(
 
 
 def test_a_device_with_delta_keeps_what_it_has_not_sent_and_the_name_of_its_model_after_missed_rounds() -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     for number in range(1, 3):
         sent = server.send(linked(server, 0, number))
         finish(server, sent, carry_out(device, sent), fold=True)

@@ -17,6 +17,7 @@ from fedbonsai.comms.links.predict import ANCHORED, Residual, hash_arrays
 from fedbonsai.comms.links.state import LinkState, copy_state
 from fedbonsai.comms.packet import PacketKind, read_stamp
 from fedbonsai.learning.spec import Optimiser, Training
+from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Plan
 from fedbonsai.policies.report import Answer, Outcome, Report
 
@@ -92,7 +93,7 @@ def in_step(server: Server, device: int) -> bool:
 
 @pytest.mark.parametrize("down", DOWN)
 def test_ends_whose_models_differ_are_not_in_step(down: str) -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     for number in (1, 2):
         sent = server.send(linked(server, 0, number, link_down=Residual(rule=down)))
         finish(server, sent, carry_out(device, sent), fold=True)
@@ -113,7 +114,7 @@ def test_ends_whose_models_differ_are_not_in_step(down: str) -> None:
 
 
 def test_the_initial_model_is_agreed_by_seed_in_few_bytes() -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     sent = server.send(linked(server, 0, 1))
     assert kinds(sent) == [PacketKind.AGREED]
     assert sent.num_bytes < 80
@@ -122,7 +123,7 @@ def test_the_initial_model_is_agreed_by_seed_in_few_bytes() -> None:
 
 
 def test_a_device_whose_seed_gives_another_model_is_sent_a_dense_one_next() -> None:
-    server, device = make_server(IMAGES), Device(msgspec.structs.replace(IMAGES, seed=IMAGES.seed + 1))
+    server, device = make_server(IMAGES), Device(Workload(msgspec.structs.replace(IMAGES, seed=IMAGES.seed + 1)))
     first = server.send(linked(server, 0, 1))
     report = finish(server, first, carry_out(device, first), fold=False)
     assert (report.outcome, report.stage, report.out_of_sync) == (Outcome.FAILED, "open", True)
@@ -133,7 +134,7 @@ def test_a_device_whose_seed_gives_another_model_is_sent_a_dense_one_next() -> N
 
 
 def test_one_residual_serves_all_devices() -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     for number, version in enumerate(range(3)):
         sent = [server.send(linked(server, k, 10 * number + k + 1)) for k in range(2)]
         if version:
@@ -147,7 +148,7 @@ def test_one_residual_serves_all_devices() -> None:
 
 
 def test_a_device_that_missed_rounds_is_sent_the_missed_residuals() -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     for number in range(1, 3):  # (three would be more than this small model is)
         sent = server.send(linked(server, 0, number))
         finish(server, sent, carry_out(device, sent), fold=True)
@@ -159,7 +160,7 @@ def test_a_device_that_missed_rounds_is_sent_the_missed_residuals() -> None:
 
 
 def test_a_device_that_missed_more_bytes_than_a_dense_model_is_sent_a_dense_model() -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     for number in range(1, 4):
         sent = server.send(linked(server, 0, number, codec_down=()))  # each residual as large as a model
         finish(server, sent, carry_out(device, sent), fold=True)
@@ -171,7 +172,7 @@ def test_a_device_that_missed_more_bytes_than_a_dense_model_is_sent_a_dense_mode
 
 
 def test_an_update_that_was_not_folded_is_not_built_on() -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     plan = {"link_up": Residual(rule="drift", feedback=True)}
     first = server.send(linked(server, 0, 1, **plan))
     answer = carry_out(device, first)
@@ -187,7 +188,7 @@ def test_an_update_that_was_not_folded_is_not_built_on() -> None:
 
 
 def test_an_update_that_builds_on_another_state_is_refused_and_the_link_resynchronised() -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     plan = {"link_up": Residual(rule="stationary"), "link_down": Residual(rule="stationary")}
     for number in (1, 2):
         sent = server.send(linked(server, 0, number, **plan))
@@ -209,7 +210,7 @@ def test_an_update_that_builds_on_another_state_is_refused_and_the_link_resynchr
 
 
 def test_a_device_that_lost_its_memory_is_resynchronised() -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     first = server.send(linked(server, 0, 1))
     finish(server, first, carry_out(device, first), fold=True)
     server.close_version(in_flight=())
@@ -233,7 +234,7 @@ def test_lossless_residuals_of_bit_patterns_equal_fedavg_bit_for_bit(down: str, 
             "link_up": Residual(rule=up, arithmetic="bits"),
         },
     ):
-        server, device = make_server(IMAGES), Device(IMAGES)
+        server, device = make_server(IMAGES), Device(Workload(IMAGES))
         for version in range(5):
             for k in range(2):
                 plan = linked(server, k, 10 * version + k + 1, codec_down=(), codec_up=(CodecSpec("lz4"),))
@@ -256,7 +257,7 @@ SHORT = [("delta", "stationary", True), ("drift", "half_step", False), ("half_st
 )
 def test_both_ends_stay_in_step_over_200_rounds_with_random_drops(up: str, down: str, feedback: bool) -> None:
     rng = np.random.default_rng(7)
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     links: dict[str, Any] = {
         "link_down": Residual(rule=down, feedback=feedback),
         "link_up": Residual(rule=up, feedback=feedback),

@@ -33,6 +33,7 @@ from fedbonsai.actors.enforcement.frames import read_frame, write_frame
 from fedbonsai.comms.links.state import from_state
 from fedbonsai.comms.links.predict import hash_arrays
 from fedbonsai.learning.workload_settings import WorkloadSettings
+from fedbonsai.learning.workload import Workload
 
 torch.set_num_threads(1)
 requests, answers = sys.stdin.buffer, sys.stdout.buffer
@@ -43,7 +44,7 @@ while True:
         break
     if request["do"] == "start":
         sys.path[:] = request["path"]
-        trainer = Device(msgspec.convert(request["settings"], WorkloadSettings), whole_states=True)
+        trainer = Device(Workload(msgspec.convert(request["settings"], WorkloadSettings)), whole_states=True)
         devices = {}
     elif request["do"] == "restart":
         del devices[request["device"]]

@@ -20,6 +20,7 @@ from fedbonsai.comms.packet import sealed_bytes
 from fedbonsai.learning.parts.part import whole
 from fedbonsai.learning.spec import Call
 from fedbonsai.learning.tensors import as_arrays
+from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Plan
 from fedbonsai.policies.report import Outcome, Report
 from hypothesis import HealthCheck, given, settings
@@ -87,7 +88,7 @@ def held(server: Server, device: int) -> dict[str, Array]:
 
 @pytest.mark.parametrize("changes", [{}, OWN], ids=["broadcast", "own"])
 def test_the_first_message_of_a_narrow_part_is_the_part(changes: dict[str, Any]) -> None:
-    server, device = make_server(SMALL), Device(SMALL)
+    server, device = make_server(SMALL), Device(Workload(SMALL))
     dense = 64 + 4 * (2 * 9 + 2 * 5 + 3 * 32 + 3)
     for k in range(2):
         sent = plays(server, device, narrow(server, k, k + 1, **changes))
@@ -99,7 +100,7 @@ def test_the_first_message_of_a_narrow_part_is_the_part(changes: dict[str, Any])
 
 
 def test_a_device_never_builds_the_whole_model_for_a_narrow_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    server, device = make_server(SMALL), Device(SMALL)
+    server, device = make_server(SMALL), Device(Workload(SMALL))
     monkeypatch.setattr(device.workload, "new_model", lambda: pytest.fail("the whole model is built"))
     for turn in range(3):
         sent = plays(server, device, narrow(server, 0, turn + 1, turn=turn, **DRIFT))
@@ -108,7 +109,7 @@ def test_a_device_never_builds_the_whole_model_for_a_narrow_plan(monkeypatch: py
 
 
 def test_a_familys_model_is_sent_first_and_has_the_familys_tensors() -> None:
-    server, device = make_server(SMALL), Device(SMALL)
+    server, device = make_server(SMALL), Device(Workload(SMALL))
     for version in range(3):
         before = {name: tensor.clone() for name, tensor in server.tensors.items()}
         plan = linked(server, 0, version + 1, codec_down=SPARSE)
@@ -126,7 +127,7 @@ def test_a_familys_model_is_sent_first_and_has_the_familys_tensors() -> None:
 
 
 def test_a_device_that_changes_its_family_starts_anew() -> None:
-    server, device = make_server(SMALL), Device(SMALL)
+    server, device = make_server(SMALL), Device(Workload(SMALL))
     twin = whole(server.workload.family("twin").spec, model="twin")
     found = []
     for number, part in enumerate([None, twin, twin, None, None], 1):
@@ -139,7 +140,7 @@ def test_a_device_that_changes_its_family_starts_anew() -> None:
 
 @pytest.mark.parametrize("changes", [{}, DRIFT, OWN], ids=["delta", "drift", "own"])
 def test_a_window_that_moves_on_is_followed_by_patches(changes: dict[str, Any]) -> None:
-    server, device = make_server(SMALL), Device(SMALL)
+    server, device = make_server(SMALL), Device(Workload(SMALL))
     dense = 64 + 4 * (2 * 9 + 2 * 5 + 3 * 32 + 3)
     for version in range(6):
         for k in range(2):
@@ -156,7 +157,7 @@ def test_a_window_that_moves_on_is_followed_by_patches(changes: dict[str, Any]) 
 
 def test_elements_that_both_channels_have_keep_their_bits() -> None:
     """The residual to the version comes before the patch, which changes nothing of channel 1."""
-    server, device = make_server(SMALL), Device(SMALL)
+    server, device = make_server(SMALL), Device(Workload(SMALL))
     plays(server, device, narrow(server, 0, 1, codec_up=()))
     server.close_version(in_flight=())
     stream = server.links.peers.get(0).stream
@@ -172,7 +173,7 @@ def test_elements_that_both_channels_have_keep_their_bits() -> None:
 
 
 def test_the_model_is_what_the_receivers_of_a_narrow_part_hold_and_untouched_elsewhere() -> None:
-    server, device = make_server(SMALL), Device(SMALL)
+    server, device = make_server(SMALL), Device(Workload(SMALL))
     initial = {name: tensor.clone() for name, tensor in server.store["model"].items()}
     for number in range(1, 4):
         plays(server, device, narrow(server, 0, number, codec_up=()))
@@ -190,7 +191,7 @@ def test_the_model_is_what_the_receivers_of_a_narrow_part_hold_and_untouched_els
 
 @pytest.mark.parametrize(("first", "second"), [(1.0, 0.5), (0.5, 1.0), (0.75, 0.5)])
 def test_a_change_of_width_moves_too(first: float, second: float) -> None:
-    server, device = make_server(SMALL), Device(SMALL)
+    server, device = make_server(SMALL), Device(Workload(SMALL))
     plays(server, device, narrow(server, 0, 1, width=first))
     server.close_version(in_flight=())
     sent = plays(server, device, narrow(server, 0, 2, width=second))
@@ -199,7 +200,7 @@ def test_a_change_of_width_moves_too(first: float, second: float) -> None:
 
 def test_the_broadcast_of_a_new_turn_grows_out_of_that_of_the_same_width() -> None:
     """A device that changes its width comes first: it is resynchronised, and the others follow."""
-    server, device = make_server(replace(SMALL, num_devices=4)), Device(replace(SMALL, num_devices=4))
+    server, device = make_server(replace(SMALL, num_devices=4)), Device(Workload(replace(SMALL, num_devices=4)))
     for version in range(2):
         for k, width in enumerate((0.75, 0.5, 0.5)):
             plays(server, device, narrow(server, k, 10 * version + k + 1, width=width))
@@ -209,7 +210,7 @@ def test_the_broadcast_of_a_new_turn_grows_out_of_that_of_the_same_width() -> No
 
 
 def test_an_index_map_is_followed_by_patches() -> None:
-    server, device = make_server(SMALL), Device(SMALL)
+    server, device = make_server(SMALL), Device(Workload(SMALL))
     for turn in range(3):
         for again in range(2):
             with_scores(server, turn)
@@ -232,7 +233,7 @@ def uplink_alone(rule: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("rule", ["delta", "drift", "stationary", "half_step", "second_order"])
 def test_the_uplinks_memory_moves_without_a_downlinks(rule: str) -> None:
-    server, device = make_server(SMALL), Device(SMALL)
+    server, device = make_server(SMALL), Device(Workload(SMALL))
     for number in range(1, 8):
         sent = plays(server, device, narrow(server, 0, number, turn=number // 2, **uplink_alone(rule)))
         assert kinds(sent) == ["weights"]
@@ -241,7 +242,7 @@ def test_the_uplinks_memory_moves_without_a_downlinks(rule: str) -> None:
 
 def test_feedback_is_moved_by_index_and_not_by_shape() -> None:
     """What was not sent of channel 1 is at position 0 once the window has moved on; the other position starts at zero."""
-    server, device = make_server(SMALL), Device(SMALL)
+    server, device = make_server(SMALL), Device(Workload(SMALL))
     sent = plays(server, device, narrow(server, 0, 1))
     end = end_of(server, 0)
     end.acknowledge(server.links.acknowledged(0))
@@ -270,7 +271,7 @@ def test_feedback_is_moved_by_index_and_not_by_shape() -> None:
 @pytest.mark.parametrize("changes", [{}, DRIFT, OWN, uplink_alone("drift")], ids=["delta", "drift", "own", "uplink"])
 def test_a_lost_plan_with_new_channels_changes_no_record(changes: dict[str, Any]) -> None:
     """Of a simulated device the state is lost with the plan: the next plan moves it from where it was."""
-    server, device = make_server(SMALL), Device(SMALL)
+    server, device = make_server(SMALL), Device(Workload(SMALL))
     plays(server, device, narrow(server, 0, 1, **changes))
     server.close_version(in_flight=())
     for number, turn, how in ((2, 1, "lost"), (3, 2, "released"), (4, 0, "done"), (5, 1, "lost"), (6, 3, "done")):
@@ -289,7 +290,7 @@ def test_a_lost_plan_with_new_channels_changes_no_record(changes: dict[str, Any]
 
 @pytest.mark.parametrize("changes", [{}, DRIFT, OWN, uplink_alone("drift")], ids=["delta", "drift", "own", "uplink"])
 def test_the_record_moves_with_the_report_of_an_update_that_is_not_folded(changes: dict[str, Any]) -> None:
-    server, device = make_server(SMALL), Device(SMALL)
+    server, device = make_server(SMALL), Device(Workload(SMALL))
     for number, turn, fold in ((1, 0, True), (2, 1, False), (3, 1, True), (4, 2, False), (5, 2, True)):
         sent = server.send(narrow(server, 0, number, turn=turn, **changes))
         assert "resync" not in kinds(sent)
@@ -306,7 +307,7 @@ def test_a_device_that_moved_without_the_servers_knowledge_is_resynchronised(
     changes: dict[str, Any], back: bool
 ) -> None:
     """A device of its own memory opened a plan whose report was lost; the next one is for the old channels, or for new ones."""
-    server, device = make_server(SMALL), Device(SMALL)
+    server, device = make_server(SMALL), Device(Workload(SMALL))
     plays(server, device, narrow(server, 0, 1, **changes))
     server.close_version(in_flight=())
     sent = server.send(narrow(server, 0, 2, turn=1, **changes))
@@ -325,7 +326,7 @@ def test_a_device_that_moved_without_the_servers_knowledge_is_resynchronised(
 
 
 def test_an_uplink_alone_that_moved_without_the_servers_knowledge_is_resynchronised() -> None:
-    server, device = make_server(SMALL), Device(SMALL)
+    server, device = make_server(SMALL), Device(Workload(SMALL))
     changes = uplink_alone("drift")
     for number in (1, 2):
         plays(server, device, narrow(server, 0, number, **changes))
@@ -343,7 +344,7 @@ def test_an_uplink_alone_that_moved_without_the_servers_knowledge_is_resynchroni
 
 
 def test_memory_on_disk_moves() -> None:
-    server, device = make_server(SMALL), Device(SMALL)
+    server, device = make_server(SMALL), Device(Workload(SMALL))
     server.links.peers._memory_bytes = 0
     for number in range(1, 5):
         sent = server.send(narrow(server, 0, number, turn=number, **OWN))
@@ -360,7 +361,7 @@ FIXED = (CodecSpec("uniform", {"roles": ["weight", "vector", "statistic"]}),)  #
 @pytest.mark.parametrize("rule", ["rolling", "l1"])
 def test_estimates_are_what_is_sent(links: dict[str, Any], rule: str) -> None:
     """With codecs of fixed size: first contact, residuals, patches, dense models. Maps are counted apart."""
-    server, device = make_server(SMALL), Device(SMALL)
+    server, device = make_server(SMALL), Device(Workload(SMALL))
     number, patches = 0, 0
     for version in range(6):
         for k, width in enumerate((1.0, 0.5, 0.75)):
@@ -404,7 +405,7 @@ STEPS = st.lists(
 def test_both_ends_stay_in_step_over_any_channels_and_outcomes(
     changes: dict[str, Any], steps: list[tuple[int, tuple[float, int], str, bool]]
 ) -> None:
-    server, device = make_server(SMALL), Device(SMALL)
+    server, device = make_server(SMALL), Device(Workload(SMALL))
     places = Places(server.workload)
     for number, (device_id, (width, turn), outcome, closes) in enumerate(steps, 1):
         peer = server.links.peers.get(device_id)
@@ -432,12 +433,12 @@ def test_both_ends_stay_in_step_over_any_channels_and_outcomes(
 
 
 def test_a_device_evaluates_the_part_that_it_holds() -> None:
-    server, device = make_server(SMALL), Device(SMALL)
+    server, device = make_server(SMALL), Device(Workload(SMALL))
     plan = plays(server, device, narrow(server, 0, 1, part={"channels": "l1"})).plan
     server.close_version(in_flight=())
     asked = replace(linked(server, 0, 99), objective=msgspec.structs.replace(plan.objective, kind="evaluate"))
     sent = server.send_to_evaluate(asked)
     assert sent is not None
     assert (sent.plan.part, sent.plan.version, sent.messages, len(sent.held)) == (plan.part, 0, (), 1)
-    answer, _, _ = Device(SMALL).run(plan_message(sent.plan), sent.packets_for(simulated=True), sent.state)
+    answer, _, _ = Device(Workload(SMALL)).run(plan_message(sent.plan), sent.packets_for(simulated=True), sent.state)
     assert b"accuracy" in answer

@@ -15,6 +15,7 @@ from fedbonsai.comms.codec import CodecSpec
 from fedbonsai.comms.links.predict import Residual
 from fedbonsai.learning.parts.part import Part, whole
 from fedbonsai.learning.spec import Call
+from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Plan, Split
 
 from ..steps import IMAGES, make_plan, make_server
@@ -131,7 +132,7 @@ def test_the_trained_model_of_a_dense_plan(payload: str) -> None:
     plan = make_plan(server.workload, part=part)
     plan = msgspec.structs.replace(plan, upload=msgspec.structs.replace(plan.upload, payload=payload))
     sent = server.send(plan)
-    answer, packet, _ = Device(SMALL).run(plan_message(sent.plan), sent.packets)
+    answer, packet, _ = Device(Workload(SMALL)).run(plan_message(sent.plan), sent.packets)
     assert packet is not None, answer
     for tensor in server.tensors.values():
         tensor.add_(100)
@@ -155,7 +156,7 @@ def test_the_trained_model_holds_blocks_that_the_plan_does_not_train() -> None:
 
 
 def test_the_trained_model_of_a_plan_over_links_with_memory() -> None:
-    server, device = make_server(SMALL), Device(SMALL)
+    server, device = make_server(SMALL), Device(Workload(SMALL))
     rule = Residual(rule="stationary")
     plan = make_plan(server.workload, link_down=rule, link_up=rule, codec_up=(CodecSpec("topk", {"density": 0.5}),))
     sent = server.send(plan)

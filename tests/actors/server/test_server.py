@@ -31,7 +31,7 @@ def weight(server: Server) -> float:
 
 
 def test_fedavg_of_two_devices_by_hand() -> None:
-    server, device = make_server(LINE), Device(LINE)
+    server, device = make_server(LINE), Device(Workload(LINE))
     plans = [make_plan(server.workload, number, training=ONE_STEP) for number in (0, 1)]
     one_round(server, device, plans)
     assert server.version == 1
@@ -112,7 +112,7 @@ def test_weights_sent_up_equal_differences_bit_for_bit(codecs: tuple[CodecSpec, 
     # not only up to rounding: device and server subtract the same float32 numbers
     hashes = []
     for payload in ("difference", "weights"):
-        server, device = make_server(IMAGES), Device(IMAGES)
+        server, device = make_server(IMAGES), Device(Workload(IMAGES))
         plans = [
             make_plan(server.workload, number, upload=Upload(payload=payload), codec_down=codecs) for number in range(3)
         ]
@@ -146,7 +146,7 @@ def test_weights_without_the_version_that_was_sent_are_refused() -> None:
 
 def test_a_rejected_update_changes_nothing() -> None:
     server, clean = make_server(IMAGES), make_server(IMAGES)
-    device = Device(IMAGES)
+    device = Device(Workload(IMAGES))
     plan, bad = make_plan(server.workload, 0), make_plan(server.workload, 1)
     _, good = run(device, plan, server.send(plan).packets[0])
     _, update = run(device, bad, server.send(bad).packets[0])
@@ -202,7 +202,7 @@ def test_statistics_are_averaged_with_every_optimiser(name: str) -> None:
     plain, server = make_server(IMAGES), make_server(IMAGES, name=name, learning_rate=0.5)
     before = server.weights()
     for one in (plain, server):
-        one_round(one, Device(IMAGES), [make_plan(one.workload, number) for number in range(3)])
+        one_round(one, Device(Workload(IMAGES)), [make_plan(one.workload, number) for number in range(3)])
     wanted, found = plain.weights(), server.weights()
     for statistic in ("norm.running_mean", "norm.running_var"):
         assert not torch.equal(found[statistic], before[statistic])
@@ -248,7 +248,7 @@ def test_statistics_by_hand() -> None:
 
 
 def test_counters_and_constants_stay_on_the_server() -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     one_round(server, device, [make_plan(server.workload)])
     weights = server.weights()
     assert weights["norm.num_batches_tracked"].item() == 0
@@ -257,7 +257,7 @@ def test_counters_and_constants_stay_on_the_server() -> None:
 
 
 def test_statistics_can_stay_on_the_device() -> None:
-    server, device = make_server(IMAGES), Device(IMAGES)
+    server, device = make_server(IMAGES), Device(Workload(IMAGES))
     before = server.weights()
     one_round(server, device, [make_plan(server.workload, upload=Upload(statistics=False))])
     after = server.weights()
@@ -278,7 +278,7 @@ def test_digits_are_learned_in_process() -> None:
         IMAGES, model=msgspec.structs.replace(IMAGES.model, name="digits_cnn"), data=DataConfig(), num_devices=4
     )
     server = Server(Workload(settings), channel=LocalChannel(), optimiser=ServerOptimiser())
-    device = Device(settings)
+    device = Device(Workload(settings))
     training = msgspec.structs.replace(
         TRAINING, batch_size=16, optimiser=msgspec.structs.replace(TRAINING.optimiser, learning_rate=0.05)
     )

@@ -19,6 +19,7 @@ from fedbonsai.learning.spec import Call
 from fedbonsai.learning.training.losses import make_loss
 from fedbonsai.learning.training.split import DeviceLeg, HostLeg
 from fedbonsai.learning.training.training import train
+from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Plan, Split, Upload
 from fedbonsai.policies.report import Report
 
@@ -36,7 +37,7 @@ def shared_plan(server: Server, device: int, *, head: str = "shared", **changes:
 def carry_out(server: Server, plan: Plan, *, fails: bool = False, weight: float = 1.0) -> tuple[Any, Any]:
     """Carry out, fold and end one plan; both updates."""
     sent = server.send(plan)
-    host, device = PartitionHost(IMAGES), Device(IMAGES)
+    host, device = PartitionHost(Workload(IMAGES)), Device(Workload(IMAGES))
     host.begin(plan_message(plan), SAMPLES, *(message.reference for message in sent.host_messages))
     _, front, _ = device.run(plan_message(plan), sent.packets, None, Direct(host, plan))
     _, back = host.end(plan.id, plan.attempt)

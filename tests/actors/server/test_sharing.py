@@ -13,6 +13,7 @@ from fedbonsai.comms.codec import Arrays, ArraySpec, CodecSpec, Context
 from fedbonsai.comms.codecs.make_codec import make_codec
 from fedbonsai.comms.links.predict import hash_arrays
 from fedbonsai.comms.links.state import named_models, state_bytes
+from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.report import Outcome
 
 from ..steps import IMAGES, end_of, make_server
@@ -69,7 +70,7 @@ def model_bytes(server: Server) -> int:
 
 
 def test_a_residual_is_encoded_once_and_decoded_once_by_a_worker_for_all_devices() -> None:
-    server, device = make_server(HUNDRED), Device(HUNDRED)
+    server, device = make_server(HUNDRED), Device(Workload(HUNDRED))
     for _ in range(3):
         one_round(server, device, range(MANY))
     # In the first round there is no residual yet; the third round's end begins a fourth version.
@@ -77,7 +78,7 @@ def test_a_residual_is_encoded_once_and_decoded_once_by_a_worker_for_all_devices
 
 
 def test_devices_that_missed_different_rounds_decode_each_residual_once() -> None:
-    server, device = make_server(HUNDRED), Device(HUNDRED)
+    server, device = make_server(HUNDRED), Device(Workload(HUNDRED))
     one_round(server, device, range(MANY))
     for version in range(1, 3):  # a device that missed rounds returns in every second one
         one_round(server, device, range(1))
@@ -92,11 +93,11 @@ def test_devices_that_missed_different_rounds_decode_each_residual_once() -> Non
 
 
 def test_another_worker_decodes_for_itself_to_the_same_bits() -> None:
-    server, device = make_server(HUNDRED), Device(HUNDRED)
+    server, device = make_server(HUNDRED), Device(Workload(HUNDRED))
     one_round(server, device, range(2))
     first, second = (server.send(linked(server, each, 1001 + each, **CODECS)) for each in range(2))
     own = carry_out(device, first)
-    again, other = carry_out(device, second), carry_out(Device(HUNDRED), second)
+    again, other = carry_out(device, second), carry_out(Device(Workload(HUNDRED)), second)
     assert calls["down", "decode"] == 2
     assert own[1] is not None
     assert again[1] is not None
@@ -108,7 +109,7 @@ def test_another_worker_decodes_for_itself_to_the_same_bits() -> None:
 
 
 def test_a_model_in_memory_that_was_damaged_is_not_taken_for_the_shared_one() -> None:
-    server, device = make_server(HUNDRED), Device(HUNDRED)
+    server, device = make_server(HUNDRED), Device(Workload(HUNDRED))
     one_round(server, device, range(2))
     sent = [server.send(linked(server, each, 1001 + each, **CODECS)) for each in range(2)]
     assert carry_out(device, sent[0])[0].outcome == Outcome.DONE
@@ -120,7 +121,7 @@ def test_a_model_in_memory_that_was_damaged_is_not_taken_for_the_shared_one() ->
 
 
 def test_plans_in_flight_carry_one_packet_of_the_model_that_their_devices_hold() -> None:
-    server, device = make_server(HUNDRED), Device(HUNDRED)
+    server, device = make_server(HUNDRED), Device(Workload(HUNDRED))
     one_round(server, device, range(MANY))
     sent = [server.send(linked(server, each, 1001 + each, **CODECS)) for each in range(MANY)]
     packets = [each.packets_for(simulated=True) for each in sent]
@@ -131,7 +132,7 @@ def test_plans_in_flight_carry_one_packet_of_the_model_that_their_devices_hold()
 
 
 def test_a_record_holds_one_model_and_all_records_share_another() -> None:
-    server, device = make_server(HUNDRED), Device(HUNDRED)
+    server, device = make_server(HUNDRED), Device(Workload(HUNDRED))
     for _ in range(3):
         one_round(server, device, range(MANY))
     peers = server.links.peers
@@ -143,7 +144,7 @@ def test_a_record_holds_one_model_and_all_records_share_another() -> None:
 
 
 def test_a_state_comes_back_without_what_the_server_has() -> None:
-    server, device = make_server(HUNDRED), Device(HUNDRED)
+    server, device = make_server(HUNDRED), Device(Workload(HUNDRED))
     one_round(server, device, range(1))
     _, _, state = carry_out(device, server.send(linked(server, 0, 1001, **CODECS)))
     assert state is not None

@@ -12,6 +12,7 @@ from fedbonsai.actors.server.server import Server
 from fedbonsai.comms.codec import CodecSpec
 from fedbonsai.comms.links.predict import Residual
 from fedbonsai.learning.spec import Call
+from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.plan import Plan, Upload
 
 from ..steps import IMAGES, carry_out, make_plan, make_server, one_round
@@ -92,7 +93,7 @@ def test_elements_that_no_device_sends_keep_every_bit(rule: str) -> None:
 def test_density_one_is_sending_everything_bit_for_bit(rule: str, scope: str) -> None:
     found = []
     for codecs in (by(rule, 1, "sparse", scope=scope), {"upload": Upload(payload=RULES[rule][0])}):
-        server, device = make_server(IMAGES), Device(IMAGES)
+        server, device = make_server(IMAGES), Device(Workload(IMAGES))
         one_round(server, device, [make_plan(server.workload, number, **codecs) for number in range(3)])
         found.append({name: tensor.numpy().tobytes() for name, tensor in server.weights().items()})
     assert found[0] == found[1]
@@ -102,7 +103,7 @@ def test_a_link_with_memory_selects_by_the_trained_weights_too() -> None:
     """Without feedback, the residual of ``delta`` is the difference."""
     found = []
     for link in (None, Residual(rule="delta")):
-        server, device = make_server(SMALL), Device(SMALL)
+        server, device = make_server(SMALL), Device(Workload(SMALL))
         plan = make_plan(server.workload, link_up=link, **by("diff on top-k weights", 0.25, "sparse"))
         sent = server.send(plan)
         report, update = carry_out(device, sent)

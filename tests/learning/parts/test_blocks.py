@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fedbonsai.learning.models import build
-from fedbonsai.learning.parts.blocks import Blocks, cut, grouped, model_spec
+from fedbonsai.learning.parts.blocks import Blocks, cut, cut_like, grouped, model_spec
 from fedbonsai.learning.spec import Call
 from torch import Tensor, nn
 
@@ -374,3 +374,30 @@ def test_grouped_errors():
 def test_cutting_twice_gives_the_same():
     model = named("resnet18")
     assert model_spec(model) == model_spec(model) == model_spec(named("resnet18"))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: named("resnet18", stem="cifar"), (2, 3, 32, 32)),
+        (FunctionalDropout, (2, 4)),  # a flag for the mode
+        (Tied, (2, 4)),  # a constant of the model's own code
+        (Branching, (1, 2)),  # one block
+    ],
+    ids=["resnet18", "FunctionalDropout", "Tied", "Branching"],
+)
+def test_a_model_cut_like_another_computes_and_trains_itself(make, shape):
+    first, second = make(), make()
+    pattern = cut(first)
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.zero_()
+    blocks = cut_like(pattern, second)
+    assert (list(blocks.modules), blocks.reason) == (list(pattern.modules), pattern.reason)
+    assert blocks.spec == pattern.spec == model_spec(second)
+    x = torch.ones(shape)
+    check_equal(second, blocks, x)
+    blocks.run(blocks.modules, x).sum().backward()
+    assert any(parameter.grad is not None for parameter in second.parameters())
+    assert all(parameter.grad is None for parameter in first.parameters())
+    assert not blocks.run(blocks.modules, x).isnan().any()

@@ -19,6 +19,7 @@ from fedbonsai.comms.channel import LocalChannel
 from fedbonsai.learning.aggregation import Fold
 from fedbonsai.learning.parts.part import Part
 from fedbonsai.learning.seeds import derive
+from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.decision import Decision
 from fedbonsai.policies.plan import Objective, Split
 from fedbonsai.policies.policy import chain
@@ -680,7 +681,7 @@ class AlteringPool(InlinePool):
     """The in-process pool; ``alter`` changes the results of device 1."""
 
     def __init__(self, settings, alter):
-        super().__init__(Device(settings), LocalChannel())
+        super().__init__(Device(Workload(settings)), LocalChannel())
         self.alter = alter
 
     def result(self, plan_id):
@@ -814,7 +815,7 @@ def test_the_ledger_is_the_sum_of_the_packets_and_the_control_messages(codecs):
     pools = []
 
     def make_pool(settings):
-        pools.append(CountingPool(InlinePool(Device(settings), LocalChannel())))
+        pools.append(CountingPool(InlinePool(Device(Workload(settings)), LocalChannel())))
         return pools[0]
 
     config = load_config(config_of(codecs=codecs, stop={"rounds": 2}, bad=[1]))
