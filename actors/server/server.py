@@ -26,7 +26,7 @@ from ...comms.errors import MismatchedPacket
 from ...comms.links.state import LinkState
 from ...learning.aggregation import NEGATIVE_ZERO, Fold
 from ...learning.data.types import Samples
-from ...learning.parts.blocks import Blocks, cut
+from ...learning.parts.blocks import Blocks, cut_like
 from ...learning.parts.part import Part
 from ...learning.parts.slices import gather, put
 from ...learning.parts.structure import Role
@@ -343,7 +343,7 @@ class Server(PlanListener):
     @cached_property
     def _blocks(self) -> Blocks:
         """The global model for evaluation, in blocks that share its tensors."""
-        return cut(self._models[""])
+        return cut_like(self.workload.blocks, self._models[""])
 
     @cached_property
     def _test(self) -> Samples | None:

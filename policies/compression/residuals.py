@@ -4,8 +4,8 @@ Song, Zhou, Lyu, Festag, Knoll, "ResFed: Communication-Efficient Federated Learn
 Internet of Things Journal 11(6), 2024, arXiv 2212.05602. Where we depart:
 
 - ``up: auto`` is the delta rule with error feedback at both ends. The paper's default (half_step in both directions) is
-  available by name: it diverges when devices miss rounds, and without missed rounds it was worse too: on CIFAR-10 in rounds
-  and bytes to 70 %, on digits in accuracy (benchmarks/resfed_cifar.py, resfed.py).
+  available by name: it diverges when devices miss rounds, and without missed rounds it was less accurate on digits
+  (benchmarks/resfed.py).
 - Tensors of one dimension, and statistics, are quantised separately and never enter the top-k.
 - Levels are centroids, not medians, and the quantiser drops no entry that top-k has kept.
 - Positions are entropy coded by the statistics of the data (``entropy``), not by runs of 16 bits.
