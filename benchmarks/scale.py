@@ -117,7 +117,7 @@ def linked(cohort: float) -> dict[str, Any]:
     return {
         "model": "digits_cnn",
         "data": {"name": "synthetic", "kwargs": samples},
-        "policy": [{"name": "random", "cohort": cohort}, {"name": "residuals"}],
+        "policy": [{"name": "random", "cohort": cohort}, {"name": "residuals", "density": 0.01}],
         "server": {"statistics": "batch"},
     }
 

@@ -93,7 +93,7 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     "resfed": Preset(
-        description="both directions as residuals against shared predictions: 1 % of the entries, entropy coded",
+        description="both directions as residuals against shared predictions: 0.7 % of the entries, entropy coded",
         source="Song et al. 2024, arXiv 2212.05602",
         overrides={
             "policy": [{"name": "random", "cohort": 1.0}, {"name": "residuals"}],

@@ -54,7 +54,7 @@ def _without_defaults(plain: dict[str, Any], defaults: dict[str, Any]) -> dict[s
 def _typical_plan() -> bytes:
     """The message of a typical plan: the compressor's dictionary. (Deflate reaches what stands last with the fewest bits.)"""
     stages = (
-        CodecSpec("topk", {"density": 0.01, "scope": "global"}),
+        CodecSpec("topk", {"density": 0.007, "scope": "global"}),
         CodecSpec("ternary", {"levels": 1, "scope": "global"}),
         CodecSpec("uniform", {"bits": 8, "roles": ["vector", "statistic"]}),
         CodecSpec("entropy"),

@@ -58,7 +58,7 @@ class Residuals:
 
     up: UpRule = "auto"
     down: DownRule = "auto"
-    density: Density = 0.01
+    density: Density = 0.007
     levels: Levels = 1
     steps: tuple[tuple[Density, Levels], ...] = ()
     upload_s: Positive | None = None
