@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 
+from ...clusters.allocator import importing
 from ...clusters.user_modules import find_beside
 from ...comms.codec import Array
 from ...learning.workload_settings import WorkloadSettings
@@ -82,10 +83,11 @@ class Child:
         sys.path[:] = header["path"]
         for folder, names in header["beside"]:
             find_beside(Path(folder), names)
-        import torch
+        with importing():
+            import torch
 
-        from ...learning.workload import Workload
-        from ..device.device import Device
+            from ...learning.workload import Workload
+            from ..device.device import Device
 
         settings = msgspec.convert(header["settings"], WorkloadSettings)
         torch.set_num_threads(settings.threads)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from ...clusters.allocator import importing
 from ...comms.codec import Array
 from ...learning.workload_settings import WorkloadSettings
 from ..messages.distiller_messages import DistilRequest, PublicInfo, StudentResult, TeacherRequest
@@ -26,10 +27,11 @@ class DistillerActor:
     @remote_method
     def make(self, settings: WorkloadSettings) -> str:
         """Make the distiller; the id of the node."""
-        import torch  # here, because the server starts its actors before it imports torch
+        with importing():  # here, because the server starts its actors before it imports torch
+            import torch
 
-        from ...learning.workload import Workload
-        from ..distiller.distiller import Distiller
+            from ...learning.workload import Workload
+            from ..distiller.distiller import Distiller
 
         torch.set_num_threads(settings.threads)
         self._distiller = Distiller(Workload(settings))

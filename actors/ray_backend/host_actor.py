@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayTaskError
 
+from ...clusters.allocator import importing
 from ...clusters.scratch import Scratch
 from ...comms.codec import Array
 from ...comms.ray_channel import raising_store_full
@@ -34,10 +35,11 @@ class PartitionHostActor:
     @remote_method
     def make(self, settings: WorkloadSettings, replay: ReplaySettings, scratch: Scratch) -> str:
         """Make the host; the id of the node."""
-        import torch  # here, because the server starts workers before it imports torch
+        with importing():  # here, because the server starts workers before it imports torch
+            import torch
 
-        from ...learning.workload import Workload
-        from ..host.partition_host import PartitionHost
+            from ...learning.workload import Workload
+            from ..host.partition_host import PartitionHost
 
         torch.set_num_threads(settings.threads)
         self._host = PartitionHost(Workload(settings), replay, scratch)

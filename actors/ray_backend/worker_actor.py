@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import ray
 
+from ...clusters.allocator import importing
 from ...clusters.ray_backend.checks import check_versions
 from ...clusters.ray_backend.real_devices import Site
 from ...comms.codec import Array
@@ -27,7 +28,8 @@ class WorkerActor:
         ``has_memory``: it is one real device, which keeps its end of the link.
         """
         prepare_process()
-        device = make_device(settings, enforce=enforce, whole_states=has_memory)
+        with importing():
+            device = make_device(settings, enforce=enforce, whole_states=has_memory)
         self._device: PlanRunner = DeviceWithMemory(device) if has_memory else device
         if not isinstance(device, EnforcedDevice):
             import torch  # a child has its own

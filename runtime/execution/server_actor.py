@@ -11,6 +11,7 @@ from ...actors.ray_backend.device_registry import DeviceRegistry
 from ...actors.ray_backend.partition_hosts import PartitionHosts
 from ...actors.ray_backend.ray_distiller import RayDistiller
 from ...actors.ray_backend.ray_pool import RayPool
+from ...clusters.allocator import importing
 from ...clusters.scratch import Scratch
 from ...comms.codec import Array
 from ...comms.ray_channel import RayChannel
@@ -86,7 +87,8 @@ def _measured_kernels(config: Config, policy: Policy) -> tuple[Config, list[str]
     """The configuration with the kernels of sparse products, which the workers need, and notices about them."""
     if config.kernels.sparse == "dense":
         return config, []  # without an import of torch: the first worker starts meanwhile
-    from ..engine.kernel_measurement import with_kernels
+    with importing():
+        from ..engine.kernel_measurement import with_kernels
 
     return with_kernels(config, policy)
 
@@ -139,10 +141,11 @@ def _make_service(
         if distiller is not None:
             distiller.start()
 
-        import torch  # only now, while the first worker starts
+        with importing():  # only now, while the first worker starts
+            import torch
 
-        from ..engine.engine import Engine
-        from .service import Service
+            from ..engine.engine import Engine
+            from .service import Service
 
         torch.set_num_threads(config.threads)  # for evaluation on the server
         engine = Engine(

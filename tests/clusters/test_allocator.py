@@ -1,9 +1,13 @@
 """A process that keeps freed memory does not fault again on the pages of blocks that it allocates anew."""
 
+import gc
 import subprocess
 import sys
+import weakref
+from importlib import import_module
 
 import pytest
+from fedbonsai.clusters.allocator import importing
 
 FAULTS = """
 import resource, sys
@@ -28,3 +32,35 @@ def test_pages_of_freed_memory_fault_once():
     kept, returned = last("kept"), last("returned")
     assert kept < 5
     assert returned > kept
+
+
+class Node:
+    """An object that only the garbage collector frees."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_the_collector_waits_while_importing_and_skips_what_was_made():
+    frozen = gc.get_freeze_count()
+    try:
+        with importing():
+            assert not gc.isenabled()
+            made = weakref.ref(Node())
+        assert gc.isenabled()
+        gc.collect()
+        assert made() is not None
+        assert gc.get_freeze_count() > frozen
+    finally:
+        gc.unfreeze()
+        gc.collect()
+    assert made() is None
+
+
+def test_after_an_import_that_fails_the_collector_runs_again():
+    try:
+        with pytest.raises(ModuleNotFoundError), importing():
+            import_module("fedbonsai.no_such_module")
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
