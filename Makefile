@@ -30,11 +30,8 @@ install: $(BIN)/.installed ## make the virtual environment and install
 run: $(BIN)/.installed ## train on the bundled digits over eight unequal devices, on a local Ray
 	$(BIN)/fedbonsai run examples/digits.yaml
 
-test: $(BIN)/.installed-dev ## run the tests: those without Ray beside each other, then those on Ray
-	@trap 'exit 130' INT; failed=0; \
-	$(BIN)/python -m pytest -n 2 -m "not ray and not soak" || failed=1; \
-	$(BIN)/python -m pytest -m "ray and not soak" || failed=1; \
-	exit $$failed
+test: $(BIN)/.installed-dev ## run the tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not soak"
 
 soak: $(BIN)/.installed-dev ## more kills on Ray, many examples of each property, a million mutated packets: an hour on two cores
 	$(BIN)/python -m pytest -m soak

@@ -3,6 +3,7 @@
 A test that fails does not make later ones fail.
 """
 
+import gc
 import os
 import weakref
 
@@ -16,17 +17,24 @@ from .runtime.processes import wait_until_gone
 
 torch.set_num_threads(1)
 keep_freed_memory()
+gc.disable()  # until all tests are collected
 # Property tests: a few examples of each for every change, many now and then (``make soak``).
-settings.register_profile("ci", max_examples=60, deadline=None)
+settings.register_profile("ci", max_examples=40, deadline=None)
 settings.register_profile("deep", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_collection_modifyitems(items):
-    """Mark tests on Ray, which need both cores; the others can run in parallel (``make test``)."""
+    """Mark tests on Ray."""
     for item in items:
         if "shared_ray" in item.fixturenames:
             item.add_marker("ray")
+
+
+def pytest_collection_finish():
+    """Collections of garbage do not go through what stays: torch, Ray, and thousands of tests."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

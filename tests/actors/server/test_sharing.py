@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,7 +18,7 @@ from fedbonsai.learning.workload import Workload
 from fedbonsai.policies.report import Outcome
 
 from ..steps import IMAGES, end_of, make_server
-from .test_links import SPARSE, carry_out, finish, linked
+from .test_links import BRIEF, SPARSE, carry_out, finish, linked
 
 INNER = make_codec(SPARSE)
 calls = Counter[tuple[str, str]]()  # (direction, "encode" or "decode")
@@ -45,7 +46,7 @@ def counted(direction: str) -> tuple[CodecSpec, ...]:
     return (CodecSpec(f"{__name__}:Counted", {"direction": direction}),)
 
 
-CODECS = {"codec_down": counted("down"), "codec_up": counted("up")}
+CHANGES: dict[str, Any] = {"codec_down": counted("down"), "codec_up": counted("up"), "training": BRIEF}
 MANY = 100
 HUNDRED = msgspec.structs.replace(IMAGES, num_devices=MANY)
 
@@ -58,7 +59,7 @@ def _counts_from_zero() -> None:
 def one_round(server: Server, device: Device, devices: range) -> list[Dispatch]:
     """A round of these devices: all are dispatched before the first one is carried out."""
     first = 1000 * server.version + 1
-    sent = [server.send(linked(server, each, first + each, **CODECS)) for each in devices]
+    sent = [server.send(linked(server, each, first + each, **CHANGES)) for each in devices]
     for each in sent:
         assert finish(server, each, carry_out(device, each), fold=True).outcome == Outcome.DONE
     server.close_version(in_flight=())
@@ -95,7 +96,7 @@ def test_devices_that_missed_different_rounds_decode_each_residual_once() -> Non
 def test_another_worker_decodes_for_itself_to_the_same_bits() -> None:
     server, device = make_server(HUNDRED), Device(Workload(HUNDRED))
     one_round(server, device, range(2))
-    first, second = (server.send(linked(server, each, 1001 + each, **CODECS)) for each in range(2))
+    first, second = (server.send(linked(server, each, 1001 + each, **CHANGES)) for each in range(2))
     own = carry_out(device, first)
     again, other = carry_out(device, second), carry_out(Device(Workload(HUNDRED)), second)
     assert calls["down", "decode"] == 2
@@ -111,7 +112,7 @@ def test_another_worker_decodes_for_itself_to_the_same_bits() -> None:
 def test_a_model_in_memory_that_was_damaged_is_not_taken_for_the_shared_one() -> None:
     server, device = make_server(HUNDRED), Device(Workload(HUNDRED))
     one_round(server, device, range(2))
-    sent = [server.send(linked(server, each, 1001 + each, **CODECS)) for each in range(2)]
+    sent = [server.send(linked(server, each, 1001 + each, **CHANGES)) for each in range(2)]
     assert carry_out(device, sent[0])[0].outcome == Outcome.DONE
     (message,) = sent[1].remembered
     damaged = np.array(message.reference)
@@ -123,7 +124,7 @@ def test_a_model_in_memory_that_was_damaged_is_not_taken_for_the_shared_one() ->
 def test_plans_in_flight_carry_one_packet_of_the_model_that_their_devices_hold() -> None:
     server, device = make_server(HUNDRED), Device(Workload(HUNDRED))
     one_round(server, device, range(MANY))
-    sent = [server.send(linked(server, each, 1001 + each, **CODECS)) for each in range(MANY)]
+    sent = [server.send(linked(server, each, 1001 + each, **CHANGES)) for each in range(MANY)]
     packets = [each.packets_for(simulated=True) for each in sent]
     assert {len(each) for each in packets} == {2}  # the model that they hold, and the residual
     assert [len({id(each[position]) for each in packets}) for position in range(2)] == [1, 1]
@@ -146,7 +147,7 @@ def test_a_record_holds_one_model_and_all_records_share_another() -> None:
 def test_a_state_comes_back_without_what_the_server_has() -> None:
     server, device = make_server(HUNDRED), Device(Workload(HUNDRED))
     one_round(server, device, range(1))
-    _, _, state = carry_out(device, server.send(linked(server, 0, 1001, **CODECS)))
+    _, _, state = carry_out(device, server.send(linked(server, 0, 1001, **CHANGES)))
     assert state is not None
     assert {name.partition("/")[0] for name in state} == {"head", "pending_error"}
     assert state_bytes(state) - state["head"].nbytes == model_bytes(server)

@@ -46,6 +46,7 @@ def rows(**changes):
     return {row.method: row for row in found.methods}, found.verdict
 
 
+@pytest.mark.soak  # half of its time is the search for ProFL's groups
 def test_on_vgg_ecofed_is_cheaper_in_both_as_the_paper_says():
     policy = [{"name": "random", "cohort": 1.0}, {"name": "ecofed", "cut": "features.4", "bits": 0}]
     found, verdict = rows(model="vgg11_bn", shape=[3, 32, 32], samples=500, policy=policy)

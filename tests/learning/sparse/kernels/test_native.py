@@ -86,6 +86,7 @@ TORCH_LIBRARY(fedbonsai_sparse, library) {
 """
 
 
+@pytest.mark.soak  # two compilers
 @pytest.mark.usefixtures("native_library")
 def test_processes_that_build_at_the_same_time_all_have_a_library(tmp_path) -> None:
     source, cache = tmp_path / "source", tmp_path / "cache"
