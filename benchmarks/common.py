@@ -24,6 +24,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -201,7 +202,7 @@ def _cpu() -> str:
 def _command(words: list[str]) -> str:
     """The command without paths of this machine, and without ``--continue``, which changes no figure."""
     kept = ["ROOT" if "/" in word else word for word in words[1:] if word != "--continue"]
-    return " ".join([Path(words[0]).name, *kept])
+    return shlex.join([Path(words[0]).name, *kept])
 
 
 def _git(*arguments: str) -> str:

@@ -28,6 +28,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--quick", action="store_true")
 parser.add_argument("--offset", type=float, default=0.0)
 parser.add_argument("--portable", type=int)
+parser.add_argument("--note", default="")
 parser.add_argument("--seeds", type=int, default=3)
 add_options(parser)
 options = parser.parse_args()
@@ -94,6 +95,11 @@ def test_a_result_says_how_it_was_made(checkout: Checkout) -> None:
     assert [figures["accuracy"] for figures in row["by_seed"].values()] == [0.5, 0.6, 0.7]
     assert row["by_seed"]["1"]["pair"] == [1, 1]
     assert "pair" not in row
+
+
+def test_the_command_can_be_repeated_as_it_is_written(checkout: Checkout) -> None:
+    assert checkout.run("--note", "90 %, all", "--save").returncode == 0
+    assert checkout.saved("small.json")["machine"]["command"] == "small.py --note '90 %, all' --save"
 
 
 def test_without_save_nothing_is_written(checkout: Checkout) -> None:
