@@ -92,9 +92,11 @@ class Device:
         self._stage = "open"
         self._held: int | None = None
         self._end = DeviceEnd()
-        # Under a memory budget nothing is shared: a device of its own would have to open all that it is sent.
-        self._opened = None if self._guard.enforces else OpenedResiduals()
-        self._open_weights = open_weights if self._guard.enforces or whole_states else OpenedWeights().open
+        # For devices that share this process. Under a memory budget nothing is shared: a device of its own would have to open
+        # all that it is sent, as one that keeps its own states does.
+        alone = self._guard.enforces or whole_states
+        self._opened = None if alone else OpenedResiduals()
+        self._open_weights = open_weights if alone else OpenedWeights().open
         self._initial: Arrays | None = None
 
     def run(

@@ -93,6 +93,13 @@ def test_devices_that_missed_different_rounds_decode_each_residual_once() -> Non
     assert len(held) == 1
 
 
+def test_a_device_that_keeps_its_own_states_keeps_no_models_for_others() -> None:
+    server, device = make_server(HUNDRED), Device(Workload(HUNDRED), whole_states=True)
+    for _ in range(3):
+        one_round(server, device, range(2))
+    assert calls["down", "decode"] == 2 * 2  # a residual for each device in two of the rounds
+
+
 def test_another_worker_decodes_for_itself_to_the_same_bits() -> None:
     server, device = make_server(HUNDRED), Device(Workload(HUNDRED))
     one_round(server, device, range(2))
