@@ -92,8 +92,8 @@ class Device:
         self._stage = "open"
         self._held: int | None = None
         self._end = DeviceEnd()
-        # For devices that share this process. Under a memory budget nothing is shared: a device of its own would have to open
-        # all that it is sent, as one that keeps its own states does.
+        # What was opened is kept for other devices of this process. A device that keeps its own states is alone in it; under a
+        # memory budget each opens all that it is sent, as it would alone.
         alone = self._guard.enforces or whole_states
         self._opened = None if alone else OpenedResiduals()
         self._open_weights = open_weights if alone else OpenedWeights().open

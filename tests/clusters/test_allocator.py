@@ -1,4 +1,4 @@
-"""A process that keeps freed memory does not fault again on the pages of blocks that it allocates anew."""
+"""Kept memory does not fault again on the pages of new blocks; imported objects are left out of collections of garbage."""
 
 import gc
 import subprocess
